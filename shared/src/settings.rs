@@ -1,0 +1,89 @@
+//! What an operator may set when building; the defaults are those of nss-unbit and pam-unbit.
+//!
+//! Build time only: the NSS module runs inside setuid programs, where neither a file nor the environment can be trusted.
+
+#![allow(clippy::indexing_slicing)] // all of it is evaluated by the compiler, where a panic is a build error
+
+/// The folder that holds one directory per container. `UNBIT_CONTAINERS`.
+pub const CONTAINERS: &str = match option_env!("UNBIT_CONTAINERS") {
+    Some(folder) => folder,
+    None => "/containers",
+};
+
+/// The first uid that belongs to a container; every uid from here on is one or nobody. `UNBIT_FIRST_UID`.
+pub const FIRST_UID: u32 = match option_env!("UNBIT_FIRST_UID") {
+    Some(text) => decimal(text.as_bytes()),
+    None => 30_000,
+};
+
+/// The shell of every container account. `UNBIT_SHELL`.
+pub const SHELL: &str = match option_env!("UNBIT_SHELL") {
+    Some(shell) => shell,
+    None => "/bin/bash",
+};
+
+/// The network of the containers, in host byte order: the first container has this address plus 2. `UNBIT_ADDRESS_BASE`.
+pub const ADDRESS_BASE: u32 = match option_env!("UNBIT_ADDRESS_BASE") {
+    Some(text) => dotted_quad(text.as_bytes()),
+    None => 0x0a00_0000,
+};
+
+/// The longest folder that [`crate::Home`] has room for.
+pub(crate) const CONTAINERS_MAX: usize = 100;
+
+const _: () = {
+    let folder = CONTAINERS.as_bytes();
+    assert!(!folder.is_empty() && folder.len() <= CONTAINERS_MAX, "UNBIT_CONTAINERS: 1 to 100 bytes");
+    assert!(folder[0] == b'/', "UNBIT_CONTAINERS: an absolute path");
+    assert!(folder[folder.len() - 1] != b'/', "UNBIT_CONTAINERS: no slash at the end");
+    assert!(fits_a_passwd_field(folder), "UNBIT_CONTAINERS: no colon, newline or NUL");
+    assert!(FIRST_UID >= 1000, "UNBIT_FIRST_UID: below 1000 are the system's own accounts");
+    assert!(FIRST_UID < i32::MAX as u32, "UNBIT_FIRST_UID: at most 2147483646");
+    assert!(SHELL.as_bytes()[0] == b'/', "UNBIT_SHELL: an absolute path");
+    assert!(fits_a_passwd_field(SHELL.as_bytes()), "UNBIT_SHELL: no colon, newline or NUL");
+    assert!(ADDRESS_BASE & 0xff == 0, "UNBIT_ADDRESS_BASE: a network that ends in .0");
+};
+
+const fn fits_a_passwd_field(text: &[u8]) -> bool {
+    let mut i = 0;
+    while i < text.len() {
+        if matches!(text[i], b':' | b'\n' | 0) {
+            return false;
+        }
+        i += 1;
+    }
+    true
+}
+
+const fn decimal(text: &[u8]) -> u32 {
+    assert!(!text.is_empty() && text.len() <= 10, "a build-time number: 1 to 10 digits");
+    let mut value = 0u64;
+    let mut i = 0;
+    while i < text.len() {
+        assert!(text[i].is_ascii_digit(), "a build-time number: digits only");
+        value = value * 10 + (text[i] - b'0') as u64;
+        i += 1;
+    }
+    assert!(value <= u32::MAX as u64, "a build-time number: at most 4294967295");
+    value as u32
+}
+
+const fn dotted_quad(text: &[u8]) -> u32 {
+    let (mut address, mut octet, mut digits, mut dots) = (0u32, 0u32, 0, 0);
+    let mut i = 0;
+    while i < text.len() {
+        if text[i] == b'.' {
+            assert!(digits > 0, "UNBIT_ADDRESS_BASE: four numbers with dots between them");
+            address = address << 8 | octet;
+            (octet, digits, dots) = (0, 0, dots + 1);
+        } else {
+            assert!(text[i].is_ascii_digit(), "UNBIT_ADDRESS_BASE: digits and dots only");
+            octet = octet * 10 + (text[i] - b'0') as u32;
+            digits += 1;
+            assert!(octet <= 255, "UNBIT_ADDRESS_BASE: each number at most 255");
+        }
+        i += 1;
+    }
+    assert!(digits > 0 && dots == 3, "UNBIT_ADDRESS_BASE: four numbers with dots between them");
+    address << 8 | octet
+}
