@@ -1,1 +1,28 @@
-//! x
+//! pam_unbit.so: `ssh 30001@node` lands in the namespaces and cgroups of container 30001.
+//!
+//! [`login`] tells a login from top to bottom. Its steps, in the order in which it takes them:
+//!
+//! | step | module | what it answers |
+//! |---|---|---|
+//! | identify | [`account`] | is this a container's user, and whose? |
+//! | reach | [`emperor`] | who listens on the container's ns.socket? |
+//! | verify | [`leader`] | is that the container's pid 1? |
+//! | prepare | [`namespaces`], [`cgroups`] | what is there to join? each one opened and checked |
+//! | enter | [`visit`] | join all of it, in sshd's child |
+//!
+//! [`refusal`] holds every reason to say no and what people read then; [`options`] what the PAM line may say. `unsafe` is in
+//! [`hooks`] and [`pam`] (Linux-PAM's C interface) and in [`sys`] (system calls that nix does not have), nowhere else.
+
+mod account;
+mod cgroups;
+mod deadline;
+mod emperor;
+mod hooks;
+mod leader;
+mod login;
+mod namespaces;
+mod options;
+mod pam;
+mod refusal;
+mod sys;
+mod visit;

@@ -1,0 +1,253 @@
+//! Prepare: the cgroups of the container's pid 1, in every mounted hierarchy, of whatever version and under any name.
+//!
+//! The files are opened in the monitor, on the host, and written in sshd's child, which so moves itself: the monitor stays in sshd's own
+//! cgroup, where no tenant's memory limit can kill it.
+
+use crate::leader::{Leader, Proc};
+use crate::refusal::{Reason, Refusal, Step};
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::{Mode, fstat};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+
+/// One hierarchy's `cgroup.procs`, open for writing.
+#[derive(Debug)]
+pub struct Cgroup {
+    /// As in /proc/PID/cgroup: "memory:/30001", or ":/30001" for version 2.
+    pub name: String,
+    procs: File,
+}
+
+impl Cgroup {
+    /// Moves the calling process: 0 stands for the writer in both versions of cgroups(7), whatever its pid namespace.
+    pub fn join(&mut self) -> Result<(), Refusal> {
+        self.procs.write_all(b"0").step(Reason::Broken, format_args!("join the container's cgroup {}", self.name))
+    }
+}
+
+/// Opens the cgroups to join. With `own_required`, the container must be in one that neither its parent process nor we are in.
+pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refusal> {
+    let memberships = Memberships::of(&leader.proc, Reason::NotRunning)?;
+    let ours = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
+    let mounts = ours.read("mountinfo").step(Reason::Broken, "read /proc/self/mountinfo")?;
+    let ours = Memberships::of(&ours, Reason::Broken)?;
+    let parent = match leader.parent()? {
+        0 => Memberships::default(),
+        parent => Proc::of(parent)
+            .step(Reason::NotRunning, format_args!("open /proc/{parent}, the parent of its pid 1"))
+            .and_then(|parent| Memberships::of(&parent, Reason::NotRunning))?,
+    };
+
+    let mut cgroups = Vec::new();
+    let mut has_own = false;
+    for membership in &memberships.0 {
+        let candidates: Vec<_> =
+            mounts.lines().filter_map(Mount::parse).filter(|mount| mount.shows(membership)).collect();
+        if candidates.is_empty() {
+            continue; // not mounted: nothing that anybody could have set a limit in
+        }
+        has_own |= membership.path != "/" && !ours.0.contains(membership) && !parent.0.contains(membership);
+        let procs = candidates.iter().find_map(|mount| mount.open(membership)).ok_or_else(|| {
+            Refusal::new(
+                Reason::Broken,
+                format!("its cgroup {} cannot be opened in any mount of it", membership.name()),
+            )
+        })?;
+        cgroups.push(Cgroup { name: membership.name(), procs });
+    }
+    if own_required && !has_own {
+        return Err(Refusal::new(Reason::NotTrusted, "it has no cgroup of its own (cgroup=optional would let it in)"));
+    }
+    Ok(cgroups)
+}
+
+/// A line of /proc/PID/cgroup: `4:memory:/30001`, `3:name=systemd:/30001`, or `0::/30001` for version 2.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Membership {
+    controllers: String,
+    path: String,
+}
+
+impl Membership {
+    fn parse(line: &str) -> Option<Self> {
+        let mut fields = line.splitn(3, ':');
+        let (_hierarchy, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+        Some(Self { controllers: controllers.to_owned(), path: path.to_owned() })
+    }
+
+    fn is_v2(&self) -> bool {
+        self.controllers.is_empty()
+    }
+
+    fn name(&self) -> String {
+        format!("{}:{}", self.controllers, self.path)
+    }
+}
+
+#[derive(Default, Debug)]
+struct Memberships(Vec<Membership>);
+
+impl Memberships {
+    fn of(process: &Proc, reason: Reason) -> Result<Self, Refusal> {
+        let text = process.read("cgroup").step(reason, "read /proc/PID/cgroup")?;
+        Ok(Self(text.lines().filter_map(Membership::parse).collect()))
+    }
+}
+
+/// A line of /proc/self/mountinfo that shows a cgroup hierarchy, or a part of one.
+#[derive(Debug)]
+struct Mount {
+    device: u64,
+    /// The cgroup that is seen at the mount point.
+    root: String,
+    point: String,
+    /// The controllers and name of version 1; `None` for version 2.
+    controllers: Option<Vec<String>>,
+}
+
+impl Mount {
+    /// See proc_pid_mountinfo(5): the fields behind the lone "-" are the type, the source and the super block's options.
+    fn parse(line: &str) -> Option<Self> {
+        let (place, kind) = line.split_once(" - ")?;
+        let mut kind = kind.split(' ');
+        let (filesystem, options) = (kind.next()?, kind.nth(1)?);
+        let controllers = match filesystem {
+            "cgroup2" => None,
+            "cgroup" => Some(options.split(',').map(str::to_owned).collect()),
+            _ => return None,
+        };
+        let mut place = place.split(' ').skip(2);
+        let (major, minor) = place.next()?.split_once(':')?;
+        Some(Self {
+            device: nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?),
+            root: unescape(place.next()?),
+            point: unescape(place.next()?),
+            controllers,
+        })
+    }
+
+    /// Whether it is the membership's hierarchy, and shows the part of it where the membership's cgroup is.
+    fn shows(&self, membership: &Membership) -> bool {
+        let same_hierarchy = match &self.controllers {
+            None => membership.is_v2(),
+            Some(options) => {
+                !membership.is_v2()
+                    && membership.controllers.split(',').all(|asked| options.iter().any(|has| has == asked))
+            }
+        };
+        same_hierarchy && self.relative(membership).is_some()
+    }
+
+    /// The membership's path as seen from the mount point.
+    fn relative<'a>(&self, membership: &'a Membership) -> Option<&'a str> {
+        let path = membership.path.as_str();
+        if path.split('/').any(|name| name == "..") {
+            return None; // outside our cgroup namespace
+        }
+        let rest = path.strip_prefix(self.root.trim_end_matches('/'))?;
+        if rest.is_empty() || rest.starts_with('/') { Some(rest.trim_start_matches('/')) } else { None }
+    }
+
+    /// Opens the cgroup's `cgroup.procs`, unless something else is mounted over it.
+    fn open(&self, membership: &Membership) -> Option<File> {
+        let directory = format!("{}/{}", self.point, self.relative(membership)?);
+        let directory =
+            open(directory.as_str(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+        if fstat(&directory).ok()?.st_dev != self.device {
+            return None;
+        }
+        let procs: OwnedFd =
+            openat(&directory, "cgroup.procs", OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+                .ok()?;
+        Some(File::from(procs))
+    }
+}
+
+/// mountinfo writes blank, tab, newline and backslash as a backslash and three octal digits.
+fn unescape(field: &str) -> String {
+    let mut text = String::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((before, after)) = rest.split_once('\\') {
+        text.push_str(before);
+        let code = after.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok()).map(char::from);
+        match code {
+            Some(code) => {
+                text.push(code);
+                rest = after.get(3..).unwrap_or_default();
+            }
+            None => {
+                text.push('\\');
+                rest = after;
+            }
+        }
+    }
+    text + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEMORY: &str = "34 30 0:29 / /sys/fs/cgroup/memory rw,nosuid shared:10 - cgroup cgroup rw,memory";
+    const CPU: &str = "35 30 0:30 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct,clone_children";
+    const SYSTEMD: &str = "36 30 0:31 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd";
+    const UNIFIED: &str = "37 30 0:32 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate";
+    const SUBTREE: &str = "38 30 0:29 /node/a\\040b /mnt/x\\134y rw - cgroup cgroup rw,memory";
+    const OTHER: &str = "39 30 8:1 / / rw - ext4 /dev/sda1 rw,memory";
+
+    fn mount(line: &str) -> Mount {
+        Mount::parse(line).unwrap()
+    }
+
+    fn membership(line: &str) -> Membership {
+        Membership::parse(line).unwrap()
+    }
+
+    #[test]
+    fn each_line_finds_its_hierarchy_and_no_other() {
+        let mounts = [MEMORY, CPU, SYSTEMD, UNIFIED].map(mount);
+        for (line, shown) in [
+            ("9:memory:/30001", [true, false, false, false]),
+            ("4:cpu,cpuacct:/30001", [false, true, false, false]),
+            ("1:name=systemd:/30001", [false, false, true, false]),
+            ("0::/30001", [false, false, false, true]),
+            ("5:pids:/30001", [false; 4]),
+            ("9:memory:/../30001", [false; 4]),
+        ] {
+            assert_eq!(mounts.each_ref().map(|mount| mount.shows(&membership(line))), shown, "{line}");
+        }
+        assert!(Mount::parse(OTHER).is_none());
+    }
+
+    #[test]
+    fn a_mount_of_a_part_shows_only_what_is_below_it() {
+        let part = mount(SUBTREE);
+        assert_eq!((part.root.as_str(), part.point.as_str()), ("/node/a b", "/mnt/x\\y"));
+        for (path, relative) in [
+            ("/node/a b/30001", Some("30001")),
+            ("/node/a b", Some("")),
+            ("/node/a bc/30001", None),
+            ("/node", None),
+            ("/30001", None),
+            ("/node/a b/../../30001", None),
+        ] {
+            let membership = membership(&format!("9:memory:{path}"));
+            assert_eq!(part.relative(&membership), relative, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_path_may_hold_colons() {
+        assert_eq!(membership("0::/a:b:c").path, "/a:b:c");
+    }
+
+    #[test]
+    fn odd_lines_are_no_mounts() {
+        for line in ["", " - ", "1 2 3", "34 30 x:y / /p rw - cgroup cgroup rw", "34 30 0:29 - cgroup cgroup rw"] {
+            assert!(Mount::parse(line).is_none(), "{line}");
+        }
+        assert_eq!(unescape("a\\"), "a\\");
+        assert_eq!(unescape("a\\0é"), "a\\0é");
+    }
+}

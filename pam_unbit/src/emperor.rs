@@ -1,0 +1,124 @@
+//! Reach: find out who listens on the container's `run/ns.socket`.
+//!
+//! The tenant owns that path and may put anything there. So the walk follows no symbolic link, and of what answers only the identity
+//! counts: the kernel says who called `listen`, and nothing that the peer sends is received. Closing a descriptor that a tenant
+//! made can hang (a FUSE file's close waits for its server), so none is ever taken.
+
+use crate::deadline::Deadline;
+use crate::refusal::{Reason, Refusal, Step};
+use crate::sys;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
+use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::sys::time::TimeVal;
+use shared::ContainerUid;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
+
+/// How long a connection waits for the Emperor to say its piece before it is closed unread; see [`Emperor::leave`].
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// A connection to whoever listens on the container's socket. Nothing is known about the peer yet.
+pub struct Emperor {
+    connection: OwnedFd,
+}
+
+impl Emperor {
+    /// Walks from `/containers` to the socket and connects.
+    pub fn reach(container: ContainerUid, deadline: Deadline) -> Result<Self, Refusal> {
+        let home = open_home(container)?;
+        let run = openat(
+            &home,
+            "run",
+            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|errno| missing_or_odd(errno, "open its folder run"))?;
+        let socket = openat(&run, "ns.socket", OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(|errno| missing_or_odd(errno, "open run/ns.socket"))?;
+
+        let status = fstat(&socket).step(Reason::Broken, "fstat run/ns.socket")?;
+        if SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT != SFlag::S_IFSOCK {
+            return Err(Refusal::new(Reason::NotTrusted, "run/ns.socket is not a socket"));
+        }
+        if status.st_uid != container.get() && status.st_uid != 0 {
+            return Err(Refusal::new(Reason::NotTrusted, format!("run/ns.socket belongs to uid {}", status.st_uid)));
+        }
+        Ok(Self { connection: connect(&socket, deadline)? })
+    }
+
+    /// A pidfd of the process that called `listen` on the socket.
+    pub fn pidfd(&self) -> Result<OwnedFd, Refusal> {
+        match socket::getsockopt(&self.connection, sockopt::PeerPidfd) {
+            Ok(pidfd) => Ok(pidfd),
+            Err(Errno::ENOPROTOOPT) => self.pidfd_before_linux_6_5(),
+            Err(errno) => Err(errno).step(Reason::NotRunning, "ask who listens on run/ns.socket (SO_PEERPIDFD)"),
+        }
+    }
+
+    /// The pid may have changed hands since `listen`. That is harmless: whoever holds it now is verified like any other peer, and only the
+    /// container's pid 1 passes.
+    fn pidfd_before_linux_6_5(&self) -> Result<OwnedFd, Refusal> {
+        let peer = socket::getsockopt(&self.connection, sockopt::PeerCredentials)
+            .step(Reason::Broken, "ask who listens on run/ns.socket (SO_PEERCRED)")?;
+        match sys::pidfd_open(peer.pid()) {
+            Err(Errno::ESRCH) => Err(Errno::ESRCH).step(Reason::NotRunning, "find who listened on run/ns.socket"),
+            other => other.step(Reason::Broken, "pidfd_open (Linux 5.3 or newer is needed)"),
+        }
+    }
+
+    /// Ends the conversation. uWSGI logs a broken pipe in the tenant's log if we are gone before it has written its message, so it gets a
+    /// moment; one that never writes costs that moment and no more.
+    pub fn leave(self) {
+        let mut connection = [PollFd::new(self.connection.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut connection, PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::ZERO));
+    }
+}
+
+/// The container's own directory: a symbolic link in `/containers` is the operator's right, everything behind it is checked.
+fn open_home(container: ContainerUid) -> Result<OwnedFd, Refusal> {
+    let home = container.home();
+    let home = home.as_c_str();
+    let directory = open(home, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .step(Reason::NoContainer, format_args!("open {}", home.to_string_lossy()))?;
+    let status = fstat(&directory).step(Reason::Broken, "fstat the container's directory")?;
+    if !container.is_owner_of(status.st_mode, status.st_uid, status.st_gid) {
+        return Err(Refusal::new(
+            Reason::NoContainer,
+            format!("{} belongs to {}:{}", home.to_string_lossy(), status.st_uid, status.st_gid),
+        ));
+    }
+    Ok(directory)
+}
+
+fn missing_or_odd(errno: Errno, step: &str) -> Refusal {
+    let reason = if errno == Errno::ENOENT { Reason::NotRunning } else { Reason::NotTrusted };
+    match Err::<(), _>(errno).step(reason, step) {
+        Err(refusal) => refusal,
+        Ok(()) => Refusal::new(reason, step),
+    }
+}
+
+/// Connects to the very inode that was checked. A full backlog makes connect(2) wait, for as long as SO_SNDTIMEO allows.
+fn connect(socket: &OwnedFd, deadline: Deadline) -> Result<OwnedFd, Refusal> {
+    let connection = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+        .step(Reason::Broken, "make a socket")?;
+    let address = UnixAddr::new(format!("/proc/self/fd/{}", socket.as_raw_fd()).as_str())
+        .step(Reason::Broken, "name run/ns.socket")?;
+    let step = "connect to run/ns.socket";
+    loop {
+        let Some(left) = deadline.left() else { return Err(Errno::ETIMEDOUT).step(Reason::NotAnswering, step) };
+        // Never zero: that would mean to wait for ever.
+        let left = TimeVal::new(left.as_secs() as i64, i64::from(left.subsec_micros()).max(1));
+        socket::setsockopt(&connection, sockopt::SendTimeout, &left)
+            .step(Reason::Broken, "limit the time to connect")?;
+        match socket::connect(connection.as_raw_fd(), &address) {
+            Ok(()) => return Ok(connection),
+            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            Err(errno @ Errno::ECONNREFUSED) => return Err(errno).step(Reason::NotRunning, step),
+            Err(errno) => return Err(errno).step(Reason::NotTrusted, step),
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The functions that libpam looks for, see pam(3) and pam_modules(3). Each hands over to its namesake in [`login`](crate::login) and turns
+//! what that says into a return value, a log line and a sentence.
+#![allow(unsafe_code)]
+
+use crate::login::{self, Verdict};
+use crate::options::Options;
+use crate::pam::{Handle, RawHandle, code, flag};
+use crate::refusal::Refusal;
+use crate::sys;
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::sync::Once;
+
+/// One call of a hook.
+pub struct Call<'a> {
+    pub pam: Handle,
+    pub flags: c_int,
+    words: Vec<&'a [u8]>,
+}
+
+impl Call<'_> {
+    /// The options of the PAM line.
+    pub fn options(&self) -> Result<Options, Refusal> {
+        Options::parse(self.words.iter().copied())
+    }
+
+    /// Logs a step, if the PAM line says `debug`.
+    pub fn debug(&self, line: &str) {
+        if self.words.contains(&b"debug".as_slice()) {
+            self.pam.log(libc::LOG_DEBUG, line);
+        }
+    }
+
+    /// The account's name, as it is shown to people.
+    pub fn user(&self) -> String {
+        self.pam.user().map(|user| user.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
+    /// Writes down a refusal: the cause to the log, the sentence to the user.
+    pub fn refuse(&self, refusal: &Refusal) {
+        let user = self.user();
+        self.pam.log(libc::LOG_ERR, &format!("container {user} refused: {}", refusal.cause));
+        if self.flags & flag::SILENT == 0 {
+            self.pam.tell(&refusal.sentence(&user));
+        }
+    }
+}
+
+fn run(
+    handle: *mut RawHandle,
+    flags: c_int,
+    argc: c_int,
+    argv: *const *const c_char,
+    hook: fn(&Call) -> Result<Verdict, Refusal>,
+    refused: c_int,
+) -> c_int {
+    end_the_process_on_a_panic();
+    // SAFETY: libpam passes the handle of this transaction, which outlives the call.
+    let Some(pam) = (unsafe { Handle::new(handle) }) else { return code::ABORT };
+    let words = (0..usize::try_from(argc).unwrap_or(0))
+        // SAFETY: libpam passes argc strings in argv, which outlive the call.
+        .map(|i| unsafe { CStr::from_ptr(*argv.add(i)) }.to_bytes())
+        .collect();
+    let call = Call { pam, flags, words };
+    match hook(&call) {
+        Ok(Verdict::Success) => code::SUCCESS,
+        Ok(Verdict::Ignore) => code::IGNORE,
+        Err(refusal) => {
+            call.refuse(&refusal);
+            refused
+        }
+    }
+}
+
+/// A panic must not end as a session, half joined or on the host. The process that serves this login ends here, with one line in the log and
+/// no core file of a process that holds keys.
+fn end_the_process_on_a_panic() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        std::panic::set_hook(Box::new(|panic| {
+            let line = format!("pam_unbit: a defect ends this login: {panic}").replace(['\n', '\0'], " ");
+            sys::log_critical(&CString::new(line).unwrap_or_default());
+            sys::exit_now();
+        }));
+    });
+}
+
+macro_rules! hook {
+    ($name:ident, $hook:path, $refused:expr) => {
+        /// Called by libpam.
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $name(
+            handle: *mut RawHandle,
+            flags: c_int,
+            argc: c_int,
+            argv: *const *const c_char,
+        ) -> c_int {
+            run(handle, flags, argc, argv, $hook, $refused)
+        }
+    };
+}
+
+hook!(pam_sm_authenticate, login::authenticate, code::PERM_DENIED);
+hook!(pam_sm_setcred, login::setcred, code::CRED_ERR);
+hook!(pam_sm_acct_mgmt, login::acct_mgmt, code::PERM_DENIED);
+hook!(pam_sm_open_session, login::open_session, code::SESSION_ERR);
+hook!(pam_sm_close_session, login::close_session, code::SESSION_ERR);

@@ -1,0 +1,216 @@
+//! Verify: is the process behind a pidfd the container's pid 1?
+//!
+//! Accepted is one thing alone: pid 1 of a child pid namespace of ours, in our own user namespace, every uid of it the container's. A
+//! tenant cannot be that by its own power: a process inside the container has another number there, and one that made itself pid 1
+//! did so in a user namespace of its own. Nor can a tenant trace the one that is.
+
+use crate::refusal::{Reason, Refusal, Step};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, open, openat};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{FileStat, Mode, fstatat};
+use shared::ContainerUid;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// What tells two files apart, namespaces among them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Inode {
+    device: u64,
+    number: u64,
+}
+
+impl From<FileStat> for Inode {
+    fn from(status: FileStat) -> Self {
+        Self { device: status.st_dev, number: status.st_ino }
+    }
+}
+
+/// A directory of /proc. Held open, it stays that process's: once the process has gone, every look-up in it fails with ESRCH.
+#[derive(Debug)]
+pub struct Proc(OwnedFd);
+
+impl Proc {
+    /// The process of this number, as /proc here counts them.
+    pub fn of(pid: i32) -> nix::Result<Self> {
+        Self::at(&format!("/proc/{pid}"))
+    }
+
+    /// The calling process.
+    pub fn of_self() -> nix::Result<Self> {
+        Self::at("/proc/self")
+    }
+
+    fn at(path: &str) -> nix::Result<Self> {
+        open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).map(Self)
+    }
+
+    /// Opens one of its files for reading.
+    pub fn open(&self, name: &str) -> nix::Result<OwnedFd> {
+        openat(&self.0, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+    }
+
+    /// Reads one of its files whole.
+    pub fn read(&self, name: &str) -> std::io::Result<String> {
+        let mut text = String::new();
+        File::from(self.open(name)?).read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    /// The namespace behind one of its links in `ns/`.
+    pub fn namespace(&self, name: &str) -> nix::Result<Inode> {
+        fstatat(&self.0, format!("ns/{name}").as_str(), AtFlags::empty()).map(Inode::from)
+    }
+}
+
+/// The container's pid 1, pinned by a pidfd.
+#[derive(Debug)]
+pub struct Leader {
+    pidfd: OwnedFd,
+    /// Its number on the host.
+    pub pid: i32,
+    pub proc: Proc,
+}
+
+impl Leader {
+    /// Takes the process behind `pidfd` if it is what it has to be.
+    pub fn verify(pidfd: OwnedFd, container: ContainerUid) -> Result<Self, Refusal> {
+        let pid = pid_of(&pidfd)?;
+        let proc = Proc::of(pid).step(Reason::NotRunning, format_args!("open /proc/{pid}"))?;
+        let leader = Self { pidfd, pid, proc };
+        // From here on: it lives, so its number was not given to another process before the directory was opened.
+        leader.check(container)?;
+        Ok(leader)
+    }
+
+    /// Looks again: alive, and still what it has to be.
+    pub fn check(&self, container: ContainerUid) -> Result<(), Refusal> {
+        let status =
+            self.proc.read("status").step(Reason::NotRunning, format_args!("read /proc/{}/status", self.pid))?;
+        self.check_status(&status, container)
+            .map_err(|cause| Refusal::new(Reason::NotTrusted, format!("pid {} on run/ns.socket: {cause}", self.pid)))?;
+        let ours =
+            Proc::of_self().and_then(|own| own.namespace("user")).step(Reason::Broken, "look at our user namespace")?;
+        let theirs = self.proc.namespace("user").step(Reason::NotRunning, "look at the container's user namespace")?;
+        if ours != theirs {
+            return Err(Refusal::new(
+                Reason::NotTrusted,
+                format!("pid {} on run/ns.socket lives in a user namespace of its own", self.pid),
+            ));
+        }
+        if !self.is_alive() {
+            return Err(Refusal::new(Reason::NotRunning, format!("its pid 1 ({} here) has ended", self.pid)));
+        }
+        Ok(())
+    }
+
+    fn check_status(&self, status: &str, container: ContainerUid) -> Result<(), String> {
+        let pids = numbers(status, "NSpid")?;
+        if pids != [self.pid as u32, 1] {
+            return Err(format!("its pids are {pids:?} where [{}, 1] would be a container's pid 1", self.pid));
+        }
+        let uids = numbers(status, "Uid")?;
+        if uids != [container.get(); 4] {
+            return Err(format!("its uids are {uids:?}, not the container's"));
+        }
+        Ok(())
+    }
+
+    /// Whether it still runs. A pidfd turns readable when its process ends.
+    pub fn is_alive(&self) -> bool {
+        let mut pidfd = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        loop {
+            match poll(&mut pidfd, PollTimeout::ZERO) {
+                Ok(ready) => return ready == 0,
+                Err(Errno::EINTR) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// The process that started it: the node's Emperor. 0 if that one is out of our sight.
+    pub fn parent(&self) -> Result<i32, Refusal> {
+        let status =
+            self.proc.read("status").step(Reason::NotRunning, format_args!("read /proc/{}/status", self.pid))?;
+        match numbers(&status, "PPid").as_deref() {
+            Ok([parent]) => Ok(*parent as i32),
+            _ => Err(Refusal::new(Reason::Broken, format!("/proc/{}/status has no PPid", self.pid))),
+        }
+    }
+}
+
+/// The number of the process behind a pidfd, in the pid namespace of /proc (pidfd's fdinfo, see pidfd_open(2)).
+fn pid_of(pidfd: &OwnedFd) -> Result<i32, Refusal> {
+    let info = Proc::of_self()
+        .map_err(std::io::Error::from)
+        .and_then(|own| own.read(&format!("fdinfo/{}", pidfd.as_raw_fd())))
+        .step(Reason::Broken, "read the pidfd's fdinfo")?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|pid| pid.trim().parse().ok());
+    match pid {
+        Some(pid) if pid > 0 => Ok(pid),
+        Some(-1) => Err(Refusal::new(Reason::NotRunning, "who listened on run/ns.socket has ended")),
+        _ => Err(Refusal::new(Reason::NotTrusted, "who listens on run/ns.socket is not in our pid namespace")),
+    }
+}
+
+/// The numbers of one line of /proc/PID/status.
+fn numbers(status: &str, key: &str) -> Result<Vec<u32>, String> {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
+        .and_then(|rest| rest.split_whitespace().map(|number| number.parse().ok()).collect())
+        .ok_or_else(|| format!("its status has no readable {key}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leader() -> Leader {
+        let pidfd = crate::sys::pidfd_open(std::process::id() as i32).unwrap();
+        Leader { pidfd, pid: 4242, proc: Proc::of_self().unwrap() }
+    }
+
+    fn verdict(nspid: &str, uid: &str) -> Result<(), String> {
+        let container = ContainerUid::parse(b"30001").unwrap();
+        leader().check_status(&format!("Name:\tuwsgi\nUid:\t{uid}\nNSpid:\t{nspid}\nNStgid:\t9\n"), container)
+    }
+
+    #[test]
+    fn the_containers_pid_1_passes() {
+        assert_eq!(verdict("4242\t1", "30001\t30001\t30001\t30001"), Ok(()));
+    }
+
+    #[test]
+    fn everything_else_does_not() {
+        let own = "30001\t30001\t30001\t30001";
+        for nspid in ["4242", "4242\t5", "4242\t9\t1", "4243\t1", "1", "", "x", "4242\t1\tx"] {
+            assert!(verdict(nspid, own).is_err(), "NSpid {nspid}");
+        }
+        for uid in [
+            "0\t0\t0\t0",
+            "30001\t0\t30001\t30001",
+            "30000\t30000\t30000\t30000",
+            "30001\t30001\t30001\t0",
+            "30001",
+            "",
+        ] {
+            assert!(verdict("4242\t1", uid).is_err(), "Uid {uid}");
+        }
+    }
+
+    #[test]
+    fn an_ended_process_is_not_alive_and_its_number_is_not_found() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pidfd = crate::sys::pidfd_open(child.id() as i32).unwrap();
+        assert_eq!(pid_of(&pidfd).unwrap(), child.id() as i32);
+        let leader = Leader { pid: child.id() as i32, proc: Proc::of(child.id() as i32).unwrap(), pidfd };
+        assert!(leader.is_alive());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!leader.is_alive());
+        assert_eq!(leader.proc.read("status").unwrap_err().raw_os_error(), Some(libc::ESRCH));
+        assert_eq!(pid_of(&leader.pidfd).unwrap_err().reason, Reason::NotRunning);
+    }
+}

@@ -1,0 +1,139 @@
+//! Prepare: the container's namespaces, opened and checked.
+//!
+//! They are joined by these descriptors and not through the pidfd: a pid 1 that unshares after the check takes the pidfd with it, while a
+//! checked descriptor cannot change.
+
+use crate::leader::{Inode, Leader, Proc};
+use crate::refusal::{Reason, Refusal, Step};
+use crate::sys;
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::stat::fstat;
+use nix::sys::statfs::{FsType, fstatfs};
+use std::os::fd::OwnedFd;
+
+/// A kind of namespace: its name in /proc/PID/ns, and its flag for setns(2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kind {
+    pub name: &'static str,
+    flag: CloneFlags,
+}
+
+impl Kind {
+    /// In the order in which they are joined: the mount namespace last, so that everything before it happens in the host's file system.
+    /// User namespaces are not among them: a container has ours, or it is refused.
+    pub const ALL: [Self; 7] = [
+        Self { name: "pid", flag: CloneFlags::CLONE_NEWPID },
+        Self { name: "uts", flag: CloneFlags::CLONE_NEWUTS },
+        Self { name: "ipc", flag: CloneFlags::CLONE_NEWIPC },
+        Self { name: "net", flag: CloneFlags::CLONE_NEWNET },
+        Self { name: "cgroup", flag: CloneFlags::CLONE_NEWCGROUP },
+        Self { name: "time", flag: CloneFlags::from_bits_retain(libc::CLONE_NEWTIME) },
+        Self { name: "mnt", flag: CloneFlags::CLONE_NEWNS },
+    ];
+
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name == name)
+    }
+
+    /// The namespaces that the session never shares with the host.
+    fn is_needed(self) -> bool {
+        matches!(self.name, "mnt" | "pid")
+    }
+}
+
+/// One of the container's namespaces.
+#[derive(Debug)]
+pub struct Namespace {
+    pub kind: Kind,
+    pub inode: Inode,
+    descriptor: OwnedFd,
+}
+
+impl Namespace {
+    pub fn join(&self) -> Result<(), Refusal> {
+        setns(&self.descriptor, self.kind.flag)
+            .step(Reason::Broken, format_args!("join the container's {} namespace", self.kind.name))
+    }
+}
+
+/// Opens those of the asked kinds in which the container's pid 1 is not where we are, in the order of the table.
+pub fn open(leader: &Leader, asked: &[Kind]) -> Result<Vec<Namespace>, Refusal> {
+    let own = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
+    let our_users = own.namespace("user").step(Reason::Broken, "look at our user namespace")?;
+    let mut namespaces = Vec::new();
+    for &kind in asked {
+        let ours = match own.namespace(kind.name) {
+            Err(Errno::ENOENT) => continue, // this kernel has no such namespaces
+            other => other.step(Reason::Broken, format_args!("look at our {} namespace", kind.name))?,
+        };
+        let step = format!("open the container's {} namespace", kind.name);
+        let descriptor = leader.proc.open(&format!("ns/{}", kind.name)).step(Reason::NotRunning, &step)?;
+        let inode = check(&descriptor, kind, our_users)?;
+        if inode != ours {
+            namespaces.push(Namespace { kind, inode, descriptor });
+        } else if kind.is_needed() {
+            return Err(Refusal::new(
+                Reason::NotTrusted,
+                format!("its pid 1 is in the host's {} namespace", kind.name),
+            ));
+        }
+    }
+    Ok(namespaces)
+}
+
+/// A namespace of the wanted kind, made by someone with power over our user namespace.
+fn check(descriptor: &OwnedFd, kind: Kind, our_users: Inode) -> Result<Inode, Refusal> {
+    let not_trusted = |what: &str| Err(Refusal::new(Reason::NotTrusted, format!("its {} namespace {what}", kind.name)));
+    // Before any ioctl: on another file system the same number may mean anything.
+    let filesystem = fstatfs(descriptor).step(Reason::Broken, "fstatfs a namespace")?.filesystem_type();
+    if filesystem != FsType(libc::NSFS_MAGIC as _) {
+        return not_trusted("is no namespace");
+    }
+    if sys::namespace_type(descriptor).step(Reason::Broken, "ask a namespace its type (NS_GET_NSTYPE)")? != kind.flag {
+        return not_trusted("is one of another kind");
+    }
+    let owner = match sys::namespace_owner(descriptor) {
+        Err(Errno::EPERM) => return not_trusted("belongs to a user namespace out of our sight"),
+        other => other.step(Reason::Broken, "ask a namespace its owner (NS_GET_USERNS)")?,
+    };
+    if Inode::from(fstat(&owner).step(Reason::Broken, "fstat a user namespace")?) != our_users {
+        return not_trusted("belongs to another user namespace");
+    }
+    fstat(descriptor).step(Reason::Broken, "fstat a namespace").map(Inode::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    fn our_users() -> Inode {
+        Proc::of_self().unwrap().namespace("user").unwrap()
+    }
+
+    #[test]
+    fn each_kind_is_told_from_every_other() {
+        let own = Proc::of_self().unwrap();
+        for kind in Kind::ALL {
+            let descriptor = own.open(&format!("ns/{}", kind.name)).unwrap();
+            assert_eq!(check(&descriptor, kind, our_users()).unwrap(), own.namespace(kind.name).unwrap());
+            for other in Kind::ALL.into_iter().filter(|other| *other != kind) {
+                let refusal = check(&descriptor, other, our_users()).unwrap_err();
+                assert_eq!(refusal.reason, Reason::NotTrusted, "{} for {}", kind.name, other.name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_is_no_namespace() {
+        let file = OwnedFd::from(File::open("/proc/self/status").unwrap());
+        let refusal = check(&file, Kind::ALL[0], our_users()).unwrap_err();
+        assert_eq!(refusal.cause, "its pid namespace is no namespace");
+    }
+
+    #[test]
+    fn the_mount_namespace_is_joined_last() {
+        assert_eq!(Kind::ALL.map(|kind| kind.name).last(), Some(&"mnt"));
+    }
+}

@@ -1,0 +1,119 @@
+//! The options of a PAM line. The same set is taken on each of the three lines.
+
+use crate::namespaces::Kind;
+use crate::refusal::{Reason, Refusal};
+use std::time::Duration;
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Options {
+    /// `debug`: log each step at LOG_DEBUG.
+    pub debug: bool,
+    /// `timeout=SECONDS`: for everything that can wait on the container, 1 to 60, default 3.
+    pub timeout: Duration,
+    /// `namespaces=LIST`: the kinds to join where the container's differ from the host's; default all. `mnt` and `pid` must be in it.
+    pub namespaces: Vec<Kind>,
+    /// `cgroup=optional` lets a container in that has no cgroup of its own; default `cgroup=required`.
+    pub cgroup_required: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { debug: false, timeout: Duration::from_secs(3), namespaces: Kind::ALL.to_vec(), cgroup_required: true }
+    }
+}
+
+impl Options {
+    /// Reads the words after the module's name. What is not known refuses: a misspelt restriction must not be a missing one.
+    pub fn parse<'a>(words: impl IntoIterator<Item = &'a [u8]>) -> Result<Self, Refusal> {
+        let mut options = Self::default();
+        for word in words {
+            let word = String::from_utf8_lossy(word);
+            match word.split_once('=') {
+                None if word == "debug" => options.debug = true,
+                Some(("timeout", seconds)) => options.timeout = parse_timeout(seconds)?,
+                Some(("namespaces", list)) => options.namespaces = parse_namespaces(list)?,
+                Some(("cgroup", "required")) => options.cgroup_required = true,
+                Some(("cgroup", "optional")) => options.cgroup_required = false,
+                _ => return Err(bad(format!("unknown option: {}", word.escape_debug()))),
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn parse_timeout(seconds: &str) -> Result<Duration, Refusal> {
+    match seconds.parse() {
+        Ok(seconds @ 1..=60) => Ok(Duration::from_secs(seconds)),
+        _ => Err(bad(format!("option timeout={}: a number of seconds from 1 to 60 is needed", seconds.escape_debug()))),
+    }
+}
+
+fn parse_namespaces(list: &str) -> Result<Vec<Kind>, Refusal> {
+    let asked = list
+        .split(',')
+        .map(|name| {
+            Kind::named(name).ok_or_else(|| bad(format!("option namespaces=: no namespace is called {name:?}")))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    for needed in ["mnt", "pid"] {
+        if !asked.iter().any(|kind| kind.name == needed) {
+            return Err(bad(format!(
+                "option namespaces=: {needed} must be in it, a session never stays in the host's"
+            )));
+        }
+    }
+    // Whatever the order in the list, they are joined in the table's.
+    Ok(Kind::ALL.iter().filter(|kind| asked.contains(kind)).copied().collect())
+}
+
+fn bad(cause: String) -> Refusal {
+    Refusal::new(Reason::Misconfigured, cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options, String> {
+        Options::parse(line.split_whitespace().map(str::as_bytes)).map_err(|refusal| refusal.cause)
+    }
+
+    #[test]
+    fn no_words_are_the_defaults() {
+        assert_eq!(parse(""), Ok(Options::default()));
+    }
+
+    #[test]
+    fn each_option_is_read() {
+        let options = parse("debug timeout=10 namespaces=uts,mnt,pid cgroup=optional").unwrap();
+        assert!(options.debug && !options.cgroup_required);
+        assert_eq!(options.timeout, Duration::from_secs(10));
+        let names: Vec<_> = options.namespaces.iter().map(|kind| kind.name).collect();
+        assert_eq!(names, ["pid", "uts", "mnt"], "the mount namespace stays last");
+    }
+
+    #[test]
+    fn what_is_not_known_refuses() {
+        for line in [
+            "debig",
+            "debug=1",
+            "timeout",
+            "timeout=",
+            "timeout=0",
+            "timeout=61",
+            "timeout=-1",
+            "timeout=3s",
+            "cgroup",
+            "cgroup=no",
+            "namespaces=",
+            "namespaces=mnt",
+            "namespaces=pid,uts",
+            "namespaces=mnt,pid,user",
+            "join=later",
+            "DEBUG",
+            "namespaces=mnt,pid,",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Why a login is refused: one plain sentence for the user, one line with the cause for the operator.
+
+use nix::errno::Errno;
+use std::fmt;
+
+/// What the user is told. The operator's cause is [`Refusal::cause`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// The account is not a container that exists here.
+    NoContainer,
+    /// Container users log in with keys; no password module may run for them.
+    KeysOnly,
+    /// The container has no Emperor that listens, or it ended while we looked.
+    NotRunning,
+    /// Something that waits on the container took longer than `timeout=`.
+    NotAnswering,
+    /// What listens on the socket is not the container's pid 1, or the container is not set up to be entered.
+    NotTrusted,
+    /// PAM or the node is not set up as this module needs it.
+    Misconfigured,
+    /// A system call failed that should not.
+    Broken,
+}
+
+impl Reason {
+    /// What the user reads after "Container 30001 ".
+    const fn sentence(self) -> &'static str {
+        match self {
+            Self::NoContainer => "is not on this node.",
+            Self::KeysOnly => "accepts only SSH keys.",
+            Self::NotRunning => "is not running. Please try again in a moment.",
+            Self::NotAnswering => "does not answer. Please try again in a moment.",
+            Self::NotTrusted => "cannot be entered: its set-up failed a check. Please ask the operator of this node.",
+            Self::Misconfigured => "cannot be entered: this node is not set up for it. Please ask its operator.",
+            Self::Broken => "cannot be entered: this node has a problem. Please ask its operator.",
+        }
+    }
+}
+
+/// A login that ends here.
+#[derive(Debug)]
+pub struct Refusal {
+    /// What the user is told.
+    pub reason: Reason,
+    /// What the operator is told: the step, and the name of the errno if there is one.
+    pub cause: String,
+}
+
+impl Refusal {
+    pub fn new(reason: Reason, cause: impl Into<String>) -> Self {
+        Self { reason, cause: cause.into() }
+    }
+
+    /// The sentence for the user; `who` is the account's name.
+    pub fn sentence(&self, who: &str) -> String {
+        format!("Container {who} {}", self.reason.sentence())
+    }
+}
+
+/// Turns the failure of a system call into a refusal that names the step.
+pub trait Step<T> {
+    fn step(self, reason: Reason, step: impl fmt::Display) -> Result<T, Refusal>;
+}
+
+impl<T> Step<T> for nix::Result<T> {
+    fn step(self, reason: Reason, step: impl fmt::Display) -> Result<T, Refusal> {
+        self.map_err(|errno| Refusal::new(reason, format!("{step}: {}", errno_name(errno))))
+    }
+}
+
+impl<T> Step<T> for std::io::Result<T> {
+    fn step(self, reason: Reason, step: impl fmt::Display) -> Result<T, Refusal> {
+        self.map_err(|error| {
+            let cause = match error.raw_os_error() {
+                Some(errno) => errno_name(Errno::from_raw(errno)),
+                None => error.to_string(),
+            };
+            Refusal::new(reason, format!("{step}: {cause}"))
+        })
+    }
+}
+
+fn errno_name(errno: Errno) -> String {
+    format!("{errno:?} ({})", errno.desc())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_operator_reads_the_step_and_the_errno_and_the_user_a_sentence() {
+        let failed: nix::Result<()> = Err(Errno::ECONNREFUSED);
+        let refusal = failed.step(Reason::NotRunning, "connect to run/ns.socket").unwrap_err();
+        assert_eq!(refusal.cause, "connect to run/ns.socket: ECONNREFUSED (Connection refused)");
+        assert_eq!(refusal.sentence("30001"), "Container 30001 is not running. Please try again in a moment.");
+    }
+}

@@ -1,0 +1,59 @@
+//! The system calls and C library functions that nix does not have.
+#![allow(unsafe_code)]
+
+use nix::errno::Errno;
+use nix::sched::CloneFlags;
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// pidfd_open(2).
+pub fn pidfd_open(pid: i32) -> nix::Result<OwnedFd> {
+    // SAFETY: takes two numbers and touches no memory of ours.
+    let descriptor = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    // SAFETY: the call has just made this descriptor, close-on-exec, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor as i32) })
+}
+
+mod ioctls {
+    nix::ioctl_none_bad!(get_userns, nix::request_code_none!(0xb7, 0x1));
+    nix::ioctl_none_bad!(get_nstype, nix::request_code_none!(0xb7, 0x3));
+}
+
+/// NS_GET_NSTYPE of ioctl_nsfs(2). Only for a descriptor on nsfs.
+pub fn namespace_type(namespace: &OwnedFd) -> nix::Result<CloneFlags> {
+    // SAFETY: the request takes no argument; the descriptor is open.
+    unsafe { ioctls::get_nstype(namespace.as_raw_fd()) }.map(CloneFlags::from_bits_retain)
+}
+
+/// NS_GET_USERNS of ioctl_nsfs(2): the user namespace that owns this one. Only for a descriptor on nsfs.
+pub fn namespace_owner(namespace: &OwnedFd) -> nix::Result<OwnedFd> {
+    // SAFETY: as above.
+    let descriptor = unsafe { ioctls::get_userns(namespace.as_raw_fd()) }?;
+    // SAFETY: the request has just made this descriptor, close-on-exec, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Connects this process to the system log now, so that a line written after the mount namespace has changed goes to the host's log and not to
+/// whatever the tenant calls /dev/log. sshd names itself again before each line of its own.
+pub fn open_log() {
+    // SAFETY: the identification is a constant, so it outlives its use by syslog(3).
+    unsafe { libc::openlog(c"sshd".as_ptr(), libc::LOG_PID | libc::LOG_NDELAY, libc::LOG_AUTHPRIV) };
+}
+
+/// Closes the connection of [`open_log`].
+pub fn close_log() {
+    // SAFETY: takes nothing.
+    unsafe { libc::closelog() };
+}
+
+/// syslog(3) at LOG_CRIT, for where there is no PAM handle.
+pub fn log_critical(text: &CStr) {
+    // SAFETY: a constant format that takes one string, and that string.
+    unsafe { libc::syslog(libc::LOG_AUTHPRIV | libc::LOG_CRIT, c"%s".as_ptr(), text.as_ptr()) };
+}
+
+/// Ends this process on the spot, with nothing of sshd's run on the way.
+pub fn exit_now() -> ! {
+    // SAFETY: _exit(2) takes a number and does not return.
+    unsafe { libc::_exit(255) }
+}
