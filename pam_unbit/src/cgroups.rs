@@ -47,7 +47,10 @@ pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refu
         if candidates.is_empty() {
             continue; // not mounted: nothing that anybody could have set a limit in
         }
-        has_own |= membership.path != "/" && !ours.0.contains(membership) && !parent.0.contains(membership);
+        if ours.0.contains(membership) {
+            continue; // sshd's child is in it by birth
+        }
+        has_own |= membership.path != "/" && !parent.0.contains(membership);
         let procs = candidates.iter().find_map(|mount| mount.open(membership)).ok_or_else(|| {
             Refusal::new(
                 Reason::Broken,

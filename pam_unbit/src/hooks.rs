@@ -46,6 +46,7 @@ impl Call<'_> {
 }
 
 fn run(
+    name: &str,
     handle: *mut RawHandle,
     flags: c_int,
     argc: c_int,
@@ -61,6 +62,7 @@ fn run(
         .map(|i| unsafe { CStr::from_ptr(*argv.add(i)) }.to_bytes())
         .collect();
     let call = Call { pam, flags, words };
+    crate::defect(name);
     match hook(&call) {
         Ok(Verdict::Success) => code::SUCCESS,
         Ok(Verdict::Ignore) => code::IGNORE,
@@ -85,7 +87,7 @@ fn end_the_process_on_a_panic() {
 }
 
 macro_rules! hook {
-    ($name:ident, $hook:path, $refused:expr) => {
+    ($name:ident, $hook:ident, $refused:expr) => {
         /// Called by libpam.
         #[unsafe(no_mangle)]
         pub extern "C" fn $name(
@@ -94,13 +96,13 @@ macro_rules! hook {
             argc: c_int,
             argv: *const *const c_char,
         ) -> c_int {
-            run(handle, flags, argc, argv, $hook, $refused)
+            run(stringify!($hook), handle, flags, argc, argv, login::$hook, $refused)
         }
     };
 }
 
-hook!(pam_sm_authenticate, login::authenticate, code::PERM_DENIED);
-hook!(pam_sm_setcred, login::setcred, code::CRED_ERR);
-hook!(pam_sm_acct_mgmt, login::acct_mgmt, code::PERM_DENIED);
-hook!(pam_sm_open_session, login::open_session, code::SESSION_ERR);
-hook!(pam_sm_close_session, login::close_session, code::SESSION_ERR);
+hook!(pam_sm_authenticate, authenticate, code::PERM_DENIED);
+hook!(pam_sm_setcred, setcred, code::CRED_ERR);
+hook!(pam_sm_acct_mgmt, acct_mgmt, code::PERM_DENIED);
+hook!(pam_sm_open_session, open_session, code::SESSION_ERR);
+hook!(pam_sm_close_session, close_session, code::SESSION_ERR);

@@ -26,3 +26,15 @@ mod pam;
 mod refusal;
 mod sys;
 mod visit;
+
+/// A defect on demand: panics if that is what the file says.
+#[cfg(feature = "test-panics")]
+#[allow(clippy::panic)]
+fn defect(point: &str) {
+    if std::fs::read_to_string("/run/pam_unbit.panic").is_ok_and(|asked| asked == point) {
+        panic!("as asked, in {point}");
+    }
+}
+
+#[cfg(not(feature = "test-panics"))]
+const fn defect(_point: &str) {}

@@ -65,6 +65,7 @@ impl Visit {
         for cgroup in &mut self.cgroups {
             cgroup.join()?;
         }
+        crate::defect("enter");
         for namespace in self.namespaces.iter().filter(|namespace| namespace.kind != PID) {
             namespace.join()?;
         }

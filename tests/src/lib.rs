@@ -1,1 +1,183 @@
-//! x
+//! What the tests say to the node that they run on (see `tests/node/run`).
+//!
+//! Everything here panics when it goes wrong: it is for tests only.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How a command ended, and what it said.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Done {
+    /// The exit status; `None` when a signal ended it.
+    pub status: Option<i32>,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+impl Done {
+    /// The output of a command that must have succeeded, without the last newline.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.status, Some(0), "{self:?}");
+        self.out.trim_end_matches('\n').to_owned()
+    }
+
+    /// The error text of a command that must have failed.
+    #[track_caller]
+    pub fn failed(self) -> String {
+        assert_ne!(self.status, Some(0), "{self:?}");
+        self.err
+    }
+}
+
+/// Runs a program with arguments and input, for a minute at most.
+pub fn run(program: &str, arguments: &[&str], input: &[u8]) -> Done {
+    let mut child = Command::new("timeout")
+        .args(["--kill-after=1", "60", program])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let done = std::thread::scope(|scope| {
+        scope.spawn(move || drop(stdin.write_all(input)));
+        child.wait_with_output().unwrap()
+    });
+    assert_ne!(done.status.code(), Some(124), "{program} {arguments:?} hung");
+    Done {
+        status: done.status.code(),
+        out: String::from_utf8_lossy(&done.stdout).into_owned(),
+        err: String::from_utf8_lossy(&done.stderr).into_owned(),
+    }
+}
+
+/// Runs a shell script on the node, as root.
+pub fn sh(script: impl AsRef<str>) -> Done {
+    run("bash", &["-c", script.as_ref()], b"")
+}
+
+/// Runs a command by `ssh USER@node`.
+pub fn ssh(user: impl Display, command: &str) -> Done {
+    run("ssh", &[&format!("{user}@node"), command], b"")
+}
+
+/// The same by sshd's other port, whose sftp server is internal.
+pub const INTERNAL_SFTP: &str = "-P2222";
+
+/// The node's system log from some moment on.
+pub struct Log(usize);
+
+impl Log {
+    const FILE: &str = "/var/log/syslog";
+
+    /// From now on.
+    pub fn from_now() -> Self {
+        Self(fs::read(Self::FILE).unwrap().len())
+    }
+
+    /// What has been written.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&fs::read(Self::FILE).unwrap()[self.0..]).into_owned()
+    }
+
+    /// Waits for the one line of ours that holds this text, and gives back the whole line.
+    #[track_caller]
+    pub fn one_line(&self, needle: &str) -> String {
+        eventually(&format!("one log line with {needle:?} in {}", self.text()), || {
+            let text = self.text();
+            let mut lines = text.lines().filter(|line| line.contains("pam_unbit") && line.contains(needle));
+            let line = lines.next()?.to_owned();
+            assert_eq!(lines.next(), None, "one refusal, one line");
+            Some(line)
+        })
+    }
+}
+
+/// Waits, for ten seconds at most, until there is an answer.
+#[track_caller]
+pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(answer) = probe() {
+            return answer;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "never: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The namespaces of a process of the node, by kind.
+pub fn namespaces(pid: &str) -> BTreeMap<String, String> {
+    let links = fs::read_dir(format!("/proc/{pid}/ns")).unwrap_or_else(|error| panic!("/proc/{pid}/ns: {error}"));
+    links
+        .map(|link| {
+            let link = link.unwrap();
+            let name = link.file_name().into_string().unwrap();
+            (name, fs::read_link(link.path()).unwrap().to_string_lossy().into_owned())
+        })
+        .collect()
+}
+
+/// What a process of the node has open.
+pub fn descriptors(pid: &str) -> Vec<String> {
+    let Ok(links) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    links.filter_map(|link| Some(fs::read_link(link.ok()?.path()).ok()?.to_string_lossy().into_owned())).collect()
+}
+
+/// The first process of the node whose command line matches, as pgrep(1) has it.
+pub fn pgrep(pattern: &str) -> Option<String> {
+    let found = run("pgrep", &["-f", pattern], b"");
+    found.out.lines().next().map(str::to_owned)
+}
+
+/// The pid 1 of a container, as the node counts.
+pub fn leader(uid: u32) -> String {
+    run("node-wait-container", &[&uid.to_string()], b"").ok()
+}
+
+/// The mount, pid, net, ... namespaces that a container has to itself.
+pub const OWN: [&str; 5] = ["ipc", "mnt", "net", "pid", "uts"];
+
+/// A file that a test has changed; it is put back when the test ends, however it ends.
+pub struct Changed {
+    path: PathBuf,
+    before: Vec<u8>,
+}
+
+impl Changed {
+    /// Rewrites a file.
+    pub fn file(path: impl AsRef<Path>, change: impl FnOnce(&str) -> String) -> Self {
+        let path = path.as_ref().to_owned();
+        let before = fs::read(&path).unwrap();
+        let text = String::from_utf8_lossy(&before).into_owned();
+        let after = change(&text);
+        assert_ne!(text, after, "{} is not changed", path.display());
+        fs::write(&path, after).unwrap();
+        Self { path, before }
+    }
+}
+
+impl Drop for Changed {
+    fn drop(&mut self) {
+        fs::write(&self.path, &self.before).unwrap();
+    }
+}
+
+/// Something to do when the test ends, however it ends.
+pub struct AtEnd<F: FnMut()>(pub F);
+
+impl<F: FnMut()> Drop for AtEnd<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}

@@ -1,0 +1,72 @@
+# make            build both modules in release
+# make demo       show a login on a private node, from a fresh Debian 12 or 13 on; as root
+# make test       every test, on the same; as root
+# make install    [DESTDIR=] [PREFIX=/usr]
+# make uninstall  [DESTDIR=] [PREFIX=/usr]
+# make check      formatting and lints
+#
+# What an operator may set when building, with the defaults of nss-unbit and pam-unbit (see shared/src/settings.rs):
+#   UNBIT_CONTAINERS=/containers UNBIT_FIRST_UID=30000 UNBIT_SHELL=/bin/bash UNBIT_ADDRESS_BASE=10.0.0.0
+
+PREFIX ?= /usr
+MULTIARCH ?= $(shell gcc -print-multiarch)
+LIBDIR = $(PREFIX)/lib/$(MULTIARCH)
+NSS_FILE = $(LIBDIR)/libnss_unbit.so.2
+PAM_FILE = $(LIBDIR)/security/pam_unbit.so
+
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TARGET_DIR
+$(foreach setting,UNBIT_CONTAINERS UNBIT_FIRST_UID UNBIT_SHELL UNBIT_ADDRESS_BASE,$(if $($(setting)),$(eval export $(setting))))
+NSS = $(CARGO_TARGET_DIR)/release/libnss_unbit.so
+PAM = $(CARGO_TARGET_DIR)/release/libpam_unbit.so
+SOURCES := Cargo.toml Cargo.lock $(shell find shared nss_unbit pam_unbit -name Cargo.toml -o -path '*/src/*' -o -name 'build.rs' -o -name '*.map')
+CARGO = cargo
+STAGE = $(CARGO_TARGET_DIR)/stage
+RELEASE ?= $(shell . /etc/os-release && echo $$VERSION_CODENAME)
+NODE = tests/node/run --release $(RELEASE) --modules $(STAGE)
+
+.PHONY: build install uninstall demo test check stage clean
+build:
+	@tests/prepare build
+	$(CARGO) build --release --locked -p nss_unbit -p pam_unbit
+	@touch $(NSS) $(PAM)
+
+# So that `make && sudo make install` needs no cargo for root, and `make install` alone never installs something old.
+$(NSS) $(PAM) &: $(SOURCES)
+	@$(MAKE) --no-print-directory build
+
+install: $(NSS) $(PAM)
+	install -d $(DESTDIR)$(LIBDIR) $(DESTDIR)$(LIBDIR)/security
+	install -m 0644 -s $(NSS) $(DESTDIR)$(NSS_FILE).new
+	install -m 0644 -s $(PAM) $(DESTDIR)$(PAM_FILE).new
+	mv -f $(DESTDIR)$(NSS_FILE).new $(DESTDIR)$(NSS_FILE) # in one step: every process of the node may be about to load it
+	mv -f $(DESTDIR)$(PAM_FILE).new $(DESTDIR)$(PAM_FILE)
+
+uninstall:
+	@! grep -qs '^[^#]*\bpam_unbit\.so' $(DESTDIR)/etc/pam.d/* || echo 'note: /etc/pam.d still names pam_unbit.so; container users are refused, all others log in'
+	@! grep -qsE '^[^#]*\bunbit\b' $(DESTDIR)/etc/nsswitch.conf || echo 'note: /etc/nsswitch.conf still names unbit; glibc passes over a module that is not there'
+	rm -f $(DESTDIR)$(NSS_FILE) $(DESTDIR)$(PAM_FILE)
+
+stage: build
+	@rm -rf $(STAGE)
+	@$(MAKE) --no-print-directory install DESTDIR=$(STAGE) PREFIX=/usr >/dev/null
+
+demo:
+	@tests/prepare node
+	@$(MAKE) --no-print-directory stage
+	@$(NODE) -- /unbit/tests/demo
+
+test:
+	@tests/prepare node
+	$(CARGO) test --locked --workspace
+	@$(MAKE) --no-print-directory stage
+	$(CARGO) build --locked -p pam_unbit --features test-panics --target-dir $(CARGO_TARGET_DIR)/panics
+	tests/run --release $(RELEASE)
+
+check:
+	@tests/prepare check
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+clean:
+	rm -rf --one-file-system $(CARGO_TARGET_DIR)

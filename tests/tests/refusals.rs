@@ -1,0 +1,442 @@
+//! Logins that must not be: each is refused by pam_unbit for the reason that the test is about, with one line in the log and one sentence
+//! for the user, and never a session on the host.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::time::{Duration, Instant};
+use unbit_tests::*;
+
+const PAM: &str = "/etc/pam.d/sshd";
+const MARK: &str = "/tmp/landed-on-the-host";
+
+/// Tries everything that a client can come for, and sees each of it refused with the sentence and the log line.
+#[track_caller]
+fn refused(user: &str, sentence: &str, cause: &str) {
+    let address = &format!("{user}@node");
+    let ways: [&[&str]; 4] = [
+        &["ssh", address, "touch /tmp/landed-on-the-host"],
+        &["sftp", "-b", "/dev/null", address],
+        &["sftp", "-P2222", "-b", "/dev/null", address],
+        &["ssh", "-N", address],
+    ];
+    for way in ways {
+        let log = Log::from_now();
+        let done = run(way[0], &way[1..], b"");
+        assert_eq!(done.status, Some(255), "{way:?}: {done:?}");
+        assert_eq!(done.out, "", "{way:?}: standard output is the protocol's");
+        assert!(done.err.contains(sentence), "{way:?}: {done:?}");
+        let line = log.one_line("refused:");
+        assert!(line.contains(cause), "{line}");
+        assert!(line.contains("pam_unbit(sshd:account)"), "{line}");
+        eventually("sshd's own line", || log.text().contains("by PAM account configuration").then_some(()));
+    }
+    assert_no_session_on_the_host();
+}
+
+#[track_caller]
+fn assert_no_session_on_the_host() {
+    assert!(!fs::exists(MARK).unwrap(), "a session on the host");
+    eventually("no process of a container's uid outside the containers", || {
+        let processes = sh("ps -eo pid=,uid=,comm= | awk '$2 >= 30000 && $3 !~ /^perl/ {print $1}'").ok();
+        let host = namespaces("self");
+        let on_the_host = processes.split_whitespace().any(|pid| {
+            fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|link| link.to_string_lossy() == host["mnt"])
+        });
+        (!on_the_host).then_some(())
+    });
+}
+
+/// After the test the container lets its user in again, so the refusal had no other reason.
+fn honest_login_works() {
+    leader(30001);
+    assert_eq!(ssh(30001, "hostname").ok(), "c30001");
+    for user in ["root", "alice"] {
+        assert_eq!(ssh(user, "hostname").ok(), "node");
+    }
+}
+
+/// Rewrites our lines of pam.d/sshd.
+fn pam_lines(change: impl Fn(&str) -> String) -> Changed {
+    let line = |line: &str| if line.contains("pam_unbit.so") { change(line) } else { line.to_owned() + "\n" };
+    Changed::file(PAM, |text| text.lines().map(line).collect())
+}
+
+fn with_option(option: &str) -> Changed {
+    let option = format!("pam_unbit.so {option}");
+    pam_lines(|line| line.replacen("pam_unbit.so", &option, 1) + "\n")
+}
+
+fn without_line(kind: &str) -> Changed {
+    pam_lines(|line| if line.starts_with(kind) { String::new() } else { line.to_owned() + "\n" })
+}
+
+fn add_account(line: &str) -> Changed {
+    let user = line.split(':').next().unwrap();
+    sh(format!("install -d -m 755 /home/{user} && cp -r /root/.ssh /home/{user}/ && cp /root/.ssh/id_ed25519.pub /home/{user}/.ssh/authorized_keys")).ok();
+    sh(format!("chown -R {} /home/{user} && chmod 700 /home/{user}/.ssh", line.split(':').nth(2).unwrap())).ok();
+    Changed::file("/etc/passwd", |text| format!("{text}{line}\n"))
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_emperor_is_down() {
+    sh("node-emperor stop").ok();
+    {
+        let _up = AtEnd(|| drop(sh("node-emperor start")));
+        refused(
+            "30001",
+            "Container 30001 is not running. Please try again in a moment.",
+            "connect to run/ns.socket: ECONNREFUSED",
+        );
+        sh("mv /containers/30001/run/ns.socket /tmp/").ok();
+        refused("30001", "Container 30001 is not running.", "open run/ns.socket: ENOENT");
+        sh("rm /tmp/ns.socket; mv /containers/30001/run /containers/30001/away").ok();
+        refused("30001", "Container 30001 is not running.", "open its folder run: ENOENT");
+        sh("mv /containers/30001/away /containers/30001/run").ok();
+    }
+    honest_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_silent_emperor_is_no_reason_to_refuse_a_living_container() {
+    let pid = leader(30001);
+    sh(format!("kill -STOP {pid}")).ok();
+    let _go = AtEnd(|| drop(sh(format!("kill -CONT {pid}"))));
+    assert_eq!(ssh(30001, "hostname").ok(), "c30001");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_full_backlog_costs_the_timeout_and_no_more() {
+    let pid = leader(30001);
+    sh(format!("kill -STOP {pid}")).ok();
+    {
+        // perl holds as many connections as the listener takes.
+        let fill = "use Socket; use Fcntl; my @held; while (1) { socket(my $s, AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0) or die;
+            connect($s, sockaddr_un('/containers/30001/run/ns.socket')) or last; push @held, $s } print scalar @held, qq(\n); sleep 600";
+        let mut holder = std::process::Command::new("perl").args(["-e", &format!("$| = 1; {fill}")]).spawn().unwrap();
+        let _end = AtEnd(|| {
+            drop((holder.kill(), holder.wait()));
+            drop(sh(format!("kill -CONT {pid}")));
+        });
+        std::thread::sleep(Duration::from_secs(1));
+        let _options = with_option("timeout=1");
+        let started = Instant::now();
+        let log = Log::from_now();
+        let done = ssh(30001, "true");
+        assert!(done.err.contains("Container 30001 does not answer."), "{done:?}");
+        assert!(log.one_line("refused:").contains("connect to run/ns.socket: ETIMEDOUT"));
+        assert!((1..5).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
+    }
+    honest_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn names_that_are_not_the_canonical_number() {
+    for name in ["030001", "+30001", "30001a", "30001x/", "0x7531", "30001 ", "99999"] {
+        let log = Log::from_now();
+        let done = run("ssh", &["-l", name, "node", "touch /tmp/landed-on-the-host"], b"");
+        assert!(
+            done.err.contains("Permission denied (publickey)") || done.err.contains("remote username contains invalid"),
+            "{name}: {done:?}"
+        );
+        if !done.err.contains("invalid characters") {
+            assert!(log.text().contains("Invalid user"), "{name}: {}", log.text());
+        }
+    }
+    assert_no_session_on_the_host();
+    honest_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_directory_that_is_no_container_is_no_account() {
+    sh("mkdir /containers/30005 && chown 30006:30005 /containers/30005").ok();
+    sh("touch /containers/30007 && chown 30007:30007 /containers/30007").ok();
+    let _end = AtEnd(|| drop(sh("rm -r /containers/30005 /containers/30007")));
+    for name in ["30005", "30007", "30008"] {
+        assert_eq!(run("getent", &["passwd", name], b"").status, Some(2), "{name}");
+        let log = Log::from_now();
+        assert!(ssh(name, "true").err.contains("Permission denied (publickey)"));
+        assert!(log.text().contains(&format!("Invalid user {name}")), "{}", log.text());
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_line_in_passwd_makes_no_container() {
+    let sentence = "is not on this node.";
+    let cases = [
+        // No directory at all.
+        ("30009:x:30009:30009::/home/30009:/bin/bash", "open /containers/30009: ENOENT"),
+        // Another name than its own.
+        ("bob:x:30001:30001::/home/bob:/bin/bash", "uid 30001 and gid 30001 belong to containers"),
+        // A group of the host's.
+        ("30001:x:30001:0::/home/30001:/bin/bash", "uid 30001 and gid 0 belong to containers"),
+        // The uid of another container.
+        ("30000:x:30001:30001::/home/30000:/bin/bash", "uid 30001 and gid 30001 belong to containers"),
+    ];
+    for (line, cause) in cases {
+        let _account = add_account(line);
+        refused(line.split(':').next().unwrap(), sentence, cause);
+    }
+    // A directory of someone else's.
+    let _account = add_account("30010:x:30010:30010::/home/30010:/bin/bash");
+    sh("mkdir /containers/30010").ok();
+    let _end = AtEnd(|| drop(sh("rmdir /containers/30010")));
+    refused("30010", sentence, "/containers/30010 belongs to 0:0");
+    honest_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn an_unknown_option() {
+    {
+        let _option = with_option("timout=5");
+        refused(
+            "30001",
+            "Container 30001 cannot be entered: this node is not set up for it.",
+            "unknown option: timout=5",
+        );
+        assert_eq!(ssh("alice", "hostname").ok(), "node", "others do not suffer");
+    }
+    honest_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_account_line_is_missing() {
+    {
+        let _line = without_line("account");
+        let log = Log::from_now();
+        let done = ssh(30001, "touch /tmp/landed-on-the-host");
+        assert_ne!(done.status, Some(0), "{done:?}");
+        assert!(log.one_line("refused: is the account line").contains("pam_unbit(sshd:session)"), "{}", log.text());
+        assert_no_session_on_the_host();
+    }
+    honest_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_auth_line_is_missing() {
+    {
+        let _line = without_line("auth");
+        let log = Log::from_now();
+        let done = ssh(30001, "touch /tmp/landed-on-the-host");
+        assert_ne!(done.status, Some(0), "{done:?}");
+        let said = done.out + &done.err;
+        assert!(said.contains("Container 30001 cannot be entered: this node is not set up for it."), "{said}");
+        assert!(log.one_line("refused:").contains("is the auth line of pam_unbit.so missing?"), "{}", log.text());
+        assert_no_session_on_the_host();
+    }
+    honest_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_session_line_is_missing() {
+    {
+        let _line = without_line("session");
+        for arguments in [["30001@node", "touch /tmp/landed-on-the-host"], ["-N", "30001@node"]] {
+            let log = Log::from_now();
+            let done = run("ssh", &arguments, b"");
+            assert_eq!(done.status, Some(255), "{done:?}");
+            assert!(
+                log.one_line("refused:").contains("is the session line of pam_unbit.so missing?"),
+                "{}",
+                log.text()
+            );
+        }
+        assert_no_session_on_the_host();
+    }
+    honest_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_module_is_missing() {
+    let module = sh("echo /usr/lib/*/security/pam_unbit.so").ok();
+    sh(format!("mv {module} /tmp/")).ok();
+    {
+        let _back = AtEnd(|| drop(sh(format!("mv /tmp/pam_unbit.so {module}"))));
+        for user in ["root", "alice"] {
+            assert_eq!(ssh(user, "hostname").ok(), "node");
+        }
+        let log = Log::from_now();
+        assert_eq!(ssh(30001, "touch /tmp/landed-on-the-host").status, Some(255));
+        assert!(log.text().contains("unable to dlopen(pam_unbit.so)"), "{}", log.text());
+        assert_no_session_on_the_host();
+    }
+    honest_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_container_without_a_cgroup_of_its_own() {
+    let pid = leader(30001);
+    let procs: Vec<_> =
+        sh("find /sys/fs/cgroup -name cgroup.procs -path '*/30001/*'").ok().lines().map(str::to_owned).collect();
+    assert!(!procs.is_empty());
+    let mut members = Vec::new();
+    for file in &procs {
+        for pid in fs::read_to_string(file).unwrap().lines() {
+            members.push((file.clone(), pid.to_owned()));
+            fs::write(file.replace("/30001/", "/system/"), pid).unwrap();
+        }
+    }
+    assert!(members.iter().any(|(_, member)| *member == pid));
+    {
+        let _back = AtEnd(|| {
+            for (file, pid) in &members {
+                let _ = fs::write(file, pid);
+            }
+        });
+        refused(
+            "30001",
+            "Container 30001 cannot be entered: its set-up failed a check.",
+            "it has no cgroup of its own",
+        );
+        let _option = with_option("cgroup=optional");
+        assert_eq!(ssh(30001, "hostname").ok(), "c30001");
+    }
+    honest_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_socket_is_another_containers_or_no_socket_at_all() {
+    let cause = "belongs to uid 30000";
+    for (made, sentence, cause) in [
+        ("ln /containers/30000/run/ns.socket S", "its set-up failed a check", cause),
+        ("ln -s /containers/30000/run/ns.socket S", "its set-up failed a check", "run/ns.socket is not a socket"),
+        ("mkfifo -m 666 S", "its set-up failed a check", "run/ns.socket is not a socket"),
+        ("touch S", "its set-up failed a check", "run/ns.socket is not a socket"),
+        ("mkdir S", "its set-up failed a check", "run/ns.socket is not a socket"),
+    ] {
+        let socket = "/containers/30001/run/ns.socket";
+        sh(format!(
+            "mv {socket} {socket}.kept && {} && {{ [ -L {socket} ] || [ -S {socket} ] || chown 30001 {socket}; }}",
+            made.replace('S', socket)
+        ))
+        .ok();
+        {
+            let _back = AtEnd(|| drop(sh(format!("rm -rf {socket} && mv {socket}.kept {socket}"))));
+            refused("30001", sentence, cause);
+        }
+    }
+    honest_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn someone_else_listens_on_the_socket() {
+    // By the host's root, by the tenant on the host, and by the tenant inside, where it has another pid than 1.
+    let listen = "perl -MSocket -e 'socket(S, AF_UNIX, SOCK_STREAM, 0); bind(S, sockaddr_un(shift)) or die; listen(S, 9); sleep 900'";
+    let socket = "/containers/30001/run/ns.socket";
+    let inside = format!("nsenter -t {} -a setpriv --reuid 30001 --regid 30001 --clear-groups", leader(30001));
+    for (by, at, cause) in [
+        ("", socket, "would be a container's pid 1"),
+        ("setpriv --reuid 30001 --regid 30001 --clear-groups", socket, "would be a container's pid 1"),
+        (&inside, "/run/ns.socket", "would be a container's pid 1"),
+    ] {
+        sh(format!("mv {socket} {socket}.kept")).ok();
+        let mut listener =
+            std::process::Command::new("sh").args(["-c", &format!("exec {by} {listen} {at}")]).spawn().unwrap();
+        {
+            let _back = AtEnd(|| {
+                drop((listener.kill(), listener.wait()));
+                drop(sh(format!("pkill -f '[s]leep 900'; rm -f {socket}; mv {socket}.kept {socket}")));
+            });
+            eventually("the listener", || fs::exists(socket).unwrap().then_some(()));
+            refused("30001", "its set-up failed a check", cause);
+        }
+    }
+    honest_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_password_is_never_asked_for() {
+    let permissive = Changed::file(PAM, |text| text.replace("@include common-auth", "auth sufficient pam_permit.so"));
+    let extra = [
+        "-o",
+        "PreferredAuthentications=keyboard-interactive,password",
+        "-o",
+        "PubkeyAuthentication=no",
+        "-o",
+        "BatchMode=no",
+    ];
+    sh("node-sshd stop; sed -i 's/^\\(PasswordAuthentication\\|KbdInteractiveAuthentication\\).*/\\1 yes/' /etc/ssh/sshd_config; node-sshd start").ok();
+    let _back = AtEnd(|| {
+        drop(sh(
+            "node-sshd stop; sed -i 's/^\\(PasswordAuthentication\\|KbdInteractiveAuthentication\\).*/\\1 no/' /etc/ssh/sshd_config; node-sshd start",
+        ));
+    });
+    sh("printf '#!/bin/sh\\necho x\\n' >/tmp/askpass; chmod +x /tmp/askpass").ok();
+    let try_as = |user: &str| {
+        let script = format!(
+            "SSH_ASKPASS=/tmp/askpass SSH_ASKPASS_REQUIRE=force setsid -w ssh {} {user}@node hostname",
+            extra.join(" ")
+        );
+        sh(script)
+    };
+    assert_eq!(try_as("alice").ok(), "node", "the witness: a password does work");
+    let log = Log::from_now();
+    let done = try_as("30001");
+    assert_eq!(done.status, Some(255), "{done:?}");
+    assert!(log.text().contains("a password was offered; container users log in with keys"), "{}", log.text());
+    drop(permissive);
+    assert_no_session_on_the_host();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_service_other_than_sshd() {
+    let _su = Changed::file("/etc/pam.d/su", |text| format!("session required pam_unbit.so\n{text}"));
+    let log = Log::from_now();
+    let done = sh("su 30001 -c 'touch /tmp/landed-on-the-host'");
+    assert_ne!(done.status, Some(0), "{done:?}");
+    assert!(log.one_line("refused:").contains("the service su cannot enter containers"), "{}", log.text());
+    assert_eq!(sh("su alice -c 'id -un'").ok(), "alice");
+    assert_no_session_on_the_host();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn fewer_namespaces_if_the_operator_says_so() {
+    let host = namespaces("self");
+    let _option = with_option("namespaces=mnt,pid");
+    let links = ssh(30001, "readlink /proc/self/ns/net /proc/self/ns/uts /proc/self/ns/mnt").ok();
+    let links: Vec<_> = links.lines().collect();
+    assert_eq!(links[..2], [&host["net"], &host["uts"]]);
+    assert_ne!(links[2], host["mnt"]);
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_panic_ends_the_login() {
+    let module = sh("echo /usr/lib/*/security/pam_unbit.so").ok();
+    sh(format!("cp {module} /tmp/sound.so && cp /unbit/target/panics/debug/libpam_unbit.so {module}")).ok();
+    {
+        let _back = AtEnd(|| drop(sh(format!("mv /tmp/sound.so {module}; rm -f /run/pam_unbit.panic"))));
+        assert_eq!(ssh(30001, "hostname").ok(), "c30001", "the module with panics in it works until one is asked for");
+        for point in ["authenticate", "acct_mgmt", "setcred", "open_session", "enter"] {
+            fs::write("/run/pam_unbit.panic", point).unwrap();
+            let log = Log::from_now();
+            let done = ssh(30001, "touch /tmp/landed-on-the-host");
+            if point == "authenticate" {
+                done.ok(); // sshd does not call it for keys
+                fs::remove_file("/containers/30001/tmp/landed-on-the-host").unwrap();
+                continue;
+            }
+            assert_eq!(done.status, Some(255), "{point}: {done:?}");
+            let line = log.one_line("a defect ends this login");
+            assert!(line.contains(point), "{line}");
+        }
+        assert_no_session_on_the_host();
+    }
+    honest_login_works();
+}
