@@ -1,17 +1,41 @@
-//! libnss_unbit.so.2.
-#![cfg_attr(panic = "abort", no_std)]
+//! libnss_unbit.so.2: the directory /containers/30001, owned 30001:30001, *is* the account 30001.
+//!
+//! glibc loads this library into every process that asks who somebody is, and calls the functions in [`exports`]. What they
+//! do is short. A name or a number becomes a [`shared::ContainerUid`], or is none of our business. One `stat`
+//! ([`lookup`]) tells whether that container is here. Its record ([`passwd`], [`group`], [`shadow`], [`hosts`]) goes into
+//! the caller's [`buffer`], all of it or nothing, and the outcome becomes one of glibc's status codes ([`abi`]).
+//! [`enumeration`] walks /containers for `getent passwd`; [`initgroups`] keeps a login from walking it.
+//!
+//! A guest in every process keeps quiet: a lookup allocates nothing, takes no lock, reads no environment, logs nothing and leaves
+//! errno alone unless it has failed. Built without std and without panics, the library is one page of code and no start-up work.
+//!
+//! Raw pointers are handled in `exports`, `buffer` and `initgroups`, descriptors in `directory`, turns in `enumeration`; the rest is
+//! safe code.
+#![cfg_attr(panic = "abort", no_std)] // `cargo test` builds with unwinding, and so with std
 
+mod abi;
+mod buffer;
+mod directory;
+mod enumeration;
+mod exports;
+mod group;
+mod hosts;
+mod initgroups;
+mod lookup;
+mod passwd;
+mod shadow;
+
+#[cfg(test)]
+mod tests;
+
+/// The compiler wants a panic handler. In a release build nothing calls it, and the tests look that it is gone.
 #[cfg(panic = "abort")]
 #[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! {
-    loop {}
-}
 #[allow(unsafe_code)]
-#[unsafe(no_mangle)]
-pub extern "C" fn _nss_unbit_probe(uid: u32) -> i32 {
-    let Some(c) = shared::ContainerUid::new(uid) else { return 0 };
-    match rustix::fs::stat(c.home().as_c_str()) {
-        Ok(st) => c.is_owner_of(st.st_mode, st.st_uid, st.st_gid) as i32,
-        Err(e) => e.raw_os_error(),
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    #[link(name = "c")]
+    unsafe extern "C" {
+        safe fn abort() -> !;
     }
+    abort()
 }

@@ -9,9 +9,11 @@
 //! ```
 #![cfg_attr(not(test), no_std)]
 
+mod host;
 pub mod settings;
 
 use core::ffi::CStr;
+pub use host::HostName;
 use settings::{CONTAINERS, CONTAINERS_MAX, FIRST_UID};
 
 /// The uid of a container: at least [`FIRST_UID`], at most 2^31-1, and neither 65534 (nobody) nor 65535 (16-bit -1).

@@ -2,13 +2,22 @@
 //!
 //! Build time only: the NSS module runs inside setuid programs, where neither a file nor the environment can be trusted.
 
-#![allow(clippy::indexing_slicing)] // all of it is evaluated by the compiler, where a panic is a build error
+#![allow(clippy::indexing_slicing, clippy::panic)] // all of it is evaluated by the compiler, where a panic is a build error
+
+use core::ffi::CStr;
 
 /// The folder that holds one directory per container. `UNBIT_CONTAINERS`.
 pub const CONTAINERS: &str = match option_env!("UNBIT_CONTAINERS") {
     Some(folder) => folder,
     None => "/containers",
 };
+
+/// [`CONTAINERS`], for a system call.
+pub const CONTAINERS_PATH: &CStr =
+    match CStr::from_bytes_with_nul(&with_end_mark::<{ CONTAINERS.len() + 1 }>(CONTAINERS)) {
+        Ok(path) => path,
+        Err(_) => panic!("UNBIT_CONTAINERS: no NUL"),
+    };
 
 /// The first uid that belongs to a container; every uid from here on is one or nobody. `UNBIT_FIRST_UID`.
 pub const FIRST_UID: u32 = match option_env!("UNBIT_FIRST_UID") {
@@ -43,6 +52,16 @@ const _: () = {
     assert!(fits_a_passwd_field(SHELL.as_bytes()), "UNBIT_SHELL: no colon, newline or NUL");
     assert!(ADDRESS_BASE & 0xff == 0, "UNBIT_ADDRESS_BASE: a network that ends in .0");
 };
+
+const fn with_end_mark<const N: usize>(text: &str) -> [u8; N] {
+    let mut path = [0; N];
+    let mut i = 0;
+    while i < text.len() {
+        path[i] = text.as_bytes()[i];
+        i += 1;
+    }
+    path
+}
 
 const fn fits_a_passwd_field(text: &[u8]) -> bool {
     let mut i = 0;

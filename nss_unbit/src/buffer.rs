@@ -1,0 +1,53 @@
+//! The caller's buffer, into which every string and array of a record goes.
+//!
+//! glibc's callers choose its address and its length: any address, odd ones too, and any length, none included.
+#![allow(unsafe_code)]
+
+use crate::abi::Failure;
+use core::ffi::c_char;
+
+/// What is left of a caller's buffer.
+#[derive(Debug)]
+pub struct Buffer {
+    start: *mut u8,
+    left: usize,
+}
+
+impl Buffer {
+    /// The buffer of a call.
+    ///
+    /// # Safety
+    /// Nothing but this `Buffer` uses the `length` bytes at `start` until it is dropped. With a length of 0, any `start` will do.
+    pub const unsafe fn new(start: *mut c_char, length: usize) -> Self {
+        Self { start: start.cast(), left: length }
+    }
+
+    /// Puts a string and its end mark into the buffer.
+    pub fn string(&mut self, text: &[u8]) -> Result<*mut c_char, Failure> {
+        let place = self.take(text.len() + 1)?;
+        // SAFETY: `take` gave text.len() + 1 bytes of the buffer, and `text` is not in it: nothing reads from the buffer.
+        unsafe {
+            place.copy_from_nonoverlapping(text.as_ptr(), text.len());
+            place.add(text.len()).write(0);
+        }
+        Ok(place.cast())
+    }
+
+    /// Puts a value (an array of pointers, an address) into the buffer, where its type is aligned.
+    pub fn value<T: Copy>(&mut self, value: T) -> Result<*mut T, Failure> {
+        let padding = (self.start as usize).wrapping_neg() % align_of::<T>();
+        self.take(padding)?;
+        let place = self.take(size_of::<T>())?.cast::<T>();
+        // SAFETY: `take` gave size_of::<T>() bytes of the buffer, and the padding before them aligned them.
+        unsafe { place.write(value) };
+        Ok(place)
+    }
+
+    /// Takes the next `length` bytes.
+    fn take(&mut self, length: usize) -> Result<*mut u8, Failure> {
+        let taken = self.start;
+        self.left = self.left.checked_sub(length).ok_or(Failure::BUFFER_TOO_SMALL)?;
+        self.start = taken.wrapping_add(length);
+        Ok(taken)
+    }
+}

@@ -1,0 +1,123 @@
+//! The folder of the containers, as the kernel lists it.
+//!
+//! The descriptor lives in a process that knows nothing of it: a daemon that closes "all" descriptors may have closed it, and opened
+//! something else under its number. So it is looked at again each time before it is read or closed.
+#![allow(unsafe_code)]
+
+use core::ffi::{CStr, c_int, c_long};
+use linux_raw_sys::general::{__NR_getdents64, __NR_openat, AT_FDCWD};
+use rustix::fd::BorrowedFd;
+use rustix::fs::{OFlags, SeekFrom};
+use rustix::io::Errno;
+
+/// An open directory.
+#[derive(Debug)]
+pub struct Directory {
+    fd: c_int,
+    identity: (u64, u64),
+}
+
+/// Opens a directory, to be read from this offset on: 0, or what an [`Entry`] gave.
+pub fn open(path: &CStr, offset: u64) -> Result<Directory, c_int> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // SAFETY: the kernel reads the path and writes nothing.
+    let fd = unsafe { call(__NR_openat, AT_FDCWD, path.as_ptr() as usize, flags.bits() as usize) }? as c_int;
+    let found = borrow(fd).and_then(|fd| rustix::fs::seek(fd, SeekFrom::Start(offset)).and(rustix::fs::fstat(fd)));
+    match found {
+        Ok(found) => Ok(Directory { fd, identity: (found.st_dev, found.st_ino) }),
+        Err(errno) => {
+            // SAFETY: it was opened above.
+            unsafe { rustix::io::close(fd) };
+            Err(errno.raw_os_error())
+        }
+    }
+}
+
+impl Directory {
+    /// Whether the descriptor is still this directory.
+    pub fn is_ours(&self) -> bool {
+        let found = borrow(self.fd).and_then(rustix::fs::fstat);
+        found.is_ok_and(|found| self.identity == (found.st_dev, found.st_ino))
+    }
+
+    /// Lets go of the descriptor, if it is still this directory.
+    pub fn close(self) {
+        if self.is_ours() {
+            // SAFETY: it is the one that `open` made.
+            unsafe { rustix::io::close(self.fd) };
+        }
+    }
+
+    /// Reads as many entries as fit into `buffer`; none at the end.
+    pub fn read<'buffer>(&self, buffer: &'buffer mut [u8]) -> Result<Entries<'buffer>, c_int> {
+        // SAFETY: the kernel writes to the buffer at most the length that it is given.
+        let filled = unsafe { call(__NR_getdents64, self.fd, buffer.as_mut_ptr() as usize, buffer.len()) }?;
+        Ok(Entries { bytes: buffer.get(..filled).unwrap_or_default() })
+    }
+}
+
+/// Any number as a descriptor: the kernel answers EBADF for one that is none.
+fn borrow<'any>(fd: c_int) -> Result<BorrowedFd<'any>, Errno> {
+    if fd < 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: only questions are asked of it.
+    Ok(unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// A system call for which rustix has only a function that could panic, and glibc (getdents64: 2.30) only a young one.
+///
+/// # Safety
+/// That of the system call.
+unsafe fn call(number: u32, first: c_int, second: usize, third: usize) -> Result<usize, c_int> {
+    #[link(name = "c")]
+    unsafe extern "C" {
+        fn syscall(number: c_long, ...) -> c_long;
+        safe fn __errno_location() -> *const c_int;
+    }
+    // SAFETY: the caller's promise; the address of this thread's errno is always good.
+    unsafe {
+        let result = syscall(c_long::from(number), first, second, third, 0);
+        usize::try_from(result).map_err(|_| __errno_location().read())
+    }
+}
+
+/// The entries that one read gave: `struct linux_dirent64`, see getdents(2).
+#[derive(Debug)]
+pub struct Entries<'buffer> {
+    bytes: &'buffer [u8],
+}
+
+/// An entry of a directory.
+#[derive(Debug)]
+pub struct Entry<'buffer> {
+    /// Where to go on after it.
+    pub offset: u64,
+    /// Whether it may be a directory, or a symlink to one.
+    pub may_be_directory: bool,
+    /// Its name.
+    pub name: &'buffer [u8],
+}
+
+impl<'buffer> Iterator for Entries<'buffer> {
+    type Item = Entry<'buffer>;
+
+    fn next(&mut self) -> Option<Entry<'buffer>> {
+        const DT_UNKNOWN: u8 = 0;
+        const DT_DIR: u8 = 4;
+        const DT_LNK: u8 = 10;
+
+        let (_inode, rest) = self.bytes.split_first_chunk::<8>()?;
+        let (offset, rest) = rest.split_first_chunk()?;
+        let (length, rest) = rest.split_first_chunk()?;
+        let (kind, rest) = rest.split_first()?;
+        let length = usize::from(u16::from_ne_bytes(*length));
+        let name = rest.get(..length.checked_sub(self.bytes.len() - rest.len())?)?;
+        self.bytes = self.bytes.get(length..)?;
+        Some(Entry {
+            offset: u64::from_ne_bytes(*offset),
+            may_be_directory: matches!(*kind, DT_DIR | DT_LNK | DT_UNKNOWN),
+            name: name.split(|byte| *byte == 0).next().unwrap_or_default(),
+        })
+    }
+}

@@ -1,0 +1,401 @@
+//! The functions that glibc looks up by name, `_nss_<service>_<function>`, and nothing else that is visible outside.
+//!
+//! Their signatures are those of nss.h. What C promises of the pointers is the same for all of them:
+//! - a name is a string that ends in NUL;
+//! - `result`, `errnop` and `h_errnop` can be written to, and nobody else uses them until the function returns;
+//! - the `length` bytes at `buffer` can be written to, and nobody else uses them until the function returns;
+//! - `ttlp` and `canonp` are like `result`, or NULL.
+#![allow(unsafe_code)]
+
+use crate::abi::{AF_INET, AddrTuple, Failure, Group, HostError, Hostent, Passwd, Shadow, Status};
+use crate::buffer::Buffer;
+use crate::enumeration::{self, Enumeration};
+use crate::initgroups::Groups;
+use crate::{group, hosts, lookup, passwd, shadow};
+use core::ffi::{CStr, c_char, c_int, c_long, c_void};
+use core::net::Ipv4Addr;
+use shared::ContainerUid;
+
+// passwd
+
+/// The account of this name.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _nss_unbit_getpwnam_r(
+    name: *const c_char,
+    result: *mut Passwd,
+    buffer: *mut c_char,
+    length: usize,
+    errnop: *mut c_int,
+) -> Status {
+    // SAFETY: the promises of C above.
+    unsafe { account(lookup::by_name(bytes(name)), passwd::record, result, buffer, length, errnop) }
+}
+
+/// The account of this uid.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _nss_unbit_getpwuid_r(
+    uid: u32,
+    result: *mut Passwd,
+    buffer: *mut c_char,
+    length: usize,
+    errnop: *mut c_int,
+) -> Status {
+    // SAFETY: the promises of C above.
+    unsafe { account(lookup::by_id(uid), passwd::record, result, buffer, length, errnop) }
+}
+
+/// Back to the first.
+#[unsafe(no_mangle)]
+pub extern "C" fn _nss_unbit_setpwent(_stay_open: c_int) -> Status {
+    enumeration::PASSWD.rewind();
+    Status::Success
+}
+
+/// The next.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _nss_unbit_getpwent_r(
+    result: *mut Passwd,
+    buffer: *mut c_char,
+    length: usize,
+    errnop: *mut c_int,
+) -> Status {
+    // SAFETY: the promises of C above.
+    unsafe { next(&enumeration::PASSWD, passwd::record, result, buffer, length, errnop) }
+}
+
+/// No more.
+#[unsafe(no_mangle)]
+pub extern "C" fn _nss_unbit_endpwent() -> Status {
+    enumeration::PASSWD.rewind();
+    Status::Success
+}
+
+// group
+
+/// The group of this name.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _nss_unbit_getgrnam_r(
+    name: *const c_char,
+    result: *mut Group,
+    buffer: *mut c_char,
+    length: usize,
+    errnop: *mut c_int,
+) -> Status {
+    // SAFETY: the promises of C above.
+    unsafe { account(lookup::by_name(bytes(name)), group::record, result, buffer, length, errnop) }
+}
+
+/// The group of this gid.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _nss_unbit_getgrgid_r(
+    gid: u32,
+    result: *mut Group,
+    buffer: *mut c_char,
+    length: usize,
+    errnop: *mut c_int,
+) -> Status {
+    // SAFETY: the promises of C above.
+    unsafe { account(lookup::by_id(gid), group::record, result, buffer, length, errnop) }
+}
+
+/// Back to the first.
+#[unsafe(no_mangle)]
+pub extern "C" fn _nss_unbit_setgrent(_stay_open: c_int) -> Status {
+    enumeration::GROUP.rewind();
+    Status::Success
+}
+
+/// The next.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _nss_unbit_getgrent_r(
+    result: *mut Group,
+    buffer: *mut c_char,
+    length: usize,
+    errnop: *mut c_int,
+) -> Status {
+    // SAFETY: the promises of C above.
+    unsafe { next(&enumeration::GROUP, group::record, result, buffer, length, errnop) }
+}
+
+/// No more.
+#[unsafe(no_mangle)]
+pub extern "C" fn _nss_unbit_endgrent() -> Status {
+    enumeration::GROUP.rewind();
+    Status::Success
+}
+
+/// The groups of an account besides its primary one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _nss_unbit_initgroups_dyn(
+    name: *const c_char,
+    primary: u32,
+    start: *mut c_long,
+    size: *mut c_long,
+    list: *mut *mut u32,
+    limit: c_long,
+    errnop: *mut c_int,
+) -> Status {
+    let mut groups = Groups { start, size, list, limit };
+    // SAFETY: the promises of C above; `start`, `size` and `list` are the list that glibc is filling.
+    unsafe { status(groups.add(bytes(name), primary), &mut (), errnop) }
+}
+
+// shadow
+
+/// The password record of the account of this name.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _nss_unbit_getspnam_r(
+    name: *const c_char,
+    result: *mut Shadow,
+    buffer: *mut c_char,
+    length: usize,
+    errnop: *mut c_int,
+) -> Status {
+    // SAFETY: the promises of C above.
+    unsafe { account(lookup::by_name(bytes(name)), shadow::record, result, buffer, length, errnop) }
+}
+
+/// Back to the first.
+#[unsafe(no_mangle)]
+pub extern "C" fn _nss_unbit_setspent(_stay_open: c_int) -> Status {
+    enumeration::SHADOW.rewind();
+    Status::Success
+}
+
+/// The next.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _nss_unbit_getspent_r(
+    result: *mut Shadow,
+    buffer: *mut c_char,
+    length: usize,
+    errnop: *mut c_int,
+) -> Status {
+    // SAFETY: the promises of C above.
+    unsafe { next(&enumeration::SHADOW, shadow::record, result, buffer, length, errnop) }
+}
+
+/// No more.
+#[unsafe(no_mangle)]
+pub extern "C" fn _nss_unbit_endspent() -> Status {
+    enumeration::SHADOW.rewind();
+    Status::Success
+}
+
+// hosts
+
+/// The IPv4 address of this name.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _nss_unbit_gethostbyname_r(
+    name: *const c_char,
+    result: *mut Hostent,
+    buffer: *mut c_char,
+    length: usize,
+    errnop: *mut c_int,
+    h_errnop: *mut HostError,
+) -> Status {
+    // SAFETY: the promises of C above.
+    unsafe { host(hosts::by_name(bytes(name), AF_INET), result, buffer, length, errnop, h_errnop) }
+}
+
+/// The address of this name in this family.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _nss_unbit_gethostbyname2_r(
+    name: *const c_char,
+    family: c_int,
+    result: *mut Hostent,
+    buffer: *mut c_char,
+    length: usize,
+    errnop: *mut c_int,
+    h_errnop: *mut HostError,
+) -> Status {
+    // SAFETY: the promises of C above.
+    unsafe { host(hosts::by_name(bytes(name), family), result, buffer, length, errnop, h_errnop) }
+}
+
+/// The same, with the canonical name; how long the answer may be kept is left to the caller: it does not change.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _nss_unbit_gethostbyname3_r(
+    name: *const c_char,
+    family: c_int,
+    result: *mut Hostent,
+    buffer: *mut c_char,
+    length: usize,
+    errnop: *mut c_int,
+    h_errnop: *mut HostError,
+    _ttlp: *mut i32,
+    canonp: *mut *mut c_char,
+) -> Status {
+    // SAFETY: the promises of C above; after a success, `result` has been written.
+    unsafe {
+        let status = host(hosts::by_name(bytes(name), family), result, buffer, length, errnop, h_errnop);
+        if status == Status::Success && !canonp.is_null() {
+            canonp.write((*result).h_name);
+        }
+        status
+    }
+}
+
+/// All addresses of this name, which is one. The caller hands in the first tuple of the list, or NULL to have it in the buffer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _nss_unbit_gethostbyname4_r(
+    name: *const c_char,
+    list: *mut *mut AddrTuple,
+    buffer: *mut c_char,
+    length: usize,
+    errnop: *mut c_int,
+    h_errnop: *mut HostError,
+    _ttlp: *mut i32,
+) -> Status {
+    // SAFETY: the promises of C above; `list` is like `result`, and so is what it points to.
+    unsafe {
+        let mut buffer = Buffer::new(buffer, length);
+        let filled = hosts::by_name(bytes(name), AF_INET).and_then(|found| {
+            let tuple = hosts::tuple(found, &mut buffer)?;
+            match list.read() {
+                first if first.is_null() => list.write(buffer.value(tuple)?),
+                first => first.write(tuple),
+            }
+            Ok(())
+        });
+        h_errnop.write(host_error(&filled));
+        status(filled, &mut (), errnop)
+    }
+}
+
+/// The name of this address.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _nss_unbit_gethostbyaddr_r(
+    address: *const c_void,
+    address_length: u32,
+    family: c_int,
+    result: *mut Hostent,
+    buffer: *mut c_char,
+    length: usize,
+    errnop: *mut c_int,
+    h_errnop: *mut HostError,
+) -> Status {
+    // SAFETY: the promises of C above; `address_length` bytes can be read at `address`.
+    unsafe {
+        let address = core::slice::from_raw_parts(address.cast(), address_length as usize);
+        host(hosts::by_address(address, family), result, buffer, length, errnop, h_errnop)
+    }
+}
+
+/// The same; how long the answer may be kept is left to the caller, as it is with accounts.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn _nss_unbit_gethostbyaddr2_r(
+    address: *const c_void,
+    address_length: u32,
+    family: c_int,
+    result: *mut Hostent,
+    buffer: *mut c_char,
+    length: usize,
+    errnop: *mut c_int,
+    h_errnop: *mut HostError,
+    _ttlp: *mut i32,
+) -> Status {
+    // SAFETY: the promises of C above.
+    unsafe { _nss_unbit_gethostbyaddr_r(address, address_length, family, result, buffer, length, errnop, h_errnop) }
+}
+
+// What they share
+
+/// Answers for passwd, group and shadow: the record of a container that was found, or why there is none.
+///
+/// # Safety
+/// The promises of C above.
+unsafe fn account<R>(
+    found: Result<ContainerUid, Failure>,
+    record: fn(ContainerUid, &mut Buffer) -> Result<R, Failure>,
+    result: *mut R,
+    buffer: *mut c_char,
+    length: usize,
+    errnop: *mut c_int,
+) -> Status {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let mut buffer = Buffer::new(buffer, length);
+        status(found.and_then(|container| record(container, &mut buffer)), result, errnop)
+    }
+}
+
+/// Answers for an enumeration, likewise.
+///
+/// # Safety
+/// The promises of C above.
+unsafe fn next<R>(
+    containers: &Enumeration,
+    record: fn(ContainerUid, &mut Buffer) -> Result<R, Failure>,
+    result: *mut R,
+    buffer: *mut c_char,
+    length: usize,
+    errnop: *mut c_int,
+) -> Status {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let mut buffer = Buffer::new(buffer, length);
+        status(containers.next(|container| record(container, &mut buffer)), result, errnop)
+    }
+}
+
+/// Answers for hosts, likewise.
+///
+/// # Safety
+/// The promises of C above.
+unsafe fn host(
+    found: Result<(ContainerUid, Ipv4Addr), Failure>,
+    result: *mut Hostent,
+    buffer: *mut c_char,
+    length: usize,
+    errnop: *mut c_int,
+    h_errnop: *mut HostError,
+) -> Status {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let mut buffer = Buffer::new(buffer, length);
+        let record = found.and_then(|found| hosts::record(found, &mut buffer));
+        h_errnop.write(host_error(&record));
+        status(record, result, errnop)
+    }
+}
+
+/// The `h_errno` of an answer.
+fn host_error<R>(record: &Result<R, Failure>) -> HostError {
+    record.as_ref().map_or_else(|failure| failure.host_error, |_| HostError::None)
+}
+
+/// Hands over the record, or says why there is none.
+///
+/// # Safety
+/// The promises of C above.
+unsafe fn status<R>(record: Result<R, Failure>, result: *mut R, errnop: *mut c_int) -> Status {
+    // SAFETY: the caller's promises.
+    unsafe {
+        match record {
+            Ok(record) => {
+                result.write(record);
+                Status::Success
+            }
+            Err(failure) => refuse(failure, errnop),
+        }
+    }
+}
+
+/// Says why there is no record.
+///
+/// # Safety
+/// The promises of C above.
+unsafe fn refuse(failure: Failure, errnop: *mut c_int) -> Status {
+    // SAFETY: the caller's promises.
+    unsafe { errnop.write(failure.errno) };
+    failure.status
+}
+
+/// The bytes of a name.
+///
+/// # Safety
+/// `name` is a C string, and stays so while the bytes are in use.
+unsafe fn bytes<'name>(name: *const c_char) -> &'name [u8] {
+    // SAFETY: the caller's promise.
+    unsafe { CStr::from_ptr(name) }.to_bytes()
+}

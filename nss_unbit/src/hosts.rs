@@ -1,0 +1,53 @@
+//! `30001.local` is 10.0.0.3, anywhere; 10.0.0.3 is `30001.local`, where that container is.
+
+use crate::abi::{AF_INET, AF_INET6, AddrTuple, Failure, Hostent};
+use crate::buffer::Buffer;
+use crate::lookup;
+use core::ffi::{c_char, c_int};
+use core::net::{Ipv4Addr, Ipv6Addr};
+use core::ptr::null_mut;
+use shared::ContainerUid;
+
+/// The container of a host name, and its address. It need not be here: the network spans nodes.
+pub fn by_name(name: &[u8], family: c_int) -> Result<(ContainerUid, Ipv4Addr), Failure> {
+    let container = ContainerUid::parse_host_name(name).ok_or(Failure::ABSENT)?;
+    let address = container.address().ok_or(Failure::ABSENT)?;
+    if family == AF_INET { Ok((container, address)) } else { Err(Failure::NO_ADDRESS) }
+}
+
+/// The container of an address, if it is here: a network in 10/8 must not get names for machines that are none.
+///
+/// An IPv4 address inside an IPv6 one is what servers see that listen on both.
+pub fn by_address(address: &[u8], family: c_int) -> Result<(ContainerUid, Ipv4Addr), Failure> {
+    let address = match family {
+        AF_INET => <[u8; 4]>::try_from(address).ok().map(Ipv4Addr::from),
+        AF_INET6 => <[u8; 16]>::try_from(address).ok().and_then(|octets| Ipv6Addr::from(octets).to_ipv4_mapped()),
+        _ => None,
+    };
+    let address = address.ok_or(Failure::ABSENT)?;
+    let container = ContainerUid::from_address(address).ok_or(Failure::ABSENT)?;
+    Ok((lookup::present(container)?, address))
+}
+
+/// The hosts record of a container.
+pub fn record((container, address): (ContainerUid, Ipv4Addr), buffer: &mut Buffer) -> Result<Hostent, Failure> {
+    let address = buffer.value(address.to_bits().to_be())?; // callers read it as a struct in_addr, so it is aligned like one
+    Ok(Hostent {
+        h_name: buffer.string(container.host_name().as_bytes())?,
+        h_aliases: buffer.value(null_mut())?,
+        h_addrtype: AF_INET,
+        h_length: 4,
+        h_addr_list: buffer.value([address.cast::<c_char>(), null_mut()])?.cast(),
+    })
+}
+
+/// The record that getaddrinfo asks for.
+pub fn tuple((container, address): (ContainerUid, Ipv4Addr), buffer: &mut Buffer) -> Result<AddrTuple, Failure> {
+    Ok(AddrTuple {
+        next: null_mut(),
+        name: buffer.string(container.host_name().as_bytes())?,
+        family: AF_INET,
+        addr: [address.octets(), [0; 4], [0; 4], [0; 4]],
+        scopeid: 0,
+    })
+}

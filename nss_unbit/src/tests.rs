@@ -1,0 +1,455 @@
+//! The exported functions, called as glibc calls them. The real file system comes in with the tests on the node.
+#![allow(unsafe_code)]
+
+use crate::abi::{AF_INET, AF_INET6, AddrTuple, Group, HostError, Hostent, Passwd, Shadow, Status};
+use crate::directory::{self, Directory};
+use crate::exports::*;
+use core::ffi::{CStr, c_char, c_int};
+use core::mem::MaybeUninit;
+use rustix::fs::Stat;
+use rustix::io::Errno;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::ptr::{null, null_mut};
+
+// The file system
+
+#[derive(Clone, Copy)]
+struct Inode {
+    mode: u32,
+    uid: u32,
+    gid: u32,
+}
+
+thread_local! {
+    static FILES: RefCell<HashMap<CString, Result<Inode, Errno>>> = RefCell::new(HashMap::new());
+    static ENUMERATED: RefCell<CString> = RefCell::new(c"/nonexistent".to_owned());
+    static STATS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// In the place of the system call: what [`put`] says.
+pub fn stat(path: &CStr) -> Result<Stat, Errno> {
+    STATS.set(STATS.get() + 1);
+    let inode = FILES.with_borrow(|files| files.get(path).copied()).unwrap_or(Err(Errno::NOENT))?;
+    // SAFETY: the kernel's struct is all integers.
+    let mut found: Stat = unsafe { MaybeUninit::zeroed().assume_init() };
+    (found.st_mode, found.st_uid, found.st_gid) = (inode.mode, inode.uid, inode.gid);
+    Ok(found)
+}
+
+/// In the place of the real folder: what [`ENUMERATED`] says.
+pub fn open(_: &CStr, offset: u64) -> Result<Directory, c_int> {
+    directory::open(&ENUMERATED.with_borrow(Clone::clone), offset)
+}
+
+fn put(path: &CStr, found: Result<Inode, Errno>) {
+    FILES.with_borrow_mut(|files| files.insert(path.to_owned(), found));
+}
+
+fn container_30001() {
+    put(c"/containers/30001", Ok(Inode { mode: 0o040_755, uid: 30001, gid: 30001 }));
+}
+
+// The calls
+
+const STALE: c_int = 0x5a5a;
+
+/// What a call came to.
+#[derive(Debug)]
+struct Answer {
+    status: Status,
+    errno: c_int,
+    h_errno: c_int,
+    /// Each string, and where it is.
+    strings: Vec<(*const c_char, String)>,
+    /// Where each array or address is, its bytes, and its alignment.
+    arrays: Vec<(usize, usize, usize)>,
+}
+
+impl Answer {
+    fn texts(&self) -> Vec<&str> {
+        self.strings.iter().map(|(_, text)| text.as_str()).collect()
+    }
+}
+
+/// A function to be called with a buffer.
+type Call<'a> = &'a dyn Fn(*mut c_char, usize) -> Answer;
+
+fn account<R: Copy>(
+    call: impl FnOnce(*mut R, *mut c_int) -> Status,
+    strings: impl FnOnce(&R) -> Vec<*mut c_char>,
+    arrays: impl FnOnce(&R) -> Vec<*mut *mut c_char>,
+) -> Answer {
+    let mut record = MaybeUninit::<R>::uninit();
+    let mut errno = STALE;
+    let status = call(record.as_mut_ptr(), &mut errno);
+    let mut answer = Answer { status, errno, h_errno: STALE, strings: vec![], arrays: vec![] };
+    if status == Status::Success {
+        // SAFETY: a success has filled it in, with strings that end.
+        unsafe {
+            let record = record.assume_init();
+            answer.strings = strings(&record).into_iter().map(|at| (at.cast_const(), text(at))).collect();
+            for array in arrays(&record) {
+                assert!((*array).is_null(), "no members");
+                answer.arrays.push((array as usize, 8, 8));
+            }
+        }
+    }
+    answer
+}
+
+unsafe fn text(at: *const c_char) -> String {
+    // SAFETY: as the caller says.
+    unsafe { CStr::from_ptr(at) }.to_str().unwrap().to_owned()
+}
+
+fn pw_strings(p: &Passwd) -> Vec<*mut c_char> {
+    assert_eq!((p.pw_uid, p.pw_gid), (30001, 30001));
+    vec![p.pw_name, p.pw_passwd, p.pw_gecos, p.pw_dir, p.pw_shell]
+}
+
+fn gr_strings(g: &Group) -> Vec<*mut c_char> {
+    assert_eq!(g.gr_gid, 30001);
+    vec![g.gr_name, g.gr_passwd]
+}
+
+fn sp_strings(s: &Shadow) -> Vec<*mut c_char> {
+    assert_eq!([s.sp_lstchg, s.sp_min, s.sp_max, s.sp_warn, s.sp_inact, s.sp_expire], [-1; 6]);
+    assert_eq!(s.sp_flag, u64::MAX);
+    vec![s.sp_namp, s.sp_pwdp]
+}
+
+fn getpwnam(name: &CStr, buffer: *mut c_char, length: usize) -> Answer {
+    // SAFETY: the pointers are good for the call, here and below.
+    account(|r, e| unsafe { _nss_unbit_getpwnam_r(name.as_ptr(), r, buffer, length, e) }, pw_strings, |_| vec![])
+}
+
+fn getpwuid(uid: u32, buffer: *mut c_char, length: usize) -> Answer {
+    // SAFETY: as above.
+    account(|r, e| unsafe { _nss_unbit_getpwuid_r(uid, r, buffer, length, e) }, pw_strings, |_| vec![])
+}
+
+fn getgrnam(name: &CStr, buffer: *mut c_char, length: usize) -> Answer {
+    // SAFETY: as above.
+    account(
+        |r, e| unsafe { _nss_unbit_getgrnam_r(name.as_ptr(), r, buffer, length, e) },
+        gr_strings,
+        |g| vec![g.gr_mem],
+    )
+}
+
+fn getgrgid(gid: u32, buffer: *mut c_char, length: usize) -> Answer {
+    // SAFETY: as above.
+    account(|r, e| unsafe { _nss_unbit_getgrgid_r(gid, r, buffer, length, e) }, gr_strings, |g| vec![g.gr_mem])
+}
+
+fn getspnam(name: &CStr, buffer: *mut c_char, length: usize) -> Answer {
+    // SAFETY: as above.
+    account(|r, e| unsafe { _nss_unbit_getspnam_r(name.as_ptr(), r, buffer, length, e) }, sp_strings, |_| vec![])
+}
+
+fn host(call: impl FnOnce(*mut Hostent, *mut c_int, *mut HostError) -> Status) -> Answer {
+    let mut record = MaybeUninit::<Hostent>::uninit();
+    let (mut errno, mut h_errno) = (STALE, MaybeUninit::<HostError>::uninit());
+    let status = call(record.as_mut_ptr(), &mut errno, h_errno.as_mut_ptr());
+    // SAFETY: every host function says its h_errno; a success has filled the record in.
+    unsafe {
+        let mut answer =
+            Answer { status, errno, h_errno: h_errno.assume_init() as c_int, strings: vec![], arrays: vec![] };
+        if status == Status::Success {
+            let record = record.assume_init();
+            assert_eq!((record.h_addrtype, record.h_length), (AF_INET, 4));
+            answer.strings.push((record.h_name, text(record.h_name)));
+            assert!((*record.h_aliases).is_null());
+            let address = *record.h_addr_list;
+            assert_eq!(*address.cast::<[u8; 4]>(), [10, 0, 0, 3]);
+            assert!((*record.h_addr_list.add(1)).is_null());
+            answer.arrays = vec![
+                (record.h_aliases as usize, 8, 8),
+                (record.h_addr_list as usize, 16, 8),
+                (address as usize, 4, 4), // programs read it as a struct in_addr
+            ];
+        }
+        answer
+    }
+}
+
+fn gethostbyname(name: &CStr, buffer: *mut c_char, length: usize) -> Answer {
+    // SAFETY: as above.
+    host(|r, e, h| unsafe { _nss_unbit_gethostbyname_r(name.as_ptr(), r, buffer, length, e, h) })
+}
+
+fn gethostbyname2(name: &CStr, family: c_int, buffer: *mut c_char, length: usize) -> Answer {
+    // SAFETY: as above.
+    host(|r, e, h| unsafe { _nss_unbit_gethostbyname2_r(name.as_ptr(), family, r, buffer, length, e, h) })
+}
+
+fn gethostbyname3(name: &CStr, buffer: *mut c_char, length: usize) -> Answer {
+    let mut canon = null_mut();
+    let answer = host(|r, e, h| {
+        // SAFETY: as above.
+        unsafe {
+            let name = name.as_ptr();
+            _nss_unbit_gethostbyname3_r(name, AF_INET, r, buffer, length, e, h, null_mut(), &mut canon)
+        }
+    });
+    assert_eq!(canon.cast_const(), answer.strings.first().map_or(null(), |(at, _)| *at));
+    answer
+}
+
+fn gethostbyname4(name: &CStr, in_place: bool, buffer: *mut c_char, length: usize) -> Answer {
+    let mut first = MaybeUninit::<AddrTuple>::uninit();
+    let mut list = if in_place { first.as_mut_ptr() } else { null_mut() };
+    let (mut errno, mut h_errno) = (STALE, MaybeUninit::<HostError>::uninit());
+    // SAFETY: as above.
+    unsafe {
+        let status = _nss_unbit_gethostbyname4_r(
+            name.as_ptr(),
+            &mut list,
+            buffer,
+            length,
+            &mut errno,
+            h_errno.as_mut_ptr(),
+            null_mut(),
+        );
+        let mut answer =
+            Answer { status, errno, h_errno: h_errno.assume_init() as c_int, strings: vec![], arrays: vec![] };
+        assert_eq!(list == first.as_mut_ptr(), in_place);
+        if status == Status::Success {
+            let tuple = *list;
+            assert!(tuple.next.is_null());
+            assert_eq!((tuple.family, tuple.scopeid), (AF_INET, 0));
+            assert_eq!(tuple.addr, [[10, 0, 0, 3], [0; 4], [0; 4], [0; 4]]);
+            answer.strings.push((tuple.name, text(tuple.name)));
+            if !in_place {
+                answer.arrays.push((list as usize, size_of::<AddrTuple>(), 8));
+            }
+        }
+        answer
+    }
+}
+
+fn gethostbyaddr(address: &[u8], family: c_int, buffer: *mut c_char, length: usize) -> Answer {
+    host(|r, e, h| {
+        // SAFETY: as above.
+        unsafe {
+            let (at, size) = (address.as_ptr().cast(), address.len() as u32);
+            _nss_unbit_gethostbyaddr_r(at, size, family, r, buffer, length, e, h)
+        }
+    })
+}
+
+/// Calls with a buffer that is large enough for all.
+fn roomy<A>(call: impl FnOnce(*mut c_char, usize) -> A) -> A {
+    let mut buffer = [0u8; 512];
+    call(buffer.as_mut_ptr().cast(), buffer.len())
+}
+
+/// Every function, with a name, and whether it answers for hosts.
+fn every_function(check: impl Fn(&str, bool, Call)) {
+    let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 3];
+    check("getpwnam_r", false, &|b, l| getpwnam(c"30001", b, l));
+    check("getpwuid_r", false, &|b, l| getpwuid(30001, b, l));
+    check("getgrnam_r", false, &|b, l| getgrnam(c"30001", b, l));
+    check("getgrgid_r", false, &|b, l| getgrgid(30001, b, l));
+    check("getspnam_r", false, &|b, l| getspnam(c"30001", b, l));
+    check("gethostbyname_r", true, &|b, l| gethostbyname(c"30001.local", b, l));
+    check("gethostbyname2_r", true, &|b, l| gethostbyname2(c"30001.LOCAL.", AF_INET, b, l));
+    check("gethostbyname3_r", true, &|b, l| gethostbyname3(c"30001.local", b, l));
+    check("gethostbyname4_r", true, &|b, l| gethostbyname4(c"30001.local", false, b, l));
+    check("gethostbyname4_r in place", true, &|b, l| gethostbyname4(c"30001.local", true, b, l));
+    check("gethostbyaddr_r", true, &|b, l| gethostbyaddr(&[10, 0, 0, 3], AF_INET, b, l));
+    check("gethostbyaddr_r mapped", true, &|b, l| gethostbyaddr(&mapped, AF_INET6, b, l));
+}
+
+// The tests
+
+#[test]
+fn the_structs_are_those_of_the_headers() {
+    use std::mem::offset_of;
+    assert_eq!(size_of::<Passwd>(), size_of::<libc::passwd>());
+    assert_eq!(offset_of!(Passwd, pw_gecos), offset_of!(libc::passwd, pw_gecos));
+    assert_eq!(offset_of!(Passwd, pw_shell), offset_of!(libc::passwd, pw_shell));
+    assert_eq!(size_of::<Group>(), size_of::<libc::group>());
+    assert_eq!(offset_of!(Group, gr_mem), offset_of!(libc::group, gr_mem));
+    assert_eq!(size_of::<Shadow>(), size_of::<libc::spwd>());
+    assert_eq!(offset_of!(Shadow, sp_flag), offset_of!(libc::spwd, sp_flag));
+    assert_eq!(size_of::<Hostent>(), size_of::<libc::hostent>());
+    assert_eq!(offset_of!(Hostent, h_addr_list), offset_of!(libc::hostent, h_addr_list));
+    #[cfg(target_pointer_width = "64")]
+    assert_eq!((size_of::<AddrTuple>(), align_of::<AddrTuple>()), (40, 8));
+}
+
+#[test]
+fn records() {
+    container_30001();
+    let passwd = ["30001", "x", "30001", "/containers/30001", "/bin/bash"];
+    assert_eq!(roomy(|b, l| getpwnam(c"30001", b, l)).texts(), passwd);
+    assert_eq!(roomy(|b, l| getpwuid(30001, b, l)).texts(), passwd);
+    assert_eq!(roomy(|b, l| getgrnam(c"30001", b, l)).texts(), ["30001", "x"]);
+    assert_eq!(roomy(|b, l| getgrgid(30001, b, l)).texts(), ["30001", "x"]);
+    assert_eq!(roomy(|b, l| getspnam(c"30001", b, l)).texts(), ["30001", "!"]);
+    every_function(|name, host, call| {
+        let answer = roomy(call);
+        assert_eq!(answer.status, Status::Success, "{name}");
+        assert_eq!(answer.errno, STALE, "{name}: a success leaves errno alone");
+        if host {
+            assert_eq!(answer.h_errno, 0, "{name}");
+            assert_eq!(answer.texts(), ["30001.local"], "{name}");
+        }
+    });
+}
+
+#[test]
+fn every_length_at_every_misalignment_is_all_or_nothing() {
+    const MOST: usize = 512;
+    const AROUND: usize = 64;
+    container_30001();
+    every_function(|name, host, call| {
+        for misalignment in 0..8 {
+            let mut enough = false;
+            for length in 0..=MOST {
+                let mut memory = [0x5au8; AROUND + 8 + MOST + AROUND];
+                let base = memory.as_mut_ptr();
+                let start = AROUND + base.wrapping_add(AROUND).align_offset(8) + misalignment;
+                let at = base.wrapping_add(start);
+                let answer = call(at.cast(), length);
+                let case = format!("{name}, {length} bytes at {misalignment}");
+
+                let canaries = memory.iter().take(start).chain(memory.iter().skip(start + length));
+                assert!(canaries.copied().all(|byte| byte == 0x5a), "{case}: wrote outside");
+                if answer.status == Status::Success {
+                    enough = true;
+                    let inside = |from: usize, size: usize| {
+                        let from = from.checked_sub(at as usize);
+                        from.is_some_and(|from| from + size <= length)
+                    };
+                    for (string, text) in &answer.strings {
+                        assert!(inside(*string as usize, text.len() + 1), "{case}: {text}");
+                    }
+                    for (array, size, align) in &answer.arrays {
+                        assert!(inside(*array, *size), "{case}: an array outside");
+                        assert_eq!(array % align, 0, "{case}: an array askew");
+                    }
+                    // Nothing overlaps: each byte belongs to one string or array.
+                    let sizes = answer.strings.iter().map(|(at, text)| (*at as usize, text.len() + 1));
+                    let mut parts: Vec<_> = sizes.chain(answer.arrays.iter().map(|(a, s, _)| (*a, *s))).collect();
+                    parts.sort_unstable();
+                    assert!(parts.windows(2).all(|two| two[0].0 + two[0].1 <= two[1].0), "{case}: {parts:?}");
+                } else {
+                    assert!(!enough, "{case}: what was enough is no longer");
+                    assert_eq!((answer.status, answer.errno), (Status::TryAgain, libc::ERANGE), "{case}");
+                    assert!(!host || answer.h_errno == HostError::Internal as c_int, "{case}: {}", answer.h_errno);
+                }
+            }
+            assert!(enough, "{name}: {MOST} bytes are not enough");
+        }
+    });
+}
+
+#[test]
+fn a_null_buffer_of_no_length_is_too_small() {
+    container_30001();
+    every_function(|name, _, call| {
+        let answer = call(null_mut(), 0);
+        assert_eq!((answer.status, answer.errno), (Status::TryAgain, libc::ERANGE), "{name}");
+    });
+}
+
+#[test]
+fn what_is_not_a_container_is_absent() {
+    let directory = |uid, gid| Ok(Inode { mode: 0o040_755, uid, gid });
+    for found in [
+        Err(Errno::NOENT),
+        Err(Errno::NOTDIR),
+        directory(0, 0),
+        directory(30001, 0),
+        directory(0, 30001),
+        directory(30000, 30000),
+        Ok(Inode { mode: 0o100_644, uid: 30001, gid: 30001 }),
+        Ok(Inode { mode: 0o140_755, uid: 30001, gid: 30001 }),
+    ] {
+        put(c"/containers/30001", found);
+        every_function(|name, host, call| {
+            if name.starts_with("gethostbyname") {
+                return; // by arithmetic
+            }
+            let answer = call(null_mut(), 0); // and that before any word about the buffer
+            assert_eq!((answer.status, answer.errno), (Status::NotFound, libc::ENOENT), "{name}");
+            assert!(!host || answer.h_errno == HostError::HostNotFound as c_int, "{name}");
+        });
+    }
+}
+
+#[test]
+fn a_system_that_cannot_tell_has_not_said_no() {
+    for errno in [Errno::ACCESS, Errno::IO, Errno::LOOP, Errno::MFILE, Errno::NOMEM, Errno::INTR, Errno::STALE] {
+        put(c"/containers/30001", Err(errno));
+        every_function(|name, host, call| {
+            if name.starts_with("gethostbyname") {
+                return;
+            }
+            let answer = roomy(call);
+            assert_eq!((answer.status, answer.errno), (Status::Unavailable, errno.raw_os_error()), "{name}");
+            assert!(!host || answer.h_errno == HostError::NoRecovery as c_int, "{name}");
+        });
+    }
+}
+
+#[test]
+fn other_names_cost_no_system_call() {
+    container_30001();
+    let long = CString::new(vec![b'3'; 100_000]).unwrap();
+    for name in [c"root", c"", c"30001/", c"030001", c"29999", c"30001 ", c"65534", c"4294997297", long.as_c_str()] {
+        for answer in [
+            roomy(|b, l| getpwnam(name, b, l)),
+            roomy(|b, l| getgrnam(name, b, l)),
+            roomy(|b, l| getspnam(name, b, l)),
+            roomy(|b, l| gethostbyname(name, b, l)),
+        ] {
+            assert_eq!((answer.status, answer.errno), (Status::NotFound, libc::ENOENT), "{name:?}");
+        }
+    }
+    for id in [0, 1000, 29999, 65534, 65535, 0x8000_0000, u32::MAX] {
+        for answer in [roomy(|b, l| getpwuid(id, b, l)), roomy(|b, l| getgrgid(id, b, l))] {
+            assert_eq!((answer.status, answer.errno), (Status::NotFound, libc::ENOENT), "{id}");
+        }
+    }
+    assert_eq!(STATS.get(), 0);
+}
+
+#[test]
+fn hosts_need_no_container_forward_and_have_no_ipv6() {
+    let answer = roomy(|b, l| gethostbyname2(c"30001.local", AF_INET, b, l));
+    assert_eq!(answer.status, Status::Success, "the network spans nodes");
+    for family in [AF_INET6, 0, 1, -1] {
+        let answer = roomy(|b, l| gethostbyname2(c"30001.local", family, b, l));
+        assert_eq!((answer.status, answer.h_errno), (Status::NotFound, HostError::NoData as c_int), "{family}");
+    }
+    for name in [c"16807213.local", c"2147483647.local", c"65534.local", c"30001.lan", c"localhost"] {
+        let answer = roomy(|b, l| gethostbyname2(name, AF_INET, b, l));
+        assert_eq!((answer.status, answer.h_errno), (Status::NotFound, HostError::HostNotFound as c_int), "{name:?}");
+    }
+    assert_eq!(STATS.get(), 0);
+}
+
+#[test]
+fn addresses_that_are_no_containers_have_no_name() {
+    container_30001();
+    let strange: [(&[u8], c_int); 8] = [
+        (&[10, 0, 0, 1], AF_INET),
+        (&[10, 0, 0, 4], AF_INET), // 30002 is not here
+        (&[11, 0, 0, 3], AF_INET),
+        (&[10, 0, 0], AF_INET),
+        (&[10, 0, 0, 3, 0], AF_INET),
+        (&[10, 0, 0, 3], AF_INET6),
+        (&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 3], AF_INET6), // not mapped
+        (&[10, 0, 0, 3], 1),
+    ];
+    for (address, family) in strange {
+        let answer = roomy(|b, l| gethostbyaddr(address, family, b, l));
+        assert_eq!((answer.status, answer.errno), (Status::NotFound, libc::ENOENT), "{address:?} {family}");
+        assert_eq!(answer.h_errno, HostError::HostNotFound as c_int);
+    }
+}
