@@ -194,7 +194,7 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyname_r(
     h_errnop: *mut HostError,
 ) -> Status {
     // SAFETY: the promises of C above.
-    unsafe { host(hosts::by_name(bytes(name), AF_INET), result, buffer, length, errnop, h_errnop) }
+    unsafe { _nss_unbit_gethostbyname2_r(name, AF_INET, result, buffer, length, errnop, h_errnop) }
 }
 
 /// The address of this name in this family.

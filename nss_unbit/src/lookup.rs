@@ -2,15 +2,17 @@
 
 use crate::abi::Failure;
 use rustix::io::Errno;
-use shared::ContainerUid;
+use shared::{ContainerUid, settings};
 
 /// The container, if it is here.
 ///
-/// A system that cannot tell (EACCES, EIO, ELOOP, ...) has not said that there is no such account.
+/// Only a system that can tell says that there is no such account: not one that answers EACCES, EIO or ELOOP, and not one
+/// where the whole folder is missing, because it is not mounted, say.
 pub fn present(container: ContainerUid) -> Result<ContainerUid, Failure> {
     match stat(container.home().as_c_str()) {
         Ok(found) if container.is_owner_of(found.st_mode, found.st_uid, found.st_gid) => Ok(container),
-        Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => Err(Failure::ABSENT),
+        Ok(_) => Err(Failure::ABSENT),
+        Err(Errno::NOENT | Errno::NOTDIR) if stat(settings::CONTAINERS_PATH).is_ok() => Err(Failure::ABSENT),
         Err(errno) => Err(Failure::unavailable(errno.raw_os_error())),
     }
 }

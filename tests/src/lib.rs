@@ -1,7 +1,6 @@
 //! What the tests say to the node that they run on (see `tests/node/run`).
 //!
 //! Everything here panics when it goes wrong: it is for tests only.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::BTreeMap;
 use std::fmt::Display;

@@ -1,5 +1,4 @@
 //! Logins that work, on a node: real sshd, real Emperor, real glibc.
-#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::process::{Child, Command, Stdio};

@@ -1,6 +1,5 @@
 //! Logins that must not be: each is refused by pam_unbit for the reason that the test is about, with one line in the log and one sentence
 //! for the user, and never a session on the host.
-#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::time::{Duration, Instant};
