@@ -202,4 +202,4 @@ impl Drop for Turn<'_> {
 #[cfg(not(test))]
 use crate::directory::open;
 #[cfg(test)]
-use crate::tests::open;
+use crate::open;

@@ -25,9 +25,6 @@ mod lookup;
 mod passwd;
 mod shadow;
 
-#[cfg(test)]
-mod tests;
-
 /// The compiler wants a panic handler. In a release build nothing calls it, and the tests look that it is gone.
 #[cfg(panic = "abort")]
 #[panic_handler]

@@ -28,6 +28,6 @@ pub fn by_id(id: u32) -> Result<ContainerUid, Failure> {
 }
 
 #[cfg(test)]
-use crate::tests::stat;
+use crate::stat;
 #[cfg(not(test))]
 use rustix::fs::stat;
