@@ -36,3 +36,9 @@ fn panic(_: &core::panic::PanicInfo) -> ! {
     }
     abort()
 }
+
+/// The unwinder's part that the compiler's own `core` names in a debug build, though nothing here unwinds.
+#[cfg(all(panic = "abort", debug_assertions))]
+#[unsafe(no_mangle)]
+#[allow(unsafe_code)]
+extern "C" fn rust_eh_personality() {}

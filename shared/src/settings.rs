@@ -41,6 +41,17 @@ pub const ADDRESS_BASE: u32 = match option_env!("UNBIT_ADDRESS_BASE") {
 pub(crate) const CONTAINERS_MAX: usize = 100;
 
 const _: () = {
+    const fn fits_a_passwd_field(text: &[u8]) -> bool {
+        let mut i = 0;
+        while i < text.len() {
+            if matches!(text[i], b':' | b'\n' | 0) {
+                return false;
+            }
+            i += 1;
+        }
+        true
+    }
+
     let folder = CONTAINERS.as_bytes();
     assert!(!folder.is_empty() && folder.len() <= CONTAINERS_MAX, "UNBIT_CONTAINERS: 1 to 100 bytes");
     assert!(folder[0] == b'/', "UNBIT_CONTAINERS: an absolute path");
@@ -61,17 +72,6 @@ const fn with_end_mark<const N: usize>(text: &str) -> [u8; N] {
         i += 1;
     }
     path
-}
-
-const fn fits_a_passwd_field(text: &[u8]) -> bool {
-    let mut i = 0;
-    while i < text.len() {
-        if matches!(text[i], b':' | b'\n' | 0) {
-            return false;
-        }
-        i += 1;
-    }
-    true
 }
 
 const fn decimal(text: &[u8]) -> u32 {
