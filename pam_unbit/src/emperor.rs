@@ -1,24 +1,19 @@
 //! Reach: find out who listens on the container's `run/ns.socket`.
 //!
 //! The tenant owns that path and may put anything there. So the walk follows no symbolic link, and of what answers only the identity
-//! counts: the kernel says who called `listen`, and nothing that the peer sends is received. Closing a descriptor that a tenant
-//! made can hang (a FUSE file's close waits for its server), so none is ever taken.
+//! counts: the kernel says who called `listen`. Nothing that the peer sends can even arrive: to close a descriptor of a tenant's can
+//! hang root beyond SIGKILL (dirty pages on a FUSE mount, a lingering TCP socket), also one that was never taken out of the queue.
 
 use crate::deadline::Deadline;
 use crate::refusal::{Reason, Refusal, Step};
 use crate::sys;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
+use nix::sys::socket::{self, AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, sockopt};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::time::TimeVal;
 use shared::ContainerUid;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::time::Duration;
-
-/// How long a connection waits for the Emperor to say its piece before it is closed unread; see [`Emperor::leave`].
-const PATIENCE: Duration = Duration::from_millis(50);
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// A connection to whoever listens on the container's socket. Nothing is known about the peer yet.
 pub struct Emperor {
@@ -68,13 +63,6 @@ impl Emperor {
             other => other.step(Reason::Broken, "pidfd_open (Linux 5.3 or newer is needed)"),
         }
     }
-
-    /// Ends the conversation. uWSGI logs a broken pipe in the tenant's log if we are gone before it has written its message, so it gets a
-    /// moment; one that never writes costs that moment and no more.
-    pub fn leave(self) {
-        let mut connection = [PollFd::new(self.connection.as_fd(), PollFlags::POLLIN)];
-        let _ = poll(&mut connection, PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::ZERO));
-    }
 }
 
 /// The container's own directory: a symbolic link in `/containers` is the operator's right, everything behind it is checked.
@@ -105,6 +93,9 @@ fn missing_or_odd(errno: Errno, step: &str) -> Refusal {
 fn connect(socket: &OwnedFd, deadline: Deadline) -> Result<OwnedFd, Refusal> {
     let connection = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
         .step(Reason::Broken, "make a socket")?;
+    // Before there is a peer: its sendmsg(2) fails with EPIPE from the first one on. uWSGI notes that in the container's own log.
+    socket::shutdown(connection.as_raw_fd(), Shutdown::Read)
+        .step(Reason::Broken, "close our end to what the peer sends")?;
     let address = UnixAddr::new(format!("/proc/self/fd/{}", socket.as_raw_fd()).as_str())
         .step(Reason::Broken, "name run/ns.socket")?;
     let step = "connect to run/ns.socket";

@@ -51,7 +51,7 @@ fn run(
     flags: c_int,
     argc: c_int,
     argv: *const *const c_char,
-    hook: fn(&Call) -> Result<Verdict, Refusal>,
+    hook: fn(&mut Call) -> Result<Verdict, Refusal>,
     refused: c_int,
 ) -> c_int {
     end_the_process_on_a_panic();
@@ -61,9 +61,9 @@ fn run(
         // SAFETY: libpam passes argc strings in argv, which outlive the call.
         .map(|i| unsafe { CStr::from_ptr(*argv.add(i)) }.to_bytes())
         .collect();
-    let call = Call { pam, flags, words };
+    let mut call = Call { pam, flags, words };
     crate::defect(name);
-    match hook(&call) {
+    match hook(&mut call) {
         Ok(Verdict::Success) => code::SUCCESS,
         Ok(Verdict::Ignore) => code::IGNORE,
         Err(refusal) => {
@@ -81,7 +81,7 @@ fn end_the_process_on_a_panic() {
         std::panic::set_hook(Box::new(|panic| {
             let line = format!("pam_unbit: a defect ends this login: {panic}").replace(['\n', '\0'], " ");
             sys::log_critical(&CString::new(line).unwrap_or_default());
-            sys::exit_now();
+            sys::exit_now(255);
         }));
     });
 }

@@ -51,11 +51,11 @@ impl Proc {
         openat(&self.0, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
     }
 
-    /// Reads one of its files whole.
+    /// Reads one of its files whole. Names in it may be any bytes; what is not UTF-8 becomes a name that no file has.
     pub fn read(&self, name: &str) -> std::io::Result<String> {
-        let mut text = String::new();
-        File::from(self.open(name)?).read_to_string(&mut text)?;
-        Ok(text)
+        let mut text = Vec::new();
+        File::from(self.open(name)?).read_to_end(&mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
     /// The namespace behind one of its links in `ns/`.

@@ -8,7 +8,9 @@
 //! | reach | [`emperor`] | who listens on the container's ns.socket? |
 //! | verify | [`leader`] | is that the container's pid 1? |
 //! | prepare | [`namespaces`], [`cgroups`] | what is there to join? each one opened and checked |
-//! | enter | [`visit`] | join all of it, in sshd's child |
+//! | enter | [`visit`], [`nss`] | join all of it, in sshd's child, and load no code of the tenant's on the way |
+//!
+//! [`escort`] is for services other than sshd, which enter by `join=now`.
 //!
 //! [`refusal`] holds every reason to say no and what people read then; [`options`] what the PAM line may say. `unsafe` is in
 //! [`hooks`] and [`pam`] (Linux-PAM's C interface) and in [`sys`] (system calls that nix does not have), nowhere else.
@@ -17,10 +19,12 @@ mod account;
 mod cgroups;
 mod deadline;
 mod emperor;
+mod escort;
 mod hooks;
 mod leader;
 mod login;
 mod namespaces;
+mod nss;
 mod options;
 mod pam;
 mod refusal;

@@ -11,7 +11,10 @@
 //! The monitor, which stays root, enters nothing. The child enters and is root no more. Whatever is missing or out of order refuses.
 
 use crate::account::{Account, identify};
+use crate::escort;
 use crate::hooks::Call;
+use crate::nss;
+use crate::options::Options;
 use crate::pam::flag;
 use crate::refusal::{Reason, Refusal};
 use crate::sys;
@@ -36,6 +39,8 @@ struct Login {
     verified_in: Duration,
     auth_line_seen: bool,
     session_open: bool,
+    /// By `join=now`: this process is inside already.
+    joined: bool,
 }
 
 impl Login {
@@ -47,6 +52,7 @@ impl Login {
             verified_in: Duration::ZERO,
             auth_line_seen: false,
             session_open: false,
+            joined: false,
         }
     }
 
@@ -56,21 +62,21 @@ impl Login {
 }
 
 /// Container users have no password, and no password module may run for them as root: keys only.
-pub fn authenticate(call: &Call) -> Result<Verdict, Refusal> {
-    match identify(&call.pam)? {
-        Account::Container(_) => {
-            Err(Refusal::new(Reason::KeysOnly, "a password was offered; container users log in with keys"))
-        }
-        Account::Other | Account::Unknown => Ok(Verdict::Ignore),
-    }
+pub fn authenticate(call: &mut Call) -> Result<Verdict, Refusal> {
+    let refusal = match identify(&call.pam) {
+        Ok(Account::Other | Account::Unknown) => return Ok(Verdict::Ignore),
+        Ok(Account::Container(_)) => "a password was offered; container users log in with keys".to_owned(),
+        Err(refusal) => refusal.cause,
+    };
+    // The same words whether the container exists or not: without a key nobody learns which do.
+    Err(Refusal::new(Reason::KeysOnly, refusal))
 }
 
 /// Verifies the container. A refusal here reaches the client before it is let in, whatever it came for: a shell, sftp, or -N.
-pub fn acct_mgmt(call: &Call) -> Result<Verdict, Refusal> {
+pub fn acct_mgmt(call: &mut Call) -> Result<Verdict, Refusal> {
     let Account::Container(container) = identify(&call.pam)? else { return Ok(Verdict::Ignore) };
     let started = Instant::now();
-    let options = call.options()?;
-    must_be_sshd(call)?;
+    let options = options_for_the_service(call)?;
 
     let visit = Visit::prepare(container, &options)?;
     call.debug(&format!("container {container}: verified; {visit}"));
@@ -82,29 +88,33 @@ pub fn acct_mgmt(call: &Call) -> Result<Verdict, Refusal> {
 
 /// Called twice: in the monitor, before the session, and in the child that becomes the user's. There it enters the container or ends the
 /// process, because sshd does no more than log an error that it returns after a login by key.
-pub fn setcred(call: &Call) -> Result<Verdict, Refusal> {
+pub fn setcred(call: &mut Call) -> Result<Verdict, Refusal> {
     if call.flags & flag::DELETE_CRED != 0 {
         return Ok(if recall(call).is_some() { Verdict::Success } else { Verdict::Ignore });
     }
     match establish_credentials(call) {
         Err(refusal) if is_sshd(call) => {
             call.refuse(&refusal);
-            sys::exit_now()
+            sys::exit_now(255)
         }
         other => other,
     }
 }
 
-fn establish_credentials(call: &Call) -> Result<Verdict, Refusal> {
+fn establish_credentials(call: &mut Call) -> Result<Verdict, Refusal> {
     let Some(login) = recall(call) else {
         let Account::Container(container) = identify(&call.pam)? else { return Ok(Verdict::Ignore) };
-        must_be_sshd(call)?;
+        options_for_the_service(call)?;
         remember(call, Login { auth_line_seen: true, ..Login::of(container) })?;
         return Ok(Verdict::Success);
     };
     let mut login = login.borrow_mut();
 
+    if login.joined {
+        return Ok(Verdict::Success);
+    }
     if !login.session_open {
+        options_for_the_service(call)?; // those of the auth line
         if !login.is_in_monitor() {
             return Err(Refusal::new(
                 Reason::Misconfigured,
@@ -130,6 +140,7 @@ fn establish_credentials(call: &Call) -> Result<Verdict, Refusal> {
             ),
         ));
     }
+    nss::pin()?;
     sys::open_log();
     visit.enter()?;
     sys::close_log();
@@ -137,11 +148,13 @@ fn establish_credentials(call: &Call) -> Result<Verdict, Refusal> {
 }
 
 /// Opens the session: from here on the monitor's next child belongs to the container. Nothing can fail after that.
-pub fn open_session(call: &Call) -> Result<Verdict, Refusal> {
+pub fn open_session(call: &mut Call) -> Result<Verdict, Refusal> {
     let Account::Container(container) = identify(&call.pam)? else { return Ok(Verdict::Ignore) };
     let started = Instant::now();
-    call.options()?;
-    must_be_sshd(call)?;
+    let options = options_for_the_service(call)?;
+    if options.join_now {
+        return join_now(call, container, &options, started);
+    }
 
     let missing = |line| {
         Refusal::new(Reason::Misconfigured, format!("is the {line} line of pam_unbit.so missing? It was not called"))
@@ -160,17 +173,13 @@ pub fn open_session(call: &Call) -> Result<Verdict, Refusal> {
     let visit = login.verified.as_ref().ok_or_else(|| missing("account"))?;
     visit.bind_next_child()?;
 
-    let milliseconds = (login.verified_in + started.elapsed()).as_secs_f64() * 1e3;
-    call.pam.log(
-        libc::LOG_INFO,
-        &format!("container {container}: session opens in {visit}; verified in {milliseconds:.1} ms"),
-    );
+    call.pam.log(libc::LOG_INFO, &opens(container, visit, login.verified_in + started.elapsed()));
     login.session_open = true;
     Ok(Verdict::Success)
 }
 
 /// Lets go of everything.
-pub fn close_session(call: &Call) -> Result<Verdict, Refusal> {
+pub fn close_session(call: &mut Call) -> Result<Verdict, Refusal> {
     let Some(login) = recall(call) else { return Ok(Verdict::Ignore) };
     let mut login = login.borrow_mut();
     if let Some(visit) = login.verified.take() {
@@ -180,20 +189,58 @@ pub fn close_session(call: &Call) -> Result<Verdict, Refusal> {
     Ok(Verdict::Success)
 }
 
-/// Other services never call setcred in a child, so that their session would stay on the host.
-fn must_be_sshd(call: &Call) -> Result<(), Refusal> {
-    if is_sshd(call) {
-        return Ok(());
+/// `join=now`: for an application that calls no hook in the child that becomes the user's, so that it has to enter itself. Returns in a child that
+/// goes on as the application; see [`escort`].
+fn join_now(call: &mut Call, container: ContainerUid, options: &Options, started: Instant) -> Result<Verdict, Refusal> {
+    let visit = match recall(call).and_then(|login| login.borrow_mut().verified.take()) {
+        Some(visit) => visit,
+        None => Visit::prepare(container, options)?,
+    };
+    nss::pin_alone(container)?;
+    remember(call, Login { session_open: true, joined: true, ..Login::of(container) })?;
+    call.pam.log(libc::LOG_INFO, &opens(container, &visit, started.elapsed()));
+    visit.bind_next_child()?;
+    escort::go_on_in_a_child()?;
+
+    sys::open_log();
+    if let Err(refusal) = visit.enter_before_the_application_drops_root() {
+        call.refuse(&refusal);
+        sys::exit_now(255);
     }
-    let service = call.pam.service().map(|service| service.to_string_lossy().into_owned()).unwrap_or_default();
-    Err(Refusal::new(Reason::Misconfigured, format!("the service {service} cannot enter containers, only sshd can")))
+    sys::close_log();
+    Ok(Verdict::Success)
+}
+
+/// Which service may enter in which way. sshd's child enters by its second setcred. Other services never call that, so their session would
+/// stay on the host; they enter at once, and only if the PAM line says so.
+fn options_for_the_service(call: &Call) -> Result<Options, Refusal> {
+    let options = call.options()?;
+    match (is_sshd(call), options.join_now) {
+        (true, false) | (false, true) => Ok(options),
+        (true, true) => Err(Refusal::new(
+            Reason::Misconfigured,
+            "join=now would take sshd's monitor into the container; sshd does without",
+        )),
+        (false, false) => {
+            let service = call.pam.service().map(|service| service.to_string_lossy().into_owned()).unwrap_or_default();
+            Err(Refusal::new(
+                Reason::Misconfigured,
+                format!("the service {service} cannot enter containers without join=now"),
+            ))
+        }
+    }
+}
+
+/// The one line that a login leaves in the log.
+fn opens(container: ContainerUid, visit: &Visit, took: Duration) -> String {
+    format!("container {container}: session opens in {visit}; verified in {:.1} ms", took.as_secs_f64() * 1e3)
 }
 
 fn is_sshd(call: &Call) -> bool {
     call.pam.service() == Some(c"sshd")
 }
 
-fn remember(call: &Call, login: Login) -> Result<(), Refusal> {
+fn remember(call: &mut Call, login: Login) -> Result<(), Refusal> {
     if call.pam.remember(RefCell::new(login)) {
         Ok(())
     } else {

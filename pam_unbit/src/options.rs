@@ -14,11 +14,19 @@ pub struct Options {
     pub namespaces: Vec<Kind>,
     /// `cgroup=optional` lets a container in that has no cgroup of its own; default `cgroup=required`.
     pub cgroup_required: bool,
+    /// `join=now`: the application enters itself, in open_session. For services that never call setcred in a child: su, login, cron.
+    pub join_now: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { debug: false, timeout: Duration::from_secs(3), namespaces: Kind::ALL.to_vec(), cgroup_required: true }
+        Self {
+            debug: false,
+            timeout: Duration::from_secs(3),
+            namespaces: Kind::ALL.to_vec(),
+            cgroup_required: true,
+            join_now: false,
+        }
     }
 }
 
@@ -33,6 +41,7 @@ impl Options {
                 Some(("timeout", seconds)) => options.timeout = parse_timeout(seconds)?,
                 Some(("namespaces", list)) => options.namespaces = parse_namespaces(list)?,
                 Some(("cgroup", "required")) => options.cgroup_required = true,
+                Some(("join", "now")) => options.join_now = true,
                 Some(("cgroup", "optional")) => options.cgroup_required = false,
                 _ => return Err(bad(format!("unknown option: {}", word.escape_debug()))),
             }
@@ -85,8 +94,8 @@ mod tests {
 
     #[test]
     fn each_option_is_read() {
-        let options = parse("debug timeout=10 namespaces=uts,mnt,pid cgroup=optional").unwrap();
-        assert!(options.debug && !options.cgroup_required);
+        let options = parse("debug timeout=10 namespaces=uts,mnt,pid cgroup=optional join=now").unwrap();
+        assert!(options.debug && !options.cgroup_required && options.join_now);
         assert_eq!(options.timeout, Duration::from_secs(10));
         let names: Vec<_> = options.namespaces.iter().map(|kind| kind.name).collect();
         assert_eq!(names, ["pid", "uts", "mnt"], "the mount namespace stays last");

@@ -73,7 +73,7 @@ pub struct Handle(NonNull<RawHandle>);
 
 impl Handle {
     /// # Safety
-    /// `raw` is null or the handle that libpam has passed to the running hook, and is used only until that hook returns.
+    /// `raw` is null or the handle that libpam has passed to the running hook, is used only until that hook returns, and by this value alone.
     pub unsafe fn new(raw: *mut RawHandle) -> Option<Self> {
         NonNull::new(raw).map(Self)
     }
@@ -81,16 +81,19 @@ impl Handle {
     /// PAM_USER.
     pub fn user(&self) -> Option<&CStr> {
         let mut user = ptr::null();
-        // SAFETY: the handle is valid (see `new`); the string it yields lives as long as the item is not set anew, which nobody does in a hook.
+        // SAFETY: the handle is valid (see `new`).
         match unsafe { pam_get_user(self.0.as_ptr(), &mut user, ptr::null()) } {
-            code::SUCCESS if !user.is_null() => Some(borrowed(user)),
+            // SAFETY: PAM_USER lives until it is set anew, which nobody does in a hook.
+            code::SUCCESS if !user.is_null() => Some(unsafe { borrowed(user) }),
             _ => None,
         }
     }
 
     /// PAM_SERVICE: the name of the file in /etc/pam.d.
     pub fn service(&self) -> Option<&CStr> {
-        Some(borrowed(self.item(PAM_SERVICE)?.as_ptr().cast()))
+        let service = self.item(PAM_SERVICE)?;
+        // SAFETY: PAM_SERVICE is a string and lives until it is set anew, which nobody does in a hook.
+        Some(unsafe { borrowed(service.as_ptr().cast()) })
     }
 
     fn item(&self, item: c_int) -> Option<NonNull<c_void>> {
@@ -137,7 +140,7 @@ impl Handle {
     }
 
     /// Keeps a value with the transaction, in place of the one before. False if libpam has no memory for it.
-    pub fn remember<T: 'static>(&self, value: T) -> bool {
+    pub fn remember<T: 'static>(&mut self, value: T) -> bool {
         let value: *mut Kept = Box::into_raw(Box::new(Box::new(value)));
         // SAFETY: the handle is valid; from here on the box is libpam's, which gives it to `forget` once.
         let answer = unsafe { pam_set_data(self.0.as_ptr(), DATA.as_ptr(), value.cast(), Some(forget)) };
@@ -148,8 +151,7 @@ impl Handle {
         answer == code::SUCCESS
     }
 
-    /// The value that [`Self::remember`] keeps, if it is of this type. Nobody remembers anew while it
-    /// holds what it recalled.
+    /// The value that [`Self::remember`] keeps, if it is of this type.
     pub fn recall<T: 'static>(&self) -> Option<&T> {
         let mut value = ptr::null();
         // SAFETY: the handle is valid; libpam writes one pointer.
@@ -172,8 +174,10 @@ unsafe extern "C" fn forget(_: *mut RawHandle, value: *mut c_void, _: c_int) {
     }
 }
 
-fn borrowed<'a>(text: *const c_char) -> &'a CStr {
-    // SAFETY: callers pass libpam's own strings, which end with NUL and live as long as the handle that they borrow.
+/// # Safety
+/// `text` is a string of libpam's, which ends with NUL and lives as long as the handle that the caller borrows.
+unsafe fn borrowed<'a>(text: *const c_char) -> &'a CStr {
+    // SAFETY: the caller's word.
     unsafe { CStr::from_ptr(text) }
 }
 

@@ -34,10 +34,10 @@ pub fn namespace_owner(namespace: &OwnedFd) -> nix::Result<OwnedFd> {
 }
 
 /// Connects this process to the system log now, so that a line written after the mount namespace has changed goes to the host's log and not to
-/// whatever the tenant calls /dev/log. sshd names itself again before each line of its own.
+/// whatever the tenant calls /dev/log. The lines carry the program's own name, as they do by default.
 pub fn open_log() {
-    // SAFETY: the identification is a constant, so it outlives its use by syslog(3).
-    unsafe { libc::openlog(c"sshd".as_ptr(), libc::LOG_PID | libc::LOG_NDELAY, libc::LOG_AUTHPRIV) };
+    // SAFETY: no identification is passed, so none has to outlive its use by syslog(3).
+    unsafe { libc::openlog(std::ptr::null(), libc::LOG_PID | libc::LOG_NDELAY, libc::LOG_AUTHPRIV) };
 }
 
 /// Closes the connection of [`open_log`].
@@ -52,8 +52,38 @@ pub fn log_critical(text: &CStr) {
     unsafe { libc::syslog(libc::LOG_AUTHPRIV | libc::LOG_CRIT, c"%s".as_ptr(), text.as_ptr()) };
 }
 
-/// Ends this process on the spot, with nothing of sshd's run on the way.
-pub fn exit_now() -> ! {
+/// Ends this process on the spot, with nothing of the application's run on the way.
+pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit(2) takes a number and does not return.
-    unsafe { libc::_exit(255) }
+    unsafe { libc::_exit(status) }
+}
+
+/// fork(2), for a PAM application: the child goes on as the application.
+pub fn fork() -> nix::Result<nix::unistd::ForkResult> {
+    // SAFETY: PAM applications are single-threaded where they open a session (they fork there themselves), so the child finds no lock
+    // that another thread holds.
+    unsafe { nix::unistd::fork() }
+}
+
+unsafe extern "C" {
+    fn __nss_configure_lookup(database: *const std::ffi::c_char, services: *const std::ffi::c_char) -> i32;
+}
+
+/// glibc's own way (`nss/nsswitch.c`, GLIBC_2.2.5) to set a line of nsswitch.conf for this process and for good.
+pub fn configure_nss(database: &CStr, services: &CStr) -> nix::Result<()> {
+    // SAFETY: two strings, which glibc copies.
+    Errno::result(unsafe { __nss_configure_lookup(database.as_ptr(), services.as_ptr()) }).map(drop)
+}
+
+/// Sets back a signal to what it does by default.
+pub fn default_signal(signal: nix::sys::signal::Signal) {
+    use nix::sys::signal::{SigHandler, signal as set};
+    // SAFETY: the default is no handler of ours.
+    let _ = unsafe { set(signal, SigHandler::SigDfl) };
+}
+
+/// Loads a library for as long as the process lives, if it is there.
+pub fn load(library: &CStr) {
+    // SAFETY: glibc's own libraries and ours, whose start runs no code that could disturb the process.
+    unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_NOW) };
 }

@@ -7,10 +7,11 @@ use crate::leader::{Leader, Proc};
 use crate::namespaces::{self, Kind, Namespace};
 use crate::options::Options;
 use crate::refusal::{Reason, Refusal, Step};
+use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
-use nix::unistd::{Gid, Uid, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid, setgroups, setresgid, setresuid};
 use shared::ContainerUid;
 use std::os::fd::OwnedFd;
 
@@ -32,7 +33,6 @@ impl Visit {
         let namespaces = namespaces::open(&leader, &options.namespaces)?;
         let cgroups = cgroups::open_all(&leader, options.cgroup_required)?;
         leader.check(container)?; // what was opened was the container's all the time
-        emperor.leave();
 
         let our_pids = open("/proc/self/ns/pid", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
             .step(Reason::Broken, "open our own pid namespace")?;
@@ -62,6 +62,30 @@ impl Visit {
     /// In sshd's child: joins all of it, and leaves root's power behind in the same breath. What follows, in sshd or in a PAM module, runs as the
     /// container's user, so that no path of the tenant's is ever looked up by root.
     pub fn enter(mut self) -> Result<(), Refusal> {
+        let (uid, gid) = self.join()?;
+        setresgid(gid, gid, gid).step(Reason::Broken, "become the container's group")?;
+        setresuid(uid, uid, uid).step(Reason::Broken, "become the container's user")?;
+        self.must_be_alive()
+    }
+
+    /// In an application that has yet to give up root by itself: joins all of it, and keeps no more power than that takes. Its files it
+    /// reaches as the container's user from here on.
+    pub fn enter_before_the_application_drops_root(mut self) -> Result<(), Refusal> {
+        let (uid, gid) = self.join()?;
+        setgroups(&[gid]).step(Reason::Broken, "leave root's groups")?;
+        // setfsuid(2) does not tell a failure; asking with an invalid id tells what holds.
+        setfsgid(gid);
+        setfsuid(uid);
+        if setfsgid(Gid::from_raw(u32::MAX)) != gid || setfsuid(Uid::from_raw(u32::MAX)) != uid {
+            return Err(Refusal::new(Reason::Broken, "reach files as the container's user: setfsuid had no effect"));
+        }
+        keep_capabilities(&KEPT)
+            .map_err(|error| Refusal::new(Reason::Broken, format!("drop capabilities: {error}")))?;
+        self.must_be_alive()
+    }
+
+    /// Joins the cgroups and the namespaces, the mount namespace last.
+    fn join(&mut self) -> Result<(Uid, Gid), Refusal> {
         for cgroup in &mut self.cgroups {
             cgroup.join()?;
         }
@@ -69,15 +93,16 @@ impl Visit {
         for namespace in self.namespaces.iter().filter(|namespace| namespace.kind != PID) {
             namespace.join()?;
         }
-        // The mount namespace of a container that has ended can still be joined, by its descriptor.
-        if !self.leader.is_alive() {
-            return Err(Refusal::new(Reason::NotRunning, "its pid 1 ended while the session entered"));
+        Ok((Uid::from_raw(self.container.get()), Gid::from_raw(self.container.get())))
+    }
+
+    /// Asked last of all, and when nothing is left to do as root: the mount namespace of a container that has ended can still be joined, by its
+    /// descriptor.
+    fn must_be_alive(&self) -> Result<(), Refusal> {
+        if self.leader.is_alive() {
+            return Ok(());
         }
-        let container = self.container;
-        drop(self);
-        let (uid, gid) = (Uid::from_raw(container.get()), Gid::from_raw(container.get()));
-        setresgid(gid, gid, gid).step(Reason::Broken, "become the container's group")?;
-        setresuid(uid, uid, uid).step(Reason::Broken, "become the container's user")
+        Err(Refusal::new(Reason::NotRunning, "its pid 1 ended while the session entered"))
     }
 
     fn pid_namespace(&self) -> Result<&Namespace, Refusal> {
@@ -86,6 +111,29 @@ impl Visit {
             .find(|namespace| namespace.kind == PID)
             .ok_or_else(|| Refusal::new(Reason::NotTrusted, "it has no pid namespace of its own"))
     }
+}
+
+/// What login(1), su(1) and cron(8) need to hand over a terminal, become the user, signal it, and write to the audit log.
+const KEPT: [Capability; 6] = [
+    Capability::CAP_CHOWN,
+    Capability::CAP_FOWNER,
+    Capability::CAP_KILL,
+    Capability::CAP_SETGID,
+    Capability::CAP_SETUID,
+    Capability::CAP_AUDIT_WRITE,
+];
+
+fn keep_capabilities(kept: &[Capability]) -> Result<(), CapsError> {
+    let kept: CapsHashSet = kept.iter().copied().collect();
+    for capability in caps::read(None, CapSet::Bounding)?.difference(&kept) {
+        caps::drop(None, CapSet::Bounding, *capability)?;
+    }
+    caps::clear(None, CapSet::Ambient)?;
+    caps::clear(None, CapSet::Inheritable)?;
+    // From what there is, which may be less: a service manager may have taken some away.
+    let kept: CapsHashSet = caps::read(None, CapSet::Permitted)?.intersection(&kept).copied().collect();
+    caps::set(None, CapSet::Effective, &kept)?;
+    caps::set(None, CapSet::Permitted, &kept)
 }
 
 const PID: Kind = Kind::ALL[0];

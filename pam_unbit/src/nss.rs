@@ -1,0 +1,40 @@
+//! Enter: look up names without running the tenant's code.
+//!
+//! Once the mount namespace is the container's, glibc would load each NSS library that it has not loaded yet from the tenant's file system, into a
+//! process that is root (`join=now`) or that holds a socket to sshd's monitor (sshd's child, when it resolves the host of a
+//! forwarding). So before the join glibc is told what to use: libraries that are loaded by then, and no others.
+
+use crate::refusal::{Reason, Refusal, Step};
+use crate::sys;
+use nix::unistd::User;
+use shared::ContainerUid;
+use std::ffi::CStr;
+
+/// For sshd's child: the services that are in glibc itself (its own libraries before glibc 2.34), and ours.
+pub fn pin() -> Result<(), Refusal> {
+    for library in [c"libnss_files.so.2", c"libnss_dns.so.2", c"libnss_unbit.so.2"] {
+        sys::load(library);
+    }
+    configure(c"files unbit", c"files unbit dns", c"files")
+}
+
+/// For an application that is still root inside: nothing but our own library. Not even files, which are the tenant's there.
+pub fn pin_alone(container: ContainerUid) -> Result<(), Refusal> {
+    configure(c"unbit", c"unbit", c"unbit")?;
+    match User::from_uid(container.get().into()) {
+        Ok(Some(user)) if user.uid.as_raw() == container.get() => Ok(()),
+        _ => Err(Refusal::new(Reason::Misconfigured, "libnss_unbit.so.2 does not answer, and join=now needs it")),
+    }
+}
+
+/// The databases of nsswitch.conf(5).
+fn configure(accounts: &CStr, hosts: &CStr, others: &CStr) -> Result<(), Refusal> {
+    let accounts = [c"passwd", c"group", c"shadow", c"gshadow", c"initgroups"].map(|database| (database, accounts));
+    let others = [c"networks", c"protocols", c"services", c"ethers", c"rpc", c"netgroup", c"aliases", c"publickey"]
+        .map(|database| (database, others));
+    for (database, services) in accounts.into_iter().chain(others).chain([(c"hosts", hosts)]) {
+        sys::configure_nss(database, services)
+            .step(Reason::Broken, format_args!("pin NSS for {}", database.to_string_lossy()))?;
+    }
+    Ok(())
+}
