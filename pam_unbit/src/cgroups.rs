@@ -5,11 +5,12 @@
 
 use crate::leader::{Leader, Proc};
 use crate::refusal::{Reason, Refusal, Step};
+use crate::sys::retry;
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, fstat};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::OwnedFd;
 
 /// One hierarchy's `cgroup.procs`, open for writing.
 #[derive(Debug)]
@@ -51,12 +52,12 @@ pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refu
             continue; // sshd's child is in it by birth
         }
         has_own |= membership.path != "/" && !parent.0.contains(membership);
-        let procs = candidates.iter().find_map(|mount| mount.open(membership)).ok_or_else(|| {
-            Refusal::new(
-                Reason::Broken,
-                format!("its cgroup {} cannot be opened in any mount of it", membership.name()),
-            )
-        })?;
+        let mut procs = Err(Errno::ENOENT);
+        for mount in candidates {
+            procs = procs.or_else(|_| mount.open(membership));
+        }
+        let procs =
+            procs.step(Reason::Broken, format_args!("open its cgroup {} in any mount of it", membership.name()))?;
         cgroups.push(Cgroup { name: membership.name(), procs });
     }
     if own_required && !has_own {
@@ -152,18 +153,16 @@ impl Mount {
         if rest.is_empty() || rest.starts_with('/') { Some(rest.trim_start_matches('/')) } else { None }
     }
 
-    /// Opens the cgroup's `cgroup.procs`, unless something else is mounted over it.
-    fn open(&self, membership: &Membership) -> Option<File> {
-        let directory = format!("{}/{}", self.point, self.relative(membership)?);
-        let directory =
-            open(directory.as_str(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
-        if fstat(&directory).ok()?.st_dev != self.device {
-            return None;
+    /// Opens the cgroup's `cgroup.procs`, unless something else is mounted over it (EXDEV).
+    fn open(&self, membership: &Membership) -> nix::Result<File> {
+        let directory = format!("{}/{}", self.point, self.relative(membership).ok_or(Errno::ENOENT)?);
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = retry(|| open(directory.as_str(), flags, Mode::empty()))?;
+        if retry(|| fstat(&directory))?.st_dev != self.device {
+            return Err(Errno::EXDEV);
         }
-        let procs: OwnedFd =
-            openat(&directory, "cgroup.procs", OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
-                .ok()?;
-        Some(File::from(procs))
+        let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        retry(|| openat(&directory, "cgroup.procs", flags, Mode::empty())).map(File::from)
     }
 }
 

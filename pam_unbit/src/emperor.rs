@@ -6,7 +6,7 @@
 
 use crate::deadline::Deadline;
 use crate::refusal::{Reason, Refusal, Step};
-use crate::sys;
+use crate::sys::{self, retry};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::socket::{self, AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, sockopt};
@@ -24,17 +24,13 @@ impl Emperor {
     /// Walks from `/containers` to the socket and connects.
     pub fn reach(container: ContainerUid, deadline: Deadline) -> Result<Self, Refusal> {
         let home = open_home(container)?;
-        let run = openat(
-            &home,
-            "run",
-            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|errno| missing_or_odd(errno, "open its folder run"))?;
-        let socket = openat(&run, "ns.socket", OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+        let no_link = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let run = retry(|| openat(&home, "run", no_link | OFlag::O_DIRECTORY, Mode::empty()))
+            .map_err(|errno| missing_or_odd(errno, "open its folder run"))?;
+        let socket = retry(|| openat(&run, "ns.socket", no_link, Mode::empty()))
             .map_err(|errno| missing_or_odd(errno, "open run/ns.socket"))?;
 
-        let status = fstat(&socket).step(Reason::Broken, "fstat run/ns.socket")?;
+        let status = retry(|| fstat(&socket)).step(Reason::Broken, "fstat run/ns.socket")?;
         if SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT != SFlag::S_IFSOCK {
             return Err(Refusal::new(Reason::NotTrusted, "run/ns.socket is not a socket"));
         }
@@ -46,7 +42,7 @@ impl Emperor {
 
     /// A pidfd of the process that called `listen` on the socket.
     pub fn pidfd(&self) -> Result<OwnedFd, Refusal> {
-        match socket::getsockopt(&self.connection, sockopt::PeerPidfd) {
+        match retry(|| socket::getsockopt(&self.connection, sockopt::PeerPidfd)) {
             Ok(pidfd) => Ok(pidfd),
             Err(Errno::ENOPROTOOPT) => self.pidfd_before_linux_6_5(),
             Err(errno) => Err(errno).step(Reason::NotRunning, "ask who listens on run/ns.socket (SO_PEERPIDFD)"),
@@ -56,7 +52,7 @@ impl Emperor {
     /// The pid may have changed hands since `listen`. That is harmless: whoever holds it now is verified like any other peer, and only the
     /// container's pid 1 passes.
     fn pidfd_before_linux_6_5(&self) -> Result<OwnedFd, Refusal> {
-        let peer = socket::getsockopt(&self.connection, sockopt::PeerCredentials)
+        let peer = retry(|| socket::getsockopt(&self.connection, sockopt::PeerCredentials))
             .step(Reason::Broken, "ask who listens on run/ns.socket (SO_PEERCRED)")?;
         match sys::pidfd_open(peer.pid()) {
             Err(Errno::ESRCH) => Err(Errno::ESRCH).step(Reason::NotRunning, "find who listened on run/ns.socket"),
@@ -69,9 +65,9 @@ impl Emperor {
 fn open_home(container: ContainerUid) -> Result<OwnedFd, Refusal> {
     let home = container.home();
     let home = home.as_c_str();
-    let directory = open(home, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+    let directory = retry(|| open(home, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()))
         .step(Reason::NoContainer, format_args!("open {}", home.to_string_lossy()))?;
-    let status = fstat(&directory).step(Reason::Broken, "fstat the container's directory")?;
+    let status = retry(|| fstat(&directory)).step(Reason::Broken, "fstat the container's directory")?;
     if !container.is_owner_of(status.st_mode, status.st_uid, status.st_gid) {
         return Err(Refusal::new(
             Reason::NoContainer,
@@ -91,7 +87,7 @@ fn missing_or_odd(errno: Errno, step: &str) -> Refusal {
 
 /// Connects to the very inode that was checked. A full backlog makes connect(2) wait, for as long as SO_SNDTIMEO allows.
 fn connect(socket: &OwnedFd, deadline: Deadline) -> Result<OwnedFd, Refusal> {
-    let connection = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+    let connection = retry(|| socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None))
         .step(Reason::Broken, "make a socket")?;
     // Before there is a peer: its sendmsg(2) fails with EPIPE from the first one on. uWSGI notes that in the container's own log.
     socket::shutdown(connection.as_raw_fd(), Shutdown::Read)
@@ -103,7 +99,7 @@ fn connect(socket: &OwnedFd, deadline: Deadline) -> Result<OwnedFd, Refusal> {
         let Some(left) = deadline.left() else { return Err(Errno::ETIMEDOUT).step(Reason::NotAnswering, step) };
         // Never zero: that would mean to wait for ever.
         let left = TimeVal::new(left.as_secs() as i64, i64::from(left.subsec_micros()).max(1));
-        socket::setsockopt(&connection, sockopt::SendTimeout, &left)
+        retry(|| socket::setsockopt(&connection, sockopt::SendTimeout, &left))
             .step(Reason::Broken, "limit the time to connect")?;
         match socket::connect(connection.as_raw_fd(), &address) {
             Ok(()) => return Ok(connection),

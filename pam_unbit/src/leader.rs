@@ -5,7 +5,7 @@
 //! did so in a user namespace of its own. Nor can a tenant trace the one that is.
 
 use crate::refusal::{Reason, Refusal, Step};
-use nix::errno::Errno;
+use crate::sys::retry;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{FileStat, Mode, fstatat};
@@ -43,24 +43,25 @@ impl Proc {
     }
 
     fn at(path: &str) -> nix::Result<Self> {
-        open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).map(Self)
+        retry(|| open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())).map(Self)
     }
 
     /// Opens one of its files for reading.
     pub fn open(&self, name: &str) -> nix::Result<OwnedFd> {
-        openat(&self.0, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+        retry(|| openat(&self.0, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()))
     }
 
     /// Reads one of its files whole. Names in it may be any bytes; what is not UTF-8 becomes a name that no file has.
     pub fn read(&self, name: &str) -> std::io::Result<String> {
-        let mut text = Vec::new();
+        let mut text = Vec::with_capacity(4096); // the kernel gives no size, and std would begin with 32 bytes
         File::from(self.open(name)?).read_to_end(&mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
     /// The namespace behind one of its links in `ns/`.
     pub fn namespace(&self, name: &str) -> nix::Result<Inode> {
-        fstatat(&self.0, format!("ns/{name}").as_str(), AtFlags::empty()).map(Inode::from)
+        let link = format!("ns/{name}");
+        retry(|| fstatat(&self.0, link.as_str(), AtFlags::empty())).map(Inode::from)
     }
 }
 
@@ -99,7 +100,7 @@ impl Leader {
                 format!("pid {} on run/ns.socket lives in a user namespace of its own", self.pid),
             ));
         }
-        if !self.is_alive() {
+        if !self.is_alive()? {
             return Err(Refusal::new(Reason::NotRunning, format!("its pid 1 ({} here) has ended", self.pid)));
         }
         Ok(())
@@ -118,15 +119,11 @@ impl Leader {
     }
 
     /// Whether it still runs. A pidfd turns readable when its process ends.
-    pub fn is_alive(&self) -> bool {
+    pub fn is_alive(&self) -> Result<bool, Refusal> {
         let mut pidfd = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
-        loop {
-            match poll(&mut pidfd, PollTimeout::ZERO) {
-                Ok(ready) => return ready == 0,
-                Err(Errno::EINTR) => {}
-                Err(_) => return false,
-            }
-        }
+        let ready =
+            retry(|| poll(&mut pidfd, PollTimeout::ZERO)).step(Reason::Broken, "poll the pidfd of its pid 1")?;
+        Ok(ready == 0)
     }
 
     /// The process that started it: the node's Emperor. 0 if that one is out of our sight.
@@ -206,10 +203,10 @@ mod tests {
         let pidfd = crate::sys::pidfd_open(child.id() as i32).unwrap();
         assert_eq!(pid_of(&pidfd).unwrap(), child.id() as i32);
         let leader = Leader { pid: child.id() as i32, proc: Proc::of(child.id() as i32).unwrap(), pidfd };
-        assert!(leader.is_alive());
+        assert!(leader.is_alive().unwrap());
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(!leader.is_alive());
+        assert!(!leader.is_alive().unwrap());
         assert_eq!(leader.proc.read("status").unwrap_err().raw_os_error(), Some(libc::ESRCH));
         assert_eq!(pid_of(&leader.pidfd).unwrap_err().reason, Reason::NotRunning);
     }

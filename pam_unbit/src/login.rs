@@ -38,9 +38,17 @@ struct Login {
     verified: Option<Visit>,
     verified_in: Duration,
     auth_line_seen: bool,
-    session_open: bool,
-    /// By `join=now`: this process is inside already.
-    joined: bool,
+    session: Session,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Session {
+    NotYet,
+    Refused,
+    /// The monitor's next child enters.
+    Open,
+    /// `join=now`: this process has entered.
+    Entered,
 }
 
 impl Login {
@@ -51,8 +59,7 @@ impl Login {
             verified: None,
             verified_in: Duration::ZERO,
             auth_line_seen: false,
-            session_open: false,
-            joined: false,
+            session: Session::NotYet,
         }
     }
 
@@ -110,19 +117,22 @@ fn establish_credentials(call: &mut Call) -> Result<Verdict, Refusal> {
     };
     let mut login = login.borrow_mut();
 
-    if login.joined {
-        return Ok(Verdict::Success);
-    }
-    if !login.session_open {
-        options_for_the_service(call)?; // those of the auth line
-        if !login.is_in_monitor() {
+    match login.session {
+        Session::Entered => return Ok(Verdict::Success),
+        Session::Open => {}
+        // It is written down already. sshd forks its child all the same.
+        Session::Refused if !login.is_in_monitor() => sys::exit_now(255),
+        Session::NotYet if !login.is_in_monitor() => {
             return Err(Refusal::new(
                 Reason::Misconfigured,
                 "no session was opened: is the session line of pam_unbit.so missing?",
             ));
         }
-        login.auth_line_seen = true;
-        return Ok(Verdict::Success);
+        Session::NotYet | Session::Refused => {
+            options_for_the_service(call)?; // those of the auth line
+            login.auth_line_seen = true;
+            return Ok(Verdict::Success);
+        }
     }
 
     let monitor = login.monitor;
@@ -149,6 +159,14 @@ fn establish_credentials(call: &mut Call) -> Result<Verdict, Refusal> {
 
 /// Opens the session: from here on the monitor's next child belongs to the container. Nothing can fail after that.
 pub fn open_session(call: &mut Call) -> Result<Verdict, Refusal> {
+    let verdict = bind_session(call);
+    if let (Err(_), Some(login)) = (&verdict, recall(call)) {
+        login.borrow_mut().session = Session::Refused;
+    }
+    verdict
+}
+
+fn bind_session(call: &mut Call) -> Result<Verdict, Refusal> {
     let Account::Container(container) = identify(&call.pam)? else { return Ok(Verdict::Ignore) };
     let started = Instant::now();
     let options = options_for_the_service(call)?;
@@ -174,7 +192,7 @@ pub fn open_session(call: &mut Call) -> Result<Verdict, Refusal> {
     visit.bind_next_child()?;
 
     call.pam.log(libc::LOG_INFO, &opens(container, visit, login.verified_in + started.elapsed()));
-    login.session_open = true;
+    login.session = Session::Open;
     Ok(Verdict::Success)
 }
 
@@ -192,13 +210,17 @@ pub fn close_session(call: &mut Call) -> Result<Verdict, Refusal> {
 /// `join=now`: for an application that calls no hook in the child that becomes the user's, so that it has to enter itself. Returns in a child that
 /// goes on as the application; see [`escort`].
 fn join_now(call: &mut Call, container: ContainerUid, options: &Options, started: Instant) -> Result<Verdict, Refusal> {
-    let visit = match recall(call).and_then(|login| login.borrow_mut().verified.take()) {
-        Some(visit) => visit,
-        None => Visit::prepare(container, options)?,
+    let before = recall(call).and_then(|login| {
+        let mut login = login.borrow_mut();
+        Some((login.verified.take()?, login.verified_in))
+    });
+    let (visit, verified_in) = match before {
+        Some(before) => before,
+        None => (Visit::prepare(container, options)?, Duration::ZERO),
     };
     nss::pin_alone(container)?;
-    remember(call, Login { session_open: true, joined: true, ..Login::of(container) })?;
-    call.pam.log(libc::LOG_INFO, &opens(container, &visit, started.elapsed()));
+    remember(call, Login { session: Session::Entered, ..Login::of(container) })?;
+    call.pam.log(libc::LOG_INFO, &opens(container, &visit, verified_in + started.elapsed()));
     visit.bind_next_child()?;
     escort::go_on_in_a_child()?;
 

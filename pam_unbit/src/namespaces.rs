@@ -5,7 +5,7 @@
 
 use crate::leader::{Inode, Leader, Proc};
 use crate::refusal::{Reason, Refusal, Step};
-use crate::sys;
+use crate::sys::{self, retry};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::fstat;
@@ -52,7 +52,7 @@ pub struct Namespace {
 
 impl Namespace {
     pub fn join(&self) -> Result<(), Refusal> {
-        setns(&self.descriptor, self.kind.flag)
+        retry(|| setns(&self.descriptor, self.kind.flag))
             .step(Reason::Broken, format_args!("join the container's {} namespace", self.kind.name))
     }
 }
@@ -64,7 +64,7 @@ pub fn open(leader: &Leader, asked: &[Kind]) -> Result<Vec<Namespace>, Refusal> 
     let mut namespaces = Vec::new();
     for &kind in asked {
         let ours = match own.namespace(kind.name) {
-            Err(Errno::ENOENT) => continue, // this kernel has no such namespaces
+            Err(Errno::ENOENT) if !kind.is_needed() => continue, // this kernel has no such namespaces
             other => other.step(Reason::Broken, format_args!("look at our {} namespace", kind.name))?,
         };
         let step = format!("open the container's {} namespace", kind.name);
@@ -86,7 +86,7 @@ pub fn open(leader: &Leader, asked: &[Kind]) -> Result<Vec<Namespace>, Refusal> 
 fn check(descriptor: &OwnedFd, kind: Kind, our_users: Inode) -> Result<Inode, Refusal> {
     let not_trusted = |what: &str| Err(Refusal::new(Reason::NotTrusted, format!("its {} namespace {what}", kind.name)));
     // Before any ioctl: on another file system the same number may mean anything.
-    let filesystem = fstatfs(descriptor).step(Reason::Broken, "fstatfs a namespace")?.filesystem_type();
+    let filesystem = retry(|| fstatfs(descriptor)).step(Reason::Broken, "fstatfs a namespace")?.filesystem_type();
     if filesystem != FsType(libc::NSFS_MAGIC as _) {
         return not_trusted("is no namespace");
     }
@@ -97,10 +97,10 @@ fn check(descriptor: &OwnedFd, kind: Kind, our_users: Inode) -> Result<Inode, Re
         Err(Errno::EPERM) => return not_trusted("belongs to a user namespace out of our sight"),
         other => other.step(Reason::Broken, "ask a namespace its owner (NS_GET_USERNS)")?,
     };
-    if Inode::from(fstat(&owner).step(Reason::Broken, "fstat a user namespace")?) != our_users {
+    if Inode::from(retry(|| fstat(&owner)).step(Reason::Broken, "fstat a user namespace")?) != our_users {
         return not_trusted("belongs to another user namespace");
     }
-    fstat(descriptor).step(Reason::Broken, "fstat a namespace").map(Inode::from)
+    retry(|| fstat(descriptor)).step(Reason::Broken, "fstat a namespace").map(Inode::from)
 }
 
 #[cfg(test)]

@@ -6,10 +6,20 @@ use nix::sched::CloneFlags;
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+/// Makes a call again when a signal interrupts it. Nobody who logs in asked for that signal.
+pub fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            other => return other,
+        }
+    }
+}
+
 /// pidfd_open(2).
 pub fn pidfd_open(pid: i32) -> nix::Result<OwnedFd> {
     // SAFETY: takes two numbers and touches no memory of ours.
-    let descriptor = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    let descriptor = retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }))?;
     // SAFETY: the call has just made this descriptor, close-on-exec, and nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor as i32) })
 }
@@ -22,13 +32,13 @@ mod ioctls {
 /// NS_GET_NSTYPE of ioctl_nsfs(2). Only for a descriptor on nsfs.
 pub fn namespace_type(namespace: &OwnedFd) -> nix::Result<CloneFlags> {
     // SAFETY: the request takes no argument; the descriptor is open.
-    unsafe { ioctls::get_nstype(namespace.as_raw_fd()) }.map(CloneFlags::from_bits_retain)
+    retry(|| unsafe { ioctls::get_nstype(namespace.as_raw_fd()) }).map(CloneFlags::from_bits_retain)
 }
 
 /// NS_GET_USERNS of ioctl_nsfs(2): the user namespace that owns this one. Only for a descriptor on nsfs.
 pub fn namespace_owner(namespace: &OwnedFd) -> nix::Result<OwnedFd> {
     // SAFETY: as above.
-    let descriptor = unsafe { ioctls::get_userns(namespace.as_raw_fd()) }?;
+    let descriptor = retry(|| unsafe { ioctls::get_userns(namespace.as_raw_fd()) })?;
     // SAFETY: the request has just made this descriptor, close-on-exec, and nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }

@@ -7,6 +7,7 @@ use crate::leader::{Leader, Proc};
 use crate::namespaces::{self, Kind, Namespace};
 use crate::options::Options;
 use crate::refusal::{Reason, Refusal, Step};
+use crate::sys::retry;
 use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns};
@@ -34,7 +35,7 @@ impl Visit {
         let cgroups = cgroups::open_all(&leader, options.cgroup_required)?;
         leader.check(container)?; // what was opened was the container's all the time
 
-        let our_pids = open("/proc/self/ns/pid", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+        let our_pids = retry(|| open("/proc/self/ns/pid", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()))
             .step(Reason::Broken, "open our own pid namespace")?;
         Ok(Self { container, leader, namespaces, cgroups, our_pids })
     }
@@ -48,7 +49,7 @@ impl Visit {
     /// In the monitor: takes [`Self::bind_next_child`] back.
     pub fn release_children(&self) {
         // A failure changes nothing any more: the session is over and the monitor is about to end.
-        let _ = setns(&self.our_pids, CloneFlags::CLONE_NEWPID);
+        let _ = retry(|| setns(&self.our_pids, CloneFlags::CLONE_NEWPID));
     }
 
     /// Whether the calling process was born in the container's pid namespace.
@@ -63,8 +64,8 @@ impl Visit {
     /// container's user, so that no path of the tenant's is ever looked up by root.
     pub fn enter(mut self) -> Result<(), Refusal> {
         let (uid, gid) = self.join()?;
-        setresgid(gid, gid, gid).step(Reason::Broken, "become the container's group")?;
-        setresuid(uid, uid, uid).step(Reason::Broken, "become the container's user")?;
+        retry(|| setresgid(gid, gid, gid)).step(Reason::Broken, "become the container's group")?;
+        retry(|| setresuid(uid, uid, uid)).step(Reason::Broken, "become the container's user")?;
         self.must_be_alive()
     }
 
@@ -72,7 +73,7 @@ impl Visit {
     /// reaches as the container's user from here on.
     pub fn enter_before_the_application_drops_root(mut self) -> Result<(), Refusal> {
         let (uid, gid) = self.join()?;
-        setgroups(&[gid]).step(Reason::Broken, "leave root's groups")?;
+        retry(|| setgroups(&[gid])).step(Reason::Broken, "leave root's groups")?;
         // setfsuid(2) does not tell a failure; asking with an invalid id tells what holds.
         setfsgid(gid);
         setfsuid(uid);
@@ -99,7 +100,7 @@ impl Visit {
     /// Asked last of all, and when nothing is left to do as root: the mount namespace of a container that has ended can still be joined, by its
     /// descriptor.
     fn must_be_alive(&self) -> Result<(), Refusal> {
-        if self.leader.is_alive() {
+        if self.leader.is_alive()? {
             return Ok(());
         }
         Err(Refusal::new(Reason::NotRunning, "its pid 1 ended while the session entered"))

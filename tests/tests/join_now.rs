@@ -1,0 +1,169 @@
+//! `join=now`: services that never call setcred in a child, entered through su, login and cron, and step by step through pamtester.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use unbit_tests::*;
+
+const MARK: &str = "/tmp/landed-on-the-host";
+
+/// Our account and session lines in front of a service's own.
+fn service(name: &str) -> Changed {
+    Changed::file(format!("/etc/pam.d/{name}"), |text| {
+        format!(
+            "account [success=done ignore=ignore default=die] pam_unbit.so join=now\n\
+             session [success=done ignore=ignore default=die] pam_unbit.so join=now\n{text}"
+        )
+    })
+}
+
+/// A service of pamtester's own.
+fn pamtester(lines: &str, operations: &str) -> Done {
+    fs::write("/etc/pam.d/unbit-test", lines).unwrap();
+    let done = sh(format!("pamtester unbit-test 30001 {operations}"));
+    fs::remove_file("/etc/pam.d/unbit-test").unwrap();
+    done
+}
+
+const LINES: &str =
+    "auth required pam_permit.so\naccount required pam_unbit.so join=now\nsession required pam_unbit.so join=now\n";
+
+/// The processes in a container's pid namespace that are not its uWSGI: pid, uid, effective capabilities, file system uid.
+fn guests(uid: u32) -> Vec<(String, String, String)> {
+    let inside = namespaces(&leader(uid))["pid"].clone();
+    let all = sh("ps -eo pid=").ok();
+    all.split_whitespace()
+        .filter(|pid| fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|link| link.to_string_lossy() == inside))
+        .filter_map(|pid| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let line =
+                |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(|rest| rest.trim().to_owned());
+            (!line("Name:")?.starts_with("uwsgi")).then_some((pid.to_owned(), line("Uid:")?, line("CapBnd:")?))
+        })
+        .collect()
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn su_enters() {
+    let _su = service("su");
+    let log = Log::from_now();
+    assert_eq!(sh("su 30001 -c 'hostname; id -u; id -G'").ok(), "c30001\n30001\n30001");
+    assert!(log.one_line("session opens").contains("pam_unbit(su:session)"));
+    assert_eq!(sh("su alice -c 'hostname; id -un'").ok(), "node\nalice");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_exit_status_and_the_signal_are_passed_on() {
+    let _su = service("su");
+    assert_eq!(sh("su 30001 -c 'exit 42'").status, Some(42));
+    // As bash tells of it: 128 and the signal's number.
+    assert_eq!(sh("su 30001 -c 'kill -TERM $$'; echo $?").out, sh("su alice -c 'kill -TERM $$'; echo $?").out);
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn signals_reach_the_inside() {
+    let _su = service("su");
+    let mut su = Command::new("su").args(["30001", "-c", "sleep 1100"]).stdin(Stdio::null()).spawn().unwrap();
+    let sleep = eventually("the session", || pgrep("^sleep 1100$"));
+    assert_ne!(namespaces(&sleep)["mnt"], namespaces("self")["mnt"]);
+    sh(format!("kill -TERM {}", su.id())).ok();
+    eventually("the end of su", || su.try_wait().unwrap());
+    eventually("the end of the session", || (!fs::exists(format!("/proc/{sleep}")).unwrap()).then_some(()));
+    eventually("nobody left inside", || guests(30001).is_empty().then_some(()));
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn who_is_root_inside_has_next_to_no_power() {
+    let _su = service("su");
+    let mut su = Command::new("su").args(["30001", "-c", "sleep 1101"]).stdin(Stdio::null()).spawn().unwrap();
+    eventually("the session", || pgrep("^sleep 1101$"));
+    let guests = guests(30001);
+    sh(format!("kill -TERM {}", su.id())).ok();
+    su.wait().unwrap();
+    assert!(guests.iter().any(|(_, uid, _)| uid.starts_with("0\t")), "su itself waits inside: {guests:?}");
+    for (pid, uid, bounding) in guests {
+        // CHOWN, FOWNER, KILL, SETGID, SETUID, AUDIT_WRITE, and files as the container's user.
+        assert_eq!(bounding, "00000000200000e9", "{pid}");
+        assert!(uid.ends_with("\t30001"), "{pid} reaches files as {uid}");
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn pamtester_step_by_step() {
+    for operations in [
+        "acct_mgmt open_session close_session",
+        "open_session close_session",
+        "acct_mgmt setcred open_session setcred close_session",
+    ] {
+        let done = pamtester(LINES, operations);
+        assert_eq!(done.status, Some(0), "{operations}: {done:?}");
+    }
+    let log = Log::from_now();
+    assert_ne!(pamtester(&LINES.replace(" join=now", ""), "open_session").status, Some(0));
+    assert!(log.one_line("refused:").contains("the service unbit-test cannot enter containers without join=now"));
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn cron_enters_and_asks_nobody_inside_for_groups() {
+    let _cron = service("cron");
+    // cron calls initgroups(3) when it is inside. This is what it would read there, as if the file system were the tenant's own.
+    let _group = Changed::file("/distros/base/etc/group", |text| format!("{text}disk2:x:6:30001\nroot2:x:0:30001\n"));
+    fs::write(
+        "/etc/cron.d/unbit-test",
+        "* * * * * 30001 sh -c 'hostname; id -u; id -G' >/containers/30001/from-cron\n",
+    )
+    .unwrap();
+    let mut cron = Command::new("cron").arg("-f").spawn().unwrap();
+    let _end = AtEnd(|| {
+        drop((cron.kill(), cron.wait()));
+        drop(sh("rm -f /etc/cron.d/unbit-test /containers/30001/from-cron"));
+    });
+    let start = Instant::now();
+    while !fs::read_to_string("/containers/30001/from-cron").is_ok_and(|text| text == "c30001\n30001\n30001\n") {
+        assert!(start.elapsed() < Duration::from_secs(75), "cron did not run the job: {}", Log::all());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn login_enters() {
+    let _login = service("login");
+    let typed = b"hostname; id -u\nexit 7\n";
+    let done = run("script", &["-qec", "login -f 30001", "/dev/null"], typed);
+    assert!(done.out.contains("c30001") && done.out.contains("30001\r\n"), "{done:?} {}", Log::all());
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn what_is_refused_stays_outside() {
+    let _su = service("su");
+    sh("node-emperor stop").ok();
+    {
+        let _up = AtEnd(|| drop(sh("node-emperor start")));
+        let log = Log::from_now();
+        let done = sh(format!("su 30001 -c 'touch {MARK}'"));
+        assert_ne!(done.status, Some(0), "{done:?}");
+        assert!(done.err.contains("Container 30001 is not running."), "{done:?}");
+        assert!(log.one_line("refused:").contains("ECONNREFUSED"));
+        assert!(!fs::exists(MARK).unwrap());
+    }
+    leader(30001);
+    assert_eq!(sh("su 30001 -c hostname").ok(), "c30001");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn sshd_does_without() {
+    let _option = Changed::file("/etc/pam.d/sshd", |text| text.replace("pam_unbit.so", "pam_unbit.so join=now"));
+    let log = Log::from_now();
+    assert_eq!(ssh(30001, &format!("touch {MARK}")).status, Some(255));
+    assert!(log.one_line("refused:").contains("join=now would take sshd's monitor into the container"));
+    assert!(!fs::exists(MARK).unwrap());
+}
