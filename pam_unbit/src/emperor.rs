@@ -7,11 +7,11 @@
 use crate::deadline::Deadline;
 use crate::refusal::{Reason, Refusal, Step};
 use crate::sys::{self, retry};
+use crate::unix_socket;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
-use nix::sys::socket::{self, AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, sockopt};
+use nix::sys::socket::{self, Shutdown, sockopt};
 use nix::sys::stat::{Mode, SFlag, fstat};
-use nix::sys::time::TimeVal;
 use shared::ContainerUid;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -37,7 +37,12 @@ impl Emperor {
         if status.st_uid != container.get() && status.st_uid != 0 {
             return Err(Refusal::new(Reason::NotTrusted, format!("run/ns.socket belongs to uid {}", status.st_uid)));
         }
-        Ok(Self { connection: connect(&socket, deadline)? })
+        let connection = unix_socket::new()?;
+        // Before there is a peer: its sendmsg(2) fails with EPIPE from the first one on. uWSGI notes that in the container's own log.
+        retry(|| socket::shutdown(connection.as_raw_fd(), Shutdown::Read))
+            .step(Reason::Broken, "close our end to what the peer sends")?;
+        unix_socket::connect(&connection, &socket, deadline, "run/ns.socket")?;
+        Ok(Self { connection })
     }
 
     /// A pidfd of the process that called `listen` on the socket.
@@ -82,30 +87,5 @@ fn missing_or_odd(errno: Errno, step: &str) -> Refusal {
     match Err::<(), _>(errno).step(reason, step) {
         Err(refusal) => refusal,
         Ok(()) => Refusal::new(reason, step),
-    }
-}
-
-/// Connects to the very inode that was checked. A full backlog makes connect(2) wait, for as long as SO_SNDTIMEO allows.
-fn connect(socket: &OwnedFd, deadline: Deadline) -> Result<OwnedFd, Refusal> {
-    let connection = retry(|| socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None))
-        .step(Reason::Broken, "make a socket")?;
-    // Before there is a peer: its sendmsg(2) fails with EPIPE from the first one on. uWSGI notes that in the container's own log.
-    socket::shutdown(connection.as_raw_fd(), Shutdown::Read)
-        .step(Reason::Broken, "close our end to what the peer sends")?;
-    let address = UnixAddr::new(format!("/proc/self/fd/{}", socket.as_raw_fd()).as_str())
-        .step(Reason::Broken, "name run/ns.socket")?;
-    let step = "connect to run/ns.socket";
-    loop {
-        let Some(left) = deadline.left() else { return Err(Errno::ETIMEDOUT).step(Reason::NotAnswering, step) };
-        // Never zero: that would mean to wait for ever.
-        let left = TimeVal::new(left.as_secs() as i64, i64::from(left.subsec_micros()).max(1));
-        retry(|| socket::setsockopt(&connection, sockopt::SendTimeout, &left))
-            .step(Reason::Broken, "limit the time to connect")?;
-        match socket::connect(connection.as_raw_fd(), &address) {
-            Ok(()) => return Ok(connection),
-            Err(Errno::EINTR | Errno::EAGAIN) => {}
-            Err(errno @ Errno::ECONNREFUSED) => return Err(errno).step(Reason::NotRunning, step),
-            Err(errno) => return Err(errno).step(Reason::NotTrusted, step),
-        }
     }
 }

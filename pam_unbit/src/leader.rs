@@ -5,7 +5,7 @@
 //! did so in a user namespace of its own. Nor can a tenant trace the one that is.
 
 use crate::refusal::{Reason, Refusal, Step};
-use crate::sys::retry;
+use crate::sys::{self, retry};
 use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{FileStat, Mode, fstatat};
@@ -72,32 +72,58 @@ pub struct Leader {
     /// Its number on the host.
     pub pid: i32,
     pub proc: Proc,
+    /// The uid that it must have. At root's door it may have any: there the number tells whose container it is.
+    uid: Option<u32>,
 }
 
 impl Leader {
     /// Takes the process behind `pidfd` if it is what it has to be.
     pub fn verify(pidfd: OwnedFd, container: ContainerUid) -> Result<Self, Refusal> {
+        Self::take(pidfd, Some(container.get()))
+    }
+
+    /// Finds the pid 1 of a pid namespace of which there is a descriptor.
+    pub fn of_pid_namespace(namespace: Inode) -> Result<Self, Refusal> {
+        let processes = std::fs::read_dir("/proc").step(Reason::Broken, "list /proc")?;
+        let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        for pid in pids {
+            let is_first = |proc: Proc| {
+                let status = proc.read("status").ok()?;
+                (numbers(&status, "NSpid").ok()? == [pid as u32, 1]).then_some(())
+            };
+            if Proc::of(pid).is_ok_and(|proc| proc.namespace("pid") == Ok(namespace) && is_first(proc).is_some()) {
+                let pidfd = sys::pidfd_open(pid).step(Reason::NotRunning, format_args!("pidfd_open {pid}"))?;
+                let leader = Self::take(pidfd, None)?;
+                if leader.proc.namespace("pid") == Ok(namespace) {
+                    return Ok(leader);
+                }
+            }
+        }
+        Err(Refusal::new(Reason::NotRunning, "the pid namespace from the door has no pid 1 here"))
+    }
+
+    fn take(pidfd: OwnedFd, uid: Option<u32>) -> Result<Self, Refusal> {
         let pid = pid_of(&pidfd)?;
         let proc = Proc::of(pid).step(Reason::NotRunning, format_args!("open /proc/{pid}"))?;
-        let leader = Self { pidfd, pid, proc };
+        let leader = Self { pidfd, pid, proc, uid };
         // From here on: it lives, so its number was not given to another process before the directory was opened.
-        leader.check(container)?;
+        leader.check()?;
         Ok(leader)
     }
 
     /// Looks again: alive, and still what it has to be.
-    pub fn check(&self, container: ContainerUid) -> Result<(), Refusal> {
+    pub fn check(&self) -> Result<(), Refusal> {
         let status =
             self.proc.read("status").step(Reason::NotRunning, format_args!("read /proc/{}/status", self.pid))?;
-        self.check_status(&status, container)
-            .map_err(|cause| Refusal::new(Reason::NotTrusted, format!("pid {} on run/ns.socket: {cause}", self.pid)))?;
+        self.check_status(&status)
+            .map_err(|cause| Refusal::new(Reason::NotTrusted, format!("pid {} on ns.socket: {cause}", self.pid)))?;
         let ours =
             Proc::of_self().and_then(|own| own.namespace("user")).step(Reason::Broken, "look at our user namespace")?;
         let theirs = self.proc.namespace("user").step(Reason::NotRunning, "look at the container's user namespace")?;
         if ours != theirs {
             return Err(Refusal::new(
                 Reason::NotTrusted,
-                format!("pid {} on run/ns.socket lives in a user namespace of its own", self.pid),
+                format!("pid {} on ns.socket lives in a user namespace of its own", self.pid),
             ));
         }
         if !self.is_alive()? {
@@ -106,13 +132,13 @@ impl Leader {
         Ok(())
     }
 
-    fn check_status(&self, status: &str, container: ContainerUid) -> Result<(), String> {
+    fn check_status(&self, status: &str) -> Result<(), String> {
         let pids = numbers(status, "NSpid")?;
         if pids != [self.pid as u32, 1] {
             return Err(format!("its pids are {pids:?} where [{}, 1] would be a container's pid 1", self.pid));
         }
         let uids = numbers(status, "Uid")?;
-        if uids != [container.get(); 4] {
+        if self.uid.is_some_and(|uid| uids != [uid; 4]) {
             return Err(format!("its uids are {uids:?}, not the container's"));
         }
         Ok(())
@@ -166,12 +192,11 @@ mod tests {
 
     fn leader() -> Leader {
         let pidfd = crate::sys::pidfd_open(std::process::id() as i32).unwrap();
-        Leader { pidfd, pid: 4242, proc: Proc::of_self().unwrap() }
+        Leader { pidfd, pid: 4242, proc: Proc::of_self().unwrap(), uid: Some(30001) }
     }
 
     fn verdict(nspid: &str, uid: &str) -> Result<(), String> {
-        let container = ContainerUid::parse(b"30001").unwrap();
-        leader().check_status(&format!("Name:\tuwsgi\nUid:\t{uid}\nNSpid:\t{nspid}\nNStgid:\t9\n"), container)
+        leader().check_status(&format!("Name:\tuwsgi\nUid:\t{uid}\nNSpid:\t{nspid}\nNStgid:\t9\n"))
     }
 
     #[test]
@@ -202,7 +227,7 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pidfd = crate::sys::pidfd_open(child.id() as i32).unwrap();
         assert_eq!(pid_of(&pidfd).unwrap(), child.id() as i32);
-        let leader = Leader { pid: child.id() as i32, proc: Proc::of(child.id() as i32).unwrap(), pidfd };
+        let leader = Leader { pid: child.id() as i32, proc: Proc::of(child.id() as i32).unwrap(), pidfd, uid: None };
         assert!(leader.is_alive().unwrap());
         child.kill().unwrap();
         child.wait().unwrap();

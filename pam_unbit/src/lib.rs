@@ -5,7 +5,7 @@
 //! | step | module | what it answers |
 //! |---|---|---|
 //! | identify | [`account`] | is this a container's user, and whose? |
-//! | reach | [`emperor`] | who listens on the container's ns.socket? |
+//! | reach | [`door`], [`emperor`] | who listens on the container's ns.socket? |
 //! | verify | [`leader`] | is that the container's pid 1? |
 //! | prepare | [`namespaces`], [`cgroups`] | what is there to join? each one opened and checked |
 //! | enter | [`visit`], [`nss`] | join all of it, in sshd's child, and load no code of the tenant's on the way |
@@ -18,6 +18,7 @@
 mod account;
 mod cgroups;
 mod deadline;
+mod door;
 mod emperor;
 mod escort;
 mod hooks;
@@ -29,6 +30,7 @@ mod options;
 mod pam;
 mod refusal;
 mod sys;
+mod unix_socket;
 mod visit;
 
 /// A defect on demand: panics if that is what the file says.

@@ -97,3 +97,36 @@ pub fn load(library: &CStr) {
     // SAFETY: glibc's own libraries and ours, whose start runs no code that could disturb the process.
     unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_NOW) };
 }
+
+/// What one recvmsg(2) brought.
+pub struct Received {
+    pub bytes: Vec<u8>,
+    pub descriptors: Vec<OwnedFd>,
+    /// False if the kernel had to leave descriptors out.
+    pub is_whole: bool,
+}
+
+/// As many descriptors as the kernel lets anybody send in one message (SCM_MAX_FD of include/net/scm.h).
+const DESCRIPTORS: usize = 253;
+
+/// recvmsg(2) with SCM_RIGHTS: at most `N` bytes, and all the descriptors there are, close-on-exec.
+pub fn receive_descriptors<const N: usize>(socket: &OwnedFd) -> nix::Result<Received> {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    let mut bytes = [0; N];
+    let mut space = nix::cmsg_space!([std::os::fd::RawFd; DESCRIPTORS]);
+    let mut parts = [std::io::IoSliceMut::new(&mut bytes)];
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut descriptors = Vec::new();
+    let is_whole = !message.flags.contains(MsgFlags::MSG_CTRUNC);
+    // Truncated for want of a free descriptor: nix does not tell of those that did fit. The process ends with the refusal, and they with it.
+    if is_whole {
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(received) = control {
+                // SAFETY: the kernel has just installed them for us, and nobody else knows of them.
+                descriptors.extend(received.into_iter().map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) }));
+            }
+        }
+    }
+    let length = message.bytes;
+    Ok(Received { bytes: bytes.iter().copied().take(length).collect(), descriptors, is_whole })
+}

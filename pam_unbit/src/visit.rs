@@ -2,6 +2,7 @@
 
 use crate::cgroups::{self, Cgroup};
 use crate::deadline::Deadline;
+use crate::door::Door;
 use crate::emperor::Emperor;
 use crate::leader::{Leader, Proc};
 use crate::namespaces::{self, Kind, Namespace};
@@ -29,11 +30,21 @@ pub struct Visit {
 impl Visit {
     /// Meets the container's pid 1 and opens all there is to join. Changes nothing, so it serves as a dry run too.
     pub fn prepare(container: ContainerUid, options: &Options) -> Result<Self, Refusal> {
-        let emperor = Emperor::reach(container, Deadline::after(options.timeout))?;
-        let leader = Leader::verify(emperor.pidfd()?, container)?;
-        let namespaces = namespaces::open(&leader, &options.namespaces)?;
+        let deadline = Deadline::after(options.timeout);
+        let (leader, namespaces) = match Door::reach(container, deadline)? {
+            Some(door) => {
+                let namespaces = namespaces::sort(door.receive()?, &options.namespaces)?;
+                (Leader::of_pid_namespace(pid_namespace(&namespaces)?.inode)?, namespaces)
+            }
+            None => {
+                let emperor = Emperor::reach(container, deadline)?;
+                let leader = Leader::verify(emperor.pidfd()?, container)?;
+                let namespaces = namespaces::open(&leader, &options.namespaces)?;
+                (leader, namespaces)
+            }
+        };
         let cgroups = cgroups::open_all(&leader, options.cgroup_required)?;
-        leader.check(container)?; // what was opened was the container's all the time
+        leader.check()?; // what was opened was the container's all the time
 
         let our_pids = retry(|| open("/proc/self/ns/pid", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()))
             .step(Reason::Broken, "open our own pid namespace")?;
@@ -42,8 +53,8 @@ impl Visit {
 
     /// In the monitor: the next process that it forks is born in the container's pid namespace. The monitor itself stays where it is.
     pub fn bind_next_child(&self) -> Result<(), Refusal> {
-        self.leader.check(self.container)?;
-        self.pid_namespace()?.join()
+        self.leader.check()?;
+        pid_namespace(&self.namespaces)?.join()
     }
 
     /// In the monitor: takes [`Self::bind_next_child`] back.
@@ -57,7 +68,7 @@ impl Visit {
         let ours = Proc::of_self()
             .and_then(|own| own.namespace("pid"))
             .step(Reason::Broken, "look at our own pid namespace")?;
-        Ok(ours == self.pid_namespace()?.inode)
+        Ok(ours == pid_namespace(&self.namespaces)?.inode)
     }
 
     /// In sshd's child: joins all of it, and leaves root's power behind in the same breath. What follows, in sshd or in a PAM module, runs as the
@@ -105,13 +116,13 @@ impl Visit {
         }
         Err(Refusal::new(Reason::NotRunning, "its pid 1 ended while the session entered"))
     }
+}
 
-    fn pid_namespace(&self) -> Result<&Namespace, Refusal> {
-        self.namespaces
-            .iter()
-            .find(|namespace| namespace.kind == PID)
-            .ok_or_else(|| Refusal::new(Reason::NotTrusted, "it has no pid namespace of its own"))
-    }
+fn pid_namespace(namespaces: &[Namespace]) -> Result<&Namespace, Refusal> {
+    namespaces
+        .iter()
+        .find(|namespace| namespace.kind == PID)
+        .ok_or_else(|| Refusal::new(Reason::NotTrusted, "it has no pid namespace of its own"))
 }
 
 /// What login(1), su(1) and cron(8) need to hand over a terminal, become the user, signal it, and write to the audit log.

@@ -1,0 +1,124 @@
+//! Root's own door, `/run/unbit/<uid>/ns.socket`, for containers of other engines.
+
+use std::fs;
+use std::process::{Child, Command};
+use unbit_tests::*;
+
+const MARK: &str = "/tmp/landed-on-the-host";
+
+/// A door for 30001 that leads into container 30000, so that a login tells by which way it came.
+struct Door(Child);
+
+impl Door {
+    fn open(kind: &str) -> Self {
+        sh("mkdir -p /run/unbit/30001 && rm -f /run/unbit/30001/ns.socket").ok();
+        let keeper = Command::new("/unbit/target/debug/door")
+            .args(["/run/unbit/30001/ns.socket", &leader(30000), kind])
+            .spawn()
+            .unwrap();
+        eventually("the door", || fs::exists("/run/unbit/30001/ns.socket").unwrap().then_some(()));
+        Self(keeper)
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        drop((self.0.kill(), self.0.wait()));
+        sh("rm -rf /run/unbit").ok();
+    }
+}
+
+#[track_caller]
+fn refused(sentence: &str, cause: &str) {
+    let log = Log::from_now();
+    let done = ssh(30001, &format!("touch {MARK}"));
+    assert_eq!(done.status, Some(255), "{done:?}");
+    assert!(done.err.contains(sentence), "{done:?}");
+    let line = log.one_line("refused:");
+    assert!(line.contains(cause), "{line}");
+    assert!(!fs::exists(MARK).unwrap());
+    assert!(!fs::exists("/containers/30001/tmp/landed-on-the-host").unwrap());
+    assert!(!fs::exists("/containers/30000/tmp/landed-on-the-host").unwrap());
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_door_comes_first() {
+    for kind in ["honest", "late"] {
+        let _door = Door::open(kind);
+        let log = Log::from_now();
+        assert_eq!(ssh(30001, "hostname; id -u").ok(), "c30000\n30001", "{kind}");
+        let line = log.one_line("session opens in namespaces pid,uts,ipc,net,mnt");
+        assert!(line.contains("memory:/30000") || line.contains(":/30000"), "{line}");
+    }
+    assert_eq!(ssh(30001, "hostname").ok(), "c30001", "without a door, the Emperor's socket");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn every_other_message_is_refused() {
+    let (failed, silent) = ("its set-up failed a check.", "does not answer.");
+    for (kind, sentence, cause) in [
+        ("hang-up", failed, "the door's message is not uwsgi-setns"),
+        ("short", failed, "the door's message is 11 bytes where 15 are due"),
+        ("split", failed, "the door's message is not uwsgi-setns"),
+        ("long", failed, "the door's message is 16 bytes"),
+        ("wrong", failed, "the door's message is not uwsgi-setns"),
+        ("too-few", failed, "the door's message counts"),
+        ("too-many", failed, "the door's message counts"),
+        ("none", failed, "the door's message counts 0 descriptors"),
+        ("65", failed, "the door's message counts 65 descriptors"),
+        ("253", failed, "the door's message counts 253 descriptors"),
+        ("files", failed, "what came from the door is no namespace"),
+        ("the-hosts", failed, "it has no pid namespace of its own"),
+        ("no-mnt", failed, "it has no mnt namespace of its own"),
+        ("two-of-a-kind", failed, "two mnt namespaces came from the door"),
+        ("user", failed, "of a kind that is not joined"),
+        ("silent", silent, "receive from the door: ETIMEDOUT"),
+    ] {
+        let _door = Door::open(kind);
+        refused(sentence, cause);
+    }
+    assert_eq!(ssh(30001, "hostname").ok(), "c30001");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_door_that_is_not_roots_is_no_door_and_no_way_around_it_either() {
+    let on_the_way = "on the way to the door: mode";
+    for (spoil, cause) in [
+        ("chown 30001 /run/unbit", on_the_way),
+        ("chmod 777 /run/unbit", on_the_way),
+        ("chown 30001 /run/unbit/30001", on_the_way),
+        ("chmod g+w /run/unbit/30001", on_the_way),
+        ("chown 30001 /run/unbit/30001/ns.socket", on_the_way),
+        ("mv /run/unbit/30001 /run/unbit/x && ln -s x /run/unbit/30001", "open the door's directory 30001: ENOTDIR"),
+        ("cd /run/unbit/30001 && mv ns.socket x && ln -s x ns.socket", on_the_way),
+        ("cd /run/unbit/30001 && rm ns.socket && touch ns.socket", on_the_way),
+    ] {
+        let _door = Door::open("honest");
+        sh(spoil).ok();
+        refused("its set-up failed a check.", cause);
+    }
+    {
+        let _door = Door::open("honest");
+        sh("rm /run/unbit/30001/ns.socket").ok();
+        refused("is not running.", "open /run/unbit/30001/ns.socket: ENOENT");
+    }
+    assert_eq!(ssh(30001, "hostname").ok(), "c30001");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_door_that_another_user_keeps() {
+    sh("mkdir -p /run/unbit/30001").ok();
+    let keeper = "exec setpriv --reuid 30001 --regid 30001 --clear-groups /unbit/target/debug/door /run/unbit/30001/ns.socket 1 hang-up";
+    // It may only bind in a directory of its own, which root then takes over.
+    sh("chown 30001 /run/unbit/30001").ok();
+    let mut keeper = Command::new("sh").args(["-c", keeper]).spawn().unwrap();
+    eventually("the door", || fs::exists("/run/unbit/30001/ns.socket").unwrap().then_some(()));
+    sh("chown 0:0 /run/unbit/30001 /run/unbit/30001/ns.socket").ok();
+    refused("its set-up failed a check.", "the door is kept by uid 30001, not by root");
+    drop((keeper.kill(), keeper.wait()));
+    sh("rm -rf /run/unbit").ok();
+}
