@@ -10,12 +10,20 @@ use nix::unistd::User;
 use shared::ContainerUid;
 use std::ffi::CStr;
 
-/// For sshd's child: the services that are in glibc itself (its own libraries before glibc 2.34), and ours.
+/// For sshd's child: of `files unbit dns` those that need no library, and those whose library is loaded now.
 pub fn pin() -> Result<(), Refusal> {
-    for library in [c"libnss_files.so.2", c"libnss_dns.so.2", c"libnss_unbit.so.2"] {
-        sys::load(library);
+    let built_in = sys::glibc_version() >= (2, 34); // files and dns moved into libc itself
+    let files = built_in || sys::load(c"libnss_files.so.2");
+    let dns = built_in || sys::load(c"libnss_dns.so.2");
+    let unbit = sys::load(c"libnss_unbit.so.2");
+    match (files, unbit, dns) {
+        (true, true, true) => configure(c"files unbit", c"files unbit dns", c"files"),
+        (true, true, false) => configure(c"files unbit", c"files unbit", c"files"),
+        (true, false, true) => configure(c"files", c"files dns", c"files"),
+        (true, false, false) => configure(c"files", c"files", c"files"),
+        (false, true, _) => configure(c"unbit", c"unbit", c"unbit"),
+        (false, false, _) => Err(Refusal::new(Reason::Broken, "no NSS library can be loaded")),
     }
-    configure(c"files unbit", c"files unbit dns", c"files")
 }
 
 /// For an application that is still root inside: nothing but our own library. Not even files, which are the tenant's there.

@@ -92,10 +92,21 @@ pub fn default_signal(signal: nix::sys::signal::Signal) {
     let _ = unsafe { set(signal, SigHandler::SigDfl) };
 }
 
-/// Loads a library for as long as the process lives, if it is there.
-pub fn load(library: &CStr) {
-    // SAFETY: glibc's own libraries and ours, whose start runs no code that could disturb the process.
-    unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_NOW) };
+/// Loads a library for as long as the process lives; false if it cannot be.
+pub fn load(library: &CStr) -> bool {
+    // ld.so does not repeat what a signal interrupts.
+    (0..3).any(|_| {
+        // SAFETY: glibc's own libraries and ours, whose start runs no code that could disturb the process.
+        !unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_NOW) }.is_null()
+    })
+}
+
+/// The version of the glibc that runs.
+pub fn glibc_version() -> (u32, u32) {
+    // SAFETY: glibc returns a constant string.
+    let version = unsafe { CStr::from_ptr(libc::gnu_get_libc_version()) }.to_string_lossy();
+    let mut numbers = version.split('.').map_while(|number| number.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// What one recvmsg(2) brought.
