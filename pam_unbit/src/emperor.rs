@@ -48,9 +48,8 @@ impl Emperor {
     /// A pidfd of the process that called `listen` on the socket.
     pub fn pidfd(&self) -> Result<OwnedFd, Refusal> {
         match retry(|| socket::getsockopt(&self.connection, sockopt::PeerPidfd)) {
-            Ok(pidfd) => Ok(pidfd),
             Err(Errno::ENOPROTOOPT) => self.pidfd_before_linux_6_5(),
-            Err(errno) => Err(errno).step(Reason::NotRunning, "ask who listens on run/ns.socket (SO_PEERPIDFD)"),
+            other => other.step(Reason::NotRunning, "ask who listens on run/ns.socket (SO_PEERPIDFD)"),
         }
     }
 
@@ -60,7 +59,9 @@ impl Emperor {
         let peer = retry(|| socket::getsockopt(&self.connection, sockopt::PeerCredentials))
             .step(Reason::Broken, "ask who listens on run/ns.socket (SO_PEERCRED)")?;
         match sys::pidfd_open(peer.pid()) {
-            Err(Errno::ESRCH) => Err(Errno::ESRCH).step(Reason::NotRunning, "find who listened on run/ns.socket"),
+            Err(errno @ Errno::ESRCH) => {
+                Err(Refusal::failed(Reason::NotRunning, "find who listened on run/ns.socket", errno))
+            }
             other => other.step(Reason::Broken, "pidfd_open (Linux 5.3 or newer is needed)"),
         }
     }
@@ -84,8 +85,5 @@ fn open_home(container: ContainerUid) -> Result<OwnedFd, Refusal> {
 
 fn missing_or_odd(errno: Errno, step: &str) -> Refusal {
     let reason = if errno == Errno::ENOENT { Reason::NotRunning } else { Reason::NotTrusted };
-    match Err::<(), _>(errno).step(reason, step) {
-        Err(refusal) => refusal,
-        Ok(()) => Refusal::new(reason, step),
-    }
+    Refusal::failed(reason, step, errno)
 }

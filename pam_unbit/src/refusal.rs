@@ -51,6 +51,11 @@ impl Refusal {
         Self { reason, cause: cause.into() }
     }
 
+    /// A step that failed with an errno.
+    pub fn failed(reason: Reason, step: impl fmt::Display, errno: Errno) -> Self {
+        Self::new(reason, format!("{step}: {errno:?} ({})", errno.desc()))
+    }
+
     /// The sentence for the user; `who` is the account's name.
     pub fn sentence(&self, who: &str) -> String {
         format!("Container {who} {}", self.reason.sentence())
@@ -64,24 +69,17 @@ pub trait Step<T> {
 
 impl<T> Step<T> for nix::Result<T> {
     fn step(self, reason: Reason, step: impl fmt::Display) -> Result<T, Refusal> {
-        self.map_err(|errno| Refusal::new(reason, format!("{step}: {}", errno_name(errno))))
+        self.map_err(|errno| Refusal::failed(reason, step, errno))
     }
 }
 
 impl<T> Step<T> for std::io::Result<T> {
     fn step(self, reason: Reason, step: impl fmt::Display) -> Result<T, Refusal> {
-        self.map_err(|error| {
-            let cause = match error.raw_os_error() {
-                Some(errno) => errno_name(Errno::from_raw(errno)),
-                None => error.to_string(),
-            };
-            Refusal::new(reason, format!("{step}: {cause}"))
+        self.map_err(|error| match error.raw_os_error() {
+            Some(errno) => Refusal::failed(reason, step, Errno::from_raw(errno)),
+            None => Refusal::new(reason, format!("{step}: {error}")),
         })
     }
-}
-
-fn errno_name(errno: Errno) -> String {
-    format!("{errno:?} ({})", errno.desc())
 }
 
 #[cfg(test)]

@@ -26,8 +26,8 @@ pub fn connect(connection: &OwnedFd, to: &OwnedFd, deadline: Deadline, name: &st
         match socket::connect(connection.as_raw_fd(), &address) {
             Ok(()) => return Ok(()),
             Err(Errno::EINTR | Errno::EAGAIN) => {}
-            Err(errno @ Errno::ECONNREFUSED) => return Err(errno).step(Reason::NotRunning, step),
-            Err(errno) => return Err(errno).step(Reason::NotTrusted, step),
+            Err(errno @ Errno::ECONNREFUSED) => return Err(Refusal::failed(Reason::NotRunning, step, errno)),
+            Err(errno) => return Err(Refusal::failed(Reason::NotTrusted, step, errno)),
         }
     }
 }
@@ -36,6 +36,6 @@ pub fn connect(connection: &OwnedFd, to: &OwnedFd, deadline: Deadline, name: &st
 pub fn time_left(deadline: Deadline, step: &str) -> Result<TimeVal, Refusal> {
     match deadline.left() {
         Some(left) => Ok(TimeVal::new(left.as_secs() as i64, i64::from(left.subsec_micros()).max(1))),
-        None => Err(Errno::ETIMEDOUT).step(Reason::NotAnswering, step),
+        None => Err(Refusal::failed(Reason::NotAnswering, step, Errno::ETIMEDOUT)),
     }
 }
