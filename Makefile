@@ -13,6 +13,8 @@ MULTIARCH ?= $(shell gcc -print-multiarch)
 LIBDIR = $(PREFIX)/lib/$(MULTIARCH)
 NSS_FILE = $(LIBDIR)/libnss_unbit.so.2
 PAM_FILE = $(LIBDIR)/security/pam_unbit.so
+MANDIR = $(PREFIX)/share/man/man8
+MANUALS = nss-unbit.8 pam_unbit.8
 
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 export CARGO_TARGET_DIR
@@ -36,16 +38,18 @@ $(NSS) $(PAM) &: $(SOURCES)
 	@$(MAKE) --no-print-directory build
 
 install: $(NSS) $(PAM)
-	install -d $(DESTDIR)$(LIBDIR) $(DESTDIR)$(LIBDIR)/security
+	install -d $(DESTDIR)$(LIBDIR)/security $(DESTDIR)$(MANDIR)
 	install -m 0644 -s $(NSS) $(DESTDIR)$(NSS_FILE).new
 	install -m 0644 -s $(PAM) $(DESTDIR)$(PAM_FILE).new
 	mv -f $(DESTDIR)$(NSS_FILE).new $(DESTDIR)$(NSS_FILE) # in one step: every process of the node may be about to load it
 	mv -f $(DESTDIR)$(PAM_FILE).new $(DESTDIR)$(PAM_FILE)
+	install -m 0644 $(MANUALS:%=man/%) $(DESTDIR)$(MANDIR)
+	ln -sf nss-unbit.8 $(DESTDIR)$(MANDIR)/libnss_unbit.so.2.8
 
 uninstall:
 	@! grep -qs '^[^#]*\bpam_unbit\.so' $(DESTDIR)/etc/pam.d/* || echo 'note: /etc/pam.d still names pam_unbit.so; container users are refused, all others log in'
 	@! grep -qsE '^[^#]*\bunbit\b' $(DESTDIR)/etc/nsswitch.conf || echo 'note: /etc/nsswitch.conf still names unbit; glibc passes over a module that is not there'
-	rm -f $(DESTDIR)$(NSS_FILE) $(DESTDIR)$(PAM_FILE)
+	rm -f $(DESTDIR)$(NSS_FILE) $(DESTDIR)$(PAM_FILE) $(MANUALS:%=$(DESTDIR)$(MANDIR)/%) $(DESTDIR)$(MANDIR)/libnss_unbit.so.2.8
 
 stage: build
 	@rm -rf $(STAGE)
