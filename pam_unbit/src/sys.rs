@@ -82,7 +82,7 @@ unsafe extern "C" {
 /// glibc's own way (`nss/nsswitch.c`, GLIBC_2.2.5) to set a line of nsswitch.conf for this process and for good.
 pub fn configure_nss(database: &CStr, services: &CStr) -> nix::Result<()> {
     // SAFETY: two strings, which glibc copies.
-    Errno::result(unsafe { __nss_configure_lookup(database.as_ptr(), services.as_ptr()) }).map(drop)
+    retry(|| Errno::result(unsafe { __nss_configure_lookup(database.as_ptr(), services.as_ptr()) })).map(drop)
 }
 
 /// Sets back a signal to what it does by default.
