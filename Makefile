@@ -1,6 +1,9 @@
 # make            build both modules in release
 # make demo       show a login on a private node, from a fresh Debian 12 or 13 on; as root
 # make test       every test, on the same; as root
+# make test-releases, make test-faults, make fuzz
+#                 the same libraries on other releases of Debian, every fault on every call, minutes of fuzzing; as root
+# make bench      [AGAINST=other.so]  what the NSS module costs, beside a bare stat and beside another; as root
 # make install    [DESTDIR=] [PREFIX=/usr]
 # make uninstall  [DESTDIR=] [PREFIX=/usr]
 # make check      formatting and lints
@@ -27,7 +30,7 @@ STAGE = $(CARGO_TARGET_DIR)/stage
 RELEASE ?= $(shell . /etc/os-release && echo $$VERSION_CODENAME)
 NODE = tests/node/run --release $(RELEASE) --modules $(STAGE)
 
-.PHONY: build install uninstall demo test check stage clean
+.PHONY: build install uninstall demo test test-releases test-faults fuzz bench check stage clean
 build:
 	@tests/prepare build
 	$(CARGO) build --release --locked -p nss_unbit -p pam_unbit
@@ -64,8 +67,24 @@ test:
 	@tests/prepare node
 	$(CARGO) test --locked --workspace
 	@$(MAKE) --no-print-directory stage
+	tests/weight $(NSS) $(STAGE)$(NSS_FILE)
 	$(CARGO) build --locked -p pam_unbit --features test-panics --target-dir $(CARGO_TARGET_DIR)/panics
 	tests/run --release $(RELEASE)
+
+test-releases:
+	@tests/prepare node
+	@$(MAKE) --no-print-directory stage
+	tests/releases
+
+test-faults:
+	@tests/prepare node
+	@$(MAKE) --no-print-directory stage
+	FAULTS=all tests/run --release $(RELEASE) faults every --nocapture
+
+bench:
+	@tests/prepare node
+	@$(MAKE) --no-print-directory stage
+	tests/bench-nss $(AGAINST)
 
 check:
 	@tests/prepare check

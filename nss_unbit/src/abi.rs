@@ -19,14 +19,14 @@ pub enum Status {
     Success = 1,
 }
 
-/// Why there is no record, as glibc is told.
+/// Why there is no record, as glibc is told. Eight bytes, so that a `Result` of a pointer goes through two registers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Failure {
     pub status: Status,
-    pub errno: c_int,
+    errno: u16,
     /// For hosts alone. `Internal` ("see errno") lets glibc grow the buffer, and of anything else it would end a whole getaddrinfo
     /// (nss/getaddrinfo.c).
-    pub host_error: HostError,
+    host_error: HostError,
 }
 
 impl Failure {
@@ -41,16 +41,26 @@ impl Failure {
 
     /// The system could not say whether there is such a container, and gave this errno.
     pub const fn unavailable(errno: c_int) -> Self {
-        Self { status: Status::Unavailable, errno, host_error: HostError::NoRecovery }
+        Self { status: Status::Unavailable, errno: errno as u16, host_error: HostError::NoRecovery }
     }
 
     const fn new(status: Status, errno: Errno, host_error: HostError) -> Self {
-        Self { status, errno: errno.raw_os_error(), host_error }
+        Self { status, errno: errno.raw_os_error() as u16, host_error }
+    }
+
+    /// The `errno`.
+    pub const fn errno(self) -> c_int {
+        self.errno as c_int
+    }
+
+    /// The `h_errno`.
+    pub const fn h_errno(self) -> c_int {
+        self.host_error as c_int
     }
 }
 
 /// The values of `h_errno` (netdb.h).
-#[repr(i32)]
+#[repr(i8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum HostError {
     /// `NETDB_INTERNAL`.

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use core::ffi::{CStr, c_int, c_long};
+use core::mem::MaybeUninit;
 use linux_raw_sys::general::{__NR_getdents64, __NR_openat, AT_FDCWD};
 use rustix::fd::BorrowedFd;
 use rustix::fs::{OFlags, SeekFrom};
@@ -49,10 +50,12 @@ impl Directory {
     }
 
     /// Reads as many entries as fit into `buffer`; none at the end.
-    pub fn read<'buffer>(&self, buffer: &'buffer mut [u8]) -> Result<Entries<'buffer>, c_int> {
-        // SAFETY: the kernel writes to the buffer at most the length that it is given.
-        let filled = unsafe { call(__NR_getdents64, self.fd, buffer.as_mut_ptr() as usize, buffer.len()) }?;
-        Ok(Entries { bytes: buffer.get(..filled).unwrap_or_default() })
+    pub fn read<'buffer>(&self, buffer: &'buffer mut [MaybeUninit<u8>]) -> Result<Entries<'buffer>, c_int> {
+        // SAFETY: the kernel writes to the buffer, and says how much: at most the length that it was given.
+        unsafe {
+            let filled = call(__NR_getdents64, self.fd, buffer.as_mut_ptr() as usize, buffer.len())?;
+            Ok(Entries { bytes: core::slice::from_raw_parts(buffer.as_ptr().cast(), filled) })
+        }
     }
 }
 
@@ -106,18 +109,16 @@ impl<'buffer> Iterator for Entries<'buffer> {
         const DT_UNKNOWN: u8 = 0;
         const DT_DIR: u8 = 4;
         const DT_LNK: u8 = 10;
+        const NAME_AT: usize = 19; // after the inode, the offset, the length of the entry, and the kind
 
-        let (_inode, rest) = self.bytes.split_first_chunk::<8>()?;
-        let (offset, rest) = rest.split_first_chunk()?;
-        let (length, rest) = rest.split_first_chunk()?;
-        let (kind, rest) = rest.split_first()?;
-        let length = usize::from(u16::from_ne_bytes(*length));
-        let name = rest.get(..length.checked_sub(self.bytes.len() - rest.len())?)?;
-        self.bytes = self.bytes.get(length..)?;
+        let (header, _) = self.bytes.split_first_chunk::<NAME_AT>()?;
+        let [_, _, _, _, _, _, _, _, offset @ .., low, high, kind] = header;
+        let (entry, rest) = self.bytes.split_at_checked(usize::from(u16::from_ne_bytes([*low, *high])))?;
+        self.bytes = rest;
         Some(Entry {
             offset: u64::from_ne_bytes(*offset),
             may_be_directory: matches!(*kind, DT_DIR | DT_LNK | DT_UNKNOWN),
-            name: name.split(|byte| *byte == 0).next().unwrap_or_default(),
+            name: entry.get(NAME_AT..)?.split(|byte| *byte == 0).next()?,
         })
     }
 }

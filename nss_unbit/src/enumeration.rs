@@ -2,17 +2,21 @@
 //!
 //! There is one walk for each database in a process, as C's interface has it. It keeps one descriptor and a short batch
 //! of numbers, whatever the number of containers, and survives what processes do: threads that ask at the same time, and fork, even in
-//! the middle of another thread's call. A child goes on where its parent was, by a descriptor of its own, for the two
-//! would otherwise share one offset.
+//! the middle of another thread's call. For that the walk is in a page of memory that the kernel empties in a child: whatever a thread
+//! of the parent had half-done, and its lock, are gone. What is left is the position, from which the child goes on, by a
+//! descriptor of its own, for one that it shared with its parent would have one offset for both.
 #![allow(unsafe_code)]
 
 use crate::abi::Failure;
 use crate::directory::Directory;
-use crate::lookup;
+use crate::lookup::{self, Account};
 use core::cell::UnsafeCell;
-use core::mem::replace;
+use core::mem::{MaybeUninit, replace};
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use rustix::io::Errno;
+use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 use rustix::thread::futex;
 use shared::{ContainerUid, settings};
 
@@ -26,31 +30,31 @@ pub static SHADOW: Enumeration = Enumeration::new();
 /// A walk over the containers.
 #[derive(Debug)]
 pub struct Enumeration {
-    /// Whose turn it is: the pid of the process that is inside, with [`WAITERS`] if threads wait for it; 0 if nobody is.
-    turn: AtomicU32,
-    /// The offset in the folder after the last entry that was given out. All that a child needs, and never half-written.
+    /// NULL until somebody enumerates.
+    page: AtomicPtr<Page>,
+    /// The offset in the folder after the last entry that was given out. Never half-written.
     position: AtomicU64,
-    /// For whose turn it is.
+}
+
+/// What is empty in a child. All zeros are a walk that nobody has begun.
+#[repr(C)]
+struct Page {
+    /// 0: nobody is inside. 1: a thread is. 2: and others may be waiting.
+    turn: AtomicU32,
+    /// For the thread that is inside.
     walk: UnsafeCell<Walk>,
 }
 
-// SAFETY: `walk` is reached through `enter` only, which lets in one at a time.
-unsafe impl Sync for Enumeration {}
-
-/// Pids end at 2^22.
-const WAITERS: u32 = 1 << 31;
-
 /// How much of the folder is read at once.
-const READ: usize = 1024;
+const READ: usize = 4096;
 /// No entry of getdents64 is shorter.
 const SHORTEST_ENTRY: usize = 24;
 const BATCH: usize = READ / SHORTEST_ENTRY;
+const _: () = assert!(size_of::<Page>() <= 4096);
 
 /// What a process remembers between two calls.
-#[derive(Debug)]
+#[repr(C)]
 struct Walk {
-    /// The process to which the rest belongs.
-    process: u32,
     folder: Folder,
     /// Containers that were read and not given out yet, with the offset after each: `batch[next..count]`.
     batch: [(u32, u64); BATCH],
@@ -58,7 +62,8 @@ struct Walk {
     count: usize,
 }
 
-#[derive(Debug)]
+/// C's layout has the number of the variant first.
+#[repr(C)]
 enum Folder {
     Closed,
     Open(Directory),
@@ -68,67 +73,87 @@ enum Folder {
 impl Enumeration {
     /// A walk that has not begun.
     pub const fn new() -> Self {
-        let walk = Walk { process: 0, folder: Folder::Closed, batch: [(0, 0); BATCH], next: 0, count: 0 };
-        Self { turn: AtomicU32::new(0), position: AtomicU64::new(0), walk: UnsafeCell::new(walk) }
+        Self { page: AtomicPtr::new(null_mut()), position: AtomicU64::new(0) }
     }
 
     /// Goes back to the start, with nothing open.
     pub fn rewind(&self) {
-        let mut walk = self.enter();
-        walk.forget();
-        self.position.store(0, Ordering::Relaxed);
+        if let Some(page) = self.page() {
+            let mut walk = page.enter();
+            walk.forget();
+            self.position.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Makes a record of the next container. If that fails (the buffer is too small), the container stays the next one.
     ///
     /// One that cannot be looked at is passed over: glibc would end the whole walk on a failure, and the others are well.
-    pub fn next<R>(&self, record: impl FnOnce(ContainerUid) -> Result<R, Failure>) -> Result<R, Failure> {
-        let mut walk = self.enter();
-        let (container, after) = walk.peek(&self.position)?;
-        let record = record(container)?;
+    pub fn next<R>(&self, record: impl FnOnce(&Account) -> Result<R, Failure>) -> Result<R, Failure> {
+        let mut walk = self.enter()?;
+        let (account, after) = walk.peek(&self.position)?;
+        let record = record(&account)?;
         walk.next += 1;
         self.position.store(after, Ordering::Relaxed);
         Ok(record)
     }
 
-    /// Waits for its turn, and leaves behind what belongs to another process.
-    fn enter(&self) -> Turn<'_> {
-        let process = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
-        let mut mine = process;
-        while let Err(turn) = self.turn.compare_exchange(0, mine, Ordering::Acquire, Ordering::Relaxed) {
-            let waited = process | WAITERS;
-            if turn & !WAITERS != process {
-                // The thread that was inside when this process was forked is not in it.
-                if self.turn.compare_exchange(turn, mine, Ordering::Acquire, Ordering::Relaxed).is_ok() {
-                    break;
+    /// Waits for its turn, on a page that the first call of a process makes.
+    fn enter(&self) -> Result<Turn<'_>, Failure> {
+        Ok(self.page().map_or_else(|| self.make_page(), Ok)?.enter())
+    }
+
+    fn page(&self) -> Option<&Page> {
+        // SAFETY: NULL, or a page that stays for good.
+        unsafe { self.page.load(Ordering::Acquire).as_ref() }
+    }
+
+    #[cold]
+    fn make_page(&self) -> Result<&Page, Failure> {
+        let size = size_of::<Page>();
+        let unavailable = |errno: Errno| Failure::unavailable(errno.raw_os_error());
+        // SAFETY: memory that nobody else has, where zeros are a `Page`. If another thread was faster, ours is given back.
+        unsafe {
+            let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+            let memory = mm::mmap_anonymous(null_mut(), size, access, flags).map_err(unavailable)?;
+            let ready = mm::madvise(memory, size, Advice::LinuxWipeOnFork).map_err(unavailable);
+            let page = match ready {
+                Ok(()) => self.page.compare_exchange(null_mut(), memory.cast(), Ordering::AcqRel, Ordering::Acquire),
+                Err(_) => Err(null_mut()),
+            };
+            match page {
+                Ok(_) => Ok(&*memory.cast()),
+                Err(other) => {
+                    let _ = mm::munmap(memory, size);
+                    ready.map(|()| &*other)
                 }
-            } else if turn == waited
-                || self.turn.compare_exchange(turn, waited, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-            {
-                // It returns early if the word has changed, or for a signal.
-                let _ = futex::wait(&self.turn, futex::Flags::PRIVATE, waited, None);
-                mine = waited; // there may be others
             }
         }
-        let mut turn = Turn(self);
-        if turn.process != process {
-            turn.forget();
-            turn.process = process;
+    }
+}
+
+impl Page {
+    /// Waits for its turn.
+    fn enter(&self) -> Turn<'_> {
+        if self.turn.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            while self.turn.swap(2, Ordering::Acquire) != 0 {
+                // It returns early if that has changed, or for a signal.
+                let _ = futex::wait(&self.turn, futex::Flags::PRIVATE, 2, None);
+            }
         }
-        turn
+        Turn(self)
     }
 }
 
 impl Walk {
     /// The next container that is here, and the offset after it.
-    fn peek(&mut self, position: &AtomicU64) -> Result<(ContainerUid, u64), Failure> {
+    fn peek(&mut self, position: &AtomicU64) -> Result<(Account, u64), Failure> {
         loop {
             let Some((uid, after)) = self.batch.get(self.next..self.count).and_then(|batch| batch.first()) else {
                 self.read(position)?;
                 continue;
             };
-            if let Some(Ok(container)) = ContainerUid::new(*uid).map(lookup::present) {
-                return Ok((container, *after));
+            if let Some(Ok(account)) = ContainerUid::new(*uid).map(lookup::present) {
+                return Ok((account, *after));
             }
             self.next += 1;
         }
@@ -146,7 +171,7 @@ impl Walk {
         (self.next, self.count) = (0, 0);
         let mut ended = true;
         if let Folder::Open(directory) = &self.folder {
-            for entry in directory.read(&mut [0; READ]).map_err(Failure::unavailable)? {
+            for entry in directory.read(&mut [MaybeUninit::uninit(); READ]).map_err(Failure::unavailable)? {
                 ended = false;
                 let container = ContainerUid::parse(entry.name).filter(|_| entry.may_be_directory);
                 if let (Some(container), Some(slot)) = (container, self.batch.get_mut(self.count)) {
@@ -172,7 +197,7 @@ impl Walk {
 }
 
 /// Somebody's turn, until it is dropped.
-struct Turn<'walk>(&'walk Enumeration);
+struct Turn<'page>(&'page Page);
 
 impl Deref for Turn<'_> {
     type Target = Walk;
@@ -193,7 +218,7 @@ impl DerefMut for Turn<'_> {
 impl Drop for Turn<'_> {
     #[inline(never)] // once in the library is enough
     fn drop(&mut self) {
-        if self.0.turn.swap(0, Ordering::Release) & WAITERS != 0 {
+        if self.0.turn.swap(0, Ordering::Release) == 2 {
             let _ = futex::wake(&self.0.turn, futex::Flags::PRIVATE, 1);
         }
     }

@@ -11,6 +11,7 @@ use crate::abi::{AF_INET, AddrTuple, Failure, Group, HostError, Hostent, Passwd,
 use crate::buffer::Buffer;
 use crate::enumeration::{self, Enumeration};
 use crate::initgroups::Groups;
+use crate::lookup::Account;
 use crate::{group, hosts, lookup, passwd, shadow};
 use core::ffi::{CStr, c_char, c_int, c_long, c_void};
 use core::net::Ipv4Addr;
@@ -191,7 +192,7 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyname_r(
     buffer: *mut c_char,
     length: usize,
     errnop: *mut c_int,
-    h_errnop: *mut HostError,
+    h_errnop: *mut c_int,
 ) -> Status {
     // SAFETY: the promises of C above.
     unsafe { _nss_unbit_gethostbyname2_r(name, AF_INET, result, buffer, length, errnop, h_errnop) }
@@ -206,7 +207,7 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyname2_r(
     buffer: *mut c_char,
     length: usize,
     errnop: *mut c_int,
-    h_errnop: *mut HostError,
+    h_errnop: *mut c_int,
 ) -> Status {
     // SAFETY: the promises of C above.
     unsafe { host(hosts::by_name(bytes(name), family), result, buffer, length, errnop, h_errnop) }
@@ -221,7 +222,7 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyname3_r(
     buffer: *mut c_char,
     length: usize,
     errnop: *mut c_int,
-    h_errnop: *mut HostError,
+    h_errnop: *mut c_int,
     _ttlp: *mut i32,
     canonp: *mut *mut c_char,
 ) -> Status {
@@ -243,7 +244,7 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyname4_r(
     buffer: *mut c_char,
     length: usize,
     errnop: *mut c_int,
-    h_errnop: *mut HostError,
+    h_errnop: *mut c_int,
     _ttlp: *mut i32,
 ) -> Status {
     // SAFETY: the promises of C above; `list` is like `result`, and so is what it points to.
@@ -257,8 +258,7 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyname4_r(
             }
             Ok(())
         });
-        h_errnop.write(host_error(&filled));
-        status(filled, &mut (), errnop)
+        host_status(filled, &mut (), errnop, h_errnop)
     }
 }
 
@@ -272,7 +272,7 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyaddr_r(
     buffer: *mut c_char,
     length: usize,
     errnop: *mut c_int,
-    h_errnop: *mut HostError,
+    h_errnop: *mut c_int,
 ) -> Status {
     // SAFETY: the promises of C above; `address_length` bytes can be read at `address`.
     unsafe {
@@ -291,7 +291,7 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyaddr2_r(
     buffer: *mut c_char,
     length: usize,
     errnop: *mut c_int,
-    h_errnop: *mut HostError,
+    h_errnop: *mut c_int,
     _ttlp: *mut i32,
 ) -> Status {
     // SAFETY: the promises of C above.
@@ -305,8 +305,8 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyaddr2_r(
 /// # Safety
 /// The promises of C above.
 unsafe fn account<R>(
-    found: Result<ContainerUid, Failure>,
-    record: fn(ContainerUid, &mut Buffer) -> Result<R, Failure>,
+    found: Result<Account, Failure>,
+    record: fn(&Account, &mut Buffer) -> Result<R, Failure>,
     result: *mut R,
     buffer: *mut c_char,
     length: usize,
@@ -315,7 +315,7 @@ unsafe fn account<R>(
     // SAFETY: the caller's promises.
     unsafe {
         let mut buffer = Buffer::new(buffer, length);
-        status(found.and_then(|container| record(container, &mut buffer)), result, errnop)
+        status(found.and_then(|account| record(&account, &mut buffer)), result, errnop)
     }
 }
 
@@ -325,7 +325,7 @@ unsafe fn account<R>(
 /// The promises of C above.
 unsafe fn next<R>(
     containers: &Enumeration,
-    record: fn(ContainerUid, &mut Buffer) -> Result<R, Failure>,
+    record: fn(&Account, &mut Buffer) -> Result<R, Failure>,
     result: *mut R,
     buffer: *mut c_char,
     length: usize,
@@ -334,7 +334,7 @@ unsafe fn next<R>(
     // SAFETY: the caller's promises.
     unsafe {
         let mut buffer = Buffer::new(buffer, length);
-        status(containers.next(|container| record(container, &mut buffer)), result, errnop)
+        status(containers.next(|account| record(account, &mut buffer)), result, errnop)
     }
 }
 
@@ -348,20 +348,14 @@ unsafe fn host(
     buffer: *mut c_char,
     length: usize,
     errnop: *mut c_int,
-    h_errnop: *mut HostError,
+    h_errnop: *mut c_int,
 ) -> Status {
     // SAFETY: the caller's promises.
     unsafe {
         let mut buffer = Buffer::new(buffer, length);
         let record = found.and_then(|found| hosts::record(found, &mut buffer));
-        h_errnop.write(host_error(&record));
-        status(record, result, errnop)
+        host_status(record, result, errnop, h_errnop)
     }
-}
-
-/// The `h_errno` of an answer.
-fn host_error<R>(record: &Result<R, Failure>) -> HostError {
-    record.as_ref().map_or_else(|failure| failure.host_error, |_| HostError::None)
 }
 
 /// Hands over the record, or says why there is none.
@@ -369,26 +363,36 @@ fn host_error<R>(record: &Result<R, Failure>) -> HostError {
 /// # Safety
 /// The promises of C above.
 unsafe fn status<R>(record: Result<R, Failure>, result: *mut R, errnop: *mut c_int) -> Status {
+    let mut h_errno = 0; // of no use here
+    // SAFETY: the caller's promises.
+    unsafe { host_status(record, result, errnop, &mut h_errno) }
+}
+
+/// The same for hosts.
+///
+/// # Safety
+/// The promises of C above.
+unsafe fn host_status<R>(
+    record: Result<R, Failure>,
+    result: *mut R,
+    errnop: *mut c_int,
+    h_errnop: *mut c_int,
+) -> Status {
     // SAFETY: the caller's promises.
     unsafe {
         match record {
             Ok(record) => {
                 result.write(record);
+                h_errnop.write(HostError::None as c_int);
                 Status::Success
             }
-            Err(failure) => refuse(failure, errnop),
+            Err(failure) => {
+                errnop.write(failure.errno());
+                h_errnop.write(failure.h_errno());
+                failure.status
+            }
         }
     }
-}
-
-/// Says why there is no record.
-///
-/// # Safety
-/// The promises of C above.
-unsafe fn refuse(failure: Failure, errnop: *mut c_int) -> Status {
-    // SAFETY: the caller's promises.
-    unsafe { errnop.write(failure.errno) };
-    failure.status
 }
 
 /// The bytes of a name.

@@ -4,7 +4,7 @@ use crate::abi::{AF_INET, AF_INET6, AddrTuple, Failure, Hostent};
 use crate::buffer::Buffer;
 use crate::lookup;
 use core::ffi::{c_char, c_int};
-use core::net::{Ipv4Addr, Ipv6Addr};
+use core::net::Ipv4Addr;
 use core::ptr::null_mut;
 use shared::ContainerUid;
 
@@ -15,18 +15,23 @@ pub fn by_name(name: &[u8], family: c_int) -> Result<(ContainerUid, Ipv4Addr), F
     if family == AF_INET { Ok((container, address)) } else { Err(Failure::NO_ADDRESS) }
 }
 
+/// How an IPv6 address begins that holds an IPv4 one: `::ffff:0:0/96`.
+const MAPPED: &[u8; 12] = b"\0\0\0\0\0\0\0\0\0\0\xff\xff";
+
 /// The container of an address, if it is here: a network in 10/8 must not get names for machines that are none.
 ///
 /// An IPv4 address inside an IPv6 one is what servers see that listen on both.
 pub fn by_address(address: &[u8], family: c_int) -> Result<(ContainerUid, Ipv4Addr), Failure> {
     let address = match family {
-        AF_INET => <[u8; 4]>::try_from(address).ok().map(Ipv4Addr::from),
-        AF_INET6 => <[u8; 16]>::try_from(address).ok().and_then(|octets| Ipv6Addr::from(octets).to_ipv4_mapped()),
+        AF_INET => Some(address),
+        AF_INET6 => address.strip_prefix(MAPPED),
         _ => None,
     };
-    let address = address.ok_or(Failure::ABSENT)?;
+    let octets = address.and_then(|address| <[u8; 4]>::try_from(address).ok()).ok_or(Failure::ABSENT)?;
+    let address = Ipv4Addr::from(octets);
     let container = ContainerUid::from_address(address).ok_or(Failure::ABSENT)?;
-    Ok((lookup::present(container)?, address))
+    lookup::present(container)?;
+    Ok((container, address))
 }
 
 /// The hosts record of a container.

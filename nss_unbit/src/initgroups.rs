@@ -45,7 +45,7 @@ impl Groups {
         Ok(())
     }
 
-    /// Makes room for at least one more, if there may be one more.
+    /// Makes room for one more, if there may be one more.
     ///
     /// # Safety
     /// As for [`Self::add`].
@@ -60,10 +60,8 @@ impl Groups {
             if self.limit > 0 && size >= self.limit {
                 return Ok(false);
             }
-            let larger = size.saturating_mul(2).max(1);
-            let larger = if self.limit > 0 { larger.min(self.limit) } else { larger };
-            let bytes = usize::try_from(larger).ok().and_then(|n| n.checked_mul(size_of::<u32>()));
-            let moved = bytes.map_or(core::ptr::null_mut(), |bytes| realloc((*self.list).cast(), bytes));
+            let larger = size.wrapping_add(1);
+            let moved = realloc((*self.list).cast(), size_of::<u32>().wrapping_mul(larger as usize));
             if moved.is_null() {
                 return Err(Failure::OUT_OF_MEMORY);
             }

@@ -2,28 +2,40 @@
 
 use crate::abi::Failure;
 use rustix::io::Errno;
-use shared::{ContainerUid, settings};
+use shared::{ContainerUid, Home, settings};
 
-/// The container, if it is here.
+/// The account of a container that is here.
+#[derive(Clone, Copy, Debug)]
+pub struct Account {
+    /// Its uid and gid.
+    pub container: ContainerUid,
+    /// Its home, and with that its name.
+    pub home: Home,
+}
+
+/// The account of the container, if it is here.
 ///
 /// Only a system that can tell says that there is no such account: not one that answers EACCES, EIO or ELOOP, and not one
 /// where the whole folder is missing, because it is not mounted, say.
-pub fn present(container: ContainerUid) -> Result<ContainerUid, Failure> {
-    match stat(container.home().as_c_str()) {
-        Ok(found) if container.is_owner_of(found.st_mode, found.st_uid, found.st_gid) => Ok(container),
+pub fn present(container: ContainerUid) -> Result<Account, Failure> {
+    let home = container.home();
+    match stat(home.as_c_str()) {
+        Ok(found) if container.is_owner_of(found.st_mode, found.st_uid, found.st_gid) => {
+            Ok(Account { container, home })
+        }
         Ok(_) => Err(Failure::ABSENT),
         Err(Errno::NOENT | Errno::NOTDIR) if stat(settings::CONTAINERS_PATH).is_ok() => Err(Failure::ABSENT),
         Err(errno) => Err(Failure::unavailable(errno.raw_os_error())),
     }
 }
 
-/// The container of this account name, if it is here.
-pub fn by_name(name: &[u8]) -> Result<ContainerUid, Failure> {
+/// The account of this name.
+pub fn by_name(name: &[u8]) -> Result<Account, Failure> {
     present(ContainerUid::parse(name).ok_or(Failure::ABSENT)?)
 }
 
-/// The container of this uid or gid, if it is here.
-pub fn by_id(id: u32) -> Result<ContainerUid, Failure> {
+/// The account of this uid, or of this gid.
+pub fn by_id(id: u32) -> Result<Account, Failure> {
     present(ContainerUid::new(id).ok_or(Failure::ABSENT)?)
 }
 

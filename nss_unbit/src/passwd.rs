@@ -2,18 +2,19 @@
 
 use crate::abi::{Failure, Passwd};
 use crate::buffer::Buffer;
-use shared::{ContainerUid, settings};
+use crate::lookup::Account;
+use shared::settings;
 
 /// The passwd record of a container.
-pub fn record(container: ContainerUid, buffer: &mut Buffer) -> Result<Passwd, Failure> {
-    let name = container.name();
+pub fn record(account: &Account, buffer: &mut Buffer) -> Result<Passwd, Failure> {
+    let uid = account.container.get();
     Ok(Passwd {
-        pw_name: buffer.string(name.as_bytes())?,
+        pw_name: buffer.string(account.home.name())?,
         pw_passwd: buffer.string(b"x")?,
-        pw_uid: container.get(),
-        pw_gid: container.get(),
-        pw_gecos: buffer.string(name.as_bytes())?, // a copy of its own: callers cut gecos up in place
-        pw_dir: buffer.string(container.home().as_c_str().to_bytes())?,
+        pw_uid: uid,
+        pw_gid: uid,
+        pw_gecos: buffer.string(account.home.name())?, // a copy of its own: callers cut gecos up in place
+        pw_dir: buffer.string(account.home.as_bytes())?,
         pw_shell: buffer.string(settings::SHELL.as_bytes())?,
     })
 }

@@ -2,17 +2,17 @@
 
 use crate::abi::{Failure, Shadow};
 use crate::buffer::Buffer;
+use crate::lookup::Account;
 use core::ffi::{c_long, c_ulong};
-use shared::ContainerUid;
 
 /// An empty field of a shadow line (nss/putspent.c writes them as nothing).
 const EMPTY: c_long = -1;
 const EMPTY_FLAG: c_ulong = c_ulong::MAX;
 
 /// The shadow record of a container: no password opens it, and nothing of it expires.
-pub fn record(container: ContainerUid, buffer: &mut Buffer) -> Result<Shadow, Failure> {
+pub fn record(account: &Account, buffer: &mut Buffer) -> Result<Shadow, Failure> {
     Ok(Shadow {
-        sp_namp: buffer.string(container.name().as_bytes())?,
+        sp_namp: buffer.string(account.home.name())?,
         sp_pwdp: buffer.string(b"!")?,
         sp_lstchg: EMPTY,
         sp_min: EMPTY,

@@ -173,14 +173,13 @@ fn getspnam(name: &CStr, buffer: *mut c_char, length: usize) -> Answer {
     account(|r, e| unsafe { _nss_unbit_getspnam_r(name.as_ptr(), r, buffer, length, e) }, sp_strings, |_| vec![])
 }
 
-fn host(call: impl FnOnce(*mut Hostent, *mut c_int, *mut HostError) -> Status) -> Answer {
+fn host(call: impl FnOnce(*mut Hostent, *mut c_int, *mut c_int) -> Status) -> Answer {
     let mut record = MaybeUninit::<Hostent>::uninit();
-    let (mut errno, mut h_errno) = (STALE, MaybeUninit::<HostError>::uninit());
-    let status = call(record.as_mut_ptr(), &mut errno, h_errno.as_mut_ptr());
+    let (mut errno, mut h_errno) = (STALE, STALE);
+    let status = call(record.as_mut_ptr(), &mut errno, &mut h_errno);
     // SAFETY: every host function says its h_errno; a success has filled the record in.
     unsafe {
-        let mut answer =
-            Answer { status, errno, h_errno: h_errno.assume_init() as c_int, strings: vec![], arrays: vec![] };
+        let mut answer = Answer { status, errno, h_errno, strings: vec![], arrays: vec![] };
         if status == Status::Success {
             let record = record.assume_init();
             assert_eq!((record.h_addrtype, record.h_length), (AF_INET, 4));
@@ -224,22 +223,15 @@ fn gethostbyname3(name: &CStr, buffer: *mut c_char, length: usize) -> Answer {
 
 fn gethostbyname4(name: &CStr, in_place: bool, buffer: *mut c_char, length: usize) -> Answer {
     let mut first = MaybeUninit::<AddrTuple>::uninit();
-    let mut list = if in_place { first.as_mut_ptr() } else { null_mut() };
-    let (mut errno, mut h_errno) = (STALE, MaybeUninit::<HostError>::uninit());
+    let place = first.as_mut_ptr();
+    let mut list = if in_place { place } else { null_mut() };
+    let (mut errno, mut h_errno) = (STALE, STALE);
     // SAFETY: as above.
     unsafe {
-        let status = _nss_unbit_gethostbyname4_r(
-            name.as_ptr(),
-            &mut list,
-            buffer,
-            length,
-            &mut errno,
-            h_errno.as_mut_ptr(),
-            null_mut(),
-        );
-        let mut answer =
-            Answer { status, errno, h_errno: h_errno.assume_init() as c_int, strings: vec![], arrays: vec![] };
-        assert_eq!(list == first.as_mut_ptr(), in_place);
+        let status =
+            _nss_unbit_gethostbyname4_r(name.as_ptr(), &mut list, buffer, length, &mut errno, &mut h_errno, null_mut());
+        let mut answer = Answer { status, errno, h_errno, strings: vec![], arrays: vec![] };
+        assert_eq!(list == place, in_place);
         if status == Status::Success {
             let tuple = *list;
             assert!(tuple.next.is_null());
@@ -327,7 +319,7 @@ fn records() {
 
 #[test]
 fn every_length_at_every_misalignment_is_all_or_nothing() {
-    const MOST: usize = 512;
+    const MOST: usize = if cfg!(miri) { 100 } else { 512 };
     const AROUND: usize = 64;
     container_30001();
     every_function(|name, host, call| {
@@ -559,7 +551,7 @@ fn a_full_list_grows_up_to_its_limit() {
         let mut list = List::new(4, 4);
         assert_eq!(list.call(c"30001", 100, limit), (Status::Success, STALE), "limit {limit}");
         assert_eq!(list.groups(), [7, 8, 9, 10, 30001], "limit {limit}");
-        assert_eq!(list.size, if limit == 5 { 5 } else { 8 });
+        assert_eq!(list.size, 5);
     }
     for limit in [4, 3, 1] {
         let mut list = List::new(4, 4);
@@ -601,7 +593,7 @@ impl Drop for Folder {
 }
 
 fn next(walk: &Enumeration) -> Result<u32, Failure> {
-    walk.next(|container| Ok(container.get()))
+    walk.next(|account| Ok(account.container.get()))
 }
 
 fn rest(walk: &Enumeration) -> Vec<u32> {
@@ -614,6 +606,7 @@ fn sorted(mut uids: Vec<u32>) -> Vec<u32> {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "makes system calls")]
 fn every_container_once_and_then_the_end() {
     for count in [0, 1, 41, 42, 43, 1000] {
         let _folder = Folder::new(30000..30000 + count);
@@ -626,6 +619,7 @@ fn every_container_once_and_then_the_end() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "makes system calls")]
 fn what_is_not_present_is_passed_over() {
     let _folder = Folder::new(30000..30200);
     put(c"/containers/30007", Err(Errno::IO));
@@ -638,6 +632,7 @@ fn what_is_not_present_is_passed_over() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "makes system calls")]
 fn a_small_buffer_loses_no_entry() {
     let _folder = Folder::new(30000..30100);
     let walk = Enumeration::new();
@@ -658,6 +653,7 @@ fn a_small_buffer_loses_no_entry() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "makes system calls")]
 fn a_folder_that_cannot_be_opened_is_unavailable() {
     ENUMERATED.set(c"/nonexistent".to_owned());
     assert_eq!(next(&Enumeration::new()), Err(Failure::unavailable(libc::ENOENT)));
@@ -666,6 +662,7 @@ fn a_folder_that_cannot_be_opened_is_unavailable() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "makes system calls")]
 fn a_walk_goes_on_where_it_was_when_its_descriptor_is_taken_away() {
     let _folder = Folder::new(30000..30300);
     let walk = Enumeration::new();
@@ -691,6 +688,7 @@ fn a_walk_goes_on_where_it_was_when_its_descriptor_is_taken_away() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "makes system calls")]
 fn a_child_goes_on_where_its_parent_was_and_neither_disturbs_the_other() {
     let _folder = Folder::new(30000..31000);
     let walk = Enumeration::new();
@@ -721,6 +719,7 @@ fn a_child_goes_on_where_its_parent_was_and_neither_disturbs_the_other() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "makes system calls")]
 fn a_child_of_a_process_with_a_thread_inside_is_not_kept_waiting() {
     let _folder = Folder::new(30000..30010);
     let walk = Enumeration::new();
@@ -746,6 +745,7 @@ fn a_child_of_a_process_with_a_thread_inside_is_not_kept_waiting() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "makes system calls")]
 fn threads_share_a_walk_fairly() {
     let folder = Folder::new(30000..31000);
     let walk = Enumeration::new();

@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn an_address_leads_back_to_its_container() {
-        for uid in (30_000..100_000).chain(16_700_000..16_810_000) {
+        for uid in (30_000..100_000).chain(16_700_000..16_810_000).step_by(if cfg!(miri) { 997 } else { 1 }) {
             let Some(container) = ContainerUid::new(uid) else { continue };
             let Some(address) = container.address() else { continue };
             assert_eq!(ContainerUid::from_address(address), Some(container), "{uid} {address}");

@@ -37,8 +37,8 @@ pub const ADDRESS_BASE: u32 = match option_env!("UNBIT_ADDRESS_BASE") {
     None => 0x0a00_0000,
 };
 
-/// The longest folder that [`crate::Home`] has room for.
-pub(crate) const CONTAINERS_MAX: usize = 100;
+/// The longest folder.
+const CONTAINERS_MAX: usize = 100;
 
 const _: () = {
     const fn fits_a_passwd_field(text: &[u8]) -> bool {

@@ -2,6 +2,11 @@
 //!
 //! Everything here panics when it goes wrong: it is for tests only.
 
+pub mod nss;
+pub mod nss_fuzz;
+pub mod tenant;
+pub mod wire;
+
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs;
@@ -82,6 +87,11 @@ impl Log {
     /// From now on.
     pub fn from_now() -> Self {
         Self(fs::read(Self::FILE).unwrap().len())
+    }
+
+    /// All of it, for the message of a test that fails.
+    pub fn all() -> String {
+        Self(0).text()
     }
 
     /// What has been written.

@@ -1,0 +1,669 @@
+//! What a hostile tenant may try: one who owns /containers/UID and all below it, has unprivileged user namespaces, and in the worst case the code of
+//! the container's pid 1 and a root file system. Each case ends with [`Watch::done`]: nothing of root's ran inside, nobody got a group, no file
+//! outside was touched, no session was on the host, nothing is left, and honest people log in.
+
+use std::fs;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::Path;
+use std::time::{Duration, Instant};
+use unbit_tests::tenant::*;
+use unbit_tests::*;
+
+const SOCKET: &str = "/containers/30001/run/ns.socket";
+const NOT_PID_1: &str = "would be a container's pid 1";
+
+/// What the Emperor might say, and what it would never.
+const KINDS: [&str; 26] = [
+    "silent",
+    "close",
+    "deaf",
+    "short",
+    "long",
+    "wrong",
+    "late",
+    "split",
+    "drip",
+    "send-0-own",
+    "send-1-own",
+    "send-5-own",
+    "send-7-forged",
+    "send-64-own",
+    "send-65-own",
+    "send-200-own",
+    "send-200-forged",
+    "miscount-3-own",
+    "miscount-1-forged",
+    "send-5-file",
+    "send-5-dir",
+    "send-64-socket",
+    "send-2-fifo",
+    "send-64-dir",
+    "send-253-file",
+    "linger",
+];
+
+/// More than any login takes that waits for nothing.
+const SLOW: Duration = Duration::from_secs(3);
+
+/// One login that this module refuses for this cause.
+#[track_caller]
+fn turned_away(uid: u32, cause: &str) {
+    let (log, started) = (Log::from_now(), Instant::now());
+    let done = ssh(uid, "touch /tmp/landed-on-the-host");
+    assert_eq!((done.status, done.out.as_str()), (Some(255), ""), "{done:?}");
+    assert!(done.err.contains(&format!("Container {uid} ")), "{done:?}");
+    let line = log.one_line("refused:");
+    assert!(line.contains(cause) && line.contains("pam_unbit(sshd:account)"), "{line}");
+    assert!(started.elapsed() < SLOW, "{:?}", started.elapsed());
+}
+
+/// What a session tells of itself.
+const WHOAMI: &str = "hostname; readlink /proc/self/ns/mnt; id -G";
+
+fn inside(uid: u32, mounts: &str) -> String {
+    format!("c{uid}\n{mounts}\n{uid}")
+}
+
+#[track_caller]
+fn lands(uid: u32, mounts: &str) {
+    let started = Instant::now();
+    assert_eq!(ssh(uid, WHOAMI).ok(), inside(uid, mounts));
+    assert!(started.elapsed() < SLOW, "{:?}", started.elapsed());
+}
+
+/// What the tenant's user can do to its files.
+#[track_caller]
+fn as_tenant(uid: u32, script: &str) {
+    let uid = uid.to_string();
+    run("setpriv", &["--reuid", &uid, "--regid", &uid, "--clear-groups", "bash", "-euc", script], b"").ok();
+}
+
+/// A login of the tenant's own that puts a listener of its own in the place of the Emperor's.
+fn listen_inside(how: &str) -> (Restored, Inside, impl Sized + use<>) {
+    let tool = give_tool(30001);
+    drop(fs::remove_file("/containers/30001/kind"));
+    let restored = Restored::later(SOCKET);
+    let inside = Inside::start(30001, &format!("mv /run/ns.socket /run/kept; {}", how.replace("TENANT", &tool)));
+    eventually("the socket to be away", || Path::new("/containers/30001/run/kept").exists().then_some(()));
+    let killed = wait_for_listener(30001);
+    (restored, inside, killed)
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_listener_inside_says_whatever_it_likes() {
+    let watch = Watch::start();
+    {
+        let _listener = listen_inside("exec TENANT serve /run/ns.socket");
+        for kind in KINDS {
+            set_kind(30001, kind);
+            let times = if kind == "linger" { 12 } else { 1 }; // it has to be quicker than we
+            for _ in 0..times {
+                turned_away(30001, NOT_PID_1);
+            }
+        }
+    }
+    watch.done();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_listener_with_mounts_and_a_group_file_of_its_own() {
+    let watch = Watch::start();
+    for pid_1_of_its_own in ["", "-p --fork"] {
+        let _listener = listen_inside(&format!(
+            "exec unshare -Urmn {pid_1_of_its_own} bash -c 'mount -t tmpfs none /etc && echo disk:x:6:30001 >/etc/group && exec TENANT serve /run/ns.socket'"
+        ));
+        set_kind(30001, "send-7-own");
+        turned_away(30001, NOT_PID_1);
+    }
+    watch.done();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_listener_that_has_ended_and_whose_number_is_somebody_elses() {
+    let watch = Watch::start();
+    {
+        let _listener = listen_inside("TENANT orphan /run/ns.socket; sleep 600");
+        let ask = "socket(S, AF_UNIX, SOCK_STREAM, 0); connect(S, sockaddr_un(shift)) or die; print unpack 'l', getsockopt(S, SOL_SOCKET, 17)";
+        let gone = run("perl", &["-MSocket", "-e", ask, SOCKET], b"").ok();
+        assert!(!Path::new(&format!("/proc/{gone}")).exists(), "{gone} still lives");
+        turned_away(30001, "");
+        // Root's, of all people's.
+        let mut heir = eventually("the number to be given away again", || {
+            fs::write("/proc/sys/kernel/ns_last_pid", (gone.parse::<u32>().unwrap() - 1).to_string()).unwrap();
+            let mut heir = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+            if heir.id().to_string() == gone {
+                return Some(heir);
+            }
+            drop((heir.kill(), heir.wait()));
+            None
+        });
+        let log = Log::from_now();
+        turned_away(30001, "");
+        let line = log.one_line("refused:");
+        assert!(["ended", "ESRCH", NOT_PID_1].iter().any(|cause| line.contains(cause)), "{line}");
+        drop((heir.kill(), heir.wait()));
+    }
+    watch.done();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_hostile_pid_1_says_whatever_it_likes() {
+    let watch = Watch::start();
+    {
+        let hostile = Hostile::start("serve /run/ns.socket");
+        let mounts = hostile.mounts();
+        for kind in KINDS {
+            set_kind(HOSTILE, kind);
+            lands(HOSTILE, &mounts);
+        }
+    }
+    watch.done();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_hostile_pid_1_leaves_its_backlog_full() {
+    let watch = Watch::start();
+    {
+        let _hostile = Hostile::start("serve /run/ns.socket");
+        set_kind(HOSTILE, "deaf");
+        let fill = "use Socket; while (1) { socket(my $s, AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0) or die; \
+            connect($s, sockaddr_un(shift // q(/containers/30003/run/ns.socket))) or last; push @held, $s } $| = 1; print qq(full\\n); sleep 600";
+        let mut filler =
+            std::process::Command::new("perl").args(["-e", fill]).stdout(std::process::Stdio::null()).spawn().unwrap();
+        let _end = AtEnd(|| drop((filler.kill(), filler.wait())));
+        std::thread::sleep(Duration::from_millis(500));
+        let (log, started) = (Log::from_now(), Instant::now());
+        assert!(ssh(HOSTILE, "true").err.contains("does not answer"));
+        assert!(log.one_line("refused:").contains("ETIMEDOUT"));
+        assert!((2..6).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
+        lands(30001, &namespaces(&leader(30001))["mnt"]); // others do not wait with it
+    }
+    watch.done();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn another_containers_pid_1_listens() {
+    let watch = Watch::start();
+    {
+        let _socket = Restored::later(SOCKET);
+        // Two tenants cannot do this alone, they have no folder in common.
+        sh(format!("mv {SOCKET} {SOCKET}.kept; ln /containers/30000/run/ns.socket {SOCKET}; chown 30001 {SOCKET}"))
+            .ok();
+        let _owner = AtEnd(|| drop(sh("chown 30000 /containers/30000/run/ns.socket")));
+        turned_away(30001, "its uids are [30000, 30000, 30000, 30000], not the container's");
+    }
+    watch.done();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_path_leads_somewhere_else() {
+    let watch = Watch::start();
+    let run = "/containers/30001/run";
+    for (path, made, cause) in [
+        (run, "ln -s /containers/30000/run P", "open its folder run: ENOTDIR"),
+        (run, "ln -s ../30000/run P", "open its folder run: ENOTDIR"),
+        (run, "ln -s /nowhere P", "open its folder run: ENOTDIR"),
+        (run, "ln -s run P", "open its folder run: ENOTDIR"),
+        (run, "mkfifo P", "open its folder run: ENOTDIR"),
+        (run, "touch P", "open its folder run: ENOTDIR"),
+        (run, "mkdir P", "open run/ns.socket: ENOENT"),
+        (run, "mkdir -m 0 P", "open run/ns.socket: ENOENT"),
+        (SOCKET, "ln -s /containers/30000/run/ns.socket P", "run/ns.socket is not a socket"),
+        (SOCKET, "ln -s kept P", "run/ns.socket is not a socket"),
+        (SOCKET, "ln -s /dev/log P", "run/ns.socket is not a socket"),
+        (SOCKET, "ln -s /nowhere P", "run/ns.socket is not a socket"),
+        (SOCKET, "ln -s ns.socket P", "run/ns.socket is not a socket"),
+        (SOCKET, "mkfifo P", "run/ns.socket is not a socket"),
+    ] {
+        let _restored = Restored::later(path);
+        as_tenant(
+            30001,
+            &format!(
+                "mv {path} {}; {}",
+                path.replace("ns.socket", "kept").replace("30001/run", "30001/away").replace("away/kept", "run/kept"),
+                made.replace('P', path)
+            ),
+        );
+        turned_away(30001, cause);
+    }
+    watch.done();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_socket_of_another_type_or_that_nobody_listens_on() {
+    let watch = Watch::start();
+    for (kind, cause) in [("dgram", "EPROTOTYPE"), ("bound", "ECONNREFUSED")] {
+        let _restored = Restored::later(SOCKET);
+        as_tenant(30001, &format!("mv {SOCKET} {SOCKET}.kept"));
+        let _kept = (kind == "dgram").then(|| UnixDatagram::bind(SOCKET).unwrap());
+        if kind == "bound" {
+            drop(UnixListener::bind(SOCKET).unwrap());
+        }
+        sh(format!("chown 30001 {SOCKET}")).ok();
+        turned_away(30001, &format!("connect to run/ns.socket: {cause}"));
+    }
+    watch.done();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn roots_own_socket_elsewhere_is_never_called() {
+    sh("rm -rf /run/roots; mkdir -m 700 /run/roots").ok();
+    let watch = Watch::start();
+    let roots = UnixListener::bind("/run/roots/ns.socket").unwrap();
+    roots.set_nonblocking(true).unwrap();
+    for (path, target) in [(SOCKET, "/run/roots/ns.socket"), ("/containers/30001/run", "/run/roots")] {
+        let _restored = Restored::later(path);
+        as_tenant(30001, &format!("mv {path} {path}.kept; ln -s {target} {path}"));
+        turned_away(30001, "");
+        assert_eq!(roots.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "somebody called");
+    }
+    watch.done();
+    sh("rm -r /run/roots").ok();
+}
+
+/// Logs in for as long as the tenant swaps two paths. Each login is refused, or is in the one true container.
+fn swapped(prepare: &str, a: &str, b: &str) {
+    let watch = Watch::start();
+    {
+        let tool = give_tool(30001);
+        drop(fs::remove_file("/containers/30001/kind"));
+        let mounts = &namespaces(&leader(30001))["mnt"];
+        let _restored = Restored::later(a);
+        let prepare = prepare.replace("TENANT", &tool);
+        let mut swapper =
+            Inside::start(30001, &format!("{prepare} touch ~/swapping; {tool} swap {a} {b} 4; rm -r ~/swapping"));
+        let swapping = || Path::new("/containers/30001/swapping").exists();
+        eventually("the tenant to swap", || swapping().then_some(()));
+        let clients: Vec<_> = std::thread::scope(|scope| {
+            let client = || {
+                let mut logins = Vec::new();
+                while swapping() {
+                    logins.push(ssh(30001, WHOAMI));
+                }
+                logins
+            };
+            let clients = [(); 3].map(|()| scope.spawn(client));
+            clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
+        });
+        let (let_in, refused): (Vec<_>, Vec<_>) = clients.into_iter().partition(|login| login.status == Some(0));
+        let (let_in, refused) = (
+            let_in.into_iter().map(|login| assert_eq!(login.ok(), inside(30001, mounts))).count(),
+            refused
+                .into_iter()
+                .map(|login| {
+                    assert_eq!((login.status, login.out.as_str()), (Some(255), ""), "{login:?}");
+                    assert!(login.err.contains("Container 30001 "), "{login:?}");
+                })
+                .count(),
+        );
+        swapper.wait();
+        println!("{let_in} let in, {refused} refused");
+        assert!(let_in > 0 && refused > 0, "{let_in} let in, {refused} refused: no race was run");
+    }
+    drop(wait_for_listener(30001));
+    sh("rm -rf /containers/30001/{evil,run/other}").ok();
+    watch.done();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_socket_is_swapped_with_a_listener_of_the_tenants() {
+    swapped("TENANT serve /run/other & sleep 0.3;", "/containers/30001/run/ns.socket", "/containers/30001/run/other");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_socket_is_swapped_with_a_link_to_another_containers() {
+    swapped(
+        "ln -s /containers/30000/run/ns.socket /run/other;",
+        "/containers/30001/run/ns.socket",
+        "/containers/30001/run/other",
+    );
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_folder_is_swapped_with_a_link_to_another_containers() {
+    swapped("ln -s ../30000/run ~/evil;", "/containers/30001/run", "/containers/30001/evil");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_folder_is_swapped_with_one_where_the_tenant_listens() {
+    swapped(
+        "mkdir ~/evil; TENANT serve ~/evil/ns.socket & sleep 0.3;",
+        "/containers/30001/run",
+        "/containers/30001/evil",
+    );
+}
+
+/// In microseconds: between two calls of a login, and between two of its steps.
+const MOMENTS: [u32; 24] = [
+    0, 200, 400, 600, 800, 1000, 1500, 2000, 2500, 3000, 4000, 5000, 6000, 8000, 10_000, 15_000, 30_000, 50_000,
+    51_000, 52_000, 53_000, 55_000, 60_000, 150_000,
+];
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_pid_1_that_unshares_between_the_check_and_the_join() {
+    let watch = Watch::start();
+    let (mut let_in, mut refused) = (0, 0);
+    for moment in MOMENTS {
+        let hostile = Hostile::start("serve /run/ns.socket");
+        let mounts = hostile.mounts();
+        set_kind(HOSTILE, &format!("unshare-{moment}"));
+        let done = ssh(HOSTILE, WHOAMI);
+        if done.status == Some(0) {
+            assert_eq!(done.ok(), inside(HOSTILE, &mounts), "after {moment} us");
+            let_in += 1;
+        } else {
+            assert_eq!((done.status, done.out.as_str()), (Some(255), ""), "{done:?}");
+            refused += 1;
+        }
+        eventually("it to unshare", || (hostile.mounts() != mounts).then_some(()));
+    }
+    println!("{let_in} let in, {refused} refused");
+    assert!(let_in > 0 && refused > 0, "{let_in} let in, {refused} refused: the moments miss");
+    watch.done();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_pid_1_that_dies_at_any_moment() {
+    let watch = Watch::start();
+    let (mut let_in, mut cut) = (0, 0);
+    for moment in MOMENTS.into_iter().chain([250_000, 400_000]) {
+        let hostile = Hostile::start("serve /run/ns.socket");
+        let whole = inside(HOSTILE, &hostile.mounts());
+        set_kind(HOSTILE, &format!("die-{moment}"));
+        let done = ssh(HOSTILE, &format!("{WHOAMI}; exec sleep 5"));
+        assert!(done.status != Some(0) && whole.starts_with(done.out.trim_end()), "after {moment} us: {done:?}");
+        if done.out.is_empty() {
+            cut += 1
+        } else {
+            let_in += 1
+        }
+        assert_eq!(sh("pgrep -xf 'sleep 5'").out, "", "a session outlives its container");
+    }
+    println!("{let_in} let in, {cut} cut short");
+    assert!(let_in > 0 && cut > 0, "{let_in} let in, {cut} cut short: the moments miss");
+    watch.done();
+}
+
+/// What a file system in user space has been asked and does not answer, it never will; no signal ends the wait. See fuse(4), fusectl.
+fn abort_file_systems_of_the_tenants() {
+    sh(format!(
+        "mkdir -p /tmp/fuse; unshare -m sh -c 'mount -t fusectl none /tmp/fuse; for one in $(find /tmp/fuse -name abort -uid {HOSTILE}); do echo 1 >$one; done'"
+    ))
+    .ok();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_file_whose_last_close_waits_for_the_tenant() {
+    sh("mknod -m 666 /dev/fuse c 10 229").ok();
+    let _device = AtEnd(|| drop(sh("rm /dev/fuse")));
+    let watch = Watch::start();
+    {
+        give_home();
+        let hostile = Hostile::start(&format!("fuse /run/ns.socket /containers/{HOSTILE}/files"));
+        let ready = format!("/containers/{HOSTILE}/kind.ready");
+        eventually("the file system", || Path::new(&ready).exists().then_some(()));
+        let mounts = hostile.mounts();
+        let _freed = AtEnd(abort_file_systems_of_the_tenants);
+        let done = run("timeout", &["5", "ssh", &format!("{HOSTILE}@node"), WHOAMI], b"");
+        let stuck = sh("ps -eo stat=,comm= | grep '^D.*sshd'").out;
+        assert_eq!(stuck, "", "sshd waits for the tenant, and no signal helps: {done:?}");
+        assert_eq!(done.ok(), inside(HOSTILE, &mounts));
+    }
+    watch.done();
+}
+
+/// sshd with passwords, and a module behind ours that takes every one of them.
+fn permissive() -> (Changed, impl Sized + use<>) {
+    let changed =
+        Changed::file("/etc/pam.d/sshd", |text| text.replace("@include common-auth", "auth sufficient pam_permit.so"));
+    sh("node-sshd restart -o PasswordAuthentication=yes -o KbdInteractiveAuthentication=yes").ok();
+    sh("printf '#!/bin/sh\\necho x\\n' >/tmp/askpass; chmod +x /tmp/askpass").ok();
+    (changed, AtEnd(|| drop(sh("node-sshd restart; rm /tmp/askpass"))))
+}
+
+fn ssh_with_password(methods: &str, user: &str, command: &str) -> Done {
+    sh(format!(
+        "SSH_ASKPASS=/tmp/askpass SSH_ASKPASS_REQUIRE=force setsid -w ssh -o BatchMode=no -o NumberOfPasswordPrompts=1 \
+         -o PreferredAuthentications={methods} {user}@node '{command}'"
+    ))
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_password_with_a_module_behind_ours_that_takes_any() {
+    let _permissive = permissive();
+    let watch = Watch::start();
+    for method in ["password", "keyboard-interactive", "password,keyboard-interactive"] {
+        assert_eq!(ssh_with_password(method, "alice", "hostname").ok(), "node", "the witness: it takes any");
+        let log = Log::from_now();
+        let done = ssh_with_password(method, "30001", "touch /tmp/landed-on-the-host");
+        assert_eq!((done.status, done.out.as_str()), (Some(255), ""), "{method}: {done:?}");
+        assert!(log.text().contains("a password was offered; container users log in with keys"), "{}", log.text());
+        assert!(!log.text().contains("session open"), "{}", log.text());
+    }
+    watch.done();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_password_is_tried_before_the_key() {
+    let _permissive = permissive();
+    let watch = Watch::start();
+    let mounts = &namespaces(&leader(30001))["mnt"];
+    for methods in ["password,publickey", "keyboard-interactive,publickey", "keyboard-interactive,password,publickey"] {
+        let log = Log::from_now();
+        let done = ssh_with_password(methods, "30001", WHOAMI);
+        assert_eq!(done.ok(), inside(30001, mounts), "{methods}");
+        assert!(log.text().contains("a password was offered"), "{methods} was not tried: {}", log.text());
+    }
+    watch.done();
+}
+
+/// Files below a container's home that sshd, login or PAM know, where a container's root file system is as the Emperor sets it up.
+const FILES: [&str; 15] = [
+    "logs/lastlog",
+    "logs/wtmp",
+    "logs/btmp",
+    "logs/faillog",
+    "logs/tallylog",
+    "run/utmp",
+    "run/motd",
+    "run/motd.dynamic",
+    "run/faillock",
+    ".pam_environment",
+    ".hushlogin",
+    ".ssh/environment",
+    ".login_conf",
+    ".Xauthority",
+    ".k5login",
+];
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn records_and_dot_files_are_links_and_fifos() {
+    sh("echo precious >/root/precious; chmod 600 /root/precious").ok();
+    let watch = Watch::start();
+    let mounts = &namespaces(&leader(30001))["mnt"];
+    let files = FILES.map(|file| format!("/containers/30001/{file}")).join(" ");
+    let remove = format!("rm -rf {files} /containers/30001/.ssh/rc");
+    let clean = AtEnd(|| as_tenant(30001, &remove));
+    for made in [
+        "ln -s /root/precious $file",
+        "ln -s /etc/passwd $file",
+        "ln -s /.old_root/etc/passwd $file",
+        "ln -s /dev/full $file",
+        "ln -s /nowhere $file",
+        "mkfifo $file",
+        "mkdir $file",
+    ] {
+        as_tenant(30001, &format!("{remove}; for file in {files}; do {made}; done"));
+        lands(30001, mounts);
+        let terminal = run("ssh", &["-tt", "-q", "30001@node", WHOAMI], b"");
+        assert_eq!(terminal.ok().replace('\r', ""), inside(30001, mounts), "{made}");
+    }
+    // What sshd runs of the tenant's, it runs as the tenant.
+    as_tenant(
+        30001,
+        &format!("{remove}; echo 'id -u; cat /root/precious; : >/etc/was-here' >/containers/30001/.ssh/rc"),
+    );
+    let done = ssh(30001, "true");
+    assert_eq!(done.out, "30001\n", "{done:?}");
+    assert!(done.err.contains("/root/precious: Permission denied"), "{done:?}");
+    drop(clean);
+    watch.done();
+    sh("rm /root/precious").ok();
+}
+
+/// An /etc of the tenant's own, as a copy of the distribution's.
+fn own_etc(changes: &str) -> impl Sized + use<> {
+    give_home();
+    let etc = format!("/containers/{HOSTILE}/etc");
+    sh(format!("cp -a /distros/base/etc/. {etc} && chown -R {HOSTILE}:{HOSTILE} {etc}")).ok();
+    as_tenant(HOSTILE, &format!("cd {etc}; {changes}"));
+    AtEnd(move || drop(sh(format!("rm -rf {etc}"))))
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_root_file_system_of_the_tenants_own() {
+    let watch = Watch::start();
+    {
+        let _etc = own_etc(&format!(
+            "rm -rf group passwd shadow nsswitch.conf motd localtime environment pam.d security default/locale ld.so.preload
+            echo root:x:0:{HOSTILE} >group; echo disk:x:6:{HOSTILE} >>group; echo shadow:x:42:{HOSTILE} >>group
+            echo {HOSTILE}:x:0:0::/:/bin/bash >passwd; echo sshd:x:0:0::/:/bin/sh >>passwd; echo {HOSTILE}:: >shadow
+            echo 'passwd: files tenant' >nsswitch.conf; echo 'group: files tenant' >>nsswitch.conf
+            echo /containers/{HOSTILE}/tenant.so >ld.so.preload
+            mkdir pam.d security; echo 'session required pam_exec.so /containers/{HOSTILE}/tenant' >pam.d/sshd; cp pam.d/sshd pam.d/other
+            echo 'cap_sys_admin {HOSTILE}' >security/capability.conf; echo '* ; * ; * ; Al0000-2400 ; root,disk' >security/group.conf
+            echo LD_PRELOAD=/containers/{HOSTILE}/tenant.so >environment; ln -s /root/precious motd; ln -s /dev/zero localtime
+            echo 'id -u >&2; : >/dev/was-here' >ssh/sshrc"
+        ));
+        let hostile = Hostile::start("serve /run/ns.socket");
+        let done =
+            ssh(HOSTILE, "readlink /proc/self/ns/mnt; id -ru; cat /proc/self/status | grep Groups; head -1 /etc/group");
+        assert!(
+            done.err.contains(&format!("{HOSTILE}\n")),
+            "the witness: sshrc is the tenant's, and has its power: {done:?}"
+        );
+        assert_eq!(
+            done.ok().split_whitespace().collect::<Vec<_>>(),
+            [&hostile.mounts(), &HOSTILE.to_string(), "Groups:", &HOSTILE.to_string(), &format!("root:x:0:{HOSTILE}")],
+        );
+        run("ssh", &["-tt", "-q", &format!("{HOSTILE}@node"), "true"], b"").ok();
+    }
+    watch.done();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_session_that_hangs_in_a_file_of_the_tenants_is_nobody_elses_trouble() {
+    let watch = Watch::start();
+    {
+        let _etc = own_etc("rm -f nologin; mkfifo nologin");
+        let _hostile = Hostile::start("serve /run/ns.socket");
+        let mut clients: Vec<_> = (0..5).map(|_| Inside::start(HOSTILE, "true")).collect();
+        std::thread::sleep(Duration::from_secs(1));
+        lands(30001, &namespaces(&leader(30001))["mnt"]);
+        clients.clear();
+    }
+    watch.done(); // with the container all of it has gone
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn sshds_child_loads_no_library_of_the_tenants() {
+    // What of nsswitch.conf nobody has used yet is loaded when a name is looked up: for -L, inside.
+    let hosts = ["", "/distros/base"].map(|root| {
+        Changed::file(format!("{root}/etc/nsswitch.conf"), |text| text.replace("hosts:  files", "hosts:  hesiod files"))
+    });
+    sh("node-sshd restart").ok();
+    let watch = Watch::start();
+    let loaded = |user: &str, port: u16| {
+        let forward = format!("{port}:some.name.invalid:80");
+        let mut client = std::process::Command::new("ssh")
+            .args(["-q", "-N", "-L", &forward, &format!("{user}@node")])
+            .spawn()
+            .unwrap();
+        let _end = AtEnd(|| drop((client.kill(), client.wait())));
+        eventually("the tunnel", || {
+            (sh(format!("timeout 5 cat </dev/tcp/127.0.0.1/{port}")).status == Some(0)).then_some(())
+        });
+        let child = pgrep(&format!("^sshd(-session)?: {user}$")).unwrap();
+        fs::read_to_string(format!("/proc/{child}/maps")).unwrap().contains("libnss_hesiod")
+    };
+    assert!(loaded("alice", 5601), "the witness: on the host it is loaded, and it is the host's");
+    let inside = loaded("30001", 5602);
+    watch.done();
+    assert!(!inside, "a library from the container's file system is in the process that holds the monitor's socket");
+    drop(hosts);
+    sh("node-sshd restart").ok();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn names_that_lead_nowhere_else() {
+    let watch = Watch::start();
+    let long = "3".repeat(5000);
+    for name in [
+        "30001/",
+        "30001/../30000",
+        "/containers/30001",
+        "./30001",
+        "030001",
+        "0030001",
+        "+30001",
+        "-30001",
+        " 30001",
+        "30001 ",
+        "30001\t",
+        "30001\n",
+        "30001.",
+        "30001.0",
+        "30001,30000",
+        "3.0001e4",
+        "0x7531",
+        "0o72461",
+        "3 0001",
+        "３０００１",
+        "30001a",
+        "a30001",
+        "30001@node",
+        "30001%00",
+        "4294997297",
+        "18446744073709581617",
+        "-1",
+        "4294967295",
+        "65534",
+        "29999",
+        "0",
+        "root/",
+        "*",
+        "3000?",
+        &long,
+        "",
+    ] {
+        let done = run("ssh", &["-l", name, "node", "touch /tmp/landed-on-the-host"], b"");
+        assert_ne!(done.status, Some(0), "{name:?}: {done:?}");
+    }
+    // sshd takes what is behind a colon for itself.
+    let mounts = &namespaces(&leader(30001))["mnt"];
+    assert_eq!(ssh("30001:style", WHOAMI).ok(), inside(30001, mounts));
+    watch.done();
+}

@@ -1,0 +1,301 @@
+//! Faults and kernels: every system call that the module makes fails once, each way that it could, in a login that is real otherwise. What comes
+//! of it is the whole session or a clean refusal, never anything between. `faults/tracer.rs` tells how, and what is watched on the way.
+//!
+//! `FAULTS=all` sweeps every call with every errno, in about ten minutes. Without it, calls of one kind count once, each with
+//! EINTR and one more errno.
+#![cfg(target_arch = "x86_64")] // whose registers and breakpoints the tracer knows
+
+#[path = "faults/tracer.rs"]
+mod tracer;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+use tracer::{Call, Login, login};
+use unbit_tests::*;
+
+const ERRNOS: [(i32, &str); 7] = [
+    (libc::EIO, "EIO"),
+    (libc::ENOMEM, "ENOMEM"),
+    (libc::EMFILE, "EMFILE"),
+    (libc::EPERM, "EPERM"),
+    (libc::ENOSYS, "ENOSYS"),
+    (libc::ESRCH, "ESRCH"),
+    (libc::EINTR, "EINTR"),
+];
+
+/// Tells a whole join from anything less.
+const WHERE_AM_I: &str = "echo $UID $EUID ${GROUPS[@]} $HOSTNAME $PWD; cat /proc/self/cgroup; \
+                          readlink /proc/self/ns/*; echo /proc/self/fd/*; grep -E '^(Uid|Gid|Groups|Cap)' /proc/self/status";
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Outcome {
+    Joined,
+    Refused,
+}
+
+/// How a login ended, where nothing may have gone wrong on the way: with a session like `whole`, or refused with one
+/// line in the log, which is given back.
+fn outcome(uid: u32, login: &Login, log: &Log, whole: &str) -> Result<(Outcome, String), String> {
+    let lines = || -> Vec<_> {
+        let text = log.text();
+        text.lines().filter(|line| line.contains(&format!("container {uid} refused"))).map(str::to_owned).collect()
+    };
+    let client = &login.client;
+    let mut wrong = login.wrong.clone();
+    let outcome = if client.status == Some(0) { Outcome::Joined } else { Outcome::Refused };
+    let mut line = String::new();
+    match outcome {
+        Outcome::Joined if client.out.trim_end() != whole => wrong.push(format!("half a session: {client:?}")),
+        Outcome::Joined if !lines().is_empty() => wrong.push(format!("a session after {:?}", lines())),
+        Outcome::Joined => {}
+        Outcome::Refused => {
+            // syslog is not as fast as we are.
+            let written = Instant::now();
+            while lines().is_empty() && written.elapsed().as_secs() < 2 {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            match lines().as_slice() {
+                [one] => line.clone_from(one),
+                other => wrong.push(format!("{} lines say why it was refused: {other:?}", other.len())),
+            }
+            // Once it is let in, sshd has no way left to show a sentence: the connection ends.
+            let told = line.contains("(sshd:account)");
+            let sentence = format!("Container {uid} ");
+            if client.status != Some(255) || !client.out.is_empty() || client.err.contains(&sentence) != told {
+                wrong.push(format!("no clean refusal: {client:?}"));
+            }
+        }
+    }
+    if wrong.is_empty() { Ok((outcome, line)) } else { Err(wrong.join("; ")) }
+}
+
+/// A login with no fault: the calls to try, and what a whole session says of itself.
+fn undisturbed(uid: u32) -> (Vec<Call>, String) {
+    let log = Log::from_now();
+    let login = login(uid, WHERE_AM_I, |_| None);
+    let whole = ssh(uid, WHERE_AM_I).ok();
+    assert_eq!(outcome(uid, &login, &log, &whole).map(|(outcome, _)| outcome), Ok(Outcome::Joined));
+    for (kind, namespace) in namespaces(&leader(uid)) {
+        assert!(whole.contains(&namespace), "{kind} is not the container's: {whole}");
+    }
+    let steps: BTreeSet<_> = login.calls.iter().map(|call| call.step).collect();
+    assert_eq!(steps.into_iter().collect::<Vec<_>>(), STEPS, "the witness: the tracer has seen each step");
+    for call in &login.calls {
+        assert_ne!(call.name(), "?", "the tracer should know {call:?}");
+    }
+    (login.calls, whole)
+}
+
+const STEPS: [&str; 5] = ["acct_mgmt", "close_session", "open_session", "setcred", "setcred(child)"];
+
+/// What a container has, by which one sees that nothing was left in it or taken from it.
+fn inventory(uid: u32) -> String {
+    let pid = leader(uid);
+    sh(format!(
+        "for f in $(find /sys/fs/cgroup -name cgroup.procs -path '*/{uid}/*'); do echo $f $(sort -n $f); done; \
+         readlink /proc/{pid}/ns/*; ps -eo pid=,uid=,comm= | awk '$2 == {uid}'; ls /proc/{pid}/fd"
+    ))
+    .ok()
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn every_call_fails_once() {
+    let all = std::env::var("FAULTS").is_ok_and(|faults| faults == "all");
+    let uids = [30000, 30001];
+    let whole = uids.map(|uid| undisturbed(uid).1);
+    let before = uids.map(inventory);
+    let calls = undisturbed(30001).0;
+    let calls: Vec<_> = calls.iter().filter(|call| !["getpid", "exit_group"].contains(&call.name())).collect();
+
+    // A sample takes one of a kind, and the other errnos in turn.
+    let mut kinds = BTreeSet::new();
+    let mut faults = Vec::new();
+    for call in &calls {
+        if all {
+            faults.extend(ERRNOS.map(|errno| (*call, errno)));
+        } else if kinds.insert((call.step, call.name(), kind(call))) {
+            faults.push((*call, ERRNOS[kinds.len() % (ERRNOS.len() - 1)]));
+            faults.push((*call, ERRNOS[ERRNOS.len() - 1]));
+        }
+    }
+
+    let next = AtomicUsize::new(0);
+    let table: Mutex<BTreeMap<usize, BTreeMap<&str, Outcome>>> = Mutex::default();
+    let wrong: Mutex<Vec<String>> = Mutex::default();
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for (uid, whole) in uids.iter().zip(&whole) {
+            let (next, faults, calls, table, wrong) = (&next, &faults, &calls, &table, &wrong);
+            scope.spawn(move || {
+                while let Some((target, (errno, name))) = faults.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let log = Log::from_now();
+                    let is_target =
+                        |call: &Call| (call.step, call.name(), call.nth) == (target.step, target.name(), target.nth);
+                    let login = login(*uid, WHERE_AM_I, |call| is_target(call).then_some(*errno));
+                    let hit: Vec<_> = login.calls.iter().filter(|call| call.answered).collect();
+                    let verdict = match (outcome(*uid, &login, &log, whole), hit.as_slice()) {
+                        (_, []) => Err("the call was not made".to_owned()),
+                        (Ok((Outcome::Refused, line)), _) if *name == "EINTR" => Err(format!("refused: {line}")),
+                        (Ok((Outcome::Refused, line)), _) if !names(&line, name) => {
+                            Err(format!("the errno is not named: {line}"))
+                        }
+                        (verdict, _) => verdict.map(|(outcome, _)| outcome),
+                    };
+                    match verdict {
+                        Ok(outcome) => {
+                            let index = calls.iter().position(|call| is_target(call)).unwrap();
+                            table.lock().unwrap().entry(index).or_default().insert(name, outcome);
+                        }
+                        Err(what) => wrong.lock().unwrap().push(format!("{target}: {name}: {what}")),
+                    }
+                }
+            });
+        }
+    });
+
+    let table = table.into_inner().unwrap();
+    println!("{:<70}{}", "call", ERRNOS.map(|(_, name)| format!("{name:>8}")).concat());
+    for (index, outcomes) in &table {
+        let mark = |name| match outcomes.get(name) {
+            Some(Outcome::Joined) => "joined",
+            Some(Outcome::Refused) => "refused",
+            None => "",
+        };
+        let marks = ERRNOS.map(|(_, name)| format!("{:>8}", mark(name)));
+        println!("{:<70}{}", calls[*index].to_string(), marks.concat());
+    }
+    let count = |wanted| table.values().flat_map(BTreeMap::values).filter(|outcome| **outcome == wanted).count();
+    println!(
+        "{} calls, {} faults: {} joined, {} refused; {:.0} s",
+        table.len(),
+        faults.len(),
+        count(Outcome::Joined),
+        count(Outcome::Refused),
+        started.elapsed().as_secs_f64()
+    );
+    let wrong = wrong.into_inner().unwrap();
+    assert!(wrong.is_empty(), "{} faults went wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert_eq!(uids.map(inventory), before, "the containers are as they were");
+    for uid in uids {
+        assert_eq!(ssh(uid, "hostname").ok(), format!("c{uid}"));
+    }
+}
+
+/// Namespaces are of one kind, and so are cgroups, until they are joined.
+fn kind(call: &Call) -> String {
+    let mut object = call.object.clone();
+    if ["setns", "write"].contains(&call.name()) {
+        return object;
+    }
+    for name in ["pid", "uts", "ipc", "net", "cgroup", "time", "mnt", "user"] {
+        for (one, any) in [(format!("/ns/{name}"), "/ns/*"), (format!("{name}:[N]"), "*:[N]")] {
+            object = object.replace(&one, any);
+        }
+    }
+    match object.strip_prefix("/sys/fs/cgroup/").and_then(|rest| rest.split_once('/')) {
+        Some((_, rest)) => format!("/sys/fs/cgroup/*/{rest}"),
+        None => object,
+    }
+}
+
+/// Whether the line names the errno, or what it stands for. That of a look-up in NSS does not reach PAM.
+fn names(line: &str, errno: &str) -> bool {
+    line.contains(&format!(": {errno} ("))
+        || line.contains("there is no such account")
+        || (errno == "EPERM" && line.contains("belongs to a user namespace out of our sight"))
+}
+
+/// A login on a kernel that lacks something: each call that `lacking` gives an errno gets it each time.
+#[track_caller]
+fn on_a_kernel(lacking: impl Fn(&Call) -> Option<i32>) -> (Outcome, String, Vec<Call>) {
+    let whole = ssh(30001, WHERE_AM_I).ok();
+    let log = Log::from_now();
+    let login = login(30001, WHERE_AM_I, lacking);
+    let (outcome, line) = outcome(30001, &login, &log, &whole).unwrap();
+    assert!(login.calls.iter().any(|call| call.answered), "the witness: the kernel was asked");
+    (outcome, line, login.calls)
+}
+
+const SO_PEERPIDFD: u64 = 77;
+const NS_GET_USERNS: u64 = 0xb701;
+const NS_GET_NSTYPE: u64 = 0xb703;
+
+fn is_so_peerpidfd(call: &Call) -> bool {
+    call.name() == "getsockopt" && call.arguments[2] == SO_PEERPIDFD
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn before_linux_6_5_the_pid_of_so_peercred_leads_to_the_same_checks() {
+    let (outcome, _, calls) = on_a_kernel(|call| is_so_peerpidfd(call).then_some(libc::ENOPROTOOPT));
+    assert_eq!(outcome, Outcome::Joined);
+    let pidfd_open = calls.iter().find(|call| call.name() == "pidfd_open").unwrap();
+    assert_eq!(pidfd_open.arguments[0].to_string(), leader(30001));
+    assert!(pidfd_open.result > 0);
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn before_linux_5_3_there_is_no_login() {
+    let (outcome, line, _) = on_a_kernel(|call| match call.name() {
+        "pidfd_open" => Some(libc::ENOSYS),
+        _ => is_so_peerpidfd(call).then_some(libc::ENOPROTOOPT),
+    });
+    assert_eq!(outcome, Outcome::Refused);
+    assert!(line.contains("pidfd_open (Linux 5.3 or newer is needed): ENOSYS"), "{line}");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_listener_that_has_ended_is_not_sought_by_its_number() {
+    // What SO_PEERPIDFD says of it: EINVAL in most kernels.
+    for errno in [libc::EINVAL, libc::ESRCH] {
+        let (outcome, line, calls) = on_a_kernel(|call| is_so_peerpidfd(call).then_some(errno));
+        assert_eq!(outcome, Outcome::Refused);
+        assert!(line.contains("(SO_PEERPIDFD)") && calls.iter().all(|call| call.name() != "pidfd_open"), "{line}");
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_kernel_that_cannot_tell_what_a_namespace_is_gets_no_login() {
+    for (request, name) in [(NS_GET_NSTYPE, "NS_GET_NSTYPE"), (NS_GET_USERNS, "NS_GET_USERNS")] {
+        for (errno, errno_name) in [(libc::ENOTTY, "ENOTTY"), (libc::EINVAL, "EINVAL")] {
+            let is_it = |call: &Call| call.name() == "ioctl" && call.arguments[1] == request;
+            let (outcome, line, _) = on_a_kernel(|call| is_it(call).then_some(errno));
+            assert_eq!(outcome, Outcome::Refused);
+            assert!(line.contains(&format!("({name}): {errno_name}")), "{line}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn kinds_of_namespaces_that_a_kernel_does_not_have_are_not_missed() {
+    // Time namespaces are of Linux 5.6, cgroup namespaces of 4.6.
+    for absent in ["/ns/time", "/ns/cgroup"] {
+        let (outcome, ..) = on_a_kernel(|call| call.object.ends_with(absent).then_some(libc::ENOENT));
+        assert_eq!(outcome, Outcome::Joined);
+    }
+    for needed in ["/ns/pid", "/ns/mnt"] {
+        let (outcome, line, _) = on_a_kernel(|call| call.object.ends_with(needed).then_some(libc::ENOENT));
+        assert_eq!(outcome, Outcome::Refused, "{line}");
+        assert!(line.contains("ENOENT"), "{line}");
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn nothing_newer_is_asked_of_the_kernel() {
+    // The tracer knows every call (see `undisturbed`), and none of them is openat2 (5.6) or close_range (5.9). setns takes namespaces, as
+    // it does since 3.0, and not a pidfd (5.8). For statx (4.11) std has a fallback of its own.
+    let (calls, _) = undisturbed(30001);
+    for setns in calls.iter().filter(|call| call.name() == "setns") {
+        assert!(setns.object.ends_with(":[N]") && !setns.object.contains("pidfd"), "{setns}");
+    }
+    let (outcome, ..) = on_a_kernel(|call| (call.name() == "statx").then_some(libc::ENOSYS));
+    assert_eq!(outcome, Outcome::Joined);
+}

@@ -1,0 +1,490 @@
+//! Runs sshd for one login as its tracer (ptrace(2)), sees every system call that pam_unbit.so makes in it, and may answer any of them in
+//! the kernel's place. Breakpoints on the module's hooks and on where they return tell its calls from all others.
+//!
+//! It watches, at every call of every process of the login, for what must never be: a process of the container's on the host, one with
+//! power inside the container, a path of the tenant's that root looks up, a descriptor of the module's that survives an exec.
+
+use libc::{c_long, pid_t};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{CStr, CString};
+use std::fmt;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+use unbit_tests::{Done, run, sh};
+
+/// A system call of the module's.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// The hook that makes it, see the module's `login.rs`.
+    pub step: &'static str,
+    number: c_long,
+    pub arguments: [u64; 6],
+    /// The how manieth of this name in this step, from 1 on.
+    pub nth: usize,
+    /// What it is about: a path, what a descriptor is open on, a number. Pids and the like are written as N.
+    pub object: String,
+    /// What the caller got: a negative errno if it failed.
+    pub result: i64,
+    /// Whether it was we who answered.
+    pub answered: bool,
+}
+
+impl Call {
+    pub fn name(&self) -> &'static str {
+        known(self.number).map_or("?", |(_, name, _)| name)
+    }
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} #{} {}", self.step, self.name(), self.nth, self.object)
+    }
+}
+
+/// How to describe a call.
+#[derive(Clone, Copy)]
+enum Object {
+    /// The path in argument 1, relative to the descriptor in argument 0.
+    PathAt,
+    /// What the descriptor in argument 0 is open on; for some, with a number that tells one request from another.
+    Open,
+    OpenAnd(usize),
+    /// Nothing, or nothing that can fail.
+    Nothing,
+}
+
+type Known = (c_long, &'static str, Object);
+
+/// The calls that the module makes. Any other shows as "?", and the test then asks for a line here.
+const KNOWN: &[Known] = &[
+    (libc::SYS_openat, "openat", Object::PathAt),
+    (libc::SYS_newfstatat, "newfstatat", Object::PathAt),
+    (libc::SYS_statx, "statx", Object::PathAt),
+    (libc::SYS_fstat, "fstat", Object::Open),
+    (libc::SYS_fstatfs, "fstatfs", Object::Open),
+    (libc::SYS_read, "read", Object::Open),
+    (libc::SYS_write, "write", Object::Open),
+    (libc::SYS_lseek, "lseek", Object::Open),
+    (libc::SYS_close, "close", Object::Open),
+    (libc::SYS_ioctl, "ioctl", Object::OpenAnd(1)),
+    (libc::SYS_setns, "setns", Object::Open),
+    (libc::SYS_poll, "poll", Object::Nothing),
+    (libc::SYS_socket, "socket", Object::Nothing),
+    (libc::SYS_shutdown, "shutdown", Object::Open),
+    (libc::SYS_connect, "connect", Object::Open),
+    (libc::SYS_setsockopt, "setsockopt", Object::OpenAnd(2)),
+    (libc::SYS_getsockopt, "getsockopt", Object::OpenAnd(2)),
+    (libc::SYS_sendto, "sendto", Object::Open),
+    (libc::SYS_pidfd_open, "pidfd_open", Object::Nothing),
+    (libc::SYS_setresuid, "setresuid", Object::Nothing),
+    (libc::SYS_setresgid, "setresgid", Object::Nothing),
+    (libc::SYS_mmap, "mmap", Object::Nothing),
+    (libc::SYS_brk, "brk", Object::Nothing),
+    (libc::SYS_munmap, "munmap", Object::Nothing),
+    (libc::SYS_mprotect, "mprotect", Object::Nothing),
+    (libc::SYS_getpid, "getpid", Object::Nothing),
+    (libc::SYS_exit_group, "exit_group", Object::Nothing),
+];
+
+fn known(number: c_long) -> Option<&'static Known> {
+    KNOWN.iter().find(|(known, ..)| *known == number)
+}
+
+/// One login, as it went.
+pub struct Login {
+    pub client: Done,
+    pub calls: Vec<Call>,
+    /// What must never be, and was.
+    pub wrong: Vec<String>,
+}
+
+/// Logs in as a container's user, by a server of its own. `answer` is asked before each call of the module's: an errno is the answer, else the
+/// kernel's is.
+pub fn login(uid: u32, command: &str, answer: impl Fn(&Call) -> Option<i32>) -> Login {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let tracees = Mutex::new(BTreeMap::new());
+    let mut tracer = Tracer { uid, host: mount_namespace("self").unwrap(), calls: Vec::new(), wrong: Vec::new() };
+    let client = std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let client = run("ssh", &[&format!("-p{port}"), &format!("{uid}@localhost"), command], b"");
+            // What is still there long after the client has gone would stay.
+            for _ in 0..500 {
+                if tracees.lock().unwrap().is_empty() {
+                    return (client, None);
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let left: Vec<_> = tracees.lock().unwrap().keys().copied().collect();
+            let names = left.iter().map(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default());
+            let names: Vec<_> = names.collect();
+            for pid in left {
+                // SAFETY: takes two numbers; a tracee's number is its own until the tracer has seen its end.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+            (client, Some(format!("left behind: {names:?}")))
+        });
+        let (connection, _) = listener.accept().unwrap();
+        let connection = OwnedFd::from(connection);
+        let mut sshd = Command::new("/usr/sbin/sshd");
+        sshd.args(["-i", "-f", "/etc/ssh/sshd_config"]).stderr(Stdio::null());
+        sshd.stdin(connection.try_clone().unwrap()).stdout(connection);
+        tracer.trace(sshd, &tracees, &answer);
+        let (client, left) = client.join().unwrap();
+        tracer.wrong.extend(left);
+        client
+    });
+    Login { client, calls: tracer.calls, wrong: tracer.wrong }
+}
+
+struct Tracer {
+    uid: u32,
+    /// The host's mount namespace.
+    host: String,
+    calls: Vec<Call>,
+    wrong: Vec<String>,
+}
+
+/// What is known of a process.
+#[derive(Clone, Default)]
+struct Tracee {
+    /// Whether it is the one that was started: sshd's monitor.
+    is_monitor: bool,
+    /// Where the module begins in its memory. Each hook has a breakpoint from then on.
+    module: Option<u64>,
+    /// The module's file has been opened, so it may be mapped by now.
+    module_opened: bool,
+    /// The hook that runs.
+    hook: Option<Running>,
+    in_call: bool,
+    /// Of a call of the module's that is under way: its number in `calls`, and the answer.
+    pending: Option<(usize, Option<i32>)>,
+}
+
+#[derive(Clone, Copy)]
+struct Running {
+    hook: &'static Hook,
+    /// Where it returns to, and the byte of code that the breakpoint there hides.
+    back: (u64, u8),
+}
+
+/// A function of the module that libpam calls.
+struct Hook {
+    symbol: &'static CStr,
+    in_monitor: &'static str,
+    in_child: &'static str,
+}
+
+static HOOKS: [Hook; 4] = [
+    Hook { symbol: c"pam_sm_acct_mgmt", in_monitor: "acct_mgmt", in_child: "?" },
+    Hook { symbol: c"pam_sm_setcred", in_monitor: "setcred", in_child: "setcred(child)" },
+    Hook { symbol: c"pam_sm_open_session", in_monitor: "open_session", in_child: "?" },
+    Hook { symbol: c"pam_sm_close_session", in_monitor: "close_session", in_child: "?" },
+];
+
+/// A one-byte breakpoint of x86.
+const BREAKPOINT: u8 = 0xcc;
+
+impl Tracer {
+    fn trace(
+        &mut self,
+        mut program: Command,
+        tracees: &Mutex<BTreeMap<pid_t, Tracee>>,
+        answer: &dyn Fn(&Call) -> Option<i32>,
+    ) {
+        // SAFETY: ptrace(2) is a bare system call, as is wanted between fork and exec.
+        unsafe { program.pre_exec(|| check(libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0))) };
+        let first = program.spawn().unwrap().id() as pid_t;
+        drop(program); // our copies of the connection
+        tracees.lock().unwrap().insert(first, Tracee { is_monitor: true, ..Tracee::default() });
+        let mut configured = false;
+        // Children whose first stop was seen before their parent's word of them.
+        let mut early = BTreeSet::new();
+        while let Some((pid, status)) = wait() {
+            if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
+                tracees.lock().unwrap().remove(&pid);
+                continue;
+            }
+            let Some(mut tracee) = tracees.lock().unwrap().get(&pid).cloned() else {
+                early.insert(pid);
+                continue;
+            };
+            let mut signal = libc::WSTOPSIG(status);
+            match (signal, status >> 16) {
+                (libc::SIGTRAP, 0) if !configured => {
+                    configured = true;
+                    let options = libc::PTRACE_O_TRACESYSGOOD
+                        | libc::PTRACE_O_TRACEFORK
+                        | libc::PTRACE_O_TRACEVFORK
+                        | libc::PTRACE_O_TRACECLONE
+                        | libc::PTRACE_O_TRACEEXEC
+                        | libc::PTRACE_O_EXITKILL;
+                    ptrace(libc::PTRACE_SETOPTIONS, pid, 0, options as u64);
+                    signal = 0;
+                }
+                (_, libc::PTRACE_EVENT_EXEC) => {
+                    tracee = Tracee { in_call: true, is_monitor: tracee.is_monitor, ..Tracee::default() };
+                    self.check_descriptors(pid);
+                    signal = 0;
+                }
+                (_, event) if event != 0 => {
+                    let mut child: u64 = 0;
+                    ptrace(libc::PTRACE_GETEVENTMSG, pid, 0, &raw mut child as u64);
+                    let inherited = Tracee { is_monitor: false, in_call: false, pending: None, ..tracee.clone() };
+                    let child = child as pid_t;
+                    tracees.lock().unwrap().insert(child, inherited);
+                    if early.remove(&child) {
+                        ptrace(libc::PTRACE_SYSCALL, child, 0, 0);
+                    }
+                    signal = 0;
+                }
+                (SYSCALL_STOP, _) => {
+                    self.call(pid, &mut tracee, answer);
+                    signal = 0;
+                }
+                (libc::SIGTRAP, 0) if self.breakpoint(pid, &mut tracee) => signal = 0,
+                (libc::SIGSTOP, _) => signal = 0, // a new tracee's first stop; nothing here stops by itself
+                _ => {}
+            }
+            tracees.lock().unwrap().insert(pid, tracee);
+            ptrace(libc::PTRACE_SYSCALL, pid, 0, signal as u64);
+        }
+    }
+
+    /// A process enters a system call, or leaves it.
+    fn call(&mut self, pid: pid_t, tracee: &mut Tracee, answer: &dyn Fn(&Call) -> Option<i32>) {
+        tracee.in_call = !tracee.in_call;
+        let mut registers = registers(pid);
+        if !tracee.in_call {
+            if let Some((call, errno)) = tracee.pending.take() {
+                if let Some(errno) = errno {
+                    registers.rax = -i64::from(errno) as u64;
+                    set_registers(pid, &registers);
+                }
+                self.calls[call].result = registers.rax as i64;
+            }
+            return;
+        }
+        let number = registers.orig_rax as c_long;
+        let arguments = [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9];
+        let memory = memory_of(pid);
+        if number == libc::SYS_openat && text_at(&memory, arguments[1]).ends_with("/pam_unbit.so") {
+            tracee.module_opened = true;
+        }
+        if tracee.module_opened && tracee.module.is_none() {
+            tracee.module = module_in(pid);
+            if let Some(module) = tracee.module {
+                for hook in &HOOKS {
+                    set_byte(&memory, module + hook.offset(), BREAKPOINT);
+                }
+            }
+        }
+        let Some(running) = tracee.hook else {
+            self.check_between(pid);
+            return;
+        };
+
+        let step = if tracee.is_monitor { running.hook.in_monitor } else { running.hook.in_child };
+        let nth = self.calls.iter().filter(|call| (call.step, call.number) == (step, number)).count() + 1;
+        let (object, path) = describe(pid, &memory, number, &arguments);
+        let mut call = Call { step, number, arguments, nth, object, result: 0, answered: false };
+        if path && mount_namespace(pid).is_some_and(|now| now != self.host) && !is_powerless(pid, self.uid) {
+            self.wrong.push(format!("root looks up a path of the tenant's: {call}"));
+        }
+        let errno = answer(&call);
+        call.answered = errno.is_some();
+        // close(2) lets go of the descriptor even when it fails.
+        if errno.is_some() && number != libc::SYS_close {
+            registers.orig_rax = u64::MAX;
+            set_registers(pid, &registers);
+        }
+        tracee.pending = Some((self.calls.len(), errno));
+        self.calls.push(call);
+    }
+
+    /// A hook begins or returns. False if the process has trapped for a reason of its own.
+    fn breakpoint(&mut self, pid: pid_t, tracee: &mut Tracee) -> bool {
+        let Some(module) = tracee.module else { return false };
+        let mut registers = registers(pid);
+        let here = registers.rip - 1;
+        let memory = memory_of(pid);
+        if let Some(Running { hook, back: (_, hidden) }) = tracee.hook.take_if(|running| running.back.0 == here) {
+            set_byte(&memory, here, hidden);
+            set_byte(&memory, module + hook.offset(), BREAKPOINT);
+            self.check_between(pid);
+        } else if let Some(hook) = HOOKS.iter().find(|hook| module + hook.offset() == here) {
+            set_byte(&memory, here, hook.first_byte());
+            let mut back = [0; 8];
+            memory.read_exact_at(&mut back, registers.rsp).unwrap();
+            let back = u64::from_ne_bytes(back);
+            tracee.hook = Some(Running { hook, back: (back, set_byte(&memory, back, BREAKPOINT)) });
+        } else {
+            return false;
+        }
+        registers.rip = here;
+        set_registers(pid, &registers);
+        true
+    }
+
+    /// Wherever sshd is when the module is not at work.
+    fn check_between(&mut self, pid: pid_t) {
+        let Some(mounts) = mount_namespace(pid) else { return };
+        let wrong = match (mounts == self.host, is_powerless(pid, self.uid)) {
+            (true, true) => "a process of the container's on the host",
+            (false, false) => "a process with power in the container",
+            (true, false) | (false, true) => return,
+        };
+        let wrong = format!("{wrong}: {}", fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim());
+        if !self.wrong.contains(&wrong) {
+            self.wrong.push(wrong);
+        }
+    }
+
+    /// After an exec.
+    fn check_descriptors(&mut self, pid: pid_t) {
+        for open in unbit_tests::descriptors(&pid.to_string()) {
+            if [":[", "pidfd", "cgroup", "/proc"].iter().any(|part| open.contains(part))
+                && !["socket:[", "pipe:["].iter().any(|part| open.starts_with(part))
+            {
+                self.wrong.push(format!("{open} is open after an exec"));
+            }
+        }
+    }
+}
+
+/// Whether every uid of a process is the container's, and it has no capability.
+fn is_powerless(pid: pid_t, uid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default().trim().to_owned();
+    line("Uid:") == vec![uid.to_string(); 4].join("\t")
+        && ["CapPrm:", "CapEff:"].iter().all(|set| line(set).chars().all(|digit| digit == '0'))
+}
+
+/// `None` when the process is gone.
+fn mount_namespace(pid: impl fmt::Display) -> Option<String> {
+    Some(fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?.to_string_lossy().into_owned())
+}
+
+/// What a call is about, and whether it looks up a path.
+fn describe(pid: pid_t, memory: &File, number: c_long, arguments: &[u64; 6]) -> (String, bool) {
+    let open = || {
+        let link = fs::read_link(format!("/proc/{pid}/fd/{}", arguments[0] as i32));
+        link.map(|link| link.to_string_lossy().into_owned()).unwrap_or_default()
+    };
+    let (object, path) = match known(number).map_or(Object::Nothing, |(_, _, object)| *object) {
+        Object::PathAt => match text_at(memory, arguments[1]) {
+            empty if empty.is_empty() => (open(), false),
+            absolute if absolute.starts_with('/') => (absolute, true),
+            relative => (format!("{}/{relative}", open()), true),
+        },
+        Object::Open => (open(), number == libc::SYS_connect),
+        Object::OpenAnd(argument) => (format!("{} {:#x}", open(), arguments[argument]), false),
+        Object::Nothing => (String::new(), false),
+    };
+    let container = object.contains("/containers/");
+    let object = object.split_inclusive(['/', '[', ']', ' ']).map(|word| {
+        let end = word.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(word.len());
+        if end == 0 || container { word.to_owned() } else { format!("N{}", &word[end..]) }
+    });
+    (object.collect(), path)
+}
+
+impl Hook {
+    /// The hook in our own memory, where the module is loaded only to be looked at.
+    fn here(&self) -> (*const u8, u64) {
+        // SAFETY: the module's file has no constructors; it stays loaded.
+        let module = unsafe { libc::dlopen(module_file().as_ptr(), libc::RTLD_NOW) };
+        assert!(!module.is_null(), "{:?} cannot be loaded", module_file());
+        // SAFETY: the module is loaded and the name is a C string; dladdr writes what it finds.
+        unsafe {
+            let hook = libc::dlsym(module, self.symbol.as_ptr());
+            let mut found: libc::Dl_info = std::mem::zeroed();
+            assert_ne!(libc::dladdr(hook, &raw mut found), 0, "{:?} is not there", self.symbol);
+            (hook.cast(), found.dli_fbase as u64)
+        }
+    }
+
+    /// Its distance from where the module begins.
+    fn offset(&self) -> u64 {
+        let (hook, module) = self.here();
+        hook as u64 - module
+    }
+
+    fn first_byte(&self) -> u8 {
+        // SAFETY: a byte of code that is loaded.
+        unsafe { *self.here().0 }
+    }
+}
+
+/// The module that is installed.
+fn module_file() -> &'static CStr {
+    static FILE: OnceLock<CString> = OnceLock::new();
+    FILE.get_or_init(|| CString::new(sh("echo /usr/lib/*/security/pam_unbit.so").ok()).unwrap())
+}
+
+/// Where the module begins in a process, if all of it is there.
+fn module_in(pid: pid_t) -> Option<u64> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let mut lines = maps.lines().filter(|line| line.ends_with("/pam_unbit.so"));
+    let begin = u64::from_str_radix(lines.next()?.split('-').next()?, 16).ok()?;
+    lines.any(|line| line.contains(" r-xp ")).then_some(begin)
+}
+
+fn memory_of(pid: pid_t) -> File {
+    File::options().read(true).write(true).open(format!("/proc/{pid}/mem")).unwrap()
+}
+
+/// Gives back the byte that was there.
+fn set_byte(memory: &File, address: u64, byte: u8) -> u8 {
+    let mut before = [0];
+    memory.read_exact_at(&mut before, address).unwrap();
+    memory.write_all_at(&[byte], address).unwrap();
+    before[0]
+}
+
+fn text_at(memory: &File, address: u64) -> String {
+    let mut text = vec![0; 256];
+    let length = memory.read_at(&mut text, address).unwrap_or(0);
+    text.truncate(length);
+    let end = text.iter().position(|byte| *byte == 0).unwrap_or(0);
+    String::from_utf8_lossy(&text[..end]).into_owned()
+}
+
+const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;
+
+fn check(result: c_long) -> std::io::Result<()> {
+    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Of this thread's tracees, the next that has something to tell. `None` when all have ended.
+fn wait() -> Option<(pid_t, i32)> {
+    let mut status = 0;
+    // SAFETY: writes one number.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL | libc::__WNOTHREAD) };
+    (pid > 0).then_some((pid, status))
+}
+
+/// A tracee may be killed at any moment; its end is the next thing that `wait` tells then.
+fn ptrace(request: libc::c_uint, pid: pid_t, address: u64, data: u64) {
+    // SAFETY: `data` is a number, or a pointer to what the request writes or reads.
+    let result = check(unsafe { libc::ptrace(request, pid, address, data) });
+    let gone = |error: &std::io::Error| error.raw_os_error() == Some(libc::ESRCH);
+    assert!(result.as_ref().err().is_none_or(gone), "{result:?}");
+}
+
+fn registers(pid: pid_t) -> libc::user_regs_struct {
+    // SAFETY: numbers only, all of which may be zero.
+    let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+    ptrace(libc::PTRACE_GETREGS, pid, 0, &raw mut registers as u64);
+    registers
+}
+
+fn set_registers(pid: pid_t, registers: &libc::user_regs_struct) {
+    ptrace(libc::PTRACE_SETREGS, pid, 0, &raw const *registers as u64);
+}
