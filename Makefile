@@ -28,6 +28,7 @@ SOURCES := Cargo.toml Cargo.lock $(shell find shared nss_unbit pam_unbit -name C
 CARGO = cargo
 STAGE = $(CARGO_TARGET_DIR)/stage
 RELEASE ?= $(shell . /etc/os-release && echo $$VERSION_CODENAME)
+STAGED_NSS = $(STAGE)/usr/lib/$(MULTIARCH)/libnss_unbit.so.2
 NODE = tests/node/run --release $(RELEASE) --modules $(STAGE)
 
 .PHONY: build install uninstall demo test test-releases test-faults fuzz bench check stage clean
@@ -67,7 +68,7 @@ test:
 	@tests/prepare node
 	$(CARGO) test --locked --workspace
 	@$(MAKE) --no-print-directory stage
-	tests/weight $(NSS) $(STAGE)$(NSS_FILE)
+	tests/weight $(NSS) $(STAGED_NSS)
 	$(CARGO) build --locked -p pam_unbit --features test-panics --target-dir $(CARGO_TARGET_DIR)/panics
 	tests/run --release $(RELEASE)
 
@@ -80,6 +81,13 @@ test-faults:
 	@tests/prepare node
 	@$(MAKE) --no-print-directory stage
 	FAULTS=all tests/run --release $(RELEASE) faults every --nocapture
+
+SECONDS = 300
+fuzz:
+	@tests/prepare node
+	@$(MAKE) --no-print-directory stage
+	$(CARGO) build --release --locked -p unbit-tests --bin fuzz-nss
+	$(NODE) --quiet --without sshd,emperor -- /unbit/target/release/fuzz-nss $(SECONDS) $(STAGED_NSS:$(CARGO_TARGET_DIR)/%=/unbit/target/%)
 
 bench:
 	@tests/prepare node
