@@ -37,13 +37,13 @@ struct Treatment {
     message: Vec<u8>,
     descriptors: Vec<OwnedFd>,
     /// The other ends, which stay open.
-    _kept: Vec<OwnedFd>,
+    kept: Vec<OwnedFd>,
 }
 
 impl Treatment {
     fn of(kind: &str) -> Self {
         let mut made =
-            Self { kind: kind.to_owned(), message: MAGIC.to_vec(), descriptors: Vec::new(), _kept: Vec::new() };
+            Self { kind: kind.to_owned(), message: MAGIC.to_vec(), descriptors: Vec::new(), kept: Vec::new() };
         match kind.split('-').collect::<Vec<_>>()[..] {
             ["short"] => made.message.truncate(5),
             ["long"] => made.message = [MAGIC, &[b'x'; 60_000]].concat(),
@@ -63,7 +63,7 @@ impl Treatment {
                         ("fifo", _) => fifo(),
                         ("socket", _) => {
                             let (one, other) = UnixStream::pair().unwrap();
-                            made._kept.push(one.into());
+                            made.kept.push(one.into());
                             other.into()
                         }
                         _ => process::exit(2),
@@ -75,7 +75,7 @@ impl Treatment {
             ["linger"] => {
                 let listener = TcpListener::bind("127.0.0.1:0").unwrap();
                 let mut full = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-                made._kept.push(listener.accept().unwrap().0.into());
+                made.kept.push(listener.accept().unwrap().0.into());
                 full.set_nonblocking(true).unwrap();
                 while full.write(&[0; 65536]).is_ok() {}
                 full.set_nonblocking(false).unwrap();
@@ -95,10 +95,10 @@ impl Treatment {
         made
     }
 
-    /// The end of a connection's story; what is returned is held open.
-    fn treat(self, mut peer: UnixStream) -> Option<UnixStream> {
+    /// What becomes of a connection; what is returned stays open.
+    fn treat(self, mut peer: UnixStream) -> Option<(UnixStream, Vec<OwnedFd>)> {
         match self.kind.split('-').collect::<Vec<_>>()[..] {
-            ["silent"] => return Some(peer),
+            ["silent"] => return Some((peer, self.kept)),
             ["close"] => return None,
             ["late"] => thread::sleep(Duration::from_millis(200)),
             ["split"] => {
@@ -123,13 +123,13 @@ impl Treatment {
             ["unshare", wait] => {
                 spin(wait);
                 let _ = unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWUTS);
-                return Some(peer);
+                return Some((peer, self.kept));
             }
             _ => {}
         }
         let _ = send(&peer, &self.message, &self.descriptors);
         drop(self.descriptors);
-        Some(peer)
+        Some((peer, self.kept))
     }
 }
 
