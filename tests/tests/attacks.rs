@@ -347,10 +347,8 @@ fn the_folder_is_swapped_with_one_where_the_tenant_listens() {
 }
 
 /// In microseconds: between two calls of a login, and between two of its steps.
-const MOMENTS: [u32; 24] = [
-    0, 200, 400, 600, 800, 1000, 1500, 2000, 2500, 3000, 4000, 5000, 6000, 8000, 10_000, 15_000, 30_000, 50_000,
-    51_000, 52_000, 53_000, 55_000, 60_000, 150_000,
-];
+const MOMENTS: [u32; 18] =
+    [0, 200, 400, 600, 800, 1000, 1500, 2000, 3000, 4000, 5000, 6000, 8000, 10_000, 15_000, 30_000, 60_000, 150_000];
 
 #[test]
 #[ignore = "needs the node: make test"]
@@ -420,7 +418,8 @@ fn a_file_whose_last_close_waits_for_the_tenant() {
         eventually("the file system", || Path::new(&ready).exists().then_some(()));
         let mounts = hostile.mounts();
         let _freed = AtEnd(abort_file_systems_of_the_tenants);
-        let done = run("timeout", &["5", "ssh", &format!("{HOSTILE}@node"), WHOAMI], b"");
+        // The status is timeout's own where the login hangs.
+        let done = sh(format!("timeout 5 ssh {HOSTILE}@node '{WHOAMI}' || echo $?"));
         let stuck = sh("ps -eo stat=,comm= | grep '^D.*sshd'").out;
         assert_eq!(stuck, "", "sshd waits for the tenant, and no signal helps: {done:?}");
         assert_eq!(done.ok(), inside(HOSTILE, &mounts));
