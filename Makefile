@@ -62,7 +62,7 @@ stage: build
 demo:
 	@tests/prepare node
 	@$(MAKE) --no-print-directory stage
-	@$(NODE) -- /unbit/tests/demo
+	@$(NODE) --small -- /unbit/tests/demo
 
 test:
 	@tests/prepare node
