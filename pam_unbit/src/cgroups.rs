@@ -41,13 +41,14 @@ pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refu
     };
 
     let mut cgroups = Vec::new();
-    let mut has_own = false;
+    let (mut has_own, mut is_in_sight) = (false, false);
     for membership in &memberships.0 {
         let candidates: Vec<_> =
             mounts.lines().filter_map(Mount::parse).filter(|mount| mount.shows(membership)).collect();
         if candidates.is_empty() {
             continue; // not mounted: nothing that anybody could have set a limit in
         }
+        is_in_sight = true;
         if ours.0.contains(membership) {
             continue; // sshd's child is in it by birth
         }
@@ -59,6 +60,10 @@ pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refu
         let procs =
             procs.step(Reason::Broken, format_args!("open its cgroup {} in any mount of it", membership.name()))?;
         cgroups.push(Cgroup { name: membership.name(), procs });
+    }
+    if own_required && !is_in_sight {
+        let cause = "none of its cgroups is in sight (not mounted, or sshd is in a cgroup namespace of its own)";
+        return Err(Refusal::new(Reason::Misconfigured, cause));
     }
     if own_required && !has_own {
         return Err(Refusal::new(Reason::NotTrusted, "it has no cgroup of its own (cgroup=optional would let it in)"));

@@ -13,7 +13,7 @@
 //! [`escort`] is for services other than sshd, which enter by `join=now`.
 //!
 //! [`refusal`] holds every reason to say no and what people read then; [`options`] what the PAM line may say. `unsafe` is in
-//! [`hooks`] and [`pam`] (Linux-PAM's C interface) and in [`sys`] (system calls that nix does not have), nowhere else.
+//! [`hooks`] and [`pam`] (Linux-PAM's C interface), in [`lock`] (a handler for fork) and in [`sys`] (what nix does not have), nowhere else.
 
 mod account;
 mod cgroups;
@@ -23,6 +23,7 @@ mod emperor;
 mod escort;
 mod hooks;
 mod leader;
+mod lock;
 mod login;
 mod namespaces;
 mod nss;

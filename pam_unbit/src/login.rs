@@ -8,11 +8,13 @@
 //! 4. [`setcred`] again, in that child, as root, just before sshd gives up root for good: enters the container.
 //! 5. [`close_session`], in the monitor.
 //!
-//! The monitor, which stays root, enters nothing. The child enters and is root no more. Whatever is missing or out of order refuses.
+//! The monitor, which stays root, enters nothing. The child enters and is root no more; until then it cannot become anybody, see [`lock`].
+//! Whatever is missing or out of order refuses.
 
 use crate::account::{Account, identify};
 use crate::escort;
 use crate::hooks::Call;
+use crate::lock;
 use crate::nss;
 use crate::options::Options;
 use crate::pam::flag;
@@ -152,6 +154,7 @@ fn establish_credentials(call: &mut Call) -> Result<Verdict, Refusal> {
     }
     nss::pin()?;
     sys::open_log();
+    lock::open()?;
     visit.enter()?;
     sys::close_log();
     Ok(Verdict::Success)
@@ -189,6 +192,7 @@ fn bind_session(call: &mut Call) -> Result<Verdict, Refusal> {
         ));
     }
     let visit = login.verified.as_ref().ok_or_else(|| missing("account"))?;
+    lock::close()?;
     visit.bind_next_child()?;
 
     call.pam.log(libc::LOG_INFO, &opens(container, visit, login.verified_in + started.elapsed()));
@@ -200,6 +204,7 @@ fn bind_session(call: &mut Call) -> Result<Verdict, Refusal> {
 pub fn close_session(call: &mut Call) -> Result<Verdict, Refusal> {
     let Some(login) = recall(call) else { return Ok(Verdict::Ignore) };
     let mut login = login.borrow_mut();
+    lock::forget();
     if let Some(visit) = login.verified.take() {
         visit.release_children();
     }

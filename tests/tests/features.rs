@@ -489,6 +489,37 @@ fn the_tenants_environment_reaches_nobody_but_the_tenant() {
     assert_eq!(out.trim(), format!("{}\ntenant tenant tenant /containers/30001/none.so", inside()));
 }
 
+/// Whatever keeps sshd's child from calling setcred of this module, another release of sshd or a line of PAM before ours, ends the login: here a line
+/// that jumps over ours as soon as a file is there, which the session's first line makes.
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_childs_setcred_never_comes() {
+    let jump = "auth [success=1 default=ignore] pam_env.so conffile=/run/second\n";
+    let touch = "session optional pam_exec.so /usr/bin/touch /run/second\n";
+    let _gone = AtEnd(|| drop(fs::remove_file("/run/second")));
+    {
+        let _lines = Changed::file("/etc/pam.d/sshd", |text| {
+            let before = |line: &str| match line.split_whitespace().next() {
+                Some("auth") if line.contains("pam_unbit.so") => jump,
+                Some("session") if line.contains("pam_unbit.so") => touch,
+                _ => "",
+            };
+            text.lines().map(|line| before(line).to_owned() + line + "\n").collect()
+        });
+        for arguments in [["30001@node", "hostname"], ["-N", "30001@node"]] {
+            drop(fs::remove_file("/run/second"));
+            let log = Log::from_now();
+            let done = run("ssh", &arguments, b"");
+            assert_eq!((done.status, done.out.as_str()), (Some(255), ""), "{done:?}");
+            assert!(fs::exists("/run/second").unwrap(), "the witness: the session's line has run");
+            log.one_line("container 30001: session opens"); // so it was the child that ended
+            nothing_on_the_host();
+        }
+        assert_eq!(ssh("alice", PLACE).ok(), outside("alice"));
+    }
+    assert_eq!(ssh(30001, PLACE).ok(), inside());
+}
+
 /// PAM's service is what this module goes by: an sshd that calls itself something else cannot be known to call setcred in its child.
 #[test]
 #[ignore = "needs the node: make test"]
