@@ -3,6 +3,7 @@
 # make test       every test, on the same; as root
 # make test-releases, make test-faults, make fuzz
 #                 the same libraries on other releases of Debian, every fault on every call, minutes of fuzzing; as root
+# make miri       the NSS module's unit tests under Miri
 # make bench      [AGAINST=other.so]  what the NSS module costs, beside a bare stat and beside another; as root
 # make install    [DESTDIR=] [PREFIX=/usr]
 # make uninstall  [DESTDIR=] [PREFIX=/usr]
@@ -31,7 +32,7 @@ RELEASE ?= $(shell . /etc/os-release && echo $$VERSION_CODENAME)
 STAGED_NSS = $(STAGE)/usr/lib/$(MULTIARCH)/libnss_unbit.so.2
 NODE = tests/node/run --release $(RELEASE) --modules $(STAGE)
 
-.PHONY: build install uninstall demo test test-releases test-faults fuzz bench check stage clean
+.PHONY: build install uninstall demo test test-releases test-faults fuzz miri bench check stage clean
 build:
 	@tests/prepare build
 	$(CARGO) build --release --locked -p nss_unbit -p pam_unbit
@@ -81,6 +82,10 @@ test-faults:
 	@tests/prepare node
 	@$(MAKE) --no-print-directory stage
 	FAULTS=all tests/run --release $(RELEASE) faults every --nocapture
+
+# With a nightly toolchain that has Miri.
+miri:
+	$(CARGO) +nightly miri test --locked -p nss_unbit -p unbit-shared
 
 SECONDS = 300
 fuzz:

@@ -37,9 +37,6 @@ pub const ADDRESS_BASE: u32 = match option_env!("UNBIT_ADDRESS_BASE") {
     None => 0x0a00_0000,
 };
 
-/// The longest folder.
-const CONTAINERS_MAX: usize = 100;
-
 const _: () = {
     const fn fits_a_passwd_field(text: &[u8]) -> bool {
         let mut i = 0;
@@ -53,7 +50,7 @@ const _: () = {
     }
 
     let folder = CONTAINERS.as_bytes();
-    assert!(!folder.is_empty() && folder.len() <= CONTAINERS_MAX, "UNBIT_CONTAINERS: 1 to 100 bytes");
+    assert!(!folder.is_empty() && folder.len() <= 100, "UNBIT_CONTAINERS: 1 to 100 bytes");
     assert!(folder[0] == b'/', "UNBIT_CONTAINERS: an absolute path");
     assert!(folder[folder.len() - 1] != b'/', "UNBIT_CONTAINERS: no slash at the end");
     assert!(fits_a_passwd_field(folder), "UNBIT_CONTAINERS: no colon, newline or NUL");

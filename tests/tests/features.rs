@@ -230,7 +230,6 @@ fn many_sessions_on_one_connection_are_all_inside() {
     let log = Log::from_now();
     let mut master = Running::start("ssh", &["-M", "-N", "-S", "/tmp/master", "30001@node"]);
     eventually("the master", || fs::exists("/tmp/master").unwrap().then_some(()));
-    let before = sh("pgrep -fc 'sshd(-session)?: 30001 \\[priv\\]'").ok();
     let through = |arguments: &[&str]| run("ssh", &[&["-S", "/tmp/master", "30001@node"], arguments].concat(), b"");
 
     let expected = inside();
@@ -254,15 +253,14 @@ fn many_sessions_on_one_connection_are_all_inside() {
     assert_eq!(ask("7804"), "c30001");
     nothing_on_the_host();
 
-    assert_eq!(sh("pgrep -fc 'sshd(-session)?: 30001 \\[priv\\]'").ok(), before, "it was one connection all the time");
-    log.one_line("container 30001: session opens"); // one login, one line
+    log.one_line("container 30001: session opens"); // once: it was one connection all the time
     let mut sleeper = Running::start("ssh", &["-S", "/tmp/master", "30001@node", "sleep 1101"]);
     let sleep = eventually("a session", || pgrep("^sleep 1101$"));
     assert_eq!(namespaces(&sleep), namespaces(&leader(30001)));
     drop(run("ssh", &["-S", "/tmp/master", "-O", "exit", "30001@node"], b""));
     assert_eq!(eventually("the client's end", || sleeper.0.try_wait().unwrap()).code(), Some(255));
     eventually("the master's end", || master.0.try_wait().unwrap());
-    sh("pkill -f '^sleep 1101$'").ok();
+    drop(sh("pkill -f '^sleep 1101$'"));
 }
 
 #[test]

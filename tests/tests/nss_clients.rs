@@ -68,7 +68,8 @@ fn getent_answers() {
 fn enumerations_answer() {
     for (database, line) in [("passwd", PASSWD), ("group", "30001:x:30001:"), ("shadow", "30001:!:::::::")] {
         let all = sh(format!("getent {database}")).ok();
-        assert!(all.lines().next().unwrap().starts_with("root:"), "{database}: files come first");
+        let place = |name: &str| all.lines().position(|line| line.starts_with(&format!("{name}:")));
+        assert!(place("root").is_some() && place("root") < place("30001"), "{database}: files come first");
         assert_eq!(all.lines().filter(|found| *found == line).count(), 1, "{database}");
         assert_eq!(all.lines().filter(|found| found.starts_with("30000:")).count(), 1, "{database}");
     }
@@ -237,6 +238,17 @@ fn ping_by_name() {
     sh("ip address add 10.0.0.3/32 dev lo").ok();
     let told = sh("ping -c 1 -W 2 30001.local; ip address del 10.0.0.3/32 dev lo").ok();
     assert!(told.contains("PING 30001.local (10.0.0.3)") && told.contains("1 received"), "{told}");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn under_valgrind() {
+    for command in ["passwd", "group", "shadow 30001", "initgroups 30001", "hosts 30001.local", "hosts 10.0.0.3"] {
+        let valgrind = "valgrind --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite";
+        let done = sh(format!("{valgrind} getent {command}"));
+        assert!(done.err.contains("ERROR SUMMARY: 0 errors"), "{command}: {}", done.err);
+        assert!(done.ok().contains("30001"), "{command}");
+    }
 }
 
 // Others beside us
