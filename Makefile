@@ -1,10 +1,11 @@
 # make            build both modules in release
 # make demo       show a login on a private node, from a fresh Debian 12 or 13 on; as root
 # make test       every test, on the same; as root
-# make test-releases, make test-faults, make fuzz
-#                 the same libraries on other releases of Debian, every fault on every call, minutes of fuzzing; as root
+# make test-releases, test-cgroups, test-load, test-faults, fuzz
+#                 other releases of Debian, every cgroup layout, 500 logins, every fault on every call, minutes of fuzzing; as root
 # make miri       the NSS module's unit tests under Miri
-# make bench      [AGAINST=other.so]  what the NSS module costs, beside a bare stat and beside another; as root
+# make bench, make bench-login  [AGAINST=other.so]
+#                 what the modules cost, beside a bare stat, an ordinary user's login, another module; as root
 # make install    [DESTDIR=] [PREFIX=/usr]
 # make uninstall  [DESTDIR=] [PREFIX=/usr]
 # make check      formatting and lints
@@ -32,7 +33,7 @@ RELEASE ?= $(shell . /etc/os-release && echo $$VERSION_CODENAME)
 STAGED_NSS = $(STAGE)/usr/lib/$(MULTIARCH)/libnss_unbit.so.2
 NODE = tests/node/run --release $(RELEASE) --modules $(STAGE)
 
-.PHONY: build install uninstall demo test test-releases test-faults fuzz miri bench check stage clean
+.PHONY: build install uninstall demo test test-releases test-cgroups test-load test-faults fuzz miri bench bench-login check stage clean
 build:
 	@tests/prepare build
 	$(CARGO) build --release --locked -p nss_unbit -p pam_unbit
@@ -77,6 +78,19 @@ test-releases:
 	@tests/prepare node
 	@$(MAKE) --no-print-directory stage
 	tests/releases
+	tests/sshd-releases bullseye trixie testing
+
+# The layouts that this machine can make: with the memory controller on version 1, all of them.
+LAYOUTS = $(if $(shell grep -s memory /proc/self/cgroup),v1 v1-single v2 hybrid,v2)
+test-cgroups:
+	@tests/prepare node
+	@$(MAKE) --no-print-directory stage
+	set -e; for layout in $(LAYOUTS); do tests/run --release $(RELEASE) --cgroups $$layout cgroups; done
+
+test-load:
+	@tests/prepare node
+	@$(MAKE) --no-print-directory stage
+	LOGINS=500 tests/run --release $(RELEASE) load --nocapture
 
 test-faults:
 	@tests/prepare node
@@ -98,6 +112,11 @@ bench:
 	@tests/prepare node
 	@$(MAKE) --no-print-directory stage
 	tests/bench-nss $(AGAINST)
+
+bench-login:
+	@tests/prepare node
+	@$(MAKE) --no-print-directory stage
+	tests/bench-login $(AGAINST) $(NODE_OPTIONS)
 
 check:
 	@tests/prepare check

@@ -381,7 +381,9 @@ fn passwords_that_fail_before_the_key() {
             "SSH_ASKPASS=/tmp/askpass SSH_ASKPASS_REQUIRE=force DISPLAY=x setsid -w ssh {options}={methods} 30001@node '{PLACE}'"
         ))
     };
-    let open = ["PasswordAuthentication=yes", "KbdInteractiveAuthentication=yes"];
+    // The last is what sshd before 8.7 calls the second.
+    let open =
+        ["PasswordAuthentication=yes", "KbdInteractiveAuthentication=yes", "ChallengeResponseAuthentication=yes"];
     {
         let _sshd = Sshd::with(&open);
         for (methods, offered) in [
@@ -405,7 +407,7 @@ fn passwords_that_fail_before_the_key() {
     // Where a password is asked for besides the key, a container's user does not get in.
     for second in ["password", "keyboard-interactive"] {
         let methods = format!("AuthenticationMethods=publickey,{second}");
-        let _sshd = Sshd::with(&[open[0], open[1], "LogLevel=VERBOSE", &methods]);
+        let _sshd = Sshd::with(&[&open[..], &["LogLevel=VERBOSE", &methods]].concat());
         let log = Log::from_now();
         let done = order(&format!("publickey,{second}"));
         assert_eq!((done.status, done.out.as_str()), (Some(255), ""), "{done:?}");

@@ -112,7 +112,7 @@ fn a_full_backlog_costs_the_timeout_and_no_more() {
     sh(format!("kill -STOP {pid}")).ok();
     {
         // perl holds as many connections as the listener takes.
-        let fill = "use Socket; use Fcntl; my @held; while (1) { socket(my $s, AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0) or die;
+        let fill = "use Socket qw(:DEFAULT SOCK_NONBLOCK); my @held; while (1) { socket(my $s, AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0) or die;
             connect($s, sockaddr_un('/containers/30001/run/ns.socket')) or last; push @held, $s } print scalar @held, qq(\n); sleep 600";
         let mut holder = std::process::Command::new("perl").args(["-e", &format!("$| = 1; {fill}")]).spawn().unwrap();
         let _end = AtEnd(|| {

@@ -1,0 +1,132 @@
+//! What a login to a container costs, on a node, beside an ordinary user's: `make bench-login [AGAINST=other.so]`.
+//!
+//! Ratios of medians: those that are compared take turns. The time is the whole of `ssh USER@node`, as its user waits for it. The system calls are
+//! those of sshd's processes for the one connection, from accept to the start of the user's shell and after its end.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use unbit_tests::{eventually, pgrep, sh, ssh};
+
+const ROUNDS: usize = 40;
+const TRACED_ROUNDS: usize = 3;
+const PAM: &str = "/etc/pam.d/sshd";
+
+struct Case {
+    name: &'static str,
+    user: &'static str,
+    host: &'static str,
+    pam: String,
+    times: Vec<Duration>,
+    calls: Vec<usize>,
+}
+
+impl Case {
+    fn new(name: &'static str, user: &'static str, host: &'static str, pam: String) -> Self {
+        Self { name, user, host, pam, times: Vec::new(), calls: Vec::new() }
+    }
+
+    fn login(&self) -> Duration {
+        fs::write(PAM, &self.pam).unwrap();
+        let started = Instant::now();
+        let done = ssh(self.user, "echo $HOSTNAME");
+        let took = started.elapsed();
+        assert_eq!(done.ok(), self.host, "{}", self.name);
+        self.is_over();
+        took
+    }
+
+    /// Its monitor goes on for a moment after the client; the next login shall not have to share with it.
+    fn is_over(&self) {
+        eventually("its end", || pgrep(r"^sshd(-session)?: \S+ \[priv\]").is_none().then_some(()));
+    }
+
+    fn traced_login(&self) -> usize {
+        const TRACE: &str = "/tmp/bench-login.trace";
+        let sshd = sh("cat /run/sshd.pid").ok();
+        let mut strace = Command::new("strace")
+            .args(["-f", "-qq", "-e", "signal=none", "-o", TRACE, "-p", &sshd])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        eventually("strace", || {
+            (sh(format!("grep TracerPid: /proc/{sshd}/status")).out != "TracerPid:\t0\n").then_some(())
+        });
+        self.login();
+        sh(format!("kill -INT {}", strace.id())).ok();
+        strace.wait().unwrap();
+        let calls = calls_until_the_shell(&fs::read_to_string(TRACE).unwrap(), &sshd);
+        fs::remove_file(TRACE).unwrap();
+        calls
+    }
+}
+
+/// Counts in what `strace -f` writes: the number of a process, padded, and its call. Not the listener's own.
+fn calls_until_the_shell(trace: &str, listener: &str) -> usize {
+    let mut users = vec![listener];
+    let mut calls = 0;
+    for line in trace.lines() {
+        let (pid, call) = line.split_once(' ').unwrap();
+        let call = call.trim_start();
+        if users.contains(&pid) || call.contains(" resumed>") {
+            continue;
+        }
+        calls += 1;
+        if call.starts_with("execve(\"/bin/bash\"") {
+            users.push(pid);
+        }
+    }
+    assert!(users.len() > 1, "the witness: no shell in {trace}");
+    calls
+}
+
+fn median<T: Ord + Copy>(figures: &[T]) -> T {
+    let mut figures = figures.to_vec();
+    figures.sort();
+    figures[figures.len() / 2]
+}
+
+fn main() {
+    let ours = fs::read_to_string(PAM).unwrap();
+    let mut cases = vec![
+        Case::new("alice", "alice", "node", ours.clone()),
+        Case::new("30001, this module", "30001", "c30001", ours.clone()),
+    ];
+    if let Some(against) = std::env::args().nth(1) {
+        let theirs = |line: &str| match line.contains("pam_unbit.so") {
+            true if line.starts_with("session") => format!("session required {against}\n"),
+            true => String::new(),
+            false if line.contains("pam_succeed_if.so quiet uid < 30000") => String::new(), // it would skip a line of others
+            false => format!("{line}\n"),
+        };
+        cases.push(Case::new("30001, AGAINST", "30001", "c30001", ours.lines().map(theirs).collect()));
+    }
+    for round in 0..=ROUNDS {
+        for case in &mut cases {
+            let took = case.login();
+            if round > 0 {
+                case.times.push(took); // the first fills the caches
+            }
+        }
+    }
+    for _ in 0..TRACED_ROUNDS {
+        for case in &mut cases {
+            let calls = case.traced_login();
+            case.calls.push(calls);
+        }
+    }
+
+    let alice = (median(&cases[0].times).as_secs_f64(), median(&cases[0].calls) as f64);
+    println!("{:20} {:>10} {:>8} {:>14} {:>8}", "login of", "ms", "ratio", "system calls", "ratio");
+    for case in &cases {
+        let (time, calls) = (median(&case.times).as_secs_f64(), median(&case.calls));
+        println!(
+            "{:20} {:10.1} {:8.2} {calls:14} {:8.2}",
+            case.name,
+            time * 1e3,
+            time / alice.0,
+            calls as f64 / alice.1
+        );
+    }
+    println!("medians of {ROUNDS} logins each, in turns; system calls of sshd's processes, not of the shell");
+}
