@@ -5,9 +5,10 @@
 //! sshd's own permanently_set_uid(), and not in a session on the host. The monitor keeps all it has: other modules close their sessions there.
 #![allow(unsafe_code)]
 
-use crate::refusal::{Reason, Refusal};
-use crate::sys;
+use crate::refusal::{Reason, Refusal, Step};
+use crate::sys::{self, retry};
 use caps::{CapSet, Capability};
+use nix::errno::Errno;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -32,7 +33,8 @@ pub fn close() -> Result<(), Refusal> {
 }
 
 unsafe extern "C" fn in_the_child() {
-    if CLOSED.load(Ordering::Relaxed) && caps::drop(None, CapSet::Effective, Capability::CAP_SETUID).is_err() {
+    let give_up = || caps::drop(None, CapSet::Effective, Capability::CAP_SETUID).map_err(|_| Errno::last());
+    if CLOSED.load(Ordering::Relaxed) && retry(give_up).is_err() {
         sys::exit_now(255);
     }
 }
@@ -40,8 +42,8 @@ unsafe extern "C" fn in_the_child() {
 /// In the child that enters.
 pub fn open() -> Result<(), Refusal> {
     forget();
-    caps::raise(None, CapSet::Effective, Capability::CAP_SETUID)
-        .map_err(|error| Refusal::new(Reason::Broken, format!("take CAP_SETUID back: {error}")))
+    retry(|| caps::raise(None, CapSet::Effective, Capability::CAP_SETUID).map_err(|_| Errno::last()))
+        .step(Reason::Broken, "take CAP_SETUID back")
 }
 
 /// Where nothing is locked any more.

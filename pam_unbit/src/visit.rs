@@ -10,6 +10,7 @@ use crate::options::Options;
 use crate::refusal::{Reason, Refusal, Step};
 use crate::sys::retry;
 use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
@@ -91,8 +92,7 @@ impl Visit {
         if setfsgid(Gid::from_raw(u32::MAX)) != gid || setfsuid(Uid::from_raw(u32::MAX)) != uid {
             return Err(Refusal::new(Reason::Broken, "reach files as the container's user: setfsuid had no effect"));
         }
-        keep_capabilities(&KEPT)
-            .map_err(|error| Refusal::new(Reason::Broken, format!("drop capabilities: {error}")))?;
+        retry(|| keep_capabilities(&KEPT).map_err(|_| Errno::last())).step(Reason::Broken, "drop capabilities")?;
         self.must_be_alive()
     }
 

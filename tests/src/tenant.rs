@@ -210,7 +210,7 @@ impl Watch {
     pub fn done(mut self) {
         eventually("sshd's processes are as many as before", || (listeners_and_monitors() <= self.sshd).then_some(()));
         leader(30001);
-        let in_container = ssh(30001, "hostname; id -G; sleep 0.1").ok();
+        let in_container = ssh(30001, "hostname; id -G; sleep 0.7").ok();
         assert_eq!(in_container, "c30001\n30001");
         for user in ["root", "alice"] {
             assert_eq!(ssh(user, "hostname").ok(), "node");

@@ -83,6 +83,8 @@ const KNOWN: &[Known] = &[
     (libc::SYS_sendto, "sendto", Object::Open),
     (libc::SYS_pidfd_open, "pidfd_open", Object::Nothing),
     (libc::SYS_setresuid, "setresuid", Object::Nothing),
+    (libc::SYS_capget, "capget", Object::Nothing),
+    (libc::SYS_capset, "capset", Object::Nothing),
     (libc::SYS_setresgid, "setresgid", Object::Nothing),
     (libc::SYS_mmap, "mmap", Object::Nothing),
     (libc::SYS_brk, "brk", Object::Nothing),
