@@ -161,7 +161,7 @@ fn the_session_is_in_each_cgroup_and_the_monitor_in_none() {
     let log = Log::from_now();
     let _session = Client::start("sleep 1201");
     let sleep = eventually("the session", || pgrep("^sleep 1201$"));
-    let monitor = pgrep(r"^sshd(-session)?: 30001 \[priv\]").unwrap();
+    let monitor = pgrep(r"^sshd(-session)?: 30001 \[(priv|postauth)\]").unwrap();
     let cgroups = |pid: &str| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     assert_eq!(cgroups(&sleep), cgroups(&leader(30001)));
     assert_eq!(cgroups(&monitor), cgroups(&sh("cat /run/sshd.pid").ok()));
@@ -270,7 +270,7 @@ fn at_the_limit_of_memory() {
 
     let _quiet = Client::start("sleep 1202");
     eventually("the session", || pgrep("^sleep 1202$"));
-    let monitor = pgrep(r"^sshd(-session)?: 30001 \[priv\]").unwrap();
+    let monitor = pgrep(r"^sshd(-session)?: 30001 \[(priv|postauth)\]").unwrap();
     fs::write(&limit, (used() + (16 << 20)).to_string()).unwrap();
     // What takes too much is killed, and only that.
     let done = ssh(30001, "perl -e '$_ = q(x) x 200_000_000'; echo ended $?");

@@ -479,7 +479,7 @@ fn the_tenants_environment_reaches_nobody_but_the_tenant() {
         // The client, on the node, is root's.
         assert!(!marked(pid) || pid == client.0.id().to_string(), "process {pid} of the node has it");
     }
-    let monitor = pgrep(r"^sshd(-session)?: 30001 \[priv\]").unwrap();
+    let monitor = pgrep(r"^sshd(-session)?: 30001 \[(priv|postauth)\]").unwrap();
     let maps = fs::read_to_string(format!("/proc/{monitor}/maps")).unwrap();
     assert!(maps.contains("pam_unbit.so") && !maps.contains("/containers/"), "{maps}");
 

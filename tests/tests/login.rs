@@ -70,7 +70,7 @@ fn the_shell_is_in_all_of_the_containers_namespaces_and_the_monitor_in_none() {
         assert_ne!(inside[kind], host[kind], "{kind}");
     }
 
-    let monitor = eventually("the monitor", || pgrep(r"^sshd(-session)?: 30001 \[priv\]"));
+    let monitor = eventually("the monitor", || pgrep(r"^sshd(-session)?: 30001 \[(priv|postauth)\]"));
     let mut monitors = namespaces(&monitor);
     // Where the monitor's children are born: the container's, from open_session on.
     assert_eq!(monitors.remove("pid_for_children"), container.get("pid").cloned());
@@ -258,7 +258,7 @@ fn nothing_is_left_behind() {
 #[ignore = "needs the node: make test"]
 fn a_container_that_is_killed_takes_its_sessions_with_it() {
     let (mut session, shell) = Session::open("30001", 1004);
-    let monitor = pgrep(r"^sshd(-session)?: 30001 \[priv\]").unwrap();
+    let monitor = pgrep(r"^sshd(-session)?: 30001 \[(priv|postauth)\]").unwrap();
     let killed = leader(30001);
     sh(format!("kill -KILL {killed}")).ok();
     for pid in [shell, monitor] {

@@ -38,7 +38,7 @@ impl Case {
 
     /// Its monitor goes on for a moment after the client; the next login shall not have to share with it.
     fn is_over(&self) {
-        eventually("its end", || pgrep(r"^sshd(-session)?: \S+ \[priv\]").is_none().then_some(()));
+        eventually("its end", || pgrep(r"^sshd(-session)?: \S+ \[(priv|postauth)\]").is_none().then_some(()));
     }
 
     fn traced_login(&self) -> usize {
