@@ -26,7 +26,7 @@ export CARGO_TARGET_DIR
 $(foreach setting,UNBIT_CONTAINERS UNBIT_FIRST_UID UNBIT_SHELL UNBIT_ADDRESS_BASE,$(if $($(setting)),$(eval export $(setting))))
 NSS = $(CARGO_TARGET_DIR)/release/libnss_unbit.so
 PAM = $(CARGO_TARGET_DIR)/release/libpam_unbit.so
-SOURCES := Cargo.toml Cargo.lock $(shell find shared nss_unbit pam_unbit -name Cargo.toml -o -path '*/src/*' -o -name 'build.rs' -o -name '*.map')
+SOURCES := Cargo.toml Cargo.lock $(shell find shared nss_unbit join pam_unbit -name Cargo.toml -o -path '*/src/*' -o -name 'build.rs' -o -name '*.map')
 CARGO = cargo
 STAGE = $(CARGO_TARGET_DIR)/stage
 RELEASE ?= $(shell . /etc/os-release && echo $$VERSION_CODENAME)

@@ -1,7 +1,7 @@
 //! Identify: whose login is it?
 
 use crate::pam::Handle;
-use crate::refusal::{Reason, Refusal};
+use join::refusal::{Reason, Refusal};
 use shared::ContainerUid;
 use shared::settings::FIRST_UID;
 

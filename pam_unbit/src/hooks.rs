@@ -3,11 +3,13 @@
 #![allow(unsafe_code)]
 
 use crate::login::{self, Verdict};
-use crate::options::Options;
 use crate::pam::{Handle, RawHandle, code, flag};
-use crate::refusal::Refusal;
 use crate::sys;
+use join::options::Options;
+use join::refusal::Refusal;
+use join::sys::exit_now;
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::fmt;
 use std::sync::Once;
 
 /// One call of a hook.
@@ -24,9 +26,9 @@ impl Call<'_> {
     }
 
     /// Logs a step, if the PAM line says `debug`.
-    pub fn debug(&self, line: &str) {
+    pub fn debug(&self, line: fmt::Arguments<'_>) {
         if self.words.contains(&b"debug".as_slice()) {
-            self.pam.log(libc::LOG_DEBUG, line);
+            self.pam.log(libc::LOG_DEBUG, &line.to_string());
         }
     }
 
@@ -62,7 +64,7 @@ fn run(
         .map(|i| unsafe { CStr::from_ptr(*argv.add(i)) }.to_bytes())
         .collect();
     let mut call = Call { pam, flags, words };
-    crate::defect(name);
+    join::defect(name);
     match hook(&mut call) {
         Ok(Verdict::Success) => code::SUCCESS,
         Ok(Verdict::Ignore) => code::IGNORE,
@@ -81,7 +83,7 @@ fn end_the_process_on_a_panic() {
         std::panic::set_hook(Box::new(|panic| {
             let line = format!("pam_unbit: a defect ends this login: {panic}").replace(['\n', '\0'], " ");
             sys::log_critical(&CString::new(line).unwrap_or_default());
-            sys::exit_now(255);
+            exit_now(255);
         }));
     });
 }

@@ -5,9 +5,9 @@
 //! sshd's own permanently_set_uid(), and not in a session on the host. The monitor keeps all it has: other modules close their sessions there.
 #![allow(unsafe_code)]
 
-use crate::refusal::{Reason, Refusal, Step};
-use crate::sys::{self, retry};
 use caps::{CapSet, Capability};
+use join::refusal::{Reason, Refusal, Step};
+use join::sys::{exit_now, retry};
 use nix::errno::Errno;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,7 +35,7 @@ pub fn close() -> Result<(), Refusal> {
 unsafe extern "C" fn in_the_child() {
     let give_up = || caps::drop(None, CapSet::Effective, Capability::CAP_SETUID).map_err(|_| Errno::last());
     if CLOSED.load(Ordering::Relaxed) && retry(give_up).is_err() {
-        sys::exit_now(255);
+        exit_now(255);
     }
 }
 

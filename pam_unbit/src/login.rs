@@ -12,17 +12,19 @@
 //! Whatever is missing or out of order refuses.
 
 use crate::account::{Account, identify};
-use crate::escort;
 use crate::hooks::Call;
 use crate::lock;
 use crate::nss;
-use crate::options::Options;
 use crate::pam::flag;
-use crate::refusal::{Reason, Refusal};
 use crate::sys;
-use crate::visit::Visit;
+use join::escort;
+use join::options::Options;
+use join::refusal::{Reason, Refusal};
+use join::sys::exit_now;
+use join::visit::Visit;
 use shared::ContainerUid;
 use std::cell::RefCell;
+use std::fmt;
 use std::process;
 use std::time::{Duration, Instant};
 
@@ -87,12 +89,17 @@ pub fn acct_mgmt(call: &mut Call) -> Result<Verdict, Refusal> {
     let started = Instant::now();
     let options = options_for_the_service(call)?;
 
-    let visit = Visit::prepare(container, &options)?;
-    call.debug(&format!("container {container}: verified; {visit}"));
+    let visit = prepare(call, container, &options)?;
 
     let login = Login { verified: Some(visit), verified_in: started.elapsed(), ..Login::of(container) };
     remember(call, login)?;
     Ok(Verdict::Success)
+}
+
+fn prepare(call: &Call, container: ContainerUid, options: &Options) -> Result<Visit, Refusal> {
+    let mut tell =
+        |step: &str, seen: fmt::Arguments<'_>| call.debug(format_args!("container {container}: {step}: {seen}"));
+    Visit::prepare(container, options, &mut tell)
 }
 
 /// Called twice: in the monitor, before the session, and in the child that becomes the user's. There it enters the container or ends the
@@ -104,7 +111,7 @@ pub fn setcred(call: &mut Call) -> Result<Verdict, Refusal> {
     match establish_credentials(call) {
         Err(refusal) if is_sshd(call) => {
             call.refuse(&refusal);
-            sys::exit_now(255)
+            exit_now(255)
         }
         other => other,
     }
@@ -123,7 +130,7 @@ fn establish_credentials(call: &mut Call) -> Result<Verdict, Refusal> {
         Session::Entered => return Ok(Verdict::Success),
         Session::Open => {}
         // It is written down already. sshd forks its child all the same.
-        Session::Refused if !login.is_in_monitor() => sys::exit_now(255),
+        Session::Refused if !login.is_in_monitor() => exit_now(255),
         Session::NotYet if !login.is_in_monitor() => {
             return Err(Refusal::new(
                 Reason::Misconfigured,
@@ -208,7 +215,7 @@ pub fn close_session(call: &mut Call) -> Result<Verdict, Refusal> {
     if let Some(visit) = login.verified.take() {
         visit.release_children();
     }
-    call.debug(&format!("container {}: session closed", login.container));
+    call.debug(format_args!("container {}: session closed", login.container));
     Ok(Verdict::Success)
 }
 
@@ -221,7 +228,7 @@ fn join_now(call: &mut Call, container: ContainerUid, options: &Options, started
     });
     let (visit, verified_in) = match before {
         Some(before) => before,
-        None => (Visit::prepare(container, options)?, Duration::ZERO),
+        None => (prepare(call, container, options)?, Duration::ZERO),
     };
     nss::pin_alone(container)?;
     remember(call, Login { session: Session::Entered, ..Login::of(container) })?;
@@ -232,7 +239,7 @@ fn join_now(call: &mut Call, container: ContainerUid, options: &Options, started
     sys::open_log();
     if let Err(refusal) = visit.enter_before_the_application_drops_root() {
         call.refuse(&refusal);
-        sys::exit_now(255);
+        exit_now(255);
     }
     sys::close_log();
     Ok(Verdict::Success)

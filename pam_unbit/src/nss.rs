@@ -4,8 +4,8 @@
 //! process that is root (`join=now`) or that holds a socket to sshd's monitor (sshd's child, when it resolves the host of a
 //! forwarding). So before the join glibc is told what to use: libraries that are loaded by then, and no others.
 
-use crate::refusal::{Reason, Refusal, Step};
 use crate::sys;
+use join::refusal::{Reason, Refusal, Step};
 use nix::unistd::User;
 use shared::ContainerUid;
 use std::ffi::CStr;

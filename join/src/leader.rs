@@ -71,6 +71,7 @@ pub struct Leader {
     pidfd: OwnedFd,
     /// Its number on the host.
     pub pid: i32,
+    /// Its directory of /proc.
     pub proc: Proc,
     /// The uid that it must have. At root's door it may have any: there the number tells whose container it is.
     uid: Option<u32>,

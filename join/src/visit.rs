@@ -16,6 +16,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid, setgroups, setresgid, setresuid};
 use shared::ContainerUid;
+use std::fmt;
 use std::os::fd::OwnedFd;
 
 /// A container that has been verified, and the descriptors to enter it by. Nothing is joined yet.
@@ -29,22 +30,34 @@ pub struct Visit {
 }
 
 impl Visit {
-    /// Meets the container's pid 1 and opens all there is to join. Changes nothing, so it serves as a dry run too.
-    pub fn prepare(container: ContainerUid, options: &Options) -> Result<Self, Refusal> {
+    /// Meets the container's pid 1 and opens all there is to join. Changes nothing, so it serves as a dry run too. `tell` hears of each step that
+    /// is done, and what was seen.
+    pub fn prepare(
+        container: ContainerUid,
+        options: &Options,
+        tell: &mut dyn FnMut(&str, fmt::Arguments<'_>),
+    ) -> Result<Self, Refusal> {
         let deadline = Deadline::after(options.timeout);
         let (leader, namespaces) = match Door::reach(container, deadline)? {
             Some(door) => {
+                tell("reach", format_args!("root keeps a door"));
                 let namespaces = namespaces::sort(door.receive()?, &options.namespaces)?;
-                (Leader::of_pid_namespace(pid_namespace(&namespaces)?.inode)?, namespaces)
+                let leader = Leader::of_pid_namespace(pid_namespace(&namespaces)?.inode)?;
+                tell("verify", format_args!("its pid 1 is {} here", leader.pid));
+                (leader, namespaces)
             }
             None => {
                 let emperor = Emperor::reach(container, deadline)?;
+                tell("reach", format_args!("somebody listens on run/ns.socket"));
                 let leader = Leader::verify(emperor.pidfd()?, container)?;
+                tell("verify", format_args!("that is its pid 1, {} here", leader.pid));
                 let namespaces = namespaces::open(&leader, &options.namespaces)?;
                 (leader, namespaces)
             }
         };
+        tell("namespaces", format_args!("{}", namespaces::names(&namespaces)));
         let cgroups = cgroups::open_all(&leader, options.cgroup_required)?;
+        tell("cgroups", format_args!("{}", cgroups::names(&cgroups)));
         leader.check()?; // what was opened was the container's all the time
 
         let our_pids = retry(|| open("/proc/self/ns/pid", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()))
@@ -151,10 +164,9 @@ fn keep_capabilities(kept: &[Capability]) -> Result<(), CapsError> {
 const PID: Kind = Kind::ALL[0];
 const _: () = assert!(matches!(PID.name.as_bytes(), b"pid"));
 
-impl std::fmt::Display for Visit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let namespaces: Vec<_> = self.namespaces.iter().map(|namespace| namespace.kind.name).collect();
-        let cgroups: Vec<_> = self.cgroups.iter().map(|cgroup| cgroup.name.as_str()).collect();
-        write!(f, "namespaces {} of pid {}, cgroups {}", namespaces.join(","), self.leader.pid, cgroups.join(" "))
+impl fmt::Display for Visit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (namespaces, cgroups) = (namespaces::names(&self.namespaces), cgroups::names(&self.cgroups));
+        write!(f, "namespaces {namespaces} of pid {}, cgroups {cgroups}", self.leader.pid)
     }
 }

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+/// A point in time.
 #[derive(Clone, Copy)]
 pub struct Deadline(Instant);
 
 impl Deadline {
+    /// The end of a time that begins now.
     pub fn after(timeout: Duration) -> Self {
         Self(Instant::now() + timeout)
     }

@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 /// A kind of namespace: its name in /proc/PID/ns, and its flag for setns(2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Kind {
+    /// As in /proc/PID/ns.
     pub name: &'static str,
     flag: CloneFlags,
 }
@@ -32,6 +33,7 @@ impl Kind {
         Self { name: "mnt", flag: CloneFlags::CLONE_NEWNS },
     ];
 
+    /// The kind of this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name == name)
     }
@@ -45,26 +47,29 @@ impl Kind {
 /// One of the container's namespaces.
 #[derive(Debug)]
 pub struct Namespace {
+    /// What it is a namespace of.
     pub kind: Kind,
+    /// Which one it is.
     pub inode: Inode,
     descriptor: OwnedFd,
 }
 
 impl Namespace {
+    /// Joins it by its descriptor, setns(2).
     pub fn join(&self) -> Result<(), Refusal> {
         retry(|| setns(&self.descriptor, self.kind.flag))
             .step(Reason::Broken, format_args!("join the container's {} namespace", self.kind.name))
     }
 }
 
+/// Their names, as in /proc/PID/ns: `pid,net,mnt`.
+pub fn names(namespaces: &[Namespace]) -> String {
+    namespaces.iter().map(|namespace| namespace.kind.name).collect::<Vec<_>>().join(",")
+}
+
 /// Opens those of the asked kinds in which the container's pid 1 is not where we are, in the order of the table.
 pub fn open(leader: &Leader, asked: &[Kind]) -> Result<Vec<Namespace>, Refusal> {
-    let own = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
     select(asked, |kind| {
-        match own.namespace(kind.name) {
-            Err(Errno::ENOENT) if !kind.is_needed() => return Ok(None), // this kernel has no such namespaces
-            other => other.step(Reason::Broken, format_args!("look at our {} namespace", kind.name))?,
-        };
         let step = format!("open the container's {} namespace", kind.name);
         leader.proc.open(&format!("ns/{}", kind.name)).map(Some).step(Reason::NotRunning, step)
     })
@@ -106,10 +111,12 @@ fn select(
     let our_users = own.namespace("user").step(Reason::Broken, "look at our user namespace")?;
     let mut namespaces = Vec::new();
     for &kind in asked {
+        let ours = match own.namespace(kind.name) {
+            Err(Errno::ENOENT) if !kind.is_needed() => continue, // this kernel has no such namespaces
+            other => other.step(Reason::Broken, format_args!("look at our {} namespace", kind.name))?,
+        };
         if let Some(descriptor) = find(kind)? {
             let inode = check(&descriptor, kind, our_users)?;
-            let ours =
-                own.namespace(kind.name).step(Reason::Broken, format_args!("look at our {} namespace", kind.name))?;
             if inode != ours {
                 namespaces.push(Namespace { kind, inode, descriptor });
                 continue;

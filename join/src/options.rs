@@ -4,6 +4,7 @@ use crate::namespaces::Kind;
 use crate::refusal::{Reason, Refusal};
 use std::time::Duration;
 
+/// What the words after the module's name say.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Options {
     /// `debug`: log each step at LOG_DEBUG.

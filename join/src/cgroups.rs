@@ -27,11 +27,17 @@ impl Cgroup {
     }
 }
 
+/// Their names, as in /proc/PID/cgroup.
+pub fn names(cgroups: &[Cgroup]) -> String {
+    cgroups.iter().map(|cgroup| cgroup.name.as_str()).collect::<Vec<_>>().join(" ")
+}
+
 /// Opens the cgroups to join. With `own_required`, the container must be in one that neither its parent process nor we are in.
 pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refusal> {
     let memberships = Memberships::of(&leader.proc, Reason::NotRunning)?;
     let ours = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
     let mounts = ours.read("mountinfo").step(Reason::Broken, "read /proc/self/mountinfo")?;
+    let mounts: Vec<_> = mounts.lines().filter_map(Mount::parse).collect();
     let ours = Memberships::of(&ours, Reason::Broken)?;
     let parent = match leader.parent()? {
         0 => Memberships::default(),
@@ -43,8 +49,7 @@ pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refu
     let mut cgroups = Vec::new();
     let (mut has_own, mut is_in_sight) = (false, false);
     for membership in &memberships.0 {
-        let candidates: Vec<_> =
-            mounts.lines().filter_map(Mount::parse).filter(|mount| mount.shows(membership)).collect();
+        let candidates: Vec<_> = mounts.iter().filter(|mount| mount.shows(membership)).collect();
         if candidates.is_empty() {
             continue; // not mounted: nothing that anybody could have set a limit in
         }

@@ -47,6 +47,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// A refusal that comes from no errno.
     pub fn new(reason: Reason, cause: impl Into<String>) -> Self {
         Self { reason, cause: cause.into() }
     }
@@ -64,6 +65,7 @@ impl Refusal {
 
 /// Turns the failure of a system call into a refusal that names the step.
 pub trait Step<T> {
+    /// The value, or a refusal for this reason that names the step and the errno.
     fn step(self, reason: Reason, step: impl fmt::Display) -> Result<T, Refusal>;
 }
 
