@@ -3,12 +3,15 @@
 # make test       every test, on the same; as root
 # make test-releases, test-cgroups, test-load, test-faults, fuzz
 #                 other releases of Debian, every cgroup layout, 500 logins, every fault on every call, minutes of fuzzing; as root
+# make test-reproducible
+#                 two builds in different directories, to the byte
 # make miri       the NSS module's unit tests under Miri
 # make bench, make bench-login  [AGAINST=other.so]
 #                 what the modules cost, beside a bare stat, an ordinary user's login, another module; as root
 # make install    [DESTDIR=] [PREFIX=/usr]
 # make uninstall  [DESTDIR=] [PREFIX=/usr]
-# make check      formatting and lints
+# make check      formatting, lints, man pages, links
+# make dist       target/dist/unbit-VERSION.tar.xz, of what is committed
 #
 # What an operator may set when building, with the defaults of nss-unbit and pam-unbit (see shared/src/settings.rs):
 #   UNBIT_CONTAINERS=/containers UNBIT_FIRST_UID=30000 UNBIT_SHELL=/bin/bash UNBIT_ADDRESS_BASE=10.0.0.0
@@ -31,12 +34,14 @@ CARGO = cargo
 STAGE = $(CARGO_TARGET_DIR)/stage
 RELEASE ?= $(shell . /etc/os-release && echo $$VERSION_CODENAME)
 STAGED_NSS = $(STAGE)/usr/lib/$(MULTIARCH)/libnss_unbit.so.2
+# The same bytes wherever the tree, the crates and the target directory are. The last that fits counts.
+HERE = --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/usr/src/cargo --remap-path-prefix=$(CURDIR)=/usr/src/unbit --remap-path-prefix=$(CARGO_TARGET_DIR)=/usr/src/unbit/target
 NODE = tests/node/run --release $(RELEASE) --modules $(STAGE)
 
-.PHONY: build install uninstall demo test test-releases test-cgroups test-load test-faults fuzz miri bench bench-login check stage clean
+.PHONY: build install uninstall demo test test-releases test-cgroups test-load test-faults test-reproducible fuzz miri bench bench-login check dist stage clean
 build:
 	@tests/prepare build
-	$(CARGO) build --release --locked -p nss_unbit -p pam_unbit
+	RUSTFLAGS="$(strip $(RUSTFLAGS) $(HERE))" $(CARGO) build --release --locked -p nss_unbit -p pam_unbit
 	@touch $(NSS) $(PAM)
 
 # So that `make && sudo make install` needs no cargo for root, and `make install` alone never installs something old.
@@ -97,6 +102,9 @@ test-faults:
 	@$(MAKE) --no-print-directory stage
 	FAULTS=all tests/run --release $(RELEASE) faults every --nocapture
 
+test-reproducible:
+	tests/reproducible
+
 # With a nightly toolchain that has Miri.
 miri:
 	$(CARGO) +nightly miri test --locked -p nss_unbit -p unbit-shared
@@ -122,6 +130,14 @@ check:
 	@tests/prepare check
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+VERSION = $(shell sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+DIST = $(CARGO_TARGET_DIR)/dist
+dist:
+	@git rev-parse --quiet --verify HEAD >/dev/null || { echo 'make dist: a clone is needed, for what is committed is what is packed' >&2; exit 1; }
+	@git diff --quiet HEAD || echo 'note: what is not committed is not in the archive' >&2
+	@mkdir -p $(DIST)
+	git -c tar.umask=0022 archive --prefix=unbit-$(VERSION)/ HEAD | xz -9 >$(DIST)/unbit-$(VERSION).tar.xz
 
 clean:
 	rm -rf --one-file-system $(CARGO_TARGET_DIR)
