@@ -7,13 +7,23 @@ use crate::refusal::{Reason, Refusal, Step};
 use crate::sys;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{SigSet, Signal, kill, raise};
+use nix::sys::signal::{SigAction, SigSet, Signal, kill, raise};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 
-/// Forks. Returns in the child only; the parent waits for it.
+/// Forks. Returns in the child only, or where there is none; the parent waits for it.
 pub fn go_on_in_a_child() -> Result<(), Refusal> {
+    // Where SIGCHLD is ignored, nobody learns how a child ended, nor when.
+    let of_children = sys::default_signal(Signal::SIGCHLD).step(Reason::Broken, "hear of the child's end")?;
+    let outcome = fork_an_escorted_child(&of_children);
+    if outcome.is_err() {
+        let _ = sys::restore_signal(Signal::SIGCHLD, &of_children);
+    }
+    outcome
+}
+
+fn fork_an_escorted_child(of_children: &SigAction) -> Result<(), Refusal> {
     let all = SigSet::all();
     let before =
         all.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK).step(Reason::Broken, "block signals")?;
@@ -23,7 +33,12 @@ pub fn go_on_in_a_child() -> Result<(), Refusal> {
         Ok((signals, ForkResult::Parent { child })) => escort(child, &signals, &before),
         Ok((signals, ForkResult::Child)) => {
             drop(signals);
-            before.thread_set_mask().step(Reason::Broken, "restore signals")
+            // From here on no error may return: the application would go on as root, on the host.
+            let restored = sys::restore_signal(Signal::SIGCHLD, of_children).and_then(|()| before.thread_set_mask());
+            if restored.is_err() {
+                sys::exit_now(255);
+            }
+            Ok(())
         }
         Err(errno) => {
             let _ = before.thread_set_mask();
@@ -47,11 +62,12 @@ fn escort(child: Pid, signals: &SignalFd, before: &SigSet) -> ! {
             _ => {}
         }
         let Ok(Some(received)) = signals.read_signal() else { continue };
-        // A terminal's signals come from the kernel and reach the child too, for it is in our process group.
+        // A terminal's signals come from the kernel and reach the child too, for it is in our process group; but that the line has hung up
+        // only the session's first process is told.
         let sent_by_a_process = received.ssi_code <= 0;
         match Signal::try_from(received.ssi_signo as i32) {
             Ok(Signal::SIGCHLD) | Err(_) => {}
-            Ok(signal) if sent_by_a_process => drop(kill(child, signal)),
+            Ok(signal) if sent_by_a_process || signal == Signal::SIGHUP => drop(kill(child, signal)),
             Ok(_) => {}
         }
     }
@@ -60,7 +76,7 @@ fn escort(child: Pid, signals: &SignalFd, before: &SigSet) -> ! {
 /// Ends by the signal that ended the child, without a second core file.
 fn end_by(signal: Signal, before: &SigSet) -> ! {
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
-    sys::default_signal(signal);
+    let _ = sys::default_signal(signal);
     let _ = before.thread_set_mask();
     let mut only = SigSet::empty();
     only.add(signal);

@@ -6,6 +6,7 @@
 
 use crate::refusal::{Reason, Refusal, Step};
 use crate::sys::{self, retry};
+use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{FileStat, Mode, fstatat};
@@ -85,14 +86,10 @@ impl Leader {
 
     /// Finds the pid 1 of a pid namespace of which there is a descriptor.
     pub fn of_pid_namespace(namespace: Inode) -> Result<Self, Refusal> {
-        let processes = std::fs::read_dir("/proc").step(Reason::Broken, "list /proc")?;
-        let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        for pid in pids {
-            let is_first = |proc: Proc| {
-                let status = proc.read("status").ok()?;
-                (numbers(&status, "NSpid").ok()? == [pid as u32, 1]).then_some(())
-            };
-            if Proc::of(pid).is_ok_and(|proc| proc.namespace("pid") == Ok(namespace) && is_first(proc).is_some()) {
+        for process in std::fs::read_dir("/proc").step(Reason::Broken, "list /proc")? {
+            let process = process.step(Reason::Broken, "list /proc")?;
+            let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            if is_first_in(namespace, pid).step(Reason::Broken, format_args!("look at process {pid}"))? {
                 let pidfd = sys::pidfd_open(pid).step(Reason::NotRunning, format_args!("pidfd_open {pid}"))?;
                 let leader = Self::take(pidfd, None)?;
                 if leader.proc.namespace("pid") == Ok(namespace) {
@@ -162,6 +159,19 @@ impl Leader {
             _ => Err(Refusal::new(Reason::Broken, format!("/proc/{}/status has no PPid", self.pid))),
         }
     }
+}
+
+/// Whether a process is pid 1 of a pid namespace. One that has ended, or that we may not look at, is not.
+fn is_first_in(namespace: Inode, pid: i32) -> std::io::Result<bool> {
+    let look = || {
+        let process = Proc::of(pid)?;
+        Ok(process.namespace("pid")? == namespace
+            && numbers(&process.read("status")?, "NSpid").is_ok_and(|pids| pids == [pid as u32, 1]))
+    };
+    look().or_else(|error: std::io::Error| match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT | Errno::ESRCH | Errno::EACCES | Errno::EPERM) => Ok(false),
+        _ => Err(error),
+    })
 }
 
 /// The number of the process behind a pidfd, in the pid namespace of /proc (pidfd's fdinfo, see pidfd_open(2)).

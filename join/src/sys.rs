@@ -3,6 +3,7 @@
 
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// Makes a call again when a signal interrupts it. Nobody who logs in asked for that signal.
@@ -55,11 +56,17 @@ pub fn fork() -> nix::Result<nix::unistd::ForkResult> {
     unsafe { nix::unistd::fork() }
 }
 
-/// Sets back a signal to what it does by default.
-pub fn default_signal(signal: nix::sys::signal::Signal) {
-    use nix::sys::signal::{SigHandler, signal as set};
+/// Sets back a signal to what it does by default; what it did before, for [`restore_signal`].
+pub fn default_signal(signal: Signal) -> nix::Result<SigAction> {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: the default is no handler of ours.
-    let _ = unsafe { set(signal, SigHandler::SigDfl) };
+    retry(|| unsafe { sigaction(signal, &default) })
+}
+
+/// Gives a signal back to the application.
+pub fn restore_signal(signal: Signal, action: &SigAction) -> nix::Result<()> {
+    // SAFETY: the application's own handler, as it was.
+    retry(|| unsafe { sigaction(signal, action) }).map(drop)
 }
 
 /// What one recvmsg(2) brought.

@@ -161,6 +161,7 @@ fn establish_credentials(call: &mut Call) -> Result<Verdict, Refusal> {
     }
     nss::pin()?;
     sys::open_log();
+    sys::give_up_locale();
     lock::open()?;
     visit.enter()?;
     sys::close_log();
@@ -230,14 +231,15 @@ fn join_now(call: &mut Call, container: ContainerUid, options: &Options, started
         Some(before) => before,
         None => (prepare(call, container, options)?, Duration::ZERO),
     };
-    nss::pin_alone(container)?;
     remember(call, Login { session: Session::Entered, ..Login::of(container) })?;
     call.pam.log(libc::LOG_INFO, &opens(container, &visit, verified_in + started.elapsed()));
     visit.bind_next_child()?;
-    escort::go_on_in_a_child()?;
+    escort::go_on_in_a_child().inspect_err(|_| visit.release_children())?;
 
     sys::open_log();
-    if let Err(refusal) = visit.enter_before_the_application_drops_root() {
+    sys::give_up_locale();
+    let entered = nss::pin_alone(container).and_then(|()| visit.enter_before_the_application_drops_root());
+    if let Err(refusal) = entered {
         call.refuse(&refusal);
         exit_now(255);
     }

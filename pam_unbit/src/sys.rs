@@ -43,6 +43,13 @@ pub fn load(library: &CStr) -> bool {
     })
 }
 
+/// Gives up the locale. With one, glibc reads catalogues of messages (strsignal(3), gettext(3)) and loads converters between charsets
+/// (gconv) when they are needed, from the file system that it is in by then. In the "C" locale it does neither.
+pub fn give_up_locale() {
+    // SAFETY: two constants. PAM applications are single-threaded where a session begins.
+    unsafe { libc::setlocale(libc::LC_ALL, c"C".as_ptr()) };
+}
+
 /// The version of the glibc that runs.
 pub fn glibc_version() -> (u32, u32) {
     // SAFETY: glibc returns a constant string.
