@@ -10,6 +10,10 @@
 #                 what the modules cost, beside a bare stat, an ordinary user's login, another module; as root
 # make install    [DESTDIR=] [PREFIX=/usr]
 # make uninstall  [DESTDIR=] [PREFIX=/usr]
+# make deb        [RELEASES="bookworm trixie"]
+#                 Debian packages, each release's in a clean root directory without network, in target/deb; as root
+# make test-packages  [RELEASES=]
+#                 install, upgrade and remove them in many orders on a node with sessions open; as root
 # make check      formatting, lints, man pages, links
 # make dist       target/dist/unbit-VERSION.tar.xz, of what is committed
 #
@@ -31,6 +35,7 @@ NSS = $(CARGO_TARGET_DIR)/release/libnss_unbit.so
 PAM = $(CARGO_TARGET_DIR)/release/libpam_unbit.so
 SOURCES := Cargo.toml Cargo.lock $(shell find shared nss_unbit join pam_unbit -name Cargo.toml -o -path '*/src/*' -o -name 'build.rs' -o -name '*.map')
 CARGO = cargo
+INSTALL = install
 STAGE = $(CARGO_TARGET_DIR)/stage
 RELEASE ?= $(shell . /etc/os-release && echo $$VERSION_CODENAME)
 STAGED_NSS = $(STAGE)/usr/lib/$(MULTIARCH)/libnss_unbit.so.2
@@ -38,7 +43,7 @@ STAGED_NSS = $(STAGE)/usr/lib/$(MULTIARCH)/libnss_unbit.so.2
 HERE = --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/usr/src/cargo --remap-path-prefix=$(CURDIR)=/usr/src/unbit --remap-path-prefix=$(CARGO_TARGET_DIR)=/usr/src/unbit/target
 NODE = tests/node/run --release $(RELEASE) --modules $(STAGE)
 
-.PHONY: build install uninstall demo test test-releases test-cgroups test-load test-faults test-reproducible fuzz miri bench bench-login check dist stage clean
+.PHONY: build install uninstall demo test test-releases test-cgroups test-load test-faults test-reproducible fuzz miri bench bench-login deb test-packages check dist stage clean
 build:
 	@tests/prepare build
 	RUSTFLAGS="$(strip $(RUSTFLAGS) $(HERE))" $(CARGO) build --release --locked -p nss_unbit -p pam_unbit
@@ -49,12 +54,12 @@ $(NSS) $(PAM) &: $(SOURCES)
 	@$(MAKE) --no-print-directory build
 
 install: $(NSS) $(PAM)
-	install -d $(DESTDIR)$(LIBDIR)/security $(DESTDIR)$(MANDIR)
-	install -m 0644 -s $(NSS) $(DESTDIR)$(NSS_FILE).new
-	install -m 0644 -s $(PAM) $(DESTDIR)$(PAM_FILE).new
+	$(INSTALL) -d $(DESTDIR)$(LIBDIR)/security $(DESTDIR)$(MANDIR)
+	$(INSTALL) -m 0644 -s $(NSS) $(DESTDIR)$(NSS_FILE).new
+	$(INSTALL) -m 0644 -s $(PAM) $(DESTDIR)$(PAM_FILE).new
 	mv -f $(DESTDIR)$(NSS_FILE).new $(DESTDIR)$(NSS_FILE) # in one step: every process of the node may be about to load it
 	mv -f $(DESTDIR)$(PAM_FILE).new $(DESTDIR)$(PAM_FILE)
-	install -m 0644 $(MANUALS:%=man/%) $(DESTDIR)$(MANDIR)
+	$(INSTALL) -m 0644 $(MANUALS:%=man/%) $(DESTDIR)$(MANDIR)
 	ln -sf nss-unbit.8 $(DESTDIR)$(MANDIR)/libnss_unbit.so.2.8
 
 uninstall:
@@ -125,6 +130,14 @@ bench-login:
 	@tests/prepare node
 	@$(MAKE) --no-print-directory stage
 	tests/bench-login $(AGAINST) $(NODE_OPTIONS)
+
+RELEASES = bookworm trixie
+deb:
+	@tests/prepare build
+	debian/build $(RELEASES)
+
+test-packages: deb
+	tests/packages $(RELEASES)
 
 check:
 	@tests/prepare check
