@@ -4,10 +4,10 @@
 //! as the child ends, so that whoever started the application sees no difference.
 
 use crate::refusal::{Reason, Refusal, Step};
-use crate::sys;
+use crate::sys::{self, retry};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{SigAction, SigSet, Signal, kill, raise};
+use nix::sys::signal::{SigAction, SigSet, SigmaskHow, Signal, kill, raise};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
@@ -25,16 +25,16 @@ pub fn go_on_in_a_child() -> Result<(), Refusal> {
 
 fn fork_an_escorted_child(of_children: &SigAction) -> Result<(), Refusal> {
     let all = SigSet::all();
-    let before =
-        all.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK).step(Reason::Broken, "block signals")?;
-    let signals = SignalFd::new(&all);
-    let forked = signals.and_then(|signals| sys::fork().map(|forked| (signals, forked)));
+    let before = retry(|| all.thread_swap_mask(SigmaskHow::SIG_SETMASK)).step(Reason::Broken, "block signals")?;
+    let signals = retry(|| SignalFd::new(&all));
+    let forked = signals.and_then(|signals| retry(sys::fork).map(|forked| (signals, forked)));
     match forked {
         Ok((signals, ForkResult::Parent { child })) => escort(child, &signals, &before),
         Ok((signals, ForkResult::Child)) => {
             drop(signals);
             // From here on no error may return: the application would go on as root, on the host.
-            let restored = sys::restore_signal(Signal::SIGCHLD, of_children).and_then(|()| before.thread_set_mask());
+            let restored =
+                sys::restore_signal(Signal::SIGCHLD, of_children).and_then(|()| retry(|| before.thread_set_mask()));
             if restored.is_err() {
                 sys::exit_now(255);
             }
@@ -58,7 +58,8 @@ fn escort(child: Pid, signals: &SignalFd, before: &SigSet) -> ! {
                 let _ = raise(Signal::SIGSTOP);
                 let _ = kill(child, Signal::SIGCONT);
             }
-            Err(errno) if errno != Errno::EINTR => sys::exit_now(255),
+            Err(Errno::EINTR) => continue, // the signal that tells of the child may have been read already
+            Err(_) => sys::exit_now(255),
             _ => {}
         }
         let Ok(Some(received)) = signals.read_signal() else { continue };

@@ -6,6 +6,7 @@
 
 use crate::refusal::{Reason, Refusal, Step};
 use crate::sys::{self, retry};
+use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -86,9 +87,12 @@ impl Leader {
 
     /// Finds the pid 1 of a pid namespace of which there is a descriptor.
     pub fn of_pid_namespace(namespace: Inode) -> Result<Self, Refusal> {
-        for process in std::fs::read_dir("/proc").step(Reason::Broken, "list /proc")? {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        // std's read_dir would give up when a signal interrupts it, and panic when the directory cannot be closed.
+        let mut processes = retry(|| Dir::open("/proc", flags, Mode::empty())).step(Reason::Broken, "list /proc")?;
+        for process in processes.iter().filter(|process| *process != Err(Errno::EINTR)) {
             let process = process.step(Reason::Broken, "list /proc")?;
-            let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let Some(pid) = process.file_name().to_str().ok().and_then(|name| name.parse().ok()) else { continue };
             if is_first_in(namespace, pid).step(Reason::Broken, format_args!("look at process {pid}"))? {
                 let pidfd = sys::pidfd_open(pid).step(Reason::NotRunning, format_args!("pidfd_open {pid}"))?;
                 let leader = Self::take(pidfd, None)?;

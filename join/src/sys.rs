@@ -1,9 +1,12 @@
 //! The system calls that nix does not have, or has only as unsafe.
 #![allow(unsafe_code)]
 
+use nix::dir::Dir;
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::stat::Mode;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// Makes a call again when a signal interrupts it. Nobody who logs in asked for that signal.
@@ -69,6 +72,29 @@ pub fn restore_signal(signal: Signal, action: &SigAction) -> nix::Result<()> {
     retry(|| unsafe { sigaction(signal, action) }).map(drop)
 }
 
+/// Marks every descriptor but the standard ones close-on-exec.
+pub fn close_on_exec() -> nix::Result<()> {
+    // SAFETY: takes three numbers and touches no memory of ours.
+    let range = || unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    match retry(|| Errno::result(range())) {
+        Err(Errno::ENOSYS | Errno::EINVAL) => close_on_exec_before_linux_5_11(),
+        other => other.map(drop),
+    }
+}
+
+fn close_on_exec_before_linux_5_11() -> nix::Result<()> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut open = retry(|| Dir::open("/proc/self/fd", flags, Mode::empty()))?;
+    for entry in open.iter().filter(|entry| *entry != Err(Errno::EINTR)) {
+        let number: Option<i32> = entry?.file_name().to_str().ok().and_then(|name| name.parse().ok());
+        if let Some(number @ 3..) = number {
+            // SAFETY: takes numbers; a descriptor is marked, not closed.
+            retry(|| Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) }))?;
+        }
+    }
+    Ok(())
+}
+
 /// What one recvmsg(2) brought.
 pub struct Received {
     /// The data.
@@ -102,4 +128,20 @@ pub fn receive_descriptors<const N: usize>(socket: &OwnedFd) -> nix::Result<Rece
     }
     let length = message.bytes;
     Ok(Received { bytes: bytes.iter().copied().take(length).collect(), descriptors, is_whole })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_open_stays_open_for_us_alone() {
+        for mark in [close_on_exec, close_on_exec_before_linux_5_11] {
+            let (ours, _other) = nix::unistd::pipe().unwrap();
+            let flags = || nix::fcntl::fcntl(&ours, nix::fcntl::FcntlArg::F_GETFD).unwrap();
+            assert_eq!(flags(), 0);
+            mark().unwrap();
+            assert_eq!(flags(), libc::FD_CLOEXEC);
+        }
+    }
 }

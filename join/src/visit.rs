@@ -8,7 +8,7 @@ use crate::leader::{Leader, Proc};
 use crate::namespaces::{self, Kind, Namespace};
 use crate::options::Options;
 use crate::refusal::{Reason, Refusal, Step};
-use crate::sys::retry;
+use crate::sys::{self, retry};
 use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -97,6 +97,8 @@ impl Visit {
     /// In an application that has yet to give up root by itself: joins all of it, and keeps no more power than that takes. Its files it
     /// reaches as the container's user from here on.
     pub fn enter_before_the_application_drops_root(mut self) -> Result<(), Refusal> {
+        // A directory of the host's that the application has open would be a way out for the user's shell.
+        sys::close_on_exec().step(Reason::Broken, "keep the application's descriptors from the user's programs")?;
         let (uid, gid) = self.join()?;
         retry(|| setgroups(&[gid])).step(Reason::Broken, "leave root's groups")?;
         // setfsuid(2) does not tell a failure; asking with an invalid id tells what holds.
@@ -105,7 +107,7 @@ impl Visit {
         if setfsgid(Gid::from_raw(u32::MAX)) != gid || setfsuid(Uid::from_raw(u32::MAX)) != uid {
             return Err(Refusal::new(Reason::Broken, "reach files as the container's user: setfsuid had no effect"));
         }
-        retry(|| keep_capabilities(&KEPT).map_err(|_| Errno::last())).step(Reason::Broken, "drop capabilities")?;
+        keep_capabilities(&KEPT).step(Reason::Broken, "drop capabilities")?;
         self.must_be_alive()
     }
 
@@ -148,17 +150,25 @@ const KEPT: [Capability; 6] = [
     Capability::CAP_AUDIT_WRITE,
 ];
 
-fn keep_capabilities(kept: &[Capability]) -> Result<(), CapsError> {
+/// Each change by itself, so that an interrupted one is made again while the capability to make it is still there.
+fn keep_capabilities(kept: &[Capability]) -> nix::Result<()> {
     let kept: CapsHashSet = kept.iter().copied().collect();
-    for capability in caps::read(None, CapSet::Bounding)?.difference(&kept) {
-        caps::drop(None, CapSet::Bounding, *capability)?;
+    for capability in caps::all().difference(&kept) {
+        match change(|| caps::drop(None, CapSet::Bounding, *capability)) {
+            Err(Errno::EINVAL) => {} // this kernel does not have it
+            other => other?,
+        }
     }
-    caps::clear(None, CapSet::Ambient)?;
-    caps::clear(None, CapSet::Inheritable)?;
+    change(|| caps::clear(None, CapSet::Ambient))?;
+    change(|| caps::clear(None, CapSet::Inheritable))?;
     // From what there is, which may be less: a service manager may have taken some away.
-    let kept: CapsHashSet = caps::read(None, CapSet::Permitted)?.intersection(&kept).copied().collect();
-    caps::set(None, CapSet::Effective, &kept)?;
-    caps::set(None, CapSet::Permitted, &kept)
+    let kept: CapsHashSet = change(|| caps::read(None, CapSet::Permitted))?.intersection(&kept).copied().collect();
+    change(|| caps::set(None, CapSet::Effective, &kept))?;
+    change(|| caps::set(None, CapSet::Permitted, &kept))
+}
+
+fn change<T>(call: impl Fn() -> Result<T, CapsError>) -> nix::Result<T> {
+    retry(|| call().map_err(|_| Errno::last()))
 }
 
 const PID: Kind = Kind::ALL[0];

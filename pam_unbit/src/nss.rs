@@ -6,6 +6,7 @@
 
 use crate::sys;
 use join::refusal::{Reason, Refusal, Step};
+use join::sys::retry;
 use nix::unistd::User;
 use shared::ContainerUid;
 use std::ffi::CStr;
@@ -29,7 +30,7 @@ pub fn pin() -> Result<(), Refusal> {
 /// For an application that is still root inside: nothing but our own library. Not even files, which are the tenant's there.
 pub fn pin_alone(container: ContainerUid) -> Result<(), Refusal> {
     configure(c"unbit", c"unbit", c"unbit")?;
-    match User::from_uid(container.get().into()) {
+    match retry(|| User::from_uid(container.get().into())) {
         Ok(Some(user)) if user.uid.as_raw() == container.get() => Ok(()),
         _ => Err(Refusal::new(Reason::Misconfigured, "libnss_unbit.so.2 does not answer, and join=now needs it")),
     }
