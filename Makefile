@@ -27,6 +27,7 @@ NSS_FILE = $(LIBDIR)/libnss_unbit.so.2
 PAM_FILE = $(LIBDIR)/security/pam_unbit.so
 MANDIR = $(PREFIX)/share/man/man8
 MANUALS = nss-unbit.8 pam_unbit.8
+DOCDIR = $(PREFIX)/share/doc/unbit
 
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 export CARGO_TARGET_DIR
@@ -61,11 +62,14 @@ install: $(NSS) $(PAM)
 	mv -f $(DESTDIR)$(PAM_FILE).new $(DESTDIR)$(PAM_FILE)
 	$(INSTALL) -m 0644 $(MANUALS:%=man/%) $(DESTDIR)$(MANDIR)
 	ln -sf nss-unbit.8 $(DESTDIR)$(MANDIR)/libnss_unbit.so.2.8
+	install -d $(DESTDIR)$(DOCDIR)/examples
+	install -m 0644 examples/* $(DESTDIR)$(DOCDIR)/examples
 
 uninstall:
 	@! grep -qs '^[^#]*\bpam_unbit\.so' $(DESTDIR)/etc/pam.d/* || echo 'note: /etc/pam.d still names pam_unbit.so; container users are refused, all others log in'
 	@! grep -qsE '^[^#]*\bunbit\b' $(DESTDIR)/etc/nsswitch.conf || echo 'note: /etc/nsswitch.conf still names unbit; glibc passes over a module that is not there'
 	rm -f $(DESTDIR)$(NSS_FILE) $(DESTDIR)$(PAM_FILE) $(MANUALS:%=$(DESTDIR)$(MANDIR)/%) $(DESTDIR)$(MANDIR)/libnss_unbit.so.2.8
+	rm -rf $(DESTDIR)$(DOCDIR)
 
 stage: build
 	@rm -rf $(STAGE)
@@ -143,6 +147,7 @@ check:
 	@tests/prepare check
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	tests/documents
 
 VERSION = $(shell sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 DIST = $(CARGO_TARGET_DIR)/dist
