@@ -12,7 +12,7 @@ use std::fmt::Display;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How a command ended, and what it said.
@@ -188,5 +188,40 @@ pub struct AtEnd<F: FnMut()>(pub F);
 impl<F: FnMut()> Drop for AtEnd<F> {
     fn drop(&mut self) {
         (self.0)();
+    }
+}
+
+/// Lets container users in through another service than sshd: our account and session lines, with `join=now`, in front of its own.
+pub fn join_now(service: &str) -> Changed {
+    Changed::file(format!("/etc/pam.d/{service}"), |text| {
+        format!(
+            "account [success=done ignore=ignore default=die] pam_unbit.so join=now\n\
+             session [success=done ignore=ignore default=die] pam_unbit.so join=now\n{text}"
+        )
+    })
+}
+
+/// A door of root's for a container, until this is dropped.
+pub struct Door {
+    keeper: Child,
+    directory: String,
+}
+
+impl Door {
+    /// It leads to the namespaces of the process `pid`; `kind` is how it is kept, see `src/bin/door.rs`.
+    pub fn open(uid: u32, pid: &str, kind: &str) -> Self {
+        let directory = format!("/run/unbit/{uid}");
+        let socket = format!("{directory}/ns.socket");
+        sh(format!("mkdir -p {directory} && rm -f {socket}")).ok();
+        let keeper = Command::new("/unbit/target/debug/door").args([&socket, pid, kind]).spawn().unwrap();
+        eventually("the door", || fs::exists(&socket).unwrap().then_some(()));
+        Self { keeper, directory }
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        drop((self.keeper.kill(), self.keeper.wait()));
+        sh(format!("rm -rf {} && rmdir --ignore-fail-on-non-empty /run/unbit", self.directory)).ok();
     }
 }

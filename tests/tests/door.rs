@@ -1,31 +1,14 @@
 //! Root's own door, `/run/unbit/<uid>/ns.socket`, for containers of other engines.
 
 use std::fs;
-use std::process::{Child, Command};
+use std::process::Command;
 use unbit_tests::*;
 
 const MARK: &str = "/tmp/landed-on-the-host";
 
 /// A door for 30001 that leads into container 30000, so that a login tells by which way it came.
-struct Door(Child);
-
-impl Door {
-    fn open(kind: &str) -> Self {
-        sh("mkdir -p /run/unbit/30001 && rm -f /run/unbit/30001/ns.socket").ok();
-        let keeper = Command::new("/unbit/target/debug/door")
-            .args(["/run/unbit/30001/ns.socket", &leader(30000), kind])
-            .spawn()
-            .unwrap();
-        eventually("the door", || fs::exists("/run/unbit/30001/ns.socket").unwrap().then_some(()));
-        Self(keeper)
-    }
-}
-
-impl Drop for Door {
-    fn drop(&mut self) {
-        drop((self.0.kill(), self.0.wait()));
-        sh("rm -rf /run/unbit").ok();
-    }
+fn open(kind: &str) -> Door {
+    Door::open(30001, &leader(30000), kind)
 }
 
 #[track_caller]
@@ -45,7 +28,7 @@ fn refused(sentence: &str, cause: &str) {
 #[ignore = "needs the node: make test"]
 fn the_door_comes_first() {
     for kind in ["honest", "late"] {
-        let _door = Door::open(kind);
+        let _door = open(kind);
         let log = Log::from_now();
         assert_eq!(ssh(30001, "hostname; id -u").ok(), "c30000\n30001", "{kind}");
         let line = log.one_line("session opens in namespaces pid,uts,ipc,net,mnt");
@@ -76,7 +59,7 @@ fn every_other_message_is_refused() {
         ("user", failed, "of a kind that is not joined"),
         ("silent", silent, "receive from the door: ETIMEDOUT"),
     ] {
-        let _door = Door::open(kind);
+        let _door = open(kind);
         refused(sentence, cause);
     }
     assert_eq!(ssh(30001, "hostname").ok(), "c30001");
@@ -96,12 +79,12 @@ fn a_door_that_is_not_roots_is_no_door_and_no_way_around_it_either() {
         ("cd /run/unbit/30001 && mv ns.socket x && ln -s x ns.socket", on_the_way),
         ("cd /run/unbit/30001 && rm ns.socket && touch ns.socket", on_the_way),
     ] {
-        let _door = Door::open("honest");
+        let _door = open("honest");
         sh(spoil).ok();
         refused("its set-up failed a check.", cause);
     }
     {
-        let _door = Door::open("honest");
+        let _door = open("honest");
         sh("rm /run/unbit/30001/ns.socket").ok();
         refused("is not running.", "open /run/unbit/30001/ns.socket: ENOENT");
     }

@@ -7,16 +7,6 @@ use unbit_tests::*;
 
 const MARK: &str = "/tmp/landed-on-the-host";
 
-/// Our account and session lines in front of a service's own.
-fn service(name: &str) -> Changed {
-    Changed::file(format!("/etc/pam.d/{name}"), |text| {
-        format!(
-            "account [success=done ignore=ignore default=die] pam_unbit.so join=now\n\
-             session [success=done ignore=ignore default=die] pam_unbit.so join=now\n{text}"
-        )
-    })
-}
-
 /// A service of pamtester's own.
 fn pamtester(lines: &str, operations: &str) -> Done {
     fs::write("/etc/pam.d/unbit-test", lines).unwrap();
@@ -46,7 +36,7 @@ fn guests(uid: u32) -> Vec<(String, String, String)> {
 #[test]
 #[ignore = "needs the node: make test"]
 fn su_enters() {
-    let _su = service("su");
+    let _su = join_now("su");
     let log = Log::from_now();
     assert_eq!(sh("su 30001 -c 'hostname; id -u; id -G'").ok(), "c30001\n30001\n30001");
     assert!(log.one_line("session opens").contains("pam_unbit(su:session)"));
@@ -56,7 +46,7 @@ fn su_enters() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_exit_status_and_the_signal_are_passed_on() {
-    let _su = service("su");
+    let _su = join_now("su");
     assert_eq!(sh("su 30001 -c 'exit 42'").status, Some(42));
     // As bash tells of it: 128 and the signal's number.
     assert_eq!(sh("su 30001 -c 'kill -TERM $$'; echo $?").out, sh("su alice -c 'kill -TERM $$'; echo $?").out);
@@ -65,7 +55,7 @@ fn the_exit_status_and_the_signal_are_passed_on() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn signals_reach_the_inside() {
-    let _su = service("su");
+    let _su = join_now("su");
     let mut su = Command::new("su").args(["30001", "-c", "sleep 1100"]).stdin(Stdio::null()).spawn().unwrap();
     let sleep = eventually("the session", || pgrep("^sleep 1100$"));
     assert_ne!(namespaces(&sleep)["mnt"], namespaces("self")["mnt"]);
@@ -78,7 +68,7 @@ fn signals_reach_the_inside() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn who_is_root_inside_has_next_to_no_power() {
-    let _su = service("su");
+    let _su = join_now("su");
     let mut su = Command::new("su").args(["30001", "-c", "sleep 1101"]).stdin(Stdio::null()).spawn().unwrap();
     eventually("the session", || pgrep("^sleep 1101$"));
     let guests = guests(30001);
@@ -111,7 +101,7 @@ fn pamtester_step_by_step() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn cron_enters_and_asks_nobody_inside_for_groups() {
-    let _cron = service("cron");
+    let _cron = join_now("cron");
     // cron calls initgroups(3) when it is inside. This is what it would read there, as if the file system were the tenant's own.
     let _group = Changed::file("/distros/base/etc/group", |text| format!("{text}disk2:x:6:30001\nroot2:x:0:30001\n"));
     fs::write(
@@ -134,7 +124,7 @@ fn cron_enters_and_asks_nobody_inside_for_groups() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn login_enters() {
-    let _login = service("login");
+    let _login = join_now("login");
     // login drops what was typed before the shell is there.
     let typed = "sleep 2; printf 'hostname; id -u\\nexit 7\\n'; sleep 2";
     let done = sh(format!("({typed}) | script -qec 'login -f 30001' /dev/null"));
@@ -144,7 +134,7 @@ fn login_enters() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn what_is_refused_stays_outside() {
-    let _su = service("su");
+    let _su = join_now("su");
     sh("node-emperor stop").ok();
     {
         let _up = AtEnd(|| drop(sh("node-emperor start")));

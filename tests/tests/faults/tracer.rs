@@ -1,8 +1,9 @@
-//! Runs sshd for one login as its tracer (ptrace(2)), sees every system call that pam_unbit.so makes in it, and may answer any of them in
-//! the kernel's place. Breakpoints on the module's hooks and on where they return tell its calls from all others.
+//! Runs sshd or su for one login as its tracer (ptrace(2)), sees every system call that pam_unbit.so makes in it, and may answer any of them
+//! in the kernel's place. Breakpoints on the module's hooks and on where they return tell its calls from all others.
 //!
 //! It watches, at every call of every process of the login, for what must never be: a process of the container's on the host, one with
-//! power inside the container, a path of the tenant's that root looks up, a descriptor of the module's that survives an exec.
+//! power inside the container (more than `join=now` leaves to su), a path of the tenant's that root looks up, a descriptor of the module's that
+//! survives an exec, an application that was refused and whose children would be born in the container.
 
 use libc::{c_long, pid_t};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,10 +14,10 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, OnceLock};
-use std::time::Duration;
-use unbit_tests::{Done, run, sh};
+use std::time::{Duration, Instant};
+use unbit_tests::{Done, leader, run, sh};
 
 /// A system call of the module's.
 #[derive(Clone, Debug)]
@@ -25,9 +26,10 @@ pub struct Call {
     pub step: &'static str,
     number: c_long,
     pub arguments: [u64; 6],
-    /// The how manieth of this name in this step, from 1 on.
+    /// The how manieth of this name about this object in this step, from 1 on.
     pub nth: usize,
-    /// What it is about: a path, what a descriptor is open on, a number. Pids and the like are written as N.
+    /// What it is about: a path, what a descriptor is open on, a number. The container's number is written as UID, that of its pid 1 as PID1,
+    /// other pids and the like as N.
     pub object: String,
     /// What the caller got: a negative errno if it failed.
     pub result: i64,
@@ -39,11 +41,16 @@ impl Call {
     pub fn name(&self) -> &'static str {
         known(self.number).map_or("?", |(_, name, _)| name)
     }
+
+    /// Whether it is the same call, in another login.
+    pub fn is(&self, other: &Self) -> bool {
+        (self.step, self.number, &self.object, self.nth) == (other.step, other.number, &other.object, other.nth)
+    }
 }
 
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} #{} {}", self.step, self.name(), self.nth, self.object)
+        write!(f, "{} {} {} #{}", self.step, self.name(), self.object, self.nth)
     }
 }
 
@@ -55,6 +62,8 @@ enum Object {
     /// What the descriptor in argument 0 is open on; for some, with a number that tells one request from another.
     Open,
     OpenAnd(usize),
+    /// The request in argument 0.
+    Request,
     /// Nothing, or nothing that can fail.
     Nothing,
 }
@@ -90,6 +99,20 @@ const KNOWN: &[Known] = &[
     (libc::SYS_brk, "brk", Object::Nothing),
     (libc::SYS_munmap, "munmap", Object::Nothing),
     (libc::SYS_mprotect, "mprotect", Object::Nothing),
+    (libc::SYS_recvmsg, "recvmsg", Object::Open),
+    (libc::SYS_getdents64, "getdents64", Object::Open),
+    (libc::SYS_rt_sigprocmask, "rt_sigprocmask", Object::Nothing),
+    (libc::SYS_rt_sigaction, "rt_sigaction", Object::Nothing),
+    (libc::SYS_fcntl, "fcntl", Object::Open),
+    (libc::SYS_signalfd4, "signalfd4", Object::Nothing),
+    (libc::SYS_clone, "clone", Object::Nothing),
+    (libc::SYS_set_robust_list, "set_robust_list", Object::Nothing),
+    (libc::SYS_wait4, "wait4", Object::Nothing),
+    (libc::SYS_setgroups, "setgroups", Object::Nothing),
+    (libc::SYS_setfsgid, "setfsgid", Object::Nothing),
+    (libc::SYS_setfsuid, "setfsuid", Object::Nothing),
+    (libc::SYS_prctl, "prctl", Object::Request),
+    (libc::SYS_getrandom, "getrandom", Object::Nothing),
     (libc::SYS_getpid, "getpid", Object::Nothing),
     (libc::SYS_exit_group, "exit_group", Object::Nothing),
 ];
@@ -106,49 +129,73 @@ pub struct Login {
     pub wrong: Vec<String>,
 }
 
+/// Which application lets people in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Sshd,
+    /// With `join=now`.
+    Su,
+}
+
 /// Logs in as a container's user, by a server of its own. `answer` is asked before each call of the module's: an errno is the answer, else the
 /// kernel's is.
-pub fn login(uid: u32, command: &str, answer: impl Fn(&Call) -> Option<i32>) -> Login {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let tracees = Mutex::new(BTreeMap::new());
-    let mut tracer = Tracer { uid, host: mount_namespace("self").unwrap(), calls: Vec::new(), wrong: Vec::new() };
-    let client = std::thread::scope(|scope| {
-        let client = scope.spawn(|| {
-            let client = run("ssh", &[&format!("-p{port}"), &format!("{uid}@localhost"), command], b"");
-            // What is still there long after the client has gone would stay.
-            for _ in 0..500 {
-                if tracees.lock().unwrap().is_empty() {
-                    return (client, None);
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            let left: Vec<_> = tracees.lock().unwrap().keys().copied().collect();
-            let names = left.iter().map(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default());
-            let names: Vec<_> = names.collect();
-            for pid in left {
-                // SAFETY: takes two numbers; a tracee's number is its own until the tracer has seen its end.
-                unsafe { libc::kill(pid, libc::SIGKILL) };
-            }
-            (client, Some(format!("left behind: {names:?}")))
-        });
-        let (connection, _) = listener.accept().unwrap();
-        let connection = OwnedFd::from(connection);
-        let mut sshd = Command::new("/usr/sbin/sshd");
-        sshd.args(["-i", "-f", "/etc/ssh/sshd_config"]).stderr(Stdio::null());
-        sshd.stdin(connection.try_clone().unwrap()).stdout(connection);
-        tracer.trace(sshd, &tracees, &answer);
-        let (client, left) = client.join().unwrap();
-        tracer.wrong.extend(left);
-        client
-    });
+pub fn login(way: Way, uid: u32, command: &str, answer: impl Fn(&Call) -> Option<i32>) -> Login {
+    let mut tracer = Tracer {
+        uid,
+        way,
+        pid_1: leader(uid),
+        host: namespace("self", "mnt").unwrap(),
+        host_pids: namespace("self", "pid").unwrap(),
+        calls: Vec::new(),
+        wrong: Vec::new(),
+    };
+    let client = match way {
+        Way::Sshd => tracer.sshd(command, &answer),
+        Way::Su => tracer.su(command, &answer),
+    };
     Login { client, calls: tracer.calls, wrong: tracer.wrong }
+}
+
+/// By their pids.
+type Tracees = Mutex<BTreeMap<pid_t, Tracee>>;
+
+/// Waits for the end of all, for as long as `patience` lasts. What is still there then would stay: it is ended, and named.
+fn await_the_end(tracees: &Tracees, patience: Duration) -> Option<String> {
+    let started = Instant::now();
+    while started.elapsed() < patience {
+        if tracees.lock().unwrap().is_empty() {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let left: Vec<_> = tracees.lock().unwrap().keys().copied().collect();
+    let names = left.iter().map(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default());
+    let names: Vec<_> = names.collect();
+    for pid in left {
+        // SAFETY: takes two numbers; a tracee's number is its own until the tracer has seen its end.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
+    Some(format!("left behind: {names:?}"))
+}
+
+/// Starts a program whose tracer this thread is. It stops before its first instruction.
+#[allow(clippy::zombie_processes)] // `wait` sees to it, as to all tracees
+fn start(mut program: Command, tracees: &Tracees) -> (Option<ChildStdout>, Option<ChildStderr>) {
+    // SAFETY: ptrace(2) is a bare system call, as is wanted between fork and exec.
+    unsafe { program.pre_exec(|| check(libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0))) };
+    let mut child = program.spawn().unwrap(); // our copies of what it has open end with `program`
+    tracees.lock().unwrap().insert(child.id() as pid_t, Tracee { is_monitor: true, ..Tracee::default() });
+    (child.stdout.take(), child.stderr.take())
 }
 
 struct Tracer {
     uid: u32,
+    way: Way,
+    /// The container's, as the host counts.
+    pid_1: String,
     /// The host's mount namespace.
     host: String,
+    host_pids: String,
     calls: Vec<Call>,
     wrong: Vec<String>,
 }
@@ -156,8 +203,10 @@ struct Tracer {
 /// What is known of a process.
 #[derive(Clone, Default)]
 struct Tracee {
-    /// Whether it is the one that was started: sshd's monitor.
+    /// Whether it is the one that was started: sshd's monitor, su.
     is_monitor: bool,
+    /// Whether it has forked in a hook, so that what is left of it there is `join=now`'s parent.
+    is_escort: bool,
     /// Where the module begins in its memory. Each hook has a breakpoint from then on.
     module: Option<u64>,
     /// The module's file has been opened, so it may be mapped by now.
@@ -186,30 +235,66 @@ struct Hook {
 static HOOKS: [Hook; 4] = [
     Hook { symbol: c"pam_sm_acct_mgmt", in_monitor: "acct_mgmt", in_child: "?" },
     Hook { symbol: c"pam_sm_setcred", in_monitor: "setcred", in_child: "setcred(child)" },
-    Hook { symbol: c"pam_sm_open_session", in_monitor: "open_session", in_child: "?" },
-    Hook { symbol: c"pam_sm_close_session", in_monitor: "close_session", in_child: "?" },
+    Hook { symbol: c"pam_sm_open_session", in_monitor: "open_session", in_child: "open_session(child)" },
+    Hook { symbol: c"pam_sm_close_session", in_monitor: "close_session", in_child: "close_session(child)" },
 ];
 
 /// A one-byte breakpoint of x86.
 const BREAKPOINT: u8 = 0xcc;
 
 impl Tracer {
-    fn trace(
-        &mut self,
-        mut program: Command,
-        tracees: &Mutex<BTreeMap<pid_t, Tracee>>,
-        answer: &dyn Fn(&Call) -> Option<i32>,
-    ) {
-        // SAFETY: ptrace(2) is a bare system call, as is wanted between fork and exec.
-        unsafe { program.pre_exec(|| check(libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0))) };
-        let first = program.spawn().unwrap().id() as pid_t;
-        drop(program); // our copies of the connection
-        tracees.lock().unwrap().insert(first, Tracee { is_monitor: true, ..Tracee::default() });
+    fn sshd(&mut self, command: &str, answer: &dyn Fn(&Call) -> Option<i32>) -> Done {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (uid, tracees) = (self.uid, Tracees::default());
+        std::thread::scope(|scope| {
+            let client = scope.spawn(|| {
+                let client = run("ssh", &[&format!("-p{port}"), &format!("{uid}@localhost"), command], b"");
+                (client, await_the_end(&tracees, Duration::from_secs(5)))
+            });
+            let (connection, _) = listener.accept().unwrap();
+            let connection = OwnedFd::from(connection);
+            let mut sshd = Command::new("/usr/sbin/sshd");
+            sshd.args(["-i", "-f", "/etc/ssh/sshd_config"]).stderr(Stdio::null());
+            sshd.stdin(connection.try_clone().unwrap()).stdout(connection);
+            start(sshd, &tracees);
+            self.trace(&tracees, answer);
+            let (client, left) = client.join().unwrap();
+            self.wrong.extend(left);
+            client
+        })
+    }
+
+    fn su(&mut self, command: &str, answer: &dyn Fn(&Call) -> Option<i32>) -> Done {
+        let mut su = Command::new("su");
+        su.args([&self.uid.to_string(), "-c", command]);
+        su.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let tracees = Tracees::default();
+        let (out, err) = start(su, &tracees);
+        std::thread::scope(|scope| {
+            let out = scope.spawn(|| std::io::read_to_string(out.unwrap()).unwrap());
+            let err = scope.spawn(|| std::io::read_to_string(err.unwrap()).unwrap());
+            let end = scope.spawn(|| await_the_end(&tracees, Duration::from_secs(20)));
+            let status = self.trace(&tracees, answer);
+            self.wrong.extend(end.join().unwrap());
+            Done { status, out: out.join().unwrap(), err: err.join().unwrap() }
+        })
+    }
+
+    /// Until the last tracee has ended. The exit status of the first is given back.
+    fn trace(&mut self, tracees: &Tracees, answer: &dyn Fn(&Call) -> Option<i32>) -> Option<i32> {
+        let first = *tracees.lock().unwrap().keys().next().unwrap();
+        let mut exit_status = None;
         let mut configured = false;
         // Children whose first stop was seen before their parent's word of them.
         let mut early = BTreeSet::new();
-        while let Some((pid, status)) = wait() {
+        // The thread may have other children, which go on.
+        while !(tracees.lock().unwrap().is_empty() && early.is_empty()) {
+            let Some((pid, status)) = wait() else { break };
             if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
+                if pid == first && libc::WIFEXITED(status) {
+                    exit_status = Some(libc::WEXITSTATUS(status));
+                }
                 tracees.lock().unwrap().remove(&pid);
                 continue;
             }
@@ -239,6 +324,7 @@ impl Tracer {
                     let mut child: u64 = 0;
                     ptrace(libc::PTRACE_GETEVENTMSG, pid, 0, &raw mut child as u64);
                     let inherited = Tracee { is_monitor: false, in_call: false, pending: None, ..tracee.clone() };
+                    tracee.is_escort = tracee.hook.is_some();
                     let child = child as pid_t;
                     tracees.lock().unwrap().insert(child, inherited);
                     if early.remove(&child) {
@@ -257,6 +343,7 @@ impl Tracer {
             tracees.lock().unwrap().insert(pid, tracee);
             ptrace(libc::PTRACE_SYSCALL, pid, 0, signal as u64);
         }
+        exit_status
     }
 
     /// A process enters a system call, or leaves it.
@@ -292,11 +379,16 @@ impl Tracer {
             return;
         };
 
-        let step = if tracee.is_monitor { running.hook.in_monitor } else { running.hook.in_child };
-        let nth = self.calls.iter().filter(|call| (call.step, call.number) == (step, number)).count() + 1;
-        let (object, path) = describe(pid, &memory, number, &arguments);
+        let step = match (tracee.is_monitor, tracee.is_escort) {
+            (true, false) => running.hook.in_monitor,
+            (true, true) => "escort",
+            (false, _) => running.hook.in_child,
+        };
+        let (object, path) = describe(pid, &memory, number, &arguments, self.uid, &self.pid_1);
+        let before = self.calls.iter().filter(|call| (call.step, call.number, &call.object) == (step, number, &object));
+        let nth = before.count() + 1;
         let mut call = Call { step, number, arguments, nth, object, result: 0, answered: false };
-        if path && mount_namespace(pid).is_some_and(|now| now != self.host) && !is_powerless(pid, self.uid) {
+        if path && namespace(pid, "mnt").is_some_and(|now| now != self.host) && !is_powerless(pid, self.uid) {
             self.wrong.push(format!("root looks up a path of the tenant's: {call}"));
         }
         let errno = answer(&call);
@@ -320,6 +412,9 @@ impl Tracer {
             set_byte(&memory, here, hidden);
             set_byte(&memory, module + hook.offset(), BREAKPOINT);
             self.check_between(pid);
+            if self.way == Way::Su && hook.in_monitor == "open_session" && tracee.is_monitor {
+                self.check_refused(pid, registers.rax as i32);
+            }
         } else if let Some(hook) = HOOKS.iter().find(|hook| module + hook.offset() == here) {
             set_byte(&memory, here, hook.first_byte());
             let mut back = [0; 8];
@@ -336,15 +431,24 @@ impl Tracer {
 
     /// Wherever sshd is when the module is not at work.
     fn check_between(&mut self, pid: pid_t) {
-        let Some(mounts) = mount_namespace(pid) else { return };
+        let Some(mounts) = namespace(pid, "mnt") else { return };
         let wrong = match (mounts == self.host, is_powerless(pid, self.uid)) {
             (true, true) => "a process of the container's on the host",
+            (false, false) if self.way == Way::Su && is_bounded(pid, self.uid) => return,
             (false, false) => "a process with power in the container",
             (true, false) | (false, true) => return,
         };
         let wrong = format!("{wrong}: {}", fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim());
         if !self.wrong.contains(&wrong) {
             self.wrong.push(wrong);
+        }
+    }
+
+    /// open_session of `join=now` returns in the application itself only when it refuses.
+    fn check_refused(&mut self, pid: pid_t, answer: i32) {
+        let children = namespace(pid, "pid_for_children");
+        if answer == 0 || children.is_some_and(|children| children != self.host_pids) {
+            self.wrong.push(format!("open_session ends with {answer}, and su's next child would be the container's"));
         }
     }
 
@@ -360,21 +464,48 @@ impl Tracer {
     }
 }
 
+/// What /proc/PID/status says; nothing when the process is gone.
+struct Status(String);
+
+impl Status {
+    fn of(pid: pid_t) -> Self {
+        Self(fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default())
+    }
+
+    fn line(&self, key: &str) -> &str {
+        self.0.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default().trim()
+    }
+
+    /// What is in any of these sets of capabilities.
+    fn capabilities(&self, sets: &[&str]) -> u64 {
+        sets.iter().map(|set| u64::from_str_radix(self.line(set), 16).unwrap_or(u64::MAX)).fold(0, |all, set| all | set)
+    }
+}
+
 /// Whether every uid of a process is the container's, and it has no capability.
 fn is_powerless(pid: pid_t, uid: u32) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default().trim().to_owned();
-    line("Uid:") == vec![uid.to_string(); 4].join("\t")
-        && ["CapPrm:", "CapEff:"].iter().all(|set| line(set).chars().all(|digit| digit == '0'))
+    let status = Status::of(pid);
+    status.line("Uid:") == vec![uid.to_string(); 4].join("\t") && status.capabilities(&["CapPrm:", "CapEff:"]) == 0
+}
+
+/// Whether a process reaches files as the container's user, in its group alone, and has and can get no capability but those of `join=now`: CHOWN,
+/// FOWNER, KILL, SETGID, SETUID, AUDIT_WRITE.
+fn is_bounded(pid: pid_t, uid: u32) -> bool {
+    const KEPT: u64 = 0x2000_00e9;
+    let status = Status::of(pid);
+    ["Uid:", "Gid:"].iter().all(|key| status.line(key).ends_with(&format!("\t{uid}")))
+        && status.line("Groups:") == uid.to_string()
+        && status.capabilities(&["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"]) & !KEPT == 0
 }
 
 /// `None` when the process is gone.
-fn mount_namespace(pid: impl fmt::Display) -> Option<String> {
-    Some(fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?.to_string_lossy().into_owned())
+fn namespace(pid: impl fmt::Display, kind: &str) -> Option<String> {
+    Some(fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok()?.to_string_lossy().into_owned())
 }
 
 /// What a call is about, and whether it looks up a path.
-fn describe(pid: pid_t, memory: &File, number: c_long, arguments: &[u64; 6]) -> (String, bool) {
+fn describe(pid: pid_t, memory: &File, number: c_long, arguments: &[u64; 6], uid: u32, pid_1: &str) -> (String, bool) {
+    let uid = uid.to_string();
     let open = || {
         let link = fs::read_link(format!("/proc/{pid}/fd/{}", arguments[0] as i32));
         link.map(|link| link.to_string_lossy().into_owned()).unwrap_or_default()
@@ -387,12 +518,14 @@ fn describe(pid: pid_t, memory: &File, number: c_long, arguments: &[u64; 6]) -> 
         },
         Object::Open => (open(), number == libc::SYS_connect),
         Object::OpenAnd(argument) => (format!("{} {:#x}", open(), arguments[argument]), false),
+        Object::Request => (format!("request-{}", arguments[0]), false),
         Object::Nothing => (String::new(), false),
     };
-    let container = object.contains("/containers/");
     let object = object.split_inclusive(['/', '[', ']', ' ']).map(|word| {
         let end = word.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(word.len());
-        if end == 0 || container { word.to_owned() } else { format!("N{}", &word[end..]) }
+        let (number, rest) = word.split_at(end);
+        let known = [("", ""), (uid.as_str(), "UID"), (pid_1, "PID1")].into_iter().find(|(known, _)| *known == number);
+        format!("{}{rest}", known.map_or("N", |(_, name)| name))
     });
     (object.collect(), path)
 }
