@@ -65,6 +65,25 @@ fn every_other_message_is_refused() {
     assert_eq!(ssh(30001, "hostname").ok(), "c30001");
 }
 
+/// What does not fit the kernel leaves out of the message (MSG_CTRUNC).
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_process_that_may_open_too_few_files_takes_no_part_of_the_message() {
+    let _door = open("honest");
+    let _su = join_now("su");
+    let log = Log::from_now();
+    let mut joined = 0;
+    for limit in 4..40 {
+        let done = sh(format!("prlimit --nofile={limit} su 30001 -c hostname"));
+        joined += usize::from(done.out == "c30000\n");
+        assert!(done.out.is_empty() != (done.status == Some(0)), "{limit}: {done:?}");
+    }
+    assert!(joined > 1, "the witness: there are enough at last");
+    let text = log.text();
+    let cut = text.lines().filter(|line| line.contains("message brings more descriptors than this process may open"));
+    assert!(cut.count() > 2, "{text}");
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_door_that_is_not_roots_is_no_door_and_no_way_around_it_either() {

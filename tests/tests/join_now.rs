@@ -1,6 +1,7 @@
 //! `join=now`: services that never call setcred in a child, entered through su, login and cron, and step by step through pamtester.
 
 use std::fs;
+use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use unbit_tests::*;
@@ -79,6 +80,53 @@ fn who_is_root_inside_has_next_to_no_power() {
         // CHOWN, FOWNER, KILL, SETGID, SETUID, AUDIT_WRITE, and files as the container's user.
         assert_eq!(bounding, "00000000200000e9", "{pid}");
         assert!(uid.ends_with("\t30001"), "{pid} reaches files as {uid}");
+    }
+}
+
+/// Neither a library nor a catalogue of messages: su says how the shell ended, and glibc would look for its words in the tenant's language.
+#[test]
+#[ignore = "needs the node: make test"]
+fn who_is_root_inside_opens_no_file() {
+    let _su = join_now("su");
+    let trace = "/run/su.trace";
+    let _end = AtEnd(|| drop(fs::remove_file(trace)));
+    let su = format!("LC_ALL=C.UTF-8 strace -f -o {trace} -e trace=openat,execve,setns su 30001 -c 'kill -TERM $$'");
+    assert_eq!(sh(su).status, Some(143));
+    let trace = fs::read_to_string(trace).unwrap();
+    let mut calls = trace.lines().skip_while(|call| !call.contains("CLONE_NEWNS"));
+    let root = calls.next().unwrap().split(' ').next().unwrap();
+    let opened: Vec<_> = calls.filter(|call| call.starts_with(root) && call.contains("openat(")).collect();
+    assert!(opened.is_empty(), "{opened:#?}");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn an_application_that_ignores_its_children_ends_all_the_same() {
+    let _su = join_now("su");
+    for user in ["alice", "30001"] {
+        let su = format!("timeout 10 perl -e '$SIG{{CHLD}} = q(IGNORE); exec @ARGV' su {user} -c 'exit 3'");
+        assert_eq!(sh(su).status, Some(3), "{user}");
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_line_that_hangs_up_ends_the_session() {
+    let _login = join_now("login");
+    for user in ["alice", "30001"] {
+        let mut script = Command::new("script");
+        script.args(["-qec", &format!("login -f {user}"), "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut script = script.spawn().unwrap();
+        eventually("the shell", || pgrep("^-bash"));
+        std::thread::sleep(Duration::from_millis(500)); // login drops what was typed before
+        script.stdin.as_mut().unwrap().write_all(b"sleep 1102\n").unwrap();
+        let sleep = eventually("the session", || pgrep("^sleep 1102$"));
+        assert_eq!(namespaces(&sleep)["mnt"] == namespaces("self")["mnt"], user == "alice");
+        drop((script.kill(), script.wait()));
+        let _end = AtEnd(|| drop(sh(format!("kill {sleep} 2>/dev/null"))));
+        eventually(&format!("the end of {user}'s session"), || {
+            (pgrep("^sleep 1102$").is_none() && guests(30001).is_empty()).then_some(())
+        });
     }
 }
 
