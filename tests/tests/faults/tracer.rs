@@ -104,6 +104,7 @@ const KNOWN: &[Known] = &[
     (libc::SYS_rt_sigprocmask, "rt_sigprocmask", Object::Nothing),
     (libc::SYS_rt_sigaction, "rt_sigaction", Object::Nothing),
     (libc::SYS_fcntl, "fcntl", Object::Open),
+    (libc::SYS_close_range, "close_range", Object::Nothing),
     (libc::SYS_signalfd4, "signalfd4", Object::Nothing),
     (libc::SYS_clone, "clone", Object::Nothing),
     (libc::SYS_set_robust_list, "set_robust_list", Object::Nothing),
