@@ -12,8 +12,9 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 
-/// Forks. Returns in the child only, or where there is none; the parent waits for it.
-pub fn go_on_in_a_child() -> Result<(), Refusal> {
+/// Forks. Returns in the child only, or where there is none, with an error; the parent waits for it. What is inside is the child's own
+/// outcome, with which it must not return to the application: that would go on as root, on the host.
+pub fn go_on_in_a_child() -> Result<Result<(), Refusal>, Refusal> {
     // Where SIGCHLD is ignored, nobody learns how a child ended, nor when.
     let of_children = sys::default_signal(Signal::SIGCHLD).step(Reason::Broken, "hear of the child's end")?;
     let outcome = fork_an_escorted_child(&of_children);
@@ -23,7 +24,7 @@ pub fn go_on_in_a_child() -> Result<(), Refusal> {
     outcome
 }
 
-fn fork_an_escorted_child(of_children: &SigAction) -> Result<(), Refusal> {
+fn fork_an_escorted_child(of_children: &SigAction) -> Result<Result<(), Refusal>, Refusal> {
     let all = SigSet::all();
     let before = retry(|| all.thread_swap_mask(SigmaskHow::SIG_SETMASK)).step(Reason::Broken, "block signals")?;
     let signals = retry(|| SignalFd::new(&all));
@@ -32,13 +33,10 @@ fn fork_an_escorted_child(of_children: &SigAction) -> Result<(), Refusal> {
         Ok((signals, ForkResult::Parent { child })) => escort(child, &signals, &before),
         Ok((signals, ForkResult::Child)) => {
             drop(signals);
-            // From here on no error may return: the application would go on as root, on the host.
-            let restored =
-                sys::restore_signal(Signal::SIGCHLD, of_children).and_then(|()| retry(|| before.thread_set_mask()));
-            if restored.is_err() {
-                sys::exit_now(255);
-            }
-            Ok(())
+            let restored = sys::restore_signal(Signal::SIGCHLD, of_children)
+                .and_then(|()| retry(|| before.thread_set_mask()))
+                .step(Reason::Broken, "give the application its signals back");
+            Ok(restored)
         }
         Err(errno) => {
             let _ = before.thread_set_mask();

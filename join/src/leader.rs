@@ -96,7 +96,9 @@ impl Leader {
             if is_first_in(namespace, pid).step(Reason::Broken, format_args!("look at process {pid}"))? {
                 let pidfd = sys::pidfd_open(pid).step(Reason::NotRunning, format_args!("pidfd_open {pid}"))?;
                 let leader = Self::take(pidfd, None)?;
-                if leader.proc.namespace("pid") == Ok(namespace) {
+                let its_pids =
+                    leader.proc.namespace("pid").step(Reason::NotRunning, "look at its pid namespace again")?;
+                if its_pids == namespace {
                     return Ok(leader);
                 }
             }

@@ -234,11 +234,13 @@ fn join_now(call: &mut Call, container: ContainerUid, options: &Options, started
     remember(call, Login { session: Session::Entered, ..Login::of(container) })?;
     call.pam.log(libc::LOG_INFO, &opens(container, &visit, verified_in + started.elapsed()));
     visit.bind_next_child()?;
-    escort::go_on_in_a_child().inspect_err(|_| visit.release_children())?;
+    let in_the_child = escort::go_on_in_a_child().inspect_err(|_| visit.release_children())?;
 
     sys::open_log();
     sys::give_up_locale();
-    let entered = nss::pin_alone(container).and_then(|()| visit.enter_before_the_application_drops_root());
+    let entered = in_the_child
+        .and_then(|()| nss::pin_alone(container))
+        .and_then(|()| visit.enter_before_the_application_drops_root());
     if let Err(refusal) = entered {
         call.refuse(&refusal);
         exit_now(255);
