@@ -25,8 +25,9 @@ MULTIARCH ?= $(shell gcc -print-multiarch)
 LIBDIR = $(PREFIX)/lib/$(MULTIARCH)
 NSS_FILE = $(LIBDIR)/libnss_unbit.so.2
 PAM_FILE = $(LIBDIR)/security/pam_unbit.so
+SBINDIR = $(PREFIX)/sbin
 MANDIR = $(PREFIX)/share/man/man8
-MANUALS = nss-unbit.8 pam_unbit.8
+MANUALS = nss-unbit.8 pam_unbit.8 unbitctl.8
 DOCDIR = $(PREFIX)/share/doc/unbit
 
 CARGO_TARGET_DIR ?= $(CURDIR)/target
@@ -34,7 +35,8 @@ export CARGO_TARGET_DIR
 $(foreach setting,UNBIT_CONTAINERS UNBIT_FIRST_UID UNBIT_SHELL UNBIT_ADDRESS_BASE,$(if $($(setting)),$(eval export $(setting))))
 NSS = $(CARGO_TARGET_DIR)/release/libnss_unbit.so
 PAM = $(CARGO_TARGET_DIR)/release/libpam_unbit.so
-SOURCES := Cargo.toml Cargo.lock $(shell find shared nss_unbit join pam_unbit -name Cargo.toml -o -path '*/src/*' -o -name 'build.rs' -o -name '*.map')
+CTL = $(CARGO_TARGET_DIR)/release/unbitctl
+SOURCES := Cargo.toml Cargo.lock $(shell find shared nss_unbit join pam_unbit unbitctl -name Cargo.toml -o -path '*/src/*' -o -name 'build.rs' -o -name '*.map')
 CARGO = cargo
 INSTALL = install
 STAGE = $(CARGO_TARGET_DIR)/stage
@@ -47,19 +49,20 @@ NODE = tests/node/run --release $(RELEASE) --modules $(STAGE)
 .PHONY: build install uninstall demo test test-releases test-cgroups test-load test-faults test-reproducible fuzz miri bench bench-login deb test-packages check dist stage clean
 build:
 	@tests/prepare build
-	RUSTFLAGS="$(strip $(RUSTFLAGS) $(HERE))" $(CARGO) build --release --locked -p nss_unbit -p pam_unbit
-	@touch $(NSS) $(PAM)
+	RUSTFLAGS="$(strip $(RUSTFLAGS) $(HERE))" $(CARGO) build --release --locked -p nss_unbit -p pam_unbit -p unbitctl
+	@touch $(NSS) $(PAM) $(CTL)
 
 # So that `make && sudo make install` needs no cargo for root, and `make install` alone never installs something old.
-$(NSS) $(PAM) &: $(SOURCES)
+$(NSS) $(PAM) $(CTL) &: $(SOURCES)
 	@$(MAKE) --no-print-directory build
 
-install: $(NSS) $(PAM)
-	$(INSTALL) -d $(DESTDIR)$(LIBDIR)/security $(DESTDIR)$(MANDIR)
+install: $(NSS) $(PAM) $(CTL)
+	$(INSTALL) -d $(DESTDIR)$(LIBDIR)/security $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)
 	$(INSTALL) -m 0644 -s $(NSS) $(DESTDIR)$(NSS_FILE).new
 	$(INSTALL) -m 0644 -s $(PAM) $(DESTDIR)$(PAM_FILE).new
 	mv -f $(DESTDIR)$(NSS_FILE).new $(DESTDIR)$(NSS_FILE) # in one step: every process of the node may be about to load it
 	mv -f $(DESTDIR)$(PAM_FILE).new $(DESTDIR)$(PAM_FILE)
+	$(INSTALL) -m 0755 -s $(CTL) $(DESTDIR)$(SBINDIR)/unbitctl
 	$(INSTALL) -m 0644 $(MANUALS:%=man/%) $(DESTDIR)$(MANDIR)
 	ln -sf nss-unbit.8 $(DESTDIR)$(MANDIR)/libnss_unbit.so.2.8
 	install -d $(DESTDIR)$(DOCDIR)/examples
@@ -68,7 +71,7 @@ install: $(NSS) $(PAM)
 uninstall:
 	@! grep -qs '^[^#]*\bpam_unbit\.so' $(DESTDIR)/etc/pam.d/* || echo 'note: /etc/pam.d still names pam_unbit.so; container users are refused, all others log in'
 	@! grep -qsE '^[^#]*\bunbit\b' $(DESTDIR)/etc/nsswitch.conf || echo 'note: /etc/nsswitch.conf still names unbit; glibc passes over a module that is not there'
-	rm -f $(DESTDIR)$(NSS_FILE) $(DESTDIR)$(PAM_FILE) $(MANUALS:%=$(DESTDIR)$(MANDIR)/%) $(DESTDIR)$(MANDIR)/libnss_unbit.so.2.8
+	rm -f $(DESTDIR)$(NSS_FILE) $(DESTDIR)$(PAM_FILE) $(DESTDIR)$(SBINDIR)/unbitctl $(MANUALS:%=$(DESTDIR)$(MANDIR)/%) $(DESTDIR)$(MANDIR)/libnss_unbit.so.2.8
 	rm -rf $(DESTDIR)$(DOCDIR)
 
 stage: build

@@ -1,0 +1,44 @@
+//! `unbitctl check`: looks, and changes nothing.
+
+mod container;
+
+use crate::node::Node;
+use crate::report::{self, Finding, Format};
+use anyhow::Result;
+use shared::ContainerUid;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+pub const EXAMPLES: &str = "\
+Examples:
+  unbitctl check                    is this node set up?
+  unbitctl check 30001              why can't 30001 log in?
+  unbitctl check --root /distros/precise --json";
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The container whose way in is to be checked; without it, the node
+    #[arg(value_parser = crate::container)]
+    uid: Option<ContainerUid>,
+    /// Check this root directory instead of the running node
+    #[arg(long, value_name = "DIR", conflicts_with = "uid")]
+    root: Option<PathBuf>,
+    /// JSON for machines
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let findings = match arguments.uid {
+        Some(uid) => container::check(uid)?,
+        None => node(&Node::at(arguments.root.as_deref())),
+    };
+    report::show(&findings, Format::new(arguments.json))
+}
+
+/// Every check of a node, in the order in which a node is set up.
+const CHECKS: [fn(&Node) -> Vec<Finding>; 0] = [];
+
+fn node(node: &Node) -> Vec<Finding> {
+    CHECKS.iter().flat_map(|check| check(node)).collect()
+}

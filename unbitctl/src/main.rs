@@ -1,0 +1,104 @@
+//! unbitctl: checks, sets up and shows a node. See unbitctl(8).
+//!
+//! [`check`] looks and changes nothing; [`setup`] mends what it finds; [`list`] and [`enter`] are about containers; [`firewall`] about ports.
+//! What a check says, and how it is shown, is in [`report`].
+
+mod check;
+mod enter;
+mod firewall;
+mod list;
+mod node;
+mod report;
+mod setup;
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
+use shared::ContainerUid;
+use std::process::ExitCode;
+
+/// Check, set up and show a node whose containers' users log in by ssh.
+#[derive(Parser)]
+#[command(version, after_help = EXIT_CODES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit status:
+  0  all is well (warnings count as well); for enter: that of the command
+  1  a check failed, a login would not work, or something could not be done; the reason is on stderr
+  2  the arguments make no sense
+  3  root is needed";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check the node, or one container's way from the account to the joined namespaces
+    #[command(after_help = check::EXAMPLES)]
+    Check(check::Arguments),
+    /// Mend what check finds: shows the difference first, keeps each file beside the new one
+    #[command(after_help = setup::EXAMPLES)]
+    Setup(setup::Arguments),
+    /// Show the containers of this node
+    #[command(after_help = list::EXAMPLES)]
+    List(list::Arguments),
+    /// Run a shell or a command in a container
+    #[command(after_help = enter::EXAMPLES)]
+    Enter(enter::Arguments),
+    /// Print, load or remove the node's nftables rules
+    #[command(after_help = firewall::EXAMPLES)]
+    Firewall(firewall::Arguments),
+    /// Print the completions of a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let command = Arguments::parse().command;
+    match run(command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("unbitctl: {error:#}");
+            if error.is::<NeedsRoot>() { ExitCode::from(3) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Setup(arguments) => setup::run(&arguments),
+        Command::List(arguments) => list::run(&arguments),
+        Command::Enter(arguments) => enter::run(&arguments),
+        Command::Firewall(arguments) => firewall::run(&arguments),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "unbitctl", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// What only root can do was asked for by someone else.
+#[derive(Debug)]
+struct NeedsRoot(&'static str);
+
+impl std::fmt::Display for NeedsRoot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} needs root", self.0)
+    }
+}
+
+impl std::error::Error for NeedsRoot {}
+
+/// Refuses unless root runs this.
+fn must_be_root(what: &'static str) -> Result<()> {
+    if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(NeedsRoot(what).into()) }
+}
+
+/// An argument: a container's number.
+fn container(text: &str) -> Result<ContainerUid, String> {
+    ContainerUid::parse(text.as_bytes())
+        .ok_or_else(|| format!("a container's number is needed, {} or more", shared::settings::FIRST_UID))
+}
