@@ -1,6 +1,7 @@
 //! `unbitctl check`: looks, and changes nothing.
 
 mod container;
+mod ports;
 
 use crate::node::Node;
 use crate::report::{self, Finding, Format};
@@ -37,7 +38,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// Every check of a node, in the order in which a node is set up.
-const CHECKS: [fn(&Node) -> Vec<Finding>; 0] = [];
+const CHECKS: [fn(&Node) -> Vec<Finding>; 1] = [ports::check];
 
 fn node(node: &Node) -> Vec<Finding> {
     CHECKS.iter().flat_map(|check| check(node)).collect()

@@ -1,0 +1,55 @@
+//! Whether the table of `unbitctl firewall` is loaded, and is what the lists of nodes make of it now.
+
+use crate::firewall::{Source, nft};
+use crate::node::Node;
+use crate::report::Finding;
+use anyhow::Result;
+
+const NAME: &str = "ports";
+const WHY: &str = "whoever reaches UDP 999 puts packets into the containers' network, whoever reaches TCP 1999 poses as an http router";
+const APPLY: &str = "unbitctl firewall --apply";
+
+pub fn check(node: &Node) -> Vec<Finding> {
+    vec![if !node.is_running() {
+        Finding::not_applicable(NAME, WHY, "a root directory has no packets")
+    } else if !nix::unistd::geteuid().is_root() {
+        Finding::not_applicable(NAME, WHY, "root is needed to see")
+    } else {
+        look().unwrap_or_else(|error| {
+            Finding::warn(NAME, WHY, format!("cannot be seen: {error:#}"), format!("see to it that `{APPLY}` works"))
+        })
+    }]
+}
+
+fn look() -> Result<Finding> {
+    // A warning only: the ports may be guarded by other means, such as the firewall.sh of uwsgi.it.
+    let table = match nft::loaded() {
+        Ok(Some(table)) => table,
+        Ok(None) => return Ok(Finding::warn(NAME, WHY, "the table inet unbit is not loaded", APPLY)),
+        Err(error) if error.is::<nft::Missing>() => {
+            return Ok(Finding::warn(NAME, WHY, "nft is not installed", format!("apt install nftables && {APPLY}")));
+        }
+        Err(error) => return Err(error),
+    };
+    let Ok(source) = Source::from_arguments(table.arguments()) else {
+        return Ok(Finding::fail(NAME, WHY, "the table inet unbit is not of this unbitctl", APPLY));
+    };
+    let again = format!("{} --apply", source.command()?);
+    let ruleset = match source.ruleset() {
+        Ok(ruleset) => ruleset,
+        Err(error) => {
+            return Ok(Finding::fail(NAME, WHY, format!("{error:#}"), format!("correct the list, then: {again}")));
+        }
+    };
+    let differences = table.differences(&nft::made_of(&ruleset.to_string())?);
+    Ok(if differences.is_empty() {
+        Finding::ok(NAME, WHY, format!("the table inet unbit is loaded: {ruleset:#}"))
+    } else {
+        Finding::fail(
+            NAME,
+            WHY,
+            format!("the table inet unbit is not what the lists make of it: {}", differences.join("; ")),
+            again,
+        )
+    })
+}
