@@ -38,7 +38,12 @@ fn look() -> Result<Finding> {
     let ruleset = match source.ruleset() {
         Ok(ruleset) => ruleset,
         Err(error) => {
-            return Ok(Finding::fail(NAME, WHY, format!("{error:#}"), format!("correct the list, then: {again}")));
+            return Ok(Finding::fail(
+                NAME,
+                WHY,
+                format!("{error:#}").replace('\n', "; "),
+                format!("correct the list, then: {again}"),
+            ));
         }
     };
     let differences = table.differences(&nft::made_of(&ruleset.to_string())?);

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Write};
 use std::process::{Command, Stdio};
 
@@ -73,7 +73,7 @@ fn run(program: &str, arguments: &[&str], input: &str) -> Result<String> {
 /// A table, apart from what differs each time it is loaded.
 #[derive(PartialEq, Eq, Debug)]
 pub struct Table {
-    sets: BTreeMap<String, Vec<String>>,
+    sets: BTreeMap<String, BTreeSet<String>>,
     rest: Vec<Value>,
     comments: Vec<String>,
 }
@@ -91,8 +91,7 @@ impl Table {
             if let Some(set) = entry.get_mut("set").and_then(Value::as_object_mut) {
                 let name = set.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
                 let elements = set.remove("elem");
-                let mut elements: Vec<_> = elements.iter().filter_map(Value::as_array).flatten().map(element).collect();
-                elements.sort();
+                let elements = elements.iter().filter_map(Value::as_array).flatten().map(element).collect();
                 table.sets.insert(name, elements);
             }
             if entry.pointer("/rule/chain") == Some(&"arguments".into()) {
@@ -111,13 +110,12 @@ impl Table {
     /// How it differs from what it should be, for people; nothing if it does not.
     pub fn differences(&self, should: &Self) -> Vec<String> {
         let mut differences = Vec::new();
+        let none = BTreeSet::new();
         for (name, elements) in &should.sets {
-            let held = self.sets.get(name).map(Vec::as_slice).unwrap_or_default();
+            let held = self.sets.get(name).unwrap_or(&none);
             let name = name.replace('_', " ");
-            differences
-                .extend(list(&format!("{name} lacks"), elements.iter().filter(|&element| !held.contains(element))));
-            differences
-                .extend(list(&format!("{name} holds"), held.iter().filter(|&element| !elements.contains(element))));
+            differences.extend(list(&format!("{name} lacks"), elements.difference(held)));
+            differences.extend(list(&format!("{name} holds"), held.difference(elements)));
         }
         if self.rest != should.rest {
             differences.push("its rules are others".to_owned());
