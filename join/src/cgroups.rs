@@ -11,6 +11,7 @@ use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, fstat};
 use std::fs::File;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 /// One hierarchy's `cgroup.procs`, open for writing.
 #[derive(Debug)]
@@ -76,6 +77,52 @@ pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refu
     Ok(cgroups)
 }
 
+/// The mounted hierarchies, to find the files of a process's cgroups in.
+#[derive(Debug)]
+pub struct Hierarchies(Vec<Mount>);
+
+/// Which of the two versions of cgroups(7) a directory's files are of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Version {
+    /// A hierarchy per controller or some.
+    One,
+    /// The unified hierarchy.
+    Two,
+}
+
+impl Hierarchies {
+    /// As /proc/self/mountinfo has them.
+    pub fn mounted() -> Result<Self, Refusal> {
+        let mounts = Proc::of_self()
+            .map_err(std::io::Error::from)
+            .and_then(|own| own.read("mountinfo"))
+            .step(Reason::Broken, "read /proc/self/mountinfo")?;
+        Ok(Self(mounts.lines().filter_map(Mount::parse).collect()))
+    }
+
+    /// Where a controller has the process, if it is there by itself: its own cgroup, and those around it that `parent`, which started it, is
+    /// not in. Of version 2 if version 1 has none, whatever controllers it has there.
+    pub fn of(&self, process: &Proc, parent: &Proc, controller: &str) -> Option<(Version, Vec<PathBuf>)> {
+        let (memberships, parents) =
+            (Memberships::of(process, Reason::NotRunning).ok()?, Memberships::of(parent, Reason::NotRunning).ok()?);
+        let own = |membership: &Membership| self.own(membership, &parents);
+        let one = memberships.0.iter().find(|membership| membership.has(controller)).and_then(own);
+        let two = || memberships.0.iter().find(|membership| membership.is_v2()).and_then(own);
+        one.map(|directories| (Version::One, directories)).or_else(|| Some((Version::Two, two()?)))
+    }
+
+    fn own(&self, membership: &Membership, parents: &Memberships) -> Option<Vec<PathBuf>> {
+        let parent = parents.0.iter().find(|other| other.controllers == membership.controllers)?;
+        let mount = self.0.iter().find(|mount| mount.shows(membership))?;
+        let around = Path::new(&membership.path).ancestors();
+        let own: Vec<_> = around
+            .take_while(|path| !Path::new(&parent.path).starts_with(path))
+            .map_while(|path| Some(Path::new(&mount.point).join(mount.below(path.to_str()?)?)))
+            .collect();
+        (!own.is_empty()).then_some(own)
+    }
+}
+
 /// A line of /proc/PID/cgroup: `4:memory:/30001`, `3:name=systemd:/30001`, or `0::/30001` for version 2.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Membership {
@@ -92,6 +139,10 @@ impl Membership {
 
     fn is_v2(&self) -> bool {
         self.controllers.is_empty()
+    }
+
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.split(',').any(|name| name == controller)
     }
 
     fn name(&self) -> String {
@@ -155,7 +206,10 @@ impl Mount {
 
     /// The membership's path as seen from the mount point.
     fn relative<'a>(&self, membership: &'a Membership) -> Option<&'a str> {
-        let path = membership.path.as_str();
+        self.below(&membership.path)
+    }
+
+    fn below<'a>(&self, path: &'a str) -> Option<&'a str> {
         if path.split('/').any(|name| name == "..") {
             return None; // outside our cgroup namespace
         }
@@ -247,6 +301,20 @@ mod tests {
             let membership = membership(&format!("9:memory:{path}"));
             assert_eq!(part.relative(&membership), relative, "{path}");
         }
+    }
+
+    #[test]
+    fn a_process_has_to_itself_what_its_parent_is_not_in() {
+        let hierarchies = Hierarchies(vec![mount(MEMORY), mount(UNIFIED)]);
+        let parents = Memberships(vec![membership("9:memory:/system/emperor"), membership("0::/system")]);
+        let own = |line: &str| hierarchies.own(&membership(line), &parents).unwrap_or_default();
+        let memory = "/sys/fs/cgroup/memory";
+        assert_eq!(own("9:memory:/a/30001"), [format!("{memory}/a/30001"), format!("{memory}/a")].map(PathBuf::from));
+        assert_eq!(own("9:memory:/system/30001"), [PathBuf::from(format!("{memory}/system/30001"))]);
+        for shared in ["9:memory:/system/emperor", "9:memory:/system", "9:memory:/", "0::/system", "5:pids:/30001"] {
+            assert_eq!(own(shared), [] as [PathBuf; 0], "{shared}");
+        }
+        assert_eq!(own("0::/30001"), [PathBuf::from("/sys/fs/cgroup/unified/30001")]);
     }
 
     #[test]

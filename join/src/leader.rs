@@ -156,6 +156,16 @@ impl Leader {
         Ok(ready == 0)
     }
 
+    /// The capabilities that it and its children can ever have, as a mask of bits.
+    pub fn bounding_set(&self) -> Result<u64, Refusal> {
+        let status =
+            self.proc.read("status").step(Reason::NotRunning, format_args!("read /proc/{}/status", self.pid))?;
+        status
+            .lines()
+            .find_map(|line| u64::from_str_radix(line.strip_prefix("CapBnd:")?.trim(), 16).ok())
+            .ok_or_else(|| Refusal::new(Reason::Broken, format!("/proc/{}/status has no CapBnd", self.pid)))
+    }
+
     /// The process that started it: the node's Emperor. 0 if that one is out of our sight.
     pub fn parent(&self) -> Result<i32, Refusal> {
         let status =

@@ -65,6 +65,16 @@ impl Visit {
         Ok(Self { container, leader, namespaces, cgroups, our_pids })
     }
 
+    /// The container's pid 1.
+    pub const fn leader(&self) -> &Leader {
+        &self.leader
+    }
+
+    /// What there is to join.
+    pub fn namespaces(&self) -> &[Namespace] {
+        &self.namespaces
+    }
+
     /// In the monitor: the next process that it forks is born in the container's pid namespace. The monitor itself stays where it is.
     pub fn bind_next_child(&self) -> Result<(), Refusal> {
         self.leader.check()?;
@@ -111,6 +121,19 @@ impl Visit {
         self.must_be_alive()
     }
 
+    /// For an operator who stays root inside: joins all of it, and keeps what an administrator needs there, as far as the container's pid 1
+    /// could have it too. Unlike the other two this one leaves root in the tenant's file system: what it runs there must be trusted.
+    pub fn enter_as_root(mut self) -> Result<(), Refusal> {
+        let bounding = self.leader.bounding_set()?;
+        let kept: Vec<_> = KEPT_BY_ROOT.into_iter().filter(|kept| bounding & kept.bitmask() != 0).collect();
+        self.join()?;
+        let root = (Uid::from_raw(0), Gid::from_raw(0));
+        retry(|| setgroups(&[root.1])).step(Reason::Broken, "leave root's groups")?;
+        retry(|| setresgid(root.1, root.1, root.1)).step(Reason::Broken, "stay in root's group")?;
+        retry(|| keep_capabilities(&kept).map_err(|_| Errno::last())).step(Reason::Broken, "drop capabilities")?;
+        self.must_be_alive()
+    }
+
     /// Joins the cgroups and the namespaces, the mount namespace last.
     fn join(&mut self) -> Result<(Uid, Gid), Refusal> {
         for cgroup in &mut self.cgroups {
@@ -148,6 +171,22 @@ const KEPT: [Capability; 6] = [
     Capability::CAP_SETGID,
     Capability::CAP_SETUID,
     Capability::CAP_AUDIT_WRITE,
+];
+
+/// What root needs inside a container to look after its files, processes and network. Not among them is what leads out of it: to mount, to make
+/// device nodes, to load modules, or to open files by handle (CAP_DAC_READ_SEARCH), which finds those of the host.
+const KEPT_BY_ROOT: [Capability; 11] = [
+    Capability::CAP_CHOWN,
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_FOWNER,
+    Capability::CAP_FSETID,
+    Capability::CAP_KILL,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_NET_BIND_SERVICE,
+    Capability::CAP_NET_RAW,
+    Capability::CAP_SETGID,
+    Capability::CAP_SETUID,
+    Capability::CAP_SYS_PTRACE,
 ];
 
 /// Each change by itself, so that an interrupted one is made again while the capability to make it is still there.

@@ -1,13 +1,315 @@
 //! `unbitctl enter`: root goes into a container.
+//!
+//! The way in is a login's: the verification, the join and the user are [`join::visit`]'s, the process that enters is [`inside`]'s. What this command adds is
+//! that nothing of the operator's session goes along: the terminal stays out here and the session has a pty, the other descriptors stay and the session
+//! has pipes (see [`relay`]), the environment is a new one.
 
-use anyhow::{Result, bail};
+use crate::inside::{self, Inside, Words};
+use crate::relay::{self, End, Seen, Stream};
+use crate::terminal::{Pty, Raw};
+use crate::{login, sealed, sys};
+use anyhow::{Context, Result, anyhow, bail};
+use join::refusal::{Reason, Refusal, Step};
+use join::sys::retry;
+use join::visit::Visit;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::WaitStatus;
+use nix::unistd::{Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, pipe2};
+use shared::ContainerUid;
+use std::ffi::{CStr, CString, OsString};
+use std::io::{IsTerminal, stderr, stdin, stdout};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
-pub const EXAMPLES: &str = "";
+pub const EXAMPLES: &str = "\
+Examples:
+  unbitctl enter 30001                  a login shell, as the container's user
+  unbitctl enter 30001 -- ps aux        one command
+  tar c site | unbitctl enter 30001 -- tar x
+  unbitctl enter --root 30001 -- ss -tlnp
+
+The exit status is the command's, 128 and the signal's number if a signal ended it, 126 if it cannot be run, 127 if it is not there.";
 
 #[derive(clap::Args)]
-pub struct Arguments {}
+pub struct Arguments {
+    /// Stay root inside. Whatever runs there then is the tenant's to bend: enter as the user wherever that will do
+    #[arg(long)]
+    root: bool,
+    /// The container
+    #[arg(value_parser = crate::container)]
+    uid: ContainerUid,
+    /// The command; without one, a login shell
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
 
-pub fn run(_arguments: &Arguments) -> Result<ExitCode> {
-    bail!("not yet")
+const DANGER: &str = "\
+unbitctl: root inside the container: every program, library and configuration file there is the tenant's or the distribution's, and runs with
+unbitctl: root's power over the container's files and processes. Run nothing that you do not have to.";
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    crate::must_be_root("enter")?;
+    if arguments.root {
+        sealed::run_from_memory().context("run from memory, out of reach of what runs in the container")?;
+        eprintln!("{DANGER}");
+    }
+    sys::close_all_on_exec()?;
+    let container = arguments.uid;
+    let options = login::options()?;
+    let session = Session::new(arguments)?;
+    let visit = Visit::prepare(container, &options, &mut |_, _| {}).map_err(|refusal| refused(container, &refusal))?;
+
+    let signals = Signals::hold()?;
+    let Wires { ours, theirs } = Wires::new(arguments)?;
+    let mut inside = inside::send(visit, |visit, words| session.live(visit, words, &theirs, &signals.before))
+        .map_err(|refusal| refused(container, &refusal))?;
+    drop(theirs);
+    if let Some(code) = arrival(&mut inside, container, options.timeout)? {
+        return Ok(code);
+    }
+    stay_outside(&inside, ours, &signals)
+}
+
+fn refused(container: ContainerUid, refusal: &Refusal) -> anyhow::Error {
+    anyhow!("container {container} refused: {}", refusal.cause)
+}
+
+/// What is run, as whom, and with what around it: all of it known before anything is joined.
+struct Session {
+    container: ContainerUid,
+    is_root: bool,
+    programs: Vec<CString>,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+    homes: Vec<CString>,
+}
+
+impl Session {
+    fn new(arguments: &Arguments) -> Result<Self> {
+        let container = arguments.uid;
+        let home = container.home().as_c_str().to_string_lossy().into_owned();
+        // For root nothing of /usr/local, which is the tenant's home in a container of uwsgi.it.
+        let (user, home, path) = if arguments.root {
+            ("root".to_owned(), "/root".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin")
+        } else {
+            (container.to_string(), home, "/usr/local/bin:/usr/bin:/bin")
+        };
+        let shell = shared::settings::SHELL;
+        let (programs, words) = match arguments.command.split_first() {
+            None => (vec![shell.into()], vec![format!("-{}", shell.rsplit('/').next().unwrap_or(shell)).into()]),
+            Some((program, _)) if program.as_bytes().contains(&b'/') => {
+                (vec![program.clone()], arguments.command.clone())
+            }
+            Some((program, _)) => {
+                let below = |folder| Path::new(folder).join(program).into_os_string();
+                (path.split(':').map(below).collect(), arguments.command.clone())
+            }
+        };
+        let mut environment = vec![
+            format!("HOME={home}"),
+            format!("USER={user}"),
+            format!("LOGNAME={user}"),
+            format!("SHELL={shell}"),
+            format!("PATH={path}"),
+        ];
+        environment.extend(
+            ["TERM", "LANG"].into_iter().filter_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?))),
+        );
+        Ok(Self {
+            container,
+            is_root: arguments.root,
+            programs: strings(programs)?,
+            arguments: strings(words)?,
+            environment: strings(environment)?,
+            homes: strings([home.as_str(), "/"])?,
+        })
+    }
+
+    /// In the process that enters.
+    fn live(&self, visit: Visit, words: &mut Words, theirs: &Theirs, signals_before: &SigSet) {
+        match self.enter(visit, theirs, signals_before) {
+            Ok(errno) => {
+                words.say("exec", format!("{} {}", if errno == Errno::ENOENT { 127 } else { 126 }, errno.desc()))
+            }
+            Err(refusal) => words.say("refused", refusal.cause),
+        }
+    }
+
+    fn enter(&self, visit: Visit, theirs: &Theirs, signals_before: &SigSet) -> Result<Errno, Refusal> {
+        inside::forget_the_operator(self.container)?;
+        dup2_stdin(&theirs.stdin).step(Reason::Broken, "dup2")?;
+        dup2_stdout(&theirs.stdout).step(Reason::Broken, "dup2")?;
+        dup2_stderr(&theirs.stderr).step(Reason::Broken, "dup2")?;
+        if theirs.is_terminal {
+            sys::set_controlling_terminal(stdin()).step(Reason::Broken, "take the terminal (TIOCSCTTY)")?;
+        }
+        if self.is_root {
+            visit.enter_as_root()?
+        } else {
+            visit.enter()?
+        }
+        // No home is no reason to stay away: somebody has to mend it.
+        let _ = self.homes.iter().find(|home| chdir(home.as_c_str()).is_ok());
+        signals_before.thread_set_mask().step(Reason::Broken, "restore signals")?;
+        let programs: Vec<&CStr> = self.programs.iter().map(CString::as_c_str).collect();
+        let arguments: Vec<&CStr> = self.arguments.iter().map(CString::as_c_str).collect();
+        Ok(inside::exec(&programs, &arguments, &self.environment))
+    }
+}
+
+fn strings<T: AsRef<std::ffi::OsStr>>(texts: impl IntoIterator<Item = T>) -> Result<Vec<CString>> {
+    texts.into_iter().map(|text| Ok(CString::new(text.as_ref().as_bytes())?)).collect()
+}
+
+/// The ends of pipes, or of a pty, out here and in the session.
+struct Wires {
+    ours: Ours,
+    theirs: Theirs,
+}
+
+struct Ours {
+    pty: Option<OwnedFd>,
+    /// None where the terminal is that.
+    stdin: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+}
+
+struct Theirs {
+    is_terminal: bool,
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
+impl Wires {
+    /// A terminal for the session where the operator has one, to type in and to read; else pipes.
+    fn new(arguments: &Arguments) -> Result<Self> {
+        let pipe = || pipe2(OFlag::O_CLOEXEC);
+        if !(stdin().is_terminal() && stdout().is_terminal()) {
+            let ((their_in, stdin), (stdout, their_out), (stderr, their_err)) = (pipe()?, pipe()?, pipe()?);
+            return Ok(Self {
+                ours: Ours { pty: None, stdin: Some(stdin), stdout: Some(stdout), stderr: Some(stderr) },
+                theirs: Theirs { is_terminal: false, stdin: their_in, stdout: their_out, stderr: their_err },
+            });
+        }
+        let owner = if arguments.root { 0 } else { arguments.uid.get() };
+        let Pty { master, slave } = Pty::new(Uid::from_raw(owner), Gid::from_raw(owner)).context("make a terminal")?;
+        let (stderr, their_err) = match stderr().is_terminal() {
+            true => (None, slave.try_clone()?),
+            false => pipe().map(|(ours, theirs)| (Some(ours), theirs))?,
+        };
+        Ok(Self {
+            ours: Ours { pty: Some(master), stdin: None, stdout: None, stderr },
+            theirs: Theirs { is_terminal: true, stdin: slave.try_clone()?, stdout: slave, stderr: their_err },
+        })
+    }
+}
+
+/// Waits until the process is inside and runs the command; an exit code if that is not there or cannot be run.
+fn arrival(inside: &mut Inside, container: ContainerUid, limit: Duration) -> Result<Option<ExitCode>> {
+    let Some(words) = inside.listen(limit) else {
+        let end = if inside.kill() { "" } else { "; it cannot be ended now" };
+        bail!(
+            "container {container}: the process that enters (pid {}) has not come through within {} s{end}: is a cgroup of the container's frozen, or a file system of it hung?",
+            inside.pid,
+            limit.as_secs()
+        );
+    };
+    match words.first().map(|(word, about)| (word.as_str(), about.as_str())) {
+        Some(("exec", about)) => {
+            let (code, why) = about.split_once(' ').unwrap_or(("126", about));
+            eprintln!("unbitctl: the command cannot be run in container {container}: {why}");
+            Ok(Some(ExitCode::from(code.parse().unwrap_or(126))))
+        }
+        Some((_, cause)) => bail!("container {container} refused: {cause}"),
+        None => Ok(None),
+    }
+}
+
+/// The life out here: carries bytes and signals until the session's first process ends.
+fn stay_outside(inside: &Inside, ours: Ours, signals: &Signals) -> Result<ExitCode> {
+    let (stdin, stdout, stderr) = (stdin(), stdout(), stderr());
+    let raw = ours.pty.is_some().then(Raw::new).transpose().context("set the terminal")?;
+    let mut streams = Vec::new();
+    if let Some(pty) = &ours.pty {
+        relay::never_wait(pty)?;
+        streams.push(Stream::new(stdin.as_fd(), End::Shared(pty.as_fd())));
+        streams.push(Stream::new(pty.as_fd(), End::Shared(stdout.as_fd())));
+    }
+    if let Some(pipe) = ours.stdin {
+        relay::never_wait(&pipe)?;
+        streams.push(Stream::new(stdin.as_fd(), End::Own(pipe)));
+    }
+    for (from, to) in [(&ours.stdout, stdout.as_fd()), (&ours.stderr, stderr.as_fd())] {
+        streams.extend(from.iter().map(|from| Stream::new(from.as_fd(), End::Shared(to))));
+    }
+
+    let mut end = None;
+    while let Seen::Signal = relay::carry(&mut streams, &signals.descriptor, end.is_some())? {
+        let Some(signal) = signals.next() else { continue };
+        match signal {
+            Signal::SIGCHLD if end.is_none() => {
+                end = inside.wait(Duration::ZERO);
+                // There is nobody left to send the first one's to.
+                drop(streams.drain(..usize::from(end.is_some())));
+            }
+            Signal::SIGCHLD => {}
+            Signal::SIGWINCH => {
+                if let (Some(pty), Ok(size)) = (&ours.pty, sys::window_size(&stdin)) {
+                    let _ = sys::set_window_size(pty, size);
+                }
+            }
+            Signal::SIGCONT => {
+                if let Some(raw) = &raw {
+                    let _ = raw.again();
+                }
+            }
+            // It leads a session, and so a process group, of its own.
+            signal => drop(killpg(inside.pid, signal)),
+        }
+    }
+    Ok(match end {
+        Some(WaitStatus::Exited(_, status)) => ExitCode::from(status as u8),
+        Some(WaitStatus::Signaled(_, signal, _)) => ExitCode::from(128 + signal as u8),
+        _ => ExitCode::FAILURE,
+    })
+}
+
+/// The signals that are passed on, or that tell something.
+struct Signals {
+    descriptor: SignalFd,
+    before: SigSet,
+}
+
+impl Signals {
+    fn hold() -> Result<Self> {
+        let mut held = SigSet::empty();
+        for signal in [
+            Signal::SIGHUP,
+            Signal::SIGINT,
+            Signal::SIGQUIT,
+            Signal::SIGTERM,
+            Signal::SIGUSR1,
+            Signal::SIGUSR2,
+            Signal::SIGWINCH,
+            Signal::SIGCONT,
+            Signal::SIGCHLD,
+        ] {
+            held.add(signal);
+        }
+        let before = held.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        Ok(Self { descriptor: SignalFd::with_flags(&held, SfdFlags::SFD_CLOEXEC)?, before })
+    }
+
+    fn next(&self) -> Option<Signal> {
+        let info = retry(|| self.descriptor.read_signal()).ok()??;
+        Signal::try_from(info.ssi_signo as i32).ok()
+    }
 }

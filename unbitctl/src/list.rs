@@ -1,13 +1,324 @@
 //! `unbitctl list`: the containers of this node, one a line.
+//!
+//! Whether a container runs is asked in the way that a login asks ([`join::visit`]); the rest comes from one look at /proc and from the container's
+//! cgroups. Nothing of a tenant's is opened.
 
-use anyhow::{Result, bail};
+mod processes;
+mod resources;
+mod table;
+
+use crate::sys;
+use anyhow::{Context, Result};
+use join::options::Options;
+use join::refusal::{Reason, Refusal};
+use join::visit::Visit;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::utsname::uname;
+use processes::{Process, Processes};
+use resources::{Resources, Use};
+use serde::Serialize;
+use shared::ContainerUid;
+use shared::settings::CONTAINERS;
+use std::collections::HashMap;
+use std::io::{self, IsTerminal, Write, stdout};
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-pub const EXAMPLES: &str = "";
+pub const EXAMPLES: &str = "\
+Examples:
+  unbitctl list
+  unbitctl list --watch             again every 2 seconds, until Ctrl-C
+  unbitctl list --json | jq '.[] | select(.state != \"running\") | .uid'
+
+Columns:
+  STATE     running, or why a login would be refused; the cause is at the end of the line
+  PID       its pid 1, as this node counts, and since when it runs
+  MEMORY    of its memory cgroup, of the limit if there is one
+  CPU       time used by its cgroup, in hours:minutes:seconds; with --watch, percent of one processor since the last look
+  SESSIONS  processes of its user's that somebody outside has started inside: one for each connection by ssh, and each `unbitctl enter`
+  QUOTA     used by its user on the file system of the containers, of the limit if there is one
+
+- is nothing there, ? is what only root can see.";
 
 #[derive(clap::Args)]
-pub struct Arguments {}
+pub struct Arguments {
+    /// Refresh every 2 seconds; needs a terminal
+    #[arg(long, conflicts_with = "json")]
+    watch: bool,
+    /// JSON for machines: sizes in bytes, times in seconds
+    #[arg(long)]
+    json: bool,
+}
 
-pub fn run(_arguments: &Arguments) -> Result<ExitCode> {
-    bail!("not yet")
+/// A container, as far as it can be seen. `None` is nothing there, or not for us to see.
+#[derive(Clone, Debug, Serialize)]
+struct Container {
+    uid: u32,
+    address: Option<Ipv4Addr>,
+    host_name: Option<String>,
+    state: State,
+    cause: Option<String>,
+    pid: Option<i32>,
+    /// Seconds since 1970.
+    since: Option<u64>,
+    #[serde(flatten)]
+    used: Use,
+    sessions: usize,
+}
+
+/// What a login would meet, by the reason of the refusal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum State {
+    Running,
+    NoAccount,
+    NotRunning,
+    NotAnswering,
+    NotTrusted,
+    Misconfigured,
+    Broken,
+    /// Only root can ask.
+    Unknown,
+}
+
+impl State {
+    const fn of(reason: Reason) -> Self {
+        match reason {
+            Reason::NoContainer | Reason::KeysOnly => Self::NoAccount,
+            Reason::NotRunning => Self::NotRunning,
+            Reason::NotAnswering => Self::NotAnswering,
+            Reason::NotTrusted => Self::NotTrusted,
+            Reason::Misconfigured => Self::Misconfigured,
+            Reason::Broken => Self::Broken,
+        }
+    }
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let mut node = Node::new()?;
+    if !node.is_root {
+        eprintln!("unbitctl: without root states, host names and quotas are not seen");
+    }
+    let shown = if arguments.watch {
+        watch(&mut node)
+    } else {
+        let containers = node.look()?;
+        show(&containers, arguments.json)
+    };
+    // Whoever read this, head(1) say, has had enough.
+    match shown {
+        Err(error)
+            if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) => {}
+        other => other?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(containers: &[Container], json: bool) -> Result<()> {
+    let mut out = io::BufWriter::new(stdout().lock());
+    if json {
+        serde_json::to_writer_pretty(&mut out, containers).map_err(io::Error::from)?;
+        writeln!(out)?;
+    } else {
+        for line in table::lines(containers, None) {
+            writeln!(out, "{line}")?;
+        }
+    }
+    Ok(out.flush()?)
+}
+
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Until Ctrl-C, or whatever else asks it to end.
+fn watch(node: &mut Node) -> Result<()> {
+    if !stdout().is_terminal() {
+        anyhow::bail!("--watch needs a terminal");
+    }
+    let mut ends = SigSet::empty();
+    ends.extend([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+    ends.thread_block()?;
+    let ends = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC)?;
+    let mut before: HashMap<u32, (f64, Instant)> = HashMap::new();
+    loop {
+        let containers = node.look()?;
+        let now = Instant::now();
+        let percent = |container: &Container| {
+            let (seconds, then) = before.get(&container.uid)?;
+            Some((container.used.cpu_seconds? - seconds) / (now - *then).as_secs_f64() * 100.0)
+        };
+        let shares: Vec<Option<f64>> = containers.iter().map(percent).collect();
+        draw(&table::lines(&containers, Some(&shares)))?;
+        before = containers
+            .iter()
+            .filter_map(|container| Some((container.uid, (container.used.cpu_seconds?, now))))
+            .collect();
+
+        let mut asked = [PollFd::new(ends.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut asked, PollTimeout::try_from(PAUSE)?) {
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(writeln!(stdout())?),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// As much as the window has room for, over what was there, without a flicker.
+fn draw(lines: &[String]) -> Result<()> {
+    let size = sys::window_size(stdout()).context("ask the terminal its size")?;
+    let (rows, columns) = (usize::from(size.ws_row).max(4), usize::from(size.ws_col).max(20));
+    let room = rows - 2;
+    let mut text = String::from("\x1b[H");
+    for line in lines.iter().take(room) {
+        text.extend(line.chars().take(columns));
+        text.push_str("\x1b[K\n");
+    }
+    if lines.len() > room {
+        text.push_str(&format!("and {} more", lines.len() - room));
+    }
+    text.push_str("\x1b[J");
+    let mut out = stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+/// What is kept between two looks.
+struct Node {
+    is_root: bool,
+    resources: Resources,
+    /// By uid: the containers that were seen to run.
+    running: HashMap<u32, Known>,
+}
+
+/// A container that answered, and by which process.
+#[derive(Clone)]
+struct Known {
+    pid: i32,
+    started: u64,
+    host_name: Option<String>,
+    asked: Instant,
+}
+
+/// uWSGI writes a line to the container's log each time that somebody has met it and gone. Every 2 seconds would be many.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(60);
+
+/// A container may keep us waiting this long; all of them together for a second, and then for next to nothing.
+const PATIENCE: Duration = Duration::from_millis(200);
+const LITTLE_PATIENCE: Duration = Duration::from_millis(10);
+const ALL_PATIENCE: Duration = Duration::from_secs(1);
+
+impl Node {
+    fn new() -> Result<Self> {
+        let is_root = nix::unistd::geteuid().is_root();
+        Ok(Self { is_root, resources: Resources::new(is_root)?, running: HashMap::new() })
+    }
+
+    /// All containers, by uid.
+    fn look(&mut self) -> Result<Vec<Container>> {
+        let uids = uids()?;
+        let processes = Processes::look()?;
+        let started = Instant::now();
+        let next = AtomicUsize::new(0);
+        let (known, resources) = (&self.running, &self.resources);
+        let asks = |uid: ContainerUid| {
+            let patience = if started.elapsed() < ALL_PATIENCE { PATIENCE } else { LITTLE_PATIENCE };
+            look_at(uid, &processes, known.get(&uid.get()), resources, self.is_root.then_some(patience))
+        };
+        // In threads for those that keep us waiting.
+        let worker = || {
+            let take = || uids.get(next.fetch_add(1, Ordering::Relaxed)).copied();
+            std::iter::from_fn(take).map(asks).collect::<Vec<_>>()
+        };
+        let mut seen: Vec<(Container, Option<Known>)> = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(worker)).collect();
+            workers.into_iter().filter_map(|worker| worker.join().ok()).flatten().collect()
+        });
+        seen.sort_by_key(|(container, _)| container.uid);
+        self.running = seen.iter().filter_map(|(container, known)| Some((container.uid, known.clone()?))).collect();
+        Ok(seen.into_iter().map(|(container, _)| container).collect())
+    }
+}
+
+const WORKERS: usize = 8;
+
+/// Everything in the folder of the containers that is named as one.
+fn uids() -> Result<Vec<ContainerUid>> {
+    let entries = std::fs::read_dir(CONTAINERS).with_context(|| format!("read {CONTAINERS}"))?;
+    Ok(entries.filter_map(|entry| ContainerUid::parse(entry.ok()?.file_name().as_encoded_bytes())).collect())
+}
+
+/// One container. Without `patience`, which only root has, it is not asked.
+fn look_at(
+    uid: ContainerUid,
+    processes: &Processes,
+    known: Option<&Known>,
+    resources: &Resources,
+    patience: Option<Duration>,
+) -> (Container, Option<Known>) {
+    let still = known.filter(|known| {
+        let process = processes.get(known.pid);
+        known.asked.elapsed() < ASK_AGAIN_AFTER
+            && process.is_some_and(|process| process.started() == Some(known.started))
+    });
+    let mut leader = processes.first_of(uid.get());
+    let (mut state, mut cause, mut running) = (State::Running, None, None);
+    match (still, patience) {
+        (Some(known), _) => {
+            leader = processes.get(known.pid);
+            running = Some(known.clone());
+        }
+        (None, Some(patience)) => match ask(uid, patience) {
+            Ok((pid, host_name)) => {
+                leader = processes.get(pid);
+                running = leader.and_then(Process::started).map(|started| Known {
+                    pid,
+                    started,
+                    host_name,
+                    asked: Instant::now(),
+                });
+            }
+            Err(refusal) => (state, cause) = (State::of(refusal.reason), Some(refusal.cause)),
+        },
+        (None, None) => (state, cause) = from_outside(uid),
+    }
+    let container = Container {
+        uid: uid.get(),
+        address: uid.address(),
+        host_name: running.as_ref().and_then(|known| known.host_name.clone()),
+        state,
+        cause,
+        pid: leader.map(|leader| leader.pid),
+        since: leader.and_then(Process::started).map(|ticks| processes.time_of(ticks)),
+        used: resources.of(uid, leader),
+        sessions: processes.sessions_of(uid.get()),
+    };
+    (container, running)
+}
+
+/// Meets its pid 1 as a login does; the number of that, and what the container calls itself.
+fn ask(uid: ContainerUid, patience: Duration) -> Result<(i32, Option<String>), Refusal> {
+    let options = Options { timeout: patience, ..Options::default() };
+    let visit = Visit::prepare(uid, &options, &mut |_, _| {})?;
+    // A host name is asked for where it is one: this thread goes there, and does nothing else afterwards.
+    let own = visit.namespaces().iter().find(|namespace| namespace.kind.name == "uts");
+    let host_name = own.filter(|own| own.join().is_ok()).and_then(|_| uname().ok());
+    let host_name = host_name.map(|name| name.nodename().to_string_lossy().escape_debug().to_string());
+    Ok((visit.leader().pid, host_name))
+}
+
+/// What everybody can see of a container: whether it is one.
+fn from_outside(uid: ContainerUid) -> (State, Option<String>) {
+    let home = uid.home();
+    let home = home.as_c_str().to_string_lossy();
+    match std::fs::metadata(home.as_ref()) {
+        Ok(status) if uid.is_owner_of(status.mode(), status.uid(), status.gid()) => (State::Unknown, None),
+        Ok(status) => (State::NoAccount, Some(format!("{home} belongs to {}:{}", status.uid(), status.gid()))),
+        Err(error) => (State::NoAccount, Some(format!("{home}: {error}"))),
+    }
 }

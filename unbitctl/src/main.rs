@@ -6,10 +6,16 @@
 mod check;
 mod enter;
 mod firewall;
+mod inside;
 mod list;
+mod login;
 mod node;
+mod relay;
 mod report;
+mod sealed;
 mod setup;
+mod sys;
+mod terminal;
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};

@@ -1,9 +1,454 @@
 //! `unbitctl check UID`: a container's way from the account to the joined namespaces, gone without logging in.
+//!
+//! The steps are those of a login by ssh, in its order. From `reach` on they are the code that pam_unbit.so runs (the crate [`join`]), up to a
+//! process of ours that enters the container and runs its shell.
 
+use crate::inside::{self, Words};
+use crate::login;
 use crate::report::Finding;
-use anyhow::{Result, bail};
+use crate::sys;
+use anyhow::Result;
+use join::options::Options;
+use join::refusal::{Reason, Refusal};
+use join::visit::Visit;
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::sys::wait::WaitStatus;
+use nix::unistd::{User, chdir};
 use shared::ContainerUid;
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
 
-pub fn check(_container: ContainerUid) -> Result<Vec<Finding>> {
-    bail!("not yet")
+/// The steps of a login, and why each matters.
+const STEPS: [(&str, &str); 10] = [
+    ("account", "sshd lets in only whom glibc knows, with a shell that the node has"),
+    ("pam", "without its three lines in /etc/pam.d/sshd pam_unbit.so lets no container's user in"),
+    ("keys", "container users log in with keys and nothing else"),
+    ("reach", "the container is found by who listens on its ns.socket"),
+    ("verify", "a session follows the container's own pid 1 and nobody else"),
+    ("namespaces", "a session never stays in the node's mount and pid namespaces"),
+    ("cgroups", "a session without the container's cgroup escapes its limits"),
+    ("join", "the session has to get in, and to be nobody but the container's user there"),
+    ("home", "a session begins in the home directory"),
+    ("shell", "a session is a shell, of the container's distribution"),
+];
+
+/// The step of this name, for a finding.
+fn step(name: &str) -> (&'static str, &'static str) {
+    STEPS.into_iter().find(|(step, _)| *step == name).unwrap_or(("container", ""))
+}
+
+fn ok(name: &str, seen: impl Into<String>) -> Finding {
+    let (check, why) = step(name);
+    Finding::ok(check, why, seen)
+}
+
+fn warn(name: &str, seen: impl Into<String>, mend: impl Into<String>) -> Finding {
+    let (check, why) = step(name);
+    Finding::warn(check, why, seen, mend)
+}
+
+fn fail(name: &str, seen: impl Into<String>, mend: impl Into<String>) -> Finding {
+    let (check, why) = step(name);
+    Finding::fail(check, why, seen, mend)
+}
+
+/// Goes the way until it ends.
+pub fn check(container: ContainerUid) -> Result<Vec<Finding>> {
+    crate::must_be_root("check UID")?;
+    sys::close_all_on_exec()?;
+    let mut findings = Vec::new();
+    if let Err(end) = go(container, &mut findings) {
+        let next = STEPS.into_iter().skip_while(|(name, _)| *name != end.check).nth(1);
+        findings.push(end);
+        findings.extend(next.map(|(check, why)| {
+            Finding::not_applicable(check, why, "not tried, nor what follows: a login does not come this far")
+        }));
+    }
+    Ok(findings)
+}
+
+fn go(container: ContainerUid, findings: &mut Vec<Finding>) -> Result<(), Finding> {
+    findings.push(account(container)?);
+    let sshd = Sshd::of(container);
+    let (finding, options) = pam(&sshd)?;
+    findings.push(finding);
+    findings.push(keys(container, &sshd)?);
+    let visit = prepare(container, &options, findings)?;
+    join(container, visit, &options, findings)
+}
+
+/// Who glibc says that it is.
+fn account(container: ContainerUid) -> Result<Finding, Finding> {
+    let home = home(container);
+    let told = |error: &dyn std::fmt::Display| {
+        fail("account", format!("{home}: {error}"), "see what is wrong with that file system")
+    };
+    match std::fs::metadata(&home) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(fail(
+                "account",
+                format!("there is no directory {home}"),
+                "the container is not on this node, or has not been made yet",
+            ));
+        }
+        Err(error) => return Err(told(&error)),
+        Ok(status) if !container.is_owner_of(status.mode(), status.uid(), status.gid()) => {
+            let what = if status.is_dir() { "belongs to" } else { "is not a directory, and belongs to" };
+            return Err(fail(
+                "account",
+                format!("{home} {what} {}:{}", status.uid(), status.gid()),
+                format!("chown {container}:{container} {home}"),
+            ));
+        }
+        Ok(_) => {}
+    }
+    let name = container.to_string();
+    let by_name = User::from_name(&name).map_err(|errno| told(&errno))?;
+    let Some(user) = by_name else {
+        return Err(fail(
+            "account",
+            "glibc knows no such account, though its directory is there: NSS lacks unbit",
+            "unbitctl setup nsswitch",
+        ));
+    };
+    if user.uid.as_raw() != container.get() || user.gid.as_raw() != container.get() {
+        return Err(fail(
+            "account",
+            format!("uid {} and gid {} belong to containers but not to an account of this name", user.uid, user.gid),
+            format!(
+                "take the line of {name} out of /etc/passwd, or whatever else comes before unbit in /etc/nsswitch.conf"
+            ),
+        ));
+    }
+    let by_uid = User::from_uid(user.uid).map_err(|errno| told(&errno))?;
+    if by_uid.as_ref().is_none_or(|user| user.name != name) {
+        let other = by_uid.map_or("nobody".to_owned(), |user| user.name);
+        return Err(fail(
+            "account",
+            format!("the account {name} has the uid {name}, but that uid is {other}'s"),
+            format!("take the line of {other} out of /etc/passwd"),
+        ));
+    }
+    let shell = user.shell.display().to_string();
+    if !std::fs::metadata(&user.shell).is_ok_and(|shell| shell.is_file() && shell.permissions().mode() & 0o111 != 0) {
+        return Err(fail(
+            "account",
+            format!("its shell {shell} is no program on this node, and sshd refuses an account without one"),
+            format!("install {shell} on the node"),
+        ));
+    }
+    if Path::new("/etc/nologin").exists() || Path::new("/run/nologin").exists() {
+        return Err(fail("account", "/etc/nologin or /run/nologin is there: only root may log in", "remove that file"));
+    }
+    Ok(ok(
+        "account",
+        format!("{name} is uid and gid {name}, at home in {}, with the shell {shell}", user.dir.display()),
+    ))
+}
+
+/// What sshd goes by for this user, from `sshd -T`.
+struct Sshd(Option<String>);
+
+impl Sshd {
+    fn of(container: ContainerUid) -> Self {
+        // A Match block may ask for these; where the client comes from is not known here.
+        let connection = format!("user={container},host=localhost,addr=127.0.0.1");
+        let said = Command::new("/usr/sbin/sshd").args(["-T", "-C", &connection]).output();
+        Self(
+            said.ok()
+                .filter(|said| said.status.success())
+                .map(|said| String::from_utf8_lossy(&said.stdout).into_owned()),
+        )
+    }
+
+    /// A setting, as `sshd -T` writes it: the name in lower case, and a value.
+    fn setting(&self, name: &str) -> Option<&str> {
+        self.0.as_ref()?.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(str::trim)
+    }
+
+    /// Whether a setting that names something does name something.
+    fn has(&self, name: &str) -> bool {
+        self.setting(name).is_some_and(|value| value != "none")
+    }
+}
+
+/// The three lines, and on which terms they let a session in.
+fn pam(sshd: &Sshd) -> Result<(Finding, Options), Finding> {
+    let mend = "unbitctl setup pam";
+    if sshd.setting("usepam") == Some("no") {
+        return Err(fail("pam", "sshd does not ask PAM: UsePAM no", "unbitctl setup sshd"));
+    }
+    let lines = login::lines().map_err(|error| fail("pam", format!("{error:#}"), mend))?;
+    for kind in ["auth", "account", "session"] {
+        let Some(words) = lines.get(kind) else {
+            return Err(fail("pam", format!("the {kind} line of pam_unbit.so is missing in {}", login::FILE), mend));
+        };
+        login::parse(words).map_err(|cause| fail("pam", cause, format!("mend the {kind} line of {}", login::FILE)))?;
+    }
+    let words = lines.get("account").map(Vec::as_slice).unwrap_or_default();
+    let options = login::parse(words).map_err(|cause| fail("pam", cause, mend))?;
+    let terms = if words.is_empty() { "no options".to_owned() } else { words.join(" ") };
+    Ok((ok("pam", format!("{} has the three lines of pam_unbit.so; account: {terms}", login::FILE)), options))
+}
+
+/// Whether sshd would take a key of the user's.
+fn keys(container: ContainerUid, sshd: &Sshd) -> Result<Finding, Finding> {
+    if sshd.setting("pubkeyauthentication") == Some("no") {
+        return Err(fail("keys", "sshd takes no keys: PubkeyAuthentication no", "unbitctl setup sshd"));
+    }
+    let home = home(container);
+    let is_strict = sshd.setting("strictmodes") != Some("no");
+    let files = sshd.setting("authorizedkeysfile").unwrap_or(".ssh/authorized_keys .ssh/uwsgi_authorized_keys");
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    for file in files.split_whitespace().filter(|file| *file != "none").map(|file| expand(file, container)) {
+        let seen = look_at_keys(container, &file, is_strict);
+        match seen {
+            Ok(true) => good.push(file),
+            Ok(false) => {}
+            Err(what) => bad.push(what),
+        }
+    }
+    let elsewhere = ["authorizedkeyscommand", "trustedusercakeys"].into_iter().find(|name| sshd.has(name));
+    match (good.is_empty(), bad.is_empty(), elsewhere) {
+        (false, true, _) => Ok(ok("keys", format!("there are keys in {}", good.join(" and ")))),
+        (false, false, _) => Ok(warn(
+            "keys",
+            format!("there are keys in {}, but not all files are read: {}", good.join(" and "), bad.join("; ")),
+            format!("as the user: chmod go-w ~ ~/.ssh {}", home_keys()),
+        )),
+        (true, _, Some(name)) => Ok(warn(
+            "keys",
+            format!("no file of keys that sshd reads ({files}); whether {name} has one is not checked"),
+            "log in with a key that is known there",
+        )),
+        (true, true, None) => Err(fail(
+            "keys",
+            format!("there is no file of keys: sshd reads {files} in {home}"),
+            format!("put a public key of the user's into {home}/.ssh/uwsgi_authorized_keys"),
+        )),
+        (true, false, None) => Err(fail(
+            "keys",
+            format!("no file of keys that sshd reads: {}", bad.join("; ")),
+            format!("as the user: chmod go-w ~ ~/.ssh {}", home_keys()),
+        )),
+    }
+}
+
+fn home_keys() -> &'static str {
+    "~/.ssh/*authorized_keys"
+}
+
+/// The tokens of AuthorizedKeysFile, sshd_config(5).
+fn expand(file: &str, container: ContainerUid) -> String {
+    let (name, home) = (container.to_string(), home(container));
+    let mut text = String::new();
+    let mut characters = file.chars();
+    while let Some(character) = characters.next() {
+        match (character, character == '%').1.then(|| characters.next()).flatten() {
+            None => text.push(character),
+            Some('u' | 'U') => text.push_str(&name),
+            Some('h') => text.push_str(&home),
+            Some(other) => text.push(other),
+        }
+    }
+    text
+}
+
+/// Whether this file holds keys that sshd would read. Looked at and never opened: it is the tenant's, and may be anything.
+fn look_at_keys(container: ContainerUid, file: &str, is_strict: bool) -> Result<bool, String> {
+    let home = home(container);
+    let (top, below) = match (file.strip_prefix('/'), file.strip_prefix(&home)) {
+        (_, Some(below)) => (home.as_str(), below),
+        (Some(below), None) => ("/", below),
+        (None, None) => (home.as_str(), file),
+    };
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let failed = |errno: nix::errno::Errno| format!("{file}: {}", errno.desc());
+    let mut at: OwnedFd = open(top, flags | OFlag::O_DIRECTORY, Mode::empty()).map_err(failed)?;
+    let mut path = top.trim_end_matches('/').to_owned();
+    if top == home {
+        check_modes(container, &path, &fstat(&at).map_err(failed)?, is_strict)?;
+    }
+    for name in below.split('/').filter(|name| !name.is_empty()) {
+        at = match openat(&at, name, flags | OFlag::O_NOFOLLOW, Mode::empty()) {
+            Err(nix::errno::Errno::ENOENT) => return Ok(false),
+            other => other.map_err(failed)?,
+        };
+        path = format!("{path}/{name}");
+        if kind(&fstat(&at).map_err(failed)?) == SFlag::S_IFLNK {
+            return Err(format!("{path} is a symbolic link, which is not followed here"));
+        }
+        if top == home {
+            check_modes(container, &path, &fstat(&at).map_err(failed)?, is_strict)?;
+        }
+    }
+    let status = fstat(&at).map_err(failed)?;
+    if kind(&status) != SFlag::S_IFREG {
+        return Err(format!("{path} is not a regular file"));
+    }
+    Ok(status.st_size > 0)
+}
+
+fn kind(status: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT
+}
+
+/// StrictModes of sshd: root's or the user's, and nobody else writes there.
+fn check_modes(container: ContainerUid, path: &str, status: &FileStat, is_strict: bool) -> Result<(), String> {
+    let is_owned = status.st_uid == container.get() || status.st_uid == 0;
+    if !is_strict || is_owned && status.st_mode & 0o022 == 0 {
+        return Ok(());
+    }
+    let kind = if kind(status) == SFlag::S_IFDIR { "directory" } else { "file" };
+    Err(format!(
+        "bad ownership or modes for {kind} {path}: mode {:o} of uid {}",
+        status.st_mode & 0o7777,
+        status.st_uid
+    ))
+}
+
+/// The whole verification, in the module's own code.
+fn prepare(container: ContainerUid, options: &Options, findings: &mut Vec<Finding>) -> Result<Visit, Finding> {
+    const TOLD: [&str; 4] = ["reach", "verify", "namespaces", "cgroups"];
+    let mut told = 0;
+    let mut tell = |name: &str, seen: std::fmt::Arguments<'_>| {
+        told += 1;
+        findings.push(ok(name, seen.to_string()));
+    };
+    let visit = Visit::prepare(container, options, &mut tell);
+    // After the last step the first one that can change is looked at again.
+    let ends_at = TOLD.get(told).copied().unwrap_or("verify");
+    visit.map_err(|refusal| refused(container, ends_at, &refusal))
+}
+
+/// A login ends here, with these words in the log and for the user.
+fn refused(container: ContainerUid, name: &str, refusal: &Refusal) -> Finding {
+    let seen = format!("{}; the user reads: {}", refusal.cause, refusal.sentence(&container.to_string()));
+    fail(name, seen, mend(container, name, refusal))
+}
+
+fn mend(container: ContainerUid, name: &str, refusal: &Refusal) -> String {
+    let restart = format!("touch --no-dereference /etc/uwsgi/vassals/{container}.ini");
+    if Path::new(&format!("/run/unbit/{container}")).exists()
+        && refusal.reason != Reason::Misconfigured
+        && name != "cgroups"
+    {
+        return format!(
+            "root keeps a door to this container: mend what listens on /run/unbit/{container}/ns.socket, or rm -r /run/unbit/{container}"
+        );
+    }
+    match (name, refusal.reason) {
+        (_, Reason::NotRunning) => format!(
+            "start the container: the node's Emperor has to run, and /etc/uwsgi/vassals/{container}.ini to be there; the Emperor's log tells why it ended"
+        ),
+        (_, Reason::NotAnswering) => format!("its pid 1 takes no connections: restart the container with\n{restart}"),
+        (_, Reason::NoContainer) => format!("chown {container}:{container} {}", home(container)),
+        ("reach", Reason::NotTrusted) => format!(
+            "remove what is in the socket's place, as the container's user, and restart the container:\n\
+             setpriv --reuid {container} --regid {container} --clear-groups rm -rf {}/run/ns.socket\n{restart}",
+            home(container)
+        ),
+        ("verify", _) => format!(
+            "somebody else than the container's pid 1 listens: end that process, and restart the container with\n{restart}"
+        ),
+        ("namespaces", _) => {
+            "start the container with namespaces of its own: emperor-use-clone = fs,pid,ipc,uts,net".to_owned()
+        }
+        ("cgroups", Reason::Misconfigured) => "unbitctl check tells which cgroups are mounted".to_owned(),
+        ("cgroups", Reason::NotTrusted) => format!(
+            "put the container into a cgroup of its own, in its vassal /etc/uwsgi/vassals/{container}.ini; or let it in without one: cgroup=optional in {}",
+            login::FILE
+        ),
+        _ => "a system call failed that should not: the kernel's log (dmesg) may tell more".to_owned(),
+    }
+}
+
+/// The join itself: a process of ours enters as sshd's child does, and runs the shell there.
+fn join(container: ContainerUid, visit: Visit, options: &Options, findings: &mut Vec<Finding>) -> Result<(), Finding> {
+    let mut inside = inside::send(visit, |visit, words| life(container, visit, words))
+        .map_err(|refusal| refused(container, "join", &refusal))?;
+    let limit = options.timeout;
+    let heard = inside.listen(limit);
+    let hung = heard.is_none();
+    let mut has_joined = false;
+    for (word, about) in heard.unwrap_or_default() {
+        match word.as_str() {
+            "joined" => {
+                has_joined = true;
+                findings.push(ok("join", format!("a process has entered, and is {container} there")));
+            }
+            "home" if about.is_empty() => findings.push(ok("home", format!("{} is there", home(container)))),
+            "home" => findings.push(warn(
+                "home",
+                format!("{}: {about}; sshd says so and goes on in /", home(container)),
+                format!("mount {} in the container, in its vassal", home(container)),
+            )),
+            "shell" => {
+                let shell = shared::settings::SHELL;
+                let mend = format!(
+                    "see that {shell} is in the container's distribution, with all that it needs (below /distros), and mounted without noexec"
+                );
+                return Err(fail("shell", format!("run {shell}: {about}"), mend));
+            }
+            _ => {
+                let refusal = Refusal::new(Reason::Broken, about);
+                return Err(fail("join", refusal.cause.clone(), mend(container, "join", &refusal)));
+            }
+        }
+    }
+    if hung {
+        return Err(too_long(&inside, "join", limit));
+    }
+    if !has_joined {
+        return Err(fail(
+            "join",
+            "the process that entered was ended from outside",
+            "see the kernel's log (dmesg): was its cgroup out of memory?",
+        ));
+    }
+    let shell = shared::settings::SHELL;
+    match inside.wait(limit) {
+        Some(WaitStatus::Exited(_, 0)) => findings.push(ok("shell", format!("{shell} runs"))),
+        Some(end) => {
+            return Err(fail(
+                "shell",
+                format!("{shell} -c 'exit 0' ends with {end:?}"),
+                "see what is wrong with the shell in the container's distribution",
+            ));
+        }
+        None => return Err(too_long(&inside, "shell", limit)),
+    }
+    Ok(())
+}
+
+fn too_long(inside: &inside::Inside, name: &str, limit: std::time::Duration) -> Finding {
+    let end = if inside.kill() { "ended".to_owned() } else { format!("it cannot be ended now: pid {}", inside.pid) };
+    fail(
+        name,
+        format!("the process that enters has not come through within {} s; {end}", limit.as_secs()),
+        "is a cgroup of the container's frozen (freezer.state, cgroup.freeze), or a file system of it hung?",
+    )
+}
+
+fn life(container: ContainerUid, visit: Visit, words: &mut Words) {
+    let entered = inside::forget_the_operator(container).and_then(|()| inside::silence()).and_then(|()| visit.enter());
+    if let Err(refusal) = entered {
+        return words.say("refused", refusal.cause);
+    }
+    words.say("joined", "");
+    match chdir(container.home().as_c_str()) {
+        Ok(()) => words.say("home", ""),
+        Err(errno) => words.say("home", errno.desc()),
+    }
+    let shell = CString::new(shared::settings::SHELL).unwrap_or_default();
+    let errno = inside::exec(&[&shell], &[shell.as_c_str(), c"-c", c"exit 0"], &[] as &[&std::ffi::CStr]);
+    words.say("shell", errno.desc());
+}
+
+fn home(container: ContainerUid) -> String {
+    container.home().as_c_str().to_string_lossy().into_owned()
 }

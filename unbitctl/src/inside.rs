@@ -1,0 +1,144 @@
+//! A process of ours that goes into a container, heard by a pipe and never waited for without a limit.
+//!
+//! It is forked into the container's pid namespace and enters as sshd's child does. Whatever the tenant has prepared there (a frozen cgroup, a file
+//! system that does not answer) holds this process up and nobody else.
+
+use crate::sys;
+use caps::CapSet;
+use join::refusal::{Reason, Refusal, Step};
+use join::sys::{default_signal, exit_now, fork, pidfd_open, retry};
+use join::visit::Visit;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, umask};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Gid, Pid, dup2_stderr, dup2_stdin, dup2_stdout, execve, pipe2, setgroups, setsid};
+use shared::ContainerUid;
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// The process.
+pub struct Inside {
+    /// Its number out here. It is a child of ours, so the number stays its own until it is waited for.
+    pub pid: Pid,
+    pidfd: OwnedFd,
+    words: File,
+}
+
+/// What the process says on its way, one line each. Nobody hears it after an exec.
+pub struct Words(File);
+
+impl Words {
+    /// Says a line, of a word that the listener knows and what there is to say about it.
+    pub fn say(&mut self, word: &str, about: impl std::fmt::Display) {
+        // Nobody listens any more: then there is nobody to tell either.
+        let _ = self.0.write_all(format!("{word} {}\n", about.to_string().replace('\n', " ")).as_bytes());
+    }
+}
+
+/// More than the process ever says.
+const WORDS: usize = 4096;
+
+/// Forks a process that is born in the container, and does `life` there. Only for a program of one thread.
+pub fn send(visit: Visit, life: impl FnOnce(Visit, &mut Words)) -> Result<Inside, Refusal> {
+    let (reader, writer) = retry(|| pipe2(OFlag::O_CLOEXEC)).step(Reason::Broken, "make a pipe")?;
+    visit.bind_next_child()?;
+    let forked = fork();
+    if let Ok(ForkResult::Child) = forked {
+        drop(reader);
+        life(visit, &mut Words(File::from(writer)));
+        exit_now(0);
+    }
+    visit.release_children();
+    let ForkResult::Parent { child: pid } = forked.step(Reason::Broken, "fork into the container")? else {
+        exit_now(0)
+    };
+    let pidfd = pidfd_open(pid.as_raw()).step(Reason::Broken, "pidfd_open of our own child")?;
+    Ok(Inside { pid, pidfd, words: File::from(reader) })
+}
+
+impl Inside {
+    /// What it has said when it has nothing more to say: it has ended, or become another program. `None` if that takes longer than `limit`.
+    pub fn listen(&mut self, limit: Duration) -> Option<Vec<(String, String)>> {
+        let end = Instant::now() + limit;
+        let mut text = Vec::new();
+        loop {
+            if !is_ready(&self.words, end.saturating_duration_since(Instant::now())) {
+                return None;
+            }
+            let mut some = [0; 512];
+            match self.words.read(&mut some) {
+                Ok(length) if length > 0 && text.len() < WORDS => text.extend(some.iter().take(length)),
+                _ => break,
+            }
+        }
+        let text = String::from_utf8_lossy(&text).into_owned();
+        Some(
+            text.lines()
+                .filter_map(|line| line.split_once(' '))
+                .map(|(word, about)| (word.into(), about.into()))
+                .collect(),
+        )
+    }
+
+    /// How it has ended. `None` if it has not within `limit`.
+    pub fn wait(&self, limit: Duration) -> Option<WaitStatus> {
+        is_ready(&self.pidfd, limit).then(|| retry(|| waitpid(self.pid, None)).ok()).flatten()
+    }
+
+    /// Ends it. False if it cannot end now: SIGKILL waits too while a cgroup of version 1 is frozen, and in some system calls.
+    pub fn kill(&self) -> bool {
+        let _ = kill(self.pid, Signal::SIGKILL);
+        self.wait(Duration::from_millis(500)).is_some()
+    }
+}
+
+fn is_ready(descriptor: &impl AsFd, limit: Duration) -> bool {
+    let end = Instant::now() + limit;
+    loop {
+        let mut one = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
+        let left = end.saturating_duration_since(Instant::now()).as_millis().saturating_add(1);
+        match poll(&mut one, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+            Err(Errno::EINTR) => {}
+            Ok(ready) => return ready > 0,
+            Err(_) => return false,
+        }
+    }
+}
+
+/// In the process, before it enters: leaves behind what it has of the operator's session, so that nothing of it is in the tenant's reach.
+pub fn forget_the_operator(container: ContainerUid) -> Result<(), Refusal> {
+    // A session of its own: /dev/tty is the operator's terminal until then.
+    setsid().step(Reason::Broken, "begin a session")?;
+    sys::new_session_keyring().step(Reason::Broken, "leave the operator's keyring")?;
+    default_signal(Signal::SIGPIPE); // Rust ignores it, and what is ignored stays so through an exec
+    umask(Mode::from_bits_truncate(0o022));
+    let none = caps::clear(None, CapSet::Inheritable).map_err(|_| Errno::last());
+    none.step(Reason::Broken, "leave inheritable capabilities")?;
+    retry(|| setgroups(&[Gid::from_raw(container.get())])).step(Reason::Broken, "leave root's groups")
+}
+
+/// In the process: nothing to read, and nobody who reads.
+pub fn silence() -> Result<(), Refusal> {
+    let null =
+        open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).step(Reason::Broken, "open /dev/null")?;
+    dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).and_then(|()| dup2_stderr(&null)).step(Reason::Broken, "dup2")
+}
+
+/// In the process: becomes the first of these programs that can be run, as execvp(3) tries them. Comes back with why it did not.
+pub fn exec(programs: &[&CStr], arguments: &[&CStr], environment: &[impl AsRef<CStr>]) -> Errno {
+    let mut told = Errno::ENOENT;
+    for program in programs {
+        match execve(program, arguments, environment) {
+            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+            Err(errno @ Errno::EACCES) => told = errno, // another one may be better
+            Err(errno) => return errno,
+        }
+    }
+    told
+}

@@ -1,0 +1,182 @@
+//! Carries bytes between the operator and a session, in every direction at once, until the session ends.
+//!
+//! The session gets no descriptor of the operator's: a directory on its standard input would lead out of the container, a terminal could be
+//! read, and any of them be set to O_NONBLOCK for whoever shares it.
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{read, write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Bytes from one descriptor to another.
+pub struct Stream<'a> {
+    from: Option<BorrowedFd<'a>>,
+    to: Option<End<'a>>,
+    held: Vec<u8>,
+    /// Read since the session's end.
+    since_end: usize,
+}
+
+/// Where bytes go.
+pub enum End<'a> {
+    /// Ours alone: closed when there is nothing more to come, so that the reader sees the end.
+    Own(OwnedFd),
+    /// Someone else's as well.
+    Shared(BorrowedFd<'a>),
+}
+
+impl AsFd for End<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Own(descriptor) => descriptor.as_fd(),
+            Self::Shared(descriptor) => *descriptor,
+        }
+    }
+}
+
+/// What poll(2) promises to take of a pipe that is ready: PIPE_BUF.
+const CHUNK: usize = 4096;
+
+/// The most that a pipe can hold of what a process wrote before it ended (/proc/sys/fs/pipe-max-size).
+const LEFT_BEHIND: usize = 1 << 20;
+
+/// What a round of [`carry`] has seen.
+pub enum Seen {
+    /// There is a signal to read.
+    Signal,
+    /// Nothing is left to carry of a session that has ended.
+    Done,
+}
+
+impl<'a> Stream<'a> {
+    /// From here to there.
+    pub const fn new(from: BorrowedFd<'a>, to: End<'a>) -> Self {
+        Self { from: Some(from), to: Some(to), held: Vec::new(), since_end: 0 }
+    }
+
+    fn wants_to_read(&self) -> Option<BorrowedFd<'a>> {
+        self.from.filter(|_| self.held.is_empty() && self.to.is_some() && self.since_end < LEFT_BEHIND)
+    }
+
+    fn wants_to_write(&self) -> Option<BorrowedFd<'_>> {
+        self.to.as_ref().filter(|_| !self.held.is_empty()).map(End::as_fd)
+    }
+
+    fn read(&mut self, has_ended: bool) {
+        let Some(from) = self.from else { return };
+        let mut some = [0; CHUNK];
+        match read(from, &mut some) {
+            Ok(0) => self.end_of_input(),
+            Ok(length) => {
+                self.held.extend(some.iter().take(length));
+                self.since_end += if has_ended { length } else { 0 };
+            }
+            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            Err(_) => self.end_of_input(), // EIO: nobody has the other end of the terminal any more
+        }
+    }
+
+    fn end_of_input(&mut self) {
+        self.from = None;
+        if matches!(self.to, Some(End::Own(_))) {
+            self.to = None;
+        }
+    }
+
+    fn write(&mut self) {
+        let Some(to) = &self.to else { return };
+        match write(to, &self.held) {
+            Ok(length) => drop(self.held.drain(..length.min(self.held.len()))),
+            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            Err(_) => *self = Self { from: None, to: None, held: Vec::new(), since_end: 0 }, // EPIPE: nobody reads
+        }
+    }
+
+    #[cfg(test)]
+    const fn has_ended(&self) -> bool {
+        self.from.is_none()
+    }
+}
+
+/// Lets a descriptor of ours never wait.
+pub fn never_wait(descriptor: &impl AsFd) -> nix::Result<()> {
+    let flags = OFlag::from_bits_truncate(fcntl(descriptor, FcntlArg::F_GETFL)?);
+    fcntl(descriptor, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
+}
+
+/// Carries what there is to carry, until a signal comes. Once the session has ended, only what it left in the pipes.
+pub fn carry(streams: &mut [Stream<'_>], signals: &impl AsFd, has_ended: bool) -> nix::Result<Seen> {
+    loop {
+        let mut asked = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        let mut places = Vec::new();
+        for (at, stream) in streams.iter().enumerate() {
+            let descriptor = match (stream.wants_to_write(), stream.wants_to_read()) {
+                (Some(to), _) => PollFd::new(to, PollFlags::POLLOUT),
+                (None, Some(from)) => PollFd::new(from, PollFlags::POLLIN),
+                (None, None) => continue,
+            };
+            asked.push(descriptor);
+            places.push(at);
+        }
+        let waits_for_a_reader = streams.iter().any(|stream| stream.wants_to_write().is_some());
+        let limit = if has_ended && !waits_for_a_reader { PollTimeout::ZERO } else { PollTimeout::NONE };
+        match poll(&mut asked, limit) {
+            Err(Errno::EINTR) => continue,
+            other => other?,
+        };
+        let ready: Vec<bool> = asked.iter().map(|one| one.any().unwrap_or(true)).collect();
+        if ready.first() == Some(&true) {
+            return Ok(Seen::Signal);
+        }
+        if has_ended && !ready.contains(&true) {
+            return Ok(Seen::Done);
+        }
+        for (at, _) in places.into_iter().zip(ready.into_iter().skip(1)).filter(|(_, ready)| *ready) {
+            let Some(stream) = streams.get_mut(at) else { continue };
+            if stream.wants_to_write().is_some() { stream.write() } else { stream.read(has_ended) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::unistd::pipe;
+    use std::fs::File;
+    use std::io::{Read, Write};
+
+    #[test]
+    fn every_byte_comes_through_and_then_the_end() {
+        let (from, mut source) = pipe().map(|(from, source)| (from, File::from(source))).unwrap();
+        let (mut sink, to) = pipe().map(|(sink, to)| (File::from(sink), to)).unwrap();
+        let (signals, _silent) = pipe().unwrap();
+        let data: Vec<u8> = (0..300_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let sent = data.clone();
+        let writer = std::thread::spawn(move || source.write_all(&sent).unwrap());
+        let reader = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            sink.read_to_end(&mut got).unwrap();
+            got
+        });
+        let mut streams = [Stream::new(from.as_fd(), End::Own(to))];
+        while !streams[0].has_ended() || !streams[0].held.is_empty() {
+            assert!(matches!(carry(&mut streams, &signals, true), Ok(Seen::Done)));
+        }
+        writer.join().unwrap();
+        drop(streams);
+        assert!(reader.join().unwrap() == data);
+    }
+
+    #[test]
+    fn nobody_who_reads_ends_a_stream() {
+        let (from, mut source) = pipe().map(|(from, source)| (from, File::from(source))).unwrap();
+        let (sink, to) = pipe().unwrap();
+        let (signals, _silent) = pipe().unwrap();
+        drop(sink);
+        source.write_all(b"x").unwrap();
+        let mut streams = [Stream::new(from.as_fd(), End::Own(to))];
+        assert!(matches!(carry(&mut streams, &signals, true), Ok(Seen::Done)));
+        assert!(streams[0].has_ended() && streams[0].to.is_none());
+    }
+}

@@ -1,0 +1,59 @@
+//! The operator's terminal, and the one of a session in a container.
+
+use crate::sys;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::pty::openpty;
+use nix::sys::stat::{Mode, fchmod};
+use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use nix::unistd::{Gid, Uid, fchown};
+use std::io::{Stdin, stdin};
+use std::os::fd::OwnedFd;
+
+/// The operator's terminal in raw mode: every key goes to the session. It is as before when this is dropped.
+pub struct Raw {
+    terminal: Stdin,
+    before: Termios,
+}
+
+impl Raw {
+    /// The one on standard input.
+    pub fn new() -> nix::Result<Self> {
+        let raw = Self { terminal: stdin(), before: tcgetattr(stdin())? };
+        raw.again()?;
+        Ok(raw)
+    }
+
+    /// After a stop, in which the operator's shell may have set it otherwise.
+    pub fn again(&self) -> nix::Result<()> {
+        let mut raw = self.before.clone();
+        cfmakeraw(&mut raw);
+        tcsetattr(&self.terminal, SetArg::TCSADRAIN, &raw)
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let _ = tcsetattr(&self.terminal, SetArg::TCSADRAIN, &self.before);
+    }
+}
+
+/// A terminal whose other end stays with us: what is typed into it or pushed back there (TIOCSTI) never reaches the operator's own.
+pub struct Pty {
+    /// Our end.
+    pub master: OwnedFd,
+    /// The session's.
+    pub slave: OwnedFd,
+}
+
+impl Pty {
+    /// One like the operator's, which belongs to the session's user, as sshd gives it.
+    pub fn new(uid: Uid, gid: Gid) -> nix::Result<Self> {
+        let pty = openpty(&sys::window_size(stdin())?, &tcgetattr(stdin())?)?;
+        for end in [&pty.master, &pty.slave] {
+            fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        }
+        fchown(&pty.slave, Some(uid), Some(gid))?;
+        fchmod(&pty.slave, Mode::from_bits_truncate(0o600))?;
+        Ok(Self { master: pty.master, slave: pty.slave })
+    }
+}
