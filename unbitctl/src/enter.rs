@@ -240,15 +240,15 @@ fn stay_outside(inside: &Inside, ours: Ours, signals: &Signals) -> Result<ExitCo
     let mut streams = Vec::new();
     if let Some(pty) = &ours.pty {
         relay::never_wait(pty)?;
-        streams.push(Stream::new(stdin.as_fd(), End::Shared(pty.as_fd())));
-        streams.push(Stream::new(pty.as_fd(), End::Shared(stdout.as_fd())));
+        streams.push(Stream::new(End::Shared(stdin.as_fd()), End::Shared(pty.as_fd())));
+        streams.push(Stream::new(End::Shared(pty.as_fd()), End::Shared(stdout.as_fd())));
     }
     if let Some(pipe) = ours.stdin {
         relay::never_wait(&pipe)?;
-        streams.push(Stream::new(stdin.as_fd(), End::Own(pipe)));
+        streams.push(Stream::new(End::Shared(stdin.as_fd()), End::Own(pipe)));
     }
-    for (from, to) in [(&ours.stdout, stdout.as_fd()), (&ours.stderr, stderr.as_fd())] {
-        streams.extend(from.iter().map(|from| Stream::new(from.as_fd(), End::Shared(to))));
+    for (from, to) in [(ours.stdout, stdout.as_fd()), (ours.stderr, stderr.as_fd())] {
+        streams.extend(from.map(|from| Stream::new(End::Own(from), End::Shared(to))));
     }
 
     let mut end = None;

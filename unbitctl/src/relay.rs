@@ -11,16 +11,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Bytes from one descriptor to another.
 pub struct Stream<'a> {
-    from: Option<BorrowedFd<'a>>,
+    from: Option<End<'a>>,
     to: Option<End<'a>>,
     held: Vec<u8>,
     /// Read since the session's end.
     since_end: usize,
 }
 
-/// Where bytes go.
+/// Where bytes come from or go.
 pub enum End<'a> {
-    /// Ours alone: closed when there is nothing more to come, so that the reader sees the end.
+    /// Ours alone: closed when it is done with, so that whoever has the other end sees that.
     Own(OwnedFd),
     /// Someone else's as well.
     Shared(BorrowedFd<'a>),
@@ -51,12 +51,13 @@ pub enum Seen {
 
 impl<'a> Stream<'a> {
     /// From here to there.
-    pub const fn new(from: BorrowedFd<'a>, to: End<'a>) -> Self {
+    pub const fn new(from: End<'a>, to: End<'a>) -> Self {
         Self { from: Some(from), to: Some(to), held: Vec::new(), since_end: 0 }
     }
 
-    fn wants_to_read(&self) -> Option<BorrowedFd<'a>> {
-        self.from.filter(|_| self.held.is_empty() && self.to.is_some() && self.since_end < LEFT_BEHIND)
+    fn wants_to_read(&self) -> Option<BorrowedFd<'_>> {
+        let wanted = self.held.is_empty() && self.to.is_some() && self.since_end < LEFT_BEHIND;
+        self.from.as_ref().filter(|_| wanted).map(End::as_fd)
     }
 
     fn wants_to_write(&self) -> Option<BorrowedFd<'_>> {
@@ -64,7 +65,7 @@ impl<'a> Stream<'a> {
     }
 
     fn read(&mut self, has_ended: bool) {
-        let Some(from) = self.from else { return };
+        let Some(from) = &self.from else { return };
         let mut some = [0; CHUNK];
         match read(from, &mut some) {
             Ok(0) => self.end_of_input(),
@@ -159,7 +160,7 @@ mod tests {
             sink.read_to_end(&mut got).unwrap();
             got
         });
-        let mut streams = [Stream::new(from.as_fd(), End::Own(to))];
+        let mut streams = [Stream::new(End::Own(from), End::Own(to))];
         while !streams[0].has_ended() || !streams[0].held.is_empty() {
             assert!(matches!(carry(&mut streams, &signals, true), Ok(Seen::Done)));
         }
@@ -175,7 +176,7 @@ mod tests {
         let (signals, _silent) = pipe().unwrap();
         drop(sink);
         source.write_all(b"x").unwrap();
-        let mut streams = [Stream::new(from.as_fd(), End::Own(to))];
+        let mut streams = [Stream::new(End::Own(from), End::Own(to))];
         assert!(matches!(carry(&mut streams, &signals, true), Ok(Seen::Done)));
         assert!(streams[0].has_ended() && streams[0].to.is_none());
     }

@@ -203,43 +203,36 @@ fn keys(container: ContainerUid, sshd: &Sshd) -> Result<Finding, Finding> {
     let home = home(container);
     let is_strict = sshd.setting("strictmodes") != Some("no");
     let files = sshd.setting("authorizedkeysfile").unwrap_or(".ssh/authorized_keys .ssh/uwsgi_authorized_keys");
-    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    let (mut good, mut bad, mut doubts) = (Vec::new(), Vec::new(), Vec::new());
     for file in files.split_whitespace().filter(|file| *file != "none").map(|file| expand(file, container)) {
-        let seen = look_at_keys(container, &file, is_strict);
-        match seen {
+        match look_at_keys(container, &file, is_strict, &mut doubts) {
             Ok(true) => good.push(file),
             Ok(false) => {}
             Err(what) => bad.push(what),
         }
     }
-    let elsewhere = ["authorizedkeyscommand", "trustedusercakeys"].into_iter().find(|name| sshd.has(name));
-    match (good.is_empty(), bad.is_empty(), elsewhere) {
-        (false, true, _) => Ok(ok("keys", format!("there are keys in {}", good.join(" and ")))),
-        (false, false, _) => Ok(warn(
-            "keys",
-            format!("there are keys in {}, but not all files are read: {}", good.join(" and "), bad.join("; ")),
-            format!("as the user: chmod go-w ~ ~/.ssh {}", home_keys()),
-        )),
-        (true, _, Some(name)) => Ok(warn(
+    let mend = "as the user: chmod go-w ~ ~/.ssh ~/.ssh/*authorized_keys";
+    if let (false, Some(doubt)) = (good.is_empty(), doubts.first().or(bad.first())) {
+        return Ok(warn("keys", format!("there are keys in {}, but: {doubt}", good.join(" and ")), mend));
+    }
+    if !good.is_empty() {
+        return Ok(ok("keys", format!("there are keys in {}", good.join(" and "))));
+    }
+    if let Some(name) = ["authorizedkeyscommand", "trustedusercakeys"].into_iter().find(|name| sshd.has(name)) {
+        return Ok(warn(
             "keys",
             format!("no file of keys that sshd reads ({files}); whether {name} has one is not checked"),
             "log in with a key that is known there",
-        )),
-        (true, true, None) => Err(fail(
+        ));
+    }
+    if bad.is_empty() {
+        return Err(fail(
             "keys",
             format!("there is no file of keys: sshd reads {files} in {home}"),
             format!("put a public key of the user's into {home}/.ssh/uwsgi_authorized_keys"),
-        )),
-        (true, false, None) => Err(fail(
-            "keys",
-            format!("no file of keys that sshd reads: {}", bad.join("; ")),
-            format!("as the user: chmod go-w ~ ~/.ssh {}", home_keys()),
-        )),
+        ));
     }
-}
-
-fn home_keys() -> &'static str {
-    "~/.ssh/*authorized_keys"
+    Err(fail("keys", format!("no file of keys that sshd reads: {}", bad.join("; ")), mend))
 }
 
 /// The tokens of AuthorizedKeysFile, sshd_config(5).
@@ -259,7 +252,12 @@ fn expand(file: &str, container: ContainerUid) -> String {
 }
 
 /// Whether this file holds keys that sshd would read. Looked at and never opened: it is the tenant's, and may be anything.
-fn look_at_keys(container: ContainerUid, file: &str, is_strict: bool) -> Result<bool, String> {
+fn look_at_keys(
+    container: ContainerUid,
+    file: &str,
+    is_strict: bool,
+    doubts: &mut Vec<String>,
+) -> Result<bool, String> {
     let home = home(container);
     let (top, below) = match (file.strip_prefix('/'), file.strip_prefix(&home)) {
         (_, Some(below)) => (home.as_str(), below),
@@ -271,7 +269,7 @@ fn look_at_keys(container: ContainerUid, file: &str, is_strict: bool) -> Result<
     let mut at: OwnedFd = open(top, flags | OFlag::O_DIRECTORY, Mode::empty()).map_err(failed)?;
     let mut path = top.trim_end_matches('/').to_owned();
     if top == home {
-        check_modes(container, &path, &fstat(&at).map_err(failed)?, is_strict)?;
+        check_modes(container, &path, &fstat(&at).map_err(failed)?, is_strict, doubts)?;
     }
     for name in below.split('/').filter(|name| !name.is_empty()) {
         at = match openat(&at, name, flags | OFlag::O_NOFOLLOW, Mode::empty()) {
@@ -283,7 +281,7 @@ fn look_at_keys(container: ContainerUid, file: &str, is_strict: bool) -> Result<
             return Err(format!("{path} is a symbolic link, which is not followed here"));
         }
         if top == home {
-            check_modes(container, &path, &fstat(&at).map_err(failed)?, is_strict)?;
+            check_modes(container, &path, &fstat(&at).map_err(failed)?, is_strict, doubts)?;
         }
     }
     let status = fstat(&at).map_err(failed)?;
@@ -297,18 +295,25 @@ fn kind(status: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT
 }
 
-/// StrictModes of sshd: root's or the user's, and nobody else writes there.
-fn check_modes(container: ContainerUid, path: &str, status: &FileStat, is_strict: bool) -> Result<(), String> {
+/// StrictModes of sshd: root's or the user's, and nobody else writes there. A group that is the user alone may, in Debian's and Ubuntu's sshd.
+fn check_modes(
+    container: ContainerUid,
+    path: &str,
+    status: &FileStat,
+    is_strict: bool,
+    doubts: &mut Vec<String>,
+) -> Result<(), String> {
     let is_owned = status.st_uid == container.get() || status.st_uid == 0;
     if !is_strict || is_owned && status.st_mode & 0o022 == 0 {
         return Ok(());
     }
-    let kind = if kind(status) == SFlag::S_IFDIR { "directory" } else { "file" };
-    Err(format!(
-        "bad ownership or modes for {kind} {path}: mode {:o} of uid {}",
-        status.st_mode & 0o7777,
-        status.st_uid
-    ))
+    let what = if kind(status) == SFlag::S_IFDIR { "directory" } else { "file" };
+    let seen = format!("mode {:o} of {}:{}", status.st_mode & 0o7777, status.st_uid, status.st_gid);
+    if is_owned && status.st_mode & 0o002 == 0 && status.st_gid == container.get() {
+        doubts.push(format!("{what} {path}: {seen}; Debian's sshd lets that pass, others do not"));
+        return Ok(());
+    }
+    Err(format!("bad ownership or modes for {what} {path}: {seen}"))
 }
 
 /// The whole verification, in the module's own code.

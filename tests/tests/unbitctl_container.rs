@@ -1,0 +1,831 @@
+//! `unbitctl check UID`, `list` and `enter`, on a node whose containers work, and on one where each thing in turn does not.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use unbit_tests::*;
+
+const SOCKET: &str = "/containers/30001/run/ns.socket";
+
+/// A finding of `unbitctl check 30001`, as its JSON has it.
+#[derive(Debug, PartialEq, Eq)]
+struct Finding {
+    check: String,
+    state: String,
+    seen: String,
+    mend: String,
+}
+
+/// What it finds, and its exit status.
+fn check() -> (Vec<Finding>, Option<i32>) {
+    let done = run("unbitctl", &["check", "30001", "--json"], b"");
+    let rows = "import json, sys
+for f in json.load(sys.stdin): print(f['check'], f['state'], f['seen'], f.get('mend', '').replace('\\n', ' / '), sep='\\t')";
+    let rows = run("python3", &["-c", rows], done.out.as_bytes()).ok();
+    let finding = |row: &str| {
+        let mut cells = row.split('\t').map(str::to_owned);
+        let mut next = || cells.next().unwrap_or_default();
+        Finding { check: next(), state: next(), seen: next(), mend: next() }
+    };
+    (rows.lines().map(finding).collect(), done.status)
+}
+
+/// A login would not work: it ends at this step, for this cause.
+#[track_caller]
+fn ends_at(step: &str, cause: &str) -> Finding {
+    let (mut findings, status) = check();
+    assert_eq!(status, Some(1), "{findings:#?}");
+    let last = findings.pop().unwrap();
+    let failed = match last.state.as_str() {
+        "not-applicable" => {
+            assert!(last.seen.starts_with("not tried, nor what follows"), "{last:?}");
+            findings.pop().unwrap()
+        }
+        _ => last, // there is nothing after it
+    };
+    assert_eq!((failed.check.as_str(), failed.state.as_str()), (step, "fail"), "{failed:?}");
+    assert!(failed.seen.contains(cause), "{failed:?}");
+    assert!(!failed.mend.is_empty(), "{failed:?}");
+    assert!(findings.iter().all(|before| ["ok", "warn"].contains(&before.state.as_str())), "{findings:#?}");
+    failed
+}
+
+/// The same, and pam_unbit.so refuses a login with the very words.
+#[track_caller]
+fn ends_as_a_login_does(step: &str, cause: &str) {
+    let failed = ends_at(step, cause);
+    let log = Log::from_now();
+    let done = ssh(30001, "true");
+    assert_eq!(done.status, Some(255), "{done:?}");
+    let line = log.one_line("refused: ");
+    let refused = line.split_once("refused: ").unwrap().1;
+    // Numbers of processes differ from one try to the next only where the process does.
+    assert!(failed.seen.starts_with(refused), "check: {}\nlogin: {refused}", failed.seen);
+    let told = failed.seen.split_once("the user reads: ").unwrap().1;
+    assert!(done.err.contains(told), "check: {told}\nlogin: {}", done.err);
+}
+
+#[track_caller]
+fn a_login_works() {
+    leader(30001);
+    assert_eq!(ssh(30001, "hostname").ok(), "c30001");
+    let (findings, status) = check();
+    let steps: Vec<_> = findings.iter().map(|finding| (finding.check.as_str(), finding.state.as_str())).collect();
+    let all = ["account", "pam", "keys", "reach", "verify", "namespaces", "cgroups", "join", "home", "shell"];
+    assert_eq!(steps, all.map(|step| (step, "ok")), "{findings:#?}");
+    assert_eq!(status, Some(0));
+}
+
+fn with_option(option: &str) -> Changed {
+    let option = format!("pam_unbit.so {option}");
+    Changed::file("/etc/pam.d/sshd", |text| text.replace("pam_unbit.so ", &format!("{option} ")))
+}
+
+/// Something else in a file's place, until this is dropped.
+fn instead(path: &str, made: &str) -> AtEnd<impl FnMut() + use<>> {
+    sh(format!("mv {path} {path}.kept && {made}")).ok();
+    let back = format!("rm -rf {path} && mv {path}.kept {path}");
+    AtEnd(move || drop(sh(&back)))
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_container_that_works() {
+    let members =
+        || sh("cat /sys/fs/cgroup/*/30001/cgroup.procs /sys/fs/cgroup/30001/cgroup.procs 2>/dev/null | sort -u").ok();
+    let before = members();
+    a_login_works();
+    assert_eq!(members(), before, "nothing is left behind");
+    let text = run("unbitctl", &["check", "30001"], b"").ok();
+    let last = text.lines().last().unwrap();
+    assert_eq!(last, "ok   shell: /bin/bash runs");
+    assert!(!text.contains('\x1b'), "no colour but on a terminal");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_account() {
+    {
+        sh("chown 0:0 /containers/30001").ok();
+        let _back = AtEnd(|| drop(sh("chown 30001:30001 /containers/30001")));
+        let failed = ends_at("account", "/containers/30001 belongs to 0:0");
+        assert_eq!(failed.mend, "chown 30001:30001 /containers/30001");
+        assert!(ssh(30001, "true").err.contains("Permission denied (publickey)"), "a login does not work either");
+    }
+    {
+        let _nsswitch = Changed::file("/etc/nsswitch.conf", |text| text.replace("unbit", ""));
+        assert_eq!(ends_at("account", "NSS lacks unbit").mend, "unbitctl setup nsswitch");
+    }
+    {
+        let _other = Changed::file("/etc/passwd", |text| format!("{text}30001:x:30001:0::/root:/bin/bash\n"));
+        ends_at("account", "uid 30001 and gid 0 belong to containers");
+    }
+    {
+        let _other = Changed::file("/etc/passwd", |text| format!("bob:x:30001:30001::/root:/bin/bash\n{text}"));
+        ends_at("account", "that uid is bob's");
+    }
+    {
+        fs::write("/etc/nologin", "").unwrap();
+        let _end = AtEnd(|| fs::remove_file("/etc/nologin").unwrap());
+        ends_at("account", "nologin is there");
+        assert_eq!(ssh(30001, "true").status, Some(255));
+    }
+    let absent = run("unbitctl", &["check", "30008"], b"");
+    assert_eq!(absent.status, Some(1));
+    assert!(absent.out.contains("FAIL account: there is no directory /containers/30008"), "{absent:?}");
+    a_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_pam_lines() {
+    for kind in ["auth", "account", "session"] {
+        let without = |text: &str| -> String {
+            let stays = |line: &&str| !(line.starts_with(kind) && line.contains("pam_unbit.so"));
+            text.lines().filter(stays).map(|line| line.to_owned() + "\n").collect()
+        };
+        let _line = Changed::file("/etc/pam.d/sshd", without);
+        let failed = ends_at("pam", &format!("the {kind} line of pam_unbit.so is missing"));
+        assert_eq!(failed.mend, "unbitctl setup pam");
+    }
+    {
+        let _option = with_option("timout=5");
+        ends_at("pam", "unknown option: timout=5");
+        let log = Log::from_now();
+        assert_eq!(ssh(30001, "true").status, Some(255));
+        log.one_line("unknown option: timout=5");
+    }
+    {
+        let _option = with_option("join=now");
+        ends_at("pam", "join=now would take sshd's monitor into the container");
+    }
+    {
+        let _option = with_option("namespaces=mnt,pid timeout=7");
+        let (findings, status) = check();
+        assert_eq!(status, Some(0), "{findings:#?}");
+        let seen = |step| findings.iter().find(|finding| finding.check == step).unwrap().seen.clone();
+        assert_eq!(seen("namespaces"), "pid,mnt", "the options are the login's");
+        assert!(seen("pam").contains("timeout=7"));
+    }
+    a_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_keys() {
+    let keys = "/containers/30001/.ssh/uwsgi_authorized_keys";
+    let as_the_tenant = |made: &str| format!("{} && chown -h 30001:30001 {keys}", made.replace("KEYS", keys));
+    {
+        let _none = instead(keys, "true");
+        ends_at("keys", "there is no file of keys");
+        assert_eq!(ssh(30001, "true").status, Some(255));
+    }
+    for (made, cause) in [
+        ("ln -s /root/.ssh/authorized_keys KEYS", "is a symbolic link, which is not followed here"),
+        ("mkfifo KEYS", "is not a regular file"),
+        ("mkdir KEYS", "is not a regular file"),
+        (
+            "install -m 666 /root/.ssh/id_ed25519.pub KEYS",
+            "bad ownership or modes for file /containers/30001/.ssh/uwsgi_authorized_keys",
+        ),
+    ] {
+        let _odd = instead(keys, &as_the_tenant(made));
+        ends_at("keys", cause);
+    }
+    for (folder, cause) in [
+        ("/containers/30001", "bad ownership or modes for directory /containers/30001"),
+        ("/containers/30001/.ssh", "bad ownership or modes for directory /containers/30001/.ssh"),
+    ] {
+        let before = sh(format!("stat -c %a {folder}; chmod o+w {folder}")).ok();
+        let _back = AtEnd(|| drop(sh(format!("chmod {before} {folder}"))));
+        ends_at("keys", cause);
+        let log = Log::from_now();
+        assert_eq!(ssh(30001, "true").status, Some(255));
+        eventually("sshd's own line", || log.text().contains(cause).then_some(()));
+    }
+    {
+        // Debian's sshd bears a group that is the user alone.
+        sh("chmod g+w /containers/30001/.ssh").ok();
+        let _back = AtEnd(|| drop(sh("chmod g-w /containers/30001/.ssh")));
+        let (findings, status) = check();
+        assert_eq!((findings[2].state.as_str(), status), ("warn", Some(0)), "{findings:#?}");
+        assert!(findings[2].seen.contains("directory /containers/30001/.ssh: mode 720"), "{findings:#?}");
+        assert_eq!(ssh(30001, "hostname").ok(), "c30001");
+    }
+    {
+        // One of the two is enough, and the other is told.
+        sh("install -o 30001 -g 30001 -m 666 /root/.ssh/id_ed25519.pub /containers/30001/.ssh/authorized_keys").ok();
+        let _end = AtEnd(|| drop(sh("rm /containers/30001/.ssh/authorized_keys")));
+        let (findings, status) = check();
+        assert_eq!((findings[2].check.as_str(), findings[2].state.as_str(), status), ("keys", "warn", Some(0)));
+    }
+    a_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_emperor_is_down() {
+    sh("node-emperor stop").ok();
+    {
+        let _up = AtEnd(|| drop(sh("node-emperor start")));
+        ends_as_a_login_does("reach", "connect to run/ns.socket: ECONNREFUSED");
+        sh(format!("mv {SOCKET} /tmp/")).ok();
+        ends_as_a_login_does("reach", "open run/ns.socket: ENOENT");
+        sh("rm /tmp/ns.socket").ok();
+    }
+    a_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn something_else_in_the_sockets_place() {
+    for (made, cause) in [
+        ("touch S", "run/ns.socket is not a socket"),
+        ("ln -s /containers/30000/run/ns.socket S", "run/ns.socket is not a socket"),
+        ("mkfifo -m 666 S", "run/ns.socket is not a socket"),
+        ("ln /containers/30000/run/ns.socket S", "run/ns.socket belongs to uid 30000"),
+    ] {
+        let _instead = instead(SOCKET, &made.replace('S', SOCKET));
+        ends_as_a_login_does("reach", cause);
+    }
+    {
+        let _instead = instead("/containers/30001/run", "ln -s /containers/30000/run /containers/30001/run");
+        ends_as_a_login_does("reach", "open its folder run: ENOTDIR");
+    }
+    a_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn somebody_else_listens() {
+    let listen = "perl -MSocket -e 'socket(S, AF_UNIX, SOCK_STREAM, 0); bind(S, sockaddr_un(shift)) or die; listen(S, 9); sleep 900'";
+    {
+        let _instead = instead(SOCKET, "true");
+        let by = "exec setpriv --reuid 30001 --regid 30001 --clear-groups";
+        let mut listener = Command::new("sh").args(["-c", &format!("{by} {listen} {SOCKET}")]).spawn().unwrap();
+        let _end = AtEnd(|| drop((listener.kill(), listener.wait())));
+        eventually("the listener", || fs::exists(SOCKET).unwrap().then_some(()));
+        ends_as_a_login_does("verify", "would be a container's pid 1");
+    }
+    a_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn root_s_door_is_broken() {
+    for (spoil, step, cause) in [
+        ("chown 30001 /run/unbit", "reach", "on the way to the door: mode"),
+        ("true", "reach", "open /run/unbit/30001/ns.socket: ENOENT"),
+        (
+            "perl -MSocket -e 'socket(S, AF_UNIX, SOCK_STREAM, 0); bind(S, sockaddr_un(shift))' /run/unbit/30001/ns.socket",
+            "reach",
+            "connect to the door's ns.socket: ECONNREFUSED",
+        ),
+    ] {
+        sh("mkdir -p /run/unbit/30001").ok();
+        let _end = AtEnd(|| drop(sh("rm -rf /run/unbit")));
+        sh(spoil).ok();
+        ends_as_a_login_does(step, cause);
+    }
+    a_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn no_cgroup_of_its_own() {
+    let pid = leader(30001);
+    let found = sh("find /sys/fs/cgroup -name cgroup.procs -path '*/30001/*'").ok();
+    let mut members = Vec::new();
+    for file in found.lines() {
+        for pid in fs::read_to_string(file).unwrap().lines() {
+            members.push((file.to_owned(), pid.to_owned()));
+            fs::write(file.replace("/30001/", "/system/"), pid).unwrap();
+        }
+    }
+    assert!(members.iter().any(|(_, member)| *member == pid));
+    {
+        let _back = AtEnd(|| {
+            for (file, pid) in &members {
+                let _ = fs::write(file, pid);
+            }
+        });
+        ends_as_a_login_does("cgroups", "it has no cgroup of its own");
+        let row = list().into_iter().find(|row| row.uid == "30001").unwrap();
+        assert_eq!((row.memory.as_str(), row.cpu_seconds.as_str()), ("None", "None"), "what it shares is not its own");
+        let _option = with_option("cgroup=optional");
+        assert_eq!(check().1, Some(0));
+    }
+    a_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_distribution_has_no_shell() {
+    {
+        let bash = "/distros/base/usr/bin/bash";
+        sh(format!("mv {bash} {bash}.kept")).ok();
+        let _back = AtEnd(|| drop(sh(format!("mv {bash}.kept {bash}"))));
+        ends_at("shell", "run /bin/bash: No such file or directory");
+        assert_ne!(ssh(30001, "true").status, Some(0));
+    }
+    {
+        let bash = "/distros/base/usr/bin/bash";
+        sh(format!("mv {bash} {bash}.kept; ln -s dash {bash}; chmod 0 /distros/base/usr/bin/dash")).ok();
+        let _back = AtEnd(|| drop(sh(format!("chmod 755 /distros/base/usr/bin/dash; mv {bash}.kept {bash}"))));
+        ends_at("shell", "run /bin/bash: Permission denied");
+    }
+    a_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_frozen_container_holds_nobody_up() {
+    let version_1 = "/sys/fs/cgroup/freezer/30001/freezer.state";
+    let found = ["/sys/fs/cgroup/30001/cgroup.freeze", "/sys/fs/cgroup/unified/30001/cgroup.freeze"];
+    let (file, words, ends) = match found.into_iter().find(|file| fs::exists(file).unwrap()) {
+        _ if fs::exists(version_1).unwrap() => (version_1, ["FROZEN", "THAWED"], "it cannot be ended now"),
+        Some(file) => (file, ["1", "0"], "ended"),
+        None => panic!("no freezer in this layout"),
+    };
+    {
+        fs::write(file, words[0]).unwrap();
+        let _thaw = AtEnd(|| fs::write(file, words[1]).unwrap());
+        let failed = ends_at("join", "has not come through within 3 s");
+        assert!(failed.seen.contains(ends), "{failed:?}");
+        let done = run("unbitctl", &["enter", "30001", "--", "true"], b"");
+        assert_eq!(done.status, Some(1));
+        assert!(done.err.contains("has not come through within 3 s"), "{done:?}");
+    }
+    eventually("their end", || sh("pgrep -x unbitctl").out.is_empty().then_some(()));
+    a_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn who_is_not_root() {
+    let as_alice =
+        |arguments: &str| sh(format!("setpriv --reuid 1000 --regid 1000 --clear-groups unbitctl {arguments}"));
+    for arguments in ["check 30001", "enter 30001", "enter --root 30001 -- true"] {
+        let done = as_alice(arguments);
+        assert_eq!(done.status, Some(3), "{arguments}: {done:?}");
+        assert!(done.err.ends_with("needs root\n"), "{arguments}: {done:?}");
+    }
+    for arguments in ["check 29999", "check root", "enter", "enter 030001", "list --watch --json"] {
+        assert_eq!(sh(format!("unbitctl {arguments}")).status, Some(2), "{arguments}");
+    }
+    let done = as_alice("list");
+    assert_eq!(done.err, "unbitctl: without root states, host names and quotas are not seen\n");
+    let pid = leader(30001);
+    let text = done.ok();
+    let line = text.lines().find(|line| line.starts_with("30001")).unwrap();
+    let cells: Vec<_> = line.split_whitespace().collect();
+    assert_eq!(cells[..5], ["30001", "10.0.0.3", "?", "?", &pid], "{line}");
+    assert_eq!(cells.last(), Some(&"?"), "{line}");
+}
+
+/// A row of `unbitctl list --json`, its values as Python writes them.
+#[derive(Debug)]
+struct Row {
+    uid: String,
+    host_name: String,
+    state: String,
+    cause: String,
+    pid: String,
+    memory: String,
+    memory_limit: String,
+    cpu_seconds: String,
+    sessions: String,
+    quota_used: String,
+}
+
+fn list() -> Vec<Row> {
+    let json = run("unbitctl", &["list", "--json"], b"").ok();
+    let keys = "uid host_name state cause pid memory memory_limit cpu_seconds sessions quota_used quota_limit";
+    let rows =
+        format!("import json, sys\nfor c in json.load(sys.stdin): print(*[c[k] for k in '{keys}'.split()], sep='\\t')");
+    let rows = run("python3", &["-c", &rows], json.as_bytes()).ok();
+    let row = |row: &str| {
+        let mut cells = row.split('\t').map(str::to_owned);
+        let mut next = || cells.next().unwrap();
+        Row {
+            uid: next(),
+            host_name: next(),
+            state: next(),
+            cause: next(),
+            pid: next(),
+            memory: next(),
+            memory_limit: next(),
+            cpu_seconds: next(),
+            sessions: next(),
+            quota_used: next(),
+        }
+    };
+    rows.lines().map(row).collect()
+}
+
+fn row(uid: u32) -> Row {
+    list().into_iter().find(|row| row.uid == uid.to_string()).unwrap()
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_list_of_containers_that_run() {
+    let (first, second) = (leader(30000), leader(30001));
+    let rows = list();
+    let seen: Vec<_> = rows
+        .iter()
+        .map(|row| (row.uid.as_str(), row.host_name.as_str(), row.state.as_str(), row.pid.as_str()))
+        .collect();
+    assert_eq!(seen, [("30000", "c30000", "running", first.as_str()), ("30001", "c30001", "running", second.as_str())]);
+    assert!(rows[1].cpu_seconds.parse::<f64>().unwrap() > 0.0, "{rows:?}");
+
+    let mut client = Command::new("ssh").args(["30001@node", "sleep 1100"]).stdin(Stdio::null()).spawn().unwrap();
+    let mut inside =
+        Command::new("unbitctl").args(["enter", "30001", "--", "sleep", "1101"]).stdin(Stdio::null()).spawn().unwrap();
+    {
+        let _end = AtEnd(|| {
+            drop((client.kill(), client.wait()));
+            sh(format!("kill -TERM {}", inside.id())).ok();
+            inside.wait().unwrap();
+        });
+        eventually("both sessions", || (row(30001).sessions == "2").then_some(()));
+        assert_eq!(row(30000).sessions, "0");
+    }
+    eventually("no session", || (row(30001).sessions == "0").then_some(()));
+
+    let text = run("unbitctl", &["list"], b"").ok();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    assert!(lines[0].starts_with("  UID  ADDRESS   HOST"), "{text}");
+    let at = lines[0].find("STATE").unwrap();
+    assert!(lines[1..].iter().all(|line| line[at..].starts_with("running ")), "{text}");
+    assert_eq!(sh("unbitctl list | head -1 | wc -l; echo ${PIPESTATUS[0]}").ok(), "1\n0");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn memory_is_told_with_its_limit() {
+    let files = ["memory/30001/memory.limit_in_bytes", "30001/memory.limit_in_bytes", "30001/memory.max"];
+    let file = files.map(|file| format!("/sys/fs/cgroup/{file}")).into_iter().find(|file| fs::exists(file).unwrap());
+    let file = file.expect("a memory controller");
+    assert_eq!(row(30001).memory_limit, "None");
+    let before = fs::read_to_string(&file).unwrap();
+    fs::write(&file, (256 << 20).to_string()).unwrap();
+    let _back = AtEnd(|| fs::write(&file, if before.trim() == "max" { "max" } else { "-1" }).unwrap());
+    let limited = row(30001);
+    assert_eq!(limited.memory_limit, (256 << 20).to_string());
+    let memory: u64 = limited.memory.parse().unwrap();
+    assert!((1..256 << 20).contains(&memory), "{limited:?}");
+    assert!(run("unbitctl", &["list"], b"").ok().contains("/256M"), "for people too");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn each_state_is_told_with_its_cause() {
+    {
+        let _instead = instead(SOCKET, &format!("touch {SOCKET}"));
+        let row = row(30001);
+        assert_eq!((row.state.as_str(), row.cause.as_str()), ("not-trusted", "run/ns.socket is not a socket"));
+        assert_eq!(row.pid, leader_without_socket(), "that it runs is seen all the same");
+    }
+    {
+        sh("mkdir /containers/30005 && chown 30006:30005 /containers/30005; touch /containers/30007; mkdir /containers/030001 /containers/x").ok();
+        let _end = AtEnd(|| drop(sh("rm -r /containers/30005 /containers/30007 /containers/030001 /containers/x")));
+        let rows = list();
+        assert_eq!(rows.len(), 4, "{rows:#?}");
+        assert_eq!(
+            (rows[2].state.as_str(), rows[2].cause.as_str()),
+            ("no-account", "/containers/30005 belongs to 30006:30005")
+        );
+        assert_eq!(
+            (rows[3].state.as_str(), rows[3].cause.as_str()),
+            ("no-account", "open /containers/30007: ENOTDIR (Not a directory)")
+        );
+    }
+    sh("node-emperor stop").ok();
+    {
+        let _up = AtEnd(|| drop(sh("node-emperor start")));
+        let rows = list();
+        assert!(rows.iter().all(|row| row.state == "not-running" && row.pid == "None"), "{rows:#?}");
+        assert_eq!(rows[1].cause, "connect to run/ns.socket: ECONNREFUSED (Connection refused)");
+    }
+    a_login_works();
+}
+
+fn leader_without_socket() -> String {
+    run("node-pid", &["30001"], b"").ok()
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn one_that_does_not_answer_does_not_hold_up_the_list() {
+    let pid = leader(30001);
+    sh(format!("kill -STOP {pid}")).ok();
+    {
+        let fill = "use Socket qw(:DEFAULT SOCK_NONBLOCK); my @held; while (1) { socket(my $s, AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0) or die;
+            connect($s, sockaddr_un('/containers/30001/run/ns.socket')) or last; push @held, $s } open(F, '>/tmp/full'); sleep 600";
+        let mut holder = Command::new("perl").args(["-e", fill]).spawn().unwrap();
+        let _end = AtEnd(|| {
+            drop((holder.kill(), holder.wait(), fs::remove_file("/tmp/full")));
+            drop(sh(format!("kill -CONT {pid}")));
+        });
+        eventually("a full backlog", || fs::exists("/tmp/full").unwrap().then_some(()));
+        let started = Instant::now();
+        let row = row(30001);
+        assert_eq!(
+            (row.state.as_str(), row.cause.as_str()),
+            ("not-answering", "connect to run/ns.socket: ETIMEDOUT (Connection timed out)")
+        );
+        assert!(started.elapsed() < Duration::from_secs(3), "less than a login waits: {:?}", started.elapsed());
+        ends_as_a_login_does("reach", "connect to run/ns.socket: ETIMEDOUT");
+    }
+    a_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn ten_thousand_directories() {
+    sh("cd /containers; mkdir {40000..49999}; perl -e 'chown $_, $_, $_ for 40000..49999'").ok();
+    let _end = AtEnd(|| drop(sh("rm -r /containers/4????")));
+    let started = Instant::now();
+    let text = run("unbitctl", &["list"], b"").ok();
+    println!("10,002 containers took {:.2} s", started.elapsed().as_secs_f64());
+    let uids: Vec<u32> =
+        text.lines().skip(1).map(|line| line.split_whitespace().next().unwrap().parse().unwrap()).collect();
+    let all: Vec<u32> = [30000, 30001].into_iter().chain(40000..50000).collect();
+    assert_eq!(uids, all, "each once, by uid");
+    assert_eq!(list().len(), 10_002);
+}
+
+/// ext4 with its own quota feature, in a file.
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_quota_is_told() {
+    assert_eq!(row(30001).quota_used, "None", "no quota here");
+    sh("truncate -s 32M /tmp/quota && mkfs.ext4 -q -O quota -E quotatype=usrquota /tmp/quota").ok();
+    sh("mknod /dev/loop-control c 10 237; for i in {0..31}; do mknod /dev/loop$i b 7 $i; done").ok();
+    let device = sh("losetup -f --show /tmp/quota").ok();
+    let _end = AtEnd(|| drop(sh(format!("umount /containers; losetup -d {device}; rm /tmp/quota /dev/loop*"))));
+    let mounted = sh(format!("mount -o usrquota {device} /containers"));
+    if mounted.status != Some(0) && sh("dmesg | grep 'not built with CONFIG_QUOTA'").status == Some(0) {
+        assert!(std::env::var_os("CI").is_none(), "this kernel has no quota for ext4");
+        return eprintln!("not tried: this kernel has no quota for ext4");
+    }
+    mounted.ok();
+    sh("mkdir /containers/30001; head -c 1M /dev/zero >/containers/30001/x; chown -R 30001:30001 /containers/30001; sync").ok();
+    let used: u64 = row(30001).quota_used.parse().unwrap();
+    assert!(((1 << 20)..(2 << 20)).contains(&used), "{used}");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn watch_goes_on_until_it_is_told_to_end() {
+    assert_eq!(sh("unbitctl list --watch").status, Some(1), "a terminal is needed");
+    let done = sh(
+        "script -qec 'stty rows 24 cols 120; timeout --foreground --preserve-status -s INT 5 unbitctl list --watch' /dev/null",
+    );
+    assert_eq!(done.status, Some(0), "{done:?}");
+    let looks = done.out.matches("\x1b[H").count();
+    assert!((2..=3).contains(&looks), "{done:?}");
+    assert!(done.out.contains('%'), "shares of a processor from the second look on: {done:?}");
+}
+
+/// Where a process inside is, and what it is.
+const PLACE: &str = "echo $(hostname) $(readlink /proc/self/ns/mnt) $(id -u) $(id -G) $(pwd); cat /proc/self/cgroup";
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn enter_is_where_a_login_is() {
+    assert_eq!(run("unbitctl", &["enter", "30001", "--", "sh", "-c", PLACE], b"").ok(), ssh(30001, PLACE).ok());
+    let of_process = "for kind in ipc mnt net pid uts user cgroup; do readlink /proc/self/ns/$kind; done; grep -E '^(Uid|Gid|Groups|Cap)' /proc/self/status";
+    assert_eq!(
+        run("unbitctl", &["enter", "30001", "--", "sh", "-c", of_process], b"").ok(),
+        ssh(30001, of_process).ok()
+    );
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn enter_takes_nothing_of_the_operators_along() {
+    let inside = |outside: &str, command: &str| {
+        sh(format!("{} 2>/dev/null", outside.replace("ENTER", &format!("unbitctl enter 30001 -- sh -c '{command}'"))))
+    };
+    let environment = inside(
+        "SECRET=1 LD_LIBRARY_PATH=/x LANG=C.UTF-8 TERM=vt100 ENTER",
+        "tr \"\\0\" \"\\n\" </proc/$$/environ | sort",
+    )
+    .ok();
+    let expected = "HOME=/containers/30001\nLANG=C.UTF-8\nLOGNAME=30001\nPATH=/usr/local/bin:/usr/bin:/bin\nSHELL=/bin/bash\nTERM=vt100\nUSER=30001";
+    assert_eq!(environment, expected);
+    // Descriptors: of the operator's none, not even the standard ones.
+    let open = inside("ENTER 7</etc/shadow 0</", "cd /proc/$$/fd; for fd in *; do readlink $fd; done; true").ok();
+    let open: Vec<_> = open.lines().collect();
+    assert!(open.len() == 3 && open.iter().all(|open| open.starts_with("pipe:")), "{open:?}");
+    // The terminal and the keyring.
+    let terminal = sh(
+        "script -qec \"unbitctl enter 30001 -- sh -c ': </dev/tty' </dev/null >/tmp/out 2>&1\" /dev/null; cat /tmp/out",
+    )
+    .out;
+    assert!(terminal.contains("/dev/tty"), "there is none to open: {terminal}");
+    let session = "awk '{print $6, $7}' /proc/self/stat";
+    let session = run("unbitctl", &["enter", "30001", "--", "sh", "-c", session], b"").ok();
+    let (leads, tty) = session.split_once(' ').unwrap();
+    assert_ne!(leads, "0", "a session of its own, inside");
+    assert_eq!(tty, "0");
+    assert_eq!(inside("umask 0; ENTER", "umask").ok(), "0022");
+    let ignored = inside("trap \"\" PIPE; ENTER", "grep SigIgn /proc/$$/status | cut -f2").ok();
+    assert_eq!(
+        u64::from_str_radix(&ignored, 16).unwrap() & 1 << 12,
+        0,
+        "SIGPIPE does what it does by default: {ignored}"
+    );
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_exit_status_and_the_signal_come_back() {
+    let enter = |command: &[&str]| run("unbitctl", &[&["enter", "30001", "--"], command].concat(), b"");
+    assert_eq!(enter(&["sh", "-c", "exit 42"]).status, Some(42));
+    assert_eq!(enter(&["sh", "-c", "kill -TERM $$"]).status, Some(143));
+    assert_eq!(enter(&["nonesuch"]).status, Some(127));
+    assert_eq!(enter(&["/etc/passwd"]).status, Some(126));
+    assert_eq!(enter(&["false"]), Done { status: Some(1), out: String::new(), err: String::new() });
+
+    for (signal, status) in [("TERM", 143), ("INT", 130), ("HUP", 129), ("USR1", 138)] {
+        let mut outside = Command::new("unbitctl")
+            .args(["enter", "30001", "--", "sleep", "1102"])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let sleep = eventually("the process inside", || pgrep("^sleep 1102$"));
+        sh(format!("kill -{signal} {}", outside.id())).ok();
+        assert_eq!(outside.wait().unwrap().code(), Some(status), "{signal}");
+        assert!(!fs::exists(format!("/proc/{sleep}")).unwrap());
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn bytes_go_through_unharmed_both_ways() {
+    let data: Vec<u8> = (0..1u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let here = run("sha256sum", &[], &data).ok();
+    assert_eq!(run("unbitctl", &["enter", "30001", "--", "sha256sum"], &data).ok(), here);
+    fs::write("/tmp/data", &data).unwrap();
+    assert_eq!(sh("unbitctl enter 30001 -- cat </tmp/data | sha256sum").ok(), here);
+    assert_eq!(sh("unbitctl enter 30001 -- sh -c 'echo out; echo err >&2' 2>&1 >/dev/null").ok(), "err");
+    assert_eq!(sh("unbitctl enter 30001 -- yes | head -1").ok(), "y", "nobody reads any more");
+    assert_eq!(sh("yes | timeout 5 unbitctl enter 30001 -- true").status, Some(0), "nobody asks for more");
+    // A process that goes on in the background does not keep the operator.
+    assert_eq!(sh("timeout 5 unbitctl enter 30001 -- sh -c 'sleep 20 & echo done'").ok(), "done");
+    sh("pkill -x sleep -u 30001").ok();
+}
+
+/// Runs a Python program that has a terminal of 24 lines and 80 columns, in which it runs `unbitctl enter 30001 -- COMMAND`; `go` is what it does.
+fn on_a_terminal(command: &str, go: &str) -> String {
+    let program = format!(
+        "import fcntl, os, pty, struct, sys, termios, time
+def size(fd, rows, columns): fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack('HHHH', rows, columns, 0, 0))
+pid, master = pty.fork()
+if pid == 0:
+    size(0, 24, 80)
+    os.execvp('sh', ['sh', '-c', '''{command}'''])
+seen = b''
+def until(text):
+    global seen
+    while text.encode() not in seen:
+        try: more = os.read(master, 4096)
+        except OSError: more = b''
+        if not more: sys.exit('the end before ' + text + ' in ' + repr(seen))
+        seen += more
+    before, _, seen = seen.partition(text.encode())
+    return before.decode()
+def say(text): os.write(master, text.encode())
+{go}
+"
+    );
+    run("python3", &["-c", &program], b"").ok()
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_terminal_is_the_containers_own() {
+    let enter = "echo outside $(tty); unbitctl enter 30001";
+    // A login shell, its terminal, its size, a new size, its keys, its end.
+    let said = on_a_terminal(
+        &format!("{enter}; echo left $?"),
+        r#"
+until('outside '); outside = until('\r\n')
+until('$ '); say("echo BE''GIN $0 $(tty) $(stty size) E''ND\r"); until('BEGIN '); inside = until(' END')
+size(master, 40, 100); time.sleep(0.3)
+say("echo BE''GIN $(stty size) E''ND\r"); until('BEGIN '); new = until(' END')
+say('sleep 77\r'); time.sleep(0.3); say('\x03'); until('$ ')
+say('exit 9\r'); until('left '); status = until('\r\n')
+print(outside, inside, new, status, sep='|')"#,
+    );
+    let parts: Vec<_> = said.split('|').collect();
+    let [outside, inside, new, status] = parts[..] else { panic!("{said}") };
+    let words: Vec<_> = inside.split(' ').collect();
+    assert_eq!([words[0], words[2], words[3]], ["-bash", "24", "80"], "{said}");
+    assert!(words[1].starts_with("/dev/pts/") && words[1] != outside, "{said}");
+    assert_eq!((new, status), ("40 100", "9"), "{said}");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_operators_terminal_is_as_it_was() {
+    for command in ["true", "kill -KILL \\$\\$", "nonesuch", "stty raw -echo"] {
+        let enter = format!("unbitctl enter 30001 -- sh -c \"{command}\"");
+        let enter = if command == "nonesuch" { "unbitctl enter 30001 -- nonesuch".to_owned() } else { enter };
+        let said = on_a_terminal(
+            &format!("echo one $(stty -g); {enter}; echo two $(stty -g)"),
+            "until('one '); one = until('\\r\\n'); until('two '); two = until('\\r\\n'); print(one == two)",
+        );
+        assert_eq!(said, "True", "{command}");
+    }
+    // From outside, and in the middle of it.
+    let said = on_a_terminal(
+        "echo one $(stty -g); unbitctl enter 30001 -- sh -c \"echo here; exec sleep 1103\"; echo two $(stty -g)",
+        "until('one '); one = until('\\r\\n'); until('here'); os.system('pkill -TERM -x unbitctl'); until('two '); two = until('\\r\\n'); print(one == two)",
+    );
+    assert_eq!(said, "True", "ended by a signal");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn enter_as_root() {
+    let enter = |command: &str| run("unbitctl", &["enter", "--root", "30001", "--", "sh", "-c", command], b"");
+    let done = enter(
+        "id -u; id -G; hostname; echo $HOME $PATH; for kind in mnt pid net; do readlink /proc/self/ns/$kind; done",
+    );
+    assert!(done.err.contains("root inside the container"), "{done:?}");
+    let theirs = namespaces(&leader(30001));
+    let expected = format!(
+        "0\n0\nc30001\n/root /usr/sbin:/usr/bin:/sbin:/bin\n{}\n{}\n{}",
+        theirs["mnt"], theirs["pid"], theirs["net"]
+    );
+    assert_eq!(done.ok(), expected);
+    // What an administrator needs, and nothing that leads out.
+    let sets = enter("grep -E '^Cap(Prm|Eff|Bnd|Inh|Amb)' /proc/self/status | cut -f2").ok();
+    assert_eq!(sets, "0000000000000000\n00000000000834fb\n00000000000834fb\n00000000000834fb\n0000000000000000");
+    assert_eq!(enter("touch /containers/30001/tmp/x && chown 30001 /containers/30001/tmp/x && stat -c %u /containers/30001/tmp/x && rm /containers/30001/tmp/x").ok(), "30001");
+    for forbidden in ["mount -t tmpfs none /tmp", "mknod /tmp/sda b 8 0", "chroot /tmp true", "hostname x"] {
+        enter(forbidden).failed();
+    }
+    let open = enter("cd /proc/$$/fd; for fd in *; do readlink $fd; done; true").ok();
+    assert!(open.lines().count() == 3 && open.lines().all(|open| open.starts_with("pipe:")), "{open}");
+    assert_eq!(
+        enter("grep -c /30001 /proc/self/cgroup").ok(),
+        run("unbitctl", &["enter", "30001", "--", "grep", "-c", "/30001", "/proc/self/cgroup"], b"").ok()
+    );
+    // The program that entered is out of reach: what /proc/PID/exe leads to is a sealed copy.
+    let mut outside = Command::new("unbitctl")
+        .args(["enter", "--root", "30001", "--", "sleep", "1104"])
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("the process inside", || pgrep("^sleep 1104$"));
+    let program = fs::read_link(format!("/proc/{}/exe", outside.id())).unwrap();
+    sh(format!("kill -TERM {}", outside.id())).ok();
+    outside.wait().unwrap();
+    assert_eq!(program.to_string_lossy(), "/memfd:unbitctl (deleted)");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn enter_goes_no_way_that_a_login_does_not() {
+    let refused = |cause: &str| {
+        for root in [&[][..], &["--root"]] {
+            let done = run(
+                "unbitctl",
+                &[&["enter"], root, &["30001", "--", "touch", "/tmp/landed-on-the-host"]].concat(),
+                b"",
+            );
+            assert_eq!((done.status, done.out.as_str()), (Some(1), ""), "{done:?}");
+            assert!(done.err.contains(cause), "{done:?}");
+        }
+        assert!(!fs::exists("/tmp/landed-on-the-host").unwrap());
+    };
+    {
+        let _instead = instead(SOCKET, &format!("touch {SOCKET}"));
+        refused("container 30001 refused: run/ns.socket is not a socket");
+    }
+    {
+        sh("chown 0:0 /containers/30001").ok();
+        let _back = AtEnd(|| drop(sh("chown 30001:30001 /containers/30001")));
+        refused("container 30001 refused: /containers/30001 belongs to 0:0");
+    }
+    assert_eq!(run("unbitctl", &["enter", "30001", "--", "hostname"], b"").ok(), "c30001", "the witness");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_container_that_is_killed_takes_its_visitors_with_it() {
+    let mut outside: Child =
+        Command::new("unbitctl").args(["enter", "30001", "--", "sleep", "1105"]).stdin(Stdio::null()).spawn().unwrap();
+    eventually("the process inside", || pgrep("^sleep 1105$"));
+    sh(format!("kill -KILL {}", leader(30001))).ok();
+    let end = eventually("its end", || outside.try_wait().unwrap());
+    assert_eq!(end.code(), Some(137));
+    eventually("a new pid 1", || (run("node-pid", &["30001"], b"").status == Some(0)).then_some(()));
+    a_login_works();
+}
