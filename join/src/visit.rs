@@ -130,7 +130,7 @@ impl Visit {
         let root = (Uid::from_raw(0), Gid::from_raw(0));
         retry(|| setgroups(&[root.1])).step(Reason::Broken, "leave root's groups")?;
         retry(|| setresgid(root.1, root.1, root.1)).step(Reason::Broken, "stay in root's group")?;
-        retry(|| keep_capabilities(&kept).map_err(|_| Errno::last())).step(Reason::Broken, "drop capabilities")?;
+        keep_capabilities(&kept).step(Reason::Broken, "drop capabilities")?;
         self.must_be_alive()
     }
 
