@@ -78,6 +78,15 @@ impl Net {
             for interface in eth0 eth1 emperor0; do $node sysctl -qw net.ipv4.conf.$interface.rp_filter=0; done
             mkdir -p /etc/uwsgi";
         sh(script).ok();
+        // Neighbours that know each other: a first packet may otherwise wait for a second.
+        for (name, _, near, far) in WIRES {
+            let host = |address: &str| address.split('/').next().unwrap().to_owned();
+            for source in far.iter().filter(|address| !address.ends_with("/32")) {
+                let to = near.iter().find(|to| to.contains(':') == source.contains(':')).unwrap();
+                let ping = format!("nsenter --net=/run/netns/{name} ping -c1 -W1 -q -I {} {}", host(source), host(to));
+                eventually(&ping, || (sh(&ping).status == Some(0)).then_some(()));
+            }
+        }
         fs::write("/etc/uwsgi/nodes", NODES).unwrap();
         fs::write("/etc/uwsgi/legion_nodes", ROUTERS).unwrap();
         Self
@@ -323,7 +332,7 @@ fn connect(source: &str, to: &str, port: u16) -> Option<TcpStream> {
             "{}",
             std::io::Error::last_os_error()
         );
-        let patience = libc::timeval { tv_sec: 0, tv_usec: 700_000 };
+        let patience = libc::timeval { tv_sec: 1, tv_usec: 500_000 }; // one SYN may be lost
         let size = size_of::<libc::timeval>() as u32;
         // A connect ends after SO_SNDTIMEO, see socket(7).
         assert_eq!(
@@ -578,6 +587,7 @@ fn the_check_sees_what_the_lists_say_now() {
     load("table inet unbit\ndelete table inet unbit\ntable inet unbit { }\n");
     holds(&check(), &["FAIL ports: "]);
 
+    fs::write("/etc/uwsgi/nodes", NODES).unwrap();
     fs::rename("/usr/sbin/nft", "/usr/sbin/nft.away").unwrap();
     let _back = AtEnd(|| fs::rename("/usr/sbin/nft.away", "/usr/sbin/nft").unwrap());
     holds(&check(), &["warn ports: nft is not installed", "mend: apt install nftables && unbitctl firewall --apply"]);

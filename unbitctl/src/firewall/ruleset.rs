@@ -106,7 +106,7 @@ table inet unbit {{
     # What the node has not asked for.
     chain containers {{
         ct direction reply ct state established accept
-        meta l4proto {{ icmp, ipv6-icmp }} accept
+        meta l4proto {{ icmp, icmpv6 }} accept
         tcp dport {{ 22, 80, 443 }} accept
         meta l4proto . th dport @containers_reach accept
         counter drop
