@@ -4,6 +4,7 @@
 //! cgroup, where no tenant's memory limit can kill it.
 
 use crate::leader::{Leader, Proc};
+use crate::mountinfo::Mount;
 use crate::refusal::{Reason, Refusal, Step};
 use crate::sys::retry;
 use nix::errno::Errno;
@@ -35,30 +36,30 @@ pub fn names(cgroups: &[Cgroup]) -> String {
 
 /// Opens the cgroups to join. With `own_required`, the container must be in one that neither its parent process nor we are in.
 pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refusal> {
-    let memberships = Memberships::of(&leader.proc, Reason::NotRunning)?;
+    let read = |process: &Proc, reason| Membership::all_of(process).step(reason, "read /proc/PID/cgroup");
+    let memberships = read(&leader.proc, Reason::NotRunning)?;
     let ours = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
-    let mounts = ours.read("mountinfo").step(Reason::Broken, "read /proc/self/mountinfo")?;
-    let mounts: Vec<_> = mounts.lines().filter_map(Mount::parse).collect();
-    let ours = Memberships::of(&ours, Reason::Broken)?;
+    let mounts = Hierarchy::all_mounted().step(Reason::Broken, "read /proc/self/mountinfo")?;
+    let ours = read(&ours, Reason::Broken)?;
     let parent = match leader.parent()? {
-        0 => Memberships::default(),
+        0 => Vec::new(),
         parent => Proc::of(parent)
             .step(Reason::NotRunning, format_args!("open /proc/{parent}, the parent of its pid 1"))
-            .and_then(|parent| Memberships::of(&parent, Reason::NotRunning))?,
+            .and_then(|parent| read(&parent, Reason::NotRunning))?,
     };
 
     let mut cgroups = Vec::new();
     let (mut has_own, mut is_in_sight) = (false, false);
-    for membership in &memberships.0 {
+    for membership in &memberships {
         let candidates: Vec<_> = mounts.iter().filter(|mount| mount.shows(membership)).collect();
         if candidates.is_empty() {
             continue; // not mounted: nothing that anybody could have set a limit in
         }
         is_in_sight = true;
-        if ours.0.contains(membership) {
+        if ours.contains(membership) {
             continue; // sshd's child is in it by birth
         }
-        has_own |= membership.path != "/" && !parent.0.contains(membership);
+        has_own |= membership.path != "/" && !parent.contains(membership);
         let mut procs = Err(Errno::ENOENT);
         for mount in candidates {
             procs = procs.or_else(|_| mount.open(membership));
@@ -125,9 +126,10 @@ impl Hierarchies {
 
 /// A line of /proc/PID/cgroup: `4:memory:/30001`, `3:name=systemd:/30001`, or `0::/30001` for version 2.
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Membership {
+pub struct Membership {
     controllers: String,
-    path: String,
+    /// The cgroup, from the top of its hierarchy.
+    pub path: String,
 }
 
 impl Membership {
@@ -135,6 +137,11 @@ impl Membership {
         let mut fields = line.splitn(3, ':');
         let (_hierarchy, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
         Some(Self { controllers: controllers.to_owned(), path: path.to_owned() })
+    }
+
+    /// Those of a process.
+    pub fn all_of(process: &Proc) -> std::io::Result<Vec<Self>> {
+        Ok(process.read("cgroup")?.lines().filter_map(Self::parse).collect())
     }
 
     fn is_v2(&self) -> bool {
@@ -150,50 +157,53 @@ impl Membership {
     }
 }
 
-#[derive(Default, Debug)]
-struct Memberships(Vec<Membership>);
-
-impl Memberships {
-    fn of(process: &Proc, reason: Reason) -> Result<Self, Refusal> {
-        let text = process.read("cgroup").step(reason, "read /proc/PID/cgroup")?;
-        Ok(Self(text.lines().filter_map(Membership::parse).collect()))
-    }
-}
-
-/// A line of /proc/self/mountinfo that shows a cgroup hierarchy, or a part of one.
+/// A mount that shows a cgroup hierarchy, or a part of one.
 #[derive(Debug)]
-struct Mount {
-    device: u64,
-    /// The cgroup that is seen at the mount point.
-    root: String,
-    point: String,
+pub struct Hierarchy {
+    mount: Mount,
     /// The controllers and name of version 1; `None` for version 2.
     controllers: Option<Vec<String>>,
 }
 
-impl Mount {
-    /// See proc_pid_mountinfo(5): the fields behind the lone "-" are the type, the source and the super block's options.
-    fn parse(line: &str) -> Option<Self> {
-        let (place, kind) = line.split_once(" - ")?;
-        let mut kind = kind.split(' ');
-        let (filesystem, options) = (kind.next()?, kind.nth(1)?);
-        let controllers = match filesystem {
+impl Hierarchy {
+    /// Those that are mounted in our mount namespace.
+    pub fn all_mounted() -> std::io::Result<Vec<Self>> {
+        let mounts = Proc::of_self()?.read("mountinfo")?;
+        Ok(mounts.lines().filter_map(Mount::parse).filter_map(Self::of).collect())
+    }
+
+    fn of(mount: Mount) -> Option<Self> {
+        let controllers = match mount.filesystem.as_str() {
             "cgroup2" => None,
-            "cgroup" => Some(options.split(',').map(str::to_owned).collect()),
+            "cgroup" => Some(mount.super_options.split(',').map(str::to_owned).collect()),
             _ => return None,
         };
-        let mut place = place.split(' ').skip(2);
-        let (major, minor) = place.next()?.split_once(':')?;
-        Some(Self {
-            device: nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?),
-            root: unescape(place.next()?),
-            point: unescape(place.next()?),
-            controllers,
-        })
+        Some(Self { mount, controllers })
+    }
+
+    /// Where it is mounted.
+    pub fn point(&self) -> &str {
+        &self.mount.point
+    }
+
+    /// Whether it is the one of version 2.
+    pub fn is_v2(&self) -> bool {
+        self.controllers.is_none()
+    }
+
+    /// Whether it is of version 1 and has this controller. (Those of version 2 are in its files.)
+    pub fn has_v1(&self, controller: &str) -> bool {
+        self.controllers.iter().flatten().any(|has| has == controller)
+    }
+
+    /// The directory of a process's cgroup, if it is seen here.
+    pub fn directory_of(&self, memberships: &[Membership]) -> Option<String> {
+        let membership = memberships.iter().find(|membership| self.shows(membership))?;
+        Some(format!("{}/{}", self.mount.point, self.relative(membership)?))
     }
 
     /// Whether it is the membership's hierarchy, and shows the part of it where the membership's cgroup is.
-    fn shows(&self, membership: &Membership) -> bool {
+    pub fn shows(&self, membership: &Membership) -> bool {
         let same_hierarchy = match &self.controllers {
             None => membership.is_v2(),
             Some(options) => {
@@ -213,42 +223,21 @@ impl Mount {
         if path.split('/').any(|name| name == "..") {
             return None; // outside our cgroup namespace
         }
-        let rest = path.strip_prefix(self.root.trim_end_matches('/'))?;
+        let rest = path.strip_prefix(self.mount.root.trim_end_matches('/'))?;
         if rest.is_empty() || rest.starts_with('/') { Some(rest.trim_start_matches('/')) } else { None }
     }
 
     /// Opens the cgroup's `cgroup.procs`, unless something else is mounted over it (EXDEV).
     fn open(&self, membership: &Membership) -> nix::Result<File> {
-        let directory = format!("{}/{}", self.point, self.relative(membership).ok_or(Errno::ENOENT)?);
+        let directory = format!("{}/{}", self.mount.point, self.relative(membership).ok_or(Errno::ENOENT)?);
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let directory = retry(|| open(directory.as_str(), flags, Mode::empty()))?;
-        if retry(|| fstat(&directory))?.st_dev != self.device {
+        if retry(|| fstat(&directory))?.st_dev != self.mount.device {
             return Err(Errno::EXDEV);
         }
         let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         retry(|| openat(&directory, "cgroup.procs", flags, Mode::empty())).map(File::from)
     }
-}
-
-/// mountinfo writes blank, tab, newline and backslash as a backslash and three octal digits.
-fn unescape(field: &str) -> String {
-    let mut text = String::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((before, after)) = rest.split_once('\\') {
-        text.push_str(before);
-        let code = after.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok()).map(char::from);
-        match code {
-            Some(code) => {
-                text.push(code);
-                rest = after.get(3..).unwrap_or_default();
-            }
-            None => {
-                text.push('\\');
-                rest = after;
-            }
-        }
-    }
-    text + rest
 }
 
 #[cfg(test)]
@@ -262,8 +251,8 @@ mod tests {
     const SUBTREE: &str = "38 30 0:29 /node/a\\040b /mnt/x\\134y rw - cgroup cgroup rw,memory";
     const OTHER: &str = "39 30 8:1 / / rw - ext4 /dev/sda1 rw,memory";
 
-    fn mount(line: &str) -> Mount {
-        Mount::parse(line).unwrap()
+    fn hierarchy(line: &str) -> Hierarchy {
+        Mount::parse(line).and_then(Hierarchy::of).unwrap()
     }
 
     fn membership(line: &str) -> Membership {
@@ -272,7 +261,7 @@ mod tests {
 
     #[test]
     fn each_line_finds_its_hierarchy_and_no_other() {
-        let mounts = [MEMORY, CPU, SYSTEMD, UNIFIED].map(mount);
+        let mounts = [MEMORY, CPU, SYSTEMD, UNIFIED].map(hierarchy);
         for (line, shown) in [
             ("9:memory:/30001", [true, false, false, false]),
             ("4:cpu,cpuacct:/30001", [false, true, false, false]),
@@ -283,13 +272,13 @@ mod tests {
         ] {
             assert_eq!(mounts.each_ref().map(|mount| mount.shows(&membership(line))), shown, "{line}");
         }
-        assert!(Mount::parse(OTHER).is_none());
+        assert!(Mount::parse(OTHER).and_then(Hierarchy::of).is_none());
     }
 
     #[test]
     fn a_mount_of_a_part_shows_only_what_is_below_it() {
-        let part = mount(SUBTREE);
-        assert_eq!((part.root.as_str(), part.point.as_str()), ("/node/a b", "/mnt/x\\y"));
+        let part = hierarchy(SUBTREE);
+        assert_eq!((part.mount.root.as_str(), part.point()), ("/node/a b", "/mnt/x\\y"));
         for (path, relative) in [
             ("/node/a b/30001", Some("30001")),
             ("/node/a b", Some("")),
@@ -320,14 +309,5 @@ mod tests {
     #[test]
     fn a_path_may_hold_colons() {
         assert_eq!(membership("0::/a:b:c").path, "/a:b:c");
-    }
-
-    #[test]
-    fn odd_lines_are_no_mounts() {
-        for line in ["", " - ", "1 2 3", "34 30 x:y / /p rw - cgroup cgroup rw", "34 30 0:29 - cgroup cgroup rw"] {
-            assert!(Mount::parse(line).is_none(), "{line}");
-        }
-        assert_eq!(unescape("a\\"), "a\\");
-        assert_eq!(unescape("a\\0é"), "a\\0é");
     }
 }

@@ -18,6 +18,7 @@ pub mod door;
 pub mod emperor;
 pub mod escort;
 pub mod leader;
+pub mod mountinfo;
 pub mod namespaces;
 pub mod options;
 pub mod refusal;
