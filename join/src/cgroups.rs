@@ -39,7 +39,7 @@ pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refu
     let read = |process: &Proc, reason| Membership::all_of(process).step(reason, "read /proc/PID/cgroup");
     let memberships = read(&leader.proc, Reason::NotRunning)?;
     let ours = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
-    let mounts = Hierarchy::all_mounted().step(Reason::Broken, "read /proc/self/mountinfo")?;
+    let mounts = Hierarchies::mounted()?.0;
     let ours = read(&ours, Reason::Broken)?;
     let parent = match leader.parent()? {
         0 => Vec::new(),
@@ -59,7 +59,7 @@ pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refu
         if ours.contains(membership) {
             continue; // sshd's child is in it by birth
         }
-        has_own |= membership.path != "/" && !parent.contains(membership);
+        has_own |= membership.is_own(&parent);
         let mut procs = Err(Errno::ENOENT);
         for mount in candidates {
             procs = procs.or_else(|_| mount.open(membership));
@@ -126,10 +126,9 @@ impl Hierarchies {
 
 /// A line of /proc/PID/cgroup: `4:memory:/30001`, `3:name=systemd:/30001`, or `0::/30001` for version 2.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Membership {
+struct Membership {
     controllers: String,
-    /// The cgroup, from the top of its hierarchy.
-    pub path: String,
+    path: String,
 }
 
 impl Membership {
@@ -139,9 +138,13 @@ impl Membership {
         Some(Self { controllers: controllers.to_owned(), path: path.to_owned() })
     }
 
-    /// Those of a process.
-    pub fn all_of(process: &Proc) -> std::io::Result<Vec<Self>> {
+    fn all_of(process: &Proc) -> std::io::Result<Vec<Self>> {
         Ok(process.read("cgroup")?.lines().filter_map(Self::parse).collect())
+    }
+
+    /// Whether it is not where the process's parent is: a container's own, and not its Emperor's.
+    fn is_own(&self, parent: &[Self]) -> bool {
+        self.path != "/" && !parent.contains(self)
     }
 
     fn is_v2(&self) -> bool {
@@ -157,21 +160,69 @@ impl Membership {
     }
 }
 
+/// The mounted hierarchies, to find the files of a process's cgroups in.
+#[derive(Debug)]
+pub struct Hierarchies(Vec<Hierarchy>);
+
+/// Which of the two versions of cgroups(7) a directory's files are of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Version {
+    /// A hierarchy per controller or some.
+    One,
+    /// The unified hierarchy.
+    Two,
+}
+
+impl Hierarchies {
+    /// As /proc/self/mountinfo has them.
+    pub fn mounted() -> Result<Self, Refusal> {
+        let mounts = Proc::of_self()
+            .map_err(std::io::Error::from)
+            .and_then(|own| own.read("mountinfo"))
+            .step(Reason::Broken, "read /proc/self/mountinfo")?;
+        Ok(Self(mounts.lines().filter_map(Mount::parse).filter_map(Hierarchy::of).collect()))
+    }
+
+    /// Where a controller has the process, if that is in sight: its own cgroup, and those around it up to the mount point.
+    pub fn of(&self, process: &Proc, controller: &str) -> Option<(Version, Vec<PathBuf>)> {
+        let memberships = Membership::all_of(process).ok()?;
+        let has = |membership: &&Membership| membership.controllers.split(',').any(|name| name == controller);
+        let one = memberships.iter().find(has);
+        let membership = one.or_else(|| memberships.iter().find(|membership| membership.is_v2()))?;
+        let hierarchy = self.0.iter().find(|hierarchy| hierarchy.shows(membership))?;
+        let relative = Path::new(hierarchy.relative(membership)?);
+        let directories = relative.ancestors().map(|below| Path::new(&hierarchy.mount.point).join(below)).collect();
+        Some((if one.is_some() { Version::One } else { Version::Two }, directories))
+    }
+
+    /// Whether a process is in a cgroup in which its parent is not, as a container has to be to be entered.
+    pub fn has_own(&self, process: &Proc, parent: &Proc) -> std::io::Result<bool> {
+        let parent = Membership::all_of(parent)?;
+        let mut memberships = Membership::all_of(process)?.into_iter();
+        Ok(memberships
+            .any(|membership| membership.is_own(&parent) && self.0.iter().any(|shown| shown.shows(&membership))))
+    }
+
+    /// The controllers that are mounted as version 1.
+    pub fn version_1(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().flat_map(|hierarchy| hierarchy.controllers.iter().flatten()).map(String::as_str)
+    }
+
+    /// Where version 2 is mounted.
+    pub fn version_2(&self) -> Option<&str> {
+        self.0.iter().find(|hierarchy| hierarchy.controllers.is_none()).map(|hierarchy| hierarchy.mount.point.as_str())
+    }
+}
+
 /// A mount that shows a cgroup hierarchy, or a part of one.
 #[derive(Debug)]
-pub struct Hierarchy {
+struct Hierarchy {
     mount: Mount,
     /// The controllers and name of version 1; `None` for version 2.
     controllers: Option<Vec<String>>,
 }
 
 impl Hierarchy {
-    /// Those that are mounted in our mount namespace.
-    pub fn all_mounted() -> std::io::Result<Vec<Self>> {
-        let mounts = Proc::of_self()?.read("mountinfo")?;
-        Ok(mounts.lines().filter_map(Mount::parse).filter_map(Self::of).collect())
-    }
-
     fn of(mount: Mount) -> Option<Self> {
         let controllers = match mount.filesystem.as_str() {
             "cgroup2" => None,
@@ -181,29 +232,8 @@ impl Hierarchy {
         Some(Self { mount, controllers })
     }
 
-    /// Where it is mounted.
-    pub fn point(&self) -> &str {
-        &self.mount.point
-    }
-
-    /// Whether it is the one of version 2.
-    pub fn is_v2(&self) -> bool {
-        self.controllers.is_none()
-    }
-
-    /// Whether it is of version 1 and has this controller. (Those of version 2 are in its files.)
-    pub fn has_v1(&self, controller: &str) -> bool {
-        self.controllers.iter().flatten().any(|has| has == controller)
-    }
-
-    /// The directory of a process's cgroup, if it is seen here.
-    pub fn directory_of(&self, memberships: &[Membership]) -> Option<String> {
-        let membership = memberships.iter().find(|membership| self.shows(membership))?;
-        Some(format!("{}/{}", self.mount.point, self.relative(membership)?))
-    }
-
     /// Whether it is the membership's hierarchy, and shows the part of it where the membership's cgroup is.
-    pub fn shows(&self, membership: &Membership) -> bool {
+    fn shows(&self, membership: &Membership) -> bool {
         let same_hierarchy = match &self.controllers {
             None => membership.is_v2(),
             Some(options) => {
@@ -278,7 +308,7 @@ mod tests {
     #[test]
     fn a_mount_of_a_part_shows_only_what_is_below_it() {
         let part = hierarchy(SUBTREE);
-        assert_eq!((part.mount.root.as_str(), part.point()), ("/node/a b", "/mnt/x\\y"));
+        assert_eq!((part.mount.root.as_str(), part.mount.point.as_str()), ("/node/a b", "/mnt/x\\y"));
         for (path, relative) in [
             ("/node/a b/30001", Some("30001")),
             ("/node/a b", Some("")),

@@ -59,7 +59,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         sealed::run_from_memory().context("run from memory, out of reach of what runs in the container")?;
         eprintln!("{DANGER}");
     }
-    sys::close_all_on_exec()?;
+    join::sys::close_on_exec()?;
     let container = arguments.uid;
     let options = login::options()?;
     let session = Session::new(arguments)?;

@@ -1,6 +1,14 @@
 //! The file system that a command works on: this node's, or a root directory's (`--root`), such as a distribution or an image.
 
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::Mode;
+use std::fs::File;
+use std::io::{Error, ErrorKind, Read, Result};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+
+/// More than any file of a node's set-up has.
+const LONGEST_FILE: u64 = 4 << 20;
 
 /// Where a node's files are.
 #[derive(Clone, Debug)]
@@ -27,5 +35,100 @@ impl Node {
     /// Where a file of the node is, named as the node names it.
     pub fn path(&self, absolute: &str) -> PathBuf {
         self.root.join(absolute.trim_start_matches('/'))
+    }
+
+    /// Opens a file of the node without touching it (O_PATH). A link leads where it leads on that node, never out of its root directory.
+    pub fn open(&self, absolute: &str) -> Result<OwnedFd> {
+        self.open_with(absolute, OFlag::empty())
+    }
+
+    /// The same, but a link at the end of the path is what is opened.
+    pub fn open_link(&self, absolute: &str) -> Result<OwnedFd> {
+        self.open_with(absolute, OFlag::O_NOFOLLOW)
+    }
+
+    fn open_with(&self, absolute: &str, flags: OFlag) -> Result<OwnedFd> {
+        let flags = flags | OFlag::O_PATH | OFlag::O_CLOEXEC;
+        if self.is_running() {
+            return Ok(open(absolute, flags, Mode::empty())?);
+        }
+        let root = open(&self.root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        Ok(openat2(&root, absolute, how)?)
+    }
+
+    /// Where a path leads, links followed as the node follows them: in a root directory, never out of it.
+    pub fn resolve(&self, absolute: &str) -> Result<PathBuf> {
+        let file = self.open(absolute)?;
+        std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+    }
+
+    /// What a file of the node's says, if there is one.
+    pub fn read(&self, absolute: &str) -> Result<Option<String>> {
+        let text = |bytes| String::from_utf8(bytes).map_err(|_| Error::new(ErrorKind::InvalidData, "it is not UTF-8"));
+        match self.read_bytes(absolute).and_then(text) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::new(error.kind(), format!("{absolute}: {error}"))),
+        }
+    }
+
+    /// The bytes of a file of the node's.
+    pub fn read_bytes(&self, absolute: &str) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.open_file(absolute)?.take(LONGEST_FILE).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 == LONGEST_FILE {
+            return Err(Error::new(ErrorKind::InvalidInput, "it is longer than such a file can be"));
+        }
+        Ok(bytes)
+    }
+
+    /// Opens a file for reading. What is not a plain file is not opened: in a root directory others may have put anything there.
+    pub fn open_file(&self, absolute: &str) -> Result<File> {
+        let found = File::from(self.open(absolute)?);
+        if !found.metadata()?.is_file() {
+            return Err(Error::new(ErrorKind::InvalidInput, "it is not a plain file"));
+        }
+        File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))
+    }
+
+    /// Whether a path leads somewhere.
+    pub fn has(&self, absolute: &str) -> bool {
+        self.open(absolute).is_ok()
+    }
+
+    /// The command that mends what a check of this name found.
+    pub fn setup(&self, step: &str) -> String {
+        if self.is_running() {
+            format!("unbitctl setup {step}")
+        } else {
+            format!("unbitctl setup --root {} {step}", self.root.display())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn links_stay_in_the_root_directory() {
+        let root = std::env::temp_dir().join(format!("unbitctl-node-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("etc")).unwrap();
+        std::fs::write(root.join("etc/passwd"), "inside").unwrap();
+        symlink("/etc/passwd", root.join("absolute")).unwrap();
+        symlink("../../../../../../etc/passwd", root.join("etc/upwards")).unwrap();
+        symlink("/etc", root.join("folder")).unwrap();
+        let node = Node::at(Some(&root));
+        for path in ["/etc/passwd", "/absolute", "/etc/upwards", "/folder/passwd"] {
+            assert_eq!(node.read(path).unwrap().as_deref(), Some("inside"), "{path}");
+        }
+        assert_eq!(node.read("/etc").unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert!(node.read("/etc/shadow").unwrap().is_none());
+        assert_eq!(node.resolve("/absolute").unwrap(), root.canonicalize().unwrap().join("etc/passwd"));
+        let link = File::from(node.open_link("/absolute").unwrap());
+        assert!(link.metadata().unwrap().is_symlink());
+        std::fs::remove_dir_all(&root).unwrap();
     }
 }

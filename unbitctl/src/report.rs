@@ -27,7 +27,6 @@ pub struct Finding {
     /// Why it matters, in one line.
     pub why: &'static str,
     /// What to do: a command, or a sentence. Nothing where all is well.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub mend: Option<String>,
 }
 
@@ -76,26 +75,119 @@ pub fn show(findings: &[Finding], format: Format) -> Result<ExitCode> {
             serde_json::to_writer_pretty(&mut out, findings)?;
             writeln!(out)?;
         }
-        Format::Text { colour } => findings.iter().try_for_each(|finding| write(&mut out, finding, colour))?,
+        Format::Text { colour } => out.write_all(text(findings, colour).as_bytes())?,
     }
     let failed = findings.iter().any(|finding| finding.state == State::Fail);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn write(out: &mut impl Write, finding: &Finding, colour: bool) -> std::io::Result<()> {
-    let (word, paint) = match finding.state {
-        State::Ok => ("ok", "32"),
-        State::Warn => ("warn", "33"),
-        State::Fail => ("FAIL", "31"),
-        State::NotApplicable => ("-", "2"),
-    };
-    let (on, off) = if colour { (format!("\x1b[{paint}m"), "\x1b[0m") } else { (String::new(), "") };
-    writeln!(out, "{on}{word:4}{off} {}: {}", finding.check, finding.seen)?;
-    if let Some(mend) = &finding.mend {
-        writeln!(out, "       why:  {}", finding.why)?;
-        for (at, line) in mend.lines().enumerate() {
-            writeln!(out, "       {} {line}", if at == 0 { "mend:" } else { "     " })?;
+/// A line for each finding, with what to do below it where something is to be done, and a line that counts them.
+fn text(findings: &[Finding], colour: bool) -> String {
+    let width = findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for finding in findings {
+        let (word, style) = match finding.state {
+            State::Ok => ("ok", "32"),
+            State::Warn => ("warn", "33"),
+            State::Fail => ("FAIL", "1;31"),
+            State::NotApplicable => ("-", "2"),
+        };
+        let head = format!("{}  {:width$}  ", paint(&format!("{word:4}"), style, colour), finding.check);
+        let margin = " ".repeat(width + 8);
+        block(&mut text, &head, &margin, &finding.seen);
+        if let Some(mend) = &finding.mend {
+            let (why, do_this) = (paint("why ", "2", colour), paint("mend", "2", colour));
+            block(&mut text, &format!("{margin}{why}  "), &format!("{margin}      "), finding.why);
+            block(&mut text, &format!("{margin}{do_this}  "), &format!("{margin}      "), mend);
         }
     }
-    Ok(())
+    text + &summary(findings) + "\n"
+}
+
+fn paint(word: &str, style: &str, colour: bool) -> String {
+    if colour { format!("\x1b[{style}m{word}\x1b[0m") } else { word.to_owned() }
+}
+
+/// The lines of a text, the first behind `head` and the others behind `margin`. What is in it may be a tenant's: it moves no cursor.
+fn block(out: &mut String, head: &str, margin: &str, text: &str) {
+    for (at, line) in text.lines().enumerate() {
+        out.push_str(if at == 0 { head } else { margin });
+        for letter in line.chars() {
+            if letter.is_control() { out.extend(letter.escape_default()) } else { out.push(letter) }
+        }
+        out.push('\n');
+    }
+}
+
+/// `12 ok, 1 warn, 2 fail, 1 not applicable`, without those of which there is none.
+fn summary(findings: &[Finding]) -> String {
+    let states =
+        [(State::Ok, "ok"), (State::Warn, "warn"), (State::Fail, "fail"), (State::NotApplicable, "not applicable")];
+    let counted = states.map(|(state, word)| (findings.iter().filter(|finding| finding.state == state).count(), word));
+    let parts: Vec<_> =
+        counted.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")).collect();
+    if parts.is_empty() { "nothing was checked".to_owned() } else { parts.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn findings() -> Vec<Finding> {
+        vec![
+            Finding::ok("nscd", "why", "does not run"),
+            Finding::fail("distributions", "nobody can log in", "first\nsecond \x1b[2Jline", "do this\nand that"),
+            Finding::warn("time", "because", "drifts", "wait"),
+            Finding::not_applicable("nscd", "why", "root is needed to see"),
+            Finding::ok("time", "why", "well"),
+        ]
+    }
+
+    #[test]
+    fn people_read_an_aligned_text_and_a_count() {
+        let expected = "\
+ok    nscd           does not run
+FAIL  distributions  first
+                     second \\u{1b}[2Jline
+                     why   nobody can log in
+                     mend  do this
+                           and that
+warn  time           drifts
+                     why   because
+                     mend  wait
+-     nscd           root is needed to see
+ok    time           well
+2 ok, 1 warn, 1 fail, 1 not applicable
+";
+        assert_eq!(text(&findings(), false), expected);
+        assert_eq!(text(&[], false), "nothing was checked\n");
+    }
+
+    #[test]
+    fn colour_adds_nothing_but_colour() {
+        let painted = text(&findings(), true);
+        assert!(painted.starts_with("\x1b[32mok  \x1b[0m  nscd"), "{painted:?}");
+        let mut plain = painted;
+        for style in ["32", "33", "1;31", "2", "0"] {
+            plain = plain.replace(&format!("\x1b[{style}m"), "");
+        }
+        assert_eq!(plain, text(&findings(), false));
+    }
+
+    #[test]
+    fn machines_read_the_same_keys_for_every_finding() {
+        let json = serde_json::to_value(findings()).unwrap();
+        assert_eq!(
+            json[1],
+            serde_json::json!({
+                "check": "distributions", "state": "fail", "seen": "first\nsecond \u{1b}[2Jline",
+                "why": "nobody can log in", "mend": "do this\nand that"
+            })
+        );
+        assert_eq!(json[3]["state"], "not-applicable");
+        for finding in json.as_array().unwrap() {
+            let keys: Vec<_> = finding.as_object().unwrap().keys().cloned().collect();
+            assert_eq!(keys, ["check", "mend", "seen", "state", "why"]);
+        }
+    }
 }

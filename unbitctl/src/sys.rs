@@ -3,23 +3,8 @@
 
 use nix::errno::Errno;
 use nix::pty::Winsize;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
-
-/// Sees to it that no descriptor but the standard three outlives an exec, whoever left it to us.
-pub fn close_all_on_exec() -> std::io::Result<()> {
-    let open: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|descriptor| *descriptor > libc::STDERR_FILENO)
-        .collect();
-    for descriptor in open {
-        // SAFETY: F_SETFD takes a number, and changes nothing else about a descriptor. The one that listed them is closed by now: EBADF.
-        match Errno::result(unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) }) {
-            Ok(_) | Err(Errno::EBADF) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    Ok(())
-}
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// Leaves the keyring of the session that the operator logged in with: keyctl(2), KEYCTL_JOIN_SESSION_KEYRING.
 pub fn new_session_keyring() -> nix::Result<()> {
@@ -57,4 +42,59 @@ pub fn set_window_size(terminal: impl AsFd, size: Winsize) -> nix::Result<()> {
 pub fn set_controlling_terminal(terminal: impl AsFd) -> nix::Result<()> {
     // SAFETY: the request takes a number, 0 for "if it is nobody else's"; the descriptor is open.
     unsafe { ioctls::set_controlling(terminal.as_fd().as_raw_fd(), 0) }.map(drop)
+}
+
+/// Whether the kernel takes its clock to be synchronised, adjtimex(2).
+pub fn is_clock_synchronised() -> nix::Result<bool> {
+    // SAFETY: all zeros is a value of this plain C struct, and asks for no change.
+    let mut clock: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: the struct lives through the call.
+    let state = Errno::result(unsafe { libc::adjtimex(&raw mut clock) })?;
+    Ok(state != libc::TIME_ERROR && clock.status & libc::STA_UNSYNC == 0)
+}
+
+/// What a file system does about the quotas of users.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UserQuota {
+    /// It counts what each user has.
+    pub counts: bool,
+    /// It lets no user have more than the limit.
+    pub limits: bool,
+}
+
+/// `struct fs_quota_stat` of linux/dqblk_xfs.h; of it only the flags are read.
+#[repr(C)]
+#[derive(Default)]
+struct QuotaStat {
+    version: i8,
+    flags: u16,
+    rest: [u64; 9],
+}
+
+/// `QCMD(Q_XGETQSTAT, USRQUOTA)`. Every file system with quotas answers it, not only xfs, and to everybody.
+const GET_STATE: libc::c_int = (('X' as libc::c_int) << 8 | 5) << 8;
+
+/// The user quota of the file system that this file is on, quotactl_fd(2), or quotactl(2) with its device before Linux 5.14.
+pub fn user_quota(file: &OwnedFd, device: &str) -> nix::Result<UserQuota> {
+    let mut stat = QuotaStat::default();
+    let target: *mut QuotaStat = &raw mut stat;
+    // SAFETY: an open descriptor, numbers, and a struct that the kernel's fits into.
+    let asked = unsafe { libc::syscall(libc::SYS_quotactl_fd, file.as_raw_fd(), GET_STATE, 0, target) };
+    let asked = match Errno::result(asked) {
+        // No such call, or no quota: the older call tells one from the other.
+        Err(Errno::ENOSYS) => {
+            let device = CString::new(device).map_err(|_| Errno::EINVAL)?;
+            // SAFETY: a string and a struct that live through the call.
+            Errno::result(unsafe { libc::quotactl(GET_STATE, device.as_ptr(), 0, target.cast()) }).map(drop)
+        }
+        other => other.map(drop),
+    };
+    match asked {
+        Ok(()) => Ok(UserQuota { counts: stat.flags & 1 != 0, limits: stat.flags & 2 != 0 }),
+        // ENOSYS: none is on, or the file system has no such thing; ENOTBLK, ENOENT, ENODEV: it has no device that could have one.
+        Err(Errno::ENOSYS | Errno::ENOTBLK | Errno::ENOENT | Errno::ENODEV | Errno::ESRCH) => {
+            Ok(UserQuota { counts: false, limits: false })
+        }
+        Err(errno) => Err(errno),
+    }
 }

@@ -1,7 +1,13 @@
 //! `unbitctl check`: looks, and changes nothing.
 
+mod cgroups;
 mod container;
+pub mod distributions;
+mod filesystem;
+pub mod folders;
+pub mod nscd;
 mod ports;
+mod time;
 
 use crate::node::Node;
 use crate::report::{self, Finding, Format};
@@ -38,7 +44,15 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// Every check of a node, in the order in which a node is set up.
-const CHECKS: [fn(&Node) -> Vec<Finding>; 1] = [ports::check];
+const CHECKS: &[fn(&Node) -> Vec<Finding>] = &[
+    filesystem::check,
+    cgroups::check,
+    time::check,
+    nscd::check,
+    folders::check,
+    distributions::check,
+    ports::check,
+];
 
 fn node(node: &Node) -> Vec<Finding> {
     CHECKS.iter().flat_map(|check| check(node)).collect()

@@ -1,6 +1,6 @@
 //! `unbitctl setup`: mends what check finds.
 
-mod change;
+pub mod change;
 
 use crate::node::Node;
 use anyhow::{Result, bail};
@@ -17,4 +17,8 @@ pub fn run(_arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// The steps of a set-up, in their order: the check's name, and what would mend it (nothing, if all is well).
-const STEPS: [(&str, fn(&Node) -> Result<Vec<Change>>); 0] = [];
+const STEPS: &[(&str, fn(&Node) -> Result<Vec<Change>>)] = &[
+    ("nscd", crate::check::nscd::mend),
+    ("folders", crate::check::folders::mend),
+    ("distributions", crate::check::distributions::mend),
+];

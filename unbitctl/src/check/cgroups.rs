@@ -1,0 +1,310 @@
+//! The cgroups: a limit of memory for each container can be set, and is.
+
+use crate::node::Node;
+use crate::report::Finding;
+use join::cgroups::{Hierarchies, Version};
+use join::leader::Proc;
+use shared::ContainerUid;
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const CHECK: &str = "cgroups";
+const LAYOUT: &str = "a container's limits of memory and cpu are set in its cgroup";
+const OWN: &str =
+    "no login gets into a container that has no cgroup of its own, its sessions would be under nobody's limit";
+const LIMIT: &str = "a container without a limit can take the memory of all others";
+
+/// As many containers as one line names.
+const NAMED: usize = 10;
+
+pub fn check(node: &Node) -> Vec<Finding> {
+    if !node.is_running() {
+        return vec![Finding::not_applicable(CHECK, LAYOUT, "a root directory has no cgroups")];
+    }
+    let hierarchies = match Hierarchies::mounted() {
+        Ok(hierarchies) => hierarchies,
+        Err(refusal) => return vec![Finding::fail(CHECK, LAYOUT, refusal.cause, "mount -t proc proc /proc")],
+    };
+    let version_1: Vec<_> = hierarchies.version_1().collect();
+    let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
+    let mut findings = vec![judge_layout(&version_1, hierarchies.version_2(), &read)];
+    let containers = containers(&hierarchies);
+    if !containers.is_empty() {
+        findings.extend(judge_containers(&containers, &|file| fs::read_to_string(file).ok()));
+    } else if fs::read("/proc/1/status").is_ok() {
+        findings.push(Finding::not_applicable(CHECK, OWN, "no container runs"));
+    } else {
+        findings.push(Finding::not_applicable(CHECK, OWN, "root is needed to see the processes of containers"));
+    }
+    findings
+}
+
+fn judge_layout(version_1: &[&str], version_2: Option<&str>, read: &dyn Fn(&str) -> String) -> Finding {
+    let layout = match (version_1, version_2) {
+        ([], None) => {
+            let mend = "mount -t cgroup2 none /sys/fs/cgroup";
+            return Finding::fail(CHECK, LAYOUT, "no cgroups are mounted", mend);
+        }
+        ([], Some(_)) => "version 2",
+        (_, None) => "version 1",
+        (_, Some(_)) => "versions 1 and 2 (hybrid)",
+    };
+    let has_word = |text: &str, word: &str| text.split_whitespace().any(|other| other == word);
+    let (mut faults, mut mends) = (Vec::new(), Vec::new());
+    for controller in ["memory", "cpu"] {
+        if version_1.contains(&controller) {
+            continue;
+        }
+        match version_2 {
+            Some(top) if has_word(&read(&format!("{top}/cgroup.controllers")), controller) => {
+                let handed_down = format!("{top}/cgroup.subtree_control");
+                if !has_word(&read(&handed_down), controller) {
+                    faults.push(format!("{controller} is not handed down to containers"));
+                    mends.push(format!("echo +{controller} >{handed_down}"));
+                }
+            }
+            _ => {
+                faults.push(format!("there is no controller {controller}"));
+                mends.push(match controller {
+                    "memory" => "boot with cgroup_enable=memory on the kernel's command line".to_owned(),
+                    _ => format!(
+                        "mkdir -p /sys/fs/cgroup/{0} && mount -t cgroup -o {0} none /sys/fs/cgroup/{0}",
+                        controller
+                    ),
+                });
+            }
+        }
+    }
+    if faults.is_empty() {
+        Finding::ok(CHECK, LAYOUT, format!("{layout}, with memory and cpu"))
+    } else {
+        Finding::fail(CHECK, LAYOUT, format!("{layout}, but {}", faults.join(", and ")), mends.join("\n"))
+    }
+}
+
+/// A container that runs.
+#[derive(Debug)]
+struct Running {
+    /// Whether it is in a cgroup in which its Emperor is not.
+    has_own: bool,
+    /// Where its memory is counted: its cgroup, and those around it.
+    memory: Option<(Version, Vec<PathBuf>)>,
+    /// The same of its Emperor.
+    emperors: Vec<PathBuf>,
+}
+
+/// Looked up in /proc and nowhere else: nobody is asked, so nobody can keep us waiting.
+fn containers(hierarchies: &Hierarchies) -> BTreeMap<ContainerUid, Running> {
+    let processes = fs::read_dir("/proc").into_iter().flatten();
+    let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid: i32| {
+        let process = Proc::of(pid).ok()?;
+        let (uid, parent) = leader_of(&process.read("status").ok()?)?;
+        let parent = Proc::of(parent).ok()?;
+        let running = Running {
+            has_own: hierarchies.has_own(&process, &parent).ok()?,
+            memory: hierarchies.of(&process, "memory"),
+            emperors: hierarchies.of(&parent, "memory").map(|(_, directories)| directories).unwrap_or_default(),
+        };
+        Some((uid, running))
+    })
+    .collect()
+}
+
+/// Whose pid 1 a process is, and its parent, from its /proc/PID/status.
+fn leader_of(status: &str) -> Option<(ContainerUid, i32)> {
+    let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(str::trim);
+    let numbers = |key| {
+        let numbers = field(key)?.split_whitespace();
+        numbers.map(|number| number.parse::<u32>().ok()).collect::<Option<Vec<_>>>()
+    };
+    match (numbers("NSpid")?.as_slice(), numbers("Uid")?.as_slice(), numbers("PPid")?.as_slice()) {
+        ([_, 1], [uid, rest @ ..], [parent])
+            if rest.iter().all(|other| other == uid) && !field("State")?.starts_with(['Z', 'X']) =>
+        {
+            Some((ContainerUid::new(*uid)?, *parent as i32))
+        }
+        _ => None,
+    }
+}
+
+fn judge_containers(
+    containers: &BTreeMap<ContainerUid, Running>,
+    read: &dyn Fn(&Path) -> Option<String>,
+) -> Vec<Finding> {
+    // A limit further up counts as long as the container has that cgroup for itself.
+    let mut members: HashMap<&Path, usize> = HashMap::new();
+    for container in containers.values() {
+        let directories = container.memory.iter().flat_map(|(_, directories)| directories).chain(&container.emperors);
+        for directory in directories {
+            *members.entry(directory).or_default() += 1;
+        }
+    }
+    let (mut homeless, mut unlimited, mut file_of_the_first) = (Vec::new(), Vec::new(), None);
+    for (uid, container) in containers {
+        let (version, directories) = match &container.memory {
+            Some((version, directories)) => (*version, directories.as_slice()),
+            None => (Version::Two, [].as_slice()),
+        };
+        let name = if version == Version::One { "memory.limit_in_bytes" } else { "memory.max" };
+        let own = directories.iter().take_while(|directory| members.get(directory.as_path()) == Some(&1));
+        let files: Vec<_> = own.map(|directory| directory.join(name)).collect();
+        if !container.has_own {
+            homeless.push(*uid);
+        } else if !files.iter().filter_map(|file| read(file)).any(|text| is_limit(&text)) {
+            unlimited.push(*uid);
+            file_of_the_first = file_of_the_first.or_else(|| files.into_iter().find(|file| read(file).is_some()));
+        }
+    }
+
+    let mut findings = Vec::new();
+    if !homeless.is_empty() {
+        let mend = "see that its file in /etc/uwsgi/vassals makes a cgroup and puts the container there: cgroup = for version 1, a hook for version 2";
+        findings.push(Finding::fail(CHECK, OWN, format!("no cgroup of its own: {}", list(&homeless)), mend));
+    }
+    if !unlimited.is_empty() {
+        let mend = match file_of_the_first {
+            Some(file) => format!(
+                "echo BYTES >{}\nand at each start by a hook in its file in /etc/uwsgi/vassals: hook-asap = write:{0} BYTES",
+                file.display()
+            ),
+            None => "give it a cgroup of its own that has the controller memory, and set the limit there".to_owned(),
+        };
+        findings.push(Finding::warn(CHECK, LIMIT, format!("no limit of memory: {}", list(&unlimited)), mend));
+    }
+    if findings.is_empty() {
+        let seen = match containers.len() {
+            1 => "the one container that runs is in a cgroup of its own, with a limit of memory".to_owned(),
+            many => format!("all {many} containers that run are in cgroups of their own, with a limit of memory"),
+        };
+        findings.push(Finding::ok(CHECK, OWN, seen));
+    }
+    findings
+}
+
+/// Version 2 says `max`, version 1 a number beyond all memory: 2^63 rounded down to a page.
+fn is_limit(text: &str) -> bool {
+    text.trim().parse().is_ok_and(|bytes: u64| bytes < 1 << 62)
+}
+
+fn list(uids: &[ContainerUid]) -> String {
+    let named: Vec<_> = uids.iter().take(NAMED).map(ToString::to_string).collect();
+    match uids.len() - named.len() {
+        0 => named.join(" "),
+        more => format!("{} and {more} more", named.join(" ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::State;
+
+    fn layout(
+        version_1: &[&str],
+        version_2: Option<&str>,
+        offered: &str,
+        handed_down: &str,
+    ) -> (State, String, String) {
+        let read = |file: &str| match file {
+            "/cg/cgroup.controllers" => offered.to_owned(),
+            "/cg/cgroup.subtree_control" => handed_down.to_owned(),
+            other => panic!("{other}"),
+        };
+        let finding = judge_layout(version_1, version_2, &read);
+        (finding.state, finding.seen, finding.mend.unwrap_or_default())
+    }
+
+    #[test]
+    fn both_controllers_are_needed_in_either_version() {
+        for (version_1, version_2, name) in [
+            (&["rw", "memory", "cpu", "cpuacct"][..], None, "version 1, with memory and cpu"),
+            (&[], Some("/cg"), "version 2, with memory and cpu"),
+            (&["cpu"], Some("/cg"), "versions 1 and 2 (hybrid), with memory and cpu"),
+        ] {
+            let (state, seen, _) = layout(version_1, version_2, "cpuset cpu io memory\n", "cpu memory\n");
+            assert_eq!((state, seen.as_str()), (State::Ok, name));
+        }
+        let (state, seen, mend) = layout(&[], Some("/cg"), "cpu memory", "cpu");
+        assert_eq!((state, seen.as_str()), (State::Fail, "version 2, but memory is not handed down to containers"));
+        assert_eq!(mend, "echo +memory >/cg/cgroup.subtree_control");
+        let (state, seen, mend) = layout(&["cpu", "cpuacct"], None, "", "");
+        assert_eq!((state, seen.as_str()), (State::Fail, "version 1, but there is no controller memory"));
+        assert!(mend.contains("cgroup_enable=memory"), "{mend}");
+        assert_eq!(layout(&["memory", "cpuset"], Some("/cg"), "cpuset", "").0, State::Fail);
+        assert_eq!(layout(&[], None, "", "").0, State::Fail);
+    }
+
+    fn container(has_own: bool, path: &str) -> Running {
+        let upwards =
+            |path: &str| Path::new(path).ancestors().map(|below| Path::new("/cg").join(below)).collect::<Vec<_>>();
+        Running { has_own, memory: Some((Version::Two, upwards(path))), emperors: upwards("system") }
+    }
+
+    fn judged(containers: &[(u32, Running)], limits: &[(&str, &str)]) -> Vec<(State, String)> {
+        let containers = containers.iter().map(|(uid, running)| {
+            let Running { has_own, memory, emperors } = running;
+            let running = Running { has_own: *has_own, memory: memory.clone(), emperors: emperors.clone() };
+            (ContainerUid::new(*uid).unwrap(), running)
+        });
+        let read = |file: &Path| {
+            let directory = file.parent().unwrap().to_str().unwrap();
+            let set = limits.iter().find(|(limited, _)| *limited == directory).map_or("max", |(_, limit)| limit);
+            Some(format!("{set}\n"))
+        };
+        judge_containers(&containers.collect(), &read)
+            .into_iter()
+            .map(|finding| (finding.state, finding.seen))
+            .collect()
+    }
+
+    #[test]
+    fn each_container_needs_a_limit_of_its_own() {
+        let both = [(30000, container(true, "30000")), (30001, container(true, "30001"))];
+        assert_eq!(judged(&both, &[("/cg/30000", "1000"), ("/cg/30001", "1000")])[0].0, State::Ok);
+        assert_eq!(judged(&both, &[("/cg/30001", "1000")]), [(State::Warn, "no limit of memory: 30000".to_owned())]);
+        assert_eq!(judged(&both, &[("/cg/30000", "9223372036854771712"), ("/cg/30001", "1")])[0].0, State::Warn);
+    }
+
+    #[test]
+    fn a_limit_above_counts_if_nobody_else_is_under_it() {
+        let limit = [("/cg/a", "1000")];
+        assert_eq!(judged(&[(30001, container(true, "a/app"))], &limit)[0].0, State::Ok);
+        let both = [(30000, container(true, "a/30000")), (30001, container(true, "a/30001"))];
+        assert_eq!(judged(&both, &limit), [(State::Warn, "no limit of memory: 30000 30001".to_owned())]);
+        assert_eq!(judged(&[(30001, container(true, "30001"))], &[("/cg", "1000")])[0].0, State::Warn, "the node's");
+    }
+
+    #[test]
+    fn a_container_beside_its_emperor_cannot_be_entered() {
+        let found =
+            judged(&[(30001, container(false, "system")), (30002, container(true, "30002"))], &[("/cg/30002", "1")]);
+        assert_eq!(found, [(State::Fail, "no cgroup of its own: 30001".to_owned())]);
+    }
+
+    #[test]
+    fn many_are_counted() {
+        let many: Vec<_> = (30000..30013).filter_map(ContainerUid::new).collect();
+        assert!(list(&many).ends_with("30009 and 3 more"), "{}", list(&many));
+    }
+
+    #[test]
+    fn a_containers_pid_1_is_told_by_its_numbers() {
+        let status = |state: &str, nspid: &str, uid: &str| {
+            format!("Name:\tx\nState:\t{state}\nPPid:\t7\nUid:\t{uid}\nNSpid:\t{nspid}\n")
+        };
+        let own = "30001\t30001\t30001\t30001";
+        assert_eq!(leader_of(&status("S (sleeping)", "42\t1", own)), Some((ContainerUid::new(30001).unwrap(), 7)));
+        for (state, nspid, uid) in [
+            ("Z (zombie)", "42\t1", own),
+            ("S", "42", own),
+            ("S", "42\t2", own),
+            ("S", "42\t9\t1", own),
+            ("S", "42\t1", "0\t0\t0\t0"),
+            ("S", "42\t1", "30001\t0\t30001\t30001"),
+        ] {
+            assert_eq!(leader_of(&status(state, nspid, uid)), None, "{state} {nspid} {uid}");
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The distributions: root file systems that containers start from.
+//!
+//! They are read and never run. A program of a distribution would run as root, and what is in one may come from people who are not: a customer
+//! may have made it. For the same reason nothing in it is followed out of it.
+
+use crate::node::Node;
+use crate::report::Finding;
+use crate::setup::change::Change;
+use anyhow::Result;
+use shared::ContainerUid;
+use shared::settings::{CONTAINERS, SHELL};
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::MetadataExt;
+
+const CHECK: &str = "distributions";
+const DISTRIBUTIONS: &str = "/distros";
+const MODULE: &str = "libnss_unbit.so.2";
+
+/// What pivot_root(2) and the binds of a container's start need.
+const NEEDED: [&str; 2] = [".old_root", "containers"];
+
+const START: &str = "a container starts by pivot_root(2) into it, which takes both folders";
+const NAMES: &str =
+    "inside a container scp, sftp-server and prompts look its user up, and fail where nobody knows the number";
+const WRITERS: &str = "every container of it runs what is in it";
+
+pub fn check(node: &Node) -> Vec<Finding> {
+    let distributions = match all(node) {
+        Ok(distributions) => distributions,
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            return vec![Finding::not_applicable(CHECK, START, format!("{DISTRIBUTIONS}: root is needed to see"))];
+        }
+        Err(error) => return vec![Finding::not_applicable(CHECK, START, format!("{DISTRIBUTIONS}: {error}"))],
+    };
+    if distributions.is_empty() {
+        let why = "a container starts from one";
+        let mend = format!("debootstrap stable {}, and check again", node.path(DISTRIBUTIONS).join("stable").display());
+        return vec![Finding::warn(CHECK, why, format!("{DISTRIBUTIONS} is empty"), mend)];
+    }
+    distributions.iter().flat_map(|distribution| distribution.check(node)).collect()
+}
+
+/// Makes the folders that are missing. Only where nobody but root can change what is there meanwhile.
+pub fn mend(node: &Node) -> Result<Vec<Change>> {
+    let mut changes = Vec::new();
+    for distribution in all(node).unwrap_or_default() {
+        for folder in NEEDED.into_iter().filter(|folder| distribution.can_make(folder)) {
+            let path = format!("{}/{folder}", distribution.path);
+            changes.push(Change::Folder { path, uid: 0, gid: 0, mode: 0o755 });
+        }
+    }
+    Ok(changes)
+}
+
+/// All of them, by name.
+fn all(node: &Node) -> io::Result<Vec<Distribution>> {
+    let mut names: Vec<_> = std::fs::read_dir(node.resolve(DISTRIBUTIONS)?)?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| !name.starts_with('.') && name != "lost+found")
+        .collect();
+    names.sort();
+    let at = |name: &String| {
+        let path = format!("{DISTRIBUTIONS}/{name}");
+        let root = node.resolve(&path).ok()?;
+        root.is_dir().then(|| Distribution { path, root: Node::at(Some(&root)) })
+    };
+    Ok(names.iter().filter_map(at).collect())
+}
+
+/// One of them: a root directory of its own.
+struct Distribution {
+    /// As the node names it.
+    path: String,
+    root: Node,
+}
+
+impl Distribution {
+    fn check(&self, node: &Node) -> Vec<Finding> {
+        let path = &self.path;
+        match self.root.open("/.") {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                return vec![Finding::not_applicable(CHECK, START, format!("{path}: root is needed to see"))];
+            }
+            _ => {}
+        }
+        let mut findings = Vec::new();
+        if let Some(writers) = self.writers() {
+            let mend = format!("chown root:root {0} && chmod go-w {0}", self.root.root().display());
+            findings.push(Finding::warn(CHECK, WRITERS, format!("{path} {writers}"), mend));
+        }
+        for folder in NEEDED {
+            if let Some(lack) = self.lack(folder) {
+                let real = self.root.path(folder);
+                let mend = match lack {
+                    _ if self.can_make(folder) => node.setup(CHECK),
+                    Lack::Missing => format!("mkdir -m 755 {}", real.display()),
+                    Lack::NoFolder => format!("rm {0} && mkdir -m 755 {0}", real.display()),
+                };
+                let word = if lack == Lack::Missing { "missing" } else { "not a folder" };
+                findings.push(Finding::fail(CHECK, START, format!("{path}/{folder} is {word}"), mend));
+            }
+        }
+        match self.naming() {
+            Ok(how) if findings.is_empty() => {
+                findings.push(Finding::ok(CHECK, START, format!("{path}: both folders, {how}")))
+            }
+            Ok(_) => {}
+            Err((seen, mend)) => findings.push(Finding::warn(CHECK, NAMES, format!("{path}: {seen}"), mend)),
+        }
+        findings
+    }
+
+    /// Who besides root may change what is in it.
+    fn writers(&self) -> Option<String> {
+        let status = File::from(self.root.open("/").ok()?).metadata().ok()?;
+        let (uid, mode) = (status.uid(), status.mode() & 0o7777);
+        let is_open = mode & 0o002 != 0 || mode & 0o020 != 0 && status.gid() != 0;
+        (uid != 0 || is_open).then(|| format!("is uid {uid}'s, mode {mode:04o}"))
+    }
+
+    fn lack(&self, folder: &str) -> Option<Lack> {
+        match self.root.open_link(&format!("/{folder}")).map(|found| File::from(found).metadata()) {
+            Ok(Ok(status)) if status.is_dir() => None,
+            Ok(_) => Some(Lack::NoFolder),
+            Err(_) => Some(Lack::Missing),
+        }
+    }
+
+    fn can_make(&self, folder: &str) -> bool {
+        self.writers().is_none() && self.lack(folder) == Some(Lack::Missing)
+    }
+
+    /// How programs in it learn the name of a container's uid; else what is missing, and what to do.
+    fn naming(&self) -> Result<String, (String, String)> {
+        let passwd = self.root.read_bytes("/etc/passwd").unwrap_or_default();
+        let named = containers_in(&String::from_utf8_lossy(&passwd));
+        let Some(folder) =
+            library_folders(&self.root).into_iter().find(|folder| self.root.has(&format!("{folder}/libc.so.6")))
+        else {
+            if named > 0 {
+                return Ok(format!("lines of passwd for {named} containers"));
+            }
+            let seen = "it has no glibc, and /etc/passwd no line for any container".to_owned();
+            let line = format!("30001:x:30001:30001:30001:{CONTAINERS}/30001:{SHELL}");
+            return Err((
+                seen,
+                format!("for each container that uses it: echo {line} >>{}", self.root.path("/etc/passwd").display()),
+            ));
+        };
+        let (mut lacks, mut mends) = (Vec::new(), Vec::new());
+        let module = format!("{folder}/{MODULE}");
+        let real = self.root.path(&module).display().to_string();
+        match (self.machine(&module), self.machine(&format!("{folder}/libc.so.6"))) {
+            (Some(module), Some(libc)) if module == libc => {}
+            (None, _) if !self.root.has(&module) => {
+                lacks.push(format!("no {module}"));
+                mends.push(format!("install -m 644 {MODULE} of its architecture as {real}"));
+            }
+            _ => {
+                lacks.push(format!("{module} is not of its architecture"));
+                mends.push(format!("install -m 644 {MODULE} of its architecture as {real}"));
+            }
+        }
+        let nsswitch = self.root.read_bytes("/etc/nsswitch.conf").unwrap_or_default();
+        if !names_unbit(&String::from_utf8_lossy(&nsswitch)) {
+            lacks.push("no unbit in the passwd line of /etc/nsswitch.conf".to_owned());
+            mends.push(self.root.setup("nsswitch"));
+        }
+        match (lacks.is_empty(), named) {
+            (true, _) => Ok(format!("{MODULE} and its line in nsswitch.conf")),
+            (false, 0) => Err((lacks.join(", "), mends.join("\n"))),
+            (false, named) => Ok(format!("lines of passwd for {named} containers")),
+        }
+    }
+
+    /// What an ELF file says of the machine that it is for, elf(5): its class, its byte order and e_machine.
+    fn machine(&self, path: &str) -> Option<[u8; 4]> {
+        let mut head = [0; 20];
+        self.root.open_file(path).ok()?.read_exact(&mut head).ok()?;
+        match head {
+            [0x7f, b'E', b'L', b'F', class, order, .., low, high] => Some([class, order, low, high]),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Lack {
+    Missing,
+    /// Something else is there.
+    NoFolder,
+}
+
+/// Where libraries may be: of one architecture, or of several beside each other.
+fn library_folders(root: &Node) -> Vec<String> {
+    let mut folders = Vec::new();
+    for base in ["/usr/lib", "/lib"] {
+        let entries = root.resolve(base).and_then(std::fs::read_dir).into_iter().flatten();
+        let mut several: Vec<_> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+        several.retain(|name| name.contains("-linux-gnu"));
+        several.sort();
+        folders.extend(several.iter().map(|name| format!("{base}/{name}")));
+        folders.extend([format!("{base}64"), base.to_owned()]);
+    }
+    folders
+}
+
+/// How many containers passwd(5) names.
+fn containers_in(passwd: &str) -> usize {
+    let is_container = |line: &&str| {
+        let uid = line.split(':').nth(2).and_then(|uid| ContainerUid::parse(uid.as_bytes()));
+        uid.is_some()
+    };
+    passwd.lines().filter(is_container).count()
+}
+
+/// Whether nsswitch.conf(5) has accounts looked up with our module.
+fn names_unbit(nsswitch: &str) -> bool {
+    nsswitch
+        .lines()
+        .filter_map(|line| line.split('#').next()?.trim().strip_prefix("passwd:"))
+        .any(|services| services.split_whitespace().any(|service| service == "unbit"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_passwd_counts_by_its_uid() {
+        let passwd =
+            "root:x:0:0::/:/bin/sh\n30001:x:30001:30001::/containers/30001:/bin/bash\nweb:x:30002:30002::/:/bin/sh\n";
+        assert_eq!(containers_in(passwd), 2);
+        assert_eq!(containers_in("nobody:x:65534:65534::/:/bin/sh\n30001\n:::\n"), 0);
+    }
+
+    #[test]
+    fn the_passwd_line_alone_counts() {
+        for text in ["passwd: files unbit\n", "  passwd:\tcompat unbit # ours", "group: files\npasswd:unbit"] {
+            assert!(names_unbit(text), "{text}");
+        }
+        for text in
+            ["", "passwd: files", "group: files unbit", "#passwd: unbit", "passwd: files # unbit", "passwd: unbitx"]
+        {
+            assert!(!names_unbit(text), "{text}");
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! The folders of a node: there, of their owner, and open to no more people than they need be.
+
+use crate::node::Node;
+use crate::report::Finding;
+use crate::setup::change::Change;
+use anyhow::{Context, Result};
+use shared::settings::CONTAINERS;
+use std::fs::{File, Metadata};
+use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+const CHECK: &str = "folders";
+
+/// The account of the http routers.
+const WWW_DATA: &str = "www-data";
+
+/// Who owns a folder.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Owner {
+    Root,
+    WwwData,
+}
+
+/// A folder that a node needs.
+struct Folder {
+    path: &'static str,
+    owner: Owner,
+    group: Owner,
+    /// As set-up makes it.
+    mode: u32,
+    /// The bits that it cannot do without.
+    least: u32,
+    /// The bits that it may have.
+    most: u32,
+    why: &'static str,
+}
+
+impl Folder {
+    const fn of_root(path: &'static str, why: &'static str) -> Self {
+        Self { path, owner: Owner::Root, group: Owner::Root, mode: 0o755, least: 0o700, most: 0o755, why }
+    }
+
+    const fn of_www_data(path: &'static str, why: &'static str) -> Self {
+        Self { owner: Owner::WwwData, group: Owner::WwwData, ..Self::of_root(path, why) }
+    }
+
+    const fn modes(self, mode: u32, least: u32, most: u32) -> Self {
+        Self { mode, least, most, ..self }
+    }
+}
+
+/// In the order in which they are made.
+const FOLDERS: [Folder; 14] = [
+    Folder::of_root(
+        CONTAINERS,
+        "a folder in it is an account: whoever writes there makes accounts, and everybody looks them up",
+    )
+    .modes(0o755, 0o711, 0o755),
+    Folder::of_root("/distros", "the root file systems of containers, whose programs root starts"),
+    Folder::of_root("/ns", "where the Emperor mounts a container's root before pivot_root(2)"),
+    Folder::of_www_data("/subscribe", "applications in containers reach the routers' sockets here")
+        .modes(0o755, 0o711, 0o755),
+    Folder::of_root("/opt/unbit/uwsgi/plugins", "code that the Emperor loads as root").modes(0o755, 0o755, 0o755),
+    Folder::of_root("/etc/uwsgi", "the configuration that the Emperor reads as root").modes(0o755, 0o711, 0o755),
+    Folder::of_root("/etc/uwsgi/vassals", "a file in it is a container, started as root"),
+    Folder::of_www_data("/etc/uwsgi/domains", "the public keys that signed subscriptions are checked with"),
+    Folder::of_root("/etc/uwsgi/ssl", "the keys of the node's certificates"),
+    Folder::of_www_data("/etc/uwsgi/tmp_ssl", "keys of customers' certificates lie here").modes(0o700, 0o700, 0o700),
+    Folder::of_root("/etc/uwsgi/alarms", "every container leaves its alarms here, and none may touch another's")
+        .modes(0o1777, 0o1733, 0o1777),
+    Folder::of_root("/etc/uwsgi/services", "a file in it is a service of the node, started as root"),
+    Folder::of_root("/etc/uwsgi/custom_services", "a file in it is a service of a customer's, started as root"),
+    Folder {
+        group: Owner::WwwData,
+        ..Folder::of_root("/var/log/uwsgi", "the routers write their logs here, and logs name customers")
+    }
+    .modes(0o770, 0o770, 0o770),
+];
+
+const ANYBODY: u32 = 0o007;
+const STICKY: u32 = 0o1000;
+
+const WHY: &str = "accounts, containers and the node's services are what is in them";
+
+pub fn check(node: &Node) -> Vec<Finding> {
+    let accounts = match Accounts::of(node) {
+        Ok(accounts) => accounts,
+        Err(error) => {
+            let why = "the routers run as www-data, and some folders are theirs";
+            let mend = "adduser --system --group --home /var/www --no-create-home www-data";
+            return vec![Finding::fail(CHECK, why, format!("{error:#}"), mend)];
+        }
+    };
+    let mut faults = Vec::new();
+    for folder in &FOLDERS {
+        let (seen, mend) = match look(node, folder, accounts) {
+            Verdict::Well => continue,
+            Verdict::Hidden => {
+                let seen = format!("{}: root is needed to see", folder.path);
+                faults.push(Finding::not_applicable(CHECK, folder.why, seen));
+                continue;
+            }
+            Verdict::NotSticky(place) => {
+                let seen = format!("{} lacks the sticky bit", place.name);
+                faults.push(Finding::warn(CHECK, folder.why, seen, node.setup(CHECK)));
+                continue;
+            }
+            Verdict::Missing => (format!("{} is missing", folder.path), node.setup(CHECK)),
+            Verdict::Wrong(place, seen) => (format!("{} is {seen}", place.name), node.setup(CHECK)),
+            Verdict::InTheWay(seen, mend) => (format!("{} {seen}", folder.path), mend),
+        };
+        faults.push(Finding::fail(CHECK, folder.why, seen, mend));
+    }
+    let well = FOLDERS.len() - faults.len();
+    let seen = match faults.len() {
+        0 => format!("all {well} are there, of their owner and mode"),
+        _ => format!("{well} of {} are there, of their owner and mode", FOLDERS.len()),
+    };
+    let mut findings = faults;
+    if well > 0 {
+        findings.insert(0, Finding::ok(CHECK, WHY, seen));
+    }
+    findings
+}
+
+/// Makes the folders that are missing, and gives the others their owner and mode. What is in the way stays for the operator.
+pub fn mend(node: &Node) -> Result<Vec<Change>> {
+    let accounts = Accounts::of(node)?;
+    let mut changes = Vec::new();
+    for folder in &FOLDERS {
+        let path = match look(node, folder, accounts) {
+            Verdict::Missing => folder.path.to_owned(),
+            Verdict::NotSticky(place) | Verdict::Wrong(place, _) => place.path,
+            Verdict::Well | Verdict::Hidden | Verdict::InTheWay(..) => continue,
+        };
+        let parents: Vec<_> = Path::new(&path).ancestors().skip(1).filter_map(Path::to_str).collect();
+        for parent in parents.into_iter().rev() {
+            let made = Change::Folder { path: parent.to_owned(), uid: 0, gid: 0, mode: 0o755 };
+            let is_made = changes.iter().any(|change| matches!(change, Change::Folder { path, .. } if path == parent));
+            if !is_made && matches!(node.open(parent), Err(error) if error.kind() == ErrorKind::NotFound) {
+                changes.push(made);
+            }
+        }
+        let (uid, gid) = (accounts.uid(folder.owner), accounts.gid(folder.group));
+        changes.push(Change::Folder { path, uid, gid, mode: folder.mode });
+    }
+    Ok(changes)
+}
+
+/// The numbers of www-data on a node: those of its own account files, which in a root directory need not be those of this machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Accounts {
+    uid: u32,
+    gid: u32,
+}
+
+impl Accounts {
+    fn of(node: &Node) -> Result<Self> {
+        let number = |file: &str| {
+            number_of(&node.read(file)?.unwrap_or_default(), WWW_DATA)
+                .with_context(|| format!("{file} has no {WWW_DATA}"))
+        };
+        Ok(Self { uid: number("/etc/passwd")?, gid: number("/etc/group")? })
+    }
+
+    fn uid(self, owner: Owner) -> u32 {
+        if owner == Owner::Root { 0 } else { self.uid }
+    }
+
+    fn gid(self, group: Owner) -> u32 {
+        if group == Owner::Root { 0 } else { self.gid }
+    }
+
+    fn name(www_data: u32, number: u32) -> String {
+        match number {
+            0 => "root".to_owned(),
+            number if number == www_data => WWW_DATA.to_owned(),
+            number => number.to_string(),
+        }
+    }
+}
+
+/// The third field of the line that begins with this name, in passwd(5) and group(5) alike.
+fn number_of(text: &str, name: &str) -> Option<u32> {
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok()).flatten()
+    })
+}
+
+/// What is seen of one folder.
+#[derive(Debug)]
+enum Verdict {
+    Well,
+    Hidden,
+    Missing,
+    /// All is well, but people who share it can remove what is another's.
+    NotSticky(Place),
+    /// What its owner and mode are.
+    Wrong(Place, String),
+    /// Something that set-up does not touch, and what the operator can do about it.
+    InTheWay(String, String),
+}
+
+/// Where a folder is.
+#[derive(Debug)]
+struct Place {
+    /// The folder itself, behind whatever links, as the node names it.
+    path: String,
+    /// For people: its name, and where it leads if it is a link.
+    name: String,
+}
+
+fn look(node: &Node, folder: &Folder, accounts: Accounts) -> Verdict {
+    let found = match node.open(folder.path) {
+        Ok(found) => File::from(found),
+        Err(error) => return not_opened(node, folder.path, &error),
+    };
+    let Ok(status) = found.metadata() else { return Verdict::Hidden };
+    if !status.is_dir() {
+        return Verdict::InTheWay(
+            "is not a folder".to_owned(),
+            format!("mv {0} {0}.old && {1}", folder.path, node.setup(CHECK)),
+        );
+    }
+    let Some(place) = place(node, folder.path, &found) else { return Verdict::Hidden };
+    if folder.path == CONTAINERS {
+        if let Some(verdict) = on_the_way(node, &place) {
+            return verdict;
+        }
+    }
+    match judge(folder, &status, accounts) {
+        Judgement::Well => Verdict::Well,
+        Judgement::NotSticky => Verdict::NotSticky(place),
+        Judgement::Wrong(seen) => Verdict::Wrong(place, seen),
+    }
+}
+
+fn not_opened(node: &Node, path: &str, error: &io::Error) -> Verdict {
+    match error.kind() {
+        ErrorKind::PermissionDenied => Verdict::Hidden,
+        ErrorKind::NotFound if node.open_link(path).is_err() => Verdict::Missing,
+        ErrorKind::NotFound => Verdict::InTheWay(
+            "is a link that leads nowhere".to_owned(),
+            format!(
+                "make the folder that it names (readlink {path}), or remove the link and run {}",
+                node.setup(CHECK)
+            ),
+        ),
+        _ => Verdict::InTheWay(format!("cannot be opened: {error}"), format!("see why not: namei -l {path}")),
+    }
+}
+
+/// The operator may keep a folder elsewhere and leave a link in its place: what counts is the folder behind it.
+fn place(node: &Node, path: &str, found: &File) -> Option<Place> {
+    let behind = std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?;
+    let root = node.root().canonicalize().ok()?;
+    let inside = Path::new("/").join(behind.strip_prefix(&root).ok()?).to_str()?.to_owned();
+    let name = if inside == path { inside.clone() } else { format!("{path} (a link to {inside})") };
+    Some(Place { path: inside, name })
+}
+
+/// Whoever can rename a folder above [`CONTAINERS`] can put another in its place.
+fn on_the_way(node: &Node, place: &Place) -> Option<Verdict> {
+    Path::new(&place.path).ancestors().skip(1).filter_map(Path::to_str).find_map(|above| {
+        let status = File::from(node.open(above).ok()?).metadata().ok()?;
+        let is_open = status.mode() & 0o002 != 0 || status.mode() & 0o020 != 0 && status.gid() != 0;
+        let is_loose = is_open && status.mode() & STICKY == 0;
+        (status.uid() != 0 || is_loose).then(|| {
+            let seen =
+                format!("is below {above}, which is uid {}'s, mode {:04o}", status.uid(), status.mode() & 0o7777);
+            let real = node.path(above).display().to_string();
+            Verdict::InTheWay(seen, format!("chown root:root {real} && chmod go-w {real}"))
+        })
+    })
+}
+
+#[derive(PartialEq, Eq, Debug)]
+enum Judgement {
+    Well,
+    NotSticky,
+    /// What it is, and what it has to be.
+    Wrong(String),
+}
+
+fn judge(folder: &Folder, status: &Metadata, accounts: Accounts) -> Judgement {
+    judge_numbers(folder, (status.uid(), status.gid(), status.mode() & 0o7777), accounts)
+}
+
+fn judge_numbers(folder: &Folder, (uid, gid, mode): (u32, u32, u32), accounts: Accounts) -> Judgement {
+    // A group counts only where it may do what not everybody may.
+    let group_counts = (folder.most >> 3 & ANYBODY) != folder.most & ANYBODY;
+    let is_owned = uid == accounts.uid(folder.owner) && (!group_counts || gid == accounts.gid(folder.group));
+    let (too_much, too_little) = (mode & 0o777 & !folder.most, folder.least & !mode);
+    match (is_owned, too_much, too_little) {
+        (true, 0, 0) => Judgement::Well,
+        (true, 0, STICKY) => Judgement::NotSticky,
+        _ => Judgement::Wrong(format!(
+            "{}:{} {mode:04o} where {}:{} {:04o} is needed",
+            Accounts::name(accounts.uid, uid),
+            Accounts::name(accounts.gid, gid),
+            Accounts::name(accounts.uid, accounts.uid(folder.owner)),
+            Accounts::name(accounts.gid, accounts.gid(folder.group)),
+            folder.mode,
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEBIAN: Accounts = Accounts { uid: 33, gid: 33 };
+
+    fn judged(path: &str, uid: u32, gid: u32, mode: u32) -> Judgement {
+        let folder = FOLDERS.iter().find(|folder| folder.path == path).unwrap();
+        judge_numbers(folder, (uid, gid, mode), DEBIAN)
+    }
+
+    #[test]
+    fn what_setup_makes_is_well() {
+        for folder in &FOLDERS {
+            let made = (DEBIAN.uid(folder.owner), DEBIAN.gid(folder.group), folder.mode);
+            assert_eq!(judge_numbers(folder, made, DEBIAN), Judgement::Well, "{}", folder.path);
+        }
+    }
+
+    #[test]
+    fn an_operator_may_be_stricter_but_not_too_strict() {
+        for (path, uid, gid, mode) in [
+            (CONTAINERS, 0, 0, 0o711),
+            ("/etc/uwsgi/ssl", 0, 33, 0o750),
+            ("/etc/uwsgi/vassals", 0, 0, 0o700),
+            ("/subscribe", 33, 0, 0o2755),
+        ] {
+            assert_eq!(judged(path, uid, gid, mode), Judgement::Well, "{path} {mode:o}");
+        }
+        for (path, uid, gid, mode) in [
+            (CONTAINERS, 0, 0, 0o700), // a container's user could not reach the own home
+            (CONTAINERS, 0, 0, 0o775),
+            (CONTAINERS, 0, 0, 0o757),
+            (CONTAINERS, 0, 0, 0o1777),
+            (CONTAINERS, 33, 0, 0o755),
+            ("/etc/uwsgi/tmp_ssl", 33, 33, 0o750),
+            ("/etc/uwsgi/tmp_ssl", 0, 0, 0o700),
+            ("/etc/uwsgi/domains", 0, 0, 0o755),
+            ("/etc/uwsgi/alarms", 0, 0, 0o755),
+            ("/var/log/uwsgi", 0, 0, 0o770),
+            ("/var/log/uwsgi", 33, 33, 0o770),
+            ("/var/log/uwsgi", 0, 33, 0o775),
+            ("/var/log/uwsgi", 0, 33, 0o750),
+        ] {
+            assert!(matches!(judged(path, uid, gid, mode), Judgement::Wrong(_)), "{path} {uid}:{gid} {mode:o}");
+        }
+        assert_eq!(judged("/etc/uwsgi/alarms", 0, 0, 0o777), Judgement::NotSticky);
+    }
+
+    #[test]
+    fn people_read_names() {
+        assert_eq!(
+            judged("/var/log/uwsgi", 1000, 33, 0o755),
+            Judgement::Wrong("1000:www-data 0755 where root:www-data 0770 is needed".to_owned())
+        );
+    }
+
+    #[test]
+    fn the_nodes_own_account_files_count() {
+        let passwd =
+            "root:x:0:0::/:/bin/sh\nwww-data2:x:7:7::/:/bin/sh\nwww-data:x:48:49::/var/www:/usr/sbin/nologin\n";
+        assert_eq!(number_of(passwd, WWW_DATA), Some(48));
+        assert_eq!(number_of("www-data:x:49:\n", WWW_DATA), Some(49));
+        assert_eq!(number_of("www-data:x\n", WWW_DATA), None);
+        assert_eq!(number_of("", WWW_DATA), None);
+    }
+}

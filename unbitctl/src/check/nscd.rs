@@ -1,0 +1,169 @@
+//! nscd, which remembers answers about accounts longer than they are true.
+
+use crate::node::Node;
+use crate::report::Finding;
+use crate::setup::change::Change;
+use anyhow::Result;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+const CHECK: &str = "nscd";
+const WHY: &str =
+    "nscd remembers for a while that an account is not there: a new container's user cannot log in at first";
+
+/// Where glibc looks for it (`_PATH_NSCDSOCKET` of nscd/nscd-client.h).
+const SOCKET: &str = "/var/run/nscd/socket";
+const CONFIGURATION: &str = "/etc/nscd.conf";
+
+/// What it may not remember, and how it is asked for it: the request's type in nscd/nscd-client.h, and a key.
+const DATABASES: [(&str, i32, &[u8]); 2] = [("passwd", 1, b"0\0"), ("group", 3, b"0\0")];
+
+pub fn check(node: &Node) -> Vec<Finding> {
+    let text = node.read(CONFIGURATION).ok().flatten().unwrap_or_default();
+    let configured = cached(&text);
+    vec![if node.is_running() { live(node, &configured) } else { installed(node, &configured) }]
+}
+
+/// `enable-cache passwd no`, and the same for group.
+pub fn mend(node: &Node) -> Result<Vec<Change>> {
+    let text = node.read(CONFIGURATION)?.unwrap_or_default();
+    let mended = without_caches(&text);
+    let change = Change::File { path: CONFIGURATION.to_owned(), content: mended.clone(), mode: 0o644 };
+    Ok(if mended == text { Vec::new() } else { vec![change] })
+}
+
+fn installed(node: &Node, configured: &[&str]) -> Finding {
+    let is_there = ["/usr/sbin/nscd", "/usr/sbin/unscd"].iter().any(|program| node.has(program));
+    match (is_there, configured) {
+        (false, _) => Finding::ok(CHECK, WHY, "is not installed"),
+        (true, []) => Finding::ok(CHECK, WHY, "caches neither passwd nor group"),
+        (true, cached) => Finding::warn(CHECK, WHY, format!("is to cache {}", cached.join(" and ")), node.setup(CHECK)),
+    }
+}
+
+fn live(node: &Node, configured: &[&str]) -> Finding {
+    let restart = "systemctl restart nscd";
+    let (mut caches, mut pid) = (Vec::new(), 0);
+    for (database, request, key) in DATABASES {
+        match ask(request, key) {
+            Ok(answer) => {
+                pid = answer.pid;
+                if answer.is_cached {
+                    caches.push(database);
+                }
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+                return Finding::ok(CHECK, WHY, "does not run");
+            }
+            Err(error) => {
+                let seen = format!("listens on {SOCKET} and gives no answer: {error}");
+                return Finding::fail(CHECK, "every look-up of an account waits for it first", seen, restart);
+            }
+        }
+    }
+    match (caches.as_slice(), configured) {
+        ([], _) => Finding::ok(CHECK, WHY, format!("runs (pid {pid}) and caches neither passwd nor group")),
+        (caches, []) => {
+            let seen =
+                format!("runs (pid {pid}) and caches {}, although {CONFIGURATION} says no", caches.join(" and "));
+            Finding::warn(CHECK, WHY, seen, restart)
+        }
+        (caches, _) => {
+            let seen = format!("runs (pid {pid}) and caches {}", caches.join(" and "));
+            Finding::warn(CHECK, WHY, seen, format!("{} && {restart}", node.setup(CHECK)))
+        }
+    }
+}
+
+/// What nscd says of a database.
+struct Answer {
+    pid: i32,
+    /// It answers out of this database; else glibc asks the modules itself.
+    is_cached: bool,
+}
+
+/// Asks as glibc does: version 2, the type, the key's length, the key. The answer begins with the version and with whether there is one: -1 for a
+/// database that is off.
+fn ask(request: i32, key: &[u8]) -> io::Result<Answer> {
+    let mut socket = UnixStream::connect(SOCKET)?;
+    let pid = getsockopt(&socket, PeerCredentials)?.pid();
+    let patience = Some(Duration::from_secs(3));
+    socket.set_read_timeout(patience)?;
+    socket.set_write_timeout(patience)?;
+    let head = [2, request, key.len() as i32].map(i32::to_ne_bytes).concat();
+    socket.write_all(&[&head, key].concat())?;
+    let (mut version, mut found) = ([0; 4], [0; 4]);
+    socket.read_exact(&mut version)?;
+    socket.read_exact(&mut found)?;
+    Ok(Answer { pid, is_cached: i32::from_ne_bytes(found) != -1 })
+}
+
+/// The words of a line of nscd.conf(5), without its comment.
+fn words(line: &str) -> Vec<&str> {
+    line.split('#').next().unwrap_or_default().split_whitespace().collect()
+}
+
+/// Which of our databases a configuration has cached. Off unless it says yes; the last line counts.
+fn cached(text: &str) -> Vec<&'static str> {
+    let is_on = |database: &str| {
+        let said = text.lines().filter_map(|line| match words(line).as_slice() {
+            ["enable-cache", name, value, ..] if *name == database => Some(*value == "yes"),
+            _ => None,
+        });
+        said.last().unwrap_or(false)
+    };
+    DATABASES.iter().map(|(database, ..)| *database).filter(|database| is_on(database)).collect()
+}
+
+/// The same configuration, with our databases off.
+fn without_caches(text: &str) -> String {
+    let line = |line: &str| match words(line).as_slice() {
+        ["enable-cache", database, "yes", ..] if DATABASES.iter().any(|(ours, ..)| ours == database) => {
+            line.replacen("yes", "no", 1)
+        }
+        _ => line.to_owned(),
+    };
+    text.split_inclusive('\n').map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEBIAN: &str = "\
+# /etc/nscd.conf
+#	enable-cache		passwd		yes
+	debug-level		0
+	enable-cache		passwd		yes
+	positive-time-to-live	passwd		600
+	enable-cache		group		yes
+	enable-cache		hosts		yes # enable-cache group no
+	enable-cache	netgroup	no";
+
+    #[test]
+    fn what_is_cached_is_what_the_last_line_says() {
+        assert_eq!(cached(DEBIAN), ["passwd", "group"]);
+        assert_eq!(cached(&format!("{DEBIAN}\nenable-cache passwd no\n")), ["group"]);
+        assert_eq!(cached("enable-cache group yes"), ["group"]);
+        assert!(cached("").is_empty());
+        assert!(cached("#enable-cache passwd yes\nenable-cache passwd\nenable-cache passwds yes").is_empty());
+    }
+
+    #[test]
+    fn the_mend_turns_ours_off_and_leaves_the_rest() {
+        let mended = without_caches(DEBIAN);
+        assert!(cached(&mended).is_empty());
+        assert_eq!(without_caches(&mended), mended);
+        let changed: Vec<_> = DEBIAN.lines().zip(mended.lines()).filter(|(before, after)| before != after).collect();
+        assert_eq!(
+            changed,
+            [
+                ("\tenable-cache\t\tpasswd\t\tyes", "\tenable-cache\t\tpasswd\t\tno"),
+                ("\tenable-cache\t\tgroup\t\tyes", "\tenable-cache\t\tgroup\t\tno"),
+            ]
+        );
+        assert_eq!(DEBIAN.lines().count(), mended.lines().count());
+    }
+}

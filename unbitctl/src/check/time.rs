@@ -1,0 +1,27 @@
+//! The clock: the routers take a signed subscription only within seconds of its time.
+
+use crate::node::Node;
+use crate::report::Finding;
+use crate::sys;
+
+const CHECK: &str = "time";
+const WHY: &str = "signed subscriptions carry a time, and routers refuse one that is too old: replayed, or from a clock that is wrong";
+
+pub fn check(node: &Node) -> Vec<Finding> {
+    if !node.is_running() {
+        return vec![Finding::not_applicable(CHECK, WHY, "a root directory has no clock")];
+    }
+    vec![judge(sys::is_clock_synchronised())]
+}
+
+fn judge(synchronised: nix::Result<bool>) -> Finding {
+    match synchronised {
+        Ok(true) => Finding::ok(CHECK, WHY, "the kernel's clock is synchronised"),
+        Ok(false) => Finding::fail(CHECK, WHY, "the kernel's clock is not synchronised (adjtimex: STA_UNSYNC)", MEND),
+        Err(errno) => Finding::not_applicable(CHECK, WHY, format!("adjtimex: {errno}")),
+    }
+}
+
+const MEND: &str = "\
+apt-get install systemd-timesyncd (or chrony, whose chrony.conf then needs the line rtcsync, or ntpsec)
+and after some minutes see whether timedatectl says that the system clock is synchronized";
