@@ -31,7 +31,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             return vec![Finding::not_applicable(CHECK, START, format!("{DISTRIBUTIONS}: root is needed to see"))];
         }
-        Err(error) => return vec![Finding::not_applicable(CHECK, START, format!("{DISTRIBUTIONS}: {error}"))],
+        Err(error) => return vec![Finding::not_applicable(CHECK, START, format!("open {DISTRIBUTIONS}: {error}"))],
     };
     if distributions.is_empty() {
         let why = "a container starts from one";

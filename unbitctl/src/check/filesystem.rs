@@ -35,7 +35,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
             });
             findings.push(judge_schedulers(mount, &schedulers(mount)));
         }
-        Err(error) => findings.push(Finding::not_applicable(CHECK, QUOTA, format!("{CONTAINERS}: {error}"))),
+        Err(error) => findings.push(Finding::not_applicable(CHECK, QUOTA, format!("open {CONTAINERS}: {error}"))),
     }
     let held: Vec<_> = ["/", "/ns", "/distros", CONTAINERS]
         .iter()

@@ -93,35 +93,37 @@ pub fn check(node: &Node) -> Vec<Finding> {
             return vec![Finding::fail(CHECK, why, format!("{error:#}"), mend)];
         }
     };
-    let mut faults = Vec::new();
+    let (mut faults, mut missing, mut well) = (Vec::new(), Vec::new(), 0);
     for folder in &FOLDERS {
-        let (seen, mend) = match look(node, folder, accounts) {
-            Verdict::Well => continue,
-            Verdict::Hidden => {
-                let seen = format!("{}: root is needed to see", folder.path);
-                faults.push(Finding::not_applicable(CHECK, folder.why, seen));
+        let (path, why) = (folder.path, folder.why);
+        faults.push(match look(node, folder, accounts) {
+            Verdict::Well => {
+                well += 1;
                 continue;
             }
+            Verdict::Missing => {
+                missing.push(path);
+                continue;
+            }
+            Verdict::Hidden => Finding::not_applicable(CHECK, why, format!("{path}: root is needed to see")),
             Verdict::NotSticky(place) => {
-                let seen = format!("{} lacks the sticky bit", place.name);
-                faults.push(Finding::warn(CHECK, folder.why, seen, node.setup(CHECK)));
-                continue;
+                Finding::warn(CHECK, why, format!("{} lacks the sticky bit", place.name), node.setup(CHECK))
             }
-            Verdict::Missing => (format!("{} is missing", folder.path), node.setup(CHECK)),
-            Verdict::Wrong(place, seen) => (format!("{} is {seen}", place.name), node.setup(CHECK)),
-            Verdict::InTheWay(seen, mend) => (format!("{} {seen}", folder.path), mend),
-        };
-        faults.push(Finding::fail(CHECK, folder.why, seen, mend));
+            Verdict::Wrong(place, seen) => {
+                Finding::fail(CHECK, why, format!("{} is {seen}", place.name), node.setup(CHECK))
+            }
+            Verdict::InTheWay(seen, mend) => Finding::fail(CHECK, why, format!("{path} {seen}"), mend),
+        });
     }
-    let well = FOLDERS.len() - faults.len();
-    let seen = match faults.len() {
-        0 => format!("all {well} are there, of their owner and mode"),
-        _ => format!("{well} of {} are there, of their owner and mode", FOLDERS.len()),
-    };
-    let mut findings = faults;
+    let mut findings = Vec::new();
     if well > 0 {
-        findings.insert(0, Finding::ok(CHECK, WHY, seen));
+        let seen = if well == FOLDERS.len() { format!("all {well}") } else { format!("{well} of {}", FOLDERS.len()) };
+        findings.push(Finding::ok(CHECK, WHY, format!("{seen} are there, of their owner and mode")));
     }
+    if !missing.is_empty() {
+        findings.push(Finding::fail(CHECK, WHY, format!("missing: {}", missing.join(" ")), node.setup(CHECK)));
+    }
+    findings.extend(faults);
     findings
 }
 

@@ -57,6 +57,9 @@ fn live(node: &Node, configured: &[&str]) -> Finding {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
                 return Finding::ok(CHECK, WHY, "does not run");
             }
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                return Finding::not_applicable(CHECK, WHY, "root is needed to see");
+            }
             Err(error) => {
                 let seen = format!("listens on {SOCKET} and gives no answer: {error}");
                 return Finding::fail(CHECK, "every look-up of an account waits for it first", seen, restart);
@@ -108,11 +111,11 @@ fn words(line: &str) -> Vec<&str> {
 /// Which of our databases a configuration has cached. Off unless it says yes; the last line counts.
 fn cached(text: &str) -> Vec<&'static str> {
     let is_on = |database: &str| {
-        let said = text.lines().filter_map(|line| match words(line).as_slice() {
+        let mut said = text.lines().filter_map(|line| match words(line).as_slice() {
             ["enable-cache", name, value, ..] if *name == database => Some(*value == "yes"),
             _ => None,
         });
-        said.last().unwrap_or(false)
+        said.next_back().unwrap_or(false)
     };
     DATABASES.iter().map(|(database, ..)| *database).filter(|database| is_on(database)).collect()
 }

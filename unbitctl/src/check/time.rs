@@ -23,5 +23,5 @@ fn judge(synchronised: nix::Result<bool>) -> Finding {
 }
 
 const MEND: &str = "\
-apt-get install systemd-timesyncd (or chrony, whose chrony.conf then needs the line rtcsync, or ntpsec)
-and after some minutes see whether timedatectl says that the system clock is synchronized";
+apt-get install systemd-timesyncd
+(chrony does as well, with the line rtcsync in chrony.conf, and ntpsec); some minutes later check again";

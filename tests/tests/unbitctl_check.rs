@@ -1,0 +1,719 @@
+//! `unbitctl check` of a node: each check fails when its one thing is broken, and passes when that is mended.
+// node: --without sshd
+
+use serde_json::Value;
+use std::fmt::Display;
+use std::fs;
+use std::io::Write;
+use unbit_tests::*;
+
+/// What a check says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Finding {
+    check: String,
+    state: String,
+    seen: String,
+    mend: Option<String>,
+}
+
+/// The findings of a command that ends in `unbitctl check --json`; its exit status must agree with them.
+#[track_caller]
+fn findings(done: Done) -> Vec<Finding> {
+    let json: Value = serde_json::from_str(&done.out).unwrap_or_else(|error| panic!("{error}: {done:?}"));
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let findings = json.as_array().unwrap().iter().map(|finding| Finding {
+        check: text(&finding["check"]).unwrap(),
+        state: text(&finding["state"]).unwrap(),
+        seen: text(&finding["seen"]).unwrap(),
+        mend: text(&finding["mend"]),
+    });
+    let findings: Vec<_> = findings.collect();
+    let fails = findings.iter().any(|finding| finding.state == "fail");
+    assert_eq!(done.status, Some(i32::from(fails)), "{findings:?}");
+    for finding in &findings {
+        assert_eq!(finding.mend.is_some(), ["warn", "fail"].contains(&finding.state.as_str()), "{finding:?}");
+    }
+    findings
+}
+
+/// What one check says of the node; `prefix` goes before the command.
+#[track_caller]
+fn check_by(prefix: &str, name: &str) -> Vec<Finding> {
+    let findings = findings(sh(format!("{prefix} unbitctl check --json")));
+    findings.into_iter().filter(|finding| finding.check == name).collect()
+}
+
+#[track_caller]
+fn check(name: &str) -> Vec<Finding> {
+    check_by("", name)
+}
+
+/// The finding of this state whose words hold a text.
+#[track_caller]
+fn one<'a>(findings: &'a [Finding], state: &str, words: &str) -> &'a Finding {
+    let mut found = findings.iter().filter(|finding| finding.state == state && finding.seen.contains(words));
+    let finding = found.next().unwrap_or_else(|| panic!("no {state} with {words:?} in {findings:#?}"));
+    assert_eq!(found.next(), None);
+    finding
+}
+
+/// All is well with a check, as far as this text goes.
+#[track_caller]
+fn is_well(findings: &[Finding], words: &str) {
+    one(findings, "ok", words);
+    assert!(findings.iter().all(|finding| finding.state == "ok"), "{findings:#?}");
+}
+
+/// Says what this machine cannot show, where cargo does not swallow it.
+fn not_tried(why: impl Display) {
+    writeln!(std::io::stderr().lock(), "NOT TRIED: {why}").unwrap();
+}
+
+// Folders
+
+/// All of them, as set-up makes them.
+const MADE: &str = "
+    install -d /containers /distros /ns /opt/unbit/uwsgi/plugins /etc/uwsgi/{vassals,ssl,services,custom_services}
+    install -d -o www-data -g www-data /subscribe /etc/uwsgi/domains
+    install -d -o www-data -g www-data -m 700 /etc/uwsgi/tmp_ssl
+    install -d -m 1777 /etc/uwsgi/alarms
+    install -d -g www-data -m 770 /var/log/uwsgi";
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn folders() {
+    sh(MADE).ok();
+    is_well(&check("folders"), "all 14 are there");
+    for (path, breaks, seen, mends) in [
+        ("/containers", "chmod o+w", "is root:root 0757 where root:root 0755 is needed", "chmod 755"),
+        ("/containers", "chmod g+w", "root:root 0775", "chmod 755"),
+        ("/containers", "chown alice", "1000:root 0755", "chown root"),
+        ("/containers", "chmod 700", "root:root 0700", "chmod 755"),
+        ("/distros", "chmod 777", "root:root 0777", "chmod 755"),
+        ("/ns", "rmdir", "missing: /ns", "install -d"),
+        ("/subscribe", "chown root", "root:www-data 0755 where www-data:www-data 0755", "chown www-data"),
+        ("/opt/unbit/uwsgi/plugins", "chmod 757", "0757", "chmod 755"),
+        ("/etc/uwsgi", "chown www-data", "www-data:root 0755", "chown root"),
+        ("/etc/uwsgi/vassals", "chmod 1777", "1777", "chmod 755"),
+        ("/etc/uwsgi/domains", "rmdir", "missing: /etc/uwsgi/domains", "install -d -o www-data -g www-data"),
+        ("/etc/uwsgi/ssl", "chmod o+w", "0757", "chmod 755"),
+        ("/etc/uwsgi/tmp_ssl", "chmod 755", "www-data:www-data 0755 where www-data:www-data 0700", "chmod 700"),
+        ("/etc/uwsgi/alarms", "chmod 755", "root:root 0755 where root:root 1777", "chmod 1777"),
+        ("/etc/uwsgi/services", "chown www-data", "www-data:root", "chown root"),
+        ("/etc/uwsgi/custom_services", "chmod g+w", "0775", "chmod 755"),
+        ("/var/log/uwsgi", "chgrp root", "root:root 0770 where root:www-data 0770", "chgrp www-data"),
+        ("/var/log/uwsgi", "chmod o+rx", "root:www-data 0775", "chmod 770"),
+    ] {
+        sh(format!("{breaks} {path}")).ok();
+        let found = check("folders");
+        let finding = one(&found, "fail", seen);
+        assert!(finding.seen.contains(path), "{finding:?}");
+        assert_eq!(finding.mend.as_deref(), Some("unbitctl setup folders"));
+        one(&found, "ok", "13 of 14 are there");
+        assert_eq!(found.len(), 2, "nothing else is the matter: {found:?}");
+        sh(format!("{mends} {path}")).ok();
+        is_well(&check("folders"), "all 14");
+    }
+    sh("chmod 777 /etc/uwsgi/alarms").ok();
+    one(&check("folders"), "warn", "/etc/uwsgi/alarms lacks the sticky bit");
+    sh(MADE).ok();
+    is_well(&check("folders"), "all 14");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn what_is_in_the_way_of_a_folder() {
+    sh(MADE).ok();
+    let _back = AtEnd(|| {
+        sh(format!("rm -rf /etc/uwsgi/ssl /etc/uwsgi/ssl.old /srv/ssl; {MADE}")).ok();
+    });
+    for (breaks, seen) in [
+        ("touch /etc/uwsgi/ssl", "/etc/uwsgi/ssl is not a folder"),
+        ("ln -s /srv/nowhere /etc/uwsgi/ssl", "/etc/uwsgi/ssl is a link that leads nowhere"),
+        ("ln -s ssl /etc/uwsgi/ssl", "/etc/uwsgi/ssl cannot be opened"),
+    ] {
+        sh(format!("rm -rf /etc/uwsgi/ssl; {breaks}")).ok();
+        let found = check("folders");
+        assert_ne!(one(&found, "fail", seen).mend.as_deref(), Some("unbitctl setup folders"), "set-up leaves it alone");
+    }
+    // A link is the operator's right, and what counts is behind it.
+    sh("rm -rf /etc/uwsgi/ssl; install -d /srv/ssl; ln -s /srv/ssl /etc/uwsgi/ssl").ok();
+    is_well(&check("folders"), "all 14");
+    sh("chmod o+w /srv/ssl").ok();
+    one(&check("folders"), "fail", "/etc/uwsgi/ssl (a link to /srv/ssl) is root:root 0757");
+}
+
+/// Whoever owns what is above /containers owns every account.
+#[test]
+#[ignore = "needs the node: make test"]
+fn containers_below_a_folder_of_somebody_elses() {
+    sh(MADE).ok();
+    sh("mkdir /srv/of && mv /containers /srv/of && ln -s /srv/of/containers /containers").ok();
+    let _back = AtEnd(|| {
+        sh("rm /containers && mv /srv/of/containers / && rmdir /srv/of").ok();
+    });
+    is_well(&check("folders"), "all 14");
+    for (breaks, seen) in
+        [("chown alice", "uid 1000's, mode 0755"), ("chmod 777", "uid 0's, mode 0777"), ("chmod 775", "")]
+    {
+        sh(format!("{breaks} /srv/of; chgrp 1000 /srv/of")).ok();
+        let found = check("folders");
+        let finding = one(&found, "fail", "/containers is below /srv/of, which is ");
+        assert!(finding.seen.ends_with(seen), "{finding:?}");
+        assert_eq!(finding.mend.as_deref(), Some("chown root:root /srv/of && chmod go-w /srv/of"));
+        sh(finding.mend.as_ref().unwrap()).ok();
+        is_well(&check("folders"), "all 14");
+    }
+    sh("chmod 1777 /srv/of").ok(); // like /tmp: nobody renames what is another's
+    is_well(&check("folders"), "all 14");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn folders_of_a_root_directory_are_its_own() {
+    let root = "/srv/root";
+    let _gone = AtEnd(|| {
+        sh(format!("rm -rf {root} /srv/outside")).ok();
+    });
+    sh(format!("mkdir -p {root}/etc /srv/outside && chmod 777 /srv/outside")).ok();
+    let folders = || {
+        let found = findings(sh(format!("unbitctl check --json --root {root}")));
+        found.into_iter().filter(|finding| finding.check == "folders").collect::<Vec<_>>()
+    };
+    one(&folders(), "fail", "/etc/passwd has no www-data");
+    // Another number than this machine's.
+    fs::write(format!("{root}/etc/passwd"), "root:x:0:0::/:/bin/sh\nwww-data:x:48:48::/:/bin/sh\n").unwrap();
+    fs::write(format!("{root}/etc/group"), "root:x:0:\nwww-data:x:49:\n").unwrap();
+    let missing = folders();
+    let finding = one(&missing, "fail", "missing: /containers /distros");
+    assert_eq!(finding.mend.as_deref(), Some("unbitctl setup --root /srv/root folders"));
+    let made = MADE.replace(" /", &format!(" {root}/")).replace("www-data", "48").replace("-g 48", "-g 49");
+    sh(&made).ok();
+    is_well(&folders(), "all 14");
+    // A link of the root directory's leads where it would lead there.
+    sh(format!("rmdir {root}/ns; ln -s /srv/outside {root}/ns")).ok();
+    one(&folders(), "fail", "/ns is a link that leads nowhere");
+    sh(format!("mkdir -p {root}/srv/outside")).ok();
+    is_well(&folders(), "all 14");
+    // What needs a node that runs says so.
+    let found = findings(sh(format!("unbitctl check --json --root {root}")));
+    for check in ["filesystem", "cgroups", "time"] {
+        let of_it: Vec<_> = found.iter().filter(|finding| finding.check == check).collect();
+        assert!(matches!(of_it.as_slice(), [Finding { state, .. }] if state == "not-applicable"), "{of_it:?}");
+    }
+}
+
+// The file system
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn mounts_stay_where_they_are_made() {
+    const WELL: &str = "mounts stay in the mount namespace in which they are made";
+    /// What the start of a container does with the root directory.
+    const PIVOT: &str = "unshare --mount --propagation unchanged sh -euc 'mount --bind /distros/base /ns; pivot_root /ns /ns/.old_root'";
+    one(&check("filesystem"), "ok", WELL);
+    sh(PIVOT).ok();
+    {
+        let _private = AtEnd(|| {
+            sh("mount --make-rprivate /").ok();
+        });
+        sh("mount --make-shared /").ok();
+        let found = check("filesystem");
+        let finding = one(&found, "fail", "/ is a shared mount");
+        assert!(sh(PIVOT).failed().contains("pivot_root"), "no container could start");
+        sh("umount /ns").ok(); // and what it mounted shows here
+        sh(finding.mend.as_ref().unwrap().lines().next().unwrap()).ok();
+        one(&check("filesystem"), "ok", WELL);
+        sh(PIVOT).ok();
+    }
+    // A mount of its own counts as well.
+    let shared = "unshare --mount --propagation unchanged sh -euc 'mount --bind /distros /distros; mount --make-shared /distros; \"$@\"' sh";
+    one(&check_by(shared, "filesystem"), "fail", "/distros is a shared mount");
+    one(&check("filesystem"), "ok", WELL);
+}
+
+/// Runs a command where /containers is an ext4 of its own, on a loop device that goes with it.
+fn on_ext4(mkfs: &str, options: &str, script: &str) -> Done {
+    sh(format!(
+        "unshare --mount --propagation private bash -euc '
+            umask 022
+            mount -t tmpfs none /tmp; mkdir /tmp/dev; truncate -s 16M /tmp/image
+            mkfs.ext4 -q {mkfs} /tmp/image
+            for i in {{0..63}}; do [[ -e /dev/loop$i ]] || mknod /dev/loop$i b 7 $i; done
+            [[ -e /dev/loop-control ]] || mknod /dev/loop-control c 10 237
+            mount -o loop{options} /tmp/image /containers || exit 77
+            disk=$(findmnt -no SOURCE /containers); disk=${{disk#/dev/}}
+            {script}'"
+    ))
+}
+
+/// Of `unbitctl check --json`, run there; `None` where no such file system can be mounted.
+fn check_on_ext4(mkfs: &str, options: &str, prefix: &str) -> Option<Vec<Finding>> {
+    let done = on_ext4(mkfs, options, &format!("{prefix} unbitctl check --json"));
+    if done.status == Some(77) {
+        not_tried(format_args!("mkfs.ext4 {mkfs}, mount {options}: {}", done.err.lines().next().unwrap_or_default()));
+        return None;
+    }
+    Some(findings(done).into_iter().filter(|finding| finding.check == "filesystem").collect())
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn quota() {
+    let Some(found) = check_on_ext4("", "", "") else {
+        assert!(std::env::var_os("CI").is_none(), "root on a machine of its own has loop devices");
+        return;
+    };
+    let finding = one(&found, "fail", "user quota is off: /containers (ext4 on /dev/loop");
+    assert!(finding.mend.as_ref().unwrap().contains("tune2fs -O quota -Q usrquota /dev/loop"), "{finding:?}");
+
+    // The real thing, where the kernel was built with it (CONFIG_QFMT_V2).
+    const FEATURE: &str = "-O quota -E quotatype=usrquota";
+    if let Some(found) = check_on_ext4(FEATURE, "", "") {
+        one(&found, "fail", "user quota is counted but no limit holds: /containers");
+        one(&check_on_ext4(FEATURE, ",usrquota", "").unwrap(), "ok", "user quota is on: /containers (ext4");
+        // As the mend says.
+        let mended = "disk=/dev/$disk; umount -d /containers; tune2fs -O quota -Q usrquota /tmp/image >/dev/null; mount -o loop,usrquota /tmp/image /containers;";
+        one(&check_on_ext4("", "", mended).unwrap(), "ok", "user quota is on");
+    }
+
+    // The same as the kernel would say it: struct fs_quota_stat, put in by strace.
+    let answers = |call: &str, flags: &str| {
+        format!("strace -qq -o /dev/null -e inject={call}:retval=0:poke_exit=@arg4=0100{flags}")
+    };
+    for (flags, state, seen) in [
+        ("0300", "ok", "user quota is on: /containers"),
+        ("0100", "fail", "user quota is counted but no limit holds: /containers"),
+        ("0c00", "fail", "user quota is off: /containers"), // the group's
+    ] {
+        one(&check_on_ext4("", "", &answers("quotactl_fd", flags)).unwrap(), state, seen);
+        // Before Linux 5.14.
+        let before = answers("quotactl", flags) + " -e inject=quotactl_fd:error=ENOSYS";
+        one(&check_on_ext4("", "", &before).unwrap(), state, seen);
+    }
+    let broken = "strace -qq -o /dev/null -e inject=quotactl_fd:error=EIO";
+    one(&check_on_ext4("", "", broken).unwrap(), "fail", "quotactl: EIO");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn scheduler() {
+    // The node itself is in memory.
+    one(&check("filesystem"), "not-applicable", "no disk with an I/O scheduler is below /");
+    let set = |scheduler: &str| {
+        format!("mount -o remount,rw /sys; echo {scheduler} >/sys/block/$disk/queue/scheduler 2>/dev/null || exit 77;")
+    };
+    let Some(found) = check_on_ext4("", "", &set("none")) else {
+        assert!(std::env::var_os("CI").is_none(), "root on a machine of its own has loop devices");
+        return;
+    };
+    let finding = one(&found, "warn", "I/O scheduler: none on loop");
+    let mend = finding.mend.as_ref().unwrap();
+    assert!(mend.contains("echo bfq >/sys/block/loop"), "{mend}");
+    let as_it_says = "mount -o remount,rw /sys; modprobe -q bfq 2>/dev/null || true; echo bfq >/sys/block/$disk/queue/scheduler || exit 77;";
+    if let Some(found) = check_on_ext4("", "", as_it_says) {
+        one(&found, "ok", "I/O scheduler: bfq on loop");
+    }
+}
+
+// cgroups
+
+/// The memory controller's files of a container: its directory, the file of the limit, and the word for none.
+fn memory_of(uid: u32) -> Option<(String, String, &'static str)> {
+    let candidates = [
+        (format!("/sys/fs/cgroup/memory/{uid}"), "memory.limit_in_bytes", "-1"),
+        (format!("/sys/fs/cgroup/{uid}"), "memory.limit_in_bytes", "-1"),
+        (format!("/sys/fs/cgroup/{uid}"), "memory.max", "max"),
+    ];
+    let found = candidates.into_iter().find(|(directory, file, _)| fs::exists(format!("{directory}/{file}")).unwrap());
+    if found.is_none() {
+        not_tried(format_args!("no controller memory with --cgroups {}", std::env::var("NODE_LAYOUT").unwrap()));
+    }
+    found.map(|(directory, file, none)| (directory.clone(), format!("{directory}/{file}"), none))
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn each_container_has_a_limit_of_memory() {
+    for uid in [30000, 30001] {
+        leader(uid);
+    }
+    let Some((_, first, none)) = memory_of(30000) else {
+        one(&check("cgroups"), "fail", "there is no controller memory");
+        return;
+    };
+    let (_, second, _) = memory_of(30001).unwrap();
+    let _lift = AtEnd(|| {
+        for file in [&first, &second] {
+            fs::write(file, none).unwrap();
+        }
+    });
+    one(&check("cgroups"), "warn", "no limit of memory: 30000 30001");
+    fs::write(&first, "400000000").unwrap();
+    let found = check("cgroups");
+    let mend = one(&found, "warn", "no limit of memory: 30001").mend.clone().unwrap();
+    sh(mend.lines().next().unwrap().replace("BYTES", "400000000")).ok();
+    is_well(&check("cgroups"), "all 2 containers that run are in cgroups of their own, with a limit of memory");
+    fs::write(&second, none).unwrap();
+    one(&check("cgroups"), "warn", "no limit of memory: 30001");
+}
+
+/// Moves the processes of a container to another cgroup, in every hierarchy.
+fn move_30001(from: &str, to: &str) {
+    sh(format!(
+        "find /sys/fs/cgroup -type d -path '*/{from}' -printf '%h\\n' | while read -r top; do
+            mkdir -p $top/{to}
+            for pid in $(node-pid 30001) $(pgrep -u 30001); do echo $pid >$top/{to}/cgroup.procs; done
+        done"
+    ))
+    .ok();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn each_container_has_a_cgroup_of_its_own() {
+    leader(30000);
+    leader(30001);
+    {
+        let _back = AtEnd(|| move_30001("30001", "30001"));
+        move_30001("30001", "system");
+        one(&check("cgroups"), "fail", "no cgroup of its own: 30001");
+    }
+    assert!(check("cgroups").iter().all(|finding| !finding.seen.contains("no cgroup of its own")));
+    {
+        // A limit further up is its own as long as nobody else is below it.
+        let Some((directory, ..)) = memory_of(30001) else { return };
+        let (_, first, none) = memory_of(30000).unwrap();
+        let top = directory.strip_suffix("/30001").unwrap();
+        let _back = AtEnd(|| {
+            move_30001("30001", "30001");
+            fs::write(&first, none).unwrap();
+            sh("find /sys/fs/cgroup -depth -type d -path '*/limited*' -exec rmdir {} +").ok();
+        });
+        if none == "max" {
+            return not_tried("version 2 hands memory down to no second level here");
+        }
+        move_30001("30001", "limited/30001");
+        fs::write(&first, "400000000").unwrap();
+        one(&check("cgroups"), "warn", "no limit of memory: 30001");
+        fs::write(format!("{top}/limited/memory.limit_in_bytes"), "400000000").unwrap();
+        is_well(&check("cgroups"), "all 2 containers");
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn controllers_are_usable() {
+    let layout = std::env::var("NODE_LAYOUT").unwrap();
+    let found = check("cgroups");
+    let said = found.first().unwrap();
+    let names = match layout.as_str() {
+        "v2" => "version 2",
+        "hybrid" => "versions 1 and 2 (hybrid)",
+        _ => "version 1",
+    };
+    assert!(said.seen.starts_with(names), "{layout}: {said:?}");
+    let without = |breaks: &str| {
+        check_by(&format!("unshare --mount --propagation private sh -euc '{breaks}; \"$@\"' sh"), "cgroups")
+    };
+    one(&without("umount -R /sys/fs/cgroup"), "fail", "no cgroups are mounted");
+    match layout.as_str() {
+        "v1" | "hybrid" => {
+            assert_eq!(said.state, "ok");
+            for controller in ["memory", "cpu"] {
+                let lost = without(&format!("umount $(readlink -f /sys/fs/cgroup/{controller})"));
+                one(&lost, "fail", &format!("there is no controller {controller}"));
+            }
+        }
+        "v2" if said.state == "ok" => {
+            let control = "/sys/fs/cgroup/cgroup.subtree_control";
+            let _back = AtEnd(|| fs::write(control, "+memory").unwrap());
+            fs::write(control, "-memory").unwrap();
+            let found = check("cgroups");
+            let finding = one(&found, "fail", "memory is not handed down to containers");
+            sh(finding.mend.as_ref().unwrap()).ok();
+            one(&check("cgroups"), "ok", "version 2, with memory and cpu");
+        }
+        _ => not_tried(format_args!("--cgroups {layout}: {}", said.seen)),
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn no_container_runs() {
+    let _again = AtEnd(|| {
+        sh("node-emperor start; node-wait-container 30000; node-wait-container 30001").ok();
+    });
+    sh("node-emperor stop").ok();
+    one(&check("cgroups"), "not-applicable", "no container runs");
+}
+
+// Distributions
+
+/// A distribution of nothing but what the check looks at.
+const OTHER: &str = "
+    lib=$(dirname $(find /usr/lib -name libc.so.6 | head -1))
+    install -d /distros/other/{.old_root,containers,etc} /distros/other$lib
+    cp $lib/libc.so.6 /distros/other$lib
+    cp $(find /usr/lib -name libnss_unbit.so.2) /distros/other$lib
+    cp /etc/nsswitch.conf /distros/other/etc
+    echo root:x:0:0::/root:/bin/sh >/distros/other/etc/passwd";
+
+struct Other;
+
+impl Other {
+    fn new() -> Self {
+        sh(format!("set -e; {OTHER}")).ok();
+        Self
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        sh("rm -rf /distros/other /distros/linked /distros/file /distros/.hidden /srv/other").ok();
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn distributions() {
+    is_well(&check("distributions"), "/distros/base: both folders, libnss_unbit.so.2 and its line in nsswitch.conf");
+    let _other = Other::new();
+    is_well(&check("distributions"), "/distros/other: both folders, libnss_unbit.so.2 and its line in nsswitch.conf");
+    let module = sh("find /distros/other -name libnss_unbit.so.2").ok();
+    for (breaks, state, seen, mend) in [
+        ("rmdir .old_root", "fail", "/distros/other/.old_root is missing", "unbitctl setup distributions"),
+        ("rmdir containers", "fail", "/distros/other/containers is missing", "unbitctl setup distributions"),
+        (
+            "rmdir containers; ln -s /containers",
+            "fail",
+            "/distros/other/containers is not a folder",
+            "rm /distros/other/containers",
+        ),
+        (
+            "rmdir .old_root; touch .old_root",
+            "fail",
+            "/distros/other/.old_root is not a folder",
+            "rm /distros/other/.old_root",
+        ),
+        ("rm $MODULE", "warn", "/distros/other: no /usr/lib", "install -m 644 libnss_unbit.so.2"),
+        (
+            "printf '\\x28' | dd of=$MODULE bs=1 seek=18 conv=notrunc 2>/dev/null",
+            "warn",
+            "is not of its architecture",
+            "install -m 644",
+        ),
+        (": >$MODULE", "warn", "is not of its architecture", "install -m 644"),
+        (
+            "sed -i '/^passwd/s/unbit//' etc/nsswitch.conf",
+            "warn",
+            "no unbit in the passwd line",
+            "unbitctl setup --root /distros/other nsswitch",
+        ),
+        (
+            "rm etc/nsswitch.conf",
+            "warn",
+            "no unbit in the passwd line",
+            "unbitctl setup --root /distros/other nsswitch",
+        ),
+        // It would keep whoever opens it waiting for ever.
+        ("rm etc/nsswitch.conf; mkfifo etc/nsswitch.conf", "warn", "no unbit in the passwd line", "nsswitch"),
+        // On the node that file has the line; in the distribution it leads to itself.
+        ("ln -sf /etc/nsswitch.conf etc/nsswitch.conf", "warn", "no unbit in the passwd line", "nsswitch"),
+        (
+            "find . -name libc.so.6 -delete",
+            "warn",
+            "it has no glibc, and /etc/passwd no line",
+            "echo 30001:x:30001:30001:30001:/containers/30001:/bin/bash >>/distros/other/etc/passwd",
+        ),
+        (
+            "chmod o+w .",
+            "warn",
+            "/distros/other is uid 0's, mode 0757",
+            "chown root:root /distros/other && chmod go-w /distros/other",
+        ),
+        ("chown alice .", "warn", "/distros/other is uid 1000's, mode 0755", "chown root:root /distros/other"),
+    ] {
+        sh(format!("cd /distros/other; MODULE={module}; {breaks}")).ok();
+        let found = check("distributions");
+        let finding = one(&found, state, seen);
+        assert!(finding.mend.as_ref().unwrap().contains(mend), "{finding:?}");
+        one(&found, "ok", "/distros/base: ");
+        assert_eq!(found.len(), 2, "{breaks}: {found:#?}");
+        sh(format!("rm -rf /distros/other; {OTHER}")).ok();
+        is_well(&check("distributions"), "/distros/other: ");
+    }
+    // A line of passwd does as well.
+    sh("find /distros/other -name 'lib*' -type f -delete; echo 30001:x:30001:30001::/:/bin/sh >>/distros/other/etc/passwd").ok();
+    is_well(&check("distributions"), "/distros/other: both folders, lines of passwd for 1 containers");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn what_is_a_distribution() {
+    let _other = Other::new();
+    sh("mv /distros/other /srv/other; ln -s /srv/other /distros/linked; touch /distros/file; mkdir /distros/.hidden")
+        .ok();
+    let found = check("distributions");
+    is_well(&found, "/distros/linked: ");
+    assert_eq!(found.len(), 2, "{found:?}");
+    let empty = "unshare --mount sh -euc 'mount -t tmpfs -o mode=755 none /distros; \"$@\"' sh";
+    one(&check_by(empty, "distributions"), "warn", "/distros is empty");
+    let programs = "strace -f -qq -e trace=execve -e signal=none -o /run/execve";
+    is_well(&check_by(programs, "distributions"), "/distros/base: ");
+    let run = fs::read_to_string("/run/execve").unwrap();
+    assert!(run.contains("unbitctl") && !run.contains("/distros"), "nothing of a distribution runs: {run}");
+}
+
+// Time
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn time() {
+    // What the kernel says, by another way: adjtimex(2) with a struct of zeros gives TIME_ERROR, 5, for a clock that nobody keeps.
+    let state =
+        sh(r#"perl -e '$clock = "\0" x 256; require "syscall.ph" if 0; print syscall($ARGV[0], $clock)' 159"#).ok();
+    if cfg!(target_arch = "x86_64") {
+        one(&check("time"), if state == "5" { "fail" } else { "ok" }, "synchronised");
+    }
+    let says = |state: u32| format!("strace -qq -o /dev/null -e inject=adjtimex,clock_adjtime:retval={state}");
+    let found = check_by(&says(5), "time");
+    assert!(one(&found, "fail", "the kernel's clock is not synchronised").mend.as_ref().unwrap().contains("timesyncd"));
+    is_well(&check_by(&says(0), "time"), "the kernel's clock is synchronised");
+    // STA_UNSYNC alone, in the struct's word behind modes, offset, freq, maxerror and esterror.
+    if cfg!(target_pointer_width = "64") {
+        let words = "00".repeat(40) + "40000000";
+        let unsynchronised = format!(
+            "strace -qq -o /dev/null -e inject=adjtimex:retval=0:poke_exit=@arg1={words} -e inject=clock_adjtime:retval=0:poke_exit=@arg2={words}"
+        );
+        one(&check_by(&unsynchronised, "time"), "fail", "not synchronised");
+    }
+    one(
+        &check_by("strace -qq -o /dev/null -e inject=adjtimex,clock_adjtime:error=EPERM", "time"),
+        "not-applicable",
+        "EPERM",
+    );
+}
+
+// nscd
+
+struct Nscd;
+
+impl Nscd {
+    fn start() -> Self {
+        sh("mkdir -p /run/nscd /var/cache/nscd && nscd").ok();
+        eventually("nscd", || (sh("nscd -g").status == Some(0)).then_some(()));
+        Self
+    }
+}
+
+impl Drop for Nscd {
+    fn drop(&mut self) {
+        sh("pkill -CONT -x nscd; nscd -K").ok();
+        eventually("the end of nscd", || pgrep("^nscd").is_none().then_some(()));
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn nscd() {
+    is_well(&check("nscd"), "does not run");
+    let off = |databases: &[&str]| {
+        let mut configuration = fs::read_to_string("/etc/nscd.conf").unwrap();
+        for database in databases {
+            configuration += &format!("\nenable-cache {database} no\n");
+        }
+        Changed::file("/etc/nscd.conf", |_| configuration)
+    };
+    {
+        let _nscd = Nscd::start();
+        let found = check("nscd");
+        let finding = one(&found, "warn", "caches passwd and group");
+        assert_eq!(finding.mend.as_deref(), Some("unbitctl setup nscd && systemctl restart nscd"));
+        let _off = off(&["passwd", "group"]);
+        let found = check("nscd");
+        assert_eq!(
+            one(&found, "warn", "caches passwd and group, although").mend.as_deref(),
+            Some("systemctl restart nscd")
+        );
+    }
+    {
+        let _off = off(&["passwd"]);
+        let _nscd = Nscd::start();
+        one(&check("nscd"), "warn", "caches group");
+    }
+    {
+        let _off = off(&["passwd", "group"]);
+        let _nscd = Nscd::start();
+        is_well(&check("nscd"), "caches neither passwd nor group");
+        sh("pkill -STOP -x nscd").ok();
+        one(&check("nscd"), "fail", "gives no answer");
+    }
+    is_well(&check("nscd"), "does not run");
+    // A socket that was left behind.
+    sh("perl -MIO::Socket::UNIX -e 'unlink q(/run/nscd/socket); IO::Socket::UNIX->new(Local => q(/run/nscd/socket), Listen => 1)'").ok();
+    is_well(&check("nscd"), "does not run");
+    sh("rm /run/nscd/socket").ok();
+}
+
+// How it is said
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn people_and_machines_read_the_same() {
+    sh("rmdir /ns").ok();
+    let _back = AtEnd(|| {
+        sh("mkdir /ns").ok();
+    });
+    let done = sh("unbitctl check");
+    assert_eq!(done.status, Some(1));
+    let said = findings(sh("unbitctl check --json"));
+    let lines: Vec<_> = done.out.lines().collect();
+    for finding in &said {
+        let word = match finding.state.as_str() {
+            "fail" => "FAIL",
+            "not-applicable" => "-",
+            other => other,
+        };
+        let first = finding.seen.lines().next().unwrap();
+        let found = lines
+            .iter()
+            .filter(|line| line.starts_with(word) && line.contains(&finding.check) && line.ends_with(first));
+        assert_eq!(found.count(), 1, "{finding:?} in {}", done.out);
+    }
+    let count = |state: &str| said.iter().filter(|finding| finding.state == state).count();
+    let last = lines.last().unwrap();
+    assert!(
+        last.starts_with(&format!("{} ok, ", count("ok"))) && last.contains(&format!("{} fail", count("fail"))),
+        "{last}"
+    );
+
+    let terminal = |environment: &str| sh(format!("script -qec '{environment} unbitctl check' /dev/null")).out;
+    assert!(!done.out.contains('\x1b'), "this is no terminal");
+    assert!(terminal("env").contains("\x1b[1;31mFAIL\x1b[0m"), "{}", terminal("env"));
+    assert!(!terminal("env NO_COLOR=1").contains('\x1b'));
+    assert!(terminal("env NO_COLOR=").contains('\x1b'), "empty is as good as not set");
+    assert_eq!(sh("unbitctl check --nonsense").status, Some(2));
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn root_is_not_needed_and_what_needs_it_says_so() {
+    sh(MADE).ok();
+    let _other = Other::new();
+    let alice = "setpriv --reuid 1000 --regid 1000 --clear-groups";
+    let (roots, alices) =
+        (findings(sh("unbitctl check --json")), findings(sh(format!("{alice} unbitctl check --json"))));
+    for check in ["filesystem", "cgroups", "time", "nscd", "folders", "distributions"] {
+        let of_it = |all: &[Finding]| all.iter().filter(|finding| finding.check == check).cloned().collect::<Vec<_>>();
+        assert_eq!(of_it(&roots), of_it(&alices));
+    }
+    sh("chmod 700 /distros/other /etc/uwsgi").ok();
+    let _back = AtEnd(|| {
+        sh("chmod 755 /etc/uwsgi").ok();
+    });
+    one(&check_by(alice, "distributions"), "not-applicable", "/distros/other: root is needed to see");
+    one(&check_by(alice, "folders"), "not-applicable", "/etc/uwsgi/ssl: root is needed to see");
+    let hidden = "unshare --mount sh -euc 'mount -t proc -o hidepid=2 proc /proc; exec setpriv --reuid 1000 --regid 1000 --clear-groups \"$@\"' sh";
+    one(&check_by(hidden, "cgroups"), "not-applicable", "root is needed to see the processes of containers");
+}
