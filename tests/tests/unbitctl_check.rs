@@ -353,7 +353,7 @@ fn each_container_has_a_limit_of_memory() {
     let found = check("cgroups");
     let mend = one(&found, "warn", "no limit of memory: 30001").mend.clone().unwrap();
     sh(mend.lines().next().unwrap().replace("BYTES", "400000000")).ok();
-    is_well(&check("cgroups"), "all 2 containers that run are in cgroups of their own, with a limit of memory");
+    one(&check("cgroups"), "ok", "all 2 containers that run are in cgroups of their own, with a limit of memory");
     fs::write(&second, none).unwrap();
     one(&check("cgroups"), "warn", "no limit of memory: 30001");
 }
@@ -397,7 +397,7 @@ fn each_container_has_a_cgroup_of_its_own() {
         fs::write(&first, "400000000").unwrap();
         one(&check("cgroups"), "warn", "no limit of memory: 30001");
         fs::write(format!("{top}/limited/memory.limit_in_bytes"), "400000000").unwrap();
-        is_well(&check("cgroups"), "all 2 containers");
+        one(&check("cgroups"), "ok", "all 2 containers");
     }
 }
 
@@ -694,6 +694,8 @@ fn people_and_machines_read_the_same() {
     assert!(!terminal("env NO_COLOR=1").contains('\x1b'));
     assert!(terminal("env NO_COLOR=").contains('\x1b'), "empty is as good as not set");
     assert_eq!(sh("unbitctl check --nonsense").status, Some(2));
+    let nowhere = sh("unbitctl check --root /nowhere");
+    assert_eq!((nowhere.status, nowhere.err.as_str()), (Some(1), "unbitctl: /nowhere: there is no such directory\n"));
 }
 
 #[test]

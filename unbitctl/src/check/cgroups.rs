@@ -66,12 +66,15 @@ fn judge_layout(version_1: &[&str], version_2: Option<&str>, read: &dyn Fn(&str)
             }
             _ => {
                 faults.push(format!("there is no controller {controller}"));
-                mends.push(match controller {
-                    "memory" => "boot with cgroup_enable=memory on the kernel's command line".to_owned(),
-                    _ => format!(
-                        "mkdir -p /sys/fs/cgroup/{0} && mount -t cgroup -o {0} none /sys/fs/cgroup/{0}",
-                        controller
-                    ),
+                mends.push(match (controller, version_1) {
+                    // Debian's kernels of old came with it turned off.
+                    ("memory", _) if !offers(read, "memory") => {
+                        "boot with cgroup_enable=memory on the kernel's command line".to_owned()
+                    }
+                    (_, []) => {
+                        "boot with cgroup_no_v1=all on the kernel's command line, so that version 2 has it".to_owned()
+                    }
+                    _ => format!("mount -t cgroup -o {controller} none DIRECTORY"),
                 });
             }
         }
@@ -81,6 +84,14 @@ fn judge_layout(version_1: &[&str], version_2: Option<&str>, read: &dyn Fn(&str)
     } else {
         Finding::fail(CHECK, LAYOUT, format!("{layout}, but {}", faults.join(", and ")), mends.join("\n"))
     }
+}
+
+/// Whether the kernel has a controller, mounted or not: the last field of /proc/cgroups.
+fn offers(read: &dyn Fn(&str) -> String, controller: &str) -> bool {
+    read("/proc/cgroups").lines().any(|line| {
+        let mut fields = line.split_whitespace();
+        fields.next() == Some(controller) && fields.last() == Some("1")
+    })
 }
 
 /// A container that runs.
@@ -210,6 +221,9 @@ mod tests {
         let read = |file: &str| match file {
             "/cg/cgroup.controllers" => offered.to_owned(),
             "/cg/cgroup.subtree_control" => handed_down.to_owned(),
+            "/proc/cgroups" => {
+                "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t4\t9\t1\nmemory\t0\t1\t0\n".to_owned()
+            }
             other => panic!("{other}"),
         };
         let finding = judge_layout(version_1, version_2, &read);
@@ -232,7 +246,9 @@ mod tests {
         let (state, seen, mend) = layout(&["cpu", "cpuacct"], None, "", "");
         assert_eq!((state, seen.as_str()), (State::Fail, "version 1, but there is no controller memory"));
         assert!(mend.contains("cgroup_enable=memory"), "{mend}");
-        assert_eq!(layout(&["memory", "cpuset"], Some("/cg"), "cpuset", "").0, State::Fail);
+        let (state, _, mend) = layout(&["memory", "cpuset"], Some("/cg"), "cpuset", "");
+        assert_eq!((state, mend.as_str()), (State::Fail, "mount -t cgroup -o cpu none DIRECTORY"));
+        assert!(layout(&[], Some("/cg"), "", "").2.ends_with("so that version 2 has it"));
         assert_eq!(layout(&[], None, "", "").0, State::Fail);
     }
 

@@ -11,7 +11,7 @@ mod time;
 
 use crate::node::Node;
 use crate::report::{self, Finding, Format};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use shared::ContainerUid;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,7 +38,13 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let findings = match arguments.uid {
         Some(uid) => container::check(uid)?,
-        None => node(&Node::at(arguments.root.as_deref())),
+        None => {
+            let node = Node::at(arguments.root.as_deref());
+            if !node.root().is_dir() {
+                bail!("{}: there is no such directory", node.root().display());
+            }
+            self::node(&node)
+        }
     };
     report::show(&findings, Format::new(arguments.json))
 }
