@@ -78,52 +78,6 @@ pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refu
     Ok(cgroups)
 }
 
-/// The mounted hierarchies, to find the files of a process's cgroups in.
-#[derive(Debug)]
-pub struct Hierarchies(Vec<Mount>);
-
-/// Which of the two versions of cgroups(7) a directory's files are of.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Version {
-    /// A hierarchy per controller or some.
-    One,
-    /// The unified hierarchy.
-    Two,
-}
-
-impl Hierarchies {
-    /// As /proc/self/mountinfo has them.
-    pub fn mounted() -> Result<Self, Refusal> {
-        let mounts = Proc::of_self()
-            .map_err(std::io::Error::from)
-            .and_then(|own| own.read("mountinfo"))
-            .step(Reason::Broken, "read /proc/self/mountinfo")?;
-        Ok(Self(mounts.lines().filter_map(Mount::parse).collect()))
-    }
-
-    /// Where a controller has the process, if it is there by itself: its own cgroup, and those around it that `parent`, which started it, is
-    /// not in. Of version 2 if version 1 has none, whatever controllers it has there.
-    pub fn of(&self, process: &Proc, parent: &Proc, controller: &str) -> Option<(Version, Vec<PathBuf>)> {
-        let (memberships, parents) =
-            (Memberships::of(process, Reason::NotRunning).ok()?, Memberships::of(parent, Reason::NotRunning).ok()?);
-        let own = |membership: &Membership| self.own(membership, &parents);
-        let one = memberships.0.iter().find(|membership| membership.has(controller)).and_then(own);
-        let two = || memberships.0.iter().find(|membership| membership.is_v2()).and_then(own);
-        one.map(|directories| (Version::One, directories)).or_else(|| Some((Version::Two, two()?)))
-    }
-
-    fn own(&self, membership: &Membership, parents: &Memberships) -> Option<Vec<PathBuf>> {
-        let parent = parents.0.iter().find(|other| other.controllers == membership.controllers)?;
-        let mount = self.0.iter().find(|mount| mount.shows(membership))?;
-        let around = Path::new(&membership.path).ancestors();
-        let own: Vec<_> = around
-            .take_while(|path| !Path::new(&parent.path).starts_with(path))
-            .map_while(|path| Some(Path::new(&mount.point).join(mount.below(path.to_str()?)?)))
-            .collect();
-        (!own.is_empty()).then_some(own)
-    }
-}
-
 /// A line of /proc/PID/cgroup: `4:memory:/30001`, `3:name=systemd:/30001`, or `0::/30001` for version 2.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Membership {
@@ -186,13 +140,33 @@ impl Hierarchies {
     /// Where a controller has the process, if that is in sight: its own cgroup, and those around it up to the mount point.
     pub fn of(&self, process: &Proc, controller: &str) -> Option<(Version, Vec<PathBuf>)> {
         let memberships = Membership::all_of(process).ok()?;
-        let has = |membership: &&Membership| membership.controllers.split(',').any(|name| name == controller);
-        let one = memberships.iter().find(has);
+        let one = memberships.iter().find(|membership| membership.has(controller));
         let membership = one.or_else(|| memberships.iter().find(|membership| membership.is_v2()))?;
         let hierarchy = self.0.iter().find(|hierarchy| hierarchy.shows(membership))?;
         let relative = Path::new(hierarchy.relative(membership)?);
         let directories = relative.ancestors().map(|below| Path::new(&hierarchy.mount.point).join(below)).collect();
         Some((if one.is_some() { Version::One } else { Version::Two }, directories))
+    }
+
+    /// Where a controller has the process, if it is there by itself: its own cgroup, and those around it that `parent`, which started it, is
+    /// not in. Of version 2 if version 1 has none, whatever controllers it has there.
+    pub fn own(&self, process: &Proc, parent: &Proc, controller: &str) -> Option<(Version, Vec<PathBuf>)> {
+        let (memberships, parents) = (Membership::all_of(process).ok()?, Membership::all_of(parent).ok()?);
+        let own = |membership: &Membership| self.around(membership, &parents);
+        let one = memberships.iter().find(|membership| membership.has(controller)).and_then(own);
+        let two = || memberships.iter().find(|membership| membership.is_v2()).and_then(own);
+        one.map(|directories| (Version::One, directories)).or_else(|| Some((Version::Two, two()?)))
+    }
+
+    fn around(&self, membership: &Membership, parents: &[Membership]) -> Option<Vec<PathBuf>> {
+        let parent = parents.iter().find(|other| other.controllers == membership.controllers)?;
+        let hierarchy = self.0.iter().find(|hierarchy| hierarchy.shows(membership))?;
+        let own: Vec<_> = Path::new(&membership.path)
+            .ancestors()
+            .take_while(|path| !Path::new(&parent.path).starts_with(path))
+            .map_while(|path| Some(Path::new(&hierarchy.mount.point).join(hierarchy.below(path.to_str()?)?)))
+            .collect();
+        (!own.is_empty()).then_some(own)
     }
 
     /// Whether a process is in a cgroup in which its parent is not, as a container has to be to be entered.
@@ -324,9 +298,9 @@ mod tests {
 
     #[test]
     fn a_process_has_to_itself_what_its_parent_is_not_in() {
-        let hierarchies = Hierarchies(vec![mount(MEMORY), mount(UNIFIED)]);
-        let parents = Memberships(vec![membership("9:memory:/system/emperor"), membership("0::/system")]);
-        let own = |line: &str| hierarchies.own(&membership(line), &parents).unwrap_or_default();
+        let hierarchies = Hierarchies(vec![hierarchy(MEMORY), hierarchy(UNIFIED)]);
+        let parents = [membership("9:memory:/system/emperor"), membership("0::/system")];
+        let own = |line: &str| hierarchies.around(&membership(line), &parents).unwrap_or_default();
         let memory = "/sys/fs/cgroup/memory";
         assert_eq!(own("9:memory:/a/30001"), [format!("{memory}/a/30001"), format!("{memory}/a")].map(PathBuf::from));
         assert_eq!(own("9:memory:/system/30001"), [PathBuf::from(format!("{memory}/system/30001"))]);

@@ -116,7 +116,8 @@ pub fn forget_the_operator(container: ContainerUid) -> Result<(), Refusal> {
     // A session of its own: /dev/tty is the operator's terminal until then.
     setsid().step(Reason::Broken, "begin a session")?;
     sys::new_session_keyring().step(Reason::Broken, "leave the operator's keyring")?;
-    default_signal(Signal::SIGPIPE); // Rust ignores it, and what is ignored stays so through an exec
+    // Rust ignores it, and what is ignored stays so through an exec.
+    default_signal(Signal::SIGPIPE).step(Reason::Broken, "set back SIGPIPE")?;
     umask(Mode::from_bits_truncate(0o022));
     let none = caps::clear(None, CapSet::Inheritable).map_err(|_| Errno::last());
     none.step(Reason::Broken, "leave inheritable capabilities")?;

@@ -6,7 +6,6 @@
 use crate::inside::{self, Words};
 use crate::login;
 use crate::report::Finding;
-use crate::sys;
 use anyhow::Result;
 use join::options::Options;
 use join::refusal::{Reason, Refusal};

@@ -50,15 +50,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// Every check of a node, in the order in which a node is set up.
-const CHECKS: &[fn(&Node) -> Vec<Finding>] = &[
-    filesystem::check,
-    cgroups::check,
-    time::check,
-    nscd::check,
-    folders::check,
-    distributions::check,
-    ports::check,
-];
+const CHECKS: &[fn(&Node) -> Vec<Finding>] =
+    &[filesystem::check, cgroups::check, time::check, nscd::check, folders::check, distributions::check, ports::check];
 
 fn node(node: &Node) -> Vec<Finding> {
     CHECKS.iter().flat_map(|check| check(node)).collect()
