@@ -10,6 +10,7 @@ mod inside;
 mod list;
 mod login;
 mod node;
+mod program;
 mod relay;
 mod report;
 mod sealed;

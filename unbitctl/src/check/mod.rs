@@ -6,7 +6,10 @@ pub mod distributions;
 mod filesystem;
 pub mod folders;
 pub mod nscd;
+pub mod nsswitch;
+pub mod pam;
 mod ports;
+pub mod sshd;
 mod time;
 
 use crate::node::Node;
@@ -50,9 +53,20 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// Every check of a node, in the order in which a node is set up.
-const CHECKS: &[fn(&Node) -> Vec<Finding>] =
-    &[filesystem::check, cgroups::check, time::check, nscd::check, folders::check, distributions::check, ports::check];
+const CHECKS: &[fn(&Node) -> Vec<Finding>] = &[
+    filesystem::check,
+    cgroups::check,
+    time::check,
+    folders::check,
+    pam::check,
+    sshd::check,
+    nsswitch::check,
+    nscd::check,
+    distributions::check,
+    ports::check,
+];
 
-fn node(node: &Node) -> Vec<Finding> {
+/// All that is to be said of a node.
+pub fn node(node: &Node) -> Vec<Finding> {
     CHECKS.iter().flat_map(|check| check(node)).collect()
 }

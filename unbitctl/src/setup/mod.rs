@@ -1,24 +1,173 @@
 //! `unbitctl setup`: mends what check finds.
+//!
+//! For each step: what would change is shown, and noted in the [`journal`]; each old file is kept, and the new one put in its place at once
+//! ([`file`]); then the programs that read it must still be content, or the old files are put back. [`undo`] does that later.
 
 pub mod change;
+mod file;
+mod journal;
+mod undo;
 
+use crate::check::{self, distributions, folders, nscd, nsswitch, pam, sshd};
 use crate::node::Node;
-use anyhow::{Result, bail};
+use crate::report::{self, Format, State};
+use anyhow::{Context, Result, bail};
 use change::Change;
+use journal::{Journal, Lock};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-pub const EXAMPLES: &str = "";
+pub const EXAMPLES: &str = "\
+Examples:
+  unbitctl setup --dry-run           what would change?
+  unbitctl setup                     mend all that can be mended
+  unbitctl setup nsswitch --root /distros/precise
+  unbitctl setup --undo              as before the last time";
 
 #[derive(clap::Args)]
-pub struct Arguments {}
-
-pub fn run(_arguments: &Arguments) -> Result<ExitCode> {
-    bail!("not yet")
+pub struct Arguments {
+    /// The steps to go, by the names that check shows; without one, all
+    #[arg(value_parser = clap::builder::PossibleValuesParser::new(STEPS.iter().map(|step| step.name)))]
+    steps: Vec<String>,
+    /// Show what would change, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Set up this root directory instead of the running node
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Put back the files that the last set-up replaced
+    #[arg(long, conflicts_with = "steps")]
+    undo: bool,
+    /// Put them back although somebody has changed them since
+    #[arg(long, requires = "undo")]
+    force: bool,
 }
 
-/// The steps of a set-up, in their order: the check's name, and what would mend it (nothing, if all is well).
-const STEPS: &[(&str, fn(&Node) -> Result<Vec<Change>>)] = &[
-    ("nscd", crate::check::nscd::mend),
-    ("folders", crate::check::folders::mend),
-    ("distributions", crate::check::distributions::mend),
+/// A step of a set-up.
+struct Step {
+    /// Its check's name.
+    name: &'static str,
+    /// What would mend it; nothing, if all is well.
+    mend: fn(&Node) -> Result<Vec<Change>>,
+    /// Whether the programs that read its files are content with them.
+    prove: fn(&Node) -> Result<()>,
+    /// What is still to be done on a node that runs.
+    then: &'static str,
+}
+
+/// In this order. PAM comes before nsswitch.conf: an account that sshd knows and PAM does not would get a session on the node.
+const STEPS: &[Step] = &[
+    Step { name: "folders", mend: folders::mend, prove: nothing_to_prove, then: "" },
+    Step { name: "pam", mend: pam::mend, prove: pam::prove, then: "" },
+    Step {
+        name: "sshd",
+        mend: sshd::mend,
+        prove: sshd::prove,
+        then: "sshd reads its files again by: systemctl reload ssh",
+    },
+    Step { name: "nsswitch", mend: nsswitch::mend, prove: nsswitch::prove, then: "" },
+    Step {
+        name: "nscd",
+        mend: nscd::mend,
+        prove: nothing_to_prove,
+        then: "nscd reads its file again by: systemctl restart nscd",
+    },
+    Step { name: "distributions", mend: distributions::mend, prove: nothing_to_prove, then: "" },
 ];
+
+const fn nothing_to_prove(_: &Node) -> Result<()> {
+    Ok(())
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let node = Node::at(arguments.root.as_deref());
+    if !node.root().is_dir() {
+        bail!("{}: there is no such directory", node.root().display());
+    }
+    if !arguments.dry_run {
+        crate::must_be_root("setup")?;
+    }
+    if arguments.undo {
+        return undo::run(&node, arguments.dry_run, arguments.force);
+    }
+    let chosen: Vec<_> = STEPS
+        .iter()
+        .filter(|step| arguments.steps.is_empty() || arguments.steps.iter().any(|name| name == step.name))
+        .collect();
+    if arguments.dry_run {
+        return rehearse(&node, &chosen);
+    }
+    let _lock = Lock::take(&node)?;
+    let mut journal = Journal::begin(&node)?;
+    let mut changed = 0;
+    let result = chosen.iter().try_for_each(|step| -> Result<()> {
+        changed += go(&node, step, &mut journal).with_context(|| step.name)?;
+        Ok(())
+    });
+    journal.end()?;
+    result?;
+    match changed {
+        0 => println!("nothing to do"),
+        1 => println!("1 change made; unbitctl setup --undo takes it back"),
+        _ => println!("{changed} changes made; unbitctl setup --undo takes them back"),
+    }
+    left(&node, &chosen)
+}
+
+/// Shows what every step would change.
+fn rehearse(node: &Node, steps: &[&Step]) -> Result<ExitCode> {
+    let mut code = ExitCode::SUCCESS;
+    let mut any = false;
+    for step in steps {
+        match (step.mend)(node).and_then(|changes| file::pending(node, changes)) {
+            Ok(changes) => {
+                any |= !changes.is_empty();
+                changes.iter().for_each(|change| print!("{change}"));
+            }
+            Err(error) => {
+                eprintln!("unbitctl: {}: {error:#}", step.name);
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    if !any && code == ExitCode::SUCCESS {
+        println!("nothing to do");
+    }
+    Ok(code)
+}
+
+/// Goes one step: all of its changes, or none. Says how many.
+fn go(node: &Node, step: &Step, journal: &mut Journal) -> Result<usize> {
+    let changes = file::pending(node, (step.mend)(node)?)?;
+    if changes.is_empty() {
+        return Ok(0);
+    }
+    changes.iter().for_each(|change| print!("{change}"));
+    let mut made = Vec::new();
+    let result = changes.iter().try_for_each(|change| {
+        made.extend(journal.note(change)?);
+        change.make()
+    });
+    let result = result.and_then(|()| (step.prove)(node).context("the new files do not do"));
+    let Err(error) = result else {
+        if node.is_running() && !step.then.is_empty() {
+            println!("{}", step.then);
+        }
+        return Ok(changes.len());
+    };
+    for replaced in made.iter().rev() {
+        replaced.put_back(node).with_context(|| format!("{error:#}; and {} could not be put back", replaced.path))?;
+        journal.forget(replaced)?;
+        eprintln!("unbitctl: {}: {} is as it was before", step.name, replaced.path);
+    }
+    Err(error)
+}
+
+/// What the steps have not mended, and what is to be done for the rest to be heard.
+fn left(node: &Node, steps: &[&Step]) -> Result<ExitCode> {
+    let mut findings = check::node(node);
+    findings.retain(|finding| {
+        steps.iter().any(|step| step.name == finding.check) && matches!(finding.state, State::Fail | State::Warn)
+    });
+    report::show(&findings, Format::new(false))
+}

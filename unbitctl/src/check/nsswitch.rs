@@ -1,0 +1,443 @@
+//! nsswitch.conf(5) names the service `unbit`, and glibc finds it, loads it and is answered.
+
+use crate::node::Node;
+use crate::program::{self, cannot_load, library_folders};
+use crate::report::{Finding, State};
+use crate::setup::change::Change;
+use anyhow::{Context, Result, bail};
+use shared::ContainerUid;
+use shared::settings::{CONTAINERS, FIRST_UID};
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+
+const NAME: &str = "nsswitch";
+const FILE: &str = "/etc/nsswitch.conf";
+const MODULE: &str = "libnss_unbit.so.2";
+const WHY_LINES: &str = "without it nobody knows the containers' accounts and names";
+const WHY_MODULE: &str = "glibc passes over a service whose library it cannot load";
+const WHY_ANSWER: &str = "what glibc answers is what sshd, ls and the routers see";
+
+/// The databases that name the service.
+const DATABASES: [&str; 4] = ["passwd", "group", "shadow", "hosts"];
+
+pub fn check(node: &Node) -> Vec<Finding> {
+    let text = match node.read(FILE) {
+        Ok(text) => text.unwrap_or_default(),
+        Err(error) => return vec![Finding::fail(NAME, WHY_LINES, error.to_string(), format!("make {FILE} readable"))],
+    };
+    let mut findings: Vec<_> = DATABASES
+        .iter()
+        .filter_map(|database| {
+            let (state, fault) = fault(&text, database)?;
+            let seen = format!("{database}: {fault}");
+            Some(Finding { check: NAME, state, seen, why: WHY_LINES, mend: Some(format!("unbitctl setup {NAME}")) })
+        })
+        .collect();
+    if findings.is_empty() {
+        findings.push(Finding::ok(NAME, WHY_LINES, "unbit has its place in passwd, group, shadow and hosts"));
+    }
+    findings.push(module(node));
+    findings.extend(answers(node));
+    findings
+}
+
+/// The library is beside libc, where glibc looks, and can be loaded.
+fn module(node: &Node) -> Finding {
+    let Some(folder) = library_folders(node).into_iter().find(|folder| node.has(&format!("{folder}/libc.so.6"))) else {
+        return Finding::not_applicable(NAME, WHY_MODULE, "there is no libc.so.6");
+    };
+    let path = format!("{folder}/{MODULE}");
+    let mend = format!("install {MODULE} in {folder} (make install)");
+    if !node.has(&path) {
+        return Finding::fail(NAME, WHY_MODULE, format!("there is no {path}"), mend);
+    }
+    if !program::possible(node) {
+        return Finding::not_applicable(
+            NAME,
+            WHY_MODULE,
+            format!("{path}: root is needed to see whether it can be loaded"),
+        );
+    }
+    match cannot_load(node, &path) {
+        Ok(None) => Finding::ok(NAME, WHY_MODULE, format!("{path} can be loaded")),
+        Ok(Some(complaint)) => Finding::fail(NAME, WHY_MODULE, format!("{path} cannot be loaded: {complaint}"), mend),
+        Err(error) => Finding::not_applicable(NAME, WHY_MODULE, format!("{path} cannot be tried: {error:#}")),
+    }
+}
+
+/// Through glibc, and through nsswitch.conf: names of hosts need no container to be there, accounts do.
+fn answers(node: &Node) -> Vec<Finding> {
+    if !program::possible(node) {
+        return vec![Finding::not_applicable(NAME, WHY_ANSWER, "root is needed to see whether it answers")];
+    }
+    if !node.has("/usr/bin/getent") {
+        return vec![Finding::not_applicable(NAME, WHY_ANSWER, "there is no getent to ask with")];
+    }
+    let host = format!("{FIRST_UID}.local");
+    let mut findings = vec![ask(node, "ahostsv4", &host, |line| line.contains(&host))];
+    match some_container(node) {
+        None if node.is_running() => findings.push(Finding::ok(
+            NAME,
+            WHY_ANSWER,
+            format!("no container to ask for: {CONTAINERS} has no directory of a container's"),
+        )),
+        None => {}
+        Some(container) => {
+            let record = format!("{container}:x:{container}:{container}:");
+            for database in ["passwd", "group"] {
+                let start = &record.as_str()[..record.len() - if database == "group" { 1 } else { 0 }];
+                findings.push(ask(node, database, &container.to_string(), |line| line.starts_with(start)));
+            }
+        }
+    }
+    findings
+}
+
+fn ask(node: &Node, database: &str, name: &str, expected: impl Fn(&str) -> bool) -> Finding {
+    let question = format!("getent {database} {name}");
+    let mend = format!("unbitctl setup {NAME}; then, if nscd runs: nscd -i passwd; nscd -i group; nscd -i hosts");
+    match program::run(node, "getent", &[database, name]) {
+        Ok(answer) if answer.ok() && answer.out.lines().next().is_some_and(&expected) => {
+            Finding::ok(NAME, WHY_ANSWER, format!("{question} answers"))
+        }
+        Ok(answer) if answer.ok() => {
+            Finding::fail(NAME, WHY_ANSWER, format!("{question} has another answer: {}", answer.out.trim()), mend)
+        }
+        Ok(answer) if answer.status == Some(2) => {
+            Finding::fail(NAME, WHY_ANSWER, format!("{question} finds nothing"), mend)
+        }
+        Ok(answer) => Finding::fail(NAME, WHY_ANSWER, format!("{question}: {}", answer.complaint()), mend),
+        Err(error) => Finding::not_applicable(NAME, WHY_ANSWER, format!("{question}: {error:#}")),
+    }
+}
+
+/// A container of the node's, any of them.
+pub fn some_container(node: &Node) -> Option<ContainerUid> {
+    let folder = node.resolve(CONTAINERS).ok()?;
+    std::fs::read_dir(folder).ok()?.flatten().find_map(|entry| {
+        let container = ContainerUid::parse(entry.file_name().as_encoded_bytes())?;
+        let metadata = entry.path().metadata().ok()?;
+        container.is_owner_of(metadata.mode(), metadata.uid(), metadata.gid()).then_some(container)
+    })
+}
+
+/// The new text, unless all is well. A library that crashes must not get into every process of the node.
+pub fn mend(node: &Node) -> Result<Vec<Change>> {
+    let old = node.read(FILE)?;
+    let text = old.clone().unwrap_or_default();
+    if DATABASES.iter().all(|database| fault(&text, database).is_none()) {
+        return Ok(Vec::new());
+    }
+    if node.is_running() && !(super::pam::keeps_out(node) && super::sshd::uses_pam(node)?) {
+        bail!(
+            "containers would be accounts, and sshd would give them a session on the node: unbitctl setup pam sshd first"
+        );
+    }
+    if node.has("/usr/bin/getent") {
+        let answer =
+            program::run(node, "getent", &["-s", "unbit", "passwd", "root"]).context("try the service unbit")?;
+        if answer.status.is_none() {
+            bail!("{MODULE} cannot be used, getent -s unbit passwd root: {}", answer.complaint());
+        }
+    }
+    let content = DATABASES.iter().fold(text, |text, database| mended(&text, database));
+    Ok(vec![Change::File { path: FILE.to_owned(), content, mode: 0o644 }])
+}
+
+/// What an nsswitch.conf must not break: that of root, and that of names that get as far as our service.
+pub fn prove(node: &Node) -> Result<()> {
+    if !node.has("/usr/bin/getent") {
+        return Ok(());
+    }
+    let root = program::run(node, "getent", &["passwd", "root"])?;
+    if !root.ok() {
+        bail!("getent passwd root: {}", root.complaint());
+    }
+    let nobody = i32::MAX.to_string();
+    let unknown = program::run(node, "getent", &["passwd", &nobody])?;
+    if !matches!(unknown.status, Some(0 | 2)) {
+        bail!("getent passwd {nobody}: {}", unknown.complaint());
+    }
+    Ok(())
+}
+
+/// A service in a line, with what follows it in brackets.
+struct Service<'a> {
+    name: &'a str,
+    actions: &'a str,
+    /// Where the two are in the text.
+    name_at: Range<usize>,
+    end: usize,
+}
+
+impl Service<'_> {
+    /// Whether the search ends here when the service does not know the name. (`continue` is the default.)
+    fn ends_search(&self) -> bool {
+        let mut ends = false;
+        for pair in self.actions.split(['[', ']', ' ', '\t']).filter(|pair| !pair.is_empty()) {
+            let Some((status, action)) = pair.split_once('=') else { continue };
+            let about = match status.strip_prefix('!') {
+                Some(other) => !other.eq_ignore_ascii_case("notfound"),
+                None => status.eq_ignore_ascii_case("notfound"),
+            };
+            if about {
+                ends = action.eq_ignore_ascii_case("return");
+            }
+        }
+        ends
+    }
+
+    /// Whether its groups are joined with the next one's.
+    fn merges(&self) -> bool {
+        self.actions.to_ascii_lowercase().contains("=merge")
+    }
+}
+
+/// The line of a database: where its text ends, and its services.
+struct Line<'a> {
+    end: usize,
+    services: Vec<Service<'a>>,
+}
+
+/// The lines of a database: one, if nobody has made a mistake.
+fn lines<'a>(text: &'a str, database: &str) -> Vec<Line<'a>> {
+    let mut found = Vec::new();
+    let mut start = 0;
+    for line in text.split_inclusive('\n') {
+        let body = line.split('#').next().unwrap_or_default().trim_end();
+        if let Some((name, list)) = body.split_once(':').filter(|(name, _)| name.trim() == database) {
+            let from = start + name.len() + 1;
+            found.push(Line { end: start + body.len(), services: services(list, from) });
+        }
+        start += line.len();
+    }
+    found
+}
+
+fn services(list: &str, from: usize) -> Vec<Service<'_>> {
+    let mut services: Vec<Service<'_>> = Vec::new();
+    let mut at = 0;
+    while let Some(rest) = list.get(at..).filter(|rest| !rest.is_empty()) {
+        let blank = rest.len() - rest.trim_start().len();
+        if blank > 0 {
+            at += blank;
+        } else if rest.starts_with('[') {
+            let end = at + rest.find(']').map_or(rest.len(), |end| end + 1);
+            if let Some(service) = services.last_mut() {
+                service.actions = list.get(service.name_at.end - from..end).unwrap_or_default();
+                service.end = from + end;
+            }
+            at = end;
+        } else {
+            let end = at + rest.find(|c: char| c.is_whitespace() || c == '[').unwrap_or(rest.len());
+            let name_at = from + at..from + end;
+            services.push(Service {
+                name: list.get(at..end).unwrap_or_default(),
+                actions: "",
+                end: name_at.end,
+                name_at,
+            });
+            at = end;
+        }
+    }
+    services
+}
+
+/// The node's own accounts come first.
+fn is_local(service: &Service<'_>) -> bool {
+    matches!(service.name, "files" | "compat" | "db" | "systemd")
+}
+
+/// Who would ask others for `.local` names: name servers, or everybody on the network.
+fn asks_others(service: &Service<'_>) -> bool {
+    matches!(service.name, "dns" | "resolve" | "wins") || service.name.starts_with("mdns")
+}
+
+/// What is wrong with a database.
+fn fault(text: &str, database: &str) -> Option<(State, String)> {
+    let lines = lines(text, database);
+    if lines.is_empty() {
+        return Some((State::Fail, "there is no such line".to_owned()));
+    }
+    lines.iter().find_map(|line| line_fault(line, database))
+}
+
+fn line_fault(line: &Line<'_>, database: &str) -> Option<(State, String)> {
+    let Some(at) = line.services.iter().position(|service| service.name == "unbit") else {
+        return Some((State::Fail, "unbit is missing".to_owned()));
+    };
+    let (before, after) = line.services.split_at(at);
+    if let Some(service) = before.iter().find(|service| service.ends_search()) {
+        let what = format!("{}{} ends the search before unbit", service.name, service.actions);
+        return Some((State::Fail, what));
+    }
+    if database == "hosts" {
+        let other = before.iter().find(|service| asks_others(service))?;
+        return Some((State::Fail, format!("{} is asked before unbit", other.name)));
+    }
+    // Nobody gets to what is behind a service that ends the search.
+    let reached = after.iter().position(Service::ends_search).map_or(after.len(), |end| end + 1);
+    let late = after.iter().take(reached).find(|service| is_local(service))?;
+    Some((State::Warn, format!("{} comes after unbit, so accounts of the node's own give way", late.name)))
+}
+
+/// The text with unbit where it belongs: behind the node's own accounts; among hosts, right behind files.
+fn mended(text: &str, database: &str) -> String {
+    let mut text = text.to_owned();
+    if lines(&text, database).is_empty() {
+        if !text.is_empty() && !text.ends_with('\n') {
+            text.push('\n');
+        }
+        let others = if database == "hosts" { " dns" } else { "" };
+        text.push_str(&format!("{:<15} files unbit{others}\n", format!("{database}:")));
+        return text;
+    }
+    for index in 0..lines(&text, database).len() {
+        // Each edit moves what is behind it, so the line is read anew.
+        let line = |text: &str, edit: fn(&Line<'_>, &str) -> Option<Range<usize>>| {
+            lines(text, database)
+                .get(index)
+                .filter(|line| line_fault(line, database).is_some())
+                .and_then(|line| edit(line, database))
+        };
+        if let Some(old) = line(&text, |line, _| cut(line)) {
+            text.replace_range(old, "");
+        }
+        if let Some(at) = line(&text, |line, database| Some(place(line, database)..line.end)) {
+            text.insert_str(at.start, " unbit");
+        }
+    }
+    text
+}
+
+/// The service unbit, its actions, and the blank before them.
+fn cut(line: &Line<'_>) -> Option<Range<usize>> {
+    let at = line.services.iter().position(|service| service.name == "unbit")?;
+    let start = match at.checked_sub(1).and_then(|before| line.services.get(before)) {
+        Some(before) => before.end,
+        None => line.services.first()?.name_at.start.checked_sub(1)?,
+    };
+    Some(start..line.services.get(at)?.end)
+}
+
+/// Where unbit goes: behind the service that it follows, or at the start.
+fn place(line: &Line<'_>, database: &str) -> usize {
+    let follows =
+        |service: &&Service<'_>| if database == "hosts" { service.name == "files" } else { is_local(service) };
+    match line.services.iter().rposition(|service| follows(&service)) {
+        // What is behind a service that ends the search is never asked; and groups are merged from one to the next.
+        Some(mut index) => {
+            let ends = line.services.iter().position(Service::ends_search).unwrap_or(index);
+            index = index.min(ends);
+            while line.services.get(index).is_some_and(|service| service.merges() && !service.ends_search()) {
+                index += 1;
+            }
+            line.services
+                .get(index)
+                .map_or(line.end, |service| if service.ends_search() { service.name_at.end } else { service.end })
+        }
+        None => line.services.first().map_or(line.end, |first| first.name_at.start.saturating_sub(1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(line: &str) -> Option<String> {
+        let database = line.split(':').next().unwrap();
+        fault(line, database).map(|(_, fault)| fault)
+    }
+
+    /// The mended line; it is well, and mending it again changes nothing.
+    fn mend_line(line: &str) -> String {
+        let database = line.split(':').next().unwrap();
+        let new = mended(line, database);
+        assert_eq!(fault(&new, database), None, "{new}");
+        assert_eq!(mended(&new, database), new);
+        new
+    }
+
+    #[test]
+    fn a_good_line_is_left_alone() {
+        for line in [
+            "passwd: files unbit",
+            "passwd:files unbit",
+            "passwd:\tcompat systemd unbit # unbit",
+            "passwd: files systemd unbit ldap",
+            "passwd: files unbit [NOTFOUND=return] ldap",
+            "group: files [SUCCESS=merge] systemd unbit",
+            "passwd: files [UNAVAIL=return] unbit",
+            "passwd: files [NOTFOUND=continue] unbit",
+            "hosts: files unbit dns",
+            "hosts: unbit files dns",
+            "hosts: files myhostname unbit mdns4_minimal [NOTFOUND=return] dns",
+            "hosts: files unbit",
+        ] {
+            assert_eq!(seen(line), None, "{line}");
+            assert_eq!(mend_line(line), line);
+        }
+    }
+
+    #[test]
+    fn each_fault_is_seen_and_mended() {
+        for (line, fault, new) in [
+            ("passwd: files", "unbit is missing", "passwd: files unbit"),
+            ("passwd:         files systemd\n", "unbit is missing", "passwd:         files systemd unbit\n"),
+            ("passwd: files # unbit", "unbit is missing", "passwd: files unbit # unbit"),
+            ("passwd:", "unbit is missing", "passwd: unbit"),
+            ("passwd: ldap", "unbit is missing", "passwd: unbit ldap"),
+            ("passwd: files ldap", "unbit is missing", "passwd: files unbit ldap"),
+            ("passwd: files nounbit", "unbit is missing", "passwd: files unbit nounbit"),
+            ("group: files [SUCCESS=merge] systemd", "unbit is missing", "group: files [SUCCESS=merge] systemd unbit"),
+            ("group: files [success=merge] ldap", "unbit is missing", "group: files [success=merge] ldap unbit"),
+            (
+                "passwd: files [NOTFOUND=return] ldap unbit",
+                "files [NOTFOUND=return] ends the search before unbit",
+                "passwd: files unbit [NOTFOUND=return] ldap",
+            ),
+            (
+                "passwd: files [!UNAVAIL=return] systemd",
+                "unbit is missing",
+                "passwd: files unbit [!UNAVAIL=return] systemd",
+            ),
+            (
+                "shadow: unbit files",
+                "files comes after unbit, so accounts of the node's own give way",
+                "shadow: files unbit",
+            ),
+            ("hosts: files dns", "unbit is missing", "hosts: files unbit dns"),
+            ("hosts: dns", "unbit is missing", "hosts: unbit dns"),
+            ("hosts: files dns unbit", "dns is asked before unbit", "hosts: files unbit dns"),
+            (
+                "hosts: files mdns4_minimal [NOTFOUND=return] dns unbit",
+                "mdns4_minimal [NOTFOUND=return] ends the search before unbit",
+                "hosts: files unbit mdns4_minimal [NOTFOUND=return] dns",
+            ),
+            (
+                "hosts: files resolve [ !UNAVAIL=return ] unbit dns",
+                "resolve [ !UNAVAIL=return ] ends the search before unbit",
+                "hosts: files unbit resolve [ !UNAVAIL=return ] dns",
+            ),
+            ("hosts: mdns4 unbit", "mdns4 is asked before unbit", "hosts: unbit mdns4"),
+        ] {
+            assert_eq!(seen(line).as_deref(), Some(fault), "{line}");
+            assert_eq!(mend_line(line), new);
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_not_there_is_added() {
+        assert_eq!(fault("#passwd: files unbit\n", "passwd").unwrap().1, "there is no such line");
+        assert_eq!(mended("", "hosts"), "hosts:          files unbit dns\n");
+        assert_eq!(mended("group: files", "passwd"), "group: files\npasswd:         files unbit\n");
+    }
+
+    #[test]
+    fn of_two_lines_both_are_mended() {
+        assert_eq!(
+            mended("passwd: files\nx\npasswd: compat\n", "passwd"),
+            "passwd: files unbit\nx\npasswd: compat unbit\n"
+        );
+    }
+}

@@ -1,0 +1,457 @@
+//! The lines of pam_unbit.so in /etc/pam.d/sshd: their control words, and what runs for containers' users before them. See pam_unbit(8).
+
+mod stack;
+
+use crate::node::Node;
+use crate::program::{self, cannot_load, library_folders};
+use crate::report::{Finding, State};
+use crate::setup::change::Change;
+use anyhow::{Result, bail};
+use join::options::Options;
+use shared::settings::FIRST_UID;
+use stack::{Action, Entry, Kind};
+
+const NAME: &str = "pam";
+const FOLDER: &str = "/etc/pam.d";
+const SERVICE: &str = "sshd";
+const MODULE: &str = "pam_unbit.so";
+const WHY_LINES: &str = "these lines keep containers' users in their containers, and out of the node";
+const WHY_MODULE: &str = "without it containers' users are refused";
+
+/// Our lines, as they should be. Others never meet the account line, so they log in without the module as well.
+const CONTROL: &str = "[success=done ignore=ignore module_unknown=ignore default=die]";
+const COMMENT: &str = "# Containers' users, see pam_unbit(8): for them this line comes first.";
+const COMMENT_SESSION: &str =
+    "# Containers' users, see pam_unbit(8): for them nothing runs on the node after this line.";
+
+pub fn check(node: &Node) -> Vec<Finding> {
+    let read = |name: &str| node.read(&format!("{FOLDER}/{name}")).ok().flatten();
+    let mut findings = Vec::new();
+    if read(SERVICE).is_none() {
+        let seen = format!("there is no {FOLDER}/{SERVICE}");
+        if !node.is_running() {
+            return vec![Finding::not_applicable(NAME, WHY_LINES, seen)];
+        }
+        findings.push(Finding::fail(NAME, WHY_LINES, seen, "install openssh-server"));
+    } else {
+        let stack = stack::flatten(&read, SERVICE);
+        let faults = faults(&stack);
+        if faults.is_empty() {
+            findings.push(Finding::ok(NAME, WHY_LINES, format!("the lines of {MODULE} are in their places")));
+        }
+        let cannot_mend = mended(&read).err();
+        findings.extend(faults.into_iter().map(|Fault { state, seen }| {
+            let mend = match &cannot_mend {
+                None => format!("unbitctl setup {NAME}"),
+                Some(reason) => format!("{reason:#}"),
+            };
+            Finding { check: NAME, state, seen, why: WHY_LINES, mend: Some(mend) }
+        }));
+    }
+    findings.push(module(node));
+    findings
+}
+
+/// The module is where libpam looks, and can be loaded.
+fn module(node: &Node) -> Finding {
+    let Some(path) = module_path(node, MODULE) else {
+        return Finding::not_applicable(NAME, WHY_MODULE, "there are no PAM modules");
+    };
+    let mend = format!("install {path} (make install)");
+    if !node.has(&path) {
+        return Finding::fail(NAME, WHY_MODULE, format!("there is no {path}"), mend);
+    }
+    if !program::possible(node) {
+        return Finding::not_applicable(
+            NAME,
+            WHY_MODULE,
+            format!("{path}: root is needed to see whether it can be loaded"),
+        );
+    }
+    match cannot_load(node, &path) {
+        Ok(None) => Finding::ok(NAME, WHY_MODULE, format!("{path} can be loaded")),
+        Ok(Some(complaint)) => Finding::fail(NAME, WHY_MODULE, format!("{path} cannot be loaded: {complaint}"), mend),
+        Err(error) => Finding::not_applicable(NAME, WHY_MODULE, format!("{path} cannot be tried: {error:#}")),
+    }
+}
+
+/// Where a module is: beside pam_permit.so, which every libpam has.
+fn module_path(node: &Node, module: &str) -> Option<String> {
+    if module.starts_with('/') {
+        return Some(module.to_owned());
+    }
+    let folders = library_folders(node);
+    let folder = folders.iter().find(|folder| node.has(&format!("{folder}/security/pam_permit.so")))?;
+    Some(format!("{folder}/security/{module}"))
+}
+
+pub fn mend(node: &Node) -> Result<Vec<Change>> {
+    let read = |name: &str| node.read(&format!("{FOLDER}/{name}")).ok().flatten();
+    if read(SERVICE).is_none() && !node.is_running() {
+        return Ok(Vec::new());
+    }
+    let content = mended(&read)?;
+    Ok(content
+        .map(|content| Change::File { path: format!("{FOLDER}/{SERVICE}"), content, mode: 0o644 })
+        .into_iter()
+        .collect())
+}
+
+/// Whether sshd's lines keep containers' users out of the node; they do where there is no sshd.
+pub fn keeps_out(node: &Node) -> bool {
+    let read = |name: &str| node.read(&format!("{FOLDER}/{name}")).ok().flatten();
+    read(SERVICE).is_none() || !faults(&stack::flatten(&read, SERVICE)).iter().any(|fault| fault.state == State::Fail)
+}
+
+/// Every module that the service names can be loaded, but for those that it can do without.
+pub fn prove(node: &Node) -> Result<()> {
+    let read = |name: &str| node.read(&format!("{FOLDER}/{name}")).ok().flatten();
+    let stack = stack::flatten(&read, SERVICE);
+    let mut seen = Vec::new();
+    for entry in &stack {
+        let optional = entry.silent || entry.control.action("module_unknown") == Action::Ignore;
+        if seen.contains(&&entry.module) || (optional && !is_ours(entry)) {
+            continue;
+        }
+        seen.push(&entry.module);
+        let Some(path) = module_path(node, &entry.module) else { bail!("there are no PAM modules") };
+        if !node.has(&path) {
+            bail!("{}: there is no {path}", entry.place());
+        }
+        if let Some(complaint) = cannot_load(node, &path)? {
+            bail!("{}: {path} cannot be loaded: {complaint}", entry.place());
+        }
+    }
+    Ok(())
+}
+
+struct Fault {
+    state: State,
+    seen: String,
+}
+
+impl Fault {
+    fn fail(seen: impl Into<String>) -> Self {
+        Self { state: State::Fail, seen: seen.into() }
+    }
+
+    fn warn(seen: impl Into<String>) -> Self {
+        Self { state: State::Warn, seen: seen.into() }
+    }
+}
+
+fn is_ours(entry: &Entry) -> bool {
+    entry.name() == MODULE
+}
+
+/// All that is wrong with the whole stack.
+fn faults(stack: &[Entry]) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    for kind in Kind::OURS {
+        let chain: Vec<_> = stack.iter().filter(|entry| entry.kind == kind).collect();
+        let mut at = chain.iter().enumerate().filter(|(_, entry)| is_ours(entry));
+        match (at.next(), at.next()) {
+            (None, _) => faults.push(Fault::fail(format!("there is no {kind} line of {MODULE}"))),
+            (Some(_), Some((_, second))) => {
+                faults.push(Fault::fail(format!("{}: a second {kind} line of {MODULE}", second.place())));
+            }
+            (Some((index, ours)), None) => {
+                faults.extend(line_faults(ours));
+                faults.extend(chain_faults(&chain, index));
+            }
+        }
+    }
+    faults.extend(options(stack).err());
+    faults
+}
+
+/// The control words: what comes of each thing that the module may answer, or of its absence.
+fn line_faults(ours: &Entry) -> Vec<Fault> {
+    use Action::{Bad, Die, Done, Ignore, Ok};
+    let mut faults = Vec::new();
+    let mut must = |answer: &str, good: &[Action], fail: bool, otherwise: &str| {
+        if !good.contains(&ours.control.action(answer)) {
+            let seen = format!("{}: {} is {}, so {otherwise}", ours.place(), answer, ours.control.action(answer));
+            faults.push(if fail { Fault::fail(seen) } else { Fault::warn(seen) });
+        }
+    };
+    match ours.kind {
+        Kind::Account => {
+            must("success", &[Ok, Done], true, "containers' users are refused");
+            must("perm_denied", &[Bad, Die], true, "a refusal is none");
+            must("module_unknown", &[Bad, Die], true, "without the module nobody refuses containers' users");
+        }
+        _ => {
+            must("success", &[Done], true, "what comes behind runs for containers' users as well");
+            for answer in ["perm_denied", "session_err", "cred_err", "auth_err", "system_err"] {
+                must(answer, &[Die], true, "a refusal is not the end");
+            }
+            must("module_unknown", &[Ignore], false, "without the module nobody logs in");
+        }
+    }
+    must("ignore", &[Ignore], true, "other users are refused");
+    if ours.substack {
+        faults.push(Fault::fail(format!("{}: in a substack, which is all that its control words end", ours.place())));
+    }
+    faults
+}
+
+/// What comes before our line.
+fn chain_faults(chain: &[&Entry], ours: usize) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let mut guarded = false;
+    for (index, entry) in chain.iter().enumerate().take(ours) {
+        if entry.kind == Kind::Account && index + 1 == ours && entry.name() == "pam_succeed_if.so" {
+            match guard(entry) {
+                Ok(()) => guarded = true,
+                Err(fault) => faults.push(fault),
+            }
+            continue;
+        }
+        let actions = entry.control.all();
+        let over = actions.iter().any(|action| matches!(action, Action::Jump(over) if index + over >= ours));
+        let ends = !entry.substack
+            && actions
+                .iter()
+                .any(|action| *action == Action::Done || (*action == Action::Die && entry.kind == Kind::Auth));
+        if over || ends {
+            faults.push(Fault::fail(format!("{}: {} may end the search before {MODULE}", entry.place(), entry.name())));
+        }
+        match threat(entry) {
+            Some(threat) => faults.push(Fault::fail(format!(
+                "{}: {} runs for containers' users: {threat}",
+                entry.place(),
+                entry.name()
+            ))),
+            None if entry.kind == Kind::Account || is_harmless(entry) => {}
+            None => faults.push(Fault::warn(format!("{}: {} runs for containers' users", entry.place(), entry.name()))),
+        }
+    }
+    let Some(line) = chain.get(ours) else { return faults };
+    match line.kind {
+        Kind::Account if !guarded => {
+            let seen =
+                format!("{}: other users meet it as well, and without the module none of them logs in", line.place());
+            faults.push(Fault::warn(seen));
+        }
+        Kind::Session => {
+            for needed in NEEDED {
+                let later = chain.iter().skip(ours).find(|entry| entry.name() == needed);
+                if let Some(entry) = later.filter(|_| !chain.iter().take(ours).any(|entry| entry.name() == needed)) {
+                    faults.push(Fault::warn(format!(
+                        "{}: {needed} comes behind {MODULE} and does not run for containers' users",
+                        entry.place()
+                    )));
+                }
+            }
+        }
+        _ => {}
+    }
+    faults
+}
+
+/// Sessions of containers' users want these too: the audit trail and a keyring of their own instead of sshd's.
+const NEEDED: [&str; 2] = ["pam_loginuid.so", "pam_keyinit.so"];
+
+/// The line that lets other users pass by: `[success=1 default=ignore] pam_succeed_if.so quiet uid < 30000`.
+fn guard(entry: &Entry) -> Result<(), Fault> {
+    let condition: Vec<_> = entry
+        .arguments
+        .iter()
+        .map(String::as_str)
+        .filter(|word| !matches!(*word, "quiet" | "quiet_success" | "quiet_fail" | "debug" | "audit"))
+        .collect();
+    let below = match condition.as_slice() {
+        ["uid", "<", number] => number.parse::<u32>().ok(),
+        _ => None,
+    };
+    if below.is_none_or(|below| below > FIRST_UID) {
+        let seen = format!(
+            "{}: the account line of {MODULE} is for uid {FIRST_UID} and above, this is not: {}",
+            entry.place(),
+            condition.join(" ")
+        );
+        return Err(Fault::fail(seen));
+    }
+    if entry.control.action("success") != Action::Jump(1) || entry.control.action("auth_err") != Action::Ignore {
+        return Err(Fault::fail(format!("{}: should be [success=1 default=ignore]", entry.place())));
+    }
+    Ok(())
+}
+
+/// What a module would do for a container's user, on the node and with root's power.
+fn threat(entry: &Entry) -> Option<&'static str> {
+    if entry.kind != Kind::Session {
+        return None;
+    }
+    Some(match entry.name() {
+        "pam_systemd.so" => "it starts the tenant's own units on the node",
+        "pam_systemd_home.so" | "pam_mount.so" | "pam_ecryptfs.so" | "pam_namespace.so" => {
+            "it mounts on the node what the tenant asks for"
+        }
+        "pam_motd.so" => "it runs programs and shows them what is the node's",
+        "pam_exec.so" | "pam_script.so" => "it runs programs on the node",
+        "pam_mail.so" => "it looks into the tenant's directory",
+        "pam_mkhomedir.so" | "pam_oddjob_mkhomedir.so" | "pam_xauth.so" => "it writes to the tenant's directory",
+        "pam_env.so" if entry.arguments.iter().any(|word| word == "user_readenv=1") => {
+            "it reads the tenant's .pam_environment"
+        }
+        "pam_cap.so" => "it gives capabilities",
+        _ => return None,
+    })
+}
+
+/// What may run for everybody.
+fn is_harmless(entry: &Entry) -> bool {
+    const HARMLESS: [&str; 15] = [
+        "pam_deny.so",
+        "pam_env.so",
+        "pam_faildelay.so",
+        "pam_faillock.so",
+        "pam_keyinit.so",
+        "pam_lastlog.so",
+        "pam_limits.so",
+        "pam_loginuid.so",
+        "pam_nologin.so",
+        "pam_permit.so",
+        "pam_selinux.so",
+        "pam_succeed_if.so",
+        "pam_umask.so",
+        "pam_unix.so",
+        "pam_warn.so",
+    ];
+    HARMLESS.contains(&entry.name()) && threat(entry).is_none()
+}
+
+/// The words behind the module's name: good ones, and the same on each line.
+fn options(stack: &[Entry]) -> Result<&[String], Fault> {
+    let ours: Vec<_> = stack.iter().filter(|entry| is_ours(entry) && Kind::OURS.contains(&entry.kind)).collect();
+    for entry in &ours {
+        match Options::parse(entry.arguments.iter().map(String::as_bytes)) {
+            Err(refusal) => return Err(Fault::fail(format!("{}: {}", entry.place(), refusal.cause))),
+            Ok(options) if options.join_now => {
+                return Err(Fault::fail(format!(
+                    "{}: join=now is not for sshd, with it containers' users are refused",
+                    entry.place()
+                )));
+            }
+            Ok(_) => {}
+        }
+    }
+    let Some(first) = ours.first() else { return Ok(&[]) };
+    if let Some(other) = ours.iter().find(|entry| entry.arguments != first.arguments) {
+        return Err(Fault::warn(format!("{}: other options than in {}", other.place(), first.place())));
+    }
+    Ok(&first.arguments)
+}
+
+/// The new text of the service's file; nothing if the old one is well.
+fn mended(read: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>> {
+    let Some(old) = read(SERVICE) else { bail!("there is no {FOLDER}/{SERVICE}: install openssh-server") };
+    let stack = stack::flatten(read, SERVICE);
+    if faults(&stack).is_empty() {
+        return Ok(None);
+    }
+    let options = match options(&stack) {
+        Ok([]) => String::new(),
+        Ok(words) => format!(" {}", words.join(" ")),
+        Err(fault) => bail!("mend the options by hand, they are a decision of somebody's: {}", fault.seen),
+    };
+    if let Some(entry) = stack.iter().find(|entry| is_ours(entry) && entry.file != SERVICE) {
+        bail!("take the line of {MODULE} out of {FOLDER}/{}, then: unbitctl setup {NAME}", entry.file);
+    }
+
+    let text = without_ours(&old, &stack);
+    let with = |name: &str| if name == SERVICE { Some(text.clone()) } else { read(name) };
+    let stack = stack::flatten(&with, SERVICE);
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    let mut blocks = Kind::OURS.map(|kind| {
+        let chain: Vec<_> = stack.iter().filter(|entry| entry.kind == kind).collect();
+        let at = chain.iter().find(|entry| !may_stay_before(entry)).map_or(lines.len(), |entry| entry.top);
+        (at, block(kind, &chain, at, &options))
+    });
+    // From the last on, so that the places of the others stay.
+    blocks.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+    for (at, block) in blocks {
+        // Above the comment of the line that it precedes.
+        let comment = lines.iter().take(at).rev().take_while(|line| line.starts_with('#')).count();
+        let at = at - comment;
+        lines.splice(at..at, block);
+    }
+    let new = lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect::<String>();
+
+    let with = |name: &str| if name == SERVICE { Some(new.clone()) } else { read(name) };
+    match faults(&stack::flatten(&with, SERVICE)).into_iter().find(|fault| fault.state == State::Fail) {
+        Some(fault) => bail!("mend this by hand: {}", fault.seen),
+        None if new == old => Ok(None),
+        None => Ok(Some(new)),
+    }
+}
+
+/// The text without our lines, the line that guards one, and our comments.
+fn without_ours(text: &str, stack: &[Entry]) -> String {
+    let mut gone: Vec<_> =
+        stack.iter().filter(|entry| is_ours(entry)).flat_map(|entry| entry.top..=entry.bottom).collect();
+    for pair in stack.iter().filter(|entry| entry.kind == Kind::Account).collect::<Vec<_>>().windows(2) {
+        if let [guard, ours] = pair {
+            if is_ours(ours) && guard.file == SERVICE && guard.name() == "pam_succeed_if.so" {
+                gone.extend(guard.top..=guard.bottom);
+            }
+        }
+    }
+    let stay = text
+        .lines()
+        .enumerate()
+        .filter(|(at, line)| !gone.contains(at) && *line != COMMENT && *line != COMMENT_SESSION);
+    let mut new = String::new();
+    for (at, line) in stay {
+        // No hole where a block has been.
+        let hole = line.is_empty() && (new.is_empty() || new.ends_with("\n\n"));
+        if !(hole && gone.iter().any(|gone| gone + 1 == at)) {
+            new.push_str(line);
+            new.push('\n');
+        }
+    }
+    new
+}
+
+/// What our line of this kind may stand behind. Whatever jumps is counted from, so nothing is put behind it.
+fn may_stay_before(entry: &Entry) -> bool {
+    let plain = entry.file == SERVICE
+        && entry.control.all().iter().all(|action| !matches!(action, Action::Jump(_) | Action::Done));
+    match entry.kind {
+        Kind::Account => plain,
+        Kind::Session => {
+            const BEFORE: [&str; 4] = ["pam_selinux.so", "pam_loginuid.so", "pam_keyinit.so", "pam_limits.so"];
+            plain && BEFORE.contains(&entry.name())
+        }
+        _ => false,
+    }
+}
+
+/// Our lines of a kind, which are put before a line of the file.
+fn block(kind: Kind, chain: &[&Entry], at: usize, options: &str) -> Vec<String> {
+    let comment = if kind == Kind::Session { COMMENT_SESSION } else { COMMENT };
+    let mut block = vec![comment.to_owned()];
+    match kind {
+        Kind::Account => {
+            block.push(format!("account    [success=1 default=ignore] pam_succeed_if.so quiet uid < {FIRST_UID}"));
+            block.push(format!("account    required     {MODULE}{options}"));
+        }
+        _ => {
+            for needed in NEEDED.into_iter().filter(|_| kind == Kind::Session) {
+                let find =
+                    |before: bool| chain.iter().find(|entry| entry.name() == needed && (entry.top < at) == before);
+                if let (None, Some(later)) = (find(true), find(false)) {
+                    block.push(later.text.clone());
+                }
+            }
+            block.push(format!("{:<10} {CONTROL} {MODULE}{options}", kind.to_string()));
+        }
+    }
+    block.push(String::new());
+    block
+}
+
+#[cfg(test)]
+mod tests;

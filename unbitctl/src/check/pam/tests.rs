@@ -1,0 +1,239 @@
+//! The stacks of Debian's releases and what may be wrong with them.
+
+use super::*;
+
+const COMMON: [(&str, &str); 3] = [
+    (
+        "common-auth",
+        "auth [success=1 default=ignore] pam_unix.so nullok\nauth requisite pam_deny.so\nauth required pam_permit.so\n",
+    ),
+    (
+        "common-account",
+        "account [success=1 new_authtok_reqd=done default=ignore] pam_unix.so\naccount requisite pam_deny.so\naccount required pam_permit.so\n",
+    ),
+    (
+        "common-session",
+        "session [default=1] pam_permit.so\nsession requisite pam_deny.so\nsession required pam_permit.so\n\
+         session required pam_unix.so\nsession optional pam_systemd.so\n",
+    ),
+];
+
+/// As Debian 12 and 13 have it.
+const STOCK: &str = "\
+# Standard Un*x authentication.
+@include common-auth
+
+account    required     pam_nologin.so
+
+# Standard Un*x authorization.
+@include common-account
+
+session [success=ok ignore=ignore module_unknown=ignore default=bad]        pam_selinux.so close
+session    required     pam_loginuid.so
+session    optional     pam_keyinit.so force revoke
+
+# Standard Un*x session setup and teardown.
+@include common-session
+session    optional     pam_motd.so  motd=/run/motd.dynamic
+";
+
+const MENDED: &str = "\
+# Containers' users, see pam_unbit(8): for them this line comes first.
+auth       [success=done ignore=ignore module_unknown=ignore default=die] pam_unbit.so
+
+# Standard Un*x authentication.
+@include common-auth
+
+account    required     pam_nologin.so
+
+# Containers' users, see pam_unbit(8): for them this line comes first.
+account    [success=1 default=ignore] pam_succeed_if.so quiet uid < 30000
+account    required     pam_unbit.so
+
+# Standard Un*x authorization.
+@include common-account
+
+session [success=ok ignore=ignore module_unknown=ignore default=bad]        pam_selinux.so close
+session    required     pam_loginuid.so
+session    optional     pam_keyinit.so force revoke
+
+# Containers' users, see pam_unbit(8): for them nothing runs on the node after this line.
+session    [success=done ignore=ignore module_unknown=ignore default=die] pam_unbit.so
+
+# Standard Un*x session setup and teardown.
+@include common-session
+session    optional     pam_motd.so  motd=/run/motd.dynamic
+";
+
+fn reader(sshd: &str) -> impl Fn(&str) -> Option<String> {
+    move |name| match name {
+        "sshd" => Some(sshd.to_owned()),
+        _ => COMMON.iter().find(|(common, _)| *common == name).map(|(_, text)| (*text).to_owned()),
+    }
+}
+
+fn seen(sshd: &str) -> Vec<String> {
+    faults(&stack::flatten(&reader(sshd), "sshd")).into_iter().map(|fault| fault.seen).collect()
+}
+
+fn mend_text(sshd: &str) -> Result<Option<String>> {
+    mended(&reader(sshd))
+}
+
+#[test]
+fn the_stock_file_is_mended_and_then_left_alone() {
+    assert_eq!(seen(STOCK).len(), 3, "{:?}", seen(STOCK));
+    assert_eq!(mend_text(STOCK).unwrap().unwrap(), MENDED);
+    assert_eq!(seen(MENDED), [""; 0]);
+    assert_eq!(mend_text(MENDED).unwrap(), None);
+}
+
+#[test]
+fn what_runs_before_keyinit_gets_a_keyinit_before_ours() {
+    let motd_first = STOCK.replace(
+        "session    optional     pam_keyinit.so force revoke\n",
+        "session    optional     pam_motd.so\nsession    optional     pam_keyinit.so force revoke\n",
+    );
+    let new = mend_text(&motd_first).unwrap().unwrap();
+    assert_eq!(seen(&new), [""; 0], "{new}");
+    assert!(new.contains(&format!("session    optional     pam_keyinit.so force revoke\nsession    {CONTROL} pam_unbit.so\n\nsession    optional     pam_motd.so\n")), "{new}");
+}
+
+#[test]
+fn the_lines_of_the_manual_page_are_good_anywhere_they_may_be() {
+    let manual = "auth [success=done ignore=ignore module_unknown=ignore default=die] pam_unbit.so # x\n\
+        @include common-auth\naccount required pam_nologin.so\naccount [success=1 default=ignore] pam_succeed_if.so quiet uid < 30000\n\
+        account required \\\n   pam_unbit.so\n@include common-account\nsession required pam_loginuid.so\n\
+        session [success=done ignore=ignore module_unknown=ignore default=die] /usr/lib/security/pam_unbit.so\n@include common-session\n";
+    assert_eq!(seen(manual), [""; 0]);
+}
+
+/// Each change of the good file is seen, and mended to the good file or one without a fault.
+#[test]
+fn each_fault_is_seen_and_mended() {
+    let session = format!("session    {CONTROL} pam_unbit.so\n");
+    for (old, new, fault) in [
+        (format!("auth       {CONTROL} pam_unbit.so\n"), String::new(), "there is no auth line of pam_unbit.so"),
+        ("account    required     pam_unbit.so\n".into(), String::new(), "there is no account line of pam_unbit.so"),
+        (session.clone(), String::new(), "there is no session line of pam_unbit.so"),
+        (
+            session.clone(),
+            session.replace("done", "ok"),
+            "success is ok, so what comes behind runs for containers' users as well",
+        ),
+        (
+            session.clone(),
+            session.replace("default=die", "default=bad"),
+            "perm_denied is bad, so a refusal is not the end",
+        ),
+        (
+            session.clone(),
+            session.replace("default=die", "default=ignore"),
+            "perm_denied is ignore, so a refusal is not the end",
+        ),
+        (
+            session.clone(),
+            session.replace(" module_unknown=ignore", ""),
+            "module_unknown is die, so without the module nobody logs in",
+        ),
+        (session.clone(), session.replace(" ignore=ignore", ""), "ignore is die, so other users are refused"),
+        (session.clone(), session.replace(CONTROL, "sufficient"), "perm_denied is ignore"),
+        (session.clone(), session.repeat(2), "a second session line"),
+        (
+            "account    required     pam_unbit".into(),
+            "account    optional     pam_unbit".into(),
+            "perm_denied is ignore, so a refusal is none",
+        ),
+        (
+            "account    required     pam_unbit".into(),
+            format!("account    {CONTROL}     pam_unbit"),
+            "module_unknown is ignore",
+        ),
+        ("uid < 30000".into(), "uid < 40000".into(), "is for uid 30000 and above, this is not: uid < 40000"),
+        ("quiet uid < 30000".into(), "use_uid uid < 30000".into(), "this is not: use_uid uid < 30000"),
+        ("[success=1 default".into(), "[success=2 default".into(), "should be [success=1 default=ignore]"),
+        (
+            "account    [success=1 default=ignore] pam_succeed_if.so quiet uid < 30000\n".into(),
+            String::new(),
+            "other users meet it as well",
+        ),
+        (
+            "session    optional     pam_keyinit.so force revoke\n".into(),
+            "session    optional     pam_motd.so\nsession    optional     pam_keyinit.so force revoke\n".into(),
+            "pam_motd.so runs for containers' users: it runs programs",
+        ),
+        (
+            "session    optional     pam_keyinit.so force revoke\n".into(),
+            "session    required     pam_env.so user_readenv=1\nsession    optional     pam_keyinit.so force revoke\n"
+                .into(),
+            "pam_env.so runs for containers' users: it reads the tenant's",
+        ),
+        (
+            "session    required     pam_loginuid.so\n".into(),
+            "session    sufficient     pam_permit.so\nsession    required     pam_loginuid.so\n".into(),
+            "pam_permit.so may end the search before pam_unbit.so",
+        ),
+        (
+            "account    required     pam_nologin.so\n".into(),
+            "account    sufficient     pam_localuser.so\naccount    required     pam_nologin.so\n".into(),
+            "pam_localuser.so may end the search before pam_unbit.so",
+        ),
+    ] {
+        assert!(MENDED.contains(&old), "{old}");
+        let broken = MENDED.replacen(&old, &new, 1);
+        let seen = seen(&broken);
+        assert!(seen.iter().any(|seen| seen.contains(fault)), "{fault}: {seen:?}");
+        let again = mend_text(&broken).unwrap().unwrap();
+        assert_eq!(super::tests::seen(&again), [""; 0], "{fault}: {again}");
+    }
+}
+
+#[test]
+fn a_line_behind_the_common_ones_is_too_late() {
+    let auth = format!("auth {CONTROL} pam_unbit.so\n");
+    let late = format!(
+        "@include common-auth\n{auth}account required pam_unbit.so\nsession required pam_loginuid.so\n@include common-session\nsession {CONTROL} pam_unbit.so\n"
+    );
+    let seen = seen(&late);
+    for fault in [
+        "/etc/pam.d/common-auth line 2: pam_deny.so may end the search before pam_unbit.so",
+        "/etc/pam.d/common-session line 5: pam_systemd.so runs for containers' users: it starts the tenant's own units on the node",
+    ] {
+        assert!(seen.iter().any(|seen| seen == fault), "{fault}: {seen:?}");
+    }
+    assert_eq!(super::tests::seen(&mend_text(&late).unwrap().unwrap()), [""; 0]);
+}
+
+#[test]
+fn options_stay_and_bad_ones_are_left_to_people() {
+    let debug = MENDED.replace("pam_unbit.so", "pam_unbit.so debug timeout=5");
+    assert_eq!(seen(&debug), [""; 0]);
+    let broken = debug.replacen("=done", "=ok", 1);
+    assert_eq!(mend_text(&broken).unwrap().unwrap(), debug);
+
+    for (words, fault) in
+        [("debig", "unknown option: debig"), ("join=now", "join=now is not for sshd"), ("timeout=0", "timeout=0")]
+    {
+        let bad = MENDED.replace("pam_unbit.so\n", &format!("pam_unbit.so {words}\n"));
+        assert!(seen(&bad).iter().any(|seen| seen.contains(fault)), "{:?}", seen(&bad));
+        assert!(mend_text(&bad).unwrap_err().to_string().contains("by hand"));
+    }
+    let unlike = MENDED.replacen("pam_unbit.so\n", "pam_unbit.so debug\n", 1);
+    assert!(seen(&unlike).iter().any(|seen| seen.contains("other options than in")), "{:?}", seen(&unlike));
+}
+
+#[test]
+fn substacks_and_includes_of_one_kind_are_followed() {
+    let substack = MENDED
+        .replace("@include common-auth", "auth substack common-auth")
+        .replace("@include common-session", "session include common-session");
+    assert_eq!(seen(&substack), [""; 0]);
+    let read = |name: &str| match name {
+        "sshd" => Some("auth substack ours\naccount include ours\nsession include ours\n".to_owned()),
+        "ours" => Some(MENDED.to_owned()),
+        _ => None,
+    };
+    let faults: Vec<_> = faults(&stack::flatten(&read, "sshd")).into_iter().map(|fault| fault.seen).collect();
+    assert_eq!(faults, ["/etc/pam.d/ours line 2: in a substack, which is all that its control words end"]);
+    assert!(mended(&read).unwrap_err().to_string().contains("out of /etc/pam.d/ours"));
+}

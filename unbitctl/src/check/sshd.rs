@@ -1,0 +1,435 @@
+//! What sshd does with containers' users, as it says itself (`sshd -T`), see sshd_config(5).
+
+mod files;
+
+use super::nsswitch::some_container;
+use crate::node::Node;
+use crate::program;
+use crate::report::{Finding, State};
+use crate::setup::change::Change;
+use anyhow::{Result, bail};
+use files::{Directive, directives};
+use shared::settings::{FIRST_UID, SHELL};
+use std::collections::BTreeMap;
+
+const NAME: &str = "sshd";
+const PROGRAM: &str = "/usr/sbin/sshd";
+const MAIN: &str = "/etc/ssh/sshd_config";
+const FOLDER: &str = "/etc/ssh/sshd_config.d";
+/// The first of its folder: sshd takes the first value that it reads.
+const OURS: &str = "/etc/ssh/sshd_config.d/00-unbit.conf";
+const HEADER: &str = "# What containers' users need, see unbitctl(8). sshd takes the first value that it reads.\n";
+const WHY: &str = "sshd decides who is let in before a container is asked";
+const WHY_SHELL: &str = "sshd refuses accounts whose shell is not on the node";
+
+/// What sshd says of itself: its keywords, in small letters.
+type Says = BTreeMap<String, Vec<String>>;
+
+/// A keyword that must have a certain value.
+struct Setting {
+    keyword: &'static str,
+    state: State,
+    good: fn(&str) -> bool,
+    /// The value that it should have instead of this one.
+    value: fn(&str) -> String,
+    why: &'static str,
+}
+
+const SETTINGS: [Setting; 7] = [
+    Setting {
+        keyword: "UsePAM",
+        state: State::Fail,
+        good: |value| value == "yes",
+        value: |_| "yes".to_owned(),
+        why: "without PAM containers' users get a session on the node",
+    },
+    Setting {
+        keyword: "PubkeyAuthentication",
+        state: State::Fail,
+        good: |value| value == "yes",
+        value: |_| "yes".to_owned(),
+        why: "keys are the only way in for containers' users",
+    },
+    Setting {
+        keyword: "AuthorizedKeysFile",
+        state: State::Fail,
+        good: |value| missing_keys_files(value).is_empty(),
+        value: |value| value.split_whitespace().chain(missing_keys_files(value)).collect::<Vec<_>>().join(" "),
+        why: "the keys that customers set are in .ssh/uwsgi_authorized_keys, their own in .ssh/authorized_keys",
+    },
+    Setting {
+        keyword: "PasswordAuthentication",
+        state: State::Fail,
+        good: |value| value == "no",
+        value: |_| "no".to_owned(),
+        why: "containers' users have no password, and others' can be guessed",
+    },
+    Setting {
+        keyword: "KbdInteractiveAuthentication",
+        state: State::Fail,
+        good: |value| value == "no",
+        value: |_| "no".to_owned(),
+        why: "it asks for passwords as well",
+    },
+    Setting {
+        keyword: "X11Forwarding",
+        state: State::Fail,
+        good: |value| value == "no",
+        value: |_| "no".to_owned(),
+        why: "it would hand the client's display to the container",
+    },
+    Setting {
+        keyword: "ClientAliveInterval",
+        state: State::Warn,
+        good: |value| value.parse().is_ok_and(|seconds: u32| (1..=60).contains(&seconds)),
+        value: |_| "30".to_owned(),
+        why: "sessions of clients that are gone would stay",
+    },
+];
+
+const KEYS_FILES: [&str; 2] = [".ssh/authorized_keys", ".ssh/uwsgi_authorized_keys"];
+
+/// Those of the files of keys that a value does not name.
+fn missing_keys_files(value: &str) -> Vec<&'static str> {
+    let named: Vec<_> = value.split_whitespace().map(|file| file.trim_start_matches("%h/")).collect();
+    KEYS_FILES.into_iter().filter(|file| !named.contains(file)).collect()
+}
+
+pub fn check(node: &Node) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if node.has(PROGRAM) {
+        if nix::unistd::geteuid().is_root() {
+            match ask(node) {
+                Ok(says) => findings.extend(judge(node, &says)),
+                Err(error) => {
+                    findings.push(Finding::fail(
+                        NAME,
+                        WHY,
+                        format!("{error:#}"),
+                        format!("mend {MAIN}, then: sshd -t"),
+                    ));
+                }
+            }
+        } else {
+            findings.push(Finding::not_applicable(NAME, WHY, "root is needed to see what sshd is configured to do"));
+        }
+        findings.push(shell(node));
+    } else if node.is_running() {
+        findings.push(Finding::fail(NAME, WHY, format!("there is no {PROGRAM}"), "install openssh-server"));
+    } else {
+        findings.push(Finding::not_applicable(NAME, WHY, format!("there is no {PROGRAM}")));
+    }
+    findings
+}
+
+/// Whether sshd, if it is there, asks PAM.
+pub fn uses_pam(node: &Node) -> Result<bool> {
+    Ok(!node.has(PROGRAM) || says_of(&ask(node)?, "UsePAM").iter().any(|value| value == "yes"))
+}
+
+/// What sshd would do with a container's user, from anywhere.
+fn ask(node: &Node) -> Result<Says> {
+    let user = some_container(node).map_or(FIRST_UID, |container| container.get());
+    let who = format!("user={user},host=client.invalid,addr=192.0.2.1,laddr=192.0.2.2,lport=22");
+    let answer = program::run_sshd(node, &["-T", "-C", &who])?;
+    if !answer.ok() {
+        bail!("sshd -T: {}", answer.complaint());
+    }
+    Ok(parse(&answer.out))
+}
+
+fn parse(out: &str) -> Says {
+    let mut says = Says::new();
+    for line in out.lines() {
+        let (keyword, value) = line.split_once(' ').unwrap_or((line, ""));
+        says.entry(keyword.to_ascii_lowercase()).or_default().push(value.trim().to_owned());
+    }
+    says
+}
+
+fn says_of<'a>(says: &'a Says, keyword: &str) -> &'a [String] {
+    says.get(&keyword.to_ascii_lowercase()).map_or(&[], Vec::as_slice)
+}
+
+/// The settings that are not well, with the values that they have.
+fn faults(says: &Says) -> Vec<(&'static Setting, String)> {
+    let with_value = SETTINGS.iter().map(|setting| (setting, says_of(says, setting.keyword).join(" ")));
+    with_value.filter(|(setting, value)| !(setting.good)(value)).collect()
+}
+
+fn judge(node: &Node, says: &Says) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (setting, value) in faults(says) {
+        let seen = format!("{} {value}", setting.keyword);
+        let mend = match cannot_mend(node, setting, &value) {
+            None => format!("unbitctl setup {NAME}"),
+            Some(sentence) => sentence,
+        };
+        findings.push(Finding { check: NAME, state: setting.state, seen, why: setting.why, mend: Some(mend) });
+    }
+    if !internal_sftp(says) {
+        let why = "sftp then needs no sftp-server in the container's distribution";
+        let seen = match sftp(says) {
+            Some(command) => format!("Subsystem sftp {command}"),
+            None => "there is no Subsystem sftp".to_owned(),
+        };
+        findings.push(Finding::warn(NAME, why, seen, format!("unbitctl setup {NAME}")));
+    }
+    let methods = says_of(says, "AuthenticationMethods").join(" ");
+    if !methods.is_empty() && !methods.split_whitespace().any(|method| matches!(method, "any" | "publickey")) {
+        let mend = format!(
+            "let containers' users in by publickey alone: Match User 3*, AuthenticationMethods publickey, at the end of {MAIN}"
+        );
+        findings.push(Finding::fail(
+            NAME,
+            "containers' users have keys alone",
+            format!("AuthenticationMethods {methods}"),
+            mend,
+        ));
+    }
+    let chroot = says_of(says, "ChrootDirectory").join(" ");
+    if !chroot.is_empty() && chroot != "none" {
+        let mend = format!(
+            "keep it from containers' users: ChrootDirectory none in a Match for them, before the other one, in {MAIN}"
+        );
+        let why = "containers' users are no longer root when sshd gets to it, and are refused";
+        findings.push(Finding::fail(NAME, why, format!("ChrootDirectory {chroot}"), mend));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(NAME, WHY, "sshd -T says what it should, for containers' users"));
+    }
+    findings
+}
+
+fn sftp(says: &Says) -> Option<&str> {
+    says_of(says, "Subsystem").iter().find_map(|subsystem| subsystem.strip_prefix("sftp "))
+}
+
+fn internal_sftp(says: &Says) -> bool {
+    sftp(says).is_some_and(|command| command.split_whitespace().next() == Some("internal-sftp"))
+}
+
+/// The accounts' shell.
+fn shell(node: &Node) -> Finding {
+    if node.has(SHELL) {
+        Finding::ok(NAME, WHY_SHELL, format!("{SHELL} is there"))
+    } else {
+        Finding::fail(NAME, WHY_SHELL, format!("there is no {SHELL}"), format!("install the shell {SHELL}"))
+    }
+}
+
+/// What to do by hand, where a file of our own would not be heard.
+fn cannot_mend(node: &Node, setting: &Setting, value: &str) -> Option<String> {
+    let read = |path: &str| node.read(path).ok().flatten();
+    let line = format!("{} {}", setting.keyword, (setting.value)(value));
+    let with_ours = |path: &str| if path == OURS { Some(line.clone()) } else { read(path) };
+    let list = |folder: &str| {
+        let mut names = list(node, folder);
+        if folder == FOLDER && !names.iter().any(|name| OURS.ends_with(name.as_str())) {
+            names.push(OURS.trim_start_matches(FOLDER).trim_start_matches('/').to_owned());
+        }
+        names
+    };
+    let obstacle = match heard_as_it_is(&directives(&read, &list, MAIN), setting) {
+        Some(conditional) => Some(conditional),
+        None => heard(&directives(&with_ours, &list, MAIN), setting.keyword).err()?,
+    };
+    Some(match obstacle {
+        Some(directive) => format!("in {} line {}: {line}", directive.file, directive.line),
+        None => format!("at the top of {MAIN}: Include {FOLDER}/*.conf\nthen: unbitctl setup {NAME}"),
+    })
+}
+
+/// The condition that decides although the value for everybody is good.
+fn heard_as_it_is(directives: &[Directive], setting: &Setting) -> Option<Directive> {
+    let mut about = directives.iter().filter(|directive| directive.keyword.eq_ignore_ascii_case(setting.keyword));
+    about.clone().find(|directive| !directive.conditional).filter(|first| (setting.good)(&first.value))?;
+    about.find(|directive| directive.conditional && !(setting.good)(&directive.value)).cloned()
+}
+
+/// Whether our own file decides for everybody; else what does, or nothing if our file is not read.
+fn heard(directives: &[Directive], keyword: &str) -> Result<(), Option<Directive>> {
+    let mut about = directives.iter().filter(|directive| directive.keyword.eq_ignore_ascii_case(keyword));
+    let is_read = about.clone().any(|directive| directive.file == OURS);
+    match about.find(|directive| !directive.conditional) {
+        Some(first) if first.file == OURS => Ok(()),
+        first => Err(first.cloned().filter(|_| is_read)),
+    }
+}
+
+fn list(node: &Node, folder: &str) -> Vec<String> {
+    let entries = node.resolve(folder).and_then(std::fs::read_dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+pub fn mend(node: &Node) -> Result<Vec<Change>> {
+    if !node.has(PROGRAM) {
+        return Ok(Vec::new());
+    }
+    crate::must_be_root("to ask sshd what it is configured to do")?;
+    let says = ask(node)?;
+    let mut lines: Vec<_> = faults(&says)
+        .into_iter()
+        .filter(|(setting, value)| cannot_mend(node, setting, value).is_none())
+        .map(|(setting, value)| (setting.keyword, (setting.value)(&value)))
+        .collect();
+    let mut changes = Vec::new();
+    if !internal_sftp(&says) {
+        let read = |path: &str| node.read(path).ok().flatten();
+        let directives = directives(&read, &|folder| list(node, folder), MAIN);
+        let defined = directives.iter().find(|directive| {
+            directive.keyword.eq_ignore_ascii_case("Subsystem")
+                && directive.value.split_whitespace().next() == Some("sftp")
+        });
+        match defined {
+            // Two of them are an error, so the one that is there is changed.
+            Some(directive) => {
+                let text = read(&directive.file).unwrap_or_default();
+                changes.push(Change::File {
+                    path: directive.file.clone(),
+                    content: with_internal_sftp(&text, directive),
+                    mode: 0o644,
+                });
+            }
+            None => lines.push(("Subsystem", "sftp internal-sftp".to_owned())),
+        }
+    }
+    if !lines.is_empty() {
+        let old = match changes.iter().find(|change| matches!(change, Change::File { path, .. } if path == OURS)) {
+            Some(Change::File { content, .. }) => content.clone(),
+            _ => node.read(OURS)?.unwrap_or_else(|| HEADER.to_owned()),
+        };
+        changes.retain(|change| !matches!(change, Change::File { path, .. } if path == OURS));
+        changes.push(Change::File { path: OURS.to_owned(), content: with_lines(&old, &lines), mode: 0o644 });
+    }
+    Ok(changes)
+}
+
+/// sshd reads its files without an error.
+pub fn prove(node: &Node) -> Result<()> {
+    if !node.has(PROGRAM) {
+        return Ok(());
+    }
+    let answer = program::run_sshd(node, &["-t"])?;
+    if !answer.ok() {
+        bail!("sshd -t: {}", answer.complaint());
+    }
+    Ok(())
+}
+
+/// The text with these lines, and without others for the same keywords.
+fn with_lines(old: &str, lines: &[(&str, String)]) -> String {
+    let about = |line: &&str| {
+        let keyword = line.split([' ', '\t', '=']).find(|word| !word.is_empty()).unwrap_or_default();
+        lines.iter().any(|(ours, _)| *ours != "Subsystem" && ours.eq_ignore_ascii_case(keyword))
+    };
+    let kept = old.lines().filter(|line| !about(line)).map(|line| format!("{line}\n"));
+    kept.chain(lines.iter().map(|(keyword, value)| format!("{keyword} {value}\n"))).collect()
+}
+
+/// The text with sshd's own sftp server instead of a program; its options are the same.
+fn with_internal_sftp(text: &str, directive: &Directive) -> String {
+    let options: String = directive.value.split_whitespace().skip(2).map(|word| format!(" {word}")).collect();
+    let line = |(number, line): (usize, &str)| {
+        if number + 1 == directive.line {
+            format!("Subsystem\tsftp\tinternal-sftp{options}\n")
+        } else {
+            format!("{line}\n")
+        }
+    };
+    text.lines().enumerate().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faulty(out: &str) -> Vec<&'static str> {
+        faults(&parse(out)).into_iter().map(|(setting, _)| setting.keyword).collect()
+    }
+
+    const GOOD: &str = "usepam yes\npubkeyauthentication yes\nauthorizedkeysfile .ssh/authorized_keys .ssh/uwsgi_authorized_keys\n\
+        passwordauthentication no\nkbdinteractiveauthentication no\nx11forwarding no\nclientaliveinterval 30\n\
+        subsystem sftp internal-sftp -l INFO\n";
+
+    #[test]
+    fn each_setting_is_judged_by_itself() {
+        assert_eq!(faulty(GOOD), [""; 0]);
+        assert!(internal_sftp(&parse(GOOD)));
+        for (old, new, keyword) in [
+            ("usepam yes", "usepam no", "UsePAM"),
+            ("pubkeyauthentication yes", "pubkeyauthentication no", "PubkeyAuthentication"),
+            (" .ssh/uwsgi_authorized_keys", " .ssh/authorized_keys2", "AuthorizedKeysFile"),
+            (".ssh/authorized_keys ", "/etc/keys/%u ", "AuthorizedKeysFile"),
+            ("passwordauthentication no", "passwordauthentication yes", "PasswordAuthentication"),
+            ("kbdinteractiveauthentication no", "kbdinteractiveauthentication yes", "KbdInteractiveAuthentication"),
+            ("x11forwarding no", "x11forwarding yes", "X11Forwarding"),
+            ("clientaliveinterval 30", "clientaliveinterval 0", "ClientAliveInterval"),
+        ] {
+            assert_eq!(faulty(&GOOD.replacen(old, new, 1)), [keyword]);
+        }
+        assert!(!internal_sftp(&parse("subsystem sftp /usr/lib/openssh/sftp-server")));
+    }
+
+    #[test]
+    fn files_of_keys_that_others_want_stay() {
+        let setting = &SETTINGS[2];
+        assert_eq!(
+            (setting.value)("/etc/k/%u .ssh/authorized_keys"),
+            "/etc/k/%u .ssh/authorized_keys .ssh/uwsgi_authorized_keys"
+        );
+        assert!((setting.good)("%h/.ssh/authorized_keys %h/.ssh/uwsgi_authorized_keys"));
+    }
+
+    /// What decides about X11Forwarding, as file and line.
+    fn decides(files: &[(&str, &str)]) -> Result<(), Option<String>> {
+        let read = |path: &str| files.iter().find(|(file, _)| *file == path).map(|(_, text)| (*text).to_owned());
+        let names =
+            |_: &str| files.iter().filter_map(|(file, _)| Some(file.strip_prefix(FOLDER)?[1..].to_owned())).collect();
+        let directives = directives(&read, &names, MAIN);
+        let x11 = SETTINGS.iter().find(|setting| setting.keyword == "X11Forwarding").unwrap();
+        let heard =
+            heard_as_it_is(&directives, x11).map_or_else(|| heard(&directives, x11.keyword), |found| Err(Some(found)));
+        heard.map_err(|obstacle| obstacle.map(|directive| format!("{}:{}", directive.file, directive.line)))
+    }
+
+    #[test]
+    fn the_first_value_wins_and_a_match_before_it() {
+        const INCLUDE: &str = "# Debian's\nInclude /etc/ssh/sshd_config.d/*.conf\nX11Forwarding yes\n";
+        let ours = (OURS, "X11Forwarding no\n");
+        assert_eq!(decides(&[(MAIN, INCLUDE), ours]), Ok(()));
+        assert_eq!(
+            decides(&[(MAIN, INCLUDE), ours, ("/etc/ssh/sshd_config.d/50-cloud-init.conf", "x11forwarding=yes\n")]),
+            Ok(())
+        );
+        assert_eq!(decides(&[(MAIN, "X11Forwarding yes\n"), ours]), Err(None));
+        let after = "X11Forwarding yes\nInclude /etc/ssh/sshd_config.d/*.conf\n";
+        assert_eq!(decides(&[(MAIN, after), ours]), Err(Some(format!("{MAIN}:1"))));
+        let first = "/etc/ssh/sshd_config.d/0-first.conf";
+        assert_eq!(decides(&[(MAIN, INCLUDE), ours, (first, "X11Forwarding\tyes\n")]), Err(Some(format!("{first}:1"))));
+        let conditional = format!("{INCLUDE}Match User 3*\n  X11Forwarding yes\n");
+        assert_eq!(decides(&[(MAIN, &conditional), ours]), Err(Some(format!("{MAIN}:5"))));
+        let ends = "/etc/ssh/sshd_config.d/x.conf";
+        assert_eq!(
+            decides(&[(MAIN, INCLUDE), ours, (ends, "Match all\nX11Forwarding no\n")]),
+            Ok(()),
+            "a match ends with its file"
+        );
+    }
+
+    #[test]
+    fn lines_are_put_in_the_place_of_old_ones() {
+        let new = with_lines(
+            "# mine\nX11Forwarding yes\nMaxSessions 3\n",
+            &[("X11Forwarding", "no".into()), ("UsePAM", "yes".into())],
+        );
+        assert_eq!(new, "# mine\nMaxSessions 3\nX11Forwarding no\nUsePAM yes\n");
+        let text = "# x\nSubsystem\tsftp\t/usr/lib/openssh/sftp-server -l INFO\nMatch all\n";
+        let read = |_: &str| Some(text.to_owned());
+        let directives = directives(&read, &|_| Vec::new(), MAIN);
+        assert_eq!(
+            with_internal_sftp(text, &directives[0]),
+            "# x\nSubsystem\tsftp\tinternal-sftp -l INFO\nMatch all\n"
+        );
+    }
+}

@@ -1,0 +1,109 @@
+//! Programs of the node's, run where it is: getent, ldd, sshd.
+
+use crate::node::Node;
+use anyhow::{Context, Result, bail};
+use std::process::{Command, Stdio};
+
+/// How a program ended, and what it said.
+pub struct Answer {
+    /// The exit status; nothing when a signal or the end of its time ended it.
+    pub status: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Answer {
+    /// Whether it ended well.
+    pub fn ok(&self) -> bool {
+        self.status == Some(0)
+    }
+
+    /// What to tell of one that did not: its last words, or how it ended.
+    pub fn complaint(&self) -> String {
+        let line = [&self.err, &self.out].into_iter().flat_map(|text| text.lines().rev()).find(|line| !line.is_empty());
+        match (self.status, line) {
+            (None, _) => "it crashed, or did not end in time".to_owned(),
+            (Some(_), Some(line)) => line.trim().to_owned(),
+            (Some(status), None) => format!("exit status {status}"),
+        }
+    }
+}
+
+/// Nothing that is asked here takes longer.
+const SECONDS: &str = "20";
+
+/// Whether this user can run programs there: only root can change its root directory.
+pub fn possible(node: &Node) -> bool {
+    node.is_running() || nix::unistd::geteuid().is_root()
+}
+
+/// Runs a program of the node's.
+pub fn run(node: &Node, program: &str, arguments: &[&str]) -> Result<Answer> {
+    let mut command = within_time();
+    if !node.is_running() {
+        command.arg("chroot").arg(node.root());
+    }
+    command.arg(program).args(arguments);
+    answer(command, program)
+}
+
+/// Runs sshd, which wants its directory below /run and a host key even to say what it is configured to do: it gets both in a mount
+/// namespace of its own, and /dev/null where an image has none.
+pub fn run_sshd(node: &Node, arguments: &[&str]) -> Result<Answer> {
+    const SCRIPT: &str = r#"
+        root=$1
+        shift
+        mount -t tmpfs -o mode=755 unbitctl "$root/run"
+        mkdir "$root/run/sshd"
+        if [ ! -c "$root/dev/null" ]; then
+            mount -t tmpfs -o mode=755 unbitctl "$root/dev"
+            touch "$root/dev/null"
+            mount --bind /dev/null "$root/dev/null"
+        fi
+        chroot "$root" ssh-keygen -q -t ed25519 -N "" -f /run/unbitctl-key
+        exec chroot "$root" /usr/sbin/sshd -h /run/unbitctl-key "$@"
+    "#;
+    let mut command = within_time();
+    command.args(["unshare", "--mount", "sh", "-euc", SCRIPT, "sh"]).arg(node.root()).args(arguments);
+    answer(command, "sshd")
+}
+
+fn within_time() -> Command {
+    let mut command = Command::new("timeout");
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C");
+    command.stdin(Stdio::null()).args(["--kill-after=1", SECONDS]);
+    command
+}
+
+fn answer(mut command: Command, program: &str) -> Result<Answer> {
+    let done = command.output().with_context(|| format!("run {program}"))?;
+    let status = done.status.code().filter(|status| *status < 128 && *status != 124);
+    if status == Some(127) {
+        bail!("{program} is not there");
+    }
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(Answer { status, out: text(&done.stdout), err: text(&done.stderr) })
+}
+
+/// Where the libraries of a root directory may be: of one architecture, or of several beside each other.
+pub fn library_folders(node: &Node) -> Vec<String> {
+    let mut folders = Vec::new();
+    for base in ["/usr/lib", "/lib"] {
+        let entries = node.resolve(base).and_then(std::fs::read_dir).into_iter().flatten().flatten();
+        let mut several: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        several.retain(|name| name.contains("-linux-gnu"));
+        several.sort();
+        folders.extend(several.iter().map(|name| format!("{base}/{name}")));
+        folders.push(base.to_owned());
+        folders.push(format!("{base}64"));
+    }
+    folders
+}
+
+/// Why a library cannot be loaded, as its own dynamic linker says.
+pub fn cannot_load(node: &Node, library: &str) -> Result<Option<String>> {
+    let answer = run(node, "ldd", &["-r", library])?;
+    let missing = |line: &&str| line.contains("not found") || line.contains("undefined symbol");
+    let complaint = answer.err.lines().chain(answer.out.lines()).find(missing).map(|line| line.trim().to_owned());
+    Ok(complaint.or_else(|| (!answer.ok()).then(|| answer.complaint())))
+}

@@ -1,0 +1,219 @@
+//! Changes made to files: at once or not at all, whenever the power goes.
+//!
+//! A new file is written beside the old one, as `.NAME.unbitctl`, and renamed. The old one stays under a second name, a link to it: its
+//! content, owner, mode and all the rest are as they were. Both names are nothing that a program looks for: services of PAM and files of
+//! sshd_config.d are called otherwise.
+
+use super::change::Change;
+use crate::node::Node;
+use anyhow::{Context, Result, bail};
+use nix::unistd::{Gid, Uid, chown};
+use std::fmt;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A change that is not made yet.
+pub enum Pending {
+    File {
+        /// As the node names it, links followed.
+        path: String,
+        place: PathBuf,
+        old: Option<String>,
+        new: String,
+        mode: u32,
+    },
+    Folder {
+        path: String,
+        place: PathBuf,
+        uid: u32,
+        gid: u32,
+        mode: u32,
+    },
+}
+
+/// Those of the changes that are still to be made.
+pub fn pending(node: &Node, changes: Vec<Change>) -> Result<Vec<Pending>> {
+    let mut pending = Vec::new();
+    for change in changes {
+        match change {
+            Change::File { path, content, mode } => {
+                let place = place(node, &path)?;
+                let old = read(&place)?;
+                if old.as_ref() != Some(&content) {
+                    let path = named(node, &place);
+                    pending.push(Pending::File { path, place, old, new: content, mode });
+                }
+            }
+            Change::Folder { path, uid, gid, mode } => {
+                let place = place(node, &path)?;
+                match fs::symlink_metadata(&place) {
+                    Ok(found) if !found.is_dir() => bail!("{path} is in the way: it is no directory"),
+                    Ok(found) if (found.uid(), found.gid(), found.mode() & 0o7777) == (uid, gid, mode) => {}
+                    _ => pending.push(Pending::Folder { path, place, uid, gid, mode }),
+                }
+            }
+        }
+    }
+    Ok(pending)
+}
+
+/// Where a path leads, though its last parts may not be there yet.
+pub fn place(node: &Node, path: &str) -> Result<PathBuf> {
+    match node.resolve(path) {
+        Ok(place) => Ok(place),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let Some((parent, name)) = path.rsplit_once('/').filter(|(_, name)| !name.is_empty()) else {
+                bail!("{path}: {error}");
+            };
+            // A link that leads nowhere is not followed, and not replaced.
+            let place = if parent.is_empty() { node.resolve("/")? } else { self::place(node, parent)? }.join(name);
+            match fs::symlink_metadata(&place) {
+                Err(_) => Ok(place),
+                Ok(_) => bail!("{path} is a symbolic link that leads nowhere"),
+            }
+        }
+        Err(error) => Err(error).context(path.to_owned()),
+    }
+}
+
+/// How the node names a place of its own.
+fn named(node: &Node, place: &Path) -> String {
+    let root = node.resolve("/").unwrap_or_else(|_| node.root().to_owned());
+    let rest = place.strip_prefix(&root).unwrap_or(place);
+    format!("/{}", rest.display())
+}
+
+/// What a file says, if it is there.
+pub fn read(place: &Path) -> Result<Option<String>> {
+    match fs::read_to_string(place) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| place.display().to_string()),
+    }
+}
+
+impl fmt::Display for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, old, new, .. } => f.write_str(&difference(path, old.as_deref(), Some(new))),
+            Self::Folder { path, uid, gid, mode, .. } => {
+                writeln!(f, "directory {path}: owner {uid}:{gid}, mode {mode:04o}")
+            }
+        }
+    }
+}
+
+/// A unified difference; a file that is not there is /dev/null, as diff(1) has it.
+pub fn difference(path: &str, old: Option<&str>, new: Option<&str>) -> String {
+    let name =
+        |side: &str, text: Option<&str>| text.map_or_else(|| "/dev/null".to_owned(), |_| format!("{side}{path}"));
+    let difference = similar::TextDiff::from_lines(old.unwrap_or_default(), new.unwrap_or_default());
+    difference.unified_diff().header(&name("a", old), &name("b", new)).to_string()
+}
+
+impl Pending {
+    /// Makes the change.
+    pub fn make(&self) -> Result<()> {
+        match self {
+            Self::File { path, place, old, new, mode } => {
+                if read(place)? != *old {
+                    bail!("{path} has been changed by somebody else in this moment");
+                }
+                if let Some(parent) = place.parent() {
+                    fs::create_dir_all(parent).with_context(|| path.clone())?;
+                }
+                replace(place, new, *mode).with_context(|| format!("replace {path}"))
+            }
+            Self::Folder { path, place, uid, gid, mode } => {
+                make_folder(place, *uid, *gid, *mode).with_context(|| format!("make {path}"))
+            }
+        }
+    }
+}
+
+/// Never more open than it shall be, on the way there.
+fn make_folder(place: &Path, uid: u32, gid: u32, mode: u32) -> Result<()> {
+    if !place.is_dir() {
+        if let Some(parent) = place.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        fs::DirBuilder::new().mode(0o700).create(place)?;
+    }
+    chown(place, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+    fs::set_permissions(place, Permissions::from_mode(mode))?;
+    sync_folder_of(place)
+}
+
+/// Puts a new file where an old one is, or none: whoever looks finds the one or the other, whole.
+pub fn replace(place: &Path, content: &str, mode: u32) -> Result<()> {
+    sweep(place)?;
+    let new = beside(place)?;
+    if place.exists() {
+        // Mode, owner, extended attributes and security context, but no content.
+        let mut copy = Command::new("cp");
+        copy.args(["--attributes-only", "--preserve=all", "--"]).args([place, &new]);
+        if !copy.status().context("run cp")?.success() {
+            bail!("cp --attributes-only failed");
+        }
+    }
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&new)?;
+    if !place.exists() {
+        file.set_permissions(Permissions::from_mode(mode))?; // whatever the umask
+    }
+    file.write_all(content.as_bytes())?;
+    file.sync_all()?;
+    sync_folder_of(place)?; // the second name of the old file is there before the first is gone
+    fs::rename(&new, place)?;
+    sync_folder_of(place)
+}
+
+/// Gives a file its second name.
+pub fn keep(place: &Path, kept: &Path) -> Result<()> {
+    match fs::hard_link(place, kept) {
+        // Of a set-up that was cut short before it replaced the file.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && same(place, kept) => Ok(()),
+        done => done.with_context(|| format!("keep {} as {}", place.display(), kept.display())),
+    }
+}
+
+/// Whether two names are one file's.
+pub fn same(one: &Path, other: &Path) -> bool {
+    let id = |path: &Path| fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+    matches!((id(one), id(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+/// Lets a kept file have its first name again, and no other; without one, there was no file.
+pub fn put_back(place: &Path, kept: Option<&Path>) -> Result<()> {
+    match kept {
+        Some(kept) if same(place, kept) => fs::remove_file(kept)?, // rename(2) would leave both
+        Some(kept) if kept.exists() => fs::rename(kept, place)?,
+        Some(_) => {} // it has been put back before
+        None => match fs::remove_file(place) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        },
+    }
+    sweep(place)?;
+    sync_folder_of(place)
+}
+
+/// Removes what a set-up that was cut short has left beside a file.
+pub fn sweep(place: &Path) -> Result<()> {
+    match fs::remove_file(beside(place)?) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn beside(place: &Path) -> Result<PathBuf> {
+    let name = place.file_name().context("a file has a name")?;
+    Ok(place.with_file_name(format!(".{}.unbitctl", name.to_string_lossy())))
+}
+
+fn sync_folder_of(place: &Path) -> Result<()> {
+    let folder = place.parent().context("a file is in a folder")?;
+    Ok(File::open(folder)?.sync_all()?)
+}

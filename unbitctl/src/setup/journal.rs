@@ -1,0 +1,171 @@
+//! What the last set-up replaced, so that it can be undone: /var/lib/unbitctl/setup.json. A file is noted before it is touched.
+
+use super::file::{self, Pending};
+use crate::node::Node;
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+/// What is locked; nobody else locks it.
+const LOCK: &str = "/etc";
+const FILE: &str = "/var/lib/unbitctl/setup.json";
+
+/// One set-up at a time.
+pub struct Lock(#[expect(dead_code, reason = "held, until it is dropped")] Flock<File>);
+
+impl Lock {
+    pub fn take(node: &Node) -> Result<Self> {
+        let folder = node.resolve(LOCK).and_then(File::open).context(LOCK)?;
+        match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Self(lock)),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!("another unbitctl setup is at work"),
+            Err((_, errno)) => Err(errno).context("lock"),
+        }
+    }
+}
+
+/// A file that was replaced, or made.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Replaced {
+    /// Where it is, as the node names it; no part of it is a link.
+    pub path: String,
+    /// The name of the old one, beside it; nothing if there was none.
+    pub kept: Option<String>,
+    /// What it was replaced by.
+    pub written: String,
+}
+
+impl Replaced {
+    pub fn place(&self, node: &Node) -> PathBuf {
+        node.path(&self.path)
+    }
+
+    pub fn kept_place(&self, node: &Node) -> Option<PathBuf> {
+        self.kept.as_ref().map(|name| self.place(node).with_file_name(name))
+    }
+
+    /// The old file has its name again.
+    pub fn put_back(&self, node: &Node) -> Result<()> {
+        file::put_back(&self.place(node), self.kept_place(node).as_deref())
+    }
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Notes {
+    /// When it began; part of the names of what it keeps.
+    begun: String,
+    /// Whether it came to its end; if not, the next one goes on with it.
+    ended: bool,
+    replaced: Vec<Replaced>,
+}
+
+pub struct Journal<'a> {
+    node: &'a Node,
+    notes: Notes,
+    /// What the file says.
+    written: bool,
+}
+
+impl<'a> Journal<'a> {
+    /// Of the last set-up, if there was one.
+    pub fn last(node: &'a Node) -> Result<Option<Self>> {
+        let Some(text) = node.read(FILE)? else { return Ok(None) };
+        let notes = serde_json::from_str(&text).with_context(|| format!("{FILE} is not what setup has written"))?;
+        Ok(Some(Self { node, notes, written: true }))
+    }
+
+    /// For a new set-up, or one that goes on.
+    pub fn begin(node: &'a Node) -> Result<Self> {
+        file::sweep(&file::place(node, FILE)?)?;
+        match Self::last(node)? {
+            Some(journal) if !journal.notes.ended => {
+                journal.notes.replaced.iter().try_for_each(|replaced| file::sweep(&replaced.place(node)))?;
+                Ok(journal)
+            }
+            _ => {
+                let begun = jiff::Timestamp::now().strftime("%Y-%m-%dT%H%M%SZ").to_string();
+                Ok(Self { node, notes: Notes { begun, ..Notes::default() }, written: false })
+            }
+        }
+    }
+
+    /// What was replaced, in this order.
+    pub fn replaced(&self) -> &[Replaced] {
+        &self.notes.replaced
+    }
+
+    /// Notes a file and keeps it, before it is replaced. Directories are not noted.
+    pub fn note(&mut self, change: &Pending) -> Result<Option<Replaced>> {
+        let Pending::File { path, place, old, new, .. } = change else { return Ok(None) };
+        let kept = old.as_ref().map(|_| self.name_to_keep(place)).transpose()?;
+        let replaced = match self.notes.replaced.iter_mut().find(|replaced| replaced.path == *path) {
+            // By the same set-up, which was cut short before it replaced the file or after.
+            Some(noted) => {
+                let ours = old.as_ref() == Some(&noted.written);
+                let still_there = noted.kept_place(self.node).is_some_and(|kept| file::same(place, &kept));
+                if !ours && !still_there {
+                    noted.kept = kept; // somebody else's, from between
+                }
+                new.clone_into(&mut noted.written);
+                noted.clone()
+            }
+            None => {
+                let replaced = Replaced { path: path.clone(), kept, written: new.clone() };
+                self.notes.replaced.push(replaced.clone());
+                replaced
+            }
+        };
+        self.write()?;
+        if let Some(kept) = replaced.kept_place(self.node) {
+            if !kept.exists() {
+                file::keep(place, &kept)?;
+            }
+        }
+        Ok(Some(replaced))
+    }
+
+    /// The old file's second name, with a number if it is taken.
+    fn name_to_keep(&self, place: &Path) -> Result<String> {
+        let name = place.file_name().context("a file has a name")?.to_string_lossy();
+        let name = format!("{name}.unbit-{}", self.notes.begun);
+        let numbered = (2..1000).map(|number| format!("{name}.{number}"));
+        let free = std::iter::once(name.clone()).chain(numbered).find(|name| !place.with_file_name(name).exists());
+        free.with_context(|| format!("{name}: there are too many of them"))
+    }
+
+    /// It is as it was before.
+    pub fn forget(&mut self, replaced: &Replaced) -> Result<()> {
+        self.notes.replaced.retain(|other| other.path != replaced.path);
+        self.write()
+    }
+
+    /// The set-up has come to its end.
+    pub fn end(&mut self) -> Result<()> {
+        if !self.written || self.notes.ended {
+            return Ok(()); // it changed nothing
+        }
+        if self.notes.replaced.is_empty() {
+            return self.remove();
+        }
+        self.notes.ended = true;
+        self.write()
+    }
+
+    /// There is nothing to undo any more.
+    pub fn remove(&mut self) -> Result<()> {
+        self.written = false;
+        file::put_back(&file::place(self.node, FILE)?, None)
+    }
+
+    fn write(&mut self) -> Result<()> {
+        self.written = true;
+        let text = serde_json::to_string_pretty(&self.notes)?;
+        let place = file::place(self.node, FILE)?;
+        if let Some(folder) = place.parent() {
+            fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        }
+        file::replace(&place, &format!("{text}\n"), 0o600)
+    }
+}

@@ -1,0 +1,90 @@
+//! `unbitctl setup --undo`: what the last set-up replaced is put back. Directories stay.
+
+use super::file::{difference, read, same};
+use super::journal::{Journal, Lock, Replaced};
+use crate::node::Node;
+use anyhow::{Context, Result};
+use std::process::ExitCode;
+
+/// What has become of a file since.
+enum Since {
+    /// It is as it was before the set-up.
+    Undone,
+    /// It is as the set-up left it.
+    Untouched,
+    /// Somebody has changed it.
+    Changed,
+    /// The old one is gone.
+    Lost,
+}
+
+pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
+    let _lock = if dry_run { None } else { Some(Lock::take(node)?) };
+    let Some(mut journal) = Journal::last(node)? else {
+        println!("nothing to undo");
+        return Ok(ExitCode::SUCCESS);
+    };
+    // In the opposite order, for the same reason: no account without PAM's lines.
+    let replaced: Vec<_> = journal.replaced().iter().rev().cloned().collect();
+
+    let mut obstacle = false;
+    for file in &replaced {
+        match since(node, file)? {
+            Since::Lost => {
+                eprintln!(
+                    "unbitctl: {} cannot be put back: {} is gone",
+                    file.path,
+                    file.kept.as_deref().unwrap_or_default()
+                );
+                obstacle = true;
+            }
+            Since::Changed if !force => {
+                let now = read(&file.place(node))?;
+                print!("{}", difference(&file.path, Some(&file.written), now.as_deref()));
+                eprintln!(
+                    "unbitctl: {} has been changed since, as shown; --force puts the old one back all the same",
+                    file.path
+                );
+                obstacle = true;
+            }
+            _ => {}
+        }
+    }
+    if obstacle {
+        eprintln!("unbitctl: nothing is undone");
+        return Ok(ExitCode::FAILURE);
+    }
+
+    for file in &replaced {
+        let old = file.kept_place(node).map(|kept| read(&kept)).transpose()?.flatten();
+        if !matches!(since(node, file)?, Since::Undone) {
+            print!("{}", difference(&file.path, read(&file.place(node))?.as_deref(), old.as_deref()));
+        }
+        if !dry_run {
+            file.put_back(node).with_context(|| format!("put back {}", file.path))?;
+            journal.forget(file)?;
+            let what = if file.kept.is_some() { "as it was before" } else { "removed" };
+            println!("{}: {what}", file.path);
+        }
+    }
+    if !dry_run {
+        journal.remove()?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn since(node: &Node, file: &Replaced) -> Result<Since> {
+    let (place, kept) = (file.place(node), file.kept_place(node));
+    let now = read(&place)?;
+    Ok(match (&kept, now) {
+        (Some(kept), _) if same(&place, kept) => Since::Undone,
+        (None, None) => Since::Undone,
+        // An undo that was cut short has put it back already, and not noted that.
+        (Some(kept), now) if !kept.exists() => match now {
+            Some(now) if now == file.written => Since::Lost,
+            _ => Since::Undone,
+        },
+        (_, Some(now)) if now == file.written => Since::Untouched,
+        _ => Since::Changed,
+    })
+}
