@@ -18,13 +18,14 @@ impl Answer {
         self.status == Some(0)
     }
 
-    /// What to tell of one that did not: its last words, or how it ended.
+    /// What to tell of one that did not: what it said, or how it ended.
     pub fn complaint(&self) -> String {
-        let line = [&self.err, &self.out].into_iter().flat_map(|text| text.lines().rev()).find(|line| !line.is_empty());
-        match (self.status, line) {
-            (None, _) => "it crashed, or did not end in time".to_owned(),
-            (Some(_), Some(line)) => line.trim().to_owned(),
-            (Some(status), None) => format!("exit status {status}"),
+        let said = if self.err.trim().is_empty() { &self.out } else { &self.err };
+        let said: Vec<_> = said.lines().map(str::trim).filter(|line| !line.is_empty()).take(3).collect();
+        match self.status {
+            None => "it crashed, or did not end in time".to_owned(),
+            Some(status) if said.is_empty() => format!("exit status {status}"),
+            Some(_) => said.join("; "),
         }
     }
 }
@@ -77,7 +78,8 @@ fn within_time() -> Command {
 
 fn answer(mut command: Command, program: &str) -> Result<Answer> {
     let done = command.output().with_context(|| format!("run {program}"))?;
-    let status = done.status.code().filter(|status| *status < 128 && *status != 124);
+    // timeout(1) says 124 of its own, and 128 and the number of a signal for what ended by that.
+    let status = done.status.code().filter(|status| *status != 124 && !(129..=192).contains(status));
     if status == Some(127) {
         bail!("{program} is not there");
     }

@@ -66,7 +66,6 @@ const CHECKS: &[fn(&Node) -> Vec<Finding>] = &[
     ports::check,
 ];
 
-/// All that is to be said of a node.
-pub fn node(node: &Node) -> Vec<Finding> {
+fn node(node: &Node) -> Vec<Finding> {
     CHECKS.iter().flat_map(|check| check(node)).collect()
 }

@@ -30,7 +30,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
         .filter_map(|database| {
             let (state, fault) = fault(&text, database)?;
             let seen = format!("{database}: {fault}");
-            Some(Finding { check: NAME, state, seen, why: WHY_LINES, mend: Some(format!("unbitctl setup {NAME}")) })
+            Some(Finding { check: NAME, state, seen, why: WHY_LINES, mend: Some(node.setup(NAME)) })
         })
         .collect();
     if findings.is_empty() {
@@ -83,10 +83,11 @@ fn answers(node: &Node) -> Vec<Finding> {
         )),
         None => {}
         Some(container) => {
-            let record = format!("{container}:x:{container}:{container}:");
-            for database in ["passwd", "group"] {
-                let start = &record.as_str()[..record.len() - if database == "group" { 1 } else { 0 }];
-                findings.push(ask(node, database, &container.to_string(), |line| line.starts_with(start)));
+            let name = container.to_string();
+            for (database, record) in
+                [("passwd", format!("{name}:x:{name}:{name}:")), ("group", format!("{name}:x:{name}:"))]
+            {
+                findings.push(ask(node, database, &name, |line| line.starts_with(&record)));
             }
         }
     }
@@ -95,7 +96,7 @@ fn answers(node: &Node) -> Vec<Finding> {
 
 fn ask(node: &Node, database: &str, name: &str, expected: impl Fn(&str) -> bool) -> Finding {
     let question = format!("getent {database} {name}");
-    let mend = format!("unbitctl setup {NAME}; then, if nscd runs: nscd -i passwd; nscd -i group; nscd -i hosts");
+    let mend = format!("{}; then, if nscd runs: nscd -i passwd; nscd -i group; nscd -i hosts", node.setup(NAME));
     match program::run(node, "getent", &[database, name]) {
         Ok(answer) if answer.ok() && answer.out.lines().next().is_some_and(&expected) => {
             Finding::ok(NAME, WHY_ANSWER, format!("{question} answers"))
@@ -121,17 +122,20 @@ pub fn some_container(node: &Node) -> Option<ContainerUid> {
     })
 }
 
+/// sshd must know what to do with the accounts before they are some.
+pub fn may_be(node: &Node) -> Result<()> {
+    if node.is_running() && !(super::pam::keeps_out(node) && super::sshd::uses_pam(node)?) {
+        bail!("sshd would give containers' users a session on the node; first: unbitctl setup pam sshd");
+    }
+    Ok(())
+}
+
 /// The new text, unless all is well. A library that crashes must not get into every process of the node.
 pub fn mend(node: &Node) -> Result<Vec<Change>> {
     let old = node.read(FILE)?;
     let text = old.clone().unwrap_or_default();
     if DATABASES.iter().all(|database| fault(&text, database).is_none()) {
         return Ok(Vec::new());
-    }
-    if node.is_running() && !(super::pam::keeps_out(node) && super::sshd::uses_pam(node)?) {
-        bail!(
-            "containers would be accounts, and sshd would give them a session on the node: unbitctl setup pam sshd first"
-        );
     }
     if node.has("/usr/bin/getent") {
         let answer =

@@ -42,7 +42,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
         let cannot_mend = mended(&read).err();
         findings.extend(faults.into_iter().map(|Fault { state, seen }| {
             let mend = match &cannot_mend {
-                None => format!("unbitctl setup {NAME}"),
+                None => node.setup(NAME),
                 Some(reason) => format!("{reason:#}"),
             };
             Finding { check: NAME, state, seen, why: WHY_LINES, mend: Some(mend) }

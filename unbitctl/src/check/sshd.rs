@@ -162,7 +162,7 @@ fn judge(node: &Node, says: &Says) -> Vec<Finding> {
     for (setting, value) in faults(says) {
         let seen = format!("{} {value}", setting.keyword);
         let mend = match cannot_mend(node, setting, &value) {
-            None => format!("unbitctl setup {NAME}"),
+            None => node.setup(NAME),
             Some(sentence) => sentence,
         };
         findings.push(Finding { check: NAME, state: setting.state, seen, why: setting.why, mend: Some(mend) });
@@ -173,7 +173,7 @@ fn judge(node: &Node, says: &Says) -> Vec<Finding> {
             Some(command) => format!("Subsystem sftp {command}"),
             None => "there is no Subsystem sftp".to_owned(),
         };
-        findings.push(Finding::warn(NAME, why, seen, format!("unbitctl setup {NAME}")));
+        findings.push(Finding::warn(NAME, why, seen, node.setup(NAME)));
     }
     let methods = says_of(says, "AuthenticationMethods").join(" ");
     if !methods.is_empty() && !methods.split_whitespace().any(|method| matches!(method, "any" | "publickey")) {
@@ -236,7 +236,7 @@ fn cannot_mend(node: &Node, setting: &Setting, value: &str) -> Option<String> {
     };
     Some(match obstacle {
         Some(directive) => format!("in {} line {}: {line}", directive.file, directive.line),
-        None => format!("at the top of {MAIN}: Include {FOLDER}/*.conf\nthen: unbitctl setup {NAME}"),
+        None => format!("at the top of {MAIN}: Include {FOLDER}/*.conf\nthen: {}", node.setup(NAME)),
     })
 }
 

@@ -8,9 +8,9 @@ mod file;
 mod journal;
 mod undo;
 
-use crate::check::{self, distributions, folders, nscd, nsswitch, pam, sshd};
+use crate::check::{distributions, folders, nscd, nsswitch, pam, sshd};
 use crate::node::Node;
-use crate::report::{self, Format, State};
+use crate::report::{self, Finding, Format, State};
 use anyhow::{Context, Result, bail};
 use change::Change;
 use journal::{Journal, Lock};
@@ -47,37 +47,40 @@ pub struct Arguments {
 struct Step {
     /// Its check's name.
     name: &'static str,
+    check: fn(&Node) -> Vec<Finding>,
     /// What would mend it; nothing, if all is well.
     mend: fn(&Node) -> Result<Vec<Change>>,
+    /// What must be so before.
+    first: fn(&Node) -> Result<()>,
     /// Whether the programs that read its files are content with them.
     prove: fn(&Node) -> Result<()>,
     /// What is still to be done on a node that runs.
     then: &'static str,
 }
 
+impl Step {
+    /// With nothing before or after it.
+    const fn new(name: &'static str, check: fn(&Node) -> Vec<Finding>, mend: fn(&Node) -> Result<Vec<Change>>) -> Self {
+        Self { name, check, mend, first: |_| Ok(()), prove: |_| Ok(()), then: "" }
+    }
+}
+
 /// In this order. PAM comes before nsswitch.conf: an account that sshd knows and PAM does not would get a session on the node.
 const STEPS: &[Step] = &[
-    Step { name: "folders", mend: folders::mend, prove: nothing_to_prove, then: "" },
-    Step { name: "pam", mend: pam::mend, prove: pam::prove, then: "" },
+    Step::new("folders", folders::check, folders::mend),
+    Step { prove: pam::prove, ..Step::new("pam", pam::check, pam::mend) },
     Step {
-        name: "sshd",
-        mend: sshd::mend,
         prove: sshd::prove,
         then: "sshd reads its files again by: systemctl reload ssh",
+        ..Step::new("sshd", sshd::check, sshd::mend)
     },
-    Step { name: "nsswitch", mend: nsswitch::mend, prove: nsswitch::prove, then: "" },
+    Step { first: nsswitch::may_be, prove: nsswitch::prove, ..Step::new("nsswitch", nsswitch::check, nsswitch::mend) },
     Step {
-        name: "nscd",
-        mend: nscd::mend,
-        prove: nothing_to_prove,
         then: "nscd reads its file again by: systemctl restart nscd",
+        ..Step::new("nscd", nscd::check, nscd::mend)
     },
-    Step { name: "distributions", mend: distributions::mend, prove: nothing_to_prove, then: "" },
+    Step::new("distributions", distributions::check, distributions::mend),
 ];
-
-const fn nothing_to_prove(_: &Node) -> Result<()> {
-    Ok(())
-}
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let node = Node::at(arguments.root.as_deref());
@@ -142,6 +145,7 @@ fn go(node: &Node, step: &Step, journal: &mut Journal) -> Result<usize> {
     if changes.is_empty() {
         return Ok(0);
     }
+    (step.first)(node)?;
     changes.iter().for_each(|change| print!("{change}"));
     let mut made = Vec::new();
     let result = changes.iter().try_for_each(|change| {
@@ -165,9 +169,7 @@ fn go(node: &Node, step: &Step, journal: &mut Journal) -> Result<usize> {
 
 /// What the steps have not mended, and what is to be done for the rest to be heard.
 fn left(node: &Node, steps: &[&Step]) -> Result<ExitCode> {
-    let mut findings = check::node(node);
-    findings.retain(|finding| {
-        steps.iter().any(|step| step.name == finding.check) && matches!(finding.state, State::Fail | State::Warn)
-    });
+    let mut findings: Vec<_> = steps.iter().flat_map(|step| (step.check)(node)).collect();
+    findings.retain(|finding| matches!(finding.state, State::Fail | State::Warn));
     report::show(&findings, Format::new(false))
 }

@@ -69,6 +69,9 @@ pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
     }
     if !dry_run {
         journal.remove()?;
+        if node.is_running() && replaced.iter().any(|file| file.path.starts_with("/etc/ssh/")) {
+            println!("sshd reads its files again by: systemctl reload ssh");
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,616 @@
+// node: --stock
+//! `unbitctl setup`, and the checks that it mends: on a node whose nsswitch.conf, pam.d/sshd and sshd_config are Debian's own.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use unbit_tests::*;
+
+const NSSWITCH: &str = "/etc/nsswitch.conf";
+const PAM: &str = "/etc/pam.d/sshd";
+const SSHD: &str = "/etc/ssh/sshd_config";
+const OURS: &str = "/etc/ssh/sshd_config.d/00-unbit.conf";
+const STEPS: &str = "pam sshd nsswitch";
+
+/// The files of the node and of the distribution as they are now, and again when the test ends.
+struct Stock;
+
+impl Stock {
+    const SAVE: &str = "rm -rf /tmp/stock; for root in '' /distros/base; do
+        mkdir -p /tmp/stock$root/etc; cp -a $root/etc/nsswitch.conf $root/etc/pam.d $root/etc/ssh /tmp/stock$root/etc; done";
+    const RESTORE: &str = "for root in '' /distros/base; do
+        rm -rf $root/etc/nsswitch.conf* $root/etc/.nsswitch* $root/etc/pam.d $root/etc/ssh $root/var/lib/unbitctl
+        cp -a /tmp/stock$root/etc/. $root/etc; done";
+
+    fn again() -> Self {
+        sh(Self::SAVE).ok();
+        Self
+    }
+}
+
+impl Drop for Stock {
+    fn drop(&mut self) {
+        sh(Self::RESTORE).ok();
+    }
+}
+
+/// A file that is moved away until the test ends, and may be replaced meanwhile.
+struct Away(String);
+
+impl Away {
+    fn file(path: &str) -> Self {
+        fs::rename(path, format!("{path}.away")).unwrap();
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        fs::rename(format!("{}.away", self.0), &self.0).unwrap();
+    }
+}
+
+/// What the checks of a step say that is not well, `FAIL` and `warn` lines.
+fn faults(step: &str, root: &str) -> Vec<String> {
+    let root = if root.is_empty() { String::new() } else { format!("--root {root}") };
+    let found = sh(format!("unbitctl check {root}"));
+    let out = found
+        .out
+        .lines()
+        .filter(|line| line.starts_with(&format!("FAIL {step}: ")) || line.starts_with(&format!("warn {step}: ")));
+    out.map(str::to_owned).collect()
+}
+
+fn all_faults() -> Vec<String> {
+    STEPS.split(' ').flat_map(|step| faults(step, "")).collect()
+}
+
+/// All that is in the folders that setup writes to: names, inodes, times and content.
+fn everything() -> String {
+    sh("find /etc /var/lib -xdev -printf '%p %i %C@ %m %U:%G\\n' | sort; sha256sum /etc/nsswitch.conf* /etc/pam.d/* /etc/ssh/sshd_config*").out
+}
+
+fn module(pattern: &str) -> String {
+    sh(format!("ls /usr/lib/*-linux-gnu/{pattern}")).ok()
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_fresh_debian_becomes_a_node_by_setup_alone() {
+    let _stock = Stock::again();
+    // Not what is tested, but sshd from 9.8 on would refuse the client after the first failure.
+    let penalties = "PerSourcePenalties no";
+    if sh(format!("sshd -t -o '{penalties}'")).status == Some(0) {
+        fs::write("/etc/ssh/sshd_config.d/zz-tests.conf", penalties).unwrap();
+    }
+    sh("/usr/sbin/sshd").ok();
+    let _end = AtEnd(|| drop(sh("kill $(cat /run/sshd.pid); rm -f /etc/ssh/sshd_config.d/zz-tests.conf")));
+    eventually("sshd", || Path::new("/run/sshd.pid").exists().then_some(()));
+    assert_eq!(ssh("alice", "id -un").ok(), "alice", "the witness");
+    ssh(30001, "true").failed();
+    assert_ne!(all_faults(), [""; 0]);
+
+    let done = sh(format!("unbitctl setup {STEPS}"));
+    assert_eq!(done.status, Some(0), "{done:?}");
+    assert_eq!(all_faults(), [""; 0]);
+    sh("unbitctl setup nsswitch --root /distros/base").ok(); // scp and sftp look themselves up in there
+    sh("kill -HUP $(cat /run/sshd.pid)").ok(); // systemctl reload ssh
+    eventually("a login", || (ssh(30001, "true").status == Some(0)).then_some(()));
+
+    assert_eq!(ssh(30001, "hostname; id -un; pwd").ok(), "c30001\n30001\n/containers/30001");
+    assert_eq!(ssh("alice", "id -un; hostname").ok(), "alice\nnode");
+    sh("echo here >/tmp/here; scp -q /tmp/here 30001@node:there && cmp /tmp/here /containers/30001/there; status=$?; rm /containers/30001/there; exit $status").ok();
+    assert!(run("sftp", &["-q", "-b", "-", "30001@node"], b"pwd\n").ok().contains("/containers/30001"));
+    let refused = run("ssh", &["-o", "PubkeyAuthentication=no", "-v", "30001@node", "true"], b"").failed();
+    assert!(refused.contains("Permission denied (publickey)"), "{refused}");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_second_run_touches_nothing() {
+    let _stock = Stock::again();
+    sh(format!("unbitctl setup {STEPS}")).ok();
+    let before = everything();
+    assert_eq!(sh(format!("unbitctl setup {STEPS}")).ok(), "nothing to do");
+    assert_eq!(sh(format!("unbitctl setup --dry-run {STEPS}")).ok(), "nothing to do");
+    assert_eq!(everything(), before);
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_dry_run_shows_and_changes_nothing() {
+    let before = everything();
+    let shown = sh(format!("unbitctl setup --dry-run {STEPS}")).ok();
+    for part in [
+        "--- a/etc/nsswitch.conf\n+++ b/etc/nsswitch.conf\n",
+        "-passwd:         files systemd\n",
+        "+passwd:         files systemd unbit\n",
+        "--- a/etc/pam.d/sshd\n",
+        "--- /dev/null\n+++ b/etc/ssh/sshd_config.d/00-unbit.conf\n",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    assert_eq!(everything(), before);
+    let applied = {
+        let _stock = Stock::again();
+        sh(format!("unbitctl setup {STEPS}")).ok()
+    };
+    let differences = |text: &str| {
+        text.lines().filter(|line| line.starts_with(['+', '-', '@'])).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(differences(&applied), differences(&shown), "the same is shown when it is done");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn files_keep_their_mode_and_owner_and_are_kept_with_a_date() {
+    let _stock = Stock::again();
+    sh(format!("chmod 640 {NSSWITCH}; chown 0:8 {NSSWITCH}")).ok();
+    let (old, inode) = (fs::read_to_string(NSSWITCH).unwrap(), fs::metadata(NSSWITCH).unwrap().ino());
+    sh(format!("unbitctl setup {STEPS}")).ok();
+    let new = fs::metadata(NSSWITCH).unwrap();
+    assert_eq!((new.permissions().mode() & 0o7777, new.uid(), new.gid()), (0o640, 0, 8));
+    let kept = sh(format!("ls {NSSWITCH}.unbit-*")).ok();
+    assert!(kept.starts_with("/etc/nsswitch.conf.unbit-20") && kept.ends_with('Z'), "{kept}");
+    assert_eq!((fs::read_to_string(&kept).unwrap(), fs::metadata(&kept).unwrap().ino()), (old, inode));
+    assert_eq!(sh("find /etc /var/lib -name '.*unbitctl'").ok(), "", "nothing half-made");
+    // Neither is read by sshd.
+    assert_eq!(sh("sshd -T | grep -c x11forwarding").ok(), "1");
+    assert_eq!(sh(format!("stat -c %a {OURS}")).ok(), "644");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn undo_puts_all_back() {
+    let _stock = Stock::again();
+    let before = sh("sha256sum /etc/nsswitch.conf /etc/pam.d/* /etc/ssh/sshd_config; stat -c %i /etc/nsswitch.conf; ls -A /etc/pam.d /etc/ssh/sshd_config.d").ok();
+    let same = || {
+        assert_eq!(sh("sha256sum /etc/nsswitch.conf /etc/pam.d/* /etc/ssh/sshd_config; stat -c %i /etc/nsswitch.conf; ls -A /etc/pam.d /etc/ssh/sshd_config.d").ok(), before)
+    };
+    sh(format!("unbitctl setup {STEPS}")).ok();
+    let shown = sh("unbitctl setup --undo --dry-run").ok();
+    assert!(
+        shown.contains("-passwd:         files systemd unbit\n+passwd:         files systemd\n")
+            || shown.contains("+passwd:         files systemd\n"),
+        "{shown}"
+    );
+    assert_eq!(all_faults(), [""; 0], "a dry run");
+    let done = sh("unbitctl setup --undo").ok();
+    for said in [
+        "/etc/nsswitch.conf: as it was before",
+        "/etc/pam.d/sshd: as it was before",
+        "/etc/ssh/sshd_config.d/00-unbit.conf: removed",
+    ] {
+        assert!(done.contains(said), "{said}: {done}");
+    }
+    same();
+    assert_eq!(sh("unbitctl setup --undo").ok(), "nothing to undo");
+
+    // Only the last one is undone.
+    sh("unbitctl setup pam sshd").ok();
+    sh("unbitctl setup nsswitch").ok();
+    sh("unbitctl setup --undo").ok();
+    assert_eq!(faults("pam", ""), [""; 0]);
+    assert_ne!(faults("nsswitch", ""), [""; 0]);
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn undo_leaves_what_others_have_changed_since() {
+    let _stock = Stock::again();
+    sh(format!("unbitctl setup {STEPS}")).ok();
+    sh(format!("echo '# mine' >>{PAM}")).ok();
+    let before = everything();
+    let refused = sh("unbitctl setup --undo");
+    assert_eq!(refused.status, Some(1), "{refused:?}");
+    assert!(refused.out.contains("+# mine\n"), "{refused:?}");
+    assert!(
+        refused.err.contains("/etc/pam.d/sshd has been changed since") && refused.err.contains("nothing is undone"),
+        "{refused:?}"
+    );
+    assert_eq!(everything(), before);
+    sh("unbitctl setup --undo --force").ok();
+    assert_eq!(sh(format!("cmp {PAM} /tmp/stock{PAM} && cmp {NSSWITCH} /tmp/stock{NSSWITCH}")).ok(), "");
+
+    sh("unbitctl setup pam").ok();
+    sh(format!("rm {PAM}.unbit-*")).ok();
+    let refused = sh("unbitctl setup --undo --force").failed();
+    assert!(refused.contains("is gone"), "{refused}");
+    assert_eq!(faults("pam", ""), [""; 0]);
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn of_a_link_the_target_is_replaced() {
+    let _stock = Stock::again();
+    sh("unbitctl setup pam sshd").ok();
+    sh("mkdir -p /etc/real; mv /etc/nsswitch.conf /etc/real/nss; ln -s real/nss /etc/nsswitch.conf").ok();
+    let _end = AtEnd(|| drop(sh("rm -rf /etc/real")));
+    sh("unbitctl setup nsswitch").ok();
+    assert_eq!(fs::read_link(NSSWITCH).unwrap(), Path::new("real/nss"));
+    assert_eq!(faults("nsswitch", ""), [""; 0]);
+    assert_eq!(sh("ls /etc/real | wc -l").ok(), "2", "kept beside the target");
+    sh("unbitctl setup --undo").ok();
+    assert_eq!(sh("cmp /etc/real/nss /tmp/stock/etc/nsswitch.conf; ls -A /etc/real").ok(), "nss");
+
+    sh("rm -r /etc/real").ok();
+    let refused = sh("unbitctl setup nsswitch").failed();
+    assert!(refused.contains("/etc/nsswitch.conf is a symbolic link that leads nowhere"), "{refused}");
+    assert!(fs::symlink_metadata(NSSWITCH).unwrap().is_symlink());
+}
+
+/// Each thing that a step looks at, broken alone and mended by it.
+#[test]
+#[ignore = "needs the node: make test"]
+fn each_check_fails_by_its_one_thing_and_passes_after_its_mend() {
+    let _stock = Stock::again();
+    sh(format!("unbitctl setup {STEPS}")).ok();
+    assert_eq!(all_faults(), [""; 0], "the witness");
+    for (step, broken, fault) in [
+        ("nsswitch", "sed -i 's/^passwd:.*/passwd: files systemd/' /etc/nsswitch.conf", "passwd: unbit is missing"),
+        ("nsswitch", "sed -i 's/^group:.*/group: files/' /etc/nsswitch.conf", "group: unbit is missing"),
+        ("nsswitch", "sed -i '/^shadow:/d' /etc/nsswitch.conf", "shadow: there is no such line"),
+        (
+            "nsswitch",
+            "sed -i 's/^hosts:.*/hosts: files dns unbit/' /etc/nsswitch.conf",
+            "hosts: dns is asked before unbit",
+        ),
+        (
+            "nsswitch",
+            "sed -i 's/^hosts:.*/hosts: files mdns4_minimal [NOTFOUND=return] unbit/' /etc/nsswitch.conf",
+            "hosts: mdns4_minimal [NOTFOUND=return] ends the search before unbit",
+        ),
+        (
+            "nsswitch",
+            "sed -i 's/^passwd:.*/passwd: files [NOTFOUND=return] unbit/' /etc/nsswitch.conf",
+            "getent passwd 3000",
+        ),
+        ("nsswitch", "sed -i 's/^passwd:.*/passwd: unbit files/' /etc/nsswitch.conf", "files comes after unbit"),
+        ("nsswitch", ": >/etc/nsswitch.conf", "there is no such line"),
+        ("pam", "sed -i '/^auth.*unbit/d' /etc/pam.d/sshd", "there is no auth line of pam_unbit.so"),
+        ("pam", "sed -i '/^account.*unbit/d' /etc/pam.d/sshd", "there is no account line of pam_unbit.so"),
+        ("pam", "sed -i '/^session.*unbit/d' /etc/pam.d/sshd", "there is no session line of pam_unbit.so"),
+        ("pam", "sed -i '/^session.*unbit/s/done/ok/' /etc/pam.d/sshd", "success is ok"),
+        ("pam", "sed -i 's/uid < 30000/uid < 60000/' /etc/pam.d/sshd", "this is not: uid < 60000"),
+        (
+            "pam",
+            "line=$(grep ^session.*unbit /etc/pam.d/sshd); sed -i '/^session.*unbit/d' /etc/pam.d/sshd; echo \"$line\" >>/etc/pam.d/sshd",
+            "pam_motd.so runs for containers' users",
+        ),
+        (
+            "pam",
+            "sed -i '/^session.*loginuid/isession optional pam_exec.so /bin/true' /etc/pam.d/sshd",
+            "pam_exec.so runs for containers' users",
+        ),
+        (
+            "pam",
+            "sed -i '/^session.*loginuid/isession optional pam_env.so user_readenv=1' /etc/pam.d/sshd",
+            "pam_env.so runs for containers' users",
+        ),
+        (
+            "pam",
+            "sed -i '/^session.*loginuid/isession optional pam_systemd.so' /etc/pam.d/sshd",
+            "pam_systemd.so runs for containers' users",
+        ),
+        ("sshd", "echo UsePAM no >/etc/ssh/sshd_config.d/00-unbit.conf", "UsePAM no"),
+        (
+            "sshd",
+            "sed -i /AuthorizedKeysFile/d /etc/ssh/sshd_config.d/00-unbit.conf",
+            "AuthorizedKeysFile .ssh/authorized_keys .ssh/authorized_keys2",
+        ),
+        ("sshd", "sed -i /PasswordAuthentication/d /etc/ssh/sshd_config.d/00-unbit.conf", "PasswordAuthentication yes"),
+        (
+            "sshd",
+            "echo KbdInteractiveAuthentication yes >>/etc/ssh/sshd_config.d/00-unbit.conf",
+            "KbdInteractiveAuthentication yes",
+        ),
+        ("sshd", "sed -i /X11Forwarding/d /etc/ssh/sshd_config.d/00-unbit.conf", "X11Forwarding yes"),
+        ("sshd", "echo PubkeyAuthentication no >>/etc/ssh/sshd_config.d/00-unbit.conf", "PubkeyAuthentication no"),
+        (
+            "sshd",
+            "sed -i 's/ClientAliveInterval.*/ClientAliveInterval 0/' /etc/ssh/sshd_config.d/00-unbit.conf",
+            "ClientAliveInterval 0",
+        ),
+        (
+            "sshd",
+            "sed -i 's|^Subsystem.*|Subsystem sftp /usr/lib/openssh/sftp-server|' /etc/ssh/sshd_config",
+            "Subsystem sftp /usr/lib/openssh/sftp-server",
+        ),
+        ("sshd", "sed -i '/^Subsystem/d' /etc/ssh/sshd_config", "there is no Subsystem sftp"),
+        (
+            "sshd",
+            "rm /etc/ssh/sshd_config.d/00-unbit.conf; echo X11Forwarding yes >/etc/ssh/sshd_config.d/50-cloud.conf",
+            "X11Forwarding yes",
+        ),
+    ] {
+        sh(broken).ok();
+        let seen = faults(step, "");
+        assert!(seen.iter().any(|seen| seen.contains(fault)), "{broken}: {seen:?}");
+        for other in STEPS.split(' ').filter(|other| *other != step) {
+            assert_eq!(faults(other, ""), [""; 0], "{broken}");
+        }
+        let mended = sh(format!("unbitctl setup {step}"));
+        if seen.iter().any(|seen| seen.contains("pam_exec") || seen.contains("pam_env") || seen.contains("pam_systemd"))
+        {
+            // They are somebody's, so they stay, and ours goes before them.
+            assert!(fs::read_to_string(PAM).unwrap().contains("pam_loginuid.so\n"), "{broken}");
+        }
+        assert_eq!((mended.status, all_faults()), (Some(0), Vec::new()), "{broken}: {mended:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn what_setup_cannot_mend_is_told_with_the_place() {
+    let _stock = Stock::again();
+    let said = |root: &str| sh(format!("unbitctl check {root}")).out;
+    for (broken, mend) in [
+        (
+            "echo X11Forwarding yes >/etc/ssh/sshd_config.d/00-a.conf",
+            "mend: in /etc/ssh/sshd_config.d/00-a.conf line 1: X11Forwarding no",
+        ),
+        (
+            "sed -i '/^Include/d' /etc/ssh/sshd_config",
+            "mend: at the top of /etc/ssh/sshd_config: Include /etc/ssh/sshd_config.d/*.conf\n",
+        ),
+        ("sed -i 's/^auth.*unbit.so/& debig/' /etc/pam.d/sshd", "mend the options by hand"),
+        (
+            "grep ^auth.*unbit /etc/pam.d/sshd >/etc/pam.d/ours; sed -i 's/^auth.*unbit.*/@include ours/; /^session.*unbit/s/done/ok/' /etc/pam.d/sshd",
+            "take the line of pam_unbit.so out of /etc/pam.d/ours",
+        ),
+        (
+            "printf 'Match User 3*\\n ChrootDirectory /srv\\n' >>/etc/ssh/sshd_config",
+            "mend: keep it from containers' users",
+        ),
+        (
+            "printf 'Match User 3*\\n AuthenticationMethods publickey,password\\n' >>/etc/ssh/sshd_config",
+            "mend: let containers' users in by publickey alone",
+        ),
+        (
+            "printf 'Match User 3*\\n X11Forwarding yes\\n' >>/etc/ssh/sshd_config",
+            "mend: in /etc/ssh/sshd_config line ",
+        ),
+        ("echo Nonsense yes >>/etc/ssh/sshd_config", "Bad configuration option: Nonsense"),
+    ] {
+        let _stock = Stock::again();
+        if !broken.contains("Include") {
+            sh("unbitctl setup pam sshd").ok();
+        }
+        let before = said("");
+        sh(broken).ok();
+        let after = said("");
+        assert!(after.contains(mend) && !before.contains(mend), "{broken}: {after}");
+        let refused = sh("unbitctl setup pam sshd");
+        assert_eq!(refused.status, Some(1), "{broken}: {refused:?}");
+    }
+    let _bash = Away::file("/distros/base/usr/bin/bash");
+    assert!(said("--root /distros/base").contains("FAIL sshd: there is no /bin/bash\n"));
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_libraries_must_be_there_and_loadable() {
+    let _stock = Stock::again();
+    sh(format!("unbitctl setup {STEPS}")).ok();
+    for (step, path) in [("nsswitch", module("libnss_unbit.so.2")), ("pam", module("security/pam_unbit.so"))] {
+        let _away = Away::file(&path);
+        let name = path.rsplit('/').next().unwrap();
+        let expect = |what: &str| {
+            let seen = faults(step, "");
+            assert!(seen.iter().any(|seen| seen.contains(name) && seen.contains(what)), "{what}: {seen:?}");
+        };
+        expect("there is no ");
+        fs::write(&path, "no library").unwrap();
+        expect("cannot be loaded: ");
+        let half = fs::read(format!("{path}.away")).unwrap();
+        fs::write(&path, &half[..half.len() / 2]).unwrap();
+        expect("cannot be loaded: ");
+    }
+    assert_eq!(all_faults(), [""; 0]);
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_file_that_fails_its_own_check_is_put_back() {
+    let _stock = Stock::again();
+    let before = |path: &str| assert_eq!(sh(format!("cmp {path} /tmp/stock{path}")).ok(), "");
+
+    // A PAM file that names a module that cannot be loaded.
+    {
+        let _away = Away::file(&module("security/pam_unbit.so"));
+        let done = sh(format!("unbitctl setup {STEPS}"));
+        assert_eq!(done.status, Some(1), "{done:?}");
+        assert!(
+            done.err.contains("/etc/pam.d/sshd is as it was before") && done.err.contains("there is no /usr/lib"),
+            "{done:?}"
+        );
+        [PAM, SSHD, NSSWITCH].iter().for_each(|path| before(path));
+        assert_eq!(sh("ls /etc/pam.d/*unbit* /etc/ssh/*unbit* /var/lib/unbitctl/*").out, "", "and nothing is kept");
+    }
+
+    // Files that sshd does not read.
+    sh("unbitctl setup pam").ok();
+    {
+        let _away = Away::file("/usr/sbin/sshd");
+        fs::write(
+            "/usr/sbin/sshd",
+            "#!/bin/sh\ncase \"$*\" in *' -t') echo bad line >&2; exit 255; esac\nexec /usr/sbin/sshd.away \"$@\"\n",
+        )
+        .unwrap();
+        sh("chmod 755 /usr/sbin/sshd").ok();
+        let done = sh("unbitctl setup sshd");
+        assert_eq!(done.status, Some(1), "{done:?}");
+        assert!(
+            done.err.contains("sshd -t: bad line") && done.err.contains("00-unbit.conf is as it was before"),
+            "{done:?}"
+        );
+        before(SSHD);
+        assert!(!Path::new(OURS).exists());
+    }
+
+    // An nsswitch.conf with which nobody is found.
+    sh("unbitctl setup sshd").ok();
+    {
+        let _away = Away::file("/usr/bin/getent");
+        fs::write(
+            "/usr/bin/getent",
+            "#!/bin/sh\n[ \"$*\" != 'passwd root' ] || exit 2\nexec /usr/bin/getent.away \"$@\"\n",
+        )
+        .unwrap();
+        sh("chmod 755 /usr/bin/getent").ok();
+        let done = sh("unbitctl setup nsswitch");
+        assert_eq!(done.status, Some(1), "{done:?}");
+        assert!(
+            done.err.contains("getent passwd root: ") && done.err.contains("/etc/nsswitch.conf is as it was before"),
+            "{done:?}"
+        );
+        before(NSSWITCH);
+    }
+    sh(format!("unbitctl setup {STEPS}")).ok();
+    assert_eq!(all_faults(), [""; 0], "the witness");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_library_that_crashes_never_gets_into_nsswitch() {
+    let _stock = Stock::again();
+    sh("unbitctl setup pam sshd").ok();
+    let path = module("libnss_unbit.so.2");
+    let _away = Away::file(&path);
+    // Every function of it is an invalid instruction, from the first symbol of its table on.
+    let mut library = fs::read(format!("{path}.away")).unwrap();
+    crash(&mut library);
+    fs::write(&path, library).unwrap();
+    let before = everything();
+    let refused = sh("unbitctl setup nsswitch").failed();
+    assert!(refused.contains("libnss_unbit.so.2 cannot be used"), "{refused}");
+    assert_eq!(everything(), before);
+}
+
+/// Makes the executable segment of a library (ELF, 64 bits) one of breakpoints.
+fn crash(library: &mut [u8]) {
+    let number = |at: usize, bytes: usize| {
+        library[at..at + bytes].iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte))
+    };
+    let (headers, size, count) = (number(32, 8), number(54, 2), number(56, 2));
+    let executable = (0..count)
+        .map(|index| headers + index * size)
+        .find(|at| number(*at, 4) == 1 && number(at + 4, 4) & 1 == 1)
+        .unwrap();
+    let (start, length) = (number(executable + 8, 8), number(executable + 32, 8));
+    library[start..start + length].fill(0xcc);
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn accounts_come_after_the_lines_of_pam() {
+    let _stock = Stock::again();
+    let refused = sh("unbitctl setup nsswitch").failed();
+    assert!(refused.contains("sshd would give containers' users a session on the node"), "{refused}");
+    sh("unbitctl setup pam").ok();
+    sh("echo UsePAM no >/etc/ssh/sshd_config.d/00-a.conf").ok();
+    let refused = sh("unbitctl setup nsswitch").failed();
+    assert!(refused.contains("first: unbitctl setup pam sshd"), "{refused}");
+    sh("rm /etc/ssh/sshd_config.d/00-a.conf; unbitctl setup nsswitch").ok();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn only_root_sets_up_and_one_at_a_time() {
+    let before = everything();
+    let refused = sh("chroot --userspec=1000:1000 / unbitctl setup");
+    assert_eq!((refused.status, refused.err.as_str()), (Some(3), "unbitctl: setup needs root\n"));
+    let refused = sh("flock /etc unbitctl setup");
+    assert_eq!((refused.status, refused.err.as_str()), (Some(1), "unbitctl: another unbitctl setup is at work\n"));
+    assert_eq!(sh("unbitctl setup nonsense").status, Some(2));
+    assert_eq!(sh("unbitctl setup --root /nowhere").status, Some(1));
+    assert_eq!(everything(), before);
+    let looked = sh("chroot --userspec=1000:1000 / unbitctl check");
+    assert!(looked.out.contains("sshd: root is needed to see"), "{looked:?}");
+    assert!(looked.out.contains("FAIL nsswitch: passwd: unbit is missing"), "{looked:?}");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_root_directory_is_set_up_from_outside_and_nothing_else() {
+    const ROOT: &str = "/distros/base";
+    let _stock = Stock::again();
+    let before = everything();
+    let library = module("security/pam_unbit.so");
+    sh(format!("cp {library} {ROOT}{library}")).ok();
+    let _end = AtEnd(|| drop(sh(format!("rm {ROOT}{library}"))));
+    // Absolute links lead to the same root's files, not to the node's.
+    fs::rename(format!("{ROOT}{NSSWITCH}"), format!("{ROOT}/etc/nss")).unwrap();
+    symlink("/etc/nss", format!("{ROOT}{NSSWITCH}")).unwrap();
+    let _nss = AtEnd(|| drop(sh(format!("rm -f {ROOT}/etc/nss*"))));
+
+    let seen = faults("pam", ROOT);
+    assert!(!seen.is_empty());
+    assert!(
+        sh(format!("unbitctl check --root {ROOT}")).out.contains(&format!("mend: unbitctl setup pam --root {ROOT}\n"))
+    );
+    let done = sh(format!("unbitctl setup --root {ROOT} {STEPS}"));
+    assert_eq!(done.status, Some(0), "{done:?}");
+    for step in STEPS.split(' ') {
+        assert_eq!(faults(step, ROOT), [""; 0]);
+    }
+    assert!(fs::read_to_string(format!("{ROOT}/etc/nss")).unwrap().contains("systemd unbit\n"));
+    assert_eq!(sh(format!("unbitctl setup --root {ROOT} {STEPS}")).ok(), "nothing to do");
+    assert_eq!(everything(), before, "the node's own files");
+    sh(format!("unbitctl setup --undo --root {ROOT}")).ok();
+    assert!(!fs::read_to_string(format!("{ROOT}/etc/nss")).unwrap().contains("unbit"));
+    assert_eq!(sh(format!("ls -A {ROOT}/etc/ssh/sshd_config.d; cmp {ROOT}{PAM} /tmp/stock{ROOT}{PAM}")).ok(), "");
+}
+
+/// The power goes before each call that writes: the first, the second, ... of each kind. Every file is then the old or the new one, and
+/// the next set-up finishes; and so does the next undo.
+#[test]
+#[ignore = "needs the node: make test"]
+fn killed_before_any_write_each_file_is_old_or_new() {
+    let _stock = Stock::again();
+    let files = [PAM, SSHD, NSSWITCH, OURS];
+    let state = || files.map(|file| fs::read_to_string(file).unwrap_or_default());
+    let old = state();
+    sh(format!("unbitctl setup {STEPS}")).ok();
+    let new = state();
+    sh("unbitctl setup --undo").ok();
+    assert_eq!(state(), old);
+    let left = || sh("find /etc /var/lib/unbitctl -name '.*unbitctl*' -o -name '*.unbit-*'").ok();
+    assert_eq!(left(), "");
+
+    let killed = |command: &str, call: &str, nth: usize| {
+        let strace = format!(
+            "strace -qq -o /dev/null -e trace={call} -e inject={call}:signal=KILL:when={nth} {command} >/dev/null"
+        );
+        let done = sh(strace);
+        done.status != Some(0)
+    };
+    let mut kills = 0;
+    for call in ["write", "fsync", "link,linkat", "rename,renameat,renameat2", "unlink,unlinkat"] {
+        for nth in 1.. {
+            assert_eq!(state(), old, "{call} {nth}");
+            let was_killed = killed(&format!("unbitctl setup {STEPS}"), call, nth);
+            let now = state();
+            for ((now, old), (new, file)) in now.iter().zip(&old).zip(new.iter().zip(files)) {
+                assert!(now == old || now == new, "{call} {nth}: {file} is neither the old nor the new: {now}");
+            }
+            let finished = sh(format!("unbitctl setup {STEPS}"));
+            assert_eq!((finished.status, state()), (Some(0), new.clone()), "{call} {nth}: {finished:?}");
+            assert_eq!(sh("find /etc /var/lib/unbitctl -name '.*unbitctl*'").ok(), "", "{call} {nth}");
+            kills += usize::from(was_killed);
+
+            killed("unbitctl setup --undo", call, nth);
+            for ((now, old), (new, file)) in state().iter().zip(&old).zip(new.iter().zip(files)) {
+                assert!(now == old || now == new, "undo, {call} {nth}: {file} is neither the old nor the new: {now}");
+            }
+            let undone = sh("unbitctl setup --undo");
+            assert_eq!((undone.status, state()), (Some(0), old.clone()), "undo, {call} {nth}: {undone:?}");
+            assert_eq!(left(), "", "undo, {call} {nth}");
+            if !was_killed {
+                break;
+            }
+        }
+    }
+    println!("killed {kills} times");
+    assert!(kills > 30, "{kills}");
+}
