@@ -75,10 +75,7 @@ const STEPS: &[Step] = &[
         ..Step::new("sshd", sshd::check, sshd::mend)
     },
     Step { first: nsswitch::may_be, prove: nsswitch::prove, ..Step::new("nsswitch", nsswitch::check, nsswitch::mend) },
-    Step {
-        then: "nscd reads its file again by: systemctl restart nscd",
-        ..Step::new("nscd", nscd::check, nscd::mend)
-    },
+    Step { then: "nscd reads its file again by: systemctl restart nscd", ..Step::new("nscd", nscd::check, nscd::mend) },
     Step::new("distributions", distributions::check, distributions::mend),
 ];
 
