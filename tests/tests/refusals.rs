@@ -368,10 +368,10 @@ fn a_password_is_never_asked_for() {
         "-o",
         "BatchMode=no",
     ];
-    sh("node-sshd stop; sed -i 's/^\\(PasswordAuthentication\\|KbdInteractiveAuthentication\\).*/\\1 yes/' /etc/ssh/sshd_config.d/unbit.conf; node-sshd start").ok();
+    sh("node-sshd stop; sed -i 's/^\\(PasswordAuthentication\\|KbdInteractiveAuthentication\\).*/\\1 yes/' /etc/ssh/sshd_config.d/00-unbit.conf; node-sshd start").ok();
     let _back = AtEnd(|| {
         drop(sh(
-            "node-sshd stop; sed -i 's/^\\(PasswordAuthentication\\|KbdInteractiveAuthentication\\).*/\\1 no/' /etc/ssh/sshd_config.d/unbit.conf; node-sshd start",
+            "node-sshd stop; sed -i 's/^\\(PasswordAuthentication\\|KbdInteractiveAuthentication\\).*/\\1 no/' /etc/ssh/sshd_config.d/00-unbit.conf; node-sshd start",
         ));
     });
     sh("printf '#!/bin/sh\\necho x\\n' >/tmp/askpass; chmod +x /tmp/askpass").ok();
