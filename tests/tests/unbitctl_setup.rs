@@ -1,6 +1,7 @@
 // node: --stock
 //! `unbitctl setup`, and the checks that it mends: on a node whose nsswitch.conf, pam.d/sshd and sshd_config are Debian's own.
 
+use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
@@ -50,15 +51,24 @@ impl Drop for Away {
     }
 }
 
-/// What the checks of a step say that is not well, `FAIL` and `warn` lines.
+/// What a command that ends in `unbitctl check` finds: "STATE CHECK: SEEN", and "mend: MEND".
+fn said(arguments: &str) -> Vec<String> {
+    let found = sh(format!("{arguments} --json"));
+    let json: Value = serde_json::from_str(&found.out).unwrap_or_else(|error| panic!("{error}: {found:?}"));
+    let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
+    let line = |finding: &Value| {
+        let [state, check, seen, mend] = ["state", "check", "seen", "mend"].map(|key| text(finding, key));
+        format!("{state} {check}: {seen}\nmend: {mend}\n")
+    };
+    json.as_array().unwrap().iter().map(line).collect()
+}
+
+/// What the checks of a step say that is not well.
 fn faults(step: &str, root: &str) -> Vec<String> {
     let root = if root.is_empty() { String::new() } else { format!("--root {root}") };
-    let found = sh(format!("unbitctl check {root}"));
-    let out = found
-        .out
-        .lines()
-        .filter(|line| line.starts_with(&format!("FAIL {step}: ")) || line.starts_with(&format!("warn {step}: ")));
-    out.map(str::to_owned).collect()
+    let mut said = said(&format!("unbitctl check {root}"));
+    said.retain(|said| ["fail", "warn"].iter().any(|state| said.starts_with(&format!("{state} {step}: "))));
+    said
 }
 
 fn all_faults() -> Vec<String> {
@@ -343,7 +353,7 @@ fn each_check_fails_by_its_one_thing_and_passes_after_its_mend() {
 #[ignore = "needs the node: make test"]
 fn what_setup_cannot_mend_is_told_with_the_place() {
     let _stock = Stock::again();
-    let said = |root: &str| sh(format!("unbitctl check {root}")).out;
+    let said = |root: &str| said(&format!("unbitctl check {root}")).concat();
     for (broken, mend) in [
         (
             "echo X11Forwarding yes >/etc/ssh/sshd_config.d/00-a.conf",
@@ -384,7 +394,7 @@ fn what_setup_cannot_mend_is_told_with_the_place() {
         assert_eq!(refused.status, Some(1), "{broken}: {refused:?}");
     }
     let _bash = Away::file("/distros/base/usr/bin/bash");
-    assert!(said("--root /distros/base").contains("FAIL sshd: there is no /bin/bash\n"));
+    assert!(said("--root /distros/base").contains("fail sshd: there is no /bin/bash\n"));
 }
 
 #[test]
@@ -525,9 +535,9 @@ fn only_root_sets_up_and_one_at_a_time() {
     assert_eq!(sh("unbitctl setup nonsense").status, Some(2));
     assert_eq!(sh("unbitctl setup --root /nowhere").status, Some(1));
     assert_eq!(everything(), before);
-    let looked = sh("chroot --userspec=1000:1000 / unbitctl check");
-    assert!(looked.out.contains("sshd: root is needed to see"), "{looked:?}");
-    assert!(looked.out.contains("FAIL nsswitch: passwd: unbit is missing"), "{looked:?}");
+    let looked = said("chroot --userspec=1000:1000 / unbitctl check").concat();
+    assert!(looked.contains("sshd: root is needed to see"), "{looked}");
+    assert!(looked.contains("fail nsswitch: passwd: unbit is missing"), "{looked}");
 }
 
 #[test]
@@ -547,7 +557,9 @@ fn a_root_directory_is_set_up_from_outside_and_nothing_else() {
     let seen = faults("pam", ROOT);
     assert!(!seen.is_empty());
     assert!(
-        sh(format!("unbitctl check --root {ROOT}")).out.contains(&format!("mend: unbitctl setup --root {ROOT} pam\n"))
+        said(&format!("unbitctl check --root {ROOT}"))
+            .concat()
+            .contains(&format!("mend: unbitctl setup --root {ROOT} pam\n"))
     );
     let done = sh(format!("unbitctl setup --root {ROOT} {STEPS}"));
     assert_eq!(done.status, Some(0), "{done:?}");
