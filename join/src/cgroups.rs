@@ -137,20 +137,9 @@ impl Hierarchies {
         Ok(Self(mounts.lines().filter_map(Mount::parse).filter_map(Hierarchy::of).collect()))
     }
 
-    /// Where a controller has the process, if that is in sight: its own cgroup, and those around it up to the mount point.
-    pub fn of(&self, process: &Proc, controller: &str) -> Option<(Version, Vec<PathBuf>)> {
-        let memberships = Membership::all_of(process).ok()?;
-        let one = memberships.iter().find(|membership| membership.has(controller));
-        let membership = one.or_else(|| memberships.iter().find(|membership| membership.is_v2()))?;
-        let hierarchy = self.0.iter().find(|hierarchy| hierarchy.shows(membership))?;
-        let relative = Path::new(hierarchy.relative(membership)?);
-        let directories = relative.ancestors().map(|below| Path::new(&hierarchy.mount.point).join(below)).collect();
-        Some((if one.is_some() { Version::One } else { Version::Two }, directories))
-    }
-
     /// Where a controller has the process, if it is there by itself: its own cgroup, and those around it that `parent`, which started it, is
     /// not in. Of version 2 if version 1 has none, whatever controllers it has there.
-    pub fn own(&self, process: &Proc, parent: &Proc, controller: &str) -> Option<(Version, Vec<PathBuf>)> {
+    pub fn of(&self, process: &Proc, parent: &Proc, controller: &str) -> Option<(Version, Vec<PathBuf>)> {
         let (memberships, parents) = (Membership::all_of(process).ok()?, Membership::all_of(parent).ok()?);
         let own = |membership: &Membership| self.around(membership, &parents);
         let one = memberships.iter().find(|membership| membership.has(controller)).and_then(own);

@@ -99,10 +99,8 @@ fn offers(read: &dyn Fn(&str) -> String, controller: &str) -> bool {
 struct Running {
     /// Whether it is in a cgroup in which its Emperor is not.
     has_own: bool,
-    /// Where its memory is counted: its cgroup, and those around it.
+    /// Where its memory is counted: its cgroup, and those around it that its Emperor is not in.
     memory: Option<(Version, Vec<PathBuf>)>,
-    /// The same of its Emperor.
-    emperors: Vec<PathBuf>,
 }
 
 /// Looked up in /proc and nowhere else: nobody is asked, so nobody can keep us waiting.
@@ -115,8 +113,7 @@ fn containers(hierarchies: &Hierarchies) -> BTreeMap<ContainerUid, Running> {
         let parent = Proc::of(parent).ok()?;
         let running = Running {
             has_own: hierarchies.has_own(&process, &parent).ok()?,
-            memory: hierarchies.of(&process, "memory"),
-            emperors: hierarchies.of(&parent, "memory").map(|(_, directories)| directories).unwrap_or_default(),
+            memory: hierarchies.of(&process, &parent, "memory"),
         };
         Some((uid, running))
     })
@@ -147,8 +144,7 @@ fn judge_containers(
     // A limit further up counts as long as the container has that cgroup for itself.
     let mut members: HashMap<&Path, usize> = HashMap::new();
     for container in containers.values() {
-        let directories = container.memory.iter().flat_map(|(_, directories)| directories).chain(&container.emperors);
-        for directory in directories {
+        for directory in container.memory.iter().flat_map(|(_, directories)| directories) {
             *members.entry(directory).or_default() += 1;
         }
     }
@@ -253,15 +249,14 @@ mod tests {
     }
 
     fn container(has_own: bool, path: &str) -> Running {
-        let upwards =
-            |path: &str| Path::new(path).ancestors().map(|below| Path::new("/cg").join(below)).collect::<Vec<_>>();
-        Running { has_own, memory: Some((Version::Two, upwards(path))), emperors: upwards("system") }
+        let around = Path::new(path).ancestors().filter(|path| *path != Path::new(""));
+        let memory = (Version::Two, around.map(|path| Path::new("/cg").join(path)).collect());
+        Running { has_own, memory: has_own.then_some(memory) }
     }
 
     fn judged(containers: &[(u32, Running)], limits: &[(&str, &str)]) -> Vec<(State, String)> {
         let containers = containers.iter().map(|(uid, running)| {
-            let Running { has_own, memory, emperors } = running;
-            let running = Running { has_own: *has_own, memory: memory.clone(), emperors: emperors.clone() };
+            let running = Running { has_own: running.has_own, memory: running.memory.clone() };
             (ContainerUid::new(*uid).unwrap(), running)
         });
         let read = |file: &Path| {
@@ -289,7 +284,6 @@ mod tests {
         assert_eq!(judged(&[(30001, container(true, "a/app"))], &limit)[0].0, State::Ok);
         let both = [(30000, container(true, "a/30000")), (30001, container(true, "a/30001"))];
         assert_eq!(judged(&both, &limit), [(State::Warn, "no limit of memory: 30000 30001".to_owned())]);
-        assert_eq!(judged(&[(30001, container(true, "30001"))], &[("/cg", "1000")])[0].0, State::Warn, "the node's");
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl Resources {
 
     /// Of the nearest cgroup of its own that has a limit, as its pid 1 may be in one below that; of the innermost if none has.
     fn memory(&self, process: &Proc, parent: &Proc) -> (Option<u64>, Option<u64>) {
-        let Some((version, directories)) = self.hierarchies.own(process, parent, "memory") else { return (None, None) };
+        let Some((version, directories)) = self.hierarchies.of(process, parent, "memory") else { return (None, None) };
         let (usage, limit) = match version {
             Version::One => ("memory.usage_in_bytes", "memory.limit_in_bytes"),
             Version::Two => ("memory.current", "memory.max"),
@@ -75,7 +75,7 @@ impl Resources {
     }
 
     fn cpu_seconds(&self, process: &Proc, parent: &Proc) -> Option<f64> {
-        match self.hierarchies.own(process, parent, "cpuacct")? {
+        match self.hierarchies.of(process, parent, "cpuacct")? {
             (Version::One, directories) => Some(number(directories.first()?, "cpuacct.usage")? as f64 / 1e9),
             (Version::Two, directories) => {
                 let text = fs::read_to_string(directories.first()?.join("cpu.stat")).ok()?;
