@@ -157,6 +157,12 @@ pub fn leader(uid: u32) -> String {
 /// The mount, pid, net, ... namespaces that a container has to itself.
 pub const OWN: [&str; 5] = ["ipc", "mnt", "net", "pid", "uts"];
 
+/// Says what this machine cannot show, where cargo does not swallow it.
+pub fn not_tried(why: impl std::fmt::Display) {
+    use std::io::Write;
+    writeln!(std::io::stderr().lock(), "NOT TRIED: {why}").unwrap();
+}
+
 /// A file that a test has changed; it is put back when the test ends, however it ends.
 pub struct Changed {
     path: PathBuf,

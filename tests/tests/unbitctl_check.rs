@@ -2,9 +2,7 @@
 // node: --without sshd
 
 use serde_json::Value;
-use std::fmt::Display;
 use std::fs;
-use std::io::Write;
 use unbit_tests::*;
 
 /// What a check says.
@@ -62,11 +60,6 @@ fn one<'a>(findings: &'a [Finding], state: &str, words: &str) -> &'a Finding {
 fn is_well(findings: &[Finding], words: &str) {
     one(findings, "ok", words);
     assert!(findings.iter().all(|finding| finding.state == "ok"), "{findings:#?}");
-}
-
-/// Says what this machine cannot show, where cargo does not swallow it.
-fn not_tried(why: impl Display) {
-    writeln!(std::io::stderr().lock(), "NOT TRIED: {why}").unwrap();
 }
 
 // Folders
@@ -343,11 +336,16 @@ fn each_container_has_a_limit_of_memory() {
         return;
     };
     let (_, second, _) = memory_of(30001).unwrap();
-    let _lift = AtEnd(|| {
-        for file in [&first, &second] {
-            fs::write(file, none).unwrap();
+    let limits = [&first, &second].map(|file| (file, fs::read_to_string(file).unwrap()));
+    let _as_before = AtEnd(|| {
+        for (file, limit) in &limits {
+            fs::write(file, limit).unwrap();
         }
     });
+    one(&check("cgroups"), "ok", "with a limit of memory"); // that of examples/container.ini
+    for file in [&first, &second] {
+        fs::write(file, none).unwrap();
+    }
     one(&check("cgroups"), "warn", "no limit of memory: 30000 30001");
     fs::write(&first, "400000000").unwrap();
     let found = check("cgroups");

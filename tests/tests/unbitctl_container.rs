@@ -78,7 +78,7 @@ fn a_login_works() {
 
 fn with_option(option: &str) -> Changed {
     let option = format!("pam_unbit.so {option}");
-    Changed::file("/etc/pam.d/sshd", |text| text.replace("pam_unbit.so ", &format!("{option} ")))
+    Changed::file("/etc/pam.d/sshd", |text| text.replace("pam_unbit.so", &option))
 }
 
 /// Something else in a file's place, until this is dropped.
@@ -467,11 +467,11 @@ fn a_list_of_containers_that_run() {
 fn memory_is_told_with_its_limit() {
     let files = ["memory/30001/memory.limit_in_bytes", "30001/memory.limit_in_bytes", "30001/memory.max"];
     let file = files.map(|file| format!("/sys/fs/cgroup/{file}")).into_iter().find(|file| fs::exists(file).unwrap());
-    let Some(file) = file else { return eprintln!("not tried: no controller memory") };
-    assert_eq!(row(30001).memory_limit, "None");
+    let Some(file) = file else { return not_tried("no controller memory") };
+    assert_eq!(row(30001).memory_limit, (1 << 30).to_string(), "that of examples/container.ini");
     let before = fs::read_to_string(&file).unwrap();
     fs::write(&file, (256 << 20).to_string()).unwrap();
-    let _back = AtEnd(|| fs::write(&file, if before.trim() == "max" { "max" } else { "-1" }).unwrap());
+    let _back = AtEnd(|| fs::write(&file, &before).unwrap());
     let limited = row(30001);
     assert_eq!(limited.memory_limit, (256 << 20).to_string());
     let memory: u64 = limited.memory.parse().unwrap();
@@ -562,13 +562,6 @@ fn ten_thousand_directories() {
 #[ignore = "needs the node: make test"]
 fn the_quota_is_told() {
     assert_eq!(row(30001).quota_used, "None", "no quota here");
-    let not_tried = |why: &str| {
-        assert!(std::env::var_os("CI").is_none(), "{why}");
-        eprintln!("not tried: {why}");
-    };
-    if sh("command -v mkfs.ext4").status != Some(0) {
-        return not_tried("this image has no mkfs.ext4");
-    }
     sh("truncate -s 32M /tmp/quota && mkfs.ext4 -q -O quota -E quotatype=usrquota /tmp/quota").ok();
     sh("mknod /dev/loop-control c 10 237; for i in {0..31}; do mknod /dev/loop$i b 7 $i; done").ok();
     let device = sh("losetup -f --show /tmp/quota").ok();

@@ -555,42 +555,45 @@ fn the_check_sees_what_the_lists_say_now() {
     let _net = Net::new();
     let check = || {
         let text = on_node("unbitctl check").out;
-        let at = text.find(" ports: ").unwrap_or_else(|| panic!("{text}"));
-        let start = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
-        text[start..].lines().take(3).map(str::trim).collect::<Vec<_>>().join("\n")
+        let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        lines
+            .skip_while(|line| line.get(1) != Some(&"ports"))
+            .take(3)
+            .map(|line| line.join(" ") + "\n")
+            .collect::<String>()
     };
     let holds = |seen: &str, parts: &[&str]| {
         parts.iter().for_each(|part| assert!(seen.contains(part), "{part:?} is not in {seen}"))
     };
 
-    holds(&check(), &["warn ports: the table inet unbit is not loaded", "mend: unbitctl firewall --apply"]);
+    holds(&check(), &["warn ports the table inet unbit is not loaded", "mend unbitctl firewall --apply"]);
     on_node("unbitctl firewall --apply --legion-ports 2000").ok();
-    let good = "ok   ports: the table inet unbit is loaded: nodes: 4, routers: 4";
+    let good = "ok ports the table inet unbit is loaded: nodes: 4, routers: 4";
     holds(&check(), &[good]);
 
     fs::write("/etc/uwsgi/nodes", NODES.replace("192.0.2.11", "192.0.2.12")).unwrap();
-    let mend = "mend: unbitctl firewall --legion-ports=2000 --apply";
-    holds(&check(), &["FAIL ports: ", "nodes ipv4 lacks 192.0.2.12; nodes ipv4 holds 192.0.2.11", mend]);
-    on_node(mend.trim_start_matches("mend: ")).ok();
+    let mend = "mend unbitctl firewall --legion-ports=2000 --apply";
+    holds(&check(), &["FAIL ports ", "nodes ipv4 lacks 192.0.2.12; nodes ipv4 holds 192.0.2.11", mend]);
+    on_node(mend.trim_start_matches("mend ")).ok();
     holds(&check(), &[good]);
 
     on_node("nft insert rule inet unbit input accept").ok();
-    holds(&check(), &["FAIL ports: ", "its rules are others", mend]);
-    on_node(mend.trim_start_matches("mend: ")).ok();
+    holds(&check(), &["FAIL ports ", "its rules are others", mend]);
+    on_node(mend.trim_start_matches("mend ")).ok();
     holds(&check(), &[good]);
 
     fs::write("/etc/uwsgi/nodes", "192.0.2.300\n").unwrap();
     holds(
         &check(),
-        &["FAIL ports: ", "/etc/uwsgi/nodes:1: \"192.0.2.300\" is no IP address", "correct the list, then: unbitctl"],
+        &["FAIL ports ", "/etc/uwsgi/nodes:1: \"192.0.2.300\" is no IP address", "correct the list, then: unbitctl"],
     );
     load("table inet unbit\ndelete table inet unbit\ntable inet unbit { }\n");
-    holds(&check(), &["FAIL ports: "]);
+    holds(&check(), &["FAIL ports "]);
 
     fs::write("/etc/uwsgi/nodes", NODES).unwrap();
     fs::rename("/usr/sbin/nft", "/usr/sbin/nft.away").unwrap();
     let _back = AtEnd(|| fs::rename("/usr/sbin/nft.away", "/usr/sbin/nft").unwrap());
-    holds(&check(), &["warn ports: nft is not installed", "mend: apt install nftables && unbitctl firewall --apply"]);
+    holds(&check(), &["warn ports nft is not installed", "mend apt install nftables && unbitctl firewall --apply"]);
     assert!(on_node("unbitctl firewall --apply").failed().contains("apt install nftables"));
     assert!(on_node("unbitctl firewall").ok().contains("table inet unbit"), "printing needs no nft");
 }
@@ -605,8 +608,8 @@ fn only_loading_needs_root() {
         let done = as_alice(&format!("unbitctl firewall {option}"));
         assert_eq!((done.status, done.err), (Some(3), format!("unbitctl: firewall {option} needs root\n")));
     }
-    assert!(as_alice("unbitctl check").out.contains("ports: root is needed to see"));
-    assert!(sh("unbitctl check --root /distros/base").out.contains("ports: a root directory has no packets"));
+    assert!(as_alice("unbitctl check").out.contains("ports          root is needed to see"));
+    assert!(sh("unbitctl check --root /distros/base").out.contains("ports          a root directory has no packets"));
     fs::write("/etc/uwsgi/nodes", "# none yet\n").unwrap();
     fs::write("/etc/uwsgi/legion_nodes", "").unwrap();
     let done = on_node("unbitctl firewall --apply");
