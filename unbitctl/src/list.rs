@@ -7,7 +7,7 @@ mod processes;
 mod resources;
 mod table;
 
-use crate::sys;
+use crate::{report, sys};
 use anyhow::{Context, Result};
 use join::options::Options;
 use join::refusal::{Reason, Refusal};
@@ -112,11 +112,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         let containers = node.look()?;
         show(&containers, arguments.json)
     };
-    // Whoever read this, head(1) say, has had enough.
-    match shown {
-        Err(error)
-            if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) => {}
-        other => other?,
+    match shown.map_err(|error| error.downcast::<io::Error>()) {
+        Err(Ok(error)) => report::read_enough(Err(error))?,
+        Err(Err(error)) => return Err(error),
+        Ok(()) => {}
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -21,6 +21,7 @@ mod terminal;
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 use shared::ContainerUid;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 /// Check, set up and show a node whose containers' users log in by ssh.
@@ -81,7 +82,9 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Enter(arguments) => enter::run(&arguments),
         Command::Firewall(arguments) => firewall::run(&arguments),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "unbitctl", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "unbitctl", &mut script);
+            report::read_enough(io::stdout().write_all(&script))?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use serde::Serialize;
-use std::io::{IsTerminal, Write, stdout};
+use std::io::{self, IsTerminal, Write, stdout};
 use std::process::ExitCode;
 
 /// How a check ended.
@@ -52,6 +52,20 @@ impl Finding {
     }
 }
 
+/// Writes to standard output, for who still reads it: what is being done does not end because nobody does.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = write!(std::io::stdout(), $($text)*);
+    }};
+}
+pub(crate) use say;
+
+/// What came of writing to standard output: that whoever reads it has had enough, head(1) say, is no error.
+pub fn read_enough(written: io::Result<()>) -> io::Result<()> {
+    written.or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
+}
+
 /// How to show it. Colour only on a terminal, and not where NO_COLOR (no-color.org) is set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Format {
@@ -69,14 +83,11 @@ impl Format {
 
 /// Shows the findings; fails if one of them does.
 pub fn show(findings: &[Finding], format: Format) -> Result<ExitCode> {
-    let mut out = stdout().lock();
-    match format {
-        Format::Json => {
-            serde_json::to_writer_pretty(&mut out, findings)?;
-            writeln!(out)?;
-        }
-        Format::Text { colour } => out.write_all(text(findings, colour).as_bytes())?,
-    }
+    let text = match format {
+        Format::Json => serde_json::to_string_pretty(findings)? + "\n",
+        Format::Text { colour } => text(findings, colour),
+    };
+    read_enough(stdout().write_all(text.as_bytes()))?;
     let failed = findings.iter().any(|finding| finding.state == State::Fail);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

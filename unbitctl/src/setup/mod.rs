@@ -10,7 +10,7 @@ mod undo;
 
 use crate::check::{distributions, folders, nscd, nsswitch, pam, sshd};
 use crate::node::Node;
-use crate::report::{self, Finding, Format, State};
+use crate::report::{self, Finding, Format, State, say};
 use anyhow::{Context, Result, bail};
 use change::Change;
 use journal::{Journal, Lock};
@@ -107,9 +107,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     journal.end()?;
     result?;
     match changed {
-        0 => println!("nothing to do"),
-        1 => println!("1 change made; unbitctl setup --undo takes it back"),
-        _ => println!("{changed} changes made; unbitctl setup --undo takes them back"),
+        0 => say!("nothing to do\n"),
+        1 => say!("1 change made; unbitctl setup --undo takes it back\n"),
+        _ => say!("{changed} changes made; unbitctl setup --undo takes them back\n"),
     }
     left(&node, &chosen)
 }
@@ -122,7 +122,7 @@ fn rehearse(node: &Node, steps: &[&Step]) -> Result<ExitCode> {
         match (step.mend)(node).and_then(|changes| file::pending(node, changes)) {
             Ok(changes) => {
                 any |= !changes.is_empty();
-                changes.iter().for_each(|change| print!("{change}"));
+                changes.iter().for_each(|change| say!("{change}"));
             }
             Err(error) => {
                 eprintln!("unbitctl: {}: {error:#}", step.name);
@@ -131,7 +131,7 @@ fn rehearse(node: &Node, steps: &[&Step]) -> Result<ExitCode> {
         }
     }
     if !any && code == ExitCode::SUCCESS {
-        println!("nothing to do");
+        say!("nothing to do\n");
     }
     Ok(code)
 }
@@ -143,7 +143,7 @@ fn go(node: &Node, step: &Step, journal: &mut Journal) -> Result<usize> {
         return Ok(0);
     }
     (step.first)(node)?;
-    changes.iter().for_each(|change| print!("{change}"));
+    changes.iter().for_each(|change| say!("{change}"));
     let mut made = Vec::new();
     let result = changes.iter().try_for_each(|change| {
         made.extend(journal.note(change)?);
@@ -152,7 +152,7 @@ fn go(node: &Node, step: &Step, journal: &mut Journal) -> Result<usize> {
     let result = result.and_then(|()| (step.prove)(node).context("the new files do not do"));
     let Err(error) = result else {
         if node.is_running() && !step.then.is_empty() {
-            println!("{}", step.then);
+            say!("{}\n", step.then);
         }
         return Ok(changes.len());
     };

@@ -3,6 +3,7 @@
 use super::file::{difference, read, same};
 use super::journal::{Journal, Lock, Replaced};
 use crate::node::Node;
+use crate::report::say;
 use anyhow::{Context, Result};
 use std::process::ExitCode;
 
@@ -21,7 +22,7 @@ enum Since {
 pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
     let _lock = if dry_run { None } else { Some(Lock::take(node)?) };
     let Some(mut journal) = Journal::last(node)? else {
-        println!("nothing to undo");
+        say!("nothing to undo\n");
         return Ok(ExitCode::SUCCESS);
     };
     // In the opposite order, for the same reason: no account without PAM's lines.
@@ -40,7 +41,7 @@ pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
             }
             Since::Changed if !force => {
                 let now = read(&file.place(node))?;
-                print!("{}", difference(&file.path, Some(&file.written), now.as_deref()));
+                say!("{}", difference(&file.path, Some(&file.written), now.as_deref()));
                 eprintln!(
                     "unbitctl: {} has been changed since, as shown; --force puts the old one back all the same",
                     file.path
@@ -58,19 +59,19 @@ pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
     for file in &replaced {
         let old = file.kept_place(node).map(|kept| read(&kept)).transpose()?.flatten();
         if !matches!(since(node, file)?, Since::Undone) {
-            print!("{}", difference(&file.path, read(&file.place(node))?.as_deref(), old.as_deref()));
+            say!("{}", difference(&file.path, read(&file.place(node))?.as_deref(), old.as_deref()));
         }
         if !dry_run {
             file.put_back(node).with_context(|| format!("put back {}", file.path))?;
             journal.forget(file)?;
             let what = if file.kept.is_some() { "as it was before" } else { "removed" };
-            println!("{}: {what}", file.path);
+            say!("{}: {what}\n", file.path);
         }
     }
     if !dry_run {
         journal.remove()?;
         if node.is_running() && replaced.iter().any(|file| file.path.starts_with("/etc/ssh/")) {
-            println!("sshd reads its files again by: systemctl reload ssh");
+            say!("sshd reads its files again by: systemctl reload ssh\n");
         }
     }
     Ok(ExitCode::SUCCESS)
