@@ -4,6 +4,7 @@
 //! may have made it. For the same reason nothing in it is followed out of it.
 
 use crate::node::Node;
+use crate::program;
 use crate::report::Finding;
 use crate::setup::change::Change;
 use anyhow::Result;
@@ -135,8 +136,9 @@ impl Distribution {
     fn naming(&self) -> Result<String, (String, String)> {
         let passwd = self.root.read_bytes("/etc/passwd").unwrap_or_default();
         let named = containers_in(&String::from_utf8_lossy(&passwd));
-        let Some(folder) =
-            library_folders(&self.root).into_iter().find(|folder| self.root.has(&format!("{folder}/libc.so.6")))
+        let Some(folder) = program::library_folders(&self.root)
+            .into_iter()
+            .find(|folder| self.root.has(&format!("{folder}/libc.so.6")))
         else {
             if named > 0 {
                 return Ok(format!("lines of passwd for {named} containers"));
@@ -190,20 +192,6 @@ enum Lack {
     Missing,
     /// Something else is there.
     NoFolder,
-}
-
-/// Where libraries may be: of one architecture, or of several beside each other.
-fn library_folders(root: &Node) -> Vec<String> {
-    let mut folders = Vec::new();
-    for base in ["/usr/lib", "/lib"] {
-        let entries = root.resolve(base).and_then(std::fs::read_dir).into_iter().flatten();
-        let mut several: Vec<_> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-        several.retain(|name| name.contains("-linux-gnu"));
-        several.sort();
-        folders.extend(several.iter().map(|name| format!("{base}/{name}")));
-        folders.extend([format!("{base}64"), base.to_owned()]);
-    }
-    folders
 }
 
 /// How many containers passwd(5) names.

@@ -4,6 +4,7 @@ use super::processes::Process;
 use anyhow::Result;
 use join::cgroups::{Hierarchies, Version};
 use join::leader::Proc;
+use join::mountinfo::Mount;
 use nix::sys::quota::{QuotaType, quotactl_get};
 use serde::Serialize;
 use shared::ContainerUid;
@@ -101,14 +102,8 @@ fn device_of_the_containers() -> Option<PathBuf> {
     source(&mounts, device).map(PathBuf::from).filter(|source| source.is_absolute())
 }
 
-/// What is mounted as this device, see proc_pid_mountinfo(5).
-fn source(mounts: &str, device: u64) -> Option<&str> {
-    mounts.lines().find_map(|line| {
-        let (place, kind) = line.split_once(" - ")?;
-        let (major, minor) = place.split(' ').nth(2)?.split_once(':')?;
-        let same = nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?) == device;
-        same.then(|| kind.split(' ').nth(1)).flatten()
-    })
+fn source(mounts: &str, device: u64) -> Option<String> {
+    mounts.lines().filter_map(Mount::parse).find(|mount| mount.device == device).map(|mount| mount.source)
 }
 
 #[cfg(test)]
@@ -118,7 +113,7 @@ mod tests {
     #[test]
     fn the_device_is_found_by_its_number() {
         let mounts = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n30 22 8:17 / /containers rw shared:1 - xfs /dev/sdb1 rw,usrquota\nodd\n";
-        assert_eq!(source(mounts, nix::sys::stat::makedev(8, 17)), Some("/dev/sdb1"));
+        assert_eq!(source(mounts, nix::sys::stat::makedev(8, 17)), Some("/dev/sdb1".to_owned()));
         assert_eq!(source(mounts, nix::sys::stat::makedev(8, 2)), None);
     }
 }
