@@ -521,7 +521,22 @@ fn accounts_come_after_the_lines_of_pam() {
     sh("echo UsePAM no >/etc/ssh/sshd_config.d/00-a.conf").ok();
     let refused = sh("unbitctl setup nsswitch").failed();
     assert!(refused.contains("first: unbitctl setup pam sshd"), "{refused}");
-    sh("rm /etc/ssh/sshd_config.d/00-a.conf; unbitctl setup nsswitch").ok();
+    sh("rm /etc/ssh/sshd_config.d/00-a.conf; cp -a /etc/pam.d/sshd /tmp/mended").ok();
+    // The node has other names, a comment may be of another time, and without a file of sshd's own libpam takes `other`.
+    for (broken, command) in [
+        ("cp -a /tmp/stock/etc/pam.d/sshd /etc/pam.d", "cd / && unbitctl setup --root . nsswitch"),
+        (
+            "cp -a /tmp/stock/etc/pam.d/sshd /etc/pam.d; printf '# M\\374ller\\n' >>/etc/pam.d/sshd",
+            "unbitctl setup nsswitch",
+        ),
+        ("rm /etc/pam.d/sshd", "unbitctl setup nsswitch"),
+        ("echo '@include gone' >>/etc/pam.d/sshd", "unbitctl setup nsswitch"),
+    ] {
+        let refused = sh(format!("{broken}; {command}")).failed();
+        assert!(refused.contains("first: unbitctl setup pam sshd"), "{broken}: {refused}");
+        sh("cp -a /tmp/mended /etc/pam.d/sshd").ok();
+    }
+    sh("unbitctl setup nsswitch").ok();
 }
 
 #[test]

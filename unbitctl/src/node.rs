@@ -5,6 +5,7 @@ use nix::sys::stat::Mode;
 use std::fs::File;
 use std::io::{Error, ErrorKind, Read, Result};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// More than any file of a node's set-up has.
@@ -19,7 +20,11 @@ pub struct Node {
 impl Node {
     /// The node whose files are below `root`; without one, the node that runs.
     pub fn at(root: Option<&Path>) -> Self {
-        Self { root: root.unwrap_or(Path::new("/")).to_owned() }
+        let running = Path::new("/");
+        let id = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+        // By whatever name: `.` in /, /proc/self/root.
+        let root = root.filter(|root| id(root).is_none() || id(root) != id(running));
+        Self { root: root.unwrap_or(running).to_owned() }
     }
 
     /// Whether it is the one that runs: a root directory has no kernel, no sshd and no containers to ask.
@@ -111,6 +116,15 @@ impl Node {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+
+    #[test]
+    fn the_node_that_runs_has_many_names() {
+        for name in ["/", "/.", "/usr/..", "/proc/self/root"] {
+            assert!(Node::at(Some(Path::new(name))).is_running(), "{name}");
+        }
+        assert!(!Node::at(Some(Path::new("/usr"))).is_running());
+        assert!(!Node::at(Some(Path::new("/is not there"))).is_running());
+    }
 
     #[test]
     fn links_stay_in_the_root_directory() {

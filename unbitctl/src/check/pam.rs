@@ -10,9 +10,13 @@ use anyhow::{Result, bail};
 use join::options::Options;
 use shared::settings::FIRST_UID;
 use stack::{Action, Entry, Kind};
+use std::cell::RefCell;
+use std::io::ErrorKind;
 
 const NAME: &str = "pam";
 const FOLDER: &str = "/etc/pam.d";
+/// Where libpam looks next, see pam.conf(5).
+const VENDOR_FOLDER: &str = "/usr/lib/pam.d";
 const SERVICE: &str = "sshd";
 const MODULE: &str = "pam_unbit.so";
 const WHY_LINES: &str = "these lines keep containers' users in their containers, and out of the node";
@@ -25,21 +29,26 @@ const COMMENT_SESSION: &str =
     "# Containers' users, see pam_unbit(8): for them nothing runs on the node after this line.";
 
 pub fn check(node: &Node) -> Vec<Finding> {
-    let read = |name: &str| node.read(&format!("{FOLDER}/{name}")).ok().flatten();
     let mut findings = Vec::new();
-    if read(SERVICE).is_none() {
-        let seen = format!("there is no {FOLDER}/{SERVICE}");
+    if let Err(error) = node.read_bytes(&path(SERVICE)) {
+        if error.kind() == ErrorKind::PermissionDenied {
+            return vec![Finding::not_applicable(NAME, WHY_LINES, format!("{}: root is needed to see", path(SERVICE)))];
+        }
+        if error.kind() != ErrorKind::NotFound {
+            let mend = format!("put a file there: namei -l {}", path(SERVICE));
+            return vec![Finding::fail(NAME, WHY_LINES, format!("{}: {error}", path(SERVICE)), mend)];
+        }
+        let seen = format!("there is no {}", path(SERVICE));
         if !node.is_running() {
             return vec![Finding::not_applicable(NAME, WHY_LINES, seen)];
         }
         findings.push(Finding::fail(NAME, WHY_LINES, seen, "install openssh-server"));
     } else {
-        let stack = stack::flatten(&read, SERVICE);
-        let faults = faults(&stack);
+        let faults = faults_of(node);
         if faults.is_empty() {
             findings.push(Finding::ok(NAME, WHY_LINES, format!("the lines of {MODULE} are in their places")));
         }
-        let cannot_mend = mended(&read).err();
+        let cannot_mend = mend(node).err();
         findings.extend(faults.into_iter().map(|Fault { state, seen }| {
             let mend = match &cannot_mend {
                 None => node.setup(NAME),
@@ -86,27 +95,56 @@ fn module_path(node: &Node, module: &str) -> Option<String> {
 }
 
 pub fn mend(node: &Node) -> Result<Vec<Change>> {
-    let read = |name: &str| node.read(&format!("{FOLDER}/{name}")).ok().flatten();
-    if read(SERVICE).is_none() && !node.is_running() {
+    if node.read(&path(SERVICE))?.is_none() && !node.is_running() {
         return Ok(Vec::new());
     }
-    let content = mended(&read)?;
-    Ok(content
-        .map(|content| Change::File { path: format!("{FOLDER}/{SERVICE}"), content, mode: 0o644 })
-        .into_iter()
-        .collect())
+    let content = mended(&reader(node))?;
+    Ok(content.map(|content| Change::File { path: path(SERVICE), content, mode: 0o644 }).into_iter().collect())
 }
 
-/// Whether sshd's lines keep containers' users out of the node; they do where there is no sshd.
+/// Whether sshd's lines keep containers' users out of the node; without sshd there is nothing to keep them out of. Without its file libpam
+/// takes `other`, which has no line of ours.
 pub fn keeps_out(node: &Node) -> bool {
-    let read = |name: &str| node.read(&format!("{FOLDER}/{name}")).ok().flatten();
-    read(SERVICE).is_none() || !faults(&stack::flatten(&read, SERVICE)).iter().any(|fault| fault.state == State::Fail)
+    match node.read_bytes(&path(SERVICE)) {
+        Ok(_) => !faults_of(node).iter().any(|fault| fault.state == State::Fail),
+        Err(error) => error.kind() == ErrorKind::NotFound && !node.has(super::sshd::PROGRAM),
+    }
+}
+
+/// The file of a service, named as an include names it.
+fn path(name: &str) -> String {
+    if name.starts_with('/') { name.to_owned() } else { format!("{FOLDER}/{name}") }
+}
+
+/// Reads the files of services. Bytes that are no UTF-8 are as good as any in a comment; only the file that is to be written must have none.
+fn reader(node: &Node) -> impl Fn(&str) -> Option<String> {
+    |name| {
+        let bytes = node.read_bytes(&path(name)).or_else(|error| match error.kind() {
+            ErrorKind::NotFound if name != SERVICE => node.read_bytes(&format!("{VENDOR_FOLDER}/{name}")),
+            _ => Err(error),
+        });
+        bytes.ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+/// All that is wrong with the node's stack, and with the files that it is made of.
+fn faults_of(node: &Node) -> Vec<Fault> {
+    let (read, missing) = (reader(node), RefCell::new(Vec::new()));
+    let noting = |name: &str| {
+        let text = read(name);
+        if text.is_none() {
+            missing.borrow_mut().push(Fault::fail(format!("{}, which is included, cannot be read", path(name))));
+        }
+        text
+    };
+    let mut faults = faults(&stack::flatten(&noting, SERVICE));
+    faults.append(&mut missing.borrow_mut());
+    faults
 }
 
 /// Every module that the service names can be loaded, but for those that it can do without.
 pub fn prove(node: &Node) -> Result<()> {
-    let read = |name: &str| node.read(&format!("{FOLDER}/{name}")).ok().flatten();
-    let stack = stack::flatten(&read, SERVICE);
+    let stack = stack::flatten(&reader(node), SERVICE);
     let mut seen = Vec::new();
     for entry in &stack {
         let optional = entry.silent || entry.control.action("module_unknown") == Action::Ignore;
@@ -209,7 +247,14 @@ fn chain_faults(chain: &[&Entry], ours: usize) -> Vec<Fault> {
             continue;
         }
         let actions = entry.control.all();
-        let over = actions.iter().any(|action| matches!(action, Action::Jump(over) if index + over >= ours));
+        let between = chain.get(index + 1..ours).unwrap_or_default();
+        // To a jump a substack is one line, however many it has.
+        let lines = if entry.substack {
+            between.len()
+        } else {
+            between.chunk_by(|one, next| one.substack && next.substack).count()
+        };
+        let over = actions.iter().any(|action| matches!(action, Action::Jump(over) if *over > lines));
         let ends = !entry.substack
             && actions
                 .iter()

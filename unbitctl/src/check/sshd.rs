@@ -13,7 +13,8 @@ use shared::settings::{FIRST_UID, SHELL};
 use std::collections::BTreeMap;
 
 const NAME: &str = "sshd";
-const PROGRAM: &str = "/usr/sbin/sshd";
+pub const PROGRAM: &str = "/usr/sbin/sshd";
+const PAM_SERVICE: &str = "sshd";
 const MAIN: &str = "/etc/ssh/sshd_config";
 const FOLDER: &str = "/etc/ssh/sshd_config.d";
 /// The first of its folder: sshd takes the first value that it reads.
@@ -35,13 +36,20 @@ struct Setting {
     why: &'static str,
 }
 
-const SETTINGS: [Setting; 7] = [
+const SETTINGS: [Setting; 8] = [
     Setting {
         keyword: "UsePAM",
         state: State::Fail,
         good: |value| value == "yes",
         value: |_| "yes".to_owned(),
         why: "without PAM containers' users get a session on the node",
+    },
+    Setting {
+        keyword: "PAMServiceName",
+        state: State::Fail,
+        good: |value| matches!(value, "" | PAM_SERVICE), // sshd before 9.8 has no such keyword
+        value: |_| PAM_SERVICE.to_owned(),
+        why: "the lines of pam_unbit.so are in that service's file: by another, containers' users get a session on the node",
     },
     Setting {
         keyword: "PubkeyAuthentication",
@@ -122,9 +130,13 @@ pub fn check(node: &Node) -> Vec<Finding> {
     findings
 }
 
-/// Whether sshd, if it is there, asks PAM.
+/// Whether sshd, if it is there, asks PAM, and by the name of the service that has our lines.
 pub fn uses_pam(node: &Node) -> Result<bool> {
-    Ok(!node.has(PROGRAM) || says_of(&ask(node)?, "UsePAM").iter().any(|value| value == "yes"))
+    if !node.has(PROGRAM) {
+        return Ok(true);
+    }
+    let faults = faults(&ask(node)?);
+    Ok(!faults.iter().any(|(setting, _)| matches!(setting.keyword, "UsePAM" | "PAMServiceName")))
 }
 
 /// What sshd would do with a container's user, from anywhere.
@@ -368,12 +380,14 @@ mod tests {
         ] {
             assert_eq!(faulty(&GOOD.replacen(old, new, 1)), [keyword]);
         }
+        assert_eq!(faulty(&format!("{GOOD}pamservicename sshd\n")), [""; 0]);
+        assert_eq!(faulty(&format!("{GOOD}pamservicename other\n")), ["PAMServiceName"]);
         assert!(!internal_sftp(&parse("subsystem sftp /usr/lib/openssh/sftp-server")));
     }
 
     #[test]
     fn files_of_keys_that_others_want_stay() {
-        let setting = &SETTINGS[2];
+        let setting = SETTINGS.iter().find(|setting| setting.keyword == "AuthorizedKeysFile").unwrap();
         assert_eq!(
             (setting.value)("/etc/k/%u .ssh/authorized_keys"),
             "/etc/k/%u .ssh/authorized_keys .ssh/uwsgi_authorized_keys"

@@ -237,3 +237,18 @@ fn substacks_and_includes_of_one_kind_are_followed() {
     assert_eq!(faults, ["/etc/pam.d/ours line 2: in a substack, which is all that its control words end"]);
     assert!(mended(&read).unwrap_err().to_string().contains("out of /etc/pam.d/ours"));
 }
+
+#[test]
+fn a_jump_takes_a_substack_for_one_line() {
+    let auth = format!("auth       {CONTROL} pam_unbit.so\n");
+    let jump = |over: usize| {
+        MENDED.replacen(
+            &auth,
+            &format!("auth [success={over} default=ignore] pam_permit.so\nauth substack common-auth\n{auth}"),
+            1,
+        )
+    };
+    let fault = "/etc/pam.d/sshd line 2: pam_permit.so may end the search before pam_unbit.so".to_owned();
+    assert!(!seen(&jump(1)).contains(&fault));
+    assert!(seen(&jump(2)).contains(&fault), "{:?}", seen(&jump(2)));
+}
