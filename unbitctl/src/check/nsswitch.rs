@@ -326,13 +326,14 @@ fn cut(line: &Line<'_>) -> Option<Range<usize>> {
 
 /// Where unbit goes: behind the service that it follows, or at the start.
 fn place(line: &Line<'_>, database: &str) -> usize {
-    let follows =
-        |service: &&Service<'_>| if database == "hosts" { service.name == "files" } else { is_local(service) };
-    match line.services.iter().rposition(|service| follows(&service)) {
-        // What is behind a service that ends the search is never asked; and groups are merged from one to the next.
+    let hosts = database == "hosts";
+    let follows = |service: &Service<'_>| if hosts { service.name == "files" } else { is_local(service) };
+    // What is behind a service that ends the search is never asked; nor must others be asked for names of hosts before.
+    let last = |service: &Service<'_>| service.ends_search() || hosts && asks_others(service);
+    let end = line.services.iter().position(last).map_or(line.services.len(), |last| last + 1);
+    match line.services.iter().take(end).rposition(follows) {
+        // Groups are merged from one to the next.
         Some(mut index) => {
-            let ends = line.services.iter().position(Service::ends_search).unwrap_or(index);
-            index = index.min(ends);
             while line.services.get(index).is_some_and(|service| service.merges() && !service.ends_search()) {
                 index += 1;
             }
@@ -424,6 +425,16 @@ mod tests {
                 "hosts: files unbit resolve [ !UNAVAIL=return ] dns",
             ),
             ("hosts: mdns4 unbit", "mdns4 is asked before unbit", "hosts: unbit mdns4"),
+            ("hosts: dns files", "unbit is missing", "hosts: unbit dns files"),
+            (
+                "hosts: mdns4_minimal [NOTFOUND=return] files dns",
+                "unbit is missing",
+                "hosts: unbit mdns4_minimal [NOTFOUND=return] files dns",
+            ),
+            // Without an answer from ldap the files are asked, as before.
+            ("passwd: ldap [NOTFOUND=return] files", "unbit is missing", "passwd: unbit ldap [NOTFOUND=return] files"),
+            ("passwd: sss files", "unbit is missing", "passwd: sss files unbit"),
+            ("passwd:\tfiles\r\n", "unbit is missing", "passwd:\tfiles unbit\r\n"),
         ] {
             assert_eq!(seen(line).as_deref(), Some(fault), "{line}");
             assert_eq!(mend_line(line), new);
