@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// What is locked; nobody else locks it.
@@ -46,6 +47,17 @@ impl Replaced {
         self.kept.as_ref().map(|name| self.place(node).with_file_name(name))
     }
 
+    /// Whether both names are in a folder of the node's, without a link on the way: in a root directory the notes may be anybody's.
+    fn stays_in(&self, node: &Node) -> bool {
+        let is_name = |name: &str| !name.contains('/') && !matches!(name, "" | "." | "..");
+        let Some((folder, name)) = self.path.rsplit_once('/') else { return false };
+        let is_there = match node.resolve(&format!("{folder}/")) {
+            Ok(place) => node.resolve("/").is_ok_and(|root| place == root.join(folder.trim_start_matches('/'))),
+            Err(error) => error.kind() == ErrorKind::NotFound, // then there is nothing to put back
+        };
+        is_there && self.path.starts_with('/') && is_name(name) && self.kept.as_deref().is_none_or(is_name)
+    }
+
     /// The old file has its name again.
     pub fn put_back(&self, node: &Node) -> Result<()> {
         file::put_back(&self.place(node), self.kept_place(node).as_deref())
@@ -72,7 +84,11 @@ impl<'a> Journal<'a> {
     /// Of the last set-up, if there was one.
     pub fn last(node: &'a Node) -> Result<Option<Self>> {
         let Some(text) = node.read(FILE)? else { return Ok(None) };
-        let notes = serde_json::from_str(&text).with_context(|| format!("{FILE} is not what setup has written"))?;
+        let notes: Notes =
+            serde_json::from_str(&text).with_context(|| format!("{FILE} is not what setup has written"))?;
+        if let Some(replaced) = notes.replaced.iter().find(|replaced| !replaced.stays_in(node)) {
+            bail!("{FILE} names {}, and that is no place of this root directory's", replaced.path);
+        }
         Ok(Some(Self { node, notes, written: true }))
     }
 
@@ -166,6 +182,6 @@ impl<'a> Journal<'a> {
         if let Some(folder) = place.parent() {
             fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         }
-        file::replace(&place, &format!("{text}\n"), 0o600)
+        file::replace(&place, &format!("{text}\n"), 0o600).with_context(|| format!("write {FILE}"))
     }
 }

@@ -14,6 +14,7 @@ use crate::report::{self, Finding, Format, State, say};
 use anyhow::{Context, Result, bail};
 use change::Change;
 use journal::{Journal, Lock};
+use std::io::{Write, stderr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -104,8 +105,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         changed += go(&node, step, &mut journal).with_context(|| step.name)?;
         Ok(())
     });
-    journal.end()?;
+    let ended = journal.end();
     result?;
+    ended?;
     match changed {
         0 => say!("nothing to do\n"),
         1 => say!("1 change made; unbitctl setup --undo takes it back\n"),
@@ -156,10 +158,20 @@ fn go(node: &Node, step: &Step, journal: &mut Journal) -> Result<usize> {
         }
         return Ok(changes.len());
     };
-    for replaced in made.iter().rev() {
-        replaced.put_back(node).with_context(|| format!("{error:#}; and {} could not be put back", replaced.path))?;
-        journal.forget(replaced)?;
-        eprintln!("unbitctl: {}: {} is as it was before", step.name, replaced.path);
+    // All of them, whatever becomes of one, of the notes or of the reader of these lines.
+    let mut error = error;
+    let (back, lost): (Vec<_>, Vec<_>) =
+        made.iter().rev().map(|replaced| (replaced, replaced.put_back(node))).partition(|(_, done)| done.is_ok());
+    for (replaced, done) in lost {
+        if let Err(another) = done {
+            error = error.context(format!("{} could not be put back: {another:#}", replaced.path));
+        }
+    }
+    for (replaced, _) in back {
+        if let Err(another) = journal.forget(replaced) {
+            error = error.context(format!("the notes for --undo are not up to date: {another:#}"));
+        }
+        _ = writeln!(stderr(), "unbitctl: {}: {} is as it was before", step.name, replaced.path);
     }
     Err(error)
 }
