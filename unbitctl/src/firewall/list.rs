@@ -73,6 +73,16 @@ fn address(word: &str, containers: &Network) -> Result<IpAddr, String> {
     Err(reason.to_owned())
 }
 
+/// An argument: an address that packets to this node can have. By any other all of them would be dropped.
+pub fn public_ip(text: &str) -> Result<IpAddr, String> {
+    let address: IpAddr = text.parse().map_err(|_| "is no IP address".to_owned())?;
+    if address.is_unspecified() || address.is_loopback() || address.is_multicast() || address.to_canonical() != address
+    {
+        return Err("is no address at which others reach this node".to_owned());
+    }
+    Ok(address)
+}
+
 /// An argument: the path of a list, which the table keeps in a comment.
 pub fn path(text: &str) -> Result<String, String> {
     let path = std::path::absolute(text).map_err(|error| error.to_string())?;
@@ -128,6 +138,14 @@ mod tests {
         let expected = refused.iter().zip(1..).map(|((word, reason), at)| (2 * at, format!("{word:?} {reason}")));
         assert_eq!(bad, expected.collect::<Vec<_>>());
         assert_eq!(Addresses::parse(b"\xff\0", &"10.0.0.0/8".parse().unwrap()).1.len(), 1);
+    }
+
+    #[test]
+    fn public_addresses_are_those_that_others_reach() {
+        assert!(public_ip("192.0.2.1").is_ok() && public_ip("2001:db8::1").is_ok() && public_ip("10.0.0.7").is_ok());
+        for bad in ["", "0.0.0.0", "::", "127.0.0.1", "::1", "224.0.0.1", "::ffff:192.0.2.1", "192.0.2.1/32"] {
+            assert!(public_ip(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub struct Source {
     #[arg(long, value_name = "FILE", default_value = "/etc/uwsgi/legion_nodes", value_parser = list::path)]
     routers: String,
     /// Let nodes and routers in at this address only; may be given again
-    #[arg(long, value_name = "IP")]
+    #[arg(long, value_name = "IP", value_parser = list::public_ip)]
     public_ip: Vec<IpAddr>,
     /// The UDP ports of legions
     #[arg(long, value_name = "FIRST-LAST", default_value = "2000-2099")]
