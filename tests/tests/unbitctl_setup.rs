@@ -536,7 +536,29 @@ fn accounts_come_after_the_lines_of_pam() {
         assert!(refused.contains("first: unbitctl setup pam sshd"), "{broken}: {refused}");
         sh("cp -a /tmp/mended /etc/pam.d/sshd").ok();
     }
-    sh("unbitctl setup nsswitch").ok();
+    sh("unbitctl setup nsswitch && unbitctl setup --undo").ok();
+    // Nor do they stay behind those lines.
+    sh("cp -a /tmp/stock/etc/pam.d/sshd /etc/pam.d; unbitctl setup pam; sed -i '/^passwd:/s/$/ unbit/' /etc/nsswitch.conf").ok();
+    let refused = sh("unbitctl setup --undo").failed();
+    assert!(refused.contains("take unbit out of /etc/nsswitch.conf first"), "{refused}");
+    sh("grep -q pam_unbit /etc/pam.d/sshd && unbitctl setup --undo --force && ! grep pam_unbit /etc/pam.d/sshd").ok();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn notes_of_a_root_directory_lead_nowhere_out_of_it() {
+    sh("mkdir -p /tmp/image/etc /tmp/image/var/lib/unbitctl /tmp/victim; ln -s /tmp/victim /tmp/image/link").ok();
+    sh("cd /tmp/victim; echo same >file; echo old >kept").ok();
+    for path in ["/link/file", "/../victim/file", "/link/../../victim/file"] {
+        let notes = format!(
+            r#"{{"begun": "", "ended": true, "replaced": [{{"path": "{path}", "kept": "kept", "written": "same\\n"}}]}}"#
+        );
+        sh(format!("printf '{notes}' >/tmp/image/var/lib/unbitctl/setup.json")).ok();
+        let refused = sh("unbitctl setup --undo --root /tmp/image").failed();
+        assert!(refused.contains("no place of this root directory's"), "{refused}");
+        sh("grep same /tmp/victim/file").ok();
+    }
+    sh("rm -r /tmp/image /tmp/victim").ok();
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
 const NAME: &str = "nsswitch";
-const FILE: &str = "/etc/nsswitch.conf";
+pub const FILE: &str = "/etc/nsswitch.conf";
 const MODULE: &str = "libnss_unbit.so.2";
 const WHY_LINES: &str = "without it nobody knows the containers' accounts and names";
 const WHY_MODULE: &str = "glibc passes over a service whose library it cannot load";
@@ -163,6 +163,11 @@ pub fn prove(node: &Node) -> Result<()> {
         bail!("getent passwd {nobody}: {}", unknown.complaint());
     }
     Ok(())
+}
+
+/// Whether accounts are asked for here.
+pub fn names_accounts(text: &str) -> bool {
+    lines(text, "passwd").iter().any(|line| line.services.iter().any(|service| service.name == "unbit"))
 }
 
 /// A service in a line, with what follows it in brackets.

@@ -6,8 +6,7 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// What is locked; nobody else locks it.
 const LOCK: &str = "/etc";
@@ -49,13 +48,15 @@ impl Replaced {
 
     /// Whether both names are in a folder of the node's, without a link on the way: in a root directory the notes may be anybody's.
     fn stays_in(&self, node: &Node) -> bool {
-        let is_name = |name: &str| !name.contains('/') && !matches!(name, "" | "." | "..");
-        let Some((folder, name)) = self.path.rsplit_once('/') else { return false };
-        let is_there = match node.resolve(&format!("{folder}/")) {
-            Ok(place) => node.resolve("/").is_ok_and(|root| place == root.join(folder.trim_start_matches('/'))),
-            Err(error) => error.kind() == ErrorKind::NotFound, // then there is nothing to put back
+        let is_link = |above: &str| {
+            let found = node.open_link(above).map(|found| File::from(found).metadata());
+            matches!(found, Ok(Ok(found)) if found.is_symlink())
         };
-        is_there && self.path.starts_with('/') && is_name(name) && self.kept.as_deref().is_none_or(is_name)
+        let path = Path::new(&self.path);
+        let is_plain = path.is_absolute() && path.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
+        let leads_away = path.ancestors().skip(1).filter_map(Path::to_str).any(is_link);
+        let is_name = |name: &String| !name.contains('/') && !matches!(name.as_str(), "" | "." | "..");
+        is_plain && !leads_away && self.kept.as_ref().is_none_or(is_name)
     }
 
     /// The old file has its name again.

@@ -1,7 +1,7 @@
 //! `unbitctl setup`: mends what check finds.
 //!
 //! For each step: what would change is shown, and noted in the [`journal`]; each old file is kept, and the new one put in its place at once
-//! ([`file`]); then the programs that read it must still be content, or the old files are put back. [`undo`] does that later.
+//! ([`file`]); then the programs that read it must still be content, or the old files are put back. [`undo`] does that later. It goes on to its end though nobody reads what it says.
 
 pub mod change;
 mod file;
@@ -127,7 +127,7 @@ fn rehearse(node: &Node, steps: &[&Step]) -> Result<ExitCode> {
                 changes.iter().for_each(|change| say!("{change}"));
             }
             Err(error) => {
-                eprintln!("unbitctl: {}: {error:#}", step.name);
+                _ = writeln!(stderr(), "unbitctl: {}: {error:#}", step.name);
                 code = ExitCode::FAILURE;
             }
         }

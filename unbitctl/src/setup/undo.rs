@@ -1,10 +1,12 @@
 //! `unbitctl setup --undo`: what the last set-up replaced is put back. Directories stay.
 
-use super::file::{difference, read, same};
+use super::file::{self, difference, read, same};
 use super::journal::{Journal, Lock, Replaced};
+use crate::check::nsswitch;
 use crate::node::Node;
 use crate::report::say;
 use anyhow::{Context, Result};
+use std::io::{Write, stderr};
 use std::process::ExitCode;
 
 /// What has become of a file since.
@@ -32,7 +34,8 @@ pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
     for file in &replaced {
         match since(node, file)? {
             Since::Lost => {
-                eprintln!(
+                _ = writeln!(
+                    stderr(),
                     "unbitctl: {} cannot be put back: {} is gone",
                     file.path,
                     file.kept.as_deref().unwrap_or_default()
@@ -51,8 +54,15 @@ pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
             _ => {}
         }
     }
+    if !force && node.is_running() && leaves_accounts(node, &replaced)? {
+        _ = writeln!(
+            stderr(),
+            "unbitctl: containers' users would get a session on the node: take unbit out of /etc/nsswitch.conf first, or --force"
+        );
+        obstacle = true;
+    }
     if obstacle {
-        eprintln!("unbitctl: nothing is undone");
+        _ = writeln!(stderr(), "unbitctl: nothing is undone");
         return Ok(ExitCode::FAILURE);
     }
 
@@ -75,6 +85,19 @@ pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether PAM's or sshd's files are put back, and the accounts stay.
+fn leaves_accounts(node: &Node, replaced: &[Replaced]) -> Result<bool> {
+    if !replaced.iter().any(|file| ["/etc/pam.d/", "/etc/ssh/"].iter().any(|folder| file.path.starts_with(folder))) {
+        return Ok(false);
+    }
+    let nsswitch = file::place(node, nsswitch::FILE)?;
+    let text = match replaced.iter().find(|file| file.place(node) == nsswitch) {
+        Some(file) => file.kept_place(node).map(|kept| read(&kept)).transpose()?.flatten(),
+        None => read(&nsswitch)?,
+    };
+    Ok(nsswitch::names_accounts(&text.unwrap_or_default()))
 }
 
 fn since(node: &Node, file: &Replaced) -> Result<Since> {
