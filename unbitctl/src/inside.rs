@@ -13,13 +13,14 @@ use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, umask};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Pid, dup2_stderr, dup2_stdin, dup2_stdout, execve, pipe2, setgroups, setsid};
 use shared::ContainerUid;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// The process.
@@ -88,7 +89,16 @@ impl Inside {
 
     /// How it has ended. `None` if it has not within `limit`.
     pub fn wait(&self, limit: Duration) -> Option<WaitStatus> {
-        is_ready(&self.pidfd, limit).then(|| retry(|| waitpid(self.pid, None)).ok()).flatten()
+        let end = Instant::now() + limit;
+        while is_ready(&self.pidfd, end.saturating_duration_since(Instant::now())) {
+            match retry(|| waitpid(self.pid, Some(WaitPidFlag::WNOHANG))) {
+                // It has ended, and a process of the tenant's that traces it has yet to let go of it, ptrace(2).
+                Ok(WaitStatus::StillAlive) if Instant::now() < end => sleep(Duration::from_millis(10)),
+                Ok(WaitStatus::StillAlive) | Err(_) => return None,
+                Ok(status) => return Some(status),
+            }
+        }
+        None
     }
 
     /// Ends it. False if it cannot end now: SIGKILL waits too while a cgroup of version 1 is frozen, and in some system calls.

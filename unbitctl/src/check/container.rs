@@ -434,7 +434,7 @@ fn too_long(inside: &inside::Inside, name: &str, limit: std::time::Duration) -> 
     fail(
         name,
         format!("the process that enters has not come through within {} s; {end}", limit.as_secs()),
-        "is a cgroup of the container's frozen (freezer.state, cgroup.freeze), or a file system of it hung?",
+        "is a cgroup of the container's frozen (freezer.state, cgroup.freeze), a file system of it hung, or does a process of the tenant's trace it?",
     )
 }
 
