@@ -30,8 +30,7 @@ impl Processes {
     pub fn look() -> Result<Self> {
         let entries = fs::read_dir("/proc").context("read /proc")?;
         let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        let all =
-            pids.filter_map(|pid: i32| Process::parse(pid, &fs::read_to_string(format!("/proc/{pid}/status")).ok()?));
+        let all = pids.filter_map(|pid: i32| Process::parse(pid, &read(pid, "status")?));
         let stat = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
         let boot = stat.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok()).unwrap_or(0);
         let ticks = sysconf(SysconfVar::CLK_TCK)?.and_then(|ticks| u64::try_from(ticks).ok()).unwrap_or(100);
@@ -94,8 +93,14 @@ impl Process {
 
     /// When it started, in ticks after the machine. With its number that tells it from every other process.
     pub fn started(&self) -> Option<u64> {
-        start_of(&fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?)
+        start_of(&read(self.pid, "stat")?)
     }
+}
+
+/// A file of a process. The process's name is in it, which it can set to any bytes, prctl(2).
+fn read(pid: i32, file: &str) -> Option<String> {
+    let bytes = fs::read(format!("/proc/{pid}/{file}")).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The 22nd field of /proc/PID/stat. The second is a name in parentheses, which may hold anything.
