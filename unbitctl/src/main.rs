@@ -65,6 +65,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
+    // Where SIGCHLD is ignored, nobody learns how a child ended, nor when. Whoever started us may have ignored it.
+    let _ = join::sys::default_signal(nix::sys::signal::Signal::SIGCHLD);
     match run(command) {
         Ok(code) => code,
         Err(error) => {
