@@ -271,6 +271,8 @@ fn stay_outside(inside: &Inside, ours: Ours, signals: &Signals) -> Result<ExitCo
                     let _ = raw.again();
                 }
             }
+            // It has been waited for, so its number may be another's, and only whoever reads the rest still keeps us.
+            _ if end.is_some() => break,
             // It leads a session, and so a process group, of its own.
             signal => drop(killpg(inside.pid, signal)),
         }
