@@ -225,7 +225,7 @@ fn arrival(inside: &mut Inside, container: ContainerUid, limit: Duration) -> Res
     match words.first().map(|(word, about)| (word.as_str(), about.as_str())) {
         Some(("exec", about)) => {
             let (code, why) = about.split_once(' ').unwrap_or(("126", about));
-            eprintln!("unbitctl: the command cannot be run in container {container}: {why}");
+            crate::tell(format_args!("the command cannot be run in container {container}: {why}"));
             Ok(Some(ExitCode::from(code.parse().unwrap_or(126))))
         }
         Some((_, cause)) => bail!("container {container} refused: {cause}"),

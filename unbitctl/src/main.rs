@@ -70,10 +70,15 @@ fn main() -> ExitCode {
     match run(command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("unbitctl: {error:#}");
+            tell(format_args!("{error:#}"));
             if error.is::<NeedsRoot>() { ExitCode::from(3) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// Says something on stderr. That nobody can hear it changes no exit status.
+fn tell(what: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "unbitctl: {}", report::harmless(&what.to_string()));
 }
 
 fn run(command: Command) -> Result<ExitCode> {

@@ -119,13 +119,20 @@ fn paint(word: &str, style: &str, colour: bool) -> String {
     if colour { format!("\x1b[{style}m{word}\x1b[0m") } else { word.to_owned() }
 }
 
-/// The lines of a text, the first behind `head` and the others behind `margin`. What is in it may be a tenant's: it moves no cursor.
+/// A text without what moves a terminal's cursor, or worse: what is in it may be a tenant's. Its lines stay.
+pub fn harmless(text: &str) -> String {
+    let mut plain = String::new();
+    for letter in text.chars() {
+        if letter.is_control() && letter != '\n' { plain.extend(letter.escape_default()) } else { plain.push(letter) }
+    }
+    plain
+}
+
+/// The lines of a text, the first behind `head` and the others behind `margin`.
 fn block(out: &mut String, head: &str, margin: &str, text: &str) {
     for (at, line) in text.lines().enumerate() {
         out.push_str(if at == 0 { head } else { margin });
-        for letter in line.chars() {
-            if letter.is_control() { out.extend(letter.escape_default()) } else { out.push(letter) }
-        }
+        out.push_str(&harmless(line));
         out.push('\n');
     }
 }

@@ -1,6 +1,7 @@
 //! The containers as lines of text.
 
 use super::{Container, State};
+use crate::report::harmless;
 use jiff::{Timestamp, tz::TimeZone};
 
 const HEADS: [&str; 10] = ["UID", "ADDRESS", "HOST", "STATE", "PID", "SINCE", "MEMORY", "CPU", "SESSIONS", "QUOTA"];
@@ -30,7 +31,7 @@ fn line(row: &[String; HEADS.len()], widths: &[usize; HEADS.len()], cause: Optio
         let cell = if is_number { format!("{cell:>width$}  ") } else { format!("{cell:<width$}  ") };
         line.push_str(&cell);
     }
-    line.push_str(cause.unwrap_or_default());
+    line.push_str(&harmless(cause.unwrap_or_default()));
     line.trim_end().to_owned()
 }
 
@@ -145,7 +146,7 @@ mod tests {
             uid: 16_807_213,
             host_name: None,
             state: State::NotRunning,
-            cause: Some("why".into()),
+            cause: Some("\x1b[2Jwhy".into()),
             pid: None,
             ..one.clone()
         };
@@ -153,7 +154,7 @@ mod tests {
         let at = |line: &str, word: &str| line.find(word).unwrap();
         assert_eq!(at(&lines[0], "STATE"), at(&lines[1], "running"));
         assert_eq!(at(&lines[0], "STATE"), at(&lines[2], "not running"));
-        assert!(lines[2].ends_with("  why") && !lines[1].ends_with(' '));
+        assert!(lines[2].ends_with("  \\u{1b}[2Jwhy") && !lines[1].ends_with(' '));
 
         (one.state, one.host_name) = (State::Unknown, None);
         let unknown = row(&one, None, &TimeZone::UTC);
