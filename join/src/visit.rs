@@ -173,8 +173,9 @@ const KEPT: [Capability; 6] = [
     Capability::CAP_AUDIT_WRITE,
 ];
 
-/// What root needs inside a container to look after its files, processes and network. Not among them is what leads out of it: to mount, to make
-/// device nodes, to load modules, or to open files by handle (CAP_DAC_READ_SEARCH), which finds those of the host.
+/// What root needs inside a container to look after its files, processes and network. Not among them is to mount, to make device nodes, to load
+/// modules, or to open files by handle (CAP_DAC_READ_SEARCH), which finds those of the host. That is no wall: /proc/sys and the device nodes that
+/// are there ask for the uid 0 alone.
 const KEPT_BY_ROOT: [Capability; 11] = [
     Capability::CAP_CHOWN,
     Capability::CAP_DAC_OVERRIDE,

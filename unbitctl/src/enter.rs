@@ -50,14 +50,14 @@ pub struct Arguments {
 }
 
 const DANGER: &str = "\
-unbitctl: root inside the container: every program, library and configuration file there is the tenant's or the distribution's, and runs with
-unbitctl: root's power over the container's files and processes. Run nothing that you do not have to.";
+root inside the container: every program, library and configuration file there is the tenant's or the distribution's, and runs with
+unbitctl: the uid 0 of this node, to which its /proc/sys and the devices that the container sees are open. Run nothing that you do not have to.";
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     crate::must_be_root("enter")?;
     if arguments.root {
         sealed::run_from_memory().context("run from memory, out of reach of what runs in the container")?;
-        eprintln!("{DANGER}");
+        crate::tell(DANGER);
     }
     join::sys::close_on_exec()?;
     let container = arguments.uid;
