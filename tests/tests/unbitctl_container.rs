@@ -678,6 +678,78 @@ fn the_exit_status_and_the_signal_come_back() {
 
 #[test]
 #[ignore = "needs the node: make test"]
+fn the_exit_status_does_not_depend_on_who_starts_it_or_who_reads() {
+    let ignored = "timeout -k 1 10 perl -e '$SIG{CHLD} = q(IGNORE); exec @ARGV'";
+    assert_eq!(sh(format!("{ignored} unbitctl enter 30001 -- sh -c 'exit 42'")).status, Some(42));
+    assert_eq!(sh(format!("{ignored} unbitctl check 30001")).status, Some(0));
+    assert_eq!(sh("unbitctl enter 30001 -- nonesuch 2>/dev/full").status, Some(127));
+    assert_eq!(sh("unbitctl enter --root 30001 -- sh -c 'exit 42' 2>/dev/full").status, Some(42));
+    // The session has ended, and nobody takes the rest of what it said: then a signal is for unbitctl.
+    let mut outside = Command::new("unbitctl")
+        .args(["enter", "30001", "--", "sh", "-c", "head -c 131072 /dev/zero; exit 42"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let nobody = || sh(format!("pgrep -P {}", outside.id())).out.is_empty();
+    std::thread::sleep(Duration::from_millis(300));
+    eventually("the session's end", || nobody().then_some(()));
+    assert!(outside.try_wait().unwrap().is_none(), "it waits for its reader");
+    sh(format!("kill -TERM {}", outside.id())).ok();
+    assert_eq!(eventually("its end", || outside.try_wait().unwrap()).code(), Some(42));
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_process_is_seen_whatever_its_name() {
+    let rename =
+        format!("syscall({}, 15, my $name = qq(\\xff\\0)); $| = 1; print qq(here\n); sleep 60", libc::SYS_prctl);
+    let mut inside = Command::new("unbitctl")
+        .args(["enter", "30001", "--", "perl", "-e", &rename])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut here = [0; 5];
+    std::io::Read::read_exact(inside.stdout.as_mut().unwrap(), &mut here).unwrap();
+    let sessions = row(30001).sessions;
+    sh(format!("kill -TERM {}", inside.id())).ok();
+    inside.wait().unwrap();
+    assert_eq!(sessions, "1");
+}
+
+/// A process that is traced can be waited for only when its tracer lets go of it.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_tenant_who_traces_the_visitor_does_not_hold_check_up() {
+    let seize = format!(
+        "$| = 1; print qq(here\n); while (1) {{ for ($$ + 1 .. $$ + 12) {{ next if syscall({}, 0x4206, $_, 0, 0); print qq(seized\n); sleep 60 }} }}",
+        libc::SYS_ptrace
+    );
+    let mut tracer = Command::new("unbitctl")
+        .args(["enter", "30001", "--", "perl", "-e", &seize])
+        .stdin(Stdio::null())
+        .stdout(fs::File::create("/tmp/tracer").unwrap())
+        .spawn()
+        .unwrap();
+    let has_said = |word: &str| fs::read_to_string("/tmp/tracer").unwrap().contains(word);
+    eventually("the tracer", || has_said("here").then_some(()));
+    let mut last = Done { status: None, out: String::new(), err: String::new() };
+    for _ in 0..12 {
+        last = sh("timeout -k 1 10 unbitctl check 30001");
+        if has_said("seized") {
+            break;
+        }
+    }
+    sh(format!("kill -TERM {}", tracer.id())).ok();
+    tracer.wait().unwrap();
+    assert!(has_said("seized"), "it was never quick enough");
+    assert_eq!(last.status, Some(1), "{last:?}");
+    assert!(last.out.contains("has not come through within 3 s"), "{last:?}");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
 fn bytes_go_through_unharmed_both_ways() {
     let data: Vec<u8> = (0..1u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let here = run("sha256sum", &[], &data).ok();
