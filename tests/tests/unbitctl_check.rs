@@ -383,9 +383,10 @@ fn each_container_has_a_cgroup_of_its_own() {
         let Some((directory, ..)) = memory_of(30001) else { return };
         let (_, first, none) = memory_of(30000).unwrap();
         let top = directory.strip_suffix("/30001").unwrap();
+        let limit = fs::read_to_string(&first).unwrap();
         let _back = AtEnd(|| {
             move_30001("30001", "30001");
-            fs::write(&first, none).unwrap();
+            fs::write(&first, &limit).unwrap();
             sh("find /sys/fs/cgroup -depth -type d -path '*/limited*' -exec rmdir {} +").ok();
         });
         if none == "max" {
