@@ -104,7 +104,7 @@ impl State {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut node = Node::new()?;
     if !node.is_root {
-        eprintln!("unbitctl: without root states, host names and quotas are not seen");
+        crate::tell("without root states, host names and quotas are not seen");
     }
     let shown = if arguments.watch {
         watch(&mut node)

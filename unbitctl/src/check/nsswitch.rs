@@ -1,7 +1,7 @@
 //! nsswitch.conf(5) names the service `unbit`, and glibc finds it, loads it and is answered.
 
 use crate::node::Node;
-use crate::program::{self, cannot_load, library_folders};
+use crate::program::{self, library_folders};
 use crate::report::{Finding, State};
 use crate::setup::change::Change;
 use anyhow::{Context, Result, bail};
@@ -48,21 +48,7 @@ fn module(node: &Node) -> Finding {
     };
     let path = format!("{folder}/{MODULE}");
     let mend = format!("install {MODULE} in {folder} (make install)");
-    if !node.has(&path) {
-        return Finding::fail(NAME, WHY_MODULE, format!("there is no {path}"), mend);
-    }
-    if !program::possible(node) {
-        return Finding::not_applicable(
-            NAME,
-            WHY_MODULE,
-            format!("{path}: root is needed to see whether it can be loaded"),
-        );
-    }
-    match cannot_load(node, &path) {
-        Ok(None) => Finding::ok(NAME, WHY_MODULE, format!("{path} can be loaded")),
-        Ok(Some(complaint)) => Finding::fail(NAME, WHY_MODULE, format!("{path} cannot be loaded: {complaint}"), mend),
-        Err(error) => Finding::not_applicable(NAME, WHY_MODULE, format!("{path} cannot be tried: {error:#}")),
-    }
+    super::library(node, NAME, WHY_MODULE, &path, mend)
 }
 
 /// Through glibc, and through nsswitch.conf: names of hosts need no container to be there, accounts do.

@@ -3,7 +3,7 @@
 mod stack;
 
 use crate::node::Node;
-use crate::program::{self, cannot_load, library_folders};
+use crate::program::{cannot_load, library_folders};
 use crate::report::{Finding, State};
 use crate::setup::change::Change;
 use anyhow::{Result, bail};
@@ -67,21 +67,7 @@ fn module(node: &Node) -> Finding {
         return Finding::not_applicable(NAME, WHY_MODULE, "there are no PAM modules");
     };
     let mend = format!("install {path} (make install)");
-    if !node.has(&path) {
-        return Finding::fail(NAME, WHY_MODULE, format!("there is no {path}"), mend);
-    }
-    if !program::possible(node) {
-        return Finding::not_applicable(
-            NAME,
-            WHY_MODULE,
-            format!("{path}: root is needed to see whether it can be loaded"),
-        );
-    }
-    match cannot_load(node, &path) {
-        Ok(None) => Finding::ok(NAME, WHY_MODULE, format!("{path} can be loaded")),
-        Ok(Some(complaint)) => Finding::fail(NAME, WHY_MODULE, format!("{path} cannot be loaded: {complaint}"), mend),
-        Err(error) => Finding::not_applicable(NAME, WHY_MODULE, format!("{path} cannot be tried: {error:#}")),
-    }
+    super::library(node, NAME, WHY_MODULE, &path, mend)
 }
 
 /// Where a module is: beside pam_permit.so, which every libpam has.

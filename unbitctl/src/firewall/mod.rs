@@ -119,7 +119,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let ruleset = arguments.source.ruleset()?;
     for warning in ruleset.warnings() {
-        eprintln!("unbitctl: warning: {warning}");
+        crate::tell(format_args!("warning: {warning}"));
     }
     if arguments.apply {
         nft::load(&ruleset.to_string())?;

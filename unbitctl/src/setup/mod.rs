@@ -11,10 +11,10 @@ mod undo;
 use crate::check::{distributions, folders, nscd, nsswitch, pam, sshd};
 use crate::node::Node;
 use crate::report::{self, Finding, Format, State, say};
+use crate::tell;
 use anyhow::{Context, Result, bail};
 use change::Change;
 use journal::{Journal, Lock};
-use std::io::{Write, stderr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -127,7 +127,7 @@ fn rehearse(node: &Node, steps: &[&Step]) -> Result<ExitCode> {
                 changes.iter().for_each(|change| say!("{change}"));
             }
             Err(error) => {
-                _ = writeln!(stderr(), "unbitctl: {}: {error:#}", step.name);
+                tell(format_args!("{}: {error:#}", step.name));
                 code = ExitCode::FAILURE;
             }
         }
@@ -171,7 +171,7 @@ fn go(node: &Node, step: &Step, journal: &mut Journal) -> Result<usize> {
         if let Err(another) = journal.forget(replaced) {
             error = error.context(format!("the notes for --undo are not up to date: {another:#}"));
         }
-        _ = writeln!(stderr(), "unbitctl: {}: {} is as it was before", step.name, replaced.path);
+        tell(format_args!("{}: {} is as it was before", step.name, replaced.path));
     }
     Err(error)
 }

@@ -5,8 +5,8 @@ use super::journal::{Journal, Lock, Replaced};
 use crate::check::nsswitch;
 use crate::node::Node;
 use crate::report::say;
+use crate::tell;
 use anyhow::{Context, Result};
-use std::io::{Write, stderr};
 use std::process::ExitCode;
 
 /// What has become of a file since.
@@ -34,35 +34,30 @@ pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
     for file in &replaced {
         match since(node, file)? {
             Since::Lost => {
-                _ = writeln!(
-                    stderr(),
-                    "unbitctl: {} cannot be put back: {} is gone",
-                    file.path,
-                    file.kept.as_deref().unwrap_or_default()
-                );
+                let kept = file.kept.as_deref().unwrap_or_default();
+                tell(format_args!("{} cannot be put back: {kept} is gone", file.path));
                 obstacle = true;
             }
             Since::Changed if !force => {
                 let now = read(&file.place(node))?;
                 say!("{}", difference(&file.path, Some(&file.written), now.as_deref()));
-                eprintln!(
-                    "unbitctl: {} has been changed since, as shown; --force puts the old one back all the same",
+                tell(format_args!(
+                    "{} has been changed since, as shown; --force puts the old one back all the same",
                     file.path
-                );
+                ));
                 obstacle = true;
             }
             _ => {}
         }
     }
     if !force && node.is_running() && leaves_accounts(node, &replaced)? {
-        _ = writeln!(
-            stderr(),
-            "unbitctl: containers' users would get a session on the node: take unbit out of /etc/nsswitch.conf first, or --force"
+        tell(
+            "containers' users would get a session on the node: take unbit out of /etc/nsswitch.conf first, or --force",
         );
         obstacle = true;
     }
     if obstacle {
-        _ = writeln!(stderr(), "unbitctl: nothing is undone");
+        tell("nothing is undone");
         return Ok(ExitCode::FAILURE);
     }
 
