@@ -647,6 +647,7 @@ fn nscd() {
         is_well(&check("nscd"), "caches neither passwd nor group");
         sh("pkill -STOP -x nscd").ok();
         one(&check("nscd"), "fail", "gives no answer");
+        one(&check("nsswitch"), "not-applicable", "nscd keeps every question waiting");
     }
     is_well(&check("nscd"), "does not run");
     // A socket that was left behind.

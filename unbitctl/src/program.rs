@@ -72,6 +72,8 @@ pub fn run_sshd(node: &Node, arguments: &[&str]) -> Result<Answer> {
 fn within_time() -> Command {
     let mut command = Command::new("timeout");
     command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C");
+    // Without it bash, in which ldd is written, asks for its own account first.
+    command.env("SHELL", "/bin/sh");
     command.stdin(Stdio::null()).args(["--kill-after=1", SECONDS]);
     command
 }

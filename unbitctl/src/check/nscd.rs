@@ -80,6 +80,12 @@ fn live(node: &Node, configured: &[&str]) -> Finding {
     }
 }
 
+/// Whether each question to glibc waits for it, ten seconds and in vain: five for its map of the database, five for the answer.
+pub fn hangs(node: &Node) -> bool {
+    let hangs = |error: io::Error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+    node.is_running() && DATABASES.first().is_some_and(|(_, request, key)| ask(*request, key).is_err_and(hangs))
+}
+
 /// What nscd says of a database.
 struct Answer {
     pid: i32,
