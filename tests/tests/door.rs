@@ -114,7 +114,7 @@ fn a_door_that_is_not_roots_is_no_door_and_no_way_around_it_either() {
 #[ignore = "needs the node: make test"]
 fn a_door_that_another_user_keeps() {
     sh("mkdir -p /run/unbit/30001").ok();
-    let keeper = "exec setpriv --reuid 30001 --regid 30001 --clear-groups /unbit/target/debug/door /run/unbit/30001/ns.socket 1 hang-up";
+    let keeper = "exec setpriv --reuid 30001 --regid 30001 --clear-groups /unbit/target/debug/door /run/unbit/30001/ns.socket self hang-up";
     // It may only bind in a directory of its own, which root then takes over.
     sh("chown 30001 /run/unbit/30001").ok();
     let mut keeper = Command::new("sh").args(["-c", keeper]).spawn().unwrap();
