@@ -71,7 +71,7 @@ fn a_login_works() {
     assert_eq!(ssh(30001, "hostname").ok(), "c30001");
     let (findings, status) = check();
     let steps: Vec<_> = findings.iter().map(|finding| (finding.check.as_str(), finding.state.as_str())).collect();
-    let all = ["account", "pam", "keys", "reach", "verify", "namespaces", "cgroups", "join", "home", "shell"];
+    let all = ["account", "sshd", "pam", "keys", "reach", "verify", "namespaces", "cgroups", "join", "home", "shell"];
     assert_eq!(steps, all.map(|step| (step, "ok")), "{findings:#?}");
     assert_eq!(status, Some(0));
 }
@@ -145,7 +145,7 @@ fn the_pam_lines() {
             text.lines().filter(stays).map(|line| line.to_owned() + "\n").collect()
         };
         let _line = Changed::file("/etc/pam.d/sshd", without);
-        let failed = ends_at("pam", &format!("the {kind} line of pam_unbit.so is missing"));
+        let failed = ends_at("pam", &format!("there is no {kind} line of pam_unbit.so"));
         assert_eq!(failed.mend, "unbitctl setup pam");
     }
     {
@@ -157,7 +157,7 @@ fn the_pam_lines() {
     }
     {
         let _option = with_option("join=now");
-        ends_at("pam", "join=now would take sshd's monitor into the container");
+        ends_at("pam", "join=now is not for sshd");
     }
     {
         let _option = with_option("namespaces=mnt,pid timeout=7");
@@ -166,6 +166,52 @@ fn the_pam_lines() {
         let seen = |step| findings.iter().find(|finding| finding.check == step).unwrap().seen.clone();
         assert_eq!(seen("namespaces"), "pid,mnt", "the options are the login's");
         assert!(seen("pam").contains("timeout=7"));
+    }
+    a_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn what_the_pam_lines_let_in_and_should_not() {
+    let before = |kind: &'static str, line: &'static str| {
+        Changed::file("/etc/pam.d/sshd", move |text| {
+            let lines = text.lines().map(|each| {
+                let is_ours = each.starts_with(kind) && each.contains("pam_unbit.so");
+                if is_ours { format!("{line}\n{each}\n") } else { format!("{each}\n") }
+            });
+            lines.collect()
+        })
+    };
+    {
+        let _motd = before("session", "session optional pam_motd.so");
+        let (findings, status) = check();
+        assert_eq!((findings[3].check.as_str(), findings[3].state.as_str(), status), ("pam", "warn", Some(0)));
+        assert!(findings[3].seen.contains("pam_motd.so runs for containers' users"), "{findings:#?}");
+        assert_eq!(ssh(30001, "hostname").ok(), "c30001");
+    }
+    {
+        let _jump = before("session", "session [success=1 default=ignore] pam_permit.so");
+        ends_at("pam", "pam_permit.so may end the search before pam_unbit.so");
+        assert_eq!(ssh(30001, "true").status, Some(255));
+    }
+    a_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn whom_sshd_lets_in() {
+    for (lines, cause) in [
+        ("AllowUsers root alice", "AllowUsers root alice: 30001 is shut out"),
+        ("DenyGroups 300*", "DenyGroups 300*: 30001 is shut out"),
+        ("UsePAM no", "it does not ask PAM"),
+        ("ChrootDirectory /distros/base", "ChrootDirectory /distros/base"),
+        ("Match User 30001\nPubkeyAuthentication no", "PubkeyAuthentication no"),
+        ("NoSuchKeyword yes", "sshd -T: "),
+    ] {
+        let file = "/etc/ssh/sshd_config.d/00-a.conf";
+        fs::write(file, format!("{lines}\n")).unwrap();
+        let _end = AtEnd(|| fs::remove_file(file).unwrap());
+        ends_at(if lines.contains("Pubkey") { "keys" } else { "sshd" }, cause);
     }
     a_login_works();
 }
@@ -208,8 +254,8 @@ fn the_keys() {
         sh("chmod g+w /containers/30001/.ssh").ok();
         let _back = AtEnd(|| drop(sh("chmod g-w /containers/30001/.ssh")));
         let (findings, status) = check();
-        assert_eq!((findings[2].state.as_str(), status), ("warn", Some(0)), "{findings:#?}");
-        assert!(findings[2].seen.contains("directory /containers/30001/.ssh: mode 720"), "{findings:#?}");
+        assert_eq!((findings[3].state.as_str(), status), ("warn", Some(0)), "{findings:#?}");
+        assert!(findings[3].seen.contains("directory /containers/30001/.ssh: mode 720"), "{findings:#?}");
         assert_eq!(ssh(30001, "hostname").ok(), "c30001");
     }
     {
@@ -217,7 +263,7 @@ fn the_keys() {
         sh("install -o 30001 -g 30001 -m 666 /root/.ssh/id_ed25519.pub /containers/30001/.ssh/authorized_keys").ok();
         let _end = AtEnd(|| drop(sh("rm /containers/30001/.ssh/authorized_keys")));
         let (findings, status) = check();
-        assert_eq!((findings[2].check.as_str(), findings[2].state.as_str(), status), ("keys", "warn", Some(0)));
+        assert_eq!((findings[3].check.as_str(), findings[3].state.as_str(), status), ("keys", "warn", Some(0)));
     }
     a_login_works();
 }
@@ -330,8 +376,8 @@ fn the_distribution_has_no_shell() {
     }
     {
         let bash = "/distros/base/usr/bin/bash";
-        sh(format!("mv {bash} {bash}.kept; ln -s dash {bash}; chmod 0 /distros/base/usr/bin/dash")).ok();
-        let _back = AtEnd(|| drop(sh(format!("chmod 755 /distros/base/usr/bin/dash; mv {bash}.kept {bash}"))));
+        sh(format!("mv {bash} {bash}.kept; touch {bash}")).ok();
+        let _back = AtEnd(|| drop(sh(format!("mv {bash}.kept {bash}"))));
         ends_at("shell", "run /bin/bash: Permission denied");
     }
     a_login_works();
@@ -673,6 +719,26 @@ fn the_exit_status_and_the_signal_come_back() {
         let end = eventually("its end", || outside.try_wait().unwrap());
         assert_eq!(end.code(), Some(status), "{signal}");
         assert!(!fs::exists(format!("/proc/{sleep}")).unwrap());
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_session_that_does_not_care_keeps_nobody() {
+    for (signals, status) in [(&["HUP"][..], 129), (&["TERM", "TERM"], 143)] {
+        let mut outside = Command::new("unbitctl")
+            .args(["enter", "30001", "--", "sh", "-c", "trap '' HUP TERM; exec sleep 1103"])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let sleep = eventually("the process inside", || pgrep("^sleep 1103$"));
+        for (at, signal) in signals.iter().enumerate() {
+            assert!(at == 0 || outside.try_wait().unwrap().is_none(), "once is not enough");
+            sh(format!("kill -{signal} {}", outside.id())).ok();
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(eventually("its end", || outside.try_wait().unwrap()).code(), Some(status), "{signals:?}");
+        sh(format!("kill -KILL {sleep}")).ok();
     }
 }
 

@@ -4,10 +4,12 @@
 //! that nothing of the operator's session goes along: the terminal stays out here and the session has a pty, the other descriptors stay and the session
 //! has pipes (see [`relay`]), the environment is a new one.
 
+use crate::check::pam;
 use crate::inside::{self, Inside, Words};
+use crate::node::Node;
 use crate::relay::{self, End, Seen, Stream};
 use crate::terminal::{Pty, Raw};
-use crate::{login, sealed, sys};
+use crate::{sealed, sys};
 use anyhow::{Context, Result, anyhow, bail};
 use join::refusal::{Reason, Refusal, Step};
 use join::sys::retry;
@@ -21,6 +23,7 @@ use nix::unistd::{Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, pipe2};
 use shared::ContainerUid;
 use std::ffi::{CStr, CString, OsString};
 use std::io::{IsTerminal, stderr, stdin, stdout};
+use std::mem::replace;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -61,7 +64,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     join::sys::close_on_exec()?;
     let container = arguments.uid;
-    let options = login::options()?;
+    let options = pam::options_of_a_login(&Node::at(None))?;
     let session = Session::new(arguments)?;
     let visit = Visit::prepare(container, &options, &mut |_, _| {}).map_err(|refusal| refused(container, &refusal))?;
 
@@ -233,6 +236,9 @@ fn arrival(inside: &mut Inside, container: ContainerUid, limit: Duration) -> Res
     }
 }
 
+/// For the end of a session that was told to end.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// The life out here: carries bytes and signals until the session's first process ends.
 fn stay_outside(inside: &Inside, ours: Ours, signals: &Signals) -> Result<ExitCode> {
     let (stdin, stdout, stderr) = (stdin(), stdout(), stderr());
@@ -251,15 +257,17 @@ fn stay_outside(inside: &Inside, ours: Ours, signals: &Signals) -> Result<ExitCo
         streams.extend(from.map(|from| Stream::new(End::Own(from), End::Shared(to))));
     }
 
-    let mut end = None;
+    let has_ended = |limit, streams: &mut Vec<Stream<'_>>, end: &mut Option<WaitStatus>| {
+        *end = inside.wait(limit);
+        // There is nobody left to send the first one's to.
+        drop(streams.drain(..usize::from(end.is_some())));
+        end.is_some()
+    };
+    let (mut end, mut was_asked) = (None, false);
     while let Seen::Signal = relay::carry(&mut streams, &signals.descriptor, end.is_some())? {
         let Some(signal) = signals.next() else { continue };
         match signal {
-            Signal::SIGCHLD if end.is_none() => {
-                end = inside.wait(Duration::ZERO);
-                // There is nobody left to send the first one's to.
-                drop(streams.drain(..usize::from(end.is_some())));
-            }
+            Signal::SIGCHLD if end.is_none() => drop(has_ended(Duration::ZERO, &mut streams, &mut end)),
             Signal::SIGCHLD => {}
             Signal::SIGWINCH => {
                 if let (Some(pty), Ok(size)) = (&ours.pty, sys::window_size(&stdin)) {
@@ -274,7 +282,14 @@ fn stay_outside(inside: &Inside, ours: Ours, signals: &Signals) -> Result<ExitCo
             // It has been waited for, so its number may be another's, and only whoever reads the rest still keeps us.
             _ if end.is_some() => break,
             // It leads a session, and so a process group, of its own.
-            signal => drop(killpg(inside.pid, signal)),
+            signal => {
+                let _ = killpg(inside.pid, signal);
+                // Whoever hangs up or asks twice does not stay for a session that does not care: nohup(1) is one.
+                let goes = signal == Signal::SIGHUP || signal == Signal::SIGTERM && replace(&mut was_asked, true);
+                if goes && !has_ended(PATIENCE, &mut streams, &mut end) {
+                    return Ok(ExitCode::from(128 + signal as u8));
+                }
+            }
         }
     }
     Ok(match end {

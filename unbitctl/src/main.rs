@@ -8,7 +8,6 @@ mod enter;
 mod firewall;
 mod inside;
 mod list;
-mod login;
 mod node;
 mod program;
 mod relay;
@@ -71,9 +70,14 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             tell(format_args!("{error:#}"));
-            if error.is::<NeedsRoot>() { ExitCode::from(3) } else { ExitCode::FAILURE }
+            exit_code(&error)
         }
     }
+}
+
+/// With which an error ends the command.
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if error.is::<NeedsRoot>() { ExitCode::from(3) } else { ExitCode::FAILURE }
 }
 
 /// Says something on stderr. That nobody can hear it changes no exit status.

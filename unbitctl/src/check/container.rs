@@ -3,8 +3,10 @@
 //! The steps are those of a login by ssh, in its order. From `reach` on they are the code that pam_unbit.so runs (the crate [`join`]), up to a
 //! process of ours that enters the container and runs its shell.
 
+use super::pam;
+use super::sshd::{self, Says};
 use crate::inside::{self, Words};
-use crate::login;
+use crate::node::Node;
 use crate::report::Finding;
 use anyhow::Result;
 use join::options::Options;
@@ -19,11 +21,11 @@ use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::Command;
 
 /// The steps of a login, and why each matters.
-const STEPS: [(&str, &str); 10] = [
+const STEPS: [(&str, &str); 11] = [
     ("account", "sshd lets in only whom glibc knows, with a shell that the node has"),
+    ("sshd", "it decides whom it lets in before a container is asked"),
     ("pam", "without its three lines in /etc/pam.d/sshd pam_unbit.so lets no container's user in"),
     ("keys", "container users log in with keys and nothing else"),
     ("reach", "the container is found by who listens on its ns.socket"),
@@ -72,10 +74,11 @@ pub fn check(container: ContainerUid) -> Result<Vec<Finding>> {
 
 fn go(container: ContainerUid, findings: &mut Vec<Finding>) -> Result<(), Finding> {
     findings.push(account(container)?);
-    let sshd = Sshd::of(container);
-    let (finding, options) = pam(&sshd)?;
-    findings.push(finding);
-    findings.push(keys(container, &sshd)?);
+    let node = Node::at(None);
+    let says = sshd(&node, container)?;
+    findings.push(ok("sshd", "it asks PAM, and lets this user in who has a key"));
+    let options = pam(&node, findings)?;
+    findings.push(keys(container, &says)?);
     let visit = prepare(container, &options, findings)?;
     join(container, visit, &options, findings)
 }
@@ -149,59 +152,36 @@ fn account(container: ContainerUid) -> Result<Finding, Finding> {
     ))
 }
 
-/// What sshd goes by for this user, from `sshd -T`.
-struct Sshd(Option<String>);
-
-impl Sshd {
-    fn of(container: ContainerUid) -> Self {
-        // A Match block may ask for these; where the client comes from is not known here.
-        let connection = format!("user={container},host=localhost,addr=127.0.0.1");
-        let said = Command::new("/usr/sbin/sshd").args(["-T", "-C", &connection]).output();
-        Self(
-            said.ok()
-                .filter(|said| said.status.success())
-                .map(|said| String::from_utf8_lossy(&said.stdout).into_owned()),
-        )
+/// What sshd goes by for this user, and whom it lets in at all.
+fn sshd(node: &Node, container: ContainerUid) -> Result<Says, Finding> {
+    let says = sshd::ask(node, container.get())
+        .map_err(|error| fail("sshd", format!("{error:#}"), "mend what it complains of, then: sshd -t"))?;
+    if !says.asks_pam() {
+        return Err(fail("sshd", "it does not ask PAM, or not by the name sshd", "unbitctl setup sshd"));
     }
-
-    /// A setting, as `sshd -T` writes it: the name in lower case, and a value.
-    fn setting(&self, name: &str) -> Option<&str> {
-        self.0.as_ref()?.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(str::trim)
-    }
-
-    /// Whether a setting that names something does name something.
-    fn has(&self, name: &str) -> bool {
-        self.setting(name).is_some_and(|value| value != "none")
+    match sshd::obstacles(&says, container.get()).into_iter().next() {
+        Some(obstacle) => Err(obstacle),
+        None => Ok(says),
     }
 }
 
-/// The three lines, and on which terms they let a session in.
-fn pam(sshd: &Sshd) -> Result<(Finding, Options), Finding> {
-    let mend = "unbitctl setup pam";
-    if sshd.setting("usepam") == Some("no") {
-        return Err(fail("pam", "sshd does not ask PAM: UsePAM no", "unbitctl setup sshd"));
-    }
-    let lines = login::lines().map_err(|error| fail("pam", format!("{error:#}"), mend))?;
-    for kind in ["auth", "account", "session"] {
-        let Some(words) = lines.get(kind) else {
-            return Err(fail("pam", format!("the {kind} line of pam_unbit.so is missing in {}", login::FILE), mend));
-        };
-        login::parse(words).map_err(|cause| fail("pam", cause, format!("mend the {kind} line of {}", login::FILE)))?;
-    }
-    let words = lines.get("account").map(Vec::as_slice).unwrap_or_default();
-    let options = login::parse(words).map_err(|cause| fail("pam", cause, mend))?;
-    let terms = if words.is_empty() { "no options".to_owned() } else { words.join(" ") };
-    Ok((ok("pam", format!("{} has the three lines of pam_unbit.so; account: {terms}", login::FILE)), options))
+/// The lines of PAM, and on which terms they let a session in.
+fn pam(node: &Node, findings: &mut Vec<Finding>) -> Result<Options, Finding> {
+    let let_in = pam::let_in(node).map_err(|error| fail("pam", format!("{error:#}"), pam::mend_of(node)))?;
+    let terms = if let_in.words.is_empty() { "no options" } else { &let_in.words };
+    findings.push(ok("pam", format!("{} lets containers' users in: {terms}", pam::FILE)));
+    findings.extend(let_in.doubts.into_iter().map(|doubt| warn("pam", doubt, pam::mend_of(node))));
+    Ok(let_in.options)
 }
 
 /// Whether sshd would take a key of the user's.
-fn keys(container: ContainerUid, sshd: &Sshd) -> Result<Finding, Finding> {
-    if sshd.setting("pubkeyauthentication") == Some("no") {
+fn keys(container: ContainerUid, says: &Says) -> Result<Finding, Finding> {
+    if says.of("PubkeyAuthentication") == "no" {
         return Err(fail("keys", "sshd takes no keys: PubkeyAuthentication no", "unbitctl setup sshd"));
     }
     let home = home(container);
-    let is_strict = sshd.setting("strictmodes") != Some("no");
-    let files = sshd.setting("authorizedkeysfile").unwrap_or(".ssh/authorized_keys .ssh/uwsgi_authorized_keys");
+    let is_strict = says.of("StrictModes") != "no";
+    let files = says.of("AuthorizedKeysFile");
     let (mut good, mut bad, mut doubts) = (Vec::new(), Vec::new(), Vec::new());
     for file in files.split_whitespace().filter(|file| *file != "none").map(|file| expand(file, container)) {
         match look_at_keys(container, &file, is_strict, &mut doubts) {
@@ -217,7 +197,7 @@ fn keys(container: ContainerUid, sshd: &Sshd) -> Result<Finding, Finding> {
     if !good.is_empty() {
         return Ok(ok("keys", format!("there are keys in {}", good.join(" and "))));
     }
-    if let Some(name) = ["authorizedkeyscommand", "trustedusercakeys"].into_iter().find(|name| sshd.has(name)) {
+    if let Some(name) = ["AuthorizedKeysCommand", "TrustedUserCAKeys"].into_iter().find(|name| says.names(name)) {
         return Ok(warn(
             "keys",
             format!("no file of keys that sshd reads ({files}); whether {name} has one is not checked"),
@@ -365,7 +345,7 @@ fn mend(container: ContainerUid, name: &str, refusal: &Refusal) -> String {
         ("cgroups", Reason::Misconfigured) => "unbitctl check tells which cgroups are mounted".to_owned(),
         ("cgroups", Reason::NotTrusted) => format!(
             "put the container into a cgroup of its own, in its vassal /etc/uwsgi/vassals/{container}.ini; or let it in without one: cgroup=optional in {}",
-            login::FILE
+            pam::FILE
         ),
         _ => "a system call failed that should not: the kernel's log (dmesg) may tell more".to_owned(),
     }

@@ -6,14 +6,15 @@ use crate::node::Node;
 use crate::program::{cannot_load, library_folders};
 use crate::report::{Finding, State};
 use crate::setup::change::Change;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use join::options::Options;
 use shared::settings::FIRST_UID;
 use stack::{Action, Entry, Kind};
 use std::cell::RefCell;
 use std::io::ErrorKind;
 
-const NAME: &str = "pam";
+pub const NAME: &str = "pam";
+pub const FILE: &str = "/etc/pam.d/sshd";
 const FOLDER: &str = "/etc/pam.d";
 /// Where libpam looks next, see pam.conf(5).
 const VENDOR_FOLDER: &str = "/usr/lib/pam.d";
@@ -48,13 +49,10 @@ pub fn check(node: &Node) -> Vec<Finding> {
         if faults.is_empty() {
             findings.push(Finding::ok(NAME, WHY_LINES, format!("the lines of {MODULE} are in their places")));
         }
-        let cannot_mend = mend(node).err();
-        findings.extend(faults.into_iter().map(|Fault { state, seen }| {
-            let mend = match &cannot_mend {
-                None => node.setup(NAME),
-                Some(reason) => format!("{reason:#}"),
-            };
-            Finding { check: NAME, state, seen, why: WHY_LINES, mend: Some(mend) }
+        let mend = mend_of(node);
+        findings.extend(faults.into_iter().map(|Fault { harm, seen }| {
+            let state = if harm == Harm::Small { State::Warn } else { State::Fail };
+            Finding { check: NAME, state, seen, why: WHY_LINES, mend: Some(mend.clone()) }
         }));
     }
     findings.push(module(node));
@@ -88,11 +86,47 @@ pub fn mend(node: &Node) -> Result<Vec<Change>> {
     Ok(content.map(|content| Change::File { path: path(SERVICE), content, mode: 0o644 }).into_iter().collect())
 }
 
+/// What to do about faults: a command, or a sentence where none will do.
+pub fn mend_of(node: &Node) -> String {
+    mend(node).map_or_else(|reason| format!("{reason:#}"), |_| node.setup(NAME))
+}
+
+/// How sshd's lines let a container's user in: on the terms of these options, and with what is wrong that does not keep it out.
+pub struct LetIn {
+    pub options: Options,
+    /// As the line has them.
+    pub words: String,
+    pub doubts: Vec<String>,
+}
+
+/// How a container's user gets in by sshd's lines, or why not.
+pub fn let_in(node: &Node) -> Result<LetIn> {
+    node.read_bytes(FILE).with_context(|| FILE.to_owned())?;
+    let faults = faults_of(node);
+    if let Some(fault) = faults.iter().find(|fault| fault.harm == Harm::Shut) {
+        bail!("{}", fault.seen);
+    }
+    let doubts = faults.into_iter().map(|fault| fault.seen).collect();
+    let stack = stack::flatten(&reader(node), SERVICE);
+    let words = account_line(&stack).map(|entry| entry.arguments.join(" ")).unwrap_or_default();
+    Ok(LetIn { options: options_of_a_login(node)?, words, doubts })
+}
+
+/// The options of our account line, which is where a login is verified; the defaults where there is none, or no sshd.
+pub fn options_of_a_login(node: &Node) -> Result<Options> {
+    match node.read_bytes(FILE) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).context(FILE),
+        _ => {}
+    }
+    let stack = stack::flatten(&reader(node), SERVICE);
+    account_line(&stack).map_or(Ok(Options::default()), |entry| options_of(entry).map_err(|fault| anyhow!(fault.seen)))
+}
+
 /// Whether sshd's lines keep containers' users out of the node; without sshd there is nothing to keep them out of. Without its file libpam
 /// takes `other`, which has no line of ours.
 pub fn keeps_out(node: &Node) -> bool {
     match node.read_bytes(&path(SERVICE)) {
-        Ok(_) => !faults_of(node).iter().any(|fault| fault.state == State::Fail),
+        Ok(_) => !faults_of(node).iter().any(|fault| fault.harm != Harm::Small),
         Err(error) => error.kind() == ErrorKind::NotFound && !node.has(super::sshd::PROGRAM),
     }
 }
@@ -119,7 +153,7 @@ fn faults_of(node: &Node) -> Vec<Fault> {
     let noting = |name: &str| {
         let text = read(name);
         if text.is_none() {
-            missing.borrow_mut().push(Fault::fail(format!("{}, which is included, cannot be read", path(name))));
+            missing.borrow_mut().push(Fault::not_safe(format!("{}, which is included, cannot be read", path(name))));
         }
         text
     };
@@ -150,17 +184,32 @@ pub fn prove(node: &Node) -> Result<()> {
 }
 
 struct Fault {
-    state: State,
+    harm: Harm,
     seen: String,
 }
 
+/// What comes of a fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Harm {
+    /// Containers' users do not get in.
+    Shut,
+    /// They do, and something is not safe; or others do not.
+    Unsafe,
+    /// It could be better.
+    Small,
+}
+
 impl Fault {
-    fn fail(seen: impl Into<String>) -> Self {
-        Self { state: State::Fail, seen: seen.into() }
+    fn shut(seen: impl Into<String>) -> Self {
+        Self { harm: Harm::Shut, seen: seen.into() }
     }
 
-    fn warn(seen: impl Into<String>) -> Self {
-        Self { state: State::Warn, seen: seen.into() }
+    fn not_safe(seen: impl Into<String>) -> Self {
+        Self { harm: Harm::Unsafe, seen: seen.into() }
+    }
+
+    fn small(seen: impl Into<String>) -> Self {
+        Self { harm: Harm::Small, seen: seen.into() }
     }
 }
 
@@ -175,9 +224,9 @@ fn faults(stack: &[Entry]) -> Vec<Fault> {
         let chain: Vec<_> = stack.iter().filter(|entry| entry.kind == kind).collect();
         let mut at = chain.iter().enumerate().filter(|(_, entry)| is_ours(entry));
         match (at.next(), at.next()) {
-            (None, _) => faults.push(Fault::fail(format!("there is no {kind} line of {MODULE}"))),
+            (None, _) => faults.push(Fault::shut(format!("there is no {kind} line of {MODULE}"))),
             (Some(_), Some((_, second))) => {
-                faults.push(Fault::fail(format!("{}: a second {kind} line of {MODULE}", second.place())));
+                faults.push(Fault::not_safe(format!("{}: a second {kind} line of {MODULE}", second.place())));
             }
             (Some((index, ours)), None) => {
                 faults.extend(line_faults(ours));
@@ -193,29 +242,30 @@ fn faults(stack: &[Entry]) -> Vec<Fault> {
 fn line_faults(ours: &Entry) -> Vec<Fault> {
     use Action::{Bad, Die, Done, Ignore, Ok};
     let mut faults = Vec::new();
-    let mut must = |answer: &str, good: &[Action], fail: bool, otherwise: &str| {
+    let mut must = |answer: &str, good: &[Action], harm: Harm, otherwise: &str| {
         if !good.contains(&ours.control.action(answer)) {
             let seen = format!("{}: {} is {}, so {otherwise}", ours.place(), answer, ours.control.action(answer));
-            faults.push(if fail { Fault::fail(seen) } else { Fault::warn(seen) });
+            faults.push(Fault { harm, seen });
         }
     };
     match ours.kind {
         Kind::Account => {
-            must("success", &[Ok, Done], true, "containers' users are refused");
-            must("perm_denied", &[Bad, Die], true, "a refusal is none");
-            must("module_unknown", &[Bad, Die], true, "without the module nobody refuses containers' users");
+            must("success", &[Ok, Done], Harm::Shut, "containers' users are refused");
+            must("perm_denied", &[Bad, Die], Harm::Unsafe, "a refusal is none");
+            must("module_unknown", &[Bad, Die], Harm::Unsafe, "without the module nobody refuses containers' users");
         }
         _ => {
-            must("success", &[Done], true, "what comes behind runs for containers' users as well");
+            must("success", &[Done], Harm::Unsafe, "what comes behind runs for containers' users as well");
             for answer in ["perm_denied", "session_err", "cred_err", "auth_err", "system_err"] {
-                must(answer, &[Die], true, "a refusal is not the end");
+                must(answer, &[Die], Harm::Unsafe, "a refusal is not the end");
             }
-            must("module_unknown", &[Ignore], false, "without the module nobody logs in");
+            must("module_unknown", &[Ignore], Harm::Small, "without the module nobody logs in");
         }
     }
-    must("ignore", &[Ignore], true, "other users are refused");
+    must("ignore", &[Ignore], Harm::Unsafe, "other users are refused");
     if ours.substack {
-        faults.push(Fault::fail(format!("{}: in a substack, which is all that its control words end", ours.place())));
+        faults
+            .push(Fault::not_safe(format!("{}: in a substack, which is all that its control words end", ours.place())));
     }
     faults
 }
@@ -246,16 +296,18 @@ fn chain_faults(chain: &[&Entry], ours: usize) -> Vec<Fault> {
                 .iter()
                 .any(|action| *action == Action::Done || (*action == Action::Die && entry.kind == Kind::Auth));
         if over || ends {
-            faults.push(Fault::fail(format!("{}: {} may end the search before {MODULE}", entry.place(), entry.name())));
+            faults.push(Fault::shut(format!("{}: {} may end the search before {MODULE}", entry.place(), entry.name())));
         }
         match threat(entry) {
-            Some(threat) => faults.push(Fault::fail(format!(
+            Some(threat) => faults.push(Fault::not_safe(format!(
                 "{}: {} runs for containers' users: {threat}",
                 entry.place(),
                 entry.name()
             ))),
             None if entry.kind == Kind::Account || is_harmless(entry) => {}
-            None => faults.push(Fault::warn(format!("{}: {} runs for containers' users", entry.place(), entry.name()))),
+            None => {
+                faults.push(Fault::small(format!("{}: {} runs for containers' users", entry.place(), entry.name())))
+            }
         }
     }
     let Some(line) = chain.get(ours) else { return faults };
@@ -263,13 +315,13 @@ fn chain_faults(chain: &[&Entry], ours: usize) -> Vec<Fault> {
         Kind::Account if !guarded => {
             let seen =
                 format!("{}: other users meet it as well, and without the module none of them logs in", line.place());
-            faults.push(Fault::warn(seen));
+            faults.push(Fault::small(seen));
         }
         Kind::Session => {
             for needed in NEEDED {
                 let later = chain.iter().skip(ours).find(|entry| entry.name() == needed);
                 if let Some(entry) = later.filter(|_| !chain.iter().take(ours).any(|entry| entry.name() == needed)) {
-                    faults.push(Fault::warn(format!(
+                    faults.push(Fault::small(format!(
                         "{}: {needed} comes behind {MODULE} and does not run for containers' users",
                         entry.place()
                     )));
@@ -302,10 +354,10 @@ fn guard(entry: &Entry) -> Result<(), Fault> {
             entry.place(),
             condition.join(" ")
         );
-        return Err(Fault::fail(seen));
+        return Err(Fault::shut(seen));
     }
     if entry.control.action("success") != Action::Jump(1) || entry.control.action("auth_err") != Action::Ignore {
-        return Err(Fault::fail(format!("{}: should be [success=1 default=ignore]", entry.place())));
+        return Err(Fault::shut(format!("{}: should be [success=1 default=ignore]", entry.place())));
     }
     Ok(())
 }
@@ -358,22 +410,30 @@ fn is_harmless(entry: &Entry) -> bool {
 fn options(stack: &[Entry]) -> Result<&[String], Fault> {
     let ours: Vec<_> = stack.iter().filter(|entry| is_ours(entry) && Kind::OURS.contains(&entry.kind)).collect();
     for entry in &ours {
-        match Options::parse(entry.arguments.iter().map(String::as_bytes)) {
-            Err(refusal) => return Err(Fault::fail(format!("{}: {}", entry.place(), refusal.cause))),
-            Ok(options) if options.join_now => {
-                return Err(Fault::fail(format!(
-                    "{}: join=now is not for sshd, with it containers' users are refused",
-                    entry.place()
-                )));
-            }
-            Ok(_) => {}
-        }
+        options_of(entry)?;
     }
     let Some(first) = ours.first() else { return Ok(&[]) };
     if let Some(other) = ours.iter().find(|entry| entry.arguments != first.arguments) {
-        return Err(Fault::warn(format!("{}: other options than in {}", other.place(), first.place())));
+        return Err(Fault::small(format!("{}: other options than in {}", other.place(), first.place())));
     }
     Ok(&first.arguments)
+}
+
+/// Where a login is verified.
+fn account_line(stack: &[Entry]) -> Option<&Entry> {
+    stack.iter().find(|entry| is_ours(entry) && entry.kind == Kind::Account)
+}
+
+/// The options of a line, as the module reads them for sshd.
+fn options_of(entry: &Entry) -> Result<Options, Fault> {
+    match Options::parse(entry.arguments.iter().map(String::as_bytes)) {
+        Err(refusal) => Err(Fault::shut(format!("{}: {}", entry.place(), refusal.cause))),
+        Ok(options) if options.join_now => Err(Fault::shut(format!(
+            "{}: join=now is not for sshd, with it containers' users are refused",
+            entry.place()
+        ))),
+        Ok(options) => Ok(options),
+    }
 }
 
 /// The new text of the service's file; nothing if the old one is well.
@@ -412,7 +472,7 @@ fn mended(read: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>> {
     let new = lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect::<String>();
 
     let with = |name: &str| if name == SERVICE { Some(new.clone()) } else { read(name) };
-    match faults(&stack::flatten(&with, SERVICE)).into_iter().find(|fault| fault.state == State::Fail) {
+    match faults(&stack::flatten(&with, SERVICE)).into_iter().find(|fault| fault.harm != Harm::Small) {
         Some(fault) => bail!("mend this by hand: {}", fault.seen),
         None if new == old => Ok(None),
         None => Ok(Some(new)),

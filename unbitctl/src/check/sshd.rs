@@ -23,8 +23,69 @@ const HEADER: &str = "# What containers' users need, see unbitctl(8). sshd takes
 const WHY: &str = "sshd decides who is let in before a container is asked";
 const WHY_SHELL: &str = "sshd refuses accounts whose shell is not on the node";
 
-/// What sshd says of itself: its keywords, in small letters.
-type Says = BTreeMap<String, Vec<String>>;
+/// What sshd says of itself.
+pub struct Says {
+    /// Its keywords, in small letters, with the values of their lines.
+    keywords: BTreeMap<String, Vec<String>>,
+}
+
+impl Says {
+    fn parse(out: &str) -> Self {
+        let mut keywords: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for line in out.lines() {
+            let (keyword, value) = line.split_once(' ').unwrap_or((line, ""));
+            keywords.entry(keyword.to_ascii_lowercase()).or_default().push(value.trim().to_owned());
+        }
+        Self { keywords }
+    }
+
+    /// The values of a keyword, one for each line that it has.
+    fn each(&self, keyword: &str) -> &[String] {
+        self.keywords.get(&keyword.to_ascii_lowercase()).map_or(&[], Vec::as_slice)
+    }
+
+    /// The value of a keyword; nothing if it has none.
+    pub fn of(&self, keyword: &str) -> String {
+        self.each(keyword).join(" ")
+    }
+
+    /// Whether a keyword names something.
+    pub fn names(&self, keyword: &str) -> bool {
+        !matches!(self.of(keyword).as_str(), "" | "none")
+    }
+
+    /// Whether it asks PAM, and by the name of the service that has our lines.
+    pub fn asks_pam(&self) -> bool {
+        !faults(self).iter().any(|(setting, _)| matches!(setting.keyword, "UsePAM" | "PAMServiceName"))
+    }
+
+    /// The keyword by which it does not let in a user whose only group has the user's name, as allowed_user() of OpenSSH's auth.c
+    /// finds it. Where a pattern is about the client's address too, it depends.
+    fn shuts_out(&self, user: &str) -> Option<String> {
+        let names = |keyword: &str, with_an_address: bool| {
+            let patterns = self.each(keyword).iter().flat_map(|value| value.split_whitespace());
+            let mut counted = patterns.filter(|pattern| with_an_address || !pattern.contains('@'));
+            counted.any(|pattern| matches(pattern.split('@').next().unwrap_or(pattern), user))
+        };
+        let denies = ["DenyUsers", "DenyGroups"].into_iter().find(|keyword| names(keyword, false));
+        let mut allowing = ["AllowUsers", "AllowGroups"].into_iter();
+        let keyword = denies.or_else(|| allowing.find(|keyword| self.names(keyword) && !names(keyword, true)))?;
+        Some(format!("{keyword} {}: {user} is shut out", self.of(keyword)))
+    }
+}
+
+/// A pattern of sshd's, in which * is any letters and ? any one (PATTERNS in ssh_config(5)).
+fn matches(pattern: &str, text: &str) -> bool {
+    let (mut letters, mut left) = (pattern.chars(), text.chars());
+    match letters.next() {
+        None => text.is_empty(),
+        Some('*') => (0..=text.len()).any(|from| text.get(from..).is_some_and(|rest| matches(letters.as_str(), rest))),
+        Some(letter) => {
+            left.next().is_some_and(|other| letter == '?' || letter == other)
+                && matches(letters.as_str(), left.as_str())
+        }
+    }
+}
 
 /// A keyword that must have a certain value.
 struct Setting {
@@ -107,7 +168,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
     let mut findings = Vec::new();
     if node.has(PROGRAM) {
         if nix::unistd::geteuid().is_root() {
-            match ask(node) {
+            match ask(node, any_user(node)) {
                 Ok(says) => findings.extend(judge(node, &says)),
                 Err(error) => {
                     findings.push(Finding::fail(
@@ -135,37 +196,27 @@ pub fn uses_pam(node: &Node) -> Result<bool> {
     if !node.has(PROGRAM) {
         return Ok(true);
     }
-    let faults = faults(&ask(node)?);
-    Ok(!faults.iter().any(|(setting, _)| matches!(setting.keyword, "UsePAM" | "PAMServiceName")))
+    Ok(ask(node, any_user(node))?.asks_pam())
 }
 
-/// What sshd would do with a container's user, from anywhere.
-fn ask(node: &Node) -> Result<Says> {
-    let user = some_container(node).map_or(FIRST_UID, |container| container.get());
+/// A container's user, any of them.
+fn any_user(node: &Node) -> u32 {
+    some_container(node).map_or(FIRST_UID, |container| container.get())
+}
+
+/// What sshd would do with a user, from anywhere.
+pub fn ask(node: &Node, user: u32) -> Result<Says> {
     let who = format!("user={user},host=client.invalid,addr=192.0.2.1,laddr=192.0.2.2,lport=22");
     let answer = program::run_sshd(node, &["-T", "-C", &who])?;
     if !answer.ok() {
         bail!("sshd -T: {}", answer.complaint());
     }
-    Ok(parse(&answer.out))
-}
-
-fn parse(out: &str) -> Says {
-    let mut says = Says::new();
-    for line in out.lines() {
-        let (keyword, value) = line.split_once(' ').unwrap_or((line, ""));
-        says.entry(keyword.to_ascii_lowercase()).or_default().push(value.trim().to_owned());
-    }
-    says
-}
-
-fn says_of<'a>(says: &'a Says, keyword: &str) -> &'a [String] {
-    says.get(&keyword.to_ascii_lowercase()).map_or(&[], Vec::as_slice)
+    Ok(Says::parse(&answer.out))
 }
 
 /// The settings that are not well, with the values that they have.
 fn faults(says: &Says) -> Vec<(&'static Setting, String)> {
-    let with_value = SETTINGS.iter().map(|setting| (setting, says_of(says, setting.keyword).join(" ")));
+    let with_value = SETTINGS.iter().map(|setting| (setting, says.of(setting.keyword)));
     with_value.filter(|(setting, value)| !(setting.good)(value)).collect()
 }
 
@@ -187,34 +238,40 @@ fn judge(node: &Node, says: &Says) -> Vec<Finding> {
         };
         findings.push(Finding::warn(NAME, why, seen, node.setup(NAME)));
     }
-    let methods = says_of(says, "AuthenticationMethods").join(" ");
-    if !methods.is_empty() && !methods.split_whitespace().any(|method| matches!(method, "any" | "publickey")) {
-        let mend = format!(
-            "let containers' users in by publickey alone: Match User 3*, AuthenticationMethods publickey, at the end of {MAIN}"
-        );
-        findings.push(Finding::fail(
-            NAME,
-            "containers' users have keys alone",
-            format!("AuthenticationMethods {methods}"),
-            mend,
-        ));
-    }
-    let chroot = says_of(says, "ChrootDirectory").join(" ");
-    if !chroot.is_empty() && chroot != "none" {
-        let mend = format!(
-            "keep it from containers' users: ChrootDirectory none in a Match for them, before the other one, in {MAIN}"
-        );
-        let why = "containers' users are no longer root when sshd gets to it, and are refused";
-        findings.push(Finding::fail(NAME, why, format!("ChrootDirectory {chroot}"), mend));
-    }
+    findings.extend(obstacles(says, any_user(node)));
     if findings.is_empty() {
         findings.push(Finding::ok(NAME, WHY, "sshd -T says what it should, for containers' users"));
     }
     findings
 }
 
+/// What keeps a container's user out, and what to do about it by hand: it is a decision of somebody's.
+pub fn obstacles(says: &Says, user: u32) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut found = |why, seen, mend| findings.push(Finding::fail(NAME, why, seen, mend));
+    if let Some(seen) = says.shuts_out(&user.to_string()) {
+        let mend = format!("let containers' users in there, in {MAIN}: AllowUsers 3* or the like, see sshd_config(5)");
+        found("whom sshd does not let in, no container is asked for", seen, mend);
+    }
+    let methods = says.of("AuthenticationMethods");
+    if !methods.is_empty() && !methods.split_whitespace().any(|method| matches!(method, "any" | "publickey")) {
+        let mend = format!(
+            "let containers' users in by publickey alone: Match User 3*, AuthenticationMethods publickey, at the end of {MAIN}"
+        );
+        found("containers' users have keys alone", format!("AuthenticationMethods {methods}"), mend);
+    }
+    if says.names("ChrootDirectory") {
+        let mend = format!(
+            "keep it from containers' users: ChrootDirectory none in a Match for them, before the other one, in {MAIN}"
+        );
+        let why = "containers' users are no longer root when sshd gets to it, and are refused";
+        found(why, format!("ChrootDirectory {}", says.of("ChrootDirectory")), mend);
+    }
+    findings
+}
+
 fn sftp(says: &Says) -> Option<&str> {
-    says_of(says, "Subsystem").iter().find_map(|subsystem| subsystem.strip_prefix("sftp "))
+    says.each("Subsystem").iter().find_map(|subsystem| subsystem.strip_prefix("sftp "))
 }
 
 fn internal_sftp(says: &Says) -> bool {
@@ -279,7 +336,7 @@ pub fn mend(node: &Node) -> Result<Vec<Change>> {
         return Ok(Vec::new());
     }
     crate::must_be_root("to ask sshd what it is configured to do")?;
-    let says = ask(node)?;
+    let says = ask(node, any_user(node))?;
     let mut lines: Vec<_> = faults(&says)
         .into_iter()
         .filter(|(setting, value)| cannot_mend(node, setting, value).is_none())
@@ -357,7 +414,7 @@ mod tests {
     use super::*;
 
     fn faulty(out: &str) -> Vec<&'static str> {
-        faults(&parse(out)).into_iter().map(|(setting, _)| setting.keyword).collect()
+        faults(&Says::parse(out)).into_iter().map(|(setting, _)| setting.keyword).collect()
     }
 
     const GOOD: &str = "usepam yes\npubkeyauthentication yes\nauthorizedkeysfile .ssh/authorized_keys .ssh/uwsgi_authorized_keys\n\
@@ -367,7 +424,7 @@ mod tests {
     #[test]
     fn each_setting_is_judged_by_itself() {
         assert_eq!(faulty(GOOD), [""; 0]);
-        assert!(internal_sftp(&parse(GOOD)));
+        assert!(internal_sftp(&Says::parse(GOOD)));
         for (old, new, keyword) in [
             ("usepam yes", "usepam no", "UsePAM"),
             ("pubkeyauthentication yes", "pubkeyauthentication no", "PubkeyAuthentication"),
@@ -382,7 +439,30 @@ mod tests {
         }
         assert_eq!(faulty(&format!("{GOOD}pamservicename sshd\n")), [""; 0]);
         assert_eq!(faulty(&format!("{GOOD}pamservicename other\n")), ["PAMServiceName"]);
-        assert!(!internal_sftp(&parse("subsystem sftp /usr/lib/openssh/sftp-server")));
+        assert!(!internal_sftp(&Says::parse("subsystem sftp /usr/lib/openssh/sftp-server")));
+    }
+
+    #[test]
+    fn whom_sshd_does_not_let_in() {
+        for (out, is_out) in [
+            ("", false),
+            ("allowusers alice", true),
+            ("allowusers alice\nallowusers 3*", false),
+            ("allowusers 3000?", false),
+            ("allowusers 3?", true),
+            ("allowusers *@10.0.0.1", false), // from there
+            ("allowusers alice@*", true),
+            ("allowgroups ssh sftp", true),
+            ("allowgroups ssh\nallowgroups *1", false),
+            ("denyusers 30002", false),
+            ("denyusers *@10.0.0.1", false),
+            ("denyusers 300*\nallowusers 30001", true),
+            ("denygroups *", true),
+            ("allowusers 30001\nallowgroups ssh", true),
+        ] {
+            assert_eq!(Says::parse(out).shuts_out("30001").is_some(), is_out, "{out}");
+        }
+        assert_eq!(Says::parse("allowusers a\nallowusers b").shuts_out("1").unwrap(), "AllowUsers a b: 1 is shut out");
     }
 
     #[test]

@@ -128,7 +128,7 @@ fn rehearse(node: &Node, steps: &[&Step]) -> Result<ExitCode> {
             }
             Err(error) => {
                 tell(format_args!("{}: {error:#}", step.name));
-                code = ExitCode::FAILURE;
+                code = crate::exit_code(&error);
             }
         }
     }
