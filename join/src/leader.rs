@@ -94,7 +94,12 @@ impl Leader {
             let process = process.step(Reason::Broken, "list /proc")?;
             let Some(pid) = process.file_name().to_str().ok().and_then(|name| name.parse().ok()) else { continue };
             if is_first_in(namespace, pid).step(Reason::Broken, format_args!("look at process {pid}"))? {
-                let pidfd = sys::pidfd_open(pid).step(Reason::NotRunning, format_args!("pidfd_open {pid}"))?;
+                let pidfd = match sys::pidfd_open(pid) {
+                    Err(errno @ Errno::ESRCH) => {
+                        return Err(Refusal::failed(Reason::NotRunning, format_args!("pidfd_open {pid}"), errno));
+                    }
+                    other => other.step(Reason::Broken, "pidfd_open (Linux 5.3 or newer is needed)")?,
+                };
                 let leader = Self::take(pidfd, None)?;
                 let its_pids =
                     leader.proc.namespace("pid").step(Reason::NotRunning, "look at its pid namespace again")?;
@@ -117,9 +122,7 @@ impl Leader {
 
     /// Looks again: alive, and still what it has to be.
     pub fn check(&self) -> Result<(), Refusal> {
-        let status =
-            self.proc.read("status").step(Reason::NotRunning, format_args!("read /proc/{}/status", self.pid))?;
-        self.check_status(&status)
+        self.check_status(&self.status()?)
             .map_err(|cause| Refusal::new(Reason::NotTrusted, format!("pid {} on ns.socket: {cause}", self.pid)))?;
         let ours =
             Proc::of_self().and_then(|own| own.namespace("user")).step(Reason::Broken, "look at our user namespace")?;
@@ -156,24 +159,43 @@ impl Leader {
         Ok(ready == 0)
     }
 
-    /// The capabilities that it and its children can ever have, as a mask of bits.
-    pub fn bounding_set(&self) -> Result<u64, Refusal> {
-        let status =
-            self.proc.read("status").step(Reason::NotRunning, format_args!("read /proc/{}/status", self.pid))?;
-        status
-            .lines()
-            .find_map(|line| u64::from_str_radix(line.strip_prefix("CapBnd:")?.trim(), 16).ok())
-            .ok_or_else(|| Refusal::new(Reason::Broken, format!("/proc/{}/status has no CapBnd", self.pid)))
+    /// What it can never gain.
+    pub fn bounds(&self) -> Result<Bounds, Refusal> {
+        Bounds::of(&self.status()?).ok_or_else(|| {
+            Refusal::new(Reason::Broken, format!("/proc/{}/status has no CapBnd or no NoNewPrivs", self.pid))
+        })
+    }
+
+    fn status(&self) -> Result<String, Refusal> {
+        self.proc.read("status").step(Reason::NotRunning, format_args!("read /proc/{}/status", self.pid))
     }
 
     /// The process that started it: the node's Emperor. 0 if that one is out of our sight.
     pub fn parent(&self) -> Result<i32, Refusal> {
-        let status =
-            self.proc.read("status").step(Reason::NotRunning, format_args!("read /proc/{}/status", self.pid))?;
+        let status = self.status()?;
         match numbers(&status, "PPid").as_deref() {
             Ok([parent]) => Ok(*parent as i32),
             _ => Err(Refusal::new(Reason::Broken, format!("/proc/{}/status has no PPid", self.pid))),
         }
+    }
+}
+
+/// What a process can never gain, nor those that it starts: see PR_CAPBSET_DROP and PR_SET_NO_NEW_PRIVS in prctl(2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bounds {
+    /// The capabilities that it can have, as a mask of bits.
+    pub capabilities: u64,
+    /// Whether set-user-ID programs give it nothing.
+    pub no_new_privs: bool,
+}
+
+impl Bounds {
+    fn of(status: &str) -> Option<Self> {
+        let value = |key| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+        Some(Self {
+            capabilities: u64::from_str_radix(value("CapBnd:")?, 16).ok()?,
+            no_new_privs: value("NoNewPrivs:")? != "0",
+        })
     }
 }
 
@@ -246,6 +268,19 @@ mod tests {
             "",
         ] {
             assert!(verdict("4242\t1", uid).is_err(), "Uid {uid}");
+        }
+    }
+
+    #[test]
+    fn bounds_are_read_whole_or_not_at_all() {
+        let bounds = |capabilities, no_new_privs| Some(Bounds { capabilities, no_new_privs });
+        assert_eq!(
+            Bounds::of("NoNewPrivs:\t1\nCapEff:\t3\nCapBnd:\t000001ffffffffff\n"),
+            bounds(0x1ff_ffff_ffff, true)
+        );
+        assert_eq!(Bounds::of("CapBnd:\t0000000000000000\nNoNewPrivs:\t0\n"), bounds(0, false));
+        for status in ["", "CapBnd:\t0\n", "NoNewPrivs:\t0\n", "CapBnd:\tx\nNoNewPrivs:\t0\n"] {
+            assert_eq!(Bounds::of(status), None, "{status:?}");
         }
     }
 

@@ -4,7 +4,7 @@ use crate::cgroups::{self, Cgroup};
 use crate::deadline::Deadline;
 use crate::door::Door;
 use crate::emperor::Emperor;
-use crate::leader::{Leader, Proc};
+use crate::leader::{Bounds, Leader, Proc};
 use crate::namespaces::{self, Kind, Namespace};
 use crate::options::Options;
 use crate::refusal::{Reason, Refusal, Step};
@@ -13,6 +13,7 @@ use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::prctl::set_no_new_privs;
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid, setgroups, setresgid, setresuid};
 use shared::ContainerUid;
@@ -98,7 +99,10 @@ impl Visit {
     /// In sshd's child: joins all of it, and leaves root's power behind in the same breath. What follows, in sshd or in a PAM module, runs as the
     /// container's user, so that no path of the tenant's is ever looked up by root.
     pub fn enter(mut self) -> Result<(), Refusal> {
+        let bounds = self.leader.bounds()?;
         let (uid, gid) = self.join()?;
+        stay_within(bounds)?;
+        retry(|| setgroups(&[gid])).step(Reason::Broken, "leave the node's groups")?;
         retry(|| setresgid(gid, gid, gid)).step(Reason::Broken, "become the container's group")?;
         retry(|| setresuid(uid, uid, uid)).step(Reason::Broken, "become the container's user")?;
         self.must_be_alive()
@@ -109,7 +113,9 @@ impl Visit {
     pub fn enter_before_the_application_drops_root(mut self) -> Result<(), Refusal> {
         // A directory of the host's that the application has open would be a way out for the user's shell.
         sys::close_on_exec().step(Reason::Broken, "keep the application's descriptors from the user's programs")?;
+        let bounds = self.leader.bounds()?;
         let (uid, gid) = self.join()?;
+        stay_within(bounds)?;
         retry(|| setgroups(&[gid])).step(Reason::Broken, "leave root's groups")?;
         // setfsuid(2) does not tell a failure; asking with an invalid id tells what holds.
         setfsgid(gid);
@@ -121,12 +127,12 @@ impl Visit {
         self.must_be_alive()
     }
 
-    /// For an operator who stays root inside: joins all of it, and keeps what an administrator needs there, as far as the container's pid 1
-    /// could have it too. Unlike the other two this one leaves root in the tenant's file system: what it runs there must be trusted.
+    /// For an operator who stays root inside: joins all of it, and keeps what an administrator needs there. Unlike the other two this one leaves root in the tenant's file system: what it runs there must be trusted.
     pub fn enter_as_root(mut self) -> Result<(), Refusal> {
-        let bounding = self.leader.bounding_set()?;
-        let kept: Vec<_> = KEPT_BY_ROOT.into_iter().filter(|kept| bounding & kept.bitmask() != 0).collect();
+        let bounds = self.leader.bounds()?;
+        let kept: Vec<_> = KEPT_BY_ROOT.into_iter().filter(|kept| bounds.capabilities & kept.bitmask() != 0).collect();
         self.join()?;
+        stay_within(bounds)?;
         let root = (Uid::from_raw(0), Gid::from_raw(0));
         retry(|| setgroups(&[root.1])).step(Reason::Broken, "leave root's groups")?;
         retry(|| setresgid(root.1, root.1, root.1)).step(Reason::Broken, "stay in root's group")?;
@@ -190,15 +196,21 @@ const KEPT_BY_ROOT: [Capability; 11] = [
     Capability::CAP_SYS_PTRACE,
 ];
 
+/// Nobody who enters can ever gain what the container's pid 1 could not: a set-user-ID program of the container's gives a session no more than it
+/// gives pid 1.
+fn stay_within(bounds: Bounds) -> Result<(), Refusal> {
+    sys::bound_capabilities(bounds.capabilities)
+        .step(Reason::Broken, "leave capabilities that its pid 1 cannot have")?;
+    if bounds.no_new_privs {
+        retry(set_no_new_privs).step(Reason::Broken, "gain no new privileges, like its pid 1")?;
+    }
+    Ok(())
+}
+
 /// Each change by itself, so that an interrupted one is made again while the capability to make it is still there.
 fn keep_capabilities(kept: &[Capability]) -> nix::Result<()> {
     let kept: CapsHashSet = kept.iter().copied().collect();
-    for capability in caps::all().difference(&kept) {
-        match change(|| caps::drop(None, CapSet::Bounding, *capability)) {
-            Err(Errno::EINVAL) => {} // this kernel does not have it
-            other => other?,
-        }
-    }
+    sys::bound_capabilities(kept.iter().fold(0, |mask, capability| mask | capability.bitmask()))?;
     change(|| caps::clear(None, CapSet::Ambient))?;
     change(|| caps::clear(None, CapSet::Inheritable))?;
     // From what there is, which may be less: a service manager may have taken some away.

@@ -86,6 +86,16 @@ impl Hostile {
     /// Starts it with the tool's words, and waits for its socket.
     pub fn start(words: &str) -> Self {
         let uid = HOSTILE;
+        // By number: setpriv would ask the tenant's passwd.
+        Self::become_by(
+            &format!("perl -e '$) = q({uid} {uid}); $( = {uid}; ($<, $>) = ({uid}, {uid}); exec @ARGV'"),
+            words,
+        )
+    }
+
+    /// The same with a command that becomes the container's user, and may leave more behind.
+    pub fn become_by(command: &str, words: &str) -> Self {
+        let uid = HOSTILE;
         give_home();
         let home = format!("/containers/{uid}");
         sh(format!("rm -f {home}/run/ns.socket {home}/kind*")).ok();
@@ -104,8 +114,7 @@ impl Hostile {
             [ ! -e {home}/etc/passwd ] || mount --bind {home}/etc /ns/etc
             hostname c{uid}; ip link set lo up
             cd /ns; pivot_root . .old_root; umount -l /.old_root
-            # By number: setpriv would ask the tenant's passwd.
-            exec env -i HOME={home} perl -e '$) = q({uid} {uid}); $( = {uid}; ($<, $>) = ({uid}, {uid}); exec @ARGV' {home}/tenant {words}"
+            exec env -i HOME={home} {command} {home}/tenant {words}"
         );
         let outside = Command::new("unshare")
             .args(["-m", "-p", "-i", "-u", "-n", "--fork", "--propagation", "private"])

@@ -666,3 +666,49 @@ fn names_that_lead_nowhere_else() {
     assert_eq!(ssh("30001:style", WHOAMI).ok(), inside(30001, mounts));
     watch.done();
 }
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_set_user_id_program_gives_a_session_no_more_than_pid_1() {
+    const KEYS: [&str; 4] = ["Uid:", "CapEff:", "CapBnd:", "NoNewPrivs:"];
+    let of = |status: &str| {
+        KEYS.map(|key| status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned())
+    };
+    const PROGRAM: &str = "/usr/local/bin/cat-as-root";
+    sh(format!("install -m 4755 /bin/cat /distros/base{PROGRAM}")).ok();
+    let _end = AtEnd(|| drop(sh(format!("rm /distros/base{PROGRAM}"))));
+    let _su = join_now("su");
+    let command = format!("{PROGRAM} /proc/self/status");
+    for bounds in ["", "--bounding-set=-all", "--bounding-set=-mknod,-sys_admin", "--no-new-privs"] {
+        let become_it = format!("setpriv --reuid {HOSTILE} --regid {HOSTILE} --clear-groups {bounds}");
+        let hostile = Hostile::become_by(&become_it, "serve /run/ns.socket");
+        let [_, _, bounding, no_new_privs] =
+            of(&fs::read_to_string(format!("/proc/{}/status", hostile.leader)).unwrap());
+        for said in [
+            ssh(HOSTILE, &command),
+            sh(format!("unbitctl enter {HOSTILE} -- {command}")),
+            sh(format!("su {HOSTILE} -c '{command}'")),
+        ] {
+            let [uids, effective, session_bounding, session_no_new_privs] = of(&said.ok());
+            let uid = if no_new_privs == "1" { HOSTILE } else { 0 };
+            assert!(uids.starts_with(&format!("{HOSTILE}\t{uid}\t")), "{bounds}: {uids}");
+            assert_eq!(session_no_new_privs, no_new_privs, "{bounds}");
+            // su's own bounding set is smaller still.
+            let mask = |text: &str| u64::from_str_radix(text, 16).unwrap();
+            assert_eq!(mask(&session_bounding) & !mask(&bounding), 0, "{bounds}: {session_bounding}");
+            let gained = if uid == 0 { mask(&session_bounding) } else { 0 };
+            assert_eq!(mask(&effective), gained, "{bounds}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn groups_of_the_node_stay_on_the_node() {
+    let _group = Changed::file("/etc/group", |text| format!("{text}node-secrets:x:900:30001,alice\n"));
+    let watch = Watch::start();
+    assert!(sh("id -G alice").ok().contains("900"), "the group is one");
+    assert_eq!(ssh(30001, "id -G").ok(), "30001");
+    assert_eq!(sh("unbitctl enter 30001 -- id -G").ok(), "30001");
+    watch.done();
+}
