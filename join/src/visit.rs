@@ -61,9 +61,7 @@ impl Visit {
         tell("cgroups", format_args!("{}", cgroups::names(&cgroups)));
         leader.check()?; // what was opened was the container's all the time
 
-        let our_pids = retry(|| open("/proc/self/ns/pid", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()))
-            .step(Reason::Broken, "open our own pid namespace")?;
-        Ok(Self { container, leader, namespaces, cgroups, our_pids })
+        Ok(Self { container, leader, namespaces, cgroups, our_pids: our_pids()? })
     }
 
     /// The container's pid 1.
@@ -160,6 +158,12 @@ impl Visit {
         }
         Err(Refusal::new(Reason::NotRunning, "its pid 1 ended while the session entered"))
     }
+}
+
+/// The pid namespace of the calling process, by which [`Visit::bind_next_child`] can be taken back.
+pub fn our_pids() -> Result<OwnedFd, Refusal> {
+    retry(|| open("/proc/self/ns/pid", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()))
+        .step(Reason::Broken, "open our own pid namespace")
 }
 
 fn pid_namespace(namespaces: &[Namespace]) -> Result<&Namespace, Refusal> {

@@ -76,7 +76,7 @@ fn run(
 }
 
 /// A panic must not end as a session, half joined or on the host. The process that serves this login ends here, with one line in the log and
-/// no core file of a process that holds keys.
+/// no core file of a process that holds keys. Where memory runs out Rust aborts, with neither.
 fn end_the_process_on_a_panic() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

@@ -200,8 +200,7 @@ fn bind_session(call: &mut Call) -> Result<Verdict, Refusal> {
         ));
     }
     let visit = login.verified.as_ref().ok_or_else(|| missing("account"))?;
-    lock::close()?;
-    visit.bind_next_child()?;
+    lock::close(visit)?;
 
     call.pam.log(libc::LOG_INFO, &opens(container, visit, login.verified_in + started.elapsed()));
     login.session = Session::Open;
