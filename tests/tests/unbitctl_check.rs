@@ -3,6 +3,8 @@
 
 use serde_json::Value;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use unbit_tests::*;
 
 /// What a check says.
@@ -592,6 +594,25 @@ fn time() {
         "not-applicable",
         "EPERM",
     );
+}
+
+// What glibc answers, and the accounts' shell
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn an_answer_of_somebody_elses() {
+    is_well(&check("nsswitch"), "getent shadow 3000");
+    let _hosts = Changed::file("/etc/hosts", |text| format!("192.0.2.9 30000.local\n{text}"));
+    one(&check("nsswitch"), "fail", "getent ahostsv4 30000.local has another answer: 192.0.2.9");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_shell_that_cannot_be_run() {
+    let bash = Path::new("/usr/bin/bash");
+    let mode = |mode| fs::set_permissions(bash, PermissionsExt::from_mode(mode)).unwrap();
+    let _back = AtEnd(|| mode(0o755));
+    one(&check_by("chmod 644 /usr/bin/bash;", "sshd"), "fail", "/bin/bash cannot be run");
 }
 
 // nscd

@@ -149,6 +149,11 @@ fn the_pam_lines() {
         assert_eq!(failed.mend, "unbitctl setup pam");
     }
     {
+        let _module = instead(&sh("ls /usr/lib/*/security/pam_unbit.so").ok(), "true");
+        ends_at("pam", "there is no /usr/lib/");
+        assert_eq!(ssh(30001, "true").status, Some(255));
+    }
+    {
         let _option = with_option("timout=5");
         ends_at("pam", "unknown option: timout=5");
         let log = Log::from_now();
@@ -213,6 +218,18 @@ fn whom_sshd_lets_in() {
         let _end = AtEnd(|| fs::remove_file(file).unwrap());
         ends_at(if lines.contains("Pubkey") { "keys" } else { "sshd" }, cause);
     }
+    {
+        let file = "/etc/ssh/sshd_config.d/00-a.conf";
+        let _end = AtEnd(|| fs::remove_file(file).unwrap());
+        fs::write(file, "ForceCommand uptime\n").unwrap();
+        let (findings, status) = check();
+        assert_eq!((findings[1].check.as_str(), findings[1].state.as_str(), status), ("sshd", "warn", Some(0)));
+    }
+    {
+        sh("node-sshd stop").ok();
+        let _up = AtEnd(|| drop(sh("node-sshd start")));
+        ends_at("sshd", "nobody listens on port 22");
+    }
     a_login_works();
 }
 
@@ -237,6 +254,17 @@ fn the_keys() {
     ] {
         let _odd = instead(keys, &as_the_tenant(made));
         ends_at("keys", cause);
+    }
+    {
+        let _text = instead(keys, &as_the_tenant("echo not a key >KEYS"));
+        ends_at("keys", "uwsgi_authorized_keys holds no key");
+    }
+    for (path, mode) in [("/containers/30001/.ssh", "0"), ("/containers", "700"), (keys, "600; chown 0:0")] {
+        let before = sh(format!("stat -c '%a %u:%g' {path}; chmod {mode} {path}")).ok();
+        let (before, owner) = before.split_once(' ').unwrap();
+        let _back = AtEnd(|| drop(sh(format!("chown {owner} {path}; chmod {before} {path}"))));
+        ends_at("keys", "Permission denied");
+        assert_eq!(ssh(30001, "true").status, Some(255), "{path}");
     }
     for (folder, cause) in [
         ("/containers/30001", "bad ownership or modes for directory /containers/30001"),

@@ -7,7 +7,7 @@ use super::pam;
 use super::sshd::{self, Says};
 use crate::inside::{self, Words};
 use crate::node::Node;
-use crate::report::Finding;
+use crate::report::{Finding, State};
 use anyhow::Result;
 use join::options::Options;
 use join::refusal::{Reason, Refusal};
@@ -15,9 +15,12 @@ use join::visit::Visit;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::sys::wait::WaitStatus;
-use nix::unistd::{User, chdir};
+use nix::unistd::{Gid, Uid, User, chdir, getgroups, setfsgid, setfsuid, setgroups};
 use shared::ContainerUid;
 use std::ffi::CString;
+use std::fs::File;
+use std::io::Read;
+use std::mem::replace;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -76,7 +79,14 @@ fn go(container: ContainerUid, findings: &mut Vec<Finding>) -> Result<(), Findin
     findings.push(account(container)?);
     let node = Node::at(None);
     let says = sshd(&node, container)?;
-    findings.push(ok("sshd", "it asks PAM, and lets this user in who has a key"));
+    findings.push(match says.forced_command() {
+        None => ok("sshd", "it listens, asks PAM, and lets this user in who has a key"),
+        Some(command) => warn(
+            "sshd",
+            format!("ForceCommand {command}: that runs in the container, whatever the client asks for"),
+            "if that is not meant for containers' users: ForceCommand none in a Match for them",
+        ),
+    });
     let options = pam(&node, findings)?;
     findings.push(keys(container, &says)?);
     let visit = prepare(container, &options, findings)?;
@@ -159,6 +169,10 @@ fn sshd(node: &Node, container: ContainerUid) -> Result<Says, Finding> {
     if !says.asks_pam() {
         return Err(fail("sshd", "it does not ask PAM, or not by the name sshd", "unbitctl setup sshd"));
     }
+    if !says.listens() {
+        let seen = format!("nobody listens on port {}", says.of("Port"));
+        return Err(fail("sshd", seen, "systemctl start ssh; its log tells why it ended"));
+    }
     match sshd::obstacles(&says, container.get()).into_iter().next() {
         Some(obstacle) => Err(obstacle),
         None => Ok(says),
@@ -168,6 +182,10 @@ fn sshd(node: &Node, container: ContainerUid) -> Result<Says, Finding> {
 /// The lines of PAM, and on which terms they let a session in.
 fn pam(node: &Node, findings: &mut Vec<Finding>) -> Result<Options, Finding> {
     let let_in = pam::let_in(node).map_err(|error| fail("pam", format!("{error:#}"), pam::mend_of(node)))?;
+    let module = pam::module(node);
+    if module.state == State::Fail {
+        return Err(module);
+    }
     let terms = if let_in.words.is_empty() { "no options" } else { &let_in.words };
     findings.push(ok("pam", format!("{} lets containers' users in: {terms}", pam::FILE)));
     findings.extend(let_in.doubts.into_iter().map(|doubt| warn("pam", doubt, pam::mend_of(node))));
@@ -183,6 +201,9 @@ fn keys(container: ContainerUid, says: &Says) -> Result<Finding, Finding> {
     let is_strict = says.of("StrictModes") != "no";
     let files = says.of("AuthorizedKeysFile");
     let (mut good, mut bad, mut doubts) = (Vec::new(), Vec::new(), Vec::new());
+    let _user = AsTheUser::become_it(container).map_err(|errno| {
+        fail("keys", format!("leave root's groups: {errno}"), "run it as root, with all of root's capabilities")
+    })?;
     for file in files.split_whitespace().filter(|file| *file != "none").map(|file| expand(file, container)) {
         match look_at_keys(container, &file, is_strict, &mut doubts) {
             Ok(true) => good.push(file),
@@ -230,7 +251,32 @@ fn expand(file: &str, container: ContainerUid) -> String {
     text
 }
 
-/// Whether this file holds keys that sshd would read. Looked at and never opened: it is the tenant's, and may be anything.
+/// As long as it lives, files are reached with the rights of a container's user, as sshd reaches its keys.
+struct AsTheUser {
+    groups: Vec<Gid>,
+}
+
+impl AsTheUser {
+    fn become_it(container: ContainerUid) -> nix::Result<Self> {
+        let before = Self { groups: getgroups()? };
+        setgroups(&[Gid::from_raw(container.get())])?;
+        setfsgid(Gid::from_raw(container.get()));
+        setfsuid(Uid::from_raw(container.get()));
+        Ok(before)
+    }
+}
+
+impl Drop for AsTheUser {
+    fn drop(&mut self) {
+        setfsuid(Uid::from_raw(0));
+        setfsgid(Gid::from_raw(0));
+        // What follows leaves root's groups in any case.
+        let _ = setgroups(&self.groups);
+    }
+}
+
+/// Whether this file holds keys that sshd would read. It is the tenant's, and may be anything: only a regular file is opened, and
+/// what is in it is not shown.
 fn look_at_keys(
     container: ContainerUid,
     file: &str,
@@ -246,15 +292,17 @@ fn look_at_keys(
     let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
     let failed = |errno: nix::errno::Errno| format!("{file}: {}", errno.desc());
     let mut at: OwnedFd = open(top, flags | OFlag::O_DIRECTORY, Mode::empty()).map_err(failed)?;
+    let mut last = None;
     let mut path = top.trim_end_matches('/').to_owned();
     if top == home {
         check_modes(container, &path, &fstat(&at).map_err(failed)?, is_strict, doubts)?;
     }
     for name in below.split('/').filter(|name| !name.is_empty()) {
-        at = match openat(&at, name, flags | OFlag::O_NOFOLLOW, Mode::empty()) {
+        let next = match openat(&at, name, flags | OFlag::O_NOFOLLOW, Mode::empty()) {
             Err(nix::errno::Errno::ENOENT) => return Ok(false),
             other => other.map_err(failed)?,
         };
+        last = Some((replace(&mut at, next), name));
         path = format!("{path}/{name}");
         if kind(&fstat(&at).map_err(failed)?) == SFlag::S_IFLNK {
             return Err(format!("{path} is a symbolic link, which is not followed here"));
@@ -264,10 +312,29 @@ fn look_at_keys(
         }
     }
     let status = fstat(&at).map_err(failed)?;
-    if kind(&status) != SFlag::S_IFREG {
+    let Some((folder, name)) = last.filter(|_| kind(&status) == SFlag::S_IFREG) else {
         return Err(format!("{path} is not a regular file"));
+    };
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let mut text = Vec::new();
+    File::from(openat(&folder, name, flags, Mode::empty()).map_err(failed)?)
+        .take(LONGEST)
+        .read_to_end(&mut text)
+        .map_err(|error| format!("{file}: {error}"))?;
+    if !text.is_empty() && !has_key(&text) {
+        return Err(format!("{path} holds no key"));
     }
-    Ok(status.st_size > 0)
+    Ok(!text.is_empty())
+}
+
+/// More than anybody's keys.
+const LONGEST: u64 = 1 << 20;
+
+/// Whether there is a line with a key, by the names with which all types of keys begin (ssh -Q key).
+fn has_key(text: &[u8]) -> bool {
+    String::from_utf8_lossy(text).lines().filter(|line| !line.trim_start().starts_with('#')).any(|line| {
+        line.split_whitespace().any(|word| ["ssh-", "ecdsa-", "sk-"].iter().any(|begin| word.starts_with(begin)))
+    })
 }
 
 fn kind(status: &FileStat) -> SFlag {

@@ -62,10 +62,13 @@ fn answers(node: &Node) -> Vec<Finding> {
     if super::nscd::hangs(node) {
         return vec![Finding::not_applicable(NAME, WHY_ANSWER, "nscd keeps every question waiting (see nscd)")];
     }
-    let host = format!("{FIRST_UID}.local");
-    let mut findings = vec![ask(node, "ahostsv4", &host, |line| line.contains(&host))];
+    let first = ContainerUid::new(FIRST_UID);
+    let address = first.and_then(ContainerUid::address).map(|address| address.to_string()).unwrap_or_default();
+    let mut findings = vec![ask(node, "ahostsv4", &format!("{FIRST_UID}.local"), |line| {
+        line.split_whitespace().next() == Some(&address)
+    })];
     match some_container(node) {
-        None if node.is_running() => findings.push(Finding::ok(
+        None if node.is_running() => findings.push(Finding::not_applicable(
             NAME,
             WHY_ANSWER,
             format!("no container to ask for: {CONTAINERS} has no directory of a container's"),
@@ -73,9 +76,12 @@ fn answers(node: &Node) -> Vec<Finding> {
         None => {}
         Some(container) => {
             let name = container.to_string();
-            for (database, record) in
-                [("passwd", format!("{name}:x:{name}:{name}:")), ("group", format!("{name}:x:{name}:"))]
-            {
+            let mut records =
+                vec![("passwd", format!("{name}:x:{name}:{name}:")), ("group", format!("{name}:x:{name}:"))];
+            if nix::unistd::geteuid().is_root() {
+                records.push(("shadow", format!("{name}:!:"))); // others may be told of none
+            }
+            for (database, record) in records {
                 findings.push(ask(node, database, &name, |line| line.starts_with(&record)));
             }
         }

@@ -60,7 +60,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
 }
 
 /// The module is where libpam looks, and can be loaded.
-fn module(node: &Node) -> Finding {
+pub fn module(node: &Node) -> Finding {
     let Some(path) = module_path(node, MODULE) else {
         return Finding::not_applicable(NAME, WHY_MODULE, "there are no PAM modules");
     };
@@ -290,6 +290,14 @@ fn chain_faults(chain: &[&Entry], ours: usize) -> Vec<Fault> {
         } else {
             between.chunk_by(|one, next| one.substack && next.substack).count()
         };
+        // A jump may lead over it.
+        let is_met = !chain
+            .iter()
+            .take(index)
+            .any(|before| before.control.all().iter().any(|action| matches!(action, Action::Jump(_))));
+        if entry.name() == "pam_deny.so" && is_met && entry.control.action("auth_err") != Action::Ignore {
+            faults.push(Fault::shut(format!("{}: pam_deny.so refuses everybody before {MODULE}", entry.place())));
+        }
         let over = actions.iter().any(|action| matches!(action, Action::Jump(over) if *over > lines));
         let ends = !entry.substack
             && actions

@@ -11,6 +11,8 @@ use anyhow::{Result, bail};
 use files::{Directive, directives};
 use shared::settings::{FIRST_UID, SHELL};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 
 const NAME: &str = "sshd";
 pub const PROGRAM: &str = "/usr/sbin/sshd";
@@ -52,6 +54,24 @@ impl Says {
     /// Whether a keyword names something.
     pub fn names(&self, keyword: &str) -> bool {
         !matches!(self.of(keyword).as_str(), "" | "none")
+    }
+
+    /// The command that runs instead of what the client asks for. internal-sftp is no program of the node's, but as little what was asked for.
+    pub fn forced_command(&self) -> Option<String> {
+        Some(self.of("ForceCommand")).filter(|_| self.names("ForceCommand"))
+    }
+
+    /// Whether somebody listens on one of its ports: sshd, or systemd for it. Where the kernel does not say, yes.
+    pub fn listens(&self) -> bool {
+        const LISTENS: &str = "0A"; // TCP_LISTEN of the kernel's tcp_states.h
+        let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(std::fs::read_to_string);
+        let sockets = tables.iter().flatten().flat_map(|table| table.lines().skip(1));
+        let listening = sockets.filter_map(|line| match line.split_whitespace().collect::<Vec<_>>().as_slice() {
+            [_, local, _, LISTENS, ..] => u16::from_str_radix(local.rsplit(':').next()?, 16).ok(),
+            _ => None,
+        });
+        let ports: Vec<u16> = self.each("Port").iter().filter_map(|port| port.parse().ok()).collect();
+        tables.iter().all(std::io::Result::is_err) || listening.into_iter().any(|port| ports.contains(&port))
     }
 
     /// Whether it asks PAM, and by the name of the service that has our lines.
@@ -280,10 +300,13 @@ fn internal_sftp(says: &Says) -> bool {
 
 /// The accounts' shell.
 fn shell(node: &Node) -> Finding {
-    if node.has(SHELL) {
+    let Ok(file) = node.open(SHELL).map(File::from) else {
+        return Finding::fail(NAME, WHY_SHELL, format!("there is no {SHELL}"), format!("install the shell {SHELL}"));
+    };
+    if file.metadata().is_ok_and(|file| file.is_file() && file.mode() & 0o111 != 0) {
         Finding::ok(NAME, WHY_SHELL, format!("{SHELL} is there"))
     } else {
-        Finding::fail(NAME, WHY_SHELL, format!("there is no {SHELL}"), format!("install the shell {SHELL}"))
+        Finding::fail(NAME, WHY_SHELL, format!("{SHELL} cannot be run"), format!("install the shell {SHELL} anew"))
     }
 }
 

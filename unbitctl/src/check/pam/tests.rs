@@ -189,6 +189,13 @@ fn each_fault_is_seen_and_mended() {
 }
 
 #[test]
+fn who_refuses_everybody_before_ours_is_somebodys_decision() {
+    let broken = MENDED.replacen("account    required     pam_nologin.so", "account    required     pam_deny.so", 1);
+    assert_eq!(seen(&broken), ["/etc/pam.d/sshd line 7: pam_deny.so refuses everybody before pam_unbit.so"]);
+    assert!(mend_text(&broken).unwrap_err().to_string().contains("by hand"));
+}
+
+#[test]
 fn a_line_behind_the_common_ones_is_too_late() {
     let auth = format!("auth {CONTROL} pam_unbit.so\n");
     let late = format!(
