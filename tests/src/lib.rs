@@ -157,10 +157,24 @@ pub fn leader(uid: u32) -> String {
 /// The mount, pid, net, ... namespaces that a container has to itself.
 pub const OWN: [&str; 5] = ["ipc", "mnt", "net", "pid", "uts"];
 
-/// Says what this machine cannot show, where cargo does not swallow it.
-pub fn not_tried(why: impl std::fmt::Display) {
-    use std::io::Write;
+/// Says what this machine cannot show, where cargo does not swallow it. Unless something else says too that it `lacks` what it takes, that is a
+/// failure under `CI=true`.
+#[track_caller]
+pub fn not_tried(why: impl Display, lacks: bool) {
     writeln!(std::io::stderr().lock(), "NOT TRIED: {why}").unwrap();
+    let must_try = std::env::var("CI").is_ok_and(|ci| ci == "true");
+    assert!(lacks || !must_try, "NOT TRIED, and nothing says why not: {why}");
+}
+
+/// Whether the kernel was built without this option. Where it does not say how it was built, that cannot be told apart.
+pub fn kernel_lacks(option: &str) -> bool {
+    !fs::exists("/proc/config.gz").unwrap()
+        || sh(format!("zcat /proc/config.gz | grep -qx '# {option} is not set'")).status == Some(0)
+}
+
+/// Whether this layout of cgroups has the controllers of version 1 out of reach: a machine has them on one version.
+pub fn layout_lacks_controllers() -> bool {
+    std::env::var("NODE_LAYOUT").unwrap() == "v2"
 }
 
 /// A file that a test has changed; it is put back when the test ends, however it ends.

@@ -541,7 +541,7 @@ fn a_list_of_containers_that_run() {
 fn memory_is_told_with_its_limit() {
     let files = ["memory/30001/memory.limit_in_bytes", "30001/memory.limit_in_bytes", "30001/memory.max"];
     let file = files.map(|file| format!("/sys/fs/cgroup/{file}")).into_iter().find(|file| fs::exists(file).unwrap());
-    let Some(file) = file else { return not_tried("no controller memory") };
+    let Some(file) = file else { return not_tried("no controller memory", layout_lacks_controllers()) };
     assert_eq!(row(30001).memory_limit, (1 << 30).to_string(), "that of examples/container.ini");
     let before = fs::read_to_string(&file).unwrap();
     fs::write(&file, (256 << 20).to_string()).unwrap();
@@ -642,7 +642,7 @@ fn the_quota_is_told() {
     let _end = AtEnd(|| drop(sh(format!("umount /containers; losetup -d {device}; rm /tmp/quota /dev/loop*"))));
     let mounted = sh(format!("mount -o usrquota {device} /containers"));
     if mounted.status != Some(0) && sh("dmesg | grep 'not built with CONFIG_QUOTA'").status == Some(0) {
-        return not_tried("this kernel has no quota for ext4");
+        return not_tried("this kernel has no quota for ext4", kernel_lacks("CONFIG_QFMT_V2"));
     }
     mounted.ok();
     sh("mkdir /containers/30001; head -c 1M /dev/zero >/containers/30001/x; chown -R 30001:30001 /containers/30001; sync").ok();
