@@ -78,6 +78,13 @@ pub fn ssh(user: impl Display, command: &str) -> Done {
 /// The same by sshd's other port, whose sftp server is internal.
 pub const INTERNAL_SFTP: &str = "-P2222";
 
+/// What a line of the node's system log begins with: facility authpriv, and LOG_ERR, LOG_INFO or LOG_DEBUG of syslog(3).
+pub const ERR: &str = "<83>";
+/// See [`ERR`].
+pub const INFO: &str = "<86>";
+/// See [`ERR`].
+pub const DEBUG: &str = "<87>";
+
 /// The node's system log from some moment on.
 pub struct Log(usize);
 
@@ -99,14 +106,20 @@ impl Log {
         String::from_utf8_lossy(&fs::read(Self::FILE).unwrap()[self.0..]).into_owned()
     }
 
+    /// The lines of ours that hold this text.
+    pub fn lines(&self, needle: &str) -> Vec<String> {
+        let text = self.text();
+        let ours = text.lines().filter(|line| line.contains("pam_unbit") && line.contains(needle));
+        ours.map(str::to_owned).collect()
+    }
+
     /// Waits for the one line of ours that holds this text, and gives back the whole line.
     #[track_caller]
     pub fn one_line(&self, needle: &str) -> String {
         eventually(&format!("one log line with {needle:?} in {}", self.text()), || {
-            let text = self.text();
-            let mut lines = text.lines().filter(|line| line.contains("pam_unbit") && line.contains(needle));
-            let line = lines.next()?.to_owned();
-            assert_eq!(lines.next(), None, "one refusal, one line");
+            let mut lines = self.lines(needle);
+            let line = lines.pop()?;
+            assert_eq!(lines, [""; 0], "one refusal, one line");
             Some(line)
         })
     }

@@ -26,7 +26,7 @@ fn refused(user: &str, sentence: &str, cause: &str) {
         assert!(done.err.contains(sentence), "{way:?}: {done:?}");
         let line = log.one_line("refused:");
         assert!(line.contains(cause), "{line}");
-        assert!(line.contains("pam_unbit(sshd:account)"), "{line}");
+        assert!(line.starts_with(ERR) && line.contains("pam_unbit(sshd:account)"), "{line}");
         eventually("sshd's own line", || log.text().contains("by PAM account configuration").then_some(()));
     }
     assert_no_session_on_the_host();
