@@ -138,12 +138,28 @@ fn pamtester_step_by_step() {
         "open_session close_session",
         "acct_mgmt setcred open_session setcred close_session",
     ] {
+        let log = Log::from_now();
         let done = pamtester(LINES, operations);
         assert_eq!(done.status, Some(0), "{operations}: {done:?}");
+        assert!(log.one_line("session opens").contains("pam_unbit(unbit-test:session)"));
     }
     let log = Log::from_now();
     assert_ne!(pamtester(&LINES.replace(" join=now", ""), "open_session").status, Some(0));
     assert!(log.one_line("refused:").contains("the service unbit-test cannot enter containers without join=now"));
+}
+
+/// PAM_SILENT of pam_acct_mgmt(3): what is silent for the user is in the log all the same.
+#[test]
+#[ignore = "needs the node: make test"]
+fn an_application_that_asks_for_silence() {
+    let lines = LINES.replace(" join=now", "");
+    for (operation, is_told) in [("acct_mgmt", true), ("'acct_mgmt(PAM_SILENT)'", false)] {
+        let log = Log::from_now();
+        let done = pamtester(&lines, operation);
+        assert_eq!(done.status, Some(1), "{done:?}");
+        assert_eq!((done.out + &done.err).contains("Container 30001 "), is_told, "{operation}");
+        assert!(log.one_line("refused:").starts_with(ERR));
+    }
 }
 
 #[test]
