@@ -8,8 +8,8 @@ use std::{mem, ptr};
 /// What uWSGI's message begins with.
 pub const MAGIC: &[u8] = b"uwsgi-setns";
 
-/// sendmsg(2) with SCM_RIGHTS.
-pub fn send(peer: &UnixStream, message: &[u8], descriptors: &[OwnedFd]) -> io::Result<()> {
+/// sendmsg(2) with SCM_RIGHTS; the number of bytes that the kernel took.
+pub fn send(peer: &UnixStream, message: &[u8], descriptors: &[OwnedFd]) -> io::Result<usize> {
     let numbers: Vec<i32> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let size = mem::size_of_val(&numbers[..]) as u32;
     // SAFETY: plain arithmetic.
@@ -34,5 +34,5 @@ pub fn send(peer: &UnixStream, message: &[u8], descriptors: &[OwnedFd]) -> io::R
     }
     // SAFETY: everything that the header points to lives until the call returns.
     let sent = unsafe { libc::sendmsg(peer.as_raw_fd(), &header, libc::MSG_NOSIGNAL) };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }

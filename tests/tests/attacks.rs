@@ -3,7 +3,8 @@
 //! outside was touched, no session was on the host, nothing is left, and honest people log in.
 
 use std::fs;
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::io::Read;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use unbit_tests::tenant::*;
@@ -13,7 +14,7 @@ const SOCKET: &str = "/containers/30001/run/ns.socket";
 const NOT_PID_1: &str = "would be a container's pid 1";
 
 /// What the Emperor might say, and what it would never.
-const KINDS: [&str; 26] = [
+const KINDS: [&str; 27] = [
     "silent",
     "close",
     "deaf",
@@ -26,6 +27,7 @@ const KINDS: [&str; 26] = [
     "send-0-own",
     "send-1-own",
     "send-5-own",
+    "send-2-hosts",
     "send-7-forged",
     "send-64-own",
     "send-65-own",
@@ -39,7 +41,7 @@ const KINDS: [&str; 26] = [
     "send-2-fifo",
     "send-64-dir",
     "send-253-file",
-    "linger",
+    "linger", // the last: what the tenant has made ready for it keeps the tenant waiting, too
 ];
 
 /// More than any login takes that waits for nothing.
@@ -89,6 +91,39 @@ fn listen_inside(how: &str) -> (Restored, Inside, impl Sized + use<>) {
     (restored, inside, killed)
 }
 
+/// Connects like somebody who does listen, so that the tenant tells how far it comes then. What it tells.
+fn listen_to(uid: u32, kind: &str) -> Option<String> {
+    let (bytes, descriptors) = match kind.split('-').collect::<Vec<_>>()[..] {
+        ["deaf"] => return None,
+        ["linger"] => return None, // the last close would be ours
+        ["silent" | "close"] => (0, "0"),
+        ["short"] => (5, "0"),
+        ["long"] => (60_011, "0"),
+        ["drip"] => (1, "0"),
+        ["late" | "split"] => (11, "0"),
+        [_, count, _] => (15, count),
+        _ => (15, "0"),
+    };
+    let mut peer = UnixStream::connect(format!("/containers/{uid}/run/ns.socket")).unwrap();
+    peer.set_read_timeout(Some(Duration::from_millis(400))).unwrap();
+    let taken = peer.read(&mut [0; 1]);
+    assert_eq!(taken.is_ok_and(|taken| taken > 0), bytes > 0, "{kind}");
+    let end = if kind == "drip" { ", then BrokenPipe" } else { "" };
+    let _peer = (kind != "drip").then_some(peer); // that one goes on until we are gone
+    let heard = format!("{kind}: {bytes} bytes and {descriptors} descriptors{end}");
+    eventually(&heard, || told(uid).contains(&heard).then_some(()));
+    Some(heard)
+}
+
+/// Of the other connections it came to nothing: each was closed to whatever it would have sent.
+#[track_caller]
+fn assert_unheard(uid: u32, kind: &str, heard: Option<String>) {
+    let end = if ["silent", "close"].contains(&kind) { "" } else { ", then BrokenPipe" };
+    let unheard = (kind != "deaf").then(|| format!("{kind}: 0 bytes and 0 descriptors{end}"));
+    let expected = heard.into_iter().chain(unheard).collect();
+    eventually(&format!("{expected:?}, and not {:?}", told(uid)), || (told(uid) == expected).then_some(()));
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_listener_inside_says_whatever_it_likes() {
@@ -97,10 +132,9 @@ fn a_listener_inside_says_whatever_it_likes() {
         let _listener = listen_inside("exec TENANT serve /run/ns.socket");
         for kind in KINDS {
             set_kind(30001, kind);
-            let times = if kind == "linger" { 12 } else { 1 }; // it has to be quicker than we
-            for _ in 0..times {
-                turned_away(30001, NOT_PID_1);
-            }
+            let heard = listen_to(30001, kind);
+            turned_away(30001, NOT_PID_1);
+            assert_unheard(30001, kind, heard);
         }
     }
     watch.done();
@@ -116,6 +150,7 @@ fn a_listener_with_mounts_and_a_group_file_of_its_own() {
         ));
         set_kind(30001, "send-7-own");
         turned_away(30001, NOT_PID_1);
+        assert_unheard(30001, "send-7-own", None);
     }
     watch.done();
 }
@@ -156,9 +191,14 @@ fn a_hostile_pid_1_says_whatever_it_likes() {
     {
         let hostile = Hostile::start("serve /run/ns.socket");
         let mounts = hostile.mounts();
-        for kind in KINDS {
+        for kind in ["cgroup", "user"] {
+            assert_eq!(namespaces(&hostile.leader)[kind], namespaces("self")[kind], "what send-2-hosts sends");
+        }
+        for kind in ["send-5-others"].into_iter().chain(KINDS) {
             set_kind(HOSTILE, kind);
+            let heard = listen_to(HOSTILE, kind);
             lands(HOSTILE, &mounts);
+            assert_unheard(HOSTILE, kind, heard);
         }
     }
     watch.done();
@@ -423,6 +463,7 @@ fn a_file_whose_last_close_waits_for_the_tenant() {
         let stuck = sh("ps -eo stat=,comm= | grep '^D.*sshd'").out;
         assert_eq!(stuck, "", "sshd waits for the tenant, and no signal helps: {done:?}");
         assert_eq!(done.ok(), inside(HOSTILE, &mounts));
+        assert_eq!(told(HOSTILE).into_iter().collect::<Vec<_>>(), ["fuse: Err(BrokenPipe)"]);
     }
     watch.done();
 }

@@ -21,7 +21,7 @@ fn counted(count: usize) -> Vec<u8> {
     [MAGIC, &(count as i32).to_ne_bytes()].concat()
 }
 
-fn answer(mut peer: UnixStream, pid: &str, kind: &str) -> std::io::Result<()> {
+fn answer(mut peer: UnixStream, pid: &str, kind: &str) -> std::io::Result<usize> {
     let honest = namespaces(pid);
     let all = honest.len();
     match kind {
@@ -32,15 +32,15 @@ fn answer(mut peer: UnixStream, pid: &str, kind: &str) -> std::io::Result<()> {
         }
         "silent" => {
             std::thread::sleep(Duration::from_secs(600));
-            Ok(())
+            Ok(0)
         }
-        "hang-up" => Ok(()),
+        "hang-up" => Ok(0),
         "short" => send(&peer, MAGIC, &honest),
         "split" => {
             let message = counted(all);
             send(&peer, &message[..4], &honest)?;
             std::thread::sleep(Duration::from_millis(100));
-            peer.write_all(&message[4..])
+            peer.write(&message[4..])
         }
         "long" => send(&peer, &[counted(all), b"!".to_vec()].concat(), &honest),
         "wrong" => send(&peer, b"setns-uwsgi\x07\0\0\0", &honest),

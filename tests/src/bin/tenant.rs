@@ -1,6 +1,7 @@
 //! What a hostile tenant runs inside its container, as itself or, where it owns that, as pid 1.
 //!
-//!     tenant serve SOCKET          listens, and treats each connection as the word in the file ~/kind says (see `Treatment`)
+//!     tenant serve SOCKET          listens, treats each connection as the word in the file ~/kind says (see `Treatment`), and writes down in
+//!                                  ~/kind.told how far it came
 //!     tenant orphan SOCKET         listens, and ends; a child keeps the socket
 //!     tenant swap A B SECONDS      exchanges two paths as fast as it can
 //!     tenant fuse SOCKET DIRECTORY mounts a file system of its own on the directory, and sends whoever connects a file of it whose last
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, mem, process, ptr, thread};
+use unbit_tests::tenant::INHERITED;
 use unbit_tests::wire::{MAGIC, send};
 
 fn main() {
@@ -56,6 +58,8 @@ impl Treatment {
                 for i in 0..count as usize {
                     let descriptor = match (what, &forged) {
                         ("own", _) => namespace("self", i),
+                        ("hosts", _) => namespace("self", OF_THE_HOST + i % 2),
+                        ("others", _) => File::open(format!("/proc/self/fd/{}", INHERITED + i as i32)).unwrap().into(),
                         (_, Some(forger)) => namespace(&forger.to_string(), i),
                         ("file", _) => File::open("/etc/passwd").unwrap().into(),
                         ("dir", _) => File::open("/").unwrap().into(),
@@ -96,24 +100,25 @@ impl Treatment {
 
     /// What becomes of a connection; what is returned stays open.
     fn treat(self, mut peer: UnixStream) -> Option<(UnixStream, Vec<OwnedFd>)> {
+        let (mut bytes, mut descriptors) = (0, 0);
+        let (mut stays, mut end) = (true, Ok(()));
         match self.kind.split('-').collect::<Vec<_>>()[..] {
-            ["silent"] => return Some((peer, self.kept)),
-            ["close"] => return None,
-            ["late"] => thread::sleep(Duration::from_millis(200)),
+            ["silent"] => {}
+            ["close"] => stays = false,
             ["split"] => {
-                for byte in MAGIC {
-                    let _ = peer.write_all(&[*byte]);
+                stays = false;
+                end = MAGIC.iter().try_for_each(|byte| {
+                    bytes += peer.write(&[*byte])?;
                     thread::sleep(Duration::from_millis(2));
-                }
-                return None;
+                    Ok(())
+                });
             }
             ["drip"] => {
-                thread::spawn(move || {
-                    while peer.write_all(b"u").is_ok() {
-                        thread::sleep(Duration::from_secs(1));
-                    }
-                });
-                return None;
+                stays = false;
+                while end.is_ok() {
+                    end = peer.write(b"u").map(|taken| bytes += taken);
+                    thread::sleep(Duration::from_millis(500));
+                }
             }
             ["die", wait] => {
                 spin(wait);
@@ -121,15 +126,30 @@ impl Treatment {
             }
             ["unshare", wait] => {
                 spin(wait);
-                let _ = unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWUTS);
-                return Some((peer, self.kept));
+                end = unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWUTS);
             }
-            _ => {}
+            _ => {
+                if self.kind == "late" {
+                    thread::sleep(Duration::from_millis(200));
+                }
+                end = send(&peer, &self.message, &self.descriptors)
+                    .map(|taken| (bytes, descriptors) = (taken, self.descriptors.len()));
+            }
         }
-        let _ = send(&peer, &self.message, &self.descriptors);
-        drop(self.descriptors);
-        Some((peer, self.kept))
+        let end = end.err().map(|error| format!(", then {:?}", error.kind())).unwrap_or_default();
+        tell(&format!("{}: {bytes} bytes and {descriptors} descriptors{end}", self.kind));
+        if self.kind == "linger" {
+            thread::spawn(|| drop(self.descriptors)); // it is still ours, and we wait
+        }
+        stays.then_some((peer, self.kept))
     }
+}
+
+/// Writes down how far a treatment came.
+fn tell(line: &str) {
+    let path = format!("{}/kind.told", env::var("HOME").unwrap());
+    let mut told = OpenOptions::new().append(true).create(true).open(path).unwrap();
+    told.write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
 fn serve(path: &str) {
@@ -185,10 +205,13 @@ fn unshare(flags: i32) -> io::Result<()> {
     if unsafe { libc::unshare(flags) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+const KINDS: [&str; 7] = ["mnt", "pid", "net", "ipc", "uts", "cgroup", "user"];
+/// Where those kinds begin in which a container is with the host.
+const OF_THE_HOST: usize = 5;
+
 /// One of a process's namespaces, each number another.
 fn namespace(pid: &str, number: usize) -> OwnedFd {
-    let kinds = ["mnt", "pid", "net", "ipc", "uts", "cgroup", "user"];
-    File::open(format!("/proc/{pid}/ns/{}", kinds[number % kinds.len()])).unwrap().into()
+    File::open(format!("/proc/{pid}/ns/{}", KINDS[number % KINDS.len()])).unwrap().into()
 }
 
 /// A process with namespaces of its own, in a user namespace of its own, where it is root.
@@ -258,7 +281,8 @@ fn serve_fuse(listener: &UnixListener, directory: &str) {
         let file: OwnedFd = open().into();
         fs::write(format!("{}/kind.ready", env::var("HOME").unwrap()), "fuse").unwrap();
         let (peer, _) = listener.accept().unwrap();
-        let _ = send(&peer, MAGIC, std::slice::from_ref(&file));
+        let sent = send(&peer, MAGIC, std::slice::from_ref(&file));
+        tell(&format!("fuse: {:?}", sent.map_err(|error| error.kind())));
         drop(file);
         mute.store(true, Ordering::SeqCst);
         dirt.write_all_at(&[b'x'; 4096], 0).unwrap();
