@@ -1,8 +1,9 @@
 //! The hostile tenant, and who watches what comes of it.
 
-use crate::{AtEnd, Log, eventually, leader, namespaces, pgrep, run, sh, ssh};
-use std::collections::BTreeSet;
+use crate::{AtEnd, Log, OWN, eventually, leader, namespaces, pgrep, run, sh, ssh};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -179,8 +180,8 @@ pub fn give_home() {
 
 /// Looks, all the time that it lives, at every process that sshd has started, and panics in [`Watch::done`] if one of them was
 /// what it must not be:
-/// with root's power or a group beyond the container's in a tenant's file system, a container's user on the host, or a process of sshd's inside
-/// that holds a namespace, a pidfd or a cgroup.
+/// with root's power or a group beyond the container's in a tenant's file system, a container's user on the host, or a process inside that holds
+/// a namespace, a pidfd, a cgroup, or a file out of the container's mounts.
 pub struct Watch {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<(usize, BTreeSet<String>)>>,
@@ -190,8 +191,9 @@ pub struct Watch {
 }
 
 /// What a tenant has no business to change: files of the host and of the distribution, with every time and owner.
-const CANARIES: &str =
-    "find /etc /root /home /var/lib /distros/base -xdev -printf '%p %y %l %m %U %G %s %T@ %C@\\n' | sort; ls -A /dev /";
+/// And those of another tenant, but for its logs.
+const CANARIES: &str = "find /etc /root /home /var/lib /distros/base -xdev -printf '%p %y %l %m %U %G %s %T@ %C@\\n' | sort; ls -A /dev /; \
+     find /containers/30000 -name logs -prune -o -printf '%p %y %l %m %U %G %s %T@\\n' | sort";
 
 impl Watch {
     /// From now on.
@@ -200,19 +202,18 @@ impl Watch {
         let thread = std::thread::spawn({
             let stop = Arc::clone(&stop);
             move || {
-                let host = fs::read_link("/proc/self/ns/mnt").unwrap();
-                let users = fs::read_link("/proc/self/ns/user").unwrap();
+                let host = namespaces("self");
                 let (mut seen, mut found) = (BTreeSet::new(), BTreeSet::new());
                 while !stop.load(Ordering::SeqCst) {
                     for pid in numbers_in_proc() {
-                        let Some(look) = Look::at(pid, &host, &users) else { continue };
+                        let Some(look) = Look::at(pid, &host) else { continue };
                         if look.inside {
                             seen.insert(pid);
                         }
                         // sshd's child is between two system calls for some microseconds; what lasts is not that.
-                        if look.wrong().is_some() {
+                        if look.wrong(&host).is_some() {
                             sleep(Duration::from_millis(10));
-                            found.extend(Look::at(pid, &host, &users).and_then(|again| again.wrong()));
+                            found.extend(Look::at(pid, &host).and_then(|again| again.wrong(&host)));
                         }
                     }
                     sleep(Duration::from_millis(10));
@@ -278,10 +279,11 @@ struct Look {
 
 impl Look {
     /// A process that sshd is an ancestor of; nothing else is of interest.
-    fn at(pid: u32, host: &Path, users: &Path) -> Option<Self> {
+    fn at(pid: u32, host: &BTreeMap<String, String>) -> Option<Self> {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let inside = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()? != host;
-        let of_our_users = fs::read_link(format!("/proc/{pid}/ns/user")).ok()? == users;
+        let is_ours =
+            |kind| Some(fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok()?.to_string_lossy() == host[kind]);
+        let (inside, of_our_users) = (!is_ours("mnt")?, is_ours("user")?);
         let mut ancestor = status.clone();
         let mut hops = 0;
         while !field(&ancestor, "Name").starts_with("sshd") {
@@ -295,7 +297,7 @@ impl Look {
         Some(Self { pid, name: field(&status, "Name").to_owned(), status, inside, of_our_users })
     }
 
-    fn wrong(&self) -> Option<String> {
+    fn wrong(&self, host: &BTreeMap<String, String>) -> Option<String> {
         let line = |key| field(&self.status, key);
         let uids: Vec<u32> = line("Uid").split_whitespace().filter_map(|uid| uid.parse().ok()).collect();
         let what = if !self.inside {
@@ -311,16 +313,37 @@ impl Look {
         } else if line("Gid").split_whitespace().any(|gid| gid != uids[0].to_string()) {
             format!("has the gids {} inside", line("Gid"))
         } else {
-            let held = crate::descriptors(&self.pid.to_string());
-            let kinds = ["mnt:[", "pid:[", "net:[", "ipc:[", "uts:[", "user:[", "cgroup:[", "time:["];
-            let bad = |open: &&String| {
-                kinds.iter().any(|kind| open.starts_with(kind))
-                    || open.contains("pidfd")
-                    || open.contains("cgroup.procs")
-            };
-            format!("holds {}", held.iter().find(|open| self.name.starts_with("sshd") && bad(open))?)
+            format!("holds {}", self.holds(host)?)
         };
         Some(format!("{} ({}) {what}", self.name, self.pid))
+    }
+
+    /// What it has open and should not.
+    fn holds(&self, host: &BTreeMap<String, String>) -> Option<String> {
+        let read = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", self.pid)).unwrap_or_default();
+        let mountinfo = read("mountinfo");
+        let mounts: BTreeSet<_> = mountinfo.lines().filter_map(|line| line.split(' ').next()).collect();
+        let numbers = fs::read_dir(format!("/proc/{}/fd", self.pid)).ok()?;
+        numbers.filter_map(|number| Some((number.as_ref().ok()?.path(), number.ok()?.file_name()))).find_map(
+            |(link, number)| {
+                let open = fs::read_link(&link).ok()?.to_string_lossy().into_owned();
+                // With a kind and a number: a namespace, a socket, a pipe.
+                let is_bad = if open.ends_with(']') && !open.starts_with('/') {
+                    let is_plain = ["socket:[", "pipe:[", "anon_inode:["].iter().any(|kind| open.starts_with(kind));
+                    open.contains("pidfd")
+                        || OWN.iter().any(|kind| open == host[*kind])
+                        || (self.name.starts_with("sshd") && !is_plain)
+                } else {
+                    // Devices are sshd's from before it entered, and lead nowhere. A tenant's user namespace has mounts of its own.
+                    let is_device = || fs::metadata(&link).is_ok_and(|file| file.file_type().is_char_device());
+                    let info = read(&format!("fdinfo/{}", number.to_string_lossy()));
+                    let mount = field(&info, "mnt_id");
+                    let is_elsewhere = || !mount.is_empty() && !mounts.contains(mount);
+                    open.ends_with("/cgroup.procs") || (self.of_our_users && !is_device() && is_elsewhere())
+                };
+                is_bad.then_some(open)
+            },
+        )
     }
 }
 
