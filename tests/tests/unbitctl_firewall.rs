@@ -524,6 +524,23 @@ fn a_bad_list_changes_nothing() {
 
 #[test]
 #[ignore = "needs the node: make test"]
+fn a_list_is_a_plain_file_that_the_check_can_read_again() {
+    let _net = Net::new();
+    sh("mkfifo /tmp/fifo").ok();
+    let _end = AtEnd(|| fs::remove_file("/tmp/fifo").unwrap());
+    for path in ["/tmp/fifo", "/dev/null", "/tmp"] {
+        for list in ["nodes", "routers"] {
+            let refused = on_node(&format!("timeout 5 unbitctl firewall --{list} {path}"));
+            assert_eq!(
+                (refused.status, refused.err),
+                (Some(1), format!("unbitctl: {path}: a list is a plain file, which this is not\n"))
+            );
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
 fn other_tables_stay() {
     let _net = Net::new();
     load(
@@ -567,6 +584,15 @@ fn the_check_sees_what_the_lists_say_now() {
     };
 
     holds(&check(), &["warn ports the table inet unbit is not loaded", "mend unbitctl firewall --apply"]);
+    sh("rm /etc/uwsgi/nodes /etc/uwsgi/legion_nodes").ok();
+    holds(
+        &check(),
+        &[
+            "mend write /etc/uwsgi/nodes and /etc/uwsgi/legion_nodes, one address a line, then: unbitctl firewall --apply",
+        ],
+    );
+    fs::write("/etc/uwsgi/nodes", NODES).unwrap();
+    fs::write("/etc/uwsgi/legion_nodes", ROUTERS).unwrap();
     on_node("unbitctl firewall --apply --legion-ports 2000").ok();
     let good = "ok ports the table inet unbit is loaded: nodes: 4, routers: 4";
     holds(&check(), &[good]);
@@ -587,13 +613,21 @@ fn the_check_sees_what_the_lists_say_now() {
         &check(),
         &["FAIL ports ", "/etc/uwsgi/nodes:1: \"192.0.2.300\" is no IP address", "correct the list, then: unbitctl"],
     );
+    fs::remove_file("/etc/uwsgi/nodes").unwrap();
+    holds(
+        &check(),
+        &[
+            "FAIL ports /etc/uwsgi/nodes: No such file",
+            "mend write /etc/uwsgi/nodes, one address a line, then: unbitctl firewall --legion-ports=2000 --apply",
+        ],
+    );
     load("table inet unbit\ndelete table inet unbit\ntable inet unbit { }\n");
     holds(&check(), &["FAIL ports "]);
 
     fs::write("/etc/uwsgi/nodes", NODES).unwrap();
     fs::rename("/usr/sbin/nft", "/usr/sbin/nft.away").unwrap();
     let _back = AtEnd(|| fs::rename("/usr/sbin/nft.away", "/usr/sbin/nft").unwrap());
-    holds(&check(), &["warn ports nft is not installed", "mend apt install nftables && unbitctl firewall --apply"]);
+    holds(&check(), &["warn ports nft is not installed", "mend apt install nftables, then: unbitctl firewall --apply"]);
     assert!(on_node("unbitctl firewall --apply").failed().contains("apt install nftables"));
     assert!(on_node("unbitctl firewall").ok().contains("table inet unbit"), "printing needs no nft");
 }
@@ -602,6 +636,9 @@ fn the_check_sees_what_the_lists_say_now() {
 #[ignore = "needs the node: make test"]
 fn only_loading_needs_root() {
     let _net = Net::new();
+    for option in ["--nodes /nodes", "--public-ip 192.0.2.1", "--interface tun0", "--apply"] {
+        assert_eq!(on_node(&format!("unbitctl firewall --remove {option}")).status, Some(2), "{option}");
+    }
     let as_alice = |command: &str| on_node(&format!("setpriv --reuid 1000 --regid 1000 --clear-groups {command}"));
     assert!(as_alice("unbitctl firewall").ok().contains("192.0.2.11"));
     for option in ["--apply", "--remove"] {

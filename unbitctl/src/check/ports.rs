@@ -25,25 +25,25 @@ fn look() -> Result<Finding> {
     // A warning only: the ports may be guarded by other means, such as the firewall.sh of uwsgi.it.
     let table = match nft::loaded() {
         Ok(Some(table)) => table,
-        Ok(None) => return Ok(Finding::warn(NAME, WHY, "the table inet unbit is not loaded", APPLY)),
+        Ok(None) => {
+            let mend = load(&Source::from_arguments(&[])?)?;
+            return Ok(Finding::warn(NAME, WHY, "the table inet unbit is not loaded", mend));
+        }
         Err(error) if error.is::<nft::Missing>() => {
-            return Ok(Finding::warn(NAME, WHY, "nft is not installed", format!("apt install nftables && {APPLY}")));
+            let mend = format!("apt install nftables, then: {}", load(&Source::from_arguments(&[])?)?);
+            return Ok(Finding::warn(NAME, WHY, "nft is not installed", mend));
         }
         Err(error) => return Err(error),
     };
     let Ok(source) = Source::from_arguments(table.arguments()) else {
         return Ok(Finding::fail(NAME, WHY, "the table inet unbit is not of this unbitctl", APPLY));
     };
-    let again = format!("{} --apply", source.command()?);
+    let again = load(&source)?;
     let ruleset = match source.ruleset() {
         Ok(ruleset) => ruleset,
         Err(error) => {
-            return Ok(Finding::fail(
-                NAME,
-                WHY,
-                format!("{error:#}").replace('\n', "; "),
-                format!("correct the list, then: {again}"),
-            ));
+            let mend = if source.missing().is_empty() { format!("correct the list, then: {again}") } else { again };
+            return Ok(Finding::fail(NAME, WHY, format!("{error:#}").replace('\n', "; "), mend));
         }
     };
     let differences = table.differences(&nft::made_of(&ruleset.to_string())?);
@@ -56,5 +56,14 @@ fn look() -> Result<Finding> {
             format!("the table inet unbit is not what the lists make of it: {}", differences.join("; ")),
             again,
         )
+    })
+}
+
+/// How to load the rules that are made of these lists.
+fn load(source: &Source) -> Result<String> {
+    let command = format!("{} --apply", source.command()?);
+    Ok(match source.missing().as_slice() {
+        [] => command,
+        missing => format!("write {}, one address a line, then: {command}", missing.join(" and ")),
     })
 }

@@ -1,7 +1,7 @@
 //! The lists of nodes that uwsgi.it writes: one address a line. Blank lines and comments (`#`) are passed over.
 
 use super::ruleset::Network;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -13,8 +13,11 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// Reads a list; each line that is no node's address adds to `bad`, with file, line and reason.
+    /// Reads a list; each line that is no node's address adds to `bad`, with file, line and reason. It is a plain file, as it is read again by the check.
     pub fn read(path: &str, containers: &Network, bad: &mut Vec<String>) -> Result<Self> {
+        if !std::fs::metadata(path).with_context(|| path.to_owned())?.is_file() {
+            bail!("{path}: a list is a plain file, which this is not");
+        }
         let text = std::fs::read(path).with_context(|| path.to_owned())?;
         let (addresses, refused) = Self::parse(&text, containers);
         bad.extend(refused.into_iter().map(|(line, reason)| format!("{path}:{line}: {reason}")));

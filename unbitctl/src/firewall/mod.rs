@@ -12,6 +12,7 @@ use list::Addresses;
 use ruleset::{Interface, Network, PortRange, Ruleset, Services};
 use std::io::{Write, stdout};
 use std::net::IpAddr;
+use std::path::Path;
 use std::process::ExitCode;
 
 pub const EXAMPLES: &str = "\
@@ -29,7 +30,7 @@ pub struct Arguments {
     #[arg(long)]
     apply: bool,
     /// Take our rules away; all other tables stay as they are
-    #[arg(long, conflicts_with = "apply")]
+    #[arg(long, conflicts_with_all = ["apply", "Source"])]
     remove: bool,
 }
 
@@ -94,6 +95,11 @@ impl Source {
     pub fn from_arguments(kept: &[String]) -> Result<Self> {
         let name = String::from("firewall");
         Ok(<Kept as clap::Parser>::try_parse_from(std::iter::once(&name).chain(kept))?.source)
+    }
+
+    /// The lists that are not there.
+    pub fn missing(&self) -> Vec<&str> {
+        [&self.nodes, &self.routers].into_iter().map(String::as_str).filter(|path| !Path::new(path).exists()).collect()
     }
 
     /// The rules for what the lists hold now. Every line that is no address is in the error.
