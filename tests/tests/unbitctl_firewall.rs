@@ -539,6 +539,24 @@ fn a_list_is_a_plain_file_that_the_check_can_read_again() {
     }
 }
 
+/// Whoever reads standard output has gone; or what it leads to is full.
+#[test]
+#[ignore = "needs the node: make test"]
+fn what_is_loaded_does_not_depend_on_who_reads() {
+    let _net = Net::new();
+    let gone = |command: &str| on_node(&format!("bash -c 'exec 3> >(true); wait $!; exec unbitctl {command} >&3'"));
+    let full = |command: &str| on_node(&format!("bash -c 'exec unbitctl {command} >/dev/full'"));
+    let quiet = Done { status: Some(0), out: String::new(), err: String::new() };
+    assert_eq!(gone("firewall"), quiet);
+    let lost = "unbitctl: write standard output: No space left on device (os error 28)\n";
+    assert_eq!(full("firewall"), Done { status: Some(1), out: String::new(), err: lost.to_owned() });
+    for apply in [gone, full] {
+        assert_eq!(apply("firewall --apply"), quiet);
+        on_node("nft list table inet unbit").ok();
+        on_node("unbitctl firewall --remove").ok();
+    }
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn other_tables_stay() {

@@ -23,7 +23,7 @@ use serde::Serialize;
 use shared::ContainerUid;
 use shared::settings::CONTAINERS;
 use std::collections::HashMap;
-use std::io::{self, IsTerminal, Write, stdout};
+use std::io::{IsTerminal, stdout};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -106,31 +106,18 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if !node.is_root {
         crate::tell("without root states, host names and quotas are not seen");
     }
-    let shown = if arguments.watch {
-        watch(&mut node)
+    if arguments.watch {
+        watch(&mut node)?;
     } else {
         let containers = node.look()?;
-        show(&containers, arguments.json)
-    };
-    match shown.map_err(|error| error.downcast::<io::Error>()) {
-        Err(Ok(error)) => report::read_enough(Err(error))?,
-        Err(Err(error)) => return Err(error),
-        Ok(()) => {}
+        let lines = if arguments.json {
+            vec![serde_json::to_string_pretty(&containers)?]
+        } else {
+            table::lines(&containers, None)
+        };
+        report::print(&(lines.join("\n") + "\n"))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn show(containers: &[Container], json: bool) -> Result<()> {
-    let mut out = io::BufWriter::new(stdout().lock());
-    if json {
-        serde_json::to_writer_pretty(&mut out, containers).map_err(io::Error::from)?;
-        writeln!(out)?;
-    } else {
-        for line in table::lines(containers, None) {
-            writeln!(out, "{line}")?;
-        }
-    }
-    Ok(out.flush()?)
 }
 
 const PAUSE: Duration = Duration::from_secs(2);
@@ -162,7 +149,7 @@ fn watch(node: &mut Node) -> Result<()> {
         let mut asked = [PollFd::new(ends.as_fd(), PollFlags::POLLIN)];
         match poll(&mut asked, PollTimeout::try_from(PAUSE)?) {
             Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return Ok(writeln!(stdout())?),
+            Ok(_) => return report::print("\n"),
             Err(errno) => return Err(errno.into()),
         }
     }
@@ -182,9 +169,7 @@ fn draw(lines: &[String]) -> Result<()> {
         text.push_str(&format!("and {} more", lines.len() - room));
     }
     text.push_str("\x1b[J");
-    let mut out = stdout().lock();
-    out.write_all(text.as_bytes())?;
-    Ok(out.flush()?)
+    report::print(&text)
 }
 
 /// What is kept between two looks.

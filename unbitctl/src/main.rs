@@ -95,7 +95,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "unbitctl", &mut script);
-            report::read_enough(io::stdout().write_all(&script))?;
+            report::print(&String::from_utf8(script)?)?;
             Ok(ExitCode::SUCCESS)
         }
     }

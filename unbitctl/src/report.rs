@@ -1,8 +1,8 @@
 //! What a check found, and how it is shown: text for people, JSON for machines.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
-use std::io::{self, IsTerminal, Write, stdout};
+use std::io::{ErrorKind, IsTerminal, Write, stdout};
 use std::process::ExitCode;
 
 /// How a check ended.
@@ -61,9 +61,13 @@ macro_rules! say {
 }
 pub(crate) use say;
 
-/// What came of writing to standard output: that whoever reads it has had enough, head(1) say, is no error.
-pub fn read_enough(written: io::Result<()>) -> io::Result<()> {
-    written.or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
+/// Writes a command's answer to standard output. That whoever reads it has had enough, head(1) say, is no error.
+pub fn print(text: &str) -> Result<()> {
+    let mut out = stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written
+        .or_else(|error| if error.kind() == ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
+        .context("write standard output")
 }
 
 /// How to show it. Colour only on a terminal, and not where NO_COLOR (no-color.org) is set.
@@ -87,7 +91,7 @@ pub fn show(findings: &[Finding], format: Format) -> Result<ExitCode> {
         Format::Json => serde_json::to_string_pretty(findings)? + "\n",
         Format::Text { colour } => text(findings, colour),
     };
-    read_enough(stdout().write_all(text.as_bytes()))?;
+    print(&text)?;
     let failed = findings.iter().any(|finding| finding.state == State::Fail);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -7,10 +7,10 @@ pub mod nft;
 mod ruleset;
 
 use crate::must_be_root;
+use crate::report::{self, say};
 use anyhow::{Result, bail};
 use list::Addresses;
 use ruleset::{Interface, Network, PortRange, Ruleset, Services};
-use std::io::{Write, stdout};
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -129,9 +129,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     if arguments.apply {
         nft::load(&ruleset.to_string())?;
-        writeln!(stdout(), "table inet unbit is loaded: {ruleset:#}")?;
+        say!("table inet unbit is loaded: {ruleset:#}\n");
     } else {
-        write!(stdout(), "{ruleset}")?;
+        report::print(&ruleset.to_string())?;
     }
     Ok(ExitCode::SUCCESS)
 }
