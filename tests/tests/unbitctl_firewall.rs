@@ -234,9 +234,37 @@ const PUBLIC: &[Packet] = &[
     ("a container", "container", "10.0.0.5", Tcp, 0, OTHER, 1999, Refused),
 ];
 
+/// Other ports of the legion, another network and another interface of the containers, and other services for them.
+const OTHER_VALUES: &str =
+    "--legion-ports 3000-3001 --containers 192.0.2.64/26 --interface eth1 --containers-reach tcp/8080,udp/2100";
+
+/// With these values. Without them, all but the first end otherwise.
+const OTHERWISE: &[Packet] = &[
+    ("the legion, same port", "world", "192.0.2.21", Udp, 3001, NODE, 3001, Passes),
+    ("the legion, another port", "world", "192.0.2.21", Udp, 3001, NODE, 3000, Refused),
+    ("a node that is no router", "world", "192.0.2.11", Udp, 3000, NODE, 3000, Refused),
+    ("outside, any port", "world", "10.0.0.9", Udp, 0, NODE, 2099, Passes),
+    ("a container's address", "world", "192.0.2.66", Tcp, 0, NODE, 8081, Refused),
+    ("the interface of containers", "lan", "203.0.113.66", Tcp, 0, NODE, 8081, Refused),
+    ("the interface of containers", "lan", "2001:db8:1::11", Tcp, 0, NODE6, 8081, Refused),
+    ("outside", "container", "10.0.0.5", Tcp, 0, NODE, 8081, Passes),
+    ("outside", "container", "fd00::5", Tcp, 0, NODE6, 8081, Passes),
+    ("what a container may reach", "container", "192.0.2.66", Udp, 0, NODE, 2100, Passes),
+    ("a container", "container", "192.0.2.66", Udp, 0, "10.0.0.1", 53, Refused),
+    ("a container to a node", "world", "192.0.2.66", Udp, 999, "203.0.113.11", 999, Refused),
+    ("a container to a router", "world", "192.0.2.66", Udp, 0, "203.0.113.21", 3001, Refused),
+    ("a container to a node", "lan", "203.0.113.66", Udp, 999, "192.0.2.11", 999, Refused),
+    ("outside through the node", "container", "10.0.0.5", Udp, 999, "203.0.113.11", 999, Passes),
+    ("outside through the node", "container", "fd00::5", Udp, 999, "2001:db8:1::11", 999, Passes),
+];
+
 /// Where a packet ends.
 fn receiver(to: &str) -> &'static str {
-    if to.starts_with("203.0.113.") || to.starts_with("2001:db8:1:") { "lan" } else { "node" }
+    match to {
+        _ if to.starts_with("203.0.113.") || to.starts_with("2001:db8:1:") => "lan",
+        "192.0.2.11" => "world",
+        _ => "node",
+    }
 }
 
 fn at(address: &str, port: u16) -> SocketAddr {
@@ -460,6 +488,24 @@ fn nodes_are_let_in_at_the_public_address_only() {
     assert_eq!((verdicts[6], verdicts[7], verdicts[3]), (Passes, Passes, Refused));
     on_node("unbitctl firewall --apply").ok();
     assert_eq!(&send(PUBLIC)[3..8], [Passes; 5], "without --public-ip");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn other_values_make_other_rules() {
+    let _net = Net::new();
+    on_node("unbitctl firewall --apply").ok();
+    let without: Vec<Packet> = OTHERWISE
+        .iter()
+        .skip(1)
+        .map(|&(a, b, c, d, e, f, g, verdict)| (a, b, c, d, e, f, g, if verdict == Passes { Refused } else { Passes }))
+        .collect();
+    as_the_table_says(&without);
+    on_node(&format!("unbitctl firewall --apply {OTHER_VALUES}")).ok();
+    as_the_table_says(OTHERWISE);
+    on_node("unbitctl firewall --apply --containers-reach ''").ok();
+    let resolver = ("a container", "container", "10.0.0.5", Udp, 0, "10.0.0.1", 53, Refused);
+    as_the_table_says(&[resolver]);
 }
 
 #[test]
