@@ -28,7 +28,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 pub const EXAMPLES: &str = "\
@@ -192,7 +192,7 @@ struct Known {
 /// uWSGI writes a line to the container's log each time that somebody has met it and gone. Every 2 seconds would be many.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
-/// A container may keep us waiting this long; all of them together for a second, and then for next to nothing.
+/// A container may keep us waiting this long; and once those that do not answer have taken this much of every worker's time, the others next to nothing.
 const PATIENCE: Duration = Duration::from_millis(200);
 const LITTLE_PATIENCE: Duration = Duration::from_millis(10);
 const ALL_PATIENCE: Duration = Duration::from_secs(1);
@@ -207,12 +207,18 @@ impl Node {
     fn look(&mut self) -> Result<Vec<Container>> {
         let uids = uids()?;
         let processes = Processes::look()?;
-        let started = Instant::now();
-        let next = AtomicUsize::new(0);
+        let (next, waited) = (AtomicUsize::new(0), AtomicU64::new(0));
         let (known, resources) = (&self.running, &self.resources);
         let asks = |uid: ContainerUid| {
-            let patience = if started.elapsed() < ALL_PATIENCE { PATIENCE } else { LITTLE_PATIENCE };
-            look_at(uid, &processes, known.get(&uid.get()), resources, self.is_root.then_some(patience))
+            let is_patient = Duration::from_micros(waited.load(Ordering::Relaxed)) < ALL_PATIENCE * WORKERS;
+            let patience = self.is_root.then_some(if is_patient { PATIENCE } else { LITTLE_PATIENCE });
+            let started = Instant::now();
+            let seen = look_at(uid, &processes, known.get(&uid.get()), resources, patience);
+            if seen.0.state == State::NotAnswering {
+                let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+                waited.fetch_add(micros, Ordering::Relaxed);
+            }
+            seen
         };
         // In threads for those that keep us waiting.
         let worker = || {
@@ -229,7 +235,7 @@ impl Node {
     }
 }
 
-const WORKERS: usize = 8;
+const WORKERS: u32 = 8;
 
 /// Everything in the folder of the containers that is named as one.
 fn uids() -> Result<Vec<ContainerUid>> {
