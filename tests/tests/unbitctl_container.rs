@@ -550,6 +550,12 @@ fn a_list_of_containers_that_run() {
     let minute = |since| sh(format!("date -d @{since} '+  %F %H:%M  '")).ok();
     assert!([since, since - 1, since + 1].into_iter().any(|since| lines[2].contains(&minute(since))), "{text}");
     assert_eq!(sh("unbitctl list | head -1 | wc -l; echo ${PIPESTATUS[0]}").ok(), "1\n0");
+    for command in ["list", "list --json", "check 30001", "completions bash"] {
+        let lost = "unbitctl: write standard output: No space left on device (os error 28)\n";
+        let full = sh(format!("unbitctl {command} >/dev/full"));
+        assert_eq!((full.status, full.err.as_str()), (Some(1), lost), "{command}");
+        assert_eq!(sh(format!("exec 3> >(true); wait $!; unbitctl {command} >&3")).ok(), "", "{command}");
+    }
 }
 
 #[test]
