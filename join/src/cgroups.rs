@@ -69,7 +69,7 @@ pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refu
         cgroups.push(Cgroup { name: membership.name(), procs });
     }
     if own_required && !is_in_sight {
-        let cause = "none of its cgroups is in sight (not mounted, or sshd is in a cgroup namespace of its own)";
+        let cause = "none of its cgroups is in sight (not mounted, or whoever looks for them is in a cgroup namespace of its own)";
         return Err(Refusal::new(Reason::Misconfigured, cause));
     }
     if own_required && !has_own {

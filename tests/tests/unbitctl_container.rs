@@ -598,6 +598,16 @@ fn each_state_is_told_with_its_cause() {
             ("no-account", "open /containers/30007: ENOTDIR (Not a directory)")
         );
     }
+    {
+        let rows =
+            "import json, sys; print(*[c['state'] + ': ' + c['cause'] for c in json.load(sys.stdin)], sep='\\n')";
+        let hidden = sh(format!(
+            "unshare --mount sh -c 'umount -lR /sys/fs/cgroup; unbitctl list --json' | python3 -c \"{rows}\""
+        ));
+        let words = "(not mounted, or whoever looks for them is in a cgroup namespace of its own)";
+        let one = format!("misconfigured: none of its cgroups is in sight {words}");
+        assert_eq!(hidden.ok(), format!("{one}\n{one}"));
+    }
     sh("node-emperor stop").ok();
     {
         let _up = AtEnd(|| drop(sh("node-emperor start")));
