@@ -818,8 +818,20 @@ fn the_exit_status_and_the_signal_come_back() {
     let enter = |command: &[&str]| run("unbitctl", &[&["enter", "30001", "--"], command].concat(), b"");
     assert_eq!(enter(&["sh", "-c", "exit 42"]).status, Some(42));
     assert_eq!(enter(&["sh", "-c", "kill -TERM $$"]).status, Some(143));
-    assert_eq!(enter(&["nonesuch"]).status, Some(127));
-    assert_eq!(enter(&["/etc/passwd"]).status, Some(126));
+    for (program, status, why) in [
+        ("nonesuch", 127, "No such file or directory"),
+        ("", 127, "No such file or directory"),
+        ("/etc/passwd", 126, "Permission denied"),
+    ] {
+        let done = enter(&[program]);
+        assert_eq!((done.status, done.out.as_str()), (Some(status), ""), "{program}");
+        assert_eq!(done.err, format!("unbitctl: '{program}' cannot be run in container 30001: {why}\n"));
+    }
+    let without = sh("unbitctl enter 30001 ls -la");
+    assert_eq!((without.status, without.out.as_str()), (Some(2), ""));
+    let tip = "tip: to run a command, put -- before it: unbitctl enter 30001 -- ls -la\n";
+    assert!(without.err.contains(tip), "{without:?}");
+    assert!(!sh("unbitctl enter ls 30001").err.contains("tip:"), "there is no container");
     assert_eq!(enter(&["false"]), Done { status: Some(1), out: String::new(), err: String::new() });
 
     for (signal, status) in [("TERM", 143), ("INT", 130), ("HUP", 129), ("USR1", 138)] {

@@ -11,6 +11,7 @@ use crate::relay::{self, End, Seen, Stream};
 use crate::terminal::{Pty, Raw};
 use crate::{sealed, sys};
 use anyhow::{Context, Result, anyhow, bail};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use join::refusal::{Reason, Refusal, Step};
 use join::sys::retry;
 use join::visit::Visit;
@@ -52,6 +53,21 @@ pub struct Arguments {
     command: Vec<OsString>,
 }
 
+/// Adds to an error about the command line what is to be done where it is a command without `--`.
+pub fn with_tip(mut error: clap::Error, arguments: &[OsString]) -> clap::Error {
+    let words: Vec<_> = arguments.iter().skip(1).map(|word| word.to_string_lossy()).collect();
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else { return error };
+    let at = words.iter().position(|other| other == word);
+    let Some((before, command)) = at.and_then(|at| words.split_at_checked(at)) else { return error };
+    let is_container = before.iter().any(|word| crate::container(word).is_ok());
+    let is_command = before.first().is_some_and(|first| first == "enter") && is_container;
+    if is_command && error.kind() == ErrorKind::UnknownArgument && error.get(ContextKind::Suggested).is_none() {
+        let tip = format!("to run a command, put -- before it: unbitctl {} -- {}", before.join(" "), command.join(" "));
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
+}
+
 const DANGER: &str = "\
 root inside the container: every program, library and configuration file there is the tenant's or the distribution's, and runs with
 unbitctl: the uid 0 of this node, to which its /proc/sys and the devices that the container sees are open. Run nothing that you do not have to.";
@@ -73,7 +89,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut inside = inside::send(visit, |visit, words| session.live(visit, words, &theirs, &signals.before))
         .map_err(|refusal| refused(container, &refusal))?;
     drop(theirs);
-    if let Some(code) = arrival(&mut inside, container, options.timeout)? {
+    let program = arguments.command.first().map_or(shared::settings::SHELL.into(), |program| program.to_string_lossy());
+    if let Some(code) = arrival(&mut inside, container, &program, options.timeout)? {
         return Ok(code);
     }
     stay_outside(&inside, ours, &signals)
@@ -106,7 +123,8 @@ impl Session {
         let shell = shared::settings::SHELL;
         let (programs, words) = match arguments.command.split_first() {
             None => (vec![shell.into()], vec![format!("-{}", shell.rsplit('/').next().unwrap_or(shell)).into()]),
-            Some((program, _)) if program.as_bytes().contains(&b'/') => {
+            // execvp(3) does not look for a program of no name either.
+            Some((program, _)) if program.is_empty() || program.as_bytes().contains(&b'/') => {
                 (vec![program.clone()], arguments.command.clone())
             }
             Some((program, _)) => {
@@ -216,7 +234,7 @@ impl Wires {
 }
 
 /// Waits until the process is inside and runs the command; an exit code if that is not there or cannot be run.
-fn arrival(inside: &mut Inside, container: ContainerUid, limit: Duration) -> Result<Option<ExitCode>> {
+fn arrival(inside: &mut Inside, container: ContainerUid, program: &str, limit: Duration) -> Result<Option<ExitCode>> {
     let Some(words) = inside.listen(limit) else {
         let end = if inside.kill() { "" } else { "; it cannot be ended now" };
         bail!(
@@ -228,7 +246,7 @@ fn arrival(inside: &mut Inside, container: ContainerUid, limit: Duration) -> Res
     match words.first().map(|(word, about)| (word.as_str(), about.as_str())) {
         Some(("exec", about)) => {
             let (code, why) = about.split_once(' ').unwrap_or(("126", about));
-            crate::tell(format_args!("the command cannot be run in container {container}: {why}"));
+            crate::tell(format_args!("'{program}' cannot be run in container {container}: {why}"));
             Ok(Some(ExitCode::from(code.parse().unwrap_or(126))))
         }
         Some((_, cause)) => bail!("container {container} refused: {cause}"),

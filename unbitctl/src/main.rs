@@ -63,7 +63,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let command = Arguments::parse().command;
+    let words: Vec<_> = std::env::args_os().collect();
+    let Arguments { command } =
+        Arguments::try_parse_from(&words).unwrap_or_else(|error| enter::with_tip(error, &words).exit());
     // Where SIGCHLD is ignored, nobody learns how a child ended, nor when. Whoever started us may have ignored it.
     let _ = join::sys::default_signal(nix::sys::signal::Signal::SIGCHLD);
     match run(command) {
