@@ -749,6 +749,32 @@ fn watch_goes_on_until_it_is_told_to_end() {
     assert!(done.out.contains('%'), "shares of a processor from the second look on: {done:?}");
 }
 
+#[test]
+#[ignore = "needs the node: make test"]
+fn check_breaks_its_lines_between_words_on_a_terminal_only() {
+    let _option = with_option("namespaces=mnt,pid timeout=7 cgroup=optional");
+    let of_terminal = |columns: usize| {
+        sh(format!(
+            "NO_COLOR=1 script -qec 'stty rows 24 cols {columns}; unbitctl check 30001' /dev/null | tr -d '\\r'"
+        ))
+        .ok()
+    };
+    let piped = run("unbitctl", &["check", "30001"], b"").ok();
+    assert!(piped.lines().any(|line| line.len() > 60), "{piped}");
+    let wide = of_terminal(1000);
+    let numbers = |text: &str| text.replace(|c: char| c.is_ascii_digit(), "");
+    assert_eq!(numbers(&wide), numbers(&piped));
+    let narrow = of_terminal(40);
+    let margin = " ".repeat(18); // of the longest name, namespaces
+    for line in narrow.lines() {
+        let rest = line.get(18..).unwrap_or_default();
+        assert!(line.len() <= 40 || !rest.contains(' ') || line.ends_with("applicable"), "{line:?} in {narrow}");
+        assert!(!line.starts_with(' ') || line.starts_with(&margin), "{line:?} in {narrow}");
+    }
+    let words = |text: &str| numbers(text).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(words(&narrow), words(&piped), "nothing is lost");
+}
+
 /// Where a process inside is, and what it is.
 const PLACE: &str = "echo $(hostname) $(readlink /proc/self/ns/mnt) $(id -u) $(id -G) $(pwd); cat /proc/self/cgroup";
 

@@ -1,5 +1,6 @@
 //! What a check found, and how it is shown: text for people, JSON for machines.
 
+use crate::terminal;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::io::{ErrorKind, IsTerminal, Write, stdout};
@@ -73,7 +74,11 @@ pub fn print(text: &str) -> Result<()> {
 /// How to show it. Colour only on a terminal, and not where NO_COLOR (no-color.org) is set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Format {
-    Text { colour: bool },
+    /// Without a width, lines are as long as they are: grep(1) and scripts read them.
+    Text {
+        colour: bool,
+        width: Option<usize>,
+    },
     Json,
 }
 
@@ -81,7 +86,8 @@ impl Format {
     /// What `--json` and the terminal ask for.
     pub fn new(json: bool) -> Self {
         let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        if json { Self::Json } else { Self::Text { colour: stdout().is_terminal() && !no_colour } }
+        let width = terminal::size().map(|(_, columns)| columns);
+        if json { Self::Json } else { Self::Text { colour: stdout().is_terminal() && !no_colour, width } }
     }
 }
 
@@ -89,31 +95,40 @@ impl Format {
 pub fn show(findings: &[Finding], format: Format) -> Result<ExitCode> {
     let text = match format {
         Format::Json => serde_json::to_string_pretty(findings)? + "\n",
-        Format::Text { colour } => text(findings, colour),
+        Format::Text { colour, width } => text(findings, colour, width),
     };
     print(&text)?;
     let failed = findings.iter().any(|finding| finding.state == State::Fail);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// A line for each finding, with what to do below it where something is to be done, and a line that counts them.
-fn text(findings: &[Finding], colour: bool) -> String {
-    let width = findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
+/// A line for each finding, with what to do below it where something is to be done, or below the last of several for which that is the same;
+/// and a line that counts them.
+fn text(findings: &[Finding], colour: bool, width: Option<usize>) -> String {
+    let names = findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
+    let margin = " ".repeat(names + 8);
+    let room = width.map(|width| width.saturating_sub(margin.len()).max(LITTLE_ROOM));
     let mut text = String::new();
+    let mut following = findings.iter().skip(1);
     for finding in findings {
+        let next = following.next();
         let (word, style) = match finding.state {
             State::Ok => ("ok", "32"),
             State::Warn => ("warn", "33"),
             State::Fail => ("FAIL", "1;31"),
             State::NotApplicable => ("-", "2"),
         };
-        let head = format!("{}  {:width$}  ", paint(&format!("{word:4}"), style, colour), finding.check);
-        let margin = " ".repeat(width + 8);
-        block(&mut text, &head, &margin, &finding.seen);
-        if let Some(mend) = &finding.mend {
+        let head = format!("{}  {:names$}  ", paint(&format!("{word:4}"), style, colour), finding.check);
+        block(&mut text, &head, &margin, &finding.seen, room);
+        let is_mended_alike = |other: &Finding| {
+            (other.check, other.state, other.why, &other.mend)
+                == (finding.check, finding.state, finding.why, &finding.mend)
+        };
+        if let Some(mend) = finding.mend.as_ref().filter(|_| !next.is_some_and(is_mended_alike)) {
             let (why, do_this) = (paint("why ", "2", colour), paint("mend", "2", colour));
-            block(&mut text, &format!("{margin}{why}  "), &format!("{margin}      "), finding.why);
-            block(&mut text, &format!("{margin}{do_this}  "), &format!("{margin}      "), mend);
+            let below = format!("{margin}      ");
+            block(&mut text, &format!("{margin}{why}  "), &below, finding.why, room.map(|room| room.saturating_sub(6)));
+            block(&mut text, &format!("{margin}{do_this}  "), &below, mend, None); // it may be a command to copy
         }
     }
     text + &summary(findings)
@@ -132,13 +147,32 @@ pub fn harmless(text: &str) -> String {
     plain
 }
 
+/// A terminal with less room than this behind the margin breaks the lines itself.
+const LITTLE_ROOM: usize = 20;
+
 /// The lines of a text, the first behind `head` and the others behind `margin`.
-fn block(out: &mut String, head: &str, margin: &str, text: &str) {
-    for (at, line) in text.lines().enumerate() {
+fn block(out: &mut String, head: &str, margin: &str, text: &str, room: Option<usize>) {
+    for (at, line) in text.lines().flat_map(|line| wrap(&harmless(line), room)).enumerate() {
         out.push_str(if at == 0 { head } else { margin });
-        out.push_str(&harmless(line));
+        out.push_str(&line);
         out.push('\n');
     }
+}
+
+/// A line as several of at most this many letters, broken between words: a word that is longer stays whole.
+pub fn wrap(line: &str, room: Option<usize>) -> Vec<String> {
+    let room = room.unwrap_or(usize::MAX);
+    let mut lines: Vec<String> = Vec::new();
+    for word in line.split(' ') {
+        match lines.last_mut() {
+            Some(last) if last.chars().count() + 1 + word.chars().count() <= room => {
+                last.push(' ');
+                last.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 /// `12 ok, 1 warn, 2 fail, 1 not applicable`, without those of which there is none; no line for nothing.
@@ -181,19 +215,72 @@ warn  time           drifts
 ok    time           well
 2 ok, 1 warn, 1 fail, 1 not applicable
 ";
-        assert_eq!(text(&findings(), false), expected);
-        assert_eq!(text(&[], false), "");
+        assert_eq!(text(&findings(), false, None), expected);
+        assert_eq!(text(&[], false, None), "");
+    }
+
+    #[test]
+    fn in_a_narrow_terminal_words_stay_whole_and_so_does_what_is_to_be_done() {
+        let findings = [Finding::fail(
+            "pam",
+            "nobody is let in by a file that is not there",
+            "there is no /etc/pam.d/a-name-that-is-too-long-for-the-line in it\n  neither",
+            "setup pam && systemctl restart something",
+        )];
+        let expected = "\
+FAIL  pam  there is no
+           /etc/pam.d/a-name-that-is-too-long-for-the-line
+           in it
+             neither
+           why   nobody is let
+                 in by a file
+                 that is not
+                 there
+           mend  setup pam && systemctl restart something
+1 fail
+";
+        assert_eq!(text(&findings, false, Some(32)), expected);
+        assert_eq!(text(&findings, false, Some(1)), expected, "nor is there ever no room");
+    }
+
+    #[test]
+    fn what_is_mended_alike_is_mended_once() {
+        let fail = |seen: &str, mend: &str| Finding::fail("folders", "others may write there", seen, mend);
+        let findings = [
+            fail("/a", "setup folders"),
+            fail("/b", "setup folders"),
+            Finding::warn("folders", "others may write there", "/c", "setup folders"),
+            fail("/d", "setup folders"),
+            fail("/e", "by hand"),
+        ];
+        let expected = "\
+FAIL  folders  /a
+FAIL  folders  /b
+               why   others may write there
+               mend  setup folders
+warn  folders  /c
+               why   others may write there
+               mend  setup folders
+FAIL  folders  /d
+               why   others may write there
+               mend  setup folders
+FAIL  folders  /e
+               why   others may write there
+               mend  by hand
+1 warn, 4 fail
+";
+        assert_eq!(text(&findings, false, None), expected);
     }
 
     #[test]
     fn colour_adds_nothing_but_colour() {
-        let painted = text(&findings(), true);
+        let painted = text(&findings(), true, None);
         assert!(painted.starts_with("\x1b[32mok  \x1b[0m  nscd"), "{painted:?}");
         let mut plain = painted;
         for style in ["32", "33", "1;31", "2", "0"] {
             plain = plain.replace(&format!("\x1b[{style}m"), "");
         }
-        assert_eq!(plain, text(&findings(), false));
+        assert_eq!(plain, text(&findings(), false, None));
     }
 
     #[test]

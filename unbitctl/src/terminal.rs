@@ -6,8 +6,15 @@ use nix::pty::openpty;
 use nix::sys::stat::{Mode, fchmod};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{Gid, Uid, fchown};
-use std::io::{Stdin, stdin};
+use std::io::{Stdin, stdin, stdout};
 use std::os::fd::OwnedFd;
+
+/// How many rows and columns the terminal on standard output has; nothing if that is none. A serial console may not know: then it is 24 and 80.
+pub fn size() -> Option<(usize, usize)> {
+    let size = sys::window_size(stdout()).ok()?;
+    let or = |count: u16, usual| if count == 0 { usual } else { usize::from(count) };
+    Some((or(size.ws_row, 24), or(size.ws_col, 80)))
+}
 
 /// The operator's terminal in raw mode: every key goes to the session. It is as before when this is dropped.
 pub struct Raw {
