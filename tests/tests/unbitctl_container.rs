@@ -749,6 +749,30 @@ fn watch_goes_on_until_it_is_told_to_end() {
     assert!(done.out.contains('%'), "shares of a processor from the second look on: {done:?}");
 }
 
+/// What `unbitctl list --watch` shows first, in a window of this size.
+fn window(size: &str) -> Vec<String> {
+    let shown = sh(format!(
+        "script -qec 'stty {size}; timeout --foreground -s INT 1 unbitctl list --watch' /dev/null | tr -d '\\r'"
+    ));
+    let first = shown.out.split("\x1b[H").nth(1).unwrap_or_else(|| panic!("{shown:?}")).split("\x1b[J").next().unwrap();
+    first.lines().map(|line| line.trim_end_matches("\x1b[K").to_owned()).collect()
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn watch_shows_what_there_is_room_for() {
+    leader(30001);
+    let whole = window("rows 0 cols 0"); // as a serial console has it
+    assert_eq!(whole.len(), 3, "{whole:?}");
+    assert!(whole.iter().all(|line| (50..=80).contains(&line.len())), "{whole:?}");
+    let small = window("rows 4 cols 40");
+    assert_eq!(small[2..], ["more lines: 1"], "{small:?}");
+    let _instead = instead(SOCKET, &format!("touch {SOCKET}"));
+    let narrow = window("rows 24 cols 40");
+    assert_eq!(narrow[3..], ["       run/ns.socket is not a socket"], "{narrow:?}");
+    assert!(narrow[2].starts_with("30001  not trusted  ") && narrow.iter().all(|line| line.len() <= 40), "{narrow:?}");
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn check_breaks_its_lines_between_words_on_a_terminal_only() {

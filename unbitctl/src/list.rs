@@ -7,7 +7,7 @@ mod processes;
 mod resources;
 mod table;
 
-use crate::{report, sys};
+use crate::{report, terminal};
 use anyhow::{Context, Result};
 use join::options::Options;
 use join::refusal::{Reason, Refusal};
@@ -23,7 +23,6 @@ use serde::Serialize;
 use shared::ContainerUid;
 use shared::settings::CONTAINERS;
 use std::collections::HashMap;
-use std::io::{IsTerminal, stdout};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -70,7 +69,19 @@ struct Container {
     since: Option<u64>,
     #[serde(flatten)]
     used: Use,
+    /// When that was.
+    #[serde(skip)]
+    seen: Instant,
     sessions: usize,
+}
+
+impl Container {
+    /// Percent of one processor since an earlier look. Nothing if it has another pid 1 now: the new one's cgroup may count from nought.
+    fn share(&self, before: &Self) -> Option<f64> {
+        let used = self.used.cpu_seconds? - before.used.cpu_seconds?;
+        let time = self.seen.duration_since(before.seen).as_secs_f64();
+        (self.pid == before.pid && used >= 0.0 && time > 0.0).then(|| used / time * 100.0)
+    }
 }
 
 /// What a login would meet, by the reason of the refusal.
@@ -113,7 +124,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         let lines = if arguments.json {
             vec![serde_json::to_string_pretty(&containers)?]
         } else {
-            table::lines(&containers, None)
+            table::lines(&containers, None, None)
         };
         report::print(&(lines.join("\n") + "\n"))?;
     }
@@ -124,27 +135,21 @@ const PAUSE: Duration = Duration::from_secs(2);
 
 /// Until Ctrl-C, or whatever else asks it to end.
 fn watch(node: &mut Node) -> Result<()> {
-    if !stdout().is_terminal() {
-        anyhow::bail!("--watch needs a terminal");
-    }
+    const NO_TERMINAL: &str = "--watch needs a terminal";
+    terminal::size().context(NO_TERMINAL)?;
     let mut ends = SigSet::empty();
     ends.extend([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
     ends.thread_block()?;
     let ends = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC)?;
-    let mut before: HashMap<u32, (f64, Instant)> = HashMap::new();
+    let mut before: HashMap<u32, Container> = HashMap::new();
     loop {
         let containers = node.look()?;
-        let now = Instant::now();
-        let percent = |container: &Container| {
-            let (seconds, then) = before.get(&container.uid)?;
-            Some((container.used.cpu_seconds? - seconds) / (now - *then).as_secs_f64() * 100.0)
-        };
+        let percent = |container: &Container| container.share(before.get(&container.uid)?);
         let shares: Vec<Option<f64>> = containers.iter().map(percent).collect();
-        draw(&table::lines(&containers, Some(&shares)))?;
-        before = containers
-            .iter()
-            .filter_map(|container| Some((container.uid, (container.used.cpu_seconds?, now))))
-            .collect();
+        let (rows, columns) = terminal::size().context(NO_TERMINAL)?;
+        let columns = columns.max(20);
+        draw(&table::lines(&containers, Some(&shares), Some(columns)), rows.max(4), columns)?;
+        before = containers.into_iter().map(|container| (container.uid, container)).collect();
 
         let mut asked = [PollFd::new(ends.as_fd(), PollFlags::POLLIN)];
         match poll(&mut asked, PollTimeout::try_from(PAUSE)?) {
@@ -156,9 +161,7 @@ fn watch(node: &mut Node) -> Result<()> {
 }
 
 /// As much as the window has room for, over what was there, without a flicker.
-fn draw(lines: &[String]) -> Result<()> {
-    let size = sys::window_size(stdout()).context("ask the terminal its size")?;
-    let (rows, columns) = (usize::from(size.ws_row).max(4), usize::from(size.ws_col).max(20));
+fn draw(lines: &[String], rows: usize, columns: usize) -> Result<()> {
     let room = rows - 2;
     let mut text = String::from("\x1b[H");
     for line in lines.iter().take(room) {
@@ -166,7 +169,7 @@ fn draw(lines: &[String]) -> Result<()> {
         text.push_str("\x1b[K\n");
     }
     if lines.len() > room {
-        text.push_str(&format!("and {} more", lines.len() - room));
+        text.push_str(&format!("more lines: {}", lines.len() - room));
     }
     text.push_str("\x1b[J");
     report::print(&text)
@@ -286,6 +289,7 @@ fn look_at(
         pid: leader.map(|leader| leader.pid),
         since: leader.and_then(Process::started).map(|ticks| processes.time_of(ticks)),
         used: resources.of(uid, leader),
+        seen: Instant::now(),
         sessions: processes.sessions_of(uid.get()),
     };
     (container, running)
@@ -310,5 +314,35 @@ fn from_outside(uid: ContainerUid) -> (State, Option<String>) {
         Ok(status) if uid.is_owner_of(status.mode(), status.uid(), status.gid()) => (State::Unknown, None),
         Ok(status) => (State::NoAccount, Some(format!("{home} belongs to {}:{}", status.uid(), status.gid()))),
         Err(error) => (State::NoAccount, Some(format!("{home}: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_of_one_pid_1_and_its_own_time() {
+        let first = Instant::now();
+        let at = |millis, pid, seconds| Container {
+            uid: 30001,
+            address: None,
+            host_name: None,
+            state: State::Running,
+            cause: None,
+            pid,
+            since: None,
+            used: Use { cpu_seconds: seconds, ..Use::default() },
+            seen: first + Duration::from_millis(millis),
+            sessions: 0,
+        };
+        let before = at(0, Some(7), Some(10.0));
+        assert_eq!(at(2000, Some(7), Some(11.0)).share(&before), Some(50.0));
+        assert_eq!(at(500, Some(7), Some(11.0)).share(&before), Some(200.0), "two processors");
+        assert_eq!(at(2000, Some(8), Some(0.5)).share(&before), None, "it was started again");
+        assert_eq!(at(2000, Some(8), Some(99.0)).share(&before), None, "and is in another cgroup");
+        assert_eq!(at(2000, Some(7), Some(0.5)).share(&before), None, "its cgroup is another");
+        assert_eq!(at(2000, None, None).share(&before), None);
+        assert_eq!(before.share(&before), None);
     }
 }

@@ -1,13 +1,17 @@
 //! The containers as lines of text.
 
 use super::{Container, State};
-use crate::report::harmless;
+use crate::report::{harmless, wrap};
 use jiff::{Timestamp, tz::TimeZone};
 
 const HEADS: [&str; 10] = ["UID", "ADDRESS", "HOST", "STATE", "PID", "SINCE", "MEMORY", "CPU", "SESSIONS", "QUOTA"];
 
-/// The lines, with their heading. With shares of a processor in percent where the CPU time would be.
-pub fn lines(containers: &[Container], shares: Option<&[Option<f64>]>) -> Vec<String> {
+/// In a narrow window the columns go in this order: the rest says which container does how, and what it uses.
+const LEAST_USE: [&str; 7] = ["SINCE", "ADDRESS", "HOST", "QUOTA", "PID", "SESSIONS", "MEMORY"];
+
+/// The lines, with their heading. With shares of a processor in percent where the CPU time would be. In a window of this many columns a cause for which
+/// the line has no room comes below it.
+pub fn lines(containers: &[Container], shares: Option<&[Option<f64>]>, window: Option<usize>) -> Vec<String> {
     let zone = TimeZone::system();
     let mut rows = vec![HEADS.map(str::to_owned)];
     for (at, container) in containers.iter().enumerate() {
@@ -20,19 +24,38 @@ pub fn lines(containers: &[Container], shares: Option<&[Option<f64>]>) -> Vec<St
             *width = (*width).max(cell.chars().count());
         }
     }
+    let window = window.unwrap_or(usize::MAX);
+    for least in LEAST_USE {
+        let needed: usize = widths.iter().filter(|width| **width > 0).map(|width| width + GAP.len()).sum();
+        if needed > window.saturating_add(GAP.len()) {
+            let column = widths.iter_mut().zip(HEADS).find(|(_, head)| *head == least);
+            column.into_iter().for_each(|(width, _)| *width = 0);
+        }
+    }
     let causes = std::iter::once(None).chain(containers.iter().map(|container| container.cause.as_deref()));
-    rows.iter().zip(causes).map(|(row, cause)| line(row, &widths, cause)).collect()
+    rows.iter().zip(causes).flat_map(|(row, cause)| with_cause(line(row, &widths), cause, window)).collect()
 }
 
-fn line(row: &[String; HEADS.len()], widths: &[usize; HEADS.len()], cause: Option<&str>) -> String {
+const GAP: &str = "  ";
+
+/// A column of no width is not shown.
+fn line(row: &[String; HEADS.len()], widths: &[usize; HEADS.len()]) -> String {
     let mut line = String::new();
-    for ((cell, width), head) in row.iter().zip(widths).zip(HEADS) {
+    for ((cell, width), head) in row.iter().zip(widths).zip(HEADS).filter(|((_, width), _)| **width > 0) {
         let is_number = matches!(head, "UID" | "PID" | "CPU" | "SESSIONS");
-        let cell = if is_number { format!("{cell:>width$}  ") } else { format!("{cell:<width$}  ") };
-        line.push_str(&cell);
+        line.push_str(&if is_number { format!("{cell:>width$}{GAP}") } else { format!("{cell:<width$}{GAP}") });
     }
-    line.push_str(&harmless(cause.unwrap_or_default()));
-    line.trim_end().to_owned()
+    line
+}
+
+fn with_cause(line: String, cause: Option<&str>, window: usize) -> Vec<String> {
+    const MARGIN: &str = "       ";
+    let cause = harmless(cause.unwrap_or_default());
+    if line.chars().count().saturating_add(cause.chars().count()) <= window || cause.is_empty() {
+        return vec![(line + &cause).trim_end().to_owned()];
+    }
+    let below = wrap(&cause, Some(window.saturating_sub(MARGIN.len())));
+    std::iter::once(line.trim_end().to_owned()).chain(below.iter().map(|part| format!("{MARGIN}{part}"))).collect()
 }
 
 fn row(container: &Container, share: Option<Option<f64>>, zone: &TimeZone) -> [String; HEADS.len()] {
@@ -105,6 +128,7 @@ fn size(bytes: u64) -> String {
 mod tests {
     use super::*;
     use crate::list::resources::Use;
+    use std::time::Instant;
 
     #[test]
     fn sizes_are_short() {
@@ -135,6 +159,7 @@ mod tests {
             pid: Some(42),
             since: Some(0),
             used: Use { memory: Some(1 << 20), memory_limit: Some(1 << 30), cpu_seconds: Some(61.0), ..Use::default() },
+            seen: Instant::now(),
             sessions: 2,
         };
         let running = row(&one, None, &TimeZone::UTC);
@@ -150,14 +175,52 @@ mod tests {
             pid: None,
             ..one.clone()
         };
-        let lines = lines(&[one.clone(), down], None);
+        let both = [one.clone(), down];
+        let lines = lines(&both, None, None);
         let at = |line: &str, word: &str| line.find(word).unwrap();
         assert_eq!(at(&lines[0], "STATE"), at(&lines[1], "running"));
         assert_eq!(at(&lines[0], "STATE"), at(&lines[2], "not running"));
         assert!(lines[2].ends_with("  \\u{1b}[2Jwhy") && !lines[1].ends_with(' '));
+        assert_eq!(super::lines(&both, None, Some(200)), lines, "a window with room enough");
 
         (one.state, one.host_name) = (State::Unknown, None);
         let unknown = row(&one, None, &TimeZone::UTC);
         assert_eq!((unknown[2].as_str(), unknown[3].as_str(), unknown[9].as_str()), ("?", "?", "?"));
+    }
+
+    #[test]
+    fn in_a_narrow_window_the_cause_is_below_and_columns_of_less_use_go() {
+        let down = Container {
+            uid: 30001,
+            address: "10.0.0.3".parse().ok(),
+            host_name: None,
+            state: State::NotRunning,
+            cause: Some("connect to run/ns.socket: ECONNREFUSED (Connection refused)".into()),
+            pid: None,
+            since: None,
+            used: Use::default(),
+            seen: Instant::now(),
+            sessions: 0,
+        };
+        let seen = |window| lines(std::slice::from_ref(&down), Some(&[None]), Some(window));
+        assert_eq!(
+            seen(80),
+            [
+                "  UID  ADDRESS   HOST  STATE        PID  SINCE  MEMORY  CPU  SESSIONS  QUOTA",
+                "30001  10.0.0.3  -     not running    -  -      -         -         0  -",
+                "       connect to run/ns.socket: ECONNREFUSED (Connection refused)",
+            ]
+        );
+        assert_eq!(
+            seen(40),
+            [
+                "  UID  STATE        MEMORY  CPU",
+                "30001  not running  -         -",
+                "       connect to run/ns.socket:",
+                "       ECONNREFUSED (Connection refused)",
+            ]
+        );
+        assert_eq!(seen(41)[0], "  UID  STATE        MEMORY  CPU  SESSIONS");
+        assert_eq!(seen(20)[0], "  UID  STATE        CPU");
     }
 }
