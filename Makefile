@@ -29,6 +29,9 @@ SBINDIR = $(PREFIX)/sbin
 MANDIR = $(PREFIX)/share/man/man8
 MANUALS = nss-unbit.8 pam_unbit.8 unbitctl.8
 DOCDIR = $(PREFIX)/share/doc/unbit
+# Where the shells of Debian look: zsh leaves a folder to packages and another to the operator's own.
+ZSHDIR = $(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
+COMPLETIONS = bash:$(PREFIX)/share/bash-completion/completions/unbitctl fish:$(PREFIX)/share/fish/vendor_completions.d/unbitctl.fish zsh:$(ZSHDIR)/_unbitctl
 
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 export CARGO_TARGET_DIR
@@ -67,11 +70,18 @@ install: $(NSS) $(PAM) $(CTL)
 	ln -sf nss-unbit.8 $(DESTDIR)$(MANDIR)/libnss_unbit.so.2.8
 	install -d $(DESTDIR)$(DOCDIR)/examples
 	install -m 0644 examples/* $(DESTDIR)$(DOCDIR)/examples
+	set -e; for each in $(COMPLETIONS); do \
+	    file=$(DESTDIR)$${each#*:}; \
+	    $(INSTALL) -d "$${file%/*}"; \
+	    $(CTL) completions $${each%%:*} >"$$file"; \
+	    chmod 0644 "$$file"; \
+	done
 
 uninstall:
 	@! grep -qs '^[^#]*\bpam_unbit\.so' $(DESTDIR)/etc/pam.d/* || echo 'note: /etc/pam.d still names pam_unbit.so; container users are refused, all others log in'
 	@! grep -qsE '^[^#]*\bunbit\b' $(DESTDIR)/etc/nsswitch.conf || echo 'note: /etc/nsswitch.conf still names unbit; glibc passes over a module that is not there'
 	rm -f $(DESTDIR)$(NSS_FILE) $(DESTDIR)$(PAM_FILE) $(DESTDIR)$(SBINDIR)/unbitctl $(MANUALS:%=$(DESTDIR)$(MANDIR)/%) $(DESTDIR)$(MANDIR)/libnss_unbit.so.2.8
+	rm -f $(foreach each,$(COMPLETIONS),$(DESTDIR)$(lastword $(subst :, ,$(each))))
 	rm -rf $(DESTDIR)$(DOCDIR)
 
 stage: build

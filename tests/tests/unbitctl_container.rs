@@ -799,6 +799,26 @@ fn check_breaks_its_lines_between_words_on_a_terminal_only() {
     assert_eq!(words(&narrow), words(&piped), "nothing is lost");
 }
 
+#[test]
+#[ignore = "needs the node: make test"]
+fn bash_completes_commands_options_and_steps() {
+    let completed = |words: &str| {
+        sh(format!(
+            "source <(unbitctl completions bash)
+            [[ $(complete -p unbitctl) == *' -F _unbitctl '* ]] || exit 9
+            COMP_WORDS=(unbitctl {words}) COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+            _unbitctl unbitctl \"${{COMP_WORDS[-1]}}\" \"${{COMP_WORDS[-2]}}\"
+            echo \"${{COMPREPLY[*]}}\""
+        ))
+        .ok()
+    };
+    for (words, all) in
+        [("fi", "firewall"), ("setup fo", "folders"), ("list --w", "--watch"), ("completions b", "bash")]
+    {
+        assert_eq!(completed(words), all, "{words}");
+    }
+}
+
 /// Where a process inside is, and what it is.
 const PLACE: &str = "echo $(hostname) $(readlink /proc/self/ns/mnt) $(id -u) $(id -G) $(pwd); cat /proc/self/cgroup";
 

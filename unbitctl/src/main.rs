@@ -38,6 +38,11 @@ Exit status:
   2  the arguments make no sense
   3  root is needed";
 
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  source <(unbitctl completions bash)
+  unbitctl completions fish >~/.config/fish/completions/unbitctl.fish";
+
 #[derive(Subcommand)]
 enum Command {
     /// Check the node, or one container's way from the account to the joined namespaces
@@ -56,6 +61,7 @@ enum Command {
     #[command(after_help = firewall::EXAMPLES)]
     Firewall(firewall::Arguments),
     /// Print the completions of a shell
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
@@ -124,4 +130,24 @@ fn must_be_root(what: &'static str) -> Result<()> {
 fn container(text: &str) -> Result<ContainerUid, String> {
     ContainerUid::parse(text.as_bytes())
         .ok_or_else(|| format!("a container's number is needed, {} or more", shared::settings::FIRST_UID))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_help_has_examples_and_the_first_one_the_exit_statuses() {
+        let command = Arguments::command();
+        let end = |command: &clap::Command| command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert!(end(&command).starts_with("Exit status:\n  0 "));
+        let names: Vec<_> = command.get_subcommands().map(clap::Command::get_name).collect();
+        assert_eq!(names, ["check", "setup", "list", "enter", "firewall", "completions"]);
+        for subcommand in command.get_subcommands() {
+            let name = subcommand.get_name();
+            let end = end(subcommand);
+            assert!(end.starts_with("Examples:\n"), "{name}");
+            assert!(end.contains(&format!("unbitctl {name}")), "{name}");
+        }
+    }
 }
