@@ -560,6 +560,31 @@ fn a_list_of_containers_that_run() {
 
 #[test]
 #[ignore = "needs the node: make test"]
+fn the_manual_has_every_key_of_the_json_and_every_name_of_a_check() {
+    let page = fs::read_to_string("/unbit/man/unbitctl.8").unwrap();
+    let told = |word: &str, macros: &[&str]| {
+        let mut lines = page.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        lines.any(|line| macros.iter().any(|each| line.contains(each)) && line.contains(&word))
+    };
+    let words = |command: &str, of: &str| {
+        let program = format!("import json, sys; print(*{of})");
+        sh(format!("unbitctl {command} --json | python3 -c \"{program}\"")).ok()
+    };
+    for key in
+        words("list", "json.load(sys.stdin)[0]").split(' ').chain(words("check", "json.load(sys.stdin)[0]").split(' '))
+    {
+        assert!(told(key, &["Va", ".Va"]), "{key}");
+    }
+    for name in words("check", "[f['check'] for f in json.load(sys.stdin)]").split(' ') {
+        assert!(told(name, &[".It"]), "{name}");
+    }
+    for step in words("check 30001", "[f['check'] for f in json.load(sys.stdin)]").split(' ') {
+        assert!(told(step, &["Ql", ".Ql"]), "{step}");
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
 fn memory_is_told_with_its_limit() {
     let files = ["memory/30001/memory.limit_in_bytes", "30001/memory.limit_in_bytes", "30001/memory.max"];
     let file = files.map(|file| format!("/sys/fs/cgroup/{file}")).into_iter().find(|file| fs::exists(file).unwrap());
@@ -816,6 +841,13 @@ fn bash_completes_commands_options_and_steps() {
         [("fi", "firewall"), ("setup fo", "folders"), ("list --w", "--watch"), ("completions b", "bash")]
     {
         assert_eq!(completed(words), all, "{words}");
+    }
+    for (shell, file) in [
+        ("bash", "bash-completion/completions/unbitctl"),
+        ("fish", "fish/vendor_completions.d/unbitctl.fish"),
+        ("zsh", "zsh/vendor-completions/_unbitctl"),
+    ] {
+        sh(format!("unbitctl completions {shell} | cmp - /unbit/target/stage/usr/share/{file}")).ok();
     }
 }
 
