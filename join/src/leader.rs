@@ -159,7 +159,7 @@ impl Leader {
         Ok(ready == 0)
     }
 
-    /// What it can never gain.
+    /// How it is bound.
     pub fn bounds(&self) -> Result<Bounds, Refusal> {
         Bounds::of(&self.status()?).ok_or_else(|| {
             Refusal::new(Reason::Broken, format!("/proc/{}/status has no CapBnd or no NoNewPrivs", self.pid))
@@ -180,7 +180,7 @@ impl Leader {
     }
 }
 
-/// What a process can never gain, nor those that it starts: see PR_CAPBSET_DROP and PR_SET_NO_NEW_PRIVS in prctl(2).
+/// How a process is bound, and all that it starts: see PR_CAPBSET_DROP and PR_SET_NO_NEW_PRIVS in prctl(2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Bounds {
     /// The capabilities that it can have, as a mask of bits.

@@ -28,6 +28,7 @@ pub struct Visit {
     namespaces: Vec<Namespace>,
     cgroups: Vec<Cgroup>,
     our_pids: OwnedFd,
+    bounds: Bounds,
 }
 
 impl Visit {
@@ -59,9 +60,11 @@ impl Visit {
         tell("namespaces", format_args!("{}", namespaces::names(&namespaces)));
         let cgroups = cgroups::open_all(&leader, options.cgroup_required)?;
         tell("cgroups", format_args!("{}", cgroups::names(&cgroups)));
+        // Before the last look at its user namespace: in one of its own pid 1 would look unbound.
+        let bounds = leader.bounds()?;
         leader.check()?; // what was opened was the container's all the time
 
-        Ok(Self { container, leader, namespaces, cgroups, our_pids: our_pids()? })
+        Ok(Self { container, leader, namespaces, cgroups, our_pids: our_pids()?, bounds })
     }
 
     /// The container's pid 1.
@@ -97,9 +100,8 @@ impl Visit {
     /// In sshd's child: joins all of it, and leaves root's power behind in the same breath. What follows, in sshd or in a PAM module, runs as the
     /// container's user, so that no path of the tenant's is ever looked up by root.
     pub fn enter(mut self) -> Result<(), Refusal> {
-        let bounds = self.leader.bounds()?;
         let (uid, gid) = self.join()?;
-        stay_within(bounds)?;
+        stay_within(self.bounds)?;
         retry(|| setgroups(&[gid])).step(Reason::Broken, "leave the node's groups")?;
         retry(|| setresgid(gid, gid, gid)).step(Reason::Broken, "become the container's group")?;
         retry(|| setresuid(uid, uid, uid)).step(Reason::Broken, "become the container's user")?;
@@ -111,9 +113,8 @@ impl Visit {
     pub fn enter_before_the_application_drops_root(mut self) -> Result<(), Refusal> {
         // A directory of the host's that the application has open would be a way out for the user's shell.
         sys::close_on_exec().step(Reason::Broken, "keep the application's descriptors from the user's programs")?;
-        let bounds = self.leader.bounds()?;
         let (uid, gid) = self.join()?;
-        stay_within(bounds)?;
+        stay_within(self.bounds)?;
         retry(|| setgroups(&[gid])).step(Reason::Broken, "leave root's groups")?;
         // setfsuid(2) does not tell a failure; asking with an invalid id tells what holds.
         setfsgid(gid);
@@ -125,12 +126,13 @@ impl Visit {
         self.must_be_alive()
     }
 
-    /// For an operator who stays root inside: joins all of it, and keeps what an administrator needs there. Unlike the other two this one leaves root in the tenant's file system: what it runs there must be trusted.
+    /// For an operator who stays root inside: joins all of it, and keeps what an administrator needs there. Unlike the
+    /// other two this one leaves root in the tenant's file system: what it runs there must be trusted.
     pub fn enter_as_root(mut self) -> Result<(), Refusal> {
-        let bounds = self.leader.bounds()?;
-        let kept: Vec<_> = KEPT_BY_ROOT.into_iter().filter(|kept| bounds.capabilities & kept.bitmask() != 0).collect();
+        let may_keep = |kept: &Capability| self.bounds.capabilities & kept.bitmask() != 0;
+        let kept: Vec<_> = KEPT_BY_ROOT.into_iter().filter(may_keep).collect();
         self.join()?;
-        stay_within(bounds)?;
+        stay_within(self.bounds)?;
         let root = (Uid::from_raw(0), Gid::from_raw(0));
         retry(|| setgroups(&[root.1])).step(Reason::Broken, "leave root's groups")?;
         retry(|| setresgid(root.1, root.1, root.1)).step(Reason::Broken, "stay in root's group")?;
@@ -200,11 +202,13 @@ const KEPT_BY_ROOT: [Capability; 11] = [
     Capability::CAP_SYS_PTRACE,
 ];
 
-/// Nobody who enters can ever gain what the container's pid 1 could not: a set-user-ID program of the container's gives a session no more than it
-/// gives pid 1.
+/// Whoever enters is bound as the container's pid 1 is: a set-user-ID program of the container's gives a session no capability that pid 1 could not have,
+/// and none at all if pid 1 can gain none.
 fn stay_within(bounds: Bounds) -> Result<(), Refusal> {
     sys::bound_capabilities(bounds.capabilities)
-        .step(Reason::Broken, "leave capabilities that its pid 1 cannot have")?;
+        .step(Reason::Broken, "leave capabilities that its pid 1 cannot have (CAP_SETPCAP is needed)")?;
+    // Through an exec as root these would come back.
+    change(|| caps::clear(None, CapSet::Inheritable)).step(Reason::Broken, "leave inheritable capabilities")?;
     if bounds.no_new_privs {
         retry(set_no_new_privs).step(Reason::Broken, "gain no new privileges, like its pid 1")?;
     }

@@ -4,7 +4,7 @@
 //! enters. So if setcred is not reached in the child (a module before ours in the stack, an sshd that does not call it), the login ends in
 //! sshd's own permanently_set_uid(), and not in a session on the host. The monitor keeps all it has: other modules close their sessions there.
 //!
-//! Once it has forked, what it forks later (a program of another module's that closes its session) is born where the monitor itself is.
+//! Once it has forked by fork(3), what it forks later (a program of another module's that closes its session) is born where the monitor itself is.
 #![allow(unsafe_code)]
 
 use caps::{CapSet, Capability};

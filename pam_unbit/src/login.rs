@@ -155,7 +155,7 @@ fn establish_credentials(call: &mut Call) -> Result<Verdict, Refusal> {
         return Err(Refusal::new(
             Reason::Misconfigured,
             format!(
-                "credentials were asked for in a process that the monitor {monitor} did not fork into the container"
+                "credentials were asked for in a process that the monitor {monitor} did not fork into the container; does a module behind pam_unbit.so fork?"
             ),
         ));
     }

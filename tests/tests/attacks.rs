@@ -708,18 +708,45 @@ fn names_that_lead_nowhere_else() {
     watch.done();
 }
 
+const CAT_AS_ROOT: &str = "/usr/local/bin/cat-as-root";
+
+/// A set-user-ID program of the distribution's, until this is dropped.
+fn cat_as_root() -> AtEnd<impl FnMut()> {
+    sh(format!("install -m 4755 /bin/cat /distros/base{CAT_AS_ROOT}")).ok();
+    AtEnd(|| drop(sh(format!("rm /distros/base{CAT_AS_ROOT}"))))
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_pid_1_that_widens_its_bounds_as_the_session_is_born() {
+    let _program = cat_as_root();
+    let become_it = format!("setpriv --reuid {HOSTILE} --regid {HOSTILE} --clear-groups --bounding-set=-all");
+    let mut let_in = 0;
+    for _ in 0..16 {
+        let hostile = Hostile::become_by(&become_it, "serve /run/ns.socket");
+        set_kind(HOSTILE, "unshare-birth");
+        let done = ssh(HOSTILE, &format!("grep CapBnd /proc/self/status; {CAT_AS_ROOT} /proc/self/status"));
+        if done.status == Some(0) {
+            assert!(done.out.starts_with("CapBnd:\t0000000000000000\n"), "{done:?}");
+            assert!(done.out.contains("CapEff:\t0000000000000000\n"), "{done:?}");
+            let_in += 1;
+        }
+        let own_users = || namespaces(&hostile.leader)["user"] != namespaces("self")["user"];
+        eventually("it to unshare", || own_users().then_some(()));
+    }
+    assert!(let_in > 0, "the moment is not met");
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_set_user_id_program_gives_a_session_no_more_than_pid_1() {
+    let _program = cat_as_root();
     const KEYS: [&str; 4] = ["Uid:", "CapEff:", "CapBnd:", "NoNewPrivs:"];
     let of = |status: &str| {
         KEYS.map(|key| status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned())
     };
-    const PROGRAM: &str = "/usr/local/bin/cat-as-root";
-    sh(format!("install -m 4755 /bin/cat /distros/base{PROGRAM}")).ok();
-    let _end = AtEnd(|| drop(sh(format!("rm /distros/base{PROGRAM}"))));
     let _su = join_now("su");
-    let command = format!("{PROGRAM} /proc/self/status");
+    let command = format!("{CAT_AS_ROOT} /proc/self/status");
     for bounds in ["", "--bounding-set=-all", "--bounding-set=-mknod,-sys_admin", "--no-new-privs"] {
         let become_it = format!("setpriv --reuid {HOSTILE} --regid {HOSTILE} --clear-groups {bounds}");
         let hostile = Hostile::become_by(&become_it, "serve /run/ns.socket");

@@ -228,7 +228,10 @@ fn whom_sshd_lets_in() {
     {
         sh("node-sshd stop").ok();
         let _up = AtEnd(|| drop(sh("node-sshd start")));
-        ends_at("sshd", "nobody listens on port 22");
+        let (findings, status) = check();
+        assert_eq!((findings[1].check.as_str(), findings[1].state.as_str(), status), ("sshd", "fail", Some(1)));
+        assert!(findings[1].seen.starts_with("no sshd runs, and nobody listens on 0.0.0.0:22"), "{findings:#?}");
+        assert_eq!(findings.last().unwrap().check, "shell", "the rest is told all the same");
     }
     a_login_works();
 }
@@ -244,7 +247,9 @@ fn the_keys() {
         assert_eq!(ssh(30001, "true").status, Some(255));
     }
     for (made, cause) in [
-        ("ln -s /root/.ssh/authorized_keys KEYS", "is a symbolic link, which is not followed here"),
+        ("ln -s /root/.ssh/authorized_keys KEYS", "Permission denied"),
+        ("ln -s nowhere KEYS", "there is no file of keys"),
+        ("ln -s /dev/zero KEYS", "bad ownership or modes for file /dev/zero"),
         ("mkfifo KEYS", "is not a regular file"),
         ("mkdir KEYS", "is not a regular file"),
         (
@@ -276,6 +281,24 @@ fn the_keys() {
         let log = Log::from_now();
         assert_eq!(ssh(30001, "true").status, Some(255));
         eventually("sshd's own line", || log.text().contains(cause).then_some(()));
+    }
+    {
+        // A link is followed, as far as the user could follow it.
+        let link =
+            "install -o 30001 -g 30001 -m 600 /root/.ssh/id_ed25519.pub /containers/30001/.ssh/real; ln -s real KEYS";
+        let _link = instead(keys, &as_the_tenant(link));
+        assert_eq!(ssh(30001, "hostname").ok(), "c30001");
+        let (findings, status) = check();
+        assert_eq!((findings[3].state.as_str(), status), ("ok", Some(0)), "{findings:#?}");
+    }
+    {
+        // Outside the home directory every folder counts.
+        let _keys = instead(keys, "true");
+        let file = "/etc/ssh/sshd_config.d/00-a.conf";
+        fs::write(file, "AuthorizedKeysFile /etc/ssh/keys/%u\n").unwrap();
+        sh("install -d -m 777 /etc/ssh/keys; cp /root/.ssh/id_ed25519.pub /etc/ssh/keys/30001").ok();
+        let _end = AtEnd(|| drop(sh(format!("rm -r {file} /etc/ssh/keys"))));
+        ends_at("keys", "bad ownership or modes for directory /etc/ssh/keys: mode 777");
     }
     {
         // Debian's sshd bears a group that is the user alone.

@@ -124,6 +124,11 @@ impl Treatment {
                 spin(wait);
                 process::exit(0);
             }
+            // In a user namespace of its own its bounding set looks full.
+            ["unshare", "birth"] => {
+                wait_for_a_birth();
+                end = unshare(libc::CLONE_NEWUSER);
+            }
             ["unshare", wait] => {
                 spin(wait);
                 end = unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWUTS);
@@ -198,6 +203,21 @@ fn swap(a: &str, b: &str, seconds: u64) {
 fn spin(microseconds: &str) {
     let (started, wait) = (Instant::now(), Duration::from_micros(microseconds.parse().unwrap()));
     while started.elapsed() < wait {}
+}
+
+/// Until somebody else is born in this pid namespace.
+fn wait_for_a_birth() {
+    // SAFETY: the child ends at once; asking whether a process is there takes numbers.
+    unsafe {
+        let last = libc::fork();
+        if last == 0 {
+            libc::_exit(0);
+        }
+        let started = Instant::now();
+        while libc::kill(last + 1, 0) != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH) {
+            assert!(started.elapsed() < Duration::from_secs(10), "nobody comes");
+        }
+    }
 }
 
 fn unshare(flags: i32) -> io::Result<()> {

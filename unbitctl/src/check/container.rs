@@ -12,17 +12,14 @@ use anyhow::Result;
 use join::options::Options;
 use join::refusal::{Reason, Refusal};
 use join::visit::Visit;
-use nix::fcntl::{OFlag, open, openat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::fcntl::OFlag;
 use nix::sys::wait::WaitStatus;
 use nix::unistd::{Gid, Uid, User, chdir, getgroups, setfsgid, setfsuid, setgroups};
 use shared::ContainerUid;
 use std::ffi::CString;
-use std::fs::File;
-use std::io::Read;
-use std::mem::replace;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::fs::{File, Metadata};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// The steps of a login, and why each matters.
@@ -79,8 +76,12 @@ fn go(container: ContainerUid, findings: &mut Vec<Finding>) -> Result<(), Findin
     findings.push(account(container)?);
     let node = Node::at(None);
     let says = sshd(&node, container)?;
+    if !says.listens() {
+        let seen = format!("no sshd runs, and nobody listens on {}", says.of("ListenAddress"));
+        findings.push(fail("sshd", seen, "systemctl start ssh; its log tells why it ended"));
+    }
     findings.push(match says.forced_command() {
-        None => ok("sshd", "it listens, asks PAM, and lets this user in who has a key"),
+        None => ok("sshd", "it asks PAM, and lets this user in who has a key"),
         Some(command) => warn(
             "sshd",
             format!("ForceCommand {command}: that runs in the container, whatever the client asks for"),
@@ -168,10 +169,6 @@ fn sshd(node: &Node, container: ContainerUid) -> Result<Says, Finding> {
         .map_err(|error| fail("sshd", format!("{error:#}"), "mend what it complains of, then: sshd -t"))?;
     if !says.asks_pam() {
         return Err(fail("sshd", "it does not ask PAM, or not by the name sshd", "unbitctl setup sshd"));
-    }
-    if !says.listens() {
-        let seen = format!("nobody listens on port {}", says.of("Port"));
-        return Err(fail("sshd", seen, "systemctl start ssh; its log tells why it ended"));
     }
     match sshd::obstacles(&says, container.get()).into_iter().next() {
         Some(obstacle) => Err(obstacle),
@@ -283,46 +280,30 @@ fn look_at_keys(
     is_strict: bool,
     doubts: &mut Vec<String>,
 ) -> Result<bool, String> {
+    let failed = |error: std::io::Error| format!("{file}: {error}");
     let home = home(container);
-    let (top, below) = match (file.strip_prefix('/'), file.strip_prefix(&home)) {
-        (_, Some(below)) => (home.as_str(), below),
-        (Some(below), None) => ("/", below),
-        (None, None) => (home.as_str(), file),
+    // Links are followed first, and then every folder is looked at, up to the home directory or else to the root: safe_path() of OpenSSH's misc.c.
+    let real = match Path::new(&home).join(file).canonicalize() {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        other => other.map_err(failed)?,
     };
-    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-    let failed = |errno: nix::errno::Errno| format!("{file}: {}", errno.desc());
-    let mut at: OwnedFd = open(top, flags | OFlag::O_DIRECTORY, Mode::empty()).map_err(failed)?;
-    let mut last = None;
-    let mut path = top.trim_end_matches('/').to_owned();
-    if top == home {
-        check_modes(container, &path, &fstat(&at).map_err(failed)?, is_strict, doubts)?;
-    }
-    for name in below.split('/').filter(|name| !name.is_empty()) {
-        let next = match openat(&at, name, flags | OFlag::O_NOFOLLOW, Mode::empty()) {
-            Err(nix::errno::Errno::ENOENT) => return Ok(false),
-            other => other.map_err(failed)?,
-        };
-        last = Some((replace(&mut at, next), name));
-        path = format!("{path}/{name}");
-        if kind(&fstat(&at).map_err(failed)?) == SFlag::S_IFLNK {
-            return Err(format!("{path} is a symbolic link, which is not followed here"));
-        }
-        if top == home {
-            check_modes(container, &path, &fstat(&at).map_err(failed)?, is_strict, doubts)?;
+    let home = Path::new(&home).canonicalize().map_err(failed)?;
+    for path in real.ancestors() {
+        check_modes(container, path, &path.symlink_metadata().map_err(failed)?, is_strict, doubts)?;
+        if path == home {
+            break;
         }
     }
-    let status = fstat(&at).map_err(failed)?;
-    let Some((folder, name)) = last.filter(|_| kind(&status) == SFlag::S_IFREG) else {
-        return Err(format!("{path} is not a regular file"));
-    };
-    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    if !real.symlink_metadata().map_err(failed)?.is_file() {
+        return Err(format!("{} is not a regular file", real.display()));
+    }
     let mut text = Vec::new();
-    File::from(openat(&folder, name, flags, Mode::empty()).map_err(failed)?)
-        .take(LONGEST)
-        .read_to_end(&mut text)
-        .map_err(|error| format!("{file}: {error}"))?;
+    // What is in its place by now must not keep us waiting.
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let opened = File::options().read(true).custom_flags(flags.bits()).open(&real).map_err(failed)?;
+    opened.take(LONGEST).read_to_end(&mut text).map_err(failed)?;
     if !text.is_empty() && !has_key(&text) {
-        return Err(format!("{path} holds no key"));
+        return Err(format!("{} holds no key", real.display()));
     }
     Ok(!text.is_empty())
 }
@@ -337,25 +318,22 @@ fn has_key(text: &[u8]) -> bool {
     })
 }
 
-fn kind(status: &FileStat) -> SFlag {
-    SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT
-}
-
 /// StrictModes of sshd: root's or the user's, and nobody else writes there. A group that is the user alone may, in Debian's and Ubuntu's sshd.
 fn check_modes(
     container: ContainerUid,
-    path: &str,
-    status: &FileStat,
+    path: &Path,
+    status: &Metadata,
     is_strict: bool,
     doubts: &mut Vec<String>,
 ) -> Result<(), String> {
-    let is_owned = status.st_uid == container.get() || status.st_uid == 0;
-    if !is_strict || is_owned && status.st_mode & 0o022 == 0 {
+    let is_owned = status.uid() == container.get() || status.uid() == 0;
+    if !is_strict || is_owned && status.mode() & 0o022 == 0 {
         return Ok(());
     }
-    let what = if kind(status) == SFlag::S_IFDIR { "directory" } else { "file" };
-    let seen = format!("mode {:o} of {}:{}", status.st_mode & 0o7777, status.st_uid, status.st_gid);
-    if is_owned && status.st_mode & 0o002 == 0 && status.st_gid == container.get() {
+    let what = if status.is_dir() { "directory" } else { "file" };
+    let (path, mode) = (path.display(), status.mode() & 0o7777);
+    let seen = format!("mode {mode:o} of {}:{}", status.uid(), status.gid());
+    if is_owned && status.mode() & 0o002 == 0 && status.gid() == container.get() {
         doubts.push(format!("{what} {path}: {seen}; Debian's sshd lets that pass, others do not"));
         return Ok(());
     }

@@ -61,7 +61,8 @@ impl Says {
         Some(self.of("ForceCommand")).filter(|_| self.names("ForceCommand"))
     }
 
-    /// Whether somebody listens on one of its ports: sshd, or systemd for it. Where the kernel does not say, yes.
+    /// Whether somebody listens where it would: sshd, or systemd for it; or an sshd runs, which may have been told other ports. Where the kernel does
+    /// not say, yes.
     pub fn listens(&self) -> bool {
         const LISTENS: &str = "0A"; // TCP_LISTEN of the kernel's tcp_states.h
         let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(std::fs::read_to_string);
@@ -70,8 +71,14 @@ impl Says {
             [_, local, _, LISTENS, ..] => u16::from_str_radix(local.rsplit(':').next()?, 16).ok(),
             _ => None,
         });
-        let ports: Vec<u16> = self.each("Port").iter().filter_map(|port| port.parse().ok()).collect();
-        tables.iter().all(std::io::Result::is_err) || listening.into_iter().any(|port| ports.contains(&port))
+        let addresses = self.each("ListenAddress").iter();
+        let ports: Vec<u16> = addresses.filter_map(|address| address.rsplit(':').next()?.parse().ok()).collect();
+        let runs = || {
+            let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+            let mut titles = processes.flat_map(|process| std::fs::read_to_string(process.path().join("cmdline")));
+            titles.any(|title| title.starts_with("sshd: ") && title.contains("[listener]"))
+        };
+        tables.iter().all(std::io::Result::is_err) || listening.into_iter().any(|port| ports.contains(&port)) || runs()
     }
 
     /// Whether it asks PAM, and by the name of the service that has our lines.
@@ -123,7 +130,7 @@ const SETTINGS: [Setting; 8] = [
         state: State::Fail,
         good: |value| value == "yes",
         value: |_| "yes".to_owned(),
-        why: "without PAM containers' users get a session on the node",
+        why: "without PAM nothing but unbit in the shadow line of nsswitch.conf keeps containers' users from a session on the node",
     },
     Setting {
         keyword: "PAMServiceName",
@@ -148,14 +155,14 @@ const SETTINGS: [Setting; 8] = [
     },
     Setting {
         keyword: "PasswordAuthentication",
-        state: State::Fail,
+        state: State::Warn,
         good: |value| value == "no",
         value: |_| "no".to_owned(),
-        why: "containers' users have no password, and others' can be guessed",
+        why: "containers' users are refused with any, and others' can be guessed",
     },
     Setting {
         keyword: "KbdInteractiveAuthentication",
-        state: State::Fail,
+        state: State::Warn,
         good: |value| value == "no",
         value: |_| "no".to_owned(),
         why: "it asks for passwords as well",
@@ -272,6 +279,10 @@ pub fn obstacles(says: &Says, user: u32) -> Vec<Finding> {
     if let Some(seen) = says.shuts_out(&user.to_string()) {
         let mend = format!("let containers' users in there, in {MAIN}: AllowUsers 3* or the like, see sshd_config(5)");
         found("whom sshd does not let in, no container is asked for", seen, mend);
+    }
+    if says.of("RefuseConnection") == "yes" {
+        let mend = format!("keep it from containers' users: RefuseConnection no in a Match for them, in {MAIN}");
+        found("sshd ends the connection at once", "RefuseConnection yes".to_owned(), mend);
     }
     let methods = says.of("AuthenticationMethods");
     if !methods.is_empty() && !methods.split_whitespace().any(|method| matches!(method, "any" | "publickey")) {
