@@ -65,6 +65,24 @@ fn every_other_message_is_refused() {
     assert_eq!(ssh(30001, "hostname").ok(), "c30001");
 }
 
+/// One that a user made who is root there, and whom the kernel lets do there what it lets nobody do in the node's.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_namespace_that_belongs_to_another_user_namespace_is_refused() {
+    let kinds = ["uts", "ipc", "net", "cgroup", "mnt"];
+    let mut owner = Command::new("unshare");
+    owner.arg("--user").args(["--uts", "--ipc", "--net", "--cgroup", "--mount", "sleep", "600"]);
+    let mut owner = owner.spawn().unwrap();
+    let pid = owner.id().to_string();
+    let _end = AtEnd(|| drop((owner.kill(), owner.wait())));
+    let host = namespaces("self");
+    eventually("its namespaces", || kinds.iter().all(|kind| namespaces(&pid)[*kind] != host[*kind]).then_some(()));
+    for kind in kinds {
+        let _door = open(&format!("{kind}-of-{pid}"));
+        refused("its set-up failed a check.", &format!("its {kind} namespace belongs to another user namespace"));
+    }
+}
+
 /// What does not fit the kernel leaves out of the message (MSG_CTRUNC).
 #[test]
 #[ignore = "needs the node: make test"]
