@@ -22,7 +22,7 @@ use unbit_tests::{Done, leader, run, sh};
 /// A system call of the module's.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// The hook that makes it, see the module's `login.rs`.
+    /// The hook that makes it, see the module's `login.rs`; or, between two of them, its handler of fork(3).
     pub step: &'static str,
     number: c_long,
     pub arguments: [u64; 6],
@@ -117,6 +117,9 @@ const KNOWN: &[Known] = &[
     (libc::SYS_getpid, "getpid", Object::Nothing),
     (libc::SYS_exit_group, "exit_group", Object::Nothing),
 ];
+
+/// What the module's handlers of fork(3) call, see its `lock.rs`, and nobody else in sshd.
+const IN_FORK: [c_long; 3] = [libc::SYS_capget, libc::SYS_capset, libc::SYS_setns];
 
 fn known(number: c_long) -> Option<&'static Known> {
     KNOWN.iter().find(|(known, ..)| *known == number)
@@ -375,15 +378,17 @@ impl Tracer {
                 }
             }
         }
-        let Some(running) = tracee.hook else {
-            self.check_between(pid);
-            return;
-        };
-
-        let step = match (tracee.is_monitor, tracee.is_escort) {
-            (true, false) => running.hook.in_monitor,
-            (true, true) => "escort",
-            (false, _) => running.hook.in_child,
+        let between = self.way == Way::Sshd && tracee.module.is_some() && IN_FORK.contains(&number);
+        let step = match (tracee.hook, tracee.is_monitor, tracee.is_escort) {
+            (Some(running), true, false) => running.hook.in_monitor,
+            (Some(_), true, true) => "escort",
+            (Some(running), false, _) => running.hook.in_child,
+            (None, true, _) if between => "fork",
+            (None, false, _) if between => "fork(child)",
+            (None, ..) => {
+                self.check_between(pid);
+                return;
+            }
         };
         let (object, path) = describe(pid, &memory, number, &arguments, self.uid, &self.pid_1);
         let before = self.calls.iter().filter(|call| (call.step, call.number, &call.object) == (step, number, &object));
