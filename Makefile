@@ -113,6 +113,7 @@ test-cgroups:
 	@tests/prepare node
 	@$(MAKE) --no-print-directory stage
 	set -e; for layout in $(LAYOUTS); do tests/run --release $(RELEASE) --cgroups $$layout cgroups; done
+	@[ '$(LAYOUTS)' != v2 ] || { echo 'NOT TRIED: v1, v1-single, hybrid (the memory controller of this machine is not on version 1)' >&2; [ "$$CI" != true ]; }
 
 test-load:
 	@tests/prepare node
