@@ -487,6 +487,44 @@ fn the_tenants_environment_reaches_nobody_but_the_tenant() {
     assert_eq!(out.trim(), format!("{}\ntenant tenant tenant /containers/30001/none.so", inside()));
 }
 
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_environment_file_is_a_link_or_a_fifo() {
+    let file = "/containers/30001/.ssh/environment";
+    let made = |how: &str| sh(format!("rm -f {file}; {how} {file} && chown -h 30001:30001 {file}")).ok();
+    let _gone = AtEnd(|| drop(sh(format!("rm -f {file} /tmp/environment /containers/30001/tmp/environment"))));
+    fs::write("/tmp/environment", "FROM=node\n").unwrap();
+    fs::write("/containers/30001/tmp/environment", "FROM=container\n").unwrap();
+    let _sshd = Sshd::with(&["PermitUserEnvironment=yes"]);
+    let script = format!("{PLACE}; echo from $FROM");
+    for (target, from) in
+        [("/tmp/environment", "from container"), ("/.old_root/tmp/environment", "from"), ("/proc/1/environ", "from")]
+    {
+        made(&format!("ln -s {target}"));
+        assert_eq!(ssh_2200(&[], &script).ok(), format!("{}\n{from}", inside()), "{target}");
+    }
+
+    // Who waits for somebody to write is the user, inside.
+    made("mkfifo");
+    let waits = std::thread::scope(|scope| {
+        let login = scope.spawn(|| ssh_2200(&[], &script));
+        let child = eventually("sshd's child", || {
+            let child = pgrep("^sshd(-session)?: 30001(@notty)?$")?;
+            (namespaces(&child)["mnt"] == namespaces(&leader(30001))["mnt"]).then_some(child)
+        });
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let status = fs::read_to_string(format!("/proc/{child}/status")).unwrap();
+        assert!(status.contains("Uid:\t30001\t30001\t30001\t30001"), "{status}");
+        assert_eq!(ssh(30001, PLACE).ok(), inside());
+        assert_eq!(run("ssh", &["-p2200", "alice@node", PLACE], b"").ok(), outside("alice"));
+        nothing_on_the_host();
+        assert!(!login.is_finished(), "the witness: it waits");
+        fs::write(file, "FROM=fifo\n").unwrap();
+        login.join().unwrap()
+    });
+    assert_eq!(waits.ok(), format!("{}\nfrom fifo", inside()));
+}
+
 /// Whatever keeps sshd's child from calling setcred of this module, another release of sshd or a line of PAM before ours, ends the login: here a line
 /// that jumps over ours as soon as a file is there, which the session's first line makes.
 #[test]
