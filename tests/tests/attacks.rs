@@ -628,6 +628,30 @@ fn a_session_that_hangs_in_a_file_of_the_tenants_is_nobody_elses_trouble() {
 
 #[test]
 #[ignore = "needs the node: make test"]
+fn files_of_a_root_file_system_of_the_tenants_own_are_links_and_fifos() {
+    let watch = Watch::start();
+    for (files, made) in [
+        ("group nsswitch.conf", "mkfifo $file"), // which nobody inside asks for on the way to the shell
+        ("group nsswitch.conf ssh/sshrc", "ln -s /.old_root/root/.bashrc $file"),
+        ("group ssh/sshrc", "ln -s /dev/null $file"),
+    ] {
+        let _etc = own_etc(&format!("for file in {files}; do rm -f $file; {made}; done"));
+        let hostile = Hostile::start("serve /run/ns.socket");
+        assert_eq!(ssh(HOSTILE, "readlink /proc/self/ns/mnt").ok(), hostile.mounts(), "{files}: {made}");
+    }
+    {
+        let _etc = own_etc("mkfifo ssh/sshrc");
+        let hostile = Hostile::start("serve /run/ns.socket");
+        let _client = Inside::start(HOSTILE, "true");
+        let waits = eventually("who waits for a word of it", || pgrep("/etc/ssh/sshrc$"));
+        assert_eq!(namespaces(&waits)["mnt"], hostile.mounts());
+        lands(30001, &namespaces(&leader(30001))["mnt"]);
+    }
+    watch.done();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
 fn sshds_child_loads_no_library_of_the_tenants() {
     // What of nsswitch.conf nobody has used yet is loaded when a name is looked up: for -L, inside.
     let hosts = ["", "/distros/base"].map(|root| {
@@ -673,7 +697,6 @@ fn names_that_lead_nowhere_else() {
         " 30001",
         "30001 ",
         "30001\t",
-        "30001\n",
         "30001.",
         "30001.0",
         "30001,30000",
@@ -685,7 +708,7 @@ fn names_that_lead_nowhere_else() {
         "30001a",
         "a30001",
         "30001@node",
-        "30001%00",
+        "30001%%00",
         "4294997297",
         "18446744073709581617",
         "-1",
@@ -697,8 +720,22 @@ fn names_that_lead_nowhere_else() {
         "*",
         "3000?",
         &long,
-        "",
     ] {
+        // In a file, since a client may refuse by itself what its command line has.
+        fs::write("/tmp/names", format!("User \"{name}\"\nInclude /root/.ssh/config\n")).unwrap();
+        let log = Log::from_now();
+        let done = run("ssh", &["-F", "/tmp/names", "node", "touch /tmp/landed-on-the-host"], b"");
+        assert_eq!((done.status, done.out.as_str()), (Some(255), ""), "{name:?}: {done:?}");
+        // Debian's sshd cuts a name at the slash.
+        let cut = name.split('/').next().unwrap();
+        let heard = match cut {
+            "30001" | "root" if cut != name => format!("authenticating user {cut} "),
+            _ => format!("Invalid user {}", cut.split(|letter| !matches!(letter, ' '..='~')).next().unwrap()),
+        };
+        let heard = &heard[..heard.len().min(90)];
+        eventually(&format!("{name:?}: {heard:?} in {}", log.text()), || log.text().contains(heard).then_some(()));
+    }
+    for name in ["30001\n", ""] {
         let done = run("ssh", &["-l", name, "node", "touch /tmp/landed-on-the-host"], b"");
         assert_ne!(done.status, Some(0), "{name:?}: {done:?}");
     }
