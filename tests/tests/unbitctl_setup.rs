@@ -11,6 +11,7 @@ const NSSWITCH: &str = "/etc/nsswitch.conf";
 const PAM: &str = "/etc/pam.d/sshd";
 const SSHD: &str = "/etc/ssh/sshd_config";
 const OURS: &str = "/etc/ssh/sshd_config.d/00-unbit.conf";
+const NSCD: &str = "/etc/nscd.conf";
 const STEPS: &str = "pam sshd nsswitch";
 
 /// The files of the node and of the distribution as they are now, and again when the test ends.
@@ -18,9 +19,9 @@ struct Stock;
 
 impl Stock {
     const SAVE: &str = "rm -rf /tmp/stock; for root in '' /distros/base; do
-        mkdir -p /tmp/stock$root/etc; cp -a $root/etc/nsswitch.conf $root/etc/pam.d $root/etc/ssh /tmp/stock$root/etc; done";
+        mkdir -p /tmp/stock$root/etc; cp -a $root/etc/{nsswitch.conf,nscd.conf,pam.d,ssh} /tmp/stock$root/etc; done";
     const RESTORE: &str = "for root in '' /distros/base; do
-        rm -rf $root/etc/nsswitch.conf* $root/etc/.nsswitch* $root/etc/pam.d $root/etc/ssh $root/var/lib/unbitctl
+        rm -rf $root/etc/{nsswitch.conf,nscd.conf,.nsswitch,.nscd}* $root/etc/{pam.d,ssh} $root/var/lib/unbitctl
         cp -a /tmp/stock$root/etc/. $root/etc; done";
 
     fn again() -> Self {
@@ -613,13 +614,24 @@ fn a_root_directory_is_set_up_from_outside_and_nothing_else() {
     assert_eq!(sh(format!("ls -A {ROOT}/etc/ssh/sshd_config.d; cmp {ROOT}{PAM} /tmp/stock{ROOT}{PAM}")).ok(), "");
 }
 
+/// The calls that change files.
+const WRITES: [&str; 5] = ["write", "fsync", "link,linkat", "rename,renameat,renameat2", "unlink,unlinkat"];
+
+/// Runs a command and kills it at the nth of these calls. Says whether it got that far.
+fn killed(command: &str, call: &str, nth: usize) -> bool {
+    let strace = "strace -qq -o /dev/null";
+    let done = sh(format!("{strace} -e trace={call} -e inject={call}:signal=KILL:when={nth} {command} >/dev/null"));
+    done.status != Some(0)
+}
+
 /// The power goes before each call that writes: the first, the second, ... of each kind. Every file is then the old or the new one, and
 /// the next set-up finishes, or the next undo takes it back; and so it is with an undo.
 #[test]
 #[ignore = "needs the node: make test"]
 fn killed_before_any_write_each_file_is_old_or_new() {
     let _stock = Stock::again();
-    let files = [PAM, SSHD, NSSWITCH, OURS];
+    const STEPS: &str = "pam sshd nsswitch nscd";
+    let files = [PAM, SSHD, NSSWITCH, OURS, NSCD];
     let state = || files.map(|file| fs::read_to_string(file).unwrap_or_default());
     let old = state();
     sh(format!("unbitctl setup {STEPS}")).ok();
@@ -629,15 +641,8 @@ fn killed_before_any_write_each_file_is_old_or_new() {
     let left = || sh("find /etc /var/lib/unbitctl -name '.*unbitctl*' -o -name '*.unbit-*'").ok();
     assert_eq!(left(), "");
 
-    let killed = |command: &str, call: &str, nth: usize| {
-        let strace = format!(
-            "strace -qq -o /dev/null -e trace={call} -e inject={call}:signal=KILL:when={nth} {command} >/dev/null"
-        );
-        let done = sh(strace);
-        done.status != Some(0)
-    };
     let mut kills = 0;
-    for call in ["write", "fsync", "link,linkat", "rename,renameat,renameat2", "unlink,unlinkat"] {
+    for call in WRITES {
         for nth in 1.. {
             assert_eq!(state(), old, "{call} {nth}");
             let was_killed = killed(&format!("unbitctl setup {STEPS}"), call, nth);
@@ -679,10 +684,7 @@ fn what_a_cut_short_setup_has_left_is_removed_though_somebody_was_faster() {
     sh("unbitctl setup pam sshd").ok();
     let half = Path::new("/etc/.nsswitch.conf.unbitctl");
     for nth in 1.. {
-        sh(format!(
-            "strace -qq -o /dev/null -e trace=fsync -e inject=fsync:signal=KILL:when={nth} unbitctl setup nsswitch"
-        ))
-        .failed();
+        assert!(killed("unbitctl setup nsswitch", "fsync", nth));
         if half.exists() {
             break;
         }
