@@ -679,6 +679,45 @@ fn killed_before_any_write_each_file_is_old_or_new() {
 
 #[test]
 #[ignore = "needs the node: make test"]
+fn killed_before_any_call_no_folder_is_too_open_and_the_next_setup_finishes_it() {
+    const REMOVE: &str =
+        "rm -rf /opt/unbit /etc/uwsgi/{tmp_ssl,alarms} /var/log/uwsgi /distros/base/{containers,.old_root}";
+    const STEPS: &str = "folders distributions";
+    let state = || {
+        let paths = "/opt/unbit /opt/unbit/uwsgi /etc/uwsgi/{tmp_ssl,alarms} /var/log/uwsgi /distros/base/{containers,.old_root}";
+        sh(format!("stat -c '%n %u:%g %a' {paths} 2>/dev/null")).out
+    };
+    let was_there = sh("cd /distros/base; stat -c %n containers/* .old_root/*").out;
+    assert_eq!(was_there, "", "nothing that is removed here");
+    sh(format!("unbitctl setup {STEPS}")).ok();
+    let mode = |line: &str| u32::from_str_radix(line.rsplit(' ').next().unwrap(), 8).unwrap();
+    let well = state();
+    assert_eq!(well.lines().count(), 7, "{well}");
+    let mut kills = 0;
+    for call in ["mkdir,mkdirat", "chown,fchown,lchown,fchownat", "chmod,fchmod,fchmodat", "fsync"] {
+        for nth in 1.. {
+            sh(REMOVE).ok();
+            let umask = if nth % 2 == 0 { "000" } else { "077" }; // of whoever runs it
+            let setup = format!("sh -c 'umask {umask}; exec unbitctl setup {STEPS}'");
+            let was_killed = killed(&setup, call, nth);
+            for folder in state().lines() {
+                let path = folder.split(' ').next().unwrap();
+                let well = well.lines().find(|well| well.starts_with(&format!("{path} "))).unwrap();
+                assert!(mode(folder) & !mode(well) == 0, "{call} {nth}: {folder}, but {well}");
+            }
+            sh(format!("unbitctl setup {STEPS}")).ok();
+            assert_eq!(state(), well, "{call} {nth}");
+            kills += usize::from(was_killed);
+            if !was_killed {
+                break;
+            }
+        }
+    }
+    assert!(kills > 20, "{kills}");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
 fn what_a_cut_short_setup_has_left_is_removed_though_somebody_was_faster() {
     let _stock = Stock::again();
     sh("unbitctl setup pam sshd").ok();

@@ -134,13 +134,14 @@ impl Pending {
     }
 }
 
-/// Never more open than it shall be, on the way there.
+/// Never more open than it shall be, on the way there. If the power goes on the way, one of root's has its mode: no check asks for the folders
+/// above the others.
 fn make_folder(place: &Path, uid: u32, gid: u32, mode: u32) -> Result<()> {
     if !place.is_dir() {
         if let Some(parent) = place.parent() {
             fs::create_dir_all(parent)?;
         }
-        fs::DirBuilder::new().mode(0o700).create(place)?;
+        fs::DirBuilder::new().mode(mode).create(place)?;
     }
     chown(place, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
     fs::set_permissions(place, Permissions::from_mode(mode))?;

@@ -15,6 +15,7 @@ use crate::tell;
 use anyhow::{Context, Result, bail};
 use change::Change;
 use journal::{Journal, Lock};
+use nix::sys::stat::Mode;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -98,6 +99,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.dry_run {
         return rehearse(&node, &chosen);
     }
+    nix::sys::stat::umask(Mode::S_IWGRP | Mode::S_IWOTH); // whatever the caller's: sshd and PAM's users read what is made
     let _lock = Lock::take(&node)?;
     let mut journal = Journal::begin(&node)?;
     let mut changed = 0;
