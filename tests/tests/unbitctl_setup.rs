@@ -44,6 +44,15 @@ impl Away {
         fs::rename(path, format!("{path}.away")).unwrap();
         Self(path.to_owned())
     }
+
+    /// With a getent in its place that does not find root: as if nsswitch.conf were broken.
+    fn getent() -> Self {
+        const WITHOUT_ROOT: &str = "#!/bin/sh\n[ \"$*\" != 'passwd root' ] || exit 2\nexec $0.away \"$@\"\n";
+        let away = Self::file("/usr/bin/getent");
+        fs::write("/usr/bin/getent", WITHOUT_ROOT).unwrap();
+        sh("chmod 755 /usr/bin/getent").ok();
+        away
+    }
 }
 
 impl Drop for Away {
@@ -203,6 +212,38 @@ fn undo_puts_all_back() {
     sh("unbitctl setup --undo").ok();
     assert_eq!(faults("pam", ""), [""; 0]);
     assert_ne!(faults("nsswitch", ""), [""; 0]);
+}
+
+/// A set-up that came to nothing is none.
+#[test]
+#[ignore = "needs the node: make test"]
+fn undo_takes_back_the_last_set_up_that_replaced_files() {
+    let _stock = Stock::again();
+    let _all = AtEnd(|| drop(sh("unbitctl setup folders")));
+    sh("unbitctl setup folders").ok();
+    const READ_ONLY: &str = "unshare --mount sh -c 'mount --bind /etc /etc; mount -o remount,bind,ro /etc; $0 $*'";
+    for (come_to_nothing, said) in [
+        ("! unbitctl setup nsswitch", "/etc/nsswitch.conf is as it was before"),
+        (&format!("! {READ_ONLY} unbitctl setup nscd"), "Read-only file system"),
+        ("rmdir /etc/uwsgi/custom_services; unbitctl setup folders", "\n1 folder made or mended; it stays\n"),
+        ("unbitctl setup folders pam", "nothing to do"),
+    ] {
+        assert!(
+            sh("unbitctl setup pam sshd").ok().ends_with("\n3 files changed; unbitctl setup --undo takes them back")
+        );
+        {
+            let _getent = Away::getent();
+            let nothing = sh(come_to_nothing);
+            assert_eq!(nothing.status, Some(0), "{come_to_nothing}: {nothing:?}");
+            assert!(format!("{}{}", nothing.out, nothing.err).contains(said), "{come_to_nothing}: {nothing:?}");
+            assert!(!nothing.out.contains("--undo"), "{come_to_nothing}: {nothing:?}");
+        }
+        let undone = sh("unbitctl setup --undo").ok();
+        assert!(undone.contains("/etc/pam.d/sshd: as it was before"), "{come_to_nothing}: {undone}");
+        let is_stock = "for file in pam.d/sshd ssh/sshd_config nsswitch.conf nscd.conf; do cmp /etc/$file /tmp/stock/etc/$file; done";
+        assert_eq!(sh(is_stock).ok(), "", "{come_to_nothing}");
+        assert_eq!(sh("unbitctl setup --undo").ok(), "nothing to undo", "{come_to_nothing}");
+    }
 }
 
 #[test]
@@ -462,13 +503,7 @@ fn a_file_that_fails_its_own_check_is_put_back() {
     // An nsswitch.conf with which nobody is found.
     sh("unbitctl setup sshd").ok();
     {
-        let _away = Away::file("/usr/bin/getent");
-        fs::write(
-            "/usr/bin/getent",
-            "#!/bin/sh\n[ \"$*\" != 'passwd root' ] || exit 2\nexec /usr/bin/getent.away \"$@\"\n",
-        )
-        .unwrap();
-        sh("chmod 755 /usr/bin/getent").ok();
+        let _getent = Away::getent();
         let done = sh("unbitctl setup nsswitch");
         assert_eq!(done.status, Some(1), "{done:?}");
         assert!(
@@ -731,4 +766,50 @@ fn what_a_cut_short_setup_has_left_is_removed_though_somebody_was_faster() {
     fs::copy(half, NSSWITCH).unwrap();
     assert_eq!(sh("unbitctl setup nsswitch").ok(), "nothing to do");
     assert!(!half.exists());
+}
+
+/// Nor are the notes of the set-up before lost.
+#[test]
+#[ignore = "needs the node: make test"]
+fn killed_before_any_write_the_set_up_before_can_still_be_undone() {
+    let _stock = Stock::again();
+    let files = || [PAM, NSCD].map(|file| fs::read_to_string(file).unwrap());
+    let old = files();
+    let put_pam_back = || sh(format!("cp -a /tmp/stock{PAM} {PAM}; rm {PAM}.unbit-*")).ok();
+    let mut kills = 0;
+    for call in WRITES {
+        for nth in 1.. {
+            sh("unbitctl setup pam").ok();
+            let was_killed = killed("unbitctl setup nscd", call, nth);
+            kills += usize::from(was_killed);
+            if !was_killed {
+                break;
+            }
+            // Half of the time another set-up comes between, which replaces nothing and ends.
+            if nth % 2 == 0 {
+                sh("unbitctl setup folders").ok();
+            }
+            let notes: Value = serde_json::from_slice(&fs::read("/var/lib/unbitctl/setup.json").unwrap()).unwrap();
+            let is_replaced = files()[1] != old[1];
+            let undone = sh("unbitctl setup --undo").ok();
+            assert!(undone.contains(NSCD) || !is_replaced, "{call} {nth}: {undone}");
+            if undone.contains(NSCD) {
+                assert!(!undone.contains(PAM), "{call} {nth}: {undone}");
+                if notes["ended"] == true {
+                    assert!(is_replaced, "{call} {nth}: {undone}");
+                    put_pam_back();
+                } else {
+                    let again = "The set-up before that one can be undone as well: unbitctl setup --undo";
+                    assert!(undone.ends_with(again), "{call} {nth}: {undone}");
+                    sh("unbitctl setup --undo").ok();
+                }
+            }
+            assert_eq!(files(), old, "{call} {nth}: {undone}");
+            assert_eq!(sh("unbitctl setup --undo").ok(), "nothing to undo", "{call} {nth}");
+        }
+        assert!(sh("unbitctl setup --undo").ok().contains(NSCD), "the last one, which came to its end");
+        assert_eq!(sh("unbitctl setup --undo").ok(), "nothing to undo");
+        put_pam_back();
+    }
+    assert!(kills > 15, "{kills}");
 }

@@ -173,11 +173,7 @@ pub fn replace(place: &Path, content: &str, mode: u32) -> Result<()> {
 
 /// Gives a file its second name.
 pub fn keep(place: &Path, kept: &Path) -> Result<()> {
-    match fs::hard_link(place, kept) {
-        // Of a set-up that was cut short before it replaced the file.
-        Err(error) if error.kind() == ErrorKind::AlreadyExists && same(place, kept) => Ok(()),
-        done => done.with_context(|| format!("keep {} as {}", place.display(), kept.display())),
-    }
+    fs::hard_link(place, kept).with_context(|| format!("keep {} as {}", place.display(), kept.display()))
 }
 
 /// Whether two names are one file's.

@@ -1,4 +1,5 @@
-//! What the last set-up replaced, so that it can be undone: /var/lib/unbitctl/setup.json. A file is noted before it is touched.
+//! What the last set-up replaced, so that it can be undone: /var/lib/unbitctl/setup.json. A file is noted before it is touched. The notes of the
+//! set-up before stay with these until files have been replaced for good: one that came to nothing takes no undo away.
 
 use super::file::{self, Pending};
 use crate::node::Node;
@@ -59,10 +60,39 @@ impl Replaced {
         is_plain && !leads_away && self.kept.as_ref().is_none_or(is_name)
     }
 
+    pub fn since(&self, node: &Node) -> Result<Since> {
+        let (place, kept) = (self.place(node), self.kept_place(node));
+        let now = file::read(&place)?;
+        Ok(match (&kept, now) {
+            (Some(kept), _) if file::same(&place, kept) => Since::Undone,
+            (None, None) => Since::Undone,
+            // An undo that was cut short has put it back already, and not noted that; or a set-up was, before it kept it.
+            (Some(kept), now) if !kept.exists() => match now {
+                Some(now) if now == self.written => Since::Lost,
+                _ => Since::Undone,
+            },
+            (_, Some(now)) if now == self.written => Since::Untouched,
+            _ => Since::Changed,
+        })
+    }
+
     /// The old file has its name again.
     pub fn put_back(&self, node: &Node) -> Result<()> {
         file::put_back(&self.place(node), self.kept_place(node).as_deref())
     }
+}
+
+/// What has become of a file since.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Since {
+    /// It is as it was before the set-up.
+    Undone,
+    /// It is as the set-up left it.
+    Untouched,
+    /// Somebody has changed it.
+    Changed,
+    /// The old one is gone.
+    Lost,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -72,12 +102,15 @@ struct Notes {
     /// Whether it came to its end; if not, the next one goes on with it.
     ended: bool,
     replaced: Vec<Replaced>,
+    /// Those of the set-up before, until this one has come to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    before: Option<Box<Notes>>,
 }
 
 pub struct Journal<'a> {
     node: &'a Node,
     notes: Notes,
-    /// What the file says.
+    /// Whether they are in the file.
     written: bool,
 }
 
@@ -85,10 +118,16 @@ impl<'a> Journal<'a> {
     /// Of the last set-up, if there was one.
     pub fn last(node: &'a Node) -> Result<Option<Self>> {
         let Some(text) = node.read(FILE)? else { return Ok(None) };
-        let notes: Notes =
+        let mut notes: Notes =
             serde_json::from_str(&text).with_context(|| format!("{FILE} is not what setup has written"))?;
-        if let Some(replaced) = notes.replaced.iter().find(|replaced| !replaced.stays_in(node)) {
+        let mut noted =
+            std::iter::successors(Some(&notes), |notes| notes.before.as_deref()).flat_map(|notes| &notes.replaced);
+        if let Some(replaced) = noted.find(|replaced| !replaced.stays_in(node)) {
             bail!("{FILE} names {}, and that is no place of this root directory's", replaced.path);
+        }
+        if notes.replaced.is_empty() {
+            // It came to nothing.
+            notes = notes.before.take().map_or(notes, |before| *before);
         }
         Ok(Some(Self { node, notes, written: true }))
     }
@@ -97,15 +136,29 @@ impl<'a> Journal<'a> {
     pub fn begin(node: &'a Node) -> Result<Self> {
         file::sweep(&file::place(node, FILE)?)?;
         match Self::last(node)? {
-            Some(journal) if !journal.notes.ended => {
-                journal.notes.replaced.iter().try_for_each(|replaced| file::sweep(&replaced.place(node)))?;
+            Some(mut journal) if !journal.notes.ended => {
+                journal.forget_untouched()?;
                 Ok(journal)
             }
-            _ => {
+            last => {
                 let begun = jiff::Timestamp::now().strftime("%Y-%m-%dT%H%M%SZ").to_string();
-                Ok(Self { node, notes: Notes { begun, ..Notes::default() }, written: false })
+                let before = last.map(|journal| Box::new(journal.notes));
+                Ok(Self { node, notes: Notes { begun, before, ..Notes::default() }, written: false })
             }
         }
+    }
+
+    /// What was noted by a set-up that was cut short before it replaced it.
+    fn forget_untouched(&mut self) -> Result<()> {
+        for replaced in std::mem::take(&mut self.notes.replaced) {
+            if replaced.since(self.node)? == Since::Undone {
+                replaced.put_back(self.node).with_context(|| replaced.path.clone())?;
+            } else {
+                file::sweep(&replaced.place(self.node))?;
+                self.notes.replaced.push(replaced);
+            }
+        }
+        Ok(())
     }
 
     /// What was replaced, in this order.
@@ -113,16 +166,23 @@ impl<'a> Journal<'a> {
         &self.notes.replaced
     }
 
-    /// Notes a file and keeps it, before it is replaced. Directories are not noted.
+    /// Notes a file and keeps it, before it is replaced; if that cannot be, it is not noted. Directories are not noted.
     pub fn note(&mut self, change: &Pending) -> Result<Option<Replaced>> {
+        let noted = self.notes.replaced.clone();
+        let result = self.note_and_keep(change);
+        if result.is_err() {
+            self.notes.replaced = noted;
+        }
+        result
+    }
+
+    fn note_and_keep(&mut self, change: &Pending) -> Result<Option<Replaced>> {
         let Pending::File { path, place, old, new, .. } = change else { return Ok(None) };
         let kept = old.as_ref().map(|_| self.name_to_keep(place)).transpose()?;
         let replaced = match self.notes.replaced.iter_mut().find(|replaced| replaced.path == *path) {
-            // By the same set-up, which was cut short before it replaced the file or after.
+            // By the same set-up, which was cut short after it had replaced the file.
             Some(noted) => {
-                let ours = old.as_ref() == Some(&noted.written);
-                let still_there = noted.kept_place(self.node).is_some_and(|kept| file::same(place, &kept));
-                if !ours && !still_there {
+                if old.as_ref() != Some(&noted.written) {
                     noted.kept = kept; // somebody else's, from between
                 }
                 new.clone_into(&mut noted.written);
@@ -167,22 +227,27 @@ impl<'a> Journal<'a> {
             return self.remove();
         }
         self.notes.ended = true;
+        self.notes.before = None;
         self.write()
     }
 
-    /// There is nothing to undo any more.
+    /// There is nothing of this set-up to undo any more: the one before is the last one again, if there is one.
     pub fn remove(&mut self) -> Result<()> {
-        self.written = false;
+        if let Some(before) = self.notes.before.take() {
+            self.notes = *before;
+            return self.write();
+        }
         file::put_back(&file::place(self.node, FILE)?, None)
     }
 
     fn write(&mut self) -> Result<()> {
-        self.written = true;
         let text = serde_json::to_string_pretty(&self.notes)?;
         let place = file::place(self.node, FILE)?;
         if let Some(folder) = place.parent() {
             fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         }
-        file::replace(&place, &format!("{text}\n"), 0o600).with_context(|| format!("write {FILE}"))
+        file::replace(&place, &format!("{text}\n"), 0o600).with_context(|| format!("write {FILE}"))?;
+        self.written = true;
+        Ok(())
     }
 }

@@ -102,19 +102,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     nix::sys::stat::umask(Mode::S_IWGRP | Mode::S_IWOTH); // whatever the caller's: sshd and PAM's users read what is made
     let _lock = Lock::take(&node)?;
     let mut journal = Journal::begin(&node)?;
-    let mut changed = 0;
-    let result = chosen.iter().try_for_each(|step| -> Result<()> {
-        changed += go(&node, step, &mut journal).with_context(|| step.name)?;
-        Ok(())
-    });
+    let mut counts = Counts::default();
+    let result = chosen
+        .iter()
+        .try_for_each(|step| -> Result<()> { go(&node, step, &mut journal, &mut counts).with_context(|| step.name) });
     let ended = journal.end();
     result?;
     ended?;
-    match changed {
-        0 => say!("nothing to do\n"),
-        1 => say!("1 change made; unbitctl setup --undo takes it back\n"),
-        _ => say!("{changed} changes made; unbitctl setup --undo takes them back\n"),
-    }
+    counts.tell(&node);
     left(&node, &chosen)
 }
 
@@ -140,25 +135,55 @@ fn rehearse(node: &Node, steps: &[&Step]) -> Result<ExitCode> {
     Ok(code)
 }
 
-/// Goes one step: all of its changes, or none. Says how many.
-fn go(node: &Node, step: &Step, journal: &mut Journal) -> Result<usize> {
+/// What a set-up has done.
+#[derive(Default)]
+struct Counts {
+    files: usize,
+    folders: usize,
+}
+
+impl Counts {
+    /// Undo is about files alone.
+    fn tell(&self, node: &Node) {
+        let undo = node.setup("--undo");
+        match self.folders {
+            0 => {}
+            1 => say!("1 folder made or mended; it stays\n"),
+            folders => say!("{folders} folders made or mended; they stay\n"),
+        }
+        match self.files {
+            0 if self.folders == 0 => say!("nothing to do\n"),
+            0 => {}
+            1 => say!("1 file changed; {undo} takes it back\n"),
+            files => say!("{files} files changed; {undo} takes them back\n"),
+        }
+    }
+}
+
+/// Goes one step. Of its files all are replaced, or none.
+fn go(node: &Node, step: &Step, journal: &mut Journal, counts: &mut Counts) -> Result<()> {
     let changes = file::pending(node, (step.mend)(node)?)?;
     if changes.is_empty() {
-        return Ok(0);
+        return Ok(());
     }
     (step.first)(node)?;
     changes.iter().for_each(|change| say!("{change}"));
     let mut made = Vec::new();
     let result = changes.iter().try_for_each(|change| {
-        made.extend(journal.note(change)?);
-        change.make()
+        let noted = journal.note(change)?;
+        let is_folder = noted.is_none();
+        made.extend(noted);
+        change.make()?;
+        counts.folders += usize::from(is_folder);
+        Ok(())
     });
     let result = result.and_then(|()| (step.prove)(node).context("the new files do not do"));
     let Err(error) = result else {
         if node.is_running() && !step.then.is_empty() {
             say!("{}\n", step.then);
         }
-        return Ok(changes.len());
+        counts.files += made.len();
+        return Ok(());
     };
     // All of them, whatever becomes of one, of the notes or of the reader of these lines.
     let mut error = error;

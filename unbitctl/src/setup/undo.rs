@@ -1,25 +1,13 @@
 //! `unbitctl setup --undo`: what the last set-up replaced is put back. Directories stay.
 
-use super::file::{self, difference, read, same};
-use super::journal::{Journal, Lock, Replaced};
+use super::file::{self, difference, read};
+use super::journal::{Journal, Lock, Replaced, Since};
 use crate::check::nsswitch;
 use crate::node::Node;
 use crate::report::say;
 use crate::tell;
 use anyhow::{Context, Result};
 use std::process::ExitCode;
-
-/// What has become of a file since.
-enum Since {
-    /// It is as it was before the set-up.
-    Undone,
-    /// It is as the set-up left it.
-    Untouched,
-    /// Somebody has changed it.
-    Changed,
-    /// The old one is gone.
-    Lost,
-}
 
 pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
     let _lock = if dry_run { None } else { Some(Lock::take(node)?) };
@@ -29,10 +17,13 @@ pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
     };
     // In the opposite order, for the same reason: no account without PAM's lines.
     let replaced: Vec<_> = journal.replaced().iter().rev().cloned().collect();
+    if replaced.is_empty() {
+        say!("nothing to undo\n");
+    }
 
     let mut obstacle = false;
     for file in &replaced {
-        match since(node, file)? {
+        match file.since(node)? {
             Since::Lost => {
                 let kept = file.kept.as_deref().unwrap_or_default();
                 tell(format_args!("{} cannot be put back: {kept} is gone", file.path));
@@ -63,7 +54,7 @@ pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
 
     for file in &replaced {
         let old = file.kept_place(node).map(|kept| read(&kept)).transpose()?.flatten();
-        if !matches!(since(node, file)?, Since::Undone) {
+        if !matches!(file.since(node)?, Since::Undone) {
             say!("{}", difference(&file.path, read(&file.place(node))?.as_deref(), old.as_deref()));
         }
         if !dry_run {
@@ -75,6 +66,9 @@ pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
     }
     if !dry_run {
         journal.remove()?;
+        if Journal::last(node)?.is_some() {
+            say!("The set-up before that one can be undone as well: {}\n", node.setup("--undo"));
+        }
         if node.is_running() && replaced.iter().any(|file| file.path.starts_with("/etc/ssh/")) {
             say!("sshd reads its files again by: systemctl reload ssh\n");
         }
@@ -93,20 +87,4 @@ fn leaves_accounts(node: &Node, replaced: &[Replaced]) -> Result<bool> {
         None => read(&nsswitch)?,
     };
     Ok(nsswitch::names_accounts(&text.unwrap_or_default()))
-}
-
-fn since(node: &Node, file: &Replaced) -> Result<Since> {
-    let (place, kept) = (file.place(node), file.kept_place(node));
-    let now = read(&place)?;
-    Ok(match (&kept, now) {
-        (Some(kept), _) if same(&place, kept) => Since::Undone,
-        (None, None) => Since::Undone,
-        // An undo that was cut short has put it back already, and not noted that.
-        (Some(kept), now) if !kept.exists() => match now {
-            Some(now) if now == file.written => Since::Lost,
-            _ => Since::Undone,
-        },
-        (_, Some(now)) if now == file.written => Since::Untouched,
-        _ => Since::Changed,
-    })
 }
