@@ -615,6 +615,45 @@ fn only_root_sets_up_and_one_at_a_time() {
     assert!(looked.contains("fail nsswitch: passwd: unbit is missing"), "{looked}");
 }
 
+/// What is advised can be given to a shell as it is, and is about that root directory.
+#[test]
+#[ignore = "needs the node: make test"]
+fn advice_about_a_root_directory_is_about_that_one() {
+    const ROOT: &str = "/tmp/it's an image";
+    const QUOTED: &str = r"'/tmp/it'\''s an image'";
+    let quoted = |path: &str| format!(r"'/tmp/it'\''s an image/{path}'");
+    for folder in ["etc", "containers", "distros/a b"] {
+        fs::create_dir_all(format!("{ROOT}/{folder}")).unwrap();
+    }
+    let _end = AtEnd(|| fs::remove_dir_all(ROOT).unwrap());
+    let said = || said(&format!("unbitctl check --root {QUOTED}")).concat();
+    let adduser = "adduser --system --group --home /var/www --no-create-home www-data";
+    assert!(said().contains(&format!("\nmend: chroot {QUOTED} {adduser}\n")), "{}", said());
+
+    for file in ["/etc/passwd", "/etc/group"] {
+        fs::copy(file, format!("{ROOT}{file}")).unwrap();
+    }
+    for no_folder in ["ns", "distros/a b/containers"] {
+        fs::write(format!("{ROOT}/{no_folder}"), "").unwrap();
+    }
+    sh(format!("chown 33 {QUOTED}; chmod o+w {}", quoted("distros/a b"))).ok();
+    let (ns, distribution, container) = (quoted("ns"), quoted("distros/a b"), quoted("distros/a b/containers"));
+    let advised = [
+        format!("chown root:root {QUOTED} && chmod go-w {QUOTED}"),
+        format!("mv {ns} {ns}.old && unbitctl setup --root {QUOTED} folders"),
+        format!("chown root:root {distribution} && chmod go-w {distribution}"),
+        format!("rm {container} && mkdir -m 755 {container}"),
+        format!("unbitctl setup --root {QUOTED} distributions"),
+    ];
+    for command in advised {
+        let before = said();
+        assert!(before.contains(&format!("mend: {command}\n")), "{command}: {before}");
+        sh(&command).ok();
+        assert_ne!(said(), before, "{command}");
+    }
+    assert!(!said().contains("fail folders"), "{}", said());
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_root_directory_is_set_up_from_outside_and_nothing_else() {

@@ -14,6 +14,7 @@ mod relay;
 mod report;
 mod sealed;
 mod setup;
+mod shell;
 mod sys;
 mod terminal;
 

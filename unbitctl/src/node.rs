@@ -1,5 +1,6 @@
 //! The file system that a command works on: this node's, or a root directory's (`--root`), such as a distribution or an image.
 
+use crate::shell;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
 use std::fs::File;
@@ -107,8 +108,19 @@ impl Node {
         if self.is_running() {
             format!("unbitctl setup {step}")
         } else {
-            format!("unbitctl setup --root {} {step}", self.root.display())
+            format!("unbitctl setup --root {} {step}", self.quoted("/"))
         }
+    }
+
+    /// The command that runs another on the node.
+    pub fn command(&self, command: &str) -> String {
+        if self.is_running() { command.to_owned() } else { format!("chroot {} {command}", self.quoted("/")) }
+    }
+
+    /// Where a file of the node is, quoted for a shell of this machine's.
+    pub fn quoted(&self, absolute: &str) -> String {
+        let path = if absolute == "/" { self.root.clone() } else { self.path(absolute) };
+        shell::quoted(&path.display().to_string())
     }
 }
 

@@ -36,7 +36,8 @@ pub fn check(node: &Node) -> Vec<Finding> {
     };
     if distributions.is_empty() {
         let why = "a container starts from one";
-        let mend = format!("debootstrap stable {}, and check again", node.path(DISTRIBUTIONS).join("stable").display());
+        let stable = node.quoted(&format!("{DISTRIBUTIONS}/stable"));
+        let mend = format!("debootstrap stable {stable}, and check again");
         return vec![Finding::warn(CHECK, why, format!("{DISTRIBUTIONS} is empty"), mend)];
     }
     distributions.iter().flat_map(|distribution| distribution.check(node)).collect()
@@ -87,16 +88,16 @@ impl Distribution {
         }
         let mut findings = Vec::new();
         if let Some(writers) = self.writers() {
-            let mend = format!("chown root:root {0} && chmod go-w {0}", self.root.root().display());
+            let mend = format!("chown root:root {0} && chmod go-w {0}", self.root.quoted("/"));
             findings.push(Finding::warn(CHECK, WRITERS, format!("{path} {writers}"), mend));
         }
         for folder in NEEDED {
             if let Some(lack) = self.lack(folder) {
-                let real = self.root.path(folder);
+                let real = self.root.quoted(folder);
                 let mend = match lack {
                     _ if self.can_make(folder) => node.setup(CHECK),
-                    Lack::Missing => format!("mkdir -m 755 {}", real.display()),
-                    Lack::NoFolder => format!("rm {0} && mkdir -m 755 {0}", real.display()),
+                    Lack::Missing => format!("mkdir -m 755 {real}"),
+                    Lack::NoFolder => format!("rm {real} && mkdir -m 755 {real}"),
                 };
                 let word = if lack == Lack::Missing { "missing" } else { "not a folder" };
                 findings.push(Finding::fail(CHECK, START, format!("{path}/{folder} is {word}"), mend));
@@ -147,12 +148,12 @@ impl Distribution {
             let line = format!("30001:x:30001:30001:30001:{CONTAINERS}/30001:{SHELL}");
             return Err((
                 seen,
-                format!("for each container that uses it: echo {line} >>{}", self.root.path("/etc/passwd").display()),
+                format!("for each container that uses it: echo {line} >>{}", self.root.quoted("/etc/passwd")),
             ));
         };
         let (mut lacks, mut mends) = (Vec::new(), Vec::new());
         let module = format!("{folder}/{MODULE}");
-        let real = self.root.path(&module).display().to_string();
+        let real = self.root.quoted(&module);
         match (self.machine(&module), self.machine(&format!("{folder}/libc.so.6"))) {
             (Some(module), Some(libc)) if module == libc => {}
             (None, _) if !self.root.has(&module) => {

@@ -89,7 +89,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
         Ok(accounts) => accounts,
         Err(error) => {
             let why = "the routers run as www-data, and some folders are theirs";
-            let mend = "adduser --system --group --home /var/www --no-create-home www-data";
+            let mend = node.command("adduser --system --group --home /var/www --no-create-home www-data");
             return vec![Finding::fail(CHECK, why, format!("{error:#}"), mend)];
         }
     };
@@ -224,7 +224,7 @@ fn look(node: &Node, folder: &Folder, accounts: Accounts) -> Verdict {
     if !status.is_dir() {
         return Verdict::InTheWay(
             "is not a folder".to_owned(),
-            format!("mv {0} {0}.old && {1}", folder.path, node.setup(CHECK)),
+            format!("mv {0} {0}.old && {1}", node.quoted(folder.path), node.setup(CHECK)),
         );
     }
     let Some(place) = place(node, folder.path, &found) else { return Verdict::Hidden };
@@ -247,11 +247,15 @@ fn not_opened(node: &Node, path: &str, error: &io::Error) -> Verdict {
         ErrorKind::NotFound => Verdict::InTheWay(
             "is a link that leads nowhere".to_owned(),
             format!(
-                "make the folder that it names (readlink {path}), or remove the link and run {}",
+                "make the folder that it names (readlink {}), or remove the link and run {}",
+                node.quoted(path),
                 node.setup(CHECK)
             ),
         ),
-        _ => Verdict::InTheWay(format!("cannot be opened: {error}"), format!("see why not: namei -l {path}")),
+        _ => Verdict::InTheWay(
+            format!("cannot be opened: {error}"),
+            format!("see why not: namei -l {}", node.quoted(path)),
+        ),
     }
 }
 
@@ -273,7 +277,7 @@ fn on_the_way(node: &Node, place: &Place) -> Option<Verdict> {
         (status.uid() != 0 || is_loose).then(|| {
             let seen =
                 format!("is below {above}, which is uid {}'s, mode {:04o}", status.uid(), status.mode() & 0o7777);
-            let real = node.path(above).display().to_string();
+            let real = node.quoted(above);
             Verdict::InTheWay(seen, format!("chown root:root {real} && chmod go-w {real}"))
         })
     })

@@ -6,8 +6,8 @@ mod list;
 pub mod nft;
 mod ruleset;
 
-use crate::must_be_root;
 use crate::report::{self, say};
+use crate::{must_be_root, shell};
 use anyhow::{Result, bail};
 use list::Addresses;
 use ruleset::{Interface, Network, PortRange, Ruleset, Services};
@@ -85,8 +85,7 @@ impl Source {
         let mut command = String::from("unbitctl firewall");
         for argument in self.arguments().into_iter().filter(|argument| !defaults.contains(argument)) {
             command.push(' ');
-            let plain = argument.chars().all(|c| c.is_ascii_alphanumeric() || "-=/.,:_@".contains(c));
-            command.push_str(&if plain { argument } else { format!("'{}'", argument.replace('\'', r"'\''")) });
+            command.push_str(&shell::quoted(&argument));
         }
         Ok(command)
     }
