@@ -608,7 +608,12 @@ fn only_root_sets_up_and_one_at_a_time() {
     let refused = sh("flock /etc unbitctl setup");
     assert_eq!((refused.status, refused.err.as_str()), (Some(1), "unbitctl: another unbitctl setup is at work\n"));
     assert_eq!(sh("unbitctl setup nonsense").status, Some(2));
-    assert_eq!(sh("unbitctl setup --root /nowhere").status, Some(1));
+    for command in ["setup", "check"] {
+        for (root, fault) in [("/nowhere", "there is no such directory"), ("/etc/passwd", "it is not a directory")] {
+            let refused = sh(format!("unbitctl {command} --root {root}"));
+            assert_eq!((refused.status, refused.err), (Some(1), format!("unbitctl: {root}: {fault}\n")), "{command}");
+        }
+    }
     assert_eq!(everything(), before);
     let looked = said("chroot --userspec=1000:1000 / unbitctl check").concat();
     assert!(looked.contains("sshd: root is needed to see"), "{looked}");

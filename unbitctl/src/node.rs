@@ -1,6 +1,7 @@
 //! The file system that a command works on: this node's, or a root directory's (`--root`), such as a distribution or an image.
 
 use crate::shell;
+use anyhow::bail;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
 use std::fs::File;
@@ -19,6 +20,18 @@ pub struct Node {
 }
 
 impl Node {
+    /// The same, of a root directory that somebody names.
+    pub fn named(root: Option<&Path>) -> anyhow::Result<Self> {
+        let node = Self::at(root);
+        let named = node.root.display();
+        match std::fs::metadata(&node.root) {
+            Ok(found) if found.is_dir() => Ok(node),
+            Ok(_) => bail!("{named}: it is not a directory"),
+            Err(error) if error.kind() == ErrorKind::NotFound => bail!("{named}: there is no such directory"),
+            Err(error) => bail!("{named}: {error}"),
+        }
+    }
+
     /// The node whose files are below `root`; without one, the node that runs.
     pub fn at(root: Option<&Path>) -> Self {
         let running = Path::new("/");

@@ -15,7 +15,7 @@ mod time;
 use crate::node::Node;
 use crate::program;
 use crate::report::{self, Finding, Format};
-use anyhow::{Result, bail};
+use anyhow::Result;
 use shared::ContainerUid;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,10 +43,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let findings = match arguments.uid {
         Some(uid) => container::check(uid)?,
         None => {
-            let node = Node::at(arguments.root.as_deref());
-            if !node.root().is_dir() {
-                bail!("{}: there is no such directory", node.root().display());
-            }
+            let node = Node::named(arguments.root.as_deref())?;
             self::node(&node)
         }
     };

@@ -12,7 +12,7 @@ use crate::check::{distributions, folders, nscd, nsswitch, pam, sshd};
 use crate::node::Node;
 use crate::report::{self, Finding, Format, State, say};
 use crate::tell;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use change::Change;
 use journal::{Journal, Lock};
 use nix::sys::stat::Mode;
@@ -82,10 +82,7 @@ const STEPS: &[Step] = &[
 ];
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let node = Node::at(arguments.root.as_deref());
-    if !node.root().is_dir() {
-        bail!("{}: there is no such directory", node.root().display());
-    }
+    let node = Node::named(arguments.root.as_deref())?;
     if !arguments.dry_run {
         crate::must_be_root("setup")?;
     }
