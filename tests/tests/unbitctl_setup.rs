@@ -599,6 +599,20 @@ fn notes_of_a_root_directory_lead_nowhere_out_of_it() {
 
 #[test]
 #[ignore = "needs the node: make test"]
+fn notes_that_are_damaged_are_in_the_way_and_it_is_told_what_to_do() {
+    let _stock = Stock::again();
+    sh("unbitctl setup nscd; : >/var/lib/unbitctl/setup.json").ok();
+    for command in ["unbitctl setup pam", "unbitctl setup --undo"] {
+        let refused = sh(command).failed();
+        let told = "move it away; the old files are beside the new ones, as NAME.unbit-DATE";
+        assert!(refused.contains("/var/lib/unbitctl/setup.json is not what setup has written"), "{refused}");
+        assert!(refused.contains(told), "{refused}");
+    }
+    sh("mv /var/lib/unbitctl/setup.json /tmp && unbitctl setup pam && unbitctl setup --undo").ok();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
 fn only_root_sets_up_and_one_at_a_time() {
     let before = everything();
     let refused = sh("chroot --userspec=1000:1000 / unbitctl setup");

@@ -117,9 +117,15 @@ pub struct Journal<'a> {
 impl<'a> Journal<'a> {
     /// Of the last set-up, if there was one.
     pub fn last(node: &'a Node) -> Result<Option<Self>> {
-        let Some(text) = node.read(FILE)? else { return Ok(None) };
-        let mut notes: Notes =
-            serde_json::from_str(&text).with_context(|| format!("{FILE} is not what setup has written"))?;
+        let is_damaged = || {
+            let file = node.path(FILE);
+            let file = file.display();
+            format!(
+                "{file} is not what setup has written: move it away; the old files are beside the new ones, as NAME.unbit-DATE"
+            )
+        };
+        let Some(text) = node.read(FILE).with_context(is_damaged)? else { return Ok(None) };
+        let mut notes: Notes = serde_json::from_str(&text).with_context(is_damaged)?;
         let mut noted =
             std::iter::successors(Some(&notes), |notes| notes.before.as_deref()).flat_map(|notes| &notes.replaced);
         if let Some(replaced) = noted.find(|replaced| !replaced.stays_in(node)) {
