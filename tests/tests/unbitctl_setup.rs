@@ -423,6 +423,10 @@ fn what_setup_cannot_mend_is_told_with_the_place() {
             "mend: in /etc/ssh/sshd_config line ",
         ),
         ("echo Nonsense yes >>/etc/ssh/sshd_config", "Bad configuration option: Nonsense"),
+        (
+            "sed -i 's/^session.*unbit.*/# M\\xfcller/' /etc/pam.d/sshd",
+            "mend: write the lines of /etc/pam.d/sshd in UTF-8 that this shows: LC_ALL=C.UTF-8 grep -naxv '.*' /etc/pam.d/sshd\n",
+        ),
     ] {
         let _stock = Stock::again();
         if !broken.contains("Include") {

@@ -79,8 +79,16 @@ fn module_path(node: &Node, module: &str) -> Option<String> {
 }
 
 pub fn mend(node: &Node) -> Result<Vec<Change>> {
-    if node.read(&path(SERVICE))?.is_none() && !node.is_running() {
-        return Ok(Vec::new());
+    match node.read(&path(SERVICE)) {
+        Err(error) if error.kind() == ErrorKind::InvalidData => {
+            let file = node.quoted(&path(SERVICE));
+            bail!(
+                "write the lines of {} in UTF-8 that this shows: LC_ALL=C.UTF-8 grep -naxv '.*' {file}",
+                path(SERVICE)
+            );
+        }
+        Ok(None) if !node.is_running() => return Ok(Vec::new()),
+        found => drop(found?),
     }
     let content = mended(&reader(node))?;
     Ok(content.map(|content| Change::File { path: path(SERVICE), content, mode: 0o644 }).into_iter().collect())
