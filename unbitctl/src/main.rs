@@ -110,13 +110,13 @@ fn run(command: Command) -> Result<ExitCode> {
     }
 }
 
-/// What only root can do was asked for by someone else.
+/// What only root can do was asked for by someone else; the sentence that says so.
 #[derive(Debug)]
-struct NeedsRoot(&'static str);
+struct NeedsRoot(String);
 
 impl std::fmt::Display for NeedsRoot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} needs root", self.0)
+        f.write_str(&self.0)
     }
 }
 
@@ -124,7 +124,12 @@ impl std::error::Error for NeedsRoot {}
 
 /// Refuses unless root runs this.
 fn must_be_root(what: &'static str) -> Result<()> {
-    if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(NeedsRoot(what).into()) }
+    root_or(format!("{what} needs root"))
+}
+
+/// The same, with a sentence of its own.
+fn root_or(sentence: impl Into<String>) -> Result<()> {
+    if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(NeedsRoot(sentence.into()).into()) }
 }
 
 /// An argument: a container's number.

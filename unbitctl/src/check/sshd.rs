@@ -233,6 +233,7 @@ fn any_user(node: &Node) -> u32 {
 
 /// What sshd would do with a user, from anywhere.
 pub fn ask(node: &Node, user: u32) -> Result<Says> {
+    crate::root_or("root is needed to ask sshd what it is configured to do")?;
     let who = format!("user={user},host=client.invalid,addr=192.0.2.1,laddr=192.0.2.2,lport=22");
     let answer = program::run_sshd(node, &["-T", "-C", &who])?;
     if !answer.ok() {
@@ -369,7 +370,6 @@ pub fn mend(node: &Node) -> Result<Vec<Change>> {
     if !node.has(PROGRAM) {
         return Ok(Vec::new());
     }
-    crate::must_be_root("to ask sshd what it is configured to do")?;
     let says = ask(node, any_user(node))?;
     let mut lines: Vec<_> = faults(&says)
         .into_iter()
