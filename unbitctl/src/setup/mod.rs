@@ -73,7 +73,8 @@ const STEPS: &[Step] = &[
     Step { prove: pam::prove, ..Step::new("pam", pam::check, pam::mend) },
     Step {
         prove: sshd::prove,
-        then: "sshd reads its files again by: systemctl reload ssh",
+        then: "sshd reads its files again by: systemctl reload ssh\n\
+               passwords are refused from then on, everybody's: see first that you have a key, and that it lets you in",
         ..Step::new("sshd", sshd::check, sshd::mend)
     },
     Step { first: nsswitch::may_be, prove: nsswitch::prove, ..Step::new("nsswitch", nsswitch::check, nsswitch::mend) },
