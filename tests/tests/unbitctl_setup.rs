@@ -486,6 +486,7 @@ fn a_file_that_fails_its_own_check_is_put_back() {
             done.err.contains("/etc/pam.d/sshd is as it was before") && done.err.contains("there is no /usr/lib"),
             "{done:?}"
         );
+        assert!(done.err.ends_with("unbitctl: failed: pam; not begun: sshd, nsswitch\n"), "{done:?}");
         [PAM, SSHD, NSSWITCH].iter().for_each(|path| before(path));
         assert_eq!(sh("ls /etc/pam.d/*unbit* /etc/ssh/*unbit* /var/lib/unbitctl/*").out, "", "and nothing is kept");
     }
@@ -524,6 +525,36 @@ fn a_file_that_fails_its_own_check_is_put_back() {
     }
     sh(format!("unbitctl setup {STEPS}")).ok();
     assert_eq!(all_faults(), [""; 0], "the witness");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_step_that_fails_keeps_back_those_that_need_it_and_no_others() {
+    let _stock = Stock::again();
+    {
+        let _passwd = Changed::file("/etc/passwd", |text| text.replace("www-data", "web"));
+        let done = sh("unbitctl setup");
+        assert_eq!(done.status, Some(1), "{done:?}");
+        assert!(done.err.contains("unbitctl: folders: /etc/passwd has no www-data\n"), "{done:?}");
+        assert!(
+            done.err.ends_with("unbitctl: done: pam, sshd, nsswitch, nscd, distributions; failed: folders\n"),
+            "{done:?}"
+        );
+        assert!(done.out.contains("5 files changed; unbitctl setup --undo takes them back\n"), "{done:?}");
+        assert!(done.out.contains("mend  adduser"), "what is left is told: {done:?}");
+        assert_eq!(all_faults(), [""; 0]);
+        sh("unbitctl setup --undo").ok();
+    }
+    for root in ["/", "/distros/base"] {
+        sh(format!("sed -i 's/pam_nologin/pam_gone/' {root}/etc/pam.d/sshd")).ok();
+        let done = sh(format!("unbitctl setup --root {root} pam sshd nsswitch nscd"));
+        assert_eq!(done.status, Some(1), "{done:?}");
+        assert!(done.err.ends_with("unbitctl: done: nscd; failed: pam; not begun: sshd, nsswitch\n"), "{done:?}");
+        let old = sh(format!(
+            "cd {root}; cmp etc/nsswitch.conf /tmp/stock/$PWD/etc/nsswitch.conf && ls -A etc/ssh/sshd_config.d"
+        ));
+        assert_eq!(old.ok(), "");
+    }
 }
 
 #[test]

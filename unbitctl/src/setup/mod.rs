@@ -52,6 +52,8 @@ struct Step {
     check: fn(&Node) -> Vec<Finding>,
     /// What would mend it; nothing, if all is well.
     mend: fn(&Node) -> Result<Vec<Change>>,
+    /// The steps without which it does not begin, if they fail.
+    needs: &'static [&'static str],
     /// What must be so before.
     first: fn(&Node) -> Result<()>,
     /// Whether the programs that read its files are content with them.
@@ -63,7 +65,8 @@ struct Step {
 impl Step {
     /// With nothing before or after it.
     const fn new(name: &'static str, check: fn(&Node) -> Vec<Finding>, mend: fn(&Node) -> Result<Vec<Change>>) -> Self {
-        Self { name, check, mend, first: |_| Ok(()), prove: |_| Ok(()), then: "" }
+        let needs = &[];
+        Self { name, check, mend, needs, first: |_| Ok(()), prove: |_| Ok(()), then: "" }
     }
 }
 
@@ -72,12 +75,18 @@ const STEPS: &[Step] = &[
     Step::new("folders", folders::check, folders::mend),
     Step { prove: pam::prove, ..Step::new("pam", pam::check, pam::mend) },
     Step {
+        needs: &["pam"], // which sshd asks from then on about everybody
         prove: sshd::prove,
         then: "sshd reads its files again by: systemctl reload ssh\n\
                passwords are refused from then on, everybody's: see first that you have a key, and that it lets you in",
         ..Step::new("sshd", sshd::check, sshd::mend)
     },
-    Step { first: nsswitch::may_be, prove: nsswitch::prove, ..Step::new("nsswitch", nsswitch::check, nsswitch::mend) },
+    Step {
+        needs: &["pam", "sshd"],
+        first: nsswitch::may_be,
+        prove: nsswitch::prove,
+        ..Step::new("nsswitch", nsswitch::check, nsswitch::mend)
+    },
     Step { then: "nscd reads its file again by: systemctl restart nscd", ..Step::new("nscd", nscd::check, nscd::mend) },
     Step::new("distributions", distributions::check, distributions::mend),
 ];
@@ -95,42 +104,93 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         .filter(|step| arguments.steps.is_empty() || arguments.steps.iter().any(|name| name == step.name))
         .collect();
     if arguments.dry_run {
-        return rehearse(&node, &chosen);
+        let mut any = false;
+        let outcome = Outcome::of(&chosen, |step| rehearse(&node, step, &mut any));
+        if !any && outcome.code.is_none() {
+            say!("nothing to do\n");
+        }
+        outcome.tell("setup would end with ");
+        return Ok(outcome.code.unwrap_or(ExitCode::SUCCESS));
     }
     nix::sys::stat::umask(Mode::S_IWGRP | Mode::S_IWOTH); // whatever the caller's: sshd and PAM's users read what is made
     let _lock = Lock::take(&node)?;
     let mut journal = Journal::begin(&node)?;
     let mut counts = Counts::default();
-    let result = chosen
-        .iter()
-        .try_for_each(|step| -> Result<()> { go(&node, step, &mut journal, &mut counts).with_context(|| step.name) });
+    let outcome = Outcome::of(&chosen, |step| go(&node, step, &mut journal, &mut counts));
     let ended = journal.end();
-    result?;
+    counts.tell(&node, outcome.code.is_none());
+    let begun: Vec<_> = chosen.into_iter().filter(|step| !outcome.not_begun.contains(&step.name)).collect();
+    let left = left(&node, &begun);
+    outcome.tell("");
     ended?;
-    counts.tell(&node);
-    left(&node, &chosen)
+    outcome.code.map_or(left, Ok)
 }
 
-/// Shows what every step would change.
-fn rehearse(node: &Node, steps: &[&Step]) -> Result<ExitCode> {
-    let mut code = ExitCode::SUCCESS;
-    let mut any = false;
-    for step in steps {
-        match (step.mend)(node).and_then(|changes| file::pending(node, changes)) {
-            Ok(changes) => {
-                any |= !changes.is_empty();
-                changes.iter().for_each(|change| say!("{change}"));
+/// What has become of the steps, by their names.
+#[derive(Default)]
+struct Outcome {
+    done: Vec<&'static str>,
+    failed: Vec<&'static str>,
+    /// What only root could tell.
+    not_known: Vec<&'static str>,
+    /// Because others failed.
+    not_begun: Vec<&'static str>,
+    /// The exit status, unless all are done.
+    code: Option<ExitCode>,
+}
+
+impl Outcome {
+    /// Goes the steps.
+    fn of(steps: &[&Step], mut go: impl FnMut(&Step) -> Result<()>) -> Self {
+        let mut outcome = Self::default();
+        for step in steps {
+            if step.needs.iter().any(|name| outcome.failed.contains(name)) {
+                outcome.not_begun.push(step.name);
+                continue;
             }
-            Err(error) => {
-                tell(format_args!("{}: {error:#}", step.name));
-                code = crate::exit_code(&error);
+            match go(step) {
+                Ok(()) => outcome.done.push(step.name),
+                Err(error) => {
+                    tell(format_args!("{}: {error:#}", step.name));
+                    if error.is::<crate::NeedsRoot>() {
+                        outcome.not_known.push(step.name);
+                        outcome.code.get_or_insert(crate::exit_code(&error));
+                    } else {
+                        outcome.failed.push(step.name);
+                        outcome.code = Some(crate::exit_code(&error));
+                    }
+                }
             }
         }
+        outcome
     }
-    if !any && code == ExitCode::SUCCESS {
-        say!("nothing to do\n");
+
+    /// Says which of several steps are done and which are not, unless all are.
+    fn tell(&self, before: &str) {
+        let lists = [
+            ("done", &self.done),
+            ("failed", &self.failed),
+            ("not known", &self.not_known),
+            ("not begun", &self.not_begun),
+        ];
+        let several = lists.iter().map(|(_, names)| names.len()).sum::<usize>() > 1;
+        if self.code.is_some() && several {
+            let lists = lists.iter().filter(|(_, names)| !names.is_empty());
+            let lists: Vec<_> = lists.map(|(word, names)| format!("{word}: {}", names.join(", "))).collect();
+            tell(format_args!("{before}{}", lists.join("; ")));
+        }
     }
-    Ok(code)
+}
+
+/// Shows what a step would change.
+fn rehearse(node: &Node, step: &Step, any: &mut bool) -> Result<()> {
+    let changes = file::pending(node, (step.mend)(node)?)?;
+    if changes.is_empty() {
+        return Ok(());
+    }
+    *any = true;
+    changes.iter().for_each(|change| say!("{change}"));
+    Ok(())
 }
 
 /// What a set-up has done.
@@ -142,7 +202,7 @@ struct Counts {
 
 impl Counts {
     /// Undo is about files alone.
-    fn tell(&self, node: &Node) {
+    fn tell(&self, node: &Node, all: bool) {
         let undo = node.setup("--undo");
         match self.folders {
             0 => {}
@@ -150,7 +210,7 @@ impl Counts {
             folders => say!("{folders} folders made or mended; they stay\n"),
         }
         match self.files {
-            0 if self.folders == 0 => say!("nothing to do\n"),
+            0 if self.folders == 0 && all => say!("nothing to do\n"),
             0 => {}
             1 => say!("1 file changed; {undo} takes it back\n"),
             files => say!("{files} files changed; {undo} takes them back\n"),
