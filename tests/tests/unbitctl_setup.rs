@@ -169,6 +169,46 @@ fn a_dry_run_shows_and_changes_nothing() {
 
 #[test]
 #[ignore = "needs the node: make test"]
+fn what_setup_would_refuse_a_dry_run_refuses() {
+    let _stock = Stock::again();
+    let end = |steps: &str, said: &str, ends: &str| {
+        for command in ["setup --dry-run", "setup"] {
+            let done = sh(format!("unbitctl {command} {steps}"));
+            assert_eq!(done.status, Some(1), "{command} {steps}: {done:?}");
+            assert!(done.err.contains(said) && done.err.ends_with(ends), "{command} {steps}: {done:?}");
+            assert!(command == "setup" || !done.out.contains("unbit"), "a change that would not be made: {done:?}");
+        }
+    };
+    let session = "nsswitch: sshd would give containers' users a session on the node; first: unbitctl setup pam sshd\n";
+    end("nsswitch", session, session);
+    {
+        let library = module("security/pam_unbit.so");
+        let _away = Away::file(&library);
+        let none = format!("there is no {library}\n");
+        end(STEPS, &none, "failed: pam; not begun: sshd, nsswitch\n");
+        fs::write(&library, "no library").unwrap();
+        end(STEPS, &format!("{library} cannot be loaded: "), "failed: pam; not begun: sshd, nsswitch\n");
+    }
+    // Lines that sshd does not ask for, and setup does not change.
+    sh("unbitctl setup pam sshd; echo UsePAM no >/etc/ssh/sshd_config.d/00-a.conf").ok();
+    end("pam sshd nsswitch", session, "done: pam, sshd; failed: nsswitch\n");
+    // Those that the steps before would mend are no obstacle.
+    sh("rm /etc/ssh/sshd_config.d/00-a.conf; echo UsePAM no >/etc/ssh/sshd_config.d/00-unbit.conf").ok();
+    end("nsswitch", session, session);
+    sh("unbitctl setup --dry-run sshd nsswitch && unbitctl setup sshd nsswitch").ok();
+
+    // Without root it is not known of all.
+    let shown = sh("unbitctl setup --undo --force; chroot --userspec=1000:1000 / unbitctl setup --dry-run nsswitch");
+    assert!(shown.status == Some(3) && shown.out.contains("\n+passwd:         files systemd unbit\n"), "{shown:?}");
+    assert!(shown.err.contains("nsswitch: root is needed to ask sshd what it is configured to do\n"), "{shown:?}");
+    let shown =
+        sh("unbitctl setup nscd; chroot --userspec=1000:1000 / unbitctl setup --dry-run pam sshd nsswitch nscd");
+    let known = "unbitctl: setup would end with done: pam, nscd; not known: sshd, nsswitch\n";
+    assert!(shown.status == Some(3) && shown.err.ends_with(known), "{shown:?}");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
 fn files_keep_their_mode_and_owner_and_are_kept_with_a_date() {
     let _stock = Stock::again();
     sh(format!("chmod 640 {NSSWITCH}; chown 0:8 {NSSWITCH}")).ok();

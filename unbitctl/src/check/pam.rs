@@ -130,11 +130,12 @@ pub fn options_of_a_login(node: &Node) -> Result<Options> {
     account_line(&stack).map_or(Ok(Options::default()), |entry| options_of(entry).map_err(|fault| anyhow!(fault.seen)))
 }
 
-/// Whether sshd's lines keep containers' users out of the node; without sshd there is nothing to keep them out of. Without its file libpam
-/// takes `other`, which has no line of ours.
-pub fn keeps_out(node: &Node) -> bool {
+/// Whether sshd's lines keep containers' users out of the node, or will, once they are `mended`; without sshd there is nothing to keep them
+/// out of. Without its file libpam takes `other`, which has no line of ours.
+pub fn keeps_out(node: &Node, mended: bool) -> bool {
+    let faults = || if mended { mended_reader(node).map(|read| faults_by(&read)) } else { Ok(faults_of(node)) };
     match node.read_bytes(&path(SERVICE)) {
-        Ok(_) => !faults_of(node).iter().any(|fault| fault.harm != Harm::Small),
+        Ok(_) => faults().is_ok_and(|faults| faults.iter().all(|fault| fault.harm == Harm::Small)),
         Err(error) => error.kind() == ErrorKind::NotFound && !node.has(super::sshd::PROGRAM),
     }
 }
@@ -155,9 +156,20 @@ fn reader(node: &Node) -> impl Fn(&str) -> Option<String> {
     }
 }
 
+/// The same files as they will be.
+fn mended_reader(node: &Node) -> Result<impl Fn(&str) -> Option<String>> {
+    let read = reader(node);
+    let mended = mended(&read)?;
+    Ok(move |name: &str| if name == SERVICE { mended.clone().or_else(|| read(name)) } else { read(name) })
+}
+
 /// All that is wrong with the node's stack, and with the files that it is made of.
 fn faults_of(node: &Node) -> Vec<Fault> {
-    let (read, missing) = (reader(node), RefCell::new(Vec::new()));
+    faults_by(&reader(node))
+}
+
+fn faults_by(read: &dyn Fn(&str) -> Option<String>) -> Vec<Fault> {
+    let missing = RefCell::new(Vec::new());
     let noting = |name: &str| {
         let text = read(name);
         if text.is_none() {
@@ -172,7 +184,19 @@ fn faults_of(node: &Node) -> Vec<Fault> {
 
 /// Every module that the service names can be loaded, but for those that it can do without.
 pub fn prove(node: &Node) -> Result<()> {
-    let stack = stack::flatten(&reader(node), SERVICE);
+    prove_by(node, &reader(node))
+}
+
+/// The same, before the file is there.
+pub fn foresee(node: &Node) -> Result<()> {
+    if !crate::program::possible(node) {
+        crate::root_or("root is needed to see whether the modules can be loaded")?;
+    }
+    prove_by(node, &mended_reader(node)?)
+}
+
+fn prove_by(node: &Node, read: &dyn Fn(&str) -> Option<String>) -> Result<()> {
+    let stack = stack::flatten(read, SERVICE);
     let mut seen = Vec::new();
     for entry in &stack {
         let optional = entry.silent || entry.control.action("module_unknown") == Action::Ignore;

@@ -83,7 +83,11 @@ impl Says {
 
     /// Whether it asks PAM, and by the name of the service that has our lines.
     pub fn asks_pam(&self) -> bool {
-        !faults(self).iter().any(|(setting, _)| matches!(setting.keyword, "UsePAM" | "PAMServiceName"))
+        self.faults_of_pam().next().is_none()
+    }
+
+    fn faults_of_pam(&self) -> impl Iterator<Item = (&'static Setting, String)> {
+        faults(self).into_iter().filter(|(setting, _)| matches!(setting.keyword, "UsePAM" | "PAMServiceName"))
     }
 
     /// The keyword by which it does not let in a user whose only group has the user's name, as allowed_user() of OpenSSH's auth.c
@@ -218,12 +222,13 @@ pub fn check(node: &Node) -> Vec<Finding> {
     findings
 }
 
-/// Whether sshd, if it is there, asks PAM, and by the name of the service that has our lines.
-pub fn uses_pam(node: &Node) -> Result<bool> {
+/// Whether sshd, if it is there, asks PAM, and by the name of the service that has our lines; or will, once it is `mended`.
+pub fn uses_pam(node: &Node, mended: bool) -> Result<bool> {
     if !node.has(PROGRAM) {
         return Ok(true);
     }
-    Ok(ask(node, any_user(node))?.asks_pam())
+    let says = ask(node, any_user(node))?;
+    Ok(says.faults_of_pam().all(|(setting, value)| mended && cannot_mend(node, setting, &value).is_none()))
 }
 
 /// A container's user, any of them.

@@ -54,10 +54,12 @@ struct Step {
     mend: fn(&Node) -> Result<Vec<Change>>,
     /// The steps without which it does not begin, if they fail.
     needs: &'static [&'static str],
-    /// What must be so before.
-    first: fn(&Node) -> Result<()>,
+    /// What must be so before, where the steps of these names are as good as done.
+    first: fn(&Node, &[&str]) -> Result<()>,
     /// Whether the programs that read its files are content with them.
     prove: fn(&Node) -> Result<()>,
+    /// What is known of that before the files are there.
+    foresee: fn(&Node) -> Result<()>,
     /// What is still to be done on a node that runs.
     then: &'static str,
 }
@@ -66,14 +68,14 @@ impl Step {
     /// With nothing before or after it.
     const fn new(name: &'static str, check: fn(&Node) -> Vec<Finding>, mend: fn(&Node) -> Result<Vec<Change>>) -> Self {
         let needs = &[];
-        Self { name, check, mend, needs, first: |_| Ok(()), prove: |_| Ok(()), then: "" }
+        Self { name, check, mend, needs, first: |_, _| Ok(()), prove: |_| Ok(()), foresee: |_| Ok(()), then: "" }
     }
 }
 
 /// In this order. PAM comes before nsswitch.conf: an account that sshd knows and PAM does not would get a session on the node.
 const STEPS: &[Step] = &[
     Step::new("folders", folders::check, folders::mend),
-    Step { prove: pam::prove, ..Step::new("pam", pam::check, pam::mend) },
+    Step { prove: pam::prove, foresee: pam::foresee, ..Step::new("pam", pam::check, pam::mend) },
     Step {
         needs: &["pam"], // which sshd asks from then on about everybody
         prove: sshd::prove,
@@ -105,7 +107,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         .collect();
     if arguments.dry_run {
         let mut any = false;
-        let outcome = Outcome::of(&chosen, |step| rehearse(&node, step, &mut any));
+        let outcome = Outcome::of(&chosen, |step, done| rehearse(&node, step, done, &mut any));
         if !any && outcome.code.is_none() {
             say!("nothing to do\n");
         }
@@ -116,7 +118,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let _lock = Lock::take(&node)?;
     let mut journal = Journal::begin(&node)?;
     let mut counts = Counts::default();
-    let outcome = Outcome::of(&chosen, |step| go(&node, step, &mut journal, &mut counts));
+    let outcome = Outcome::of(&chosen, |step, _| go(&node, step, &mut journal, &mut counts));
     let ended = journal.end();
     counts.tell(&node, outcome.code.is_none());
     let begun: Vec<_> = chosen.into_iter().filter(|step| !outcome.not_begun.contains(&step.name)).collect();
@@ -140,15 +142,15 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// Goes the steps.
-    fn of(steps: &[&Step], mut go: impl FnMut(&Step) -> Result<()>) -> Self {
+    /// Goes the steps, each with the names of those that are done.
+    fn of(steps: &[&Step], mut go: impl FnMut(&Step, &[&str]) -> Result<()>) -> Self {
         let mut outcome = Self::default();
         for step in steps {
             if step.needs.iter().any(|name| outcome.failed.contains(name)) {
                 outcome.not_begun.push(step.name);
                 continue;
             }
-            match go(step) {
+            match go(step, &outcome.done) {
                 Ok(()) => outcome.done.push(step.name),
                 Err(error) => {
                     tell(format_args!("{}: {error:#}", step.name));
@@ -182,15 +184,18 @@ impl Outcome {
     }
 }
 
-/// Shows what a step would change.
-fn rehearse(node: &Node, step: &Step, any: &mut bool) -> Result<()> {
+/// Shows what a step would change, unless it is known already that it would fail.
+fn rehearse(node: &Node, step: &Step, done: &[&str], any: &mut bool) -> Result<()> {
     let changes = file::pending(node, (step.mend)(node)?)?;
     if changes.is_empty() {
         return Ok(());
     }
-    *any = true;
-    changes.iter().for_each(|change| say!("{change}"));
-    Ok(())
+    let foreseen = (step.first)(node, done).and_then(|()| (step.foresee)(node));
+    if foreseen.as_ref().err().is_none_or(|error| error.is::<crate::NeedsRoot>()) {
+        *any = true;
+        changes.iter().for_each(|change| say!("{change}"));
+    }
+    foreseen
 }
 
 /// What a set-up has done.
@@ -224,7 +229,7 @@ fn go(node: &Node, step: &Step, journal: &mut Journal, counts: &mut Counts) -> R
     if changes.is_empty() {
         return Ok(());
     }
-    (step.first)(node)?;
+    (step.first)(node, &[])?;
     changes.iter().for_each(|change| say!("{change}"));
     let mut made = Vec::new();
     let result = changes.iter().try_for_each(|change| {
