@@ -43,6 +43,16 @@ fn check_by(prefix: &str, name: &str) -> Vec<Finding> {
     findings.into_iter().filter(|finding| finding.check == name).collect()
 }
 
+/// Whether strace can put an answer in where a call has its own: that of Debian 11 cannot yet.
+fn strace_pokes() -> bool {
+    let pokes = sh("strace -qq -o /dev/null -e inject=getppid:poke_exit=@arg1=00 true").status == Some(0);
+    if !pokes {
+        let is_debian_11 = fs::read_to_string("/etc/os-release").unwrap().contains("VERSION_CODENAME=bullseye");
+        not_tried("strace has no poke_exit", is_debian_11);
+    }
+    pokes
+}
+
 #[track_caller]
 fn check(name: &str) -> Vec<Finding> {
     check_by("", name)
@@ -274,6 +284,9 @@ fn quota() {
     }
 
     // The same as the kernel would say it: struct fs_quota_stat, put in by strace.
+    if !strace_pokes() {
+        return; // nor does it know quotactl_fd(2)
+    }
     let answers = |call: &str, flags: &str| {
         format!("strace -qq -o /dev/null -e inject={call}:retval=0:poke_exit=@arg4=0100{flags}")
     };
@@ -583,7 +596,7 @@ fn time() {
     assert!(one(&found, "fail", "the kernel's clock is not synchronised").mend.as_ref().unwrap().contains("timesyncd"));
     is_well(&check_by(&says(0), "time"), "the kernel's clock is synchronised");
     // STA_UNSYNC alone, in the struct's word behind modes, offset, freq, maxerror and esterror.
-    if cfg!(target_pointer_width = "64") {
+    if cfg!(target_pointer_width = "64") && strace_pokes() {
         let words = "00".repeat(40) + "40000000";
         let unsynchronised = format!(
             "strace -qq -o /dev/null -e inject=adjtimex:retval=0:poke_exit=@arg1={words} -e inject=clock_adjtime:retval=0:poke_exit=@arg2={words}"
