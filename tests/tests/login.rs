@@ -267,6 +267,7 @@ fn nothing_is_left_behind() {
         (processes, zombies, open)
     };
     ssh(30001, "true").ok();
+    eventually("the end of all sessions", || pgrep(r"^sshd(-session)?: [a-z0-9]").is_none().then_some(()));
     std::thread::sleep(Duration::from_millis(300));
     let before = count();
     for _ in 0..10 {
