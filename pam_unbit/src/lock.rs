@@ -7,12 +7,14 @@
 //! Once it has forked by fork(3), what it forks later (a program of another module's that closes its session) is born where the monitor itself is.
 #![allow(unsafe_code)]
 
+use crate::sys;
 use caps::{CapSet, Capability};
 use join::refusal::{Reason, Refusal, Step};
 use join::sys::{exit_now, retry};
 use join::visit::{Visit, our_pids};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
+use std::ffi::CString;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -56,8 +58,13 @@ unsafe extern "C" fn in_the_parent() {
 }
 
 unsafe extern "C" fn in_the_child() {
+    if !CLOSED.load(Ordering::Relaxed) {
+        return;
+    }
     let give_up = || caps::drop(None, CapSet::Effective, Capability::CAP_SETUID).map_err(|_| Errno::last());
-    if CLOSED.load(Ordering::Relaxed) && retry(give_up).is_err() {
+    if let Err(refusal) = retry(give_up).step(Reason::Broken, "give up CAP_SETUID until the container is entered") {
+        let line = format!("pam_unbit: a login ends as its session begins: {}", refusal.cause);
+        sys::log_critical(&CString::new(line).unwrap_or_default());
         exit_now(255);
     }
 }
