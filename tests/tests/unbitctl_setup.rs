@@ -637,7 +637,6 @@ fn a_library_that_crashes_never_gets_into_nsswitch() {
     sh("unbitctl setup pam sshd").ok();
     let path = module("libnss_unbit.so.2");
     let _away = Away::file(&path);
-    // Every function of it is an invalid instruction, from the first symbol of its table on.
     let mut library = fs::read(format!("{path}.away")).unwrap();
     crash(&mut library);
     fs::write(&path, library).unwrap();
@@ -647,18 +646,20 @@ fn a_library_that_crashes_never_gets_into_nsswitch() {
     assert_eq!(everything(), before);
 }
 
-/// Makes the executable segment of a library (ELF, 64 bits) one of breakpoints.
+/// Makes the code of a library (ELF, 64 bits) one of breakpoints: its sections that are executable, for a segment may hold the tables as well.
 fn crash(library: &mut [u8]) {
     let number = |at: usize, bytes: usize| {
         library[at..at + bytes].iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte))
     };
-    let (headers, size, count) = (number(32, 8), number(54, 2), number(56, 2));
-    let executable = (0..count)
-        .map(|index| headers + index * size)
-        .find(|at| number(*at, 4) == 1 && number(at + 4, 4) & 1 == 1)
-        .unwrap();
-    let (start, length) = (number(executable + 8, 8), number(executable + 32, 8));
-    library[start..start + length].fill(0xcc);
+    const EXECUTABLE: usize = 4; // SHF_EXECINSTR
+    let (headers, size, count) = (number(40, 8), number(58, 2), number(60, 2));
+    let sections = (0..count).map(|index| headers + index * size);
+    let code: Vec<_> = sections
+        .filter(|at| number(at + 8, 8) & EXECUTABLE != 0)
+        .map(|at| number(at + 24, 8)..number(at + 24, 8) + number(at + 32, 8))
+        .collect();
+    assert!(!code.is_empty());
+    code.into_iter().for_each(|section| library[section].fill(0xcc));
 }
 
 #[test]
