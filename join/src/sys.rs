@@ -104,7 +104,10 @@ fn close_on_exec_before_linux_5_11() -> nix::Result<()> {
         let number: Option<i32> = entry?.file_name().to_str().ok().and_then(|name| name.parse().ok());
         if let Some(number @ 3..) = number {
             // SAFETY: takes numbers; a descriptor is marked, not closed.
-            retry(|| Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) }))?;
+            match retry(|| Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })) {
+                Err(Errno::EBADF) => {} // another thread has closed it since
+                other => drop(other?),
+            }
         }
     }
     Ok(())
