@@ -117,7 +117,7 @@ pub fn let_in(node: &Node) -> Result<LetIn> {
     let doubts = faults.into_iter().map(|fault| fault.seen).collect();
     let stack = stack::flatten(&reader(node), SERVICE);
     let words = account_line(&stack).map(|entry| entry.arguments.join(" ")).unwrap_or_default();
-    Ok(LetIn { options: options_of_a_login(node)?, words, doubts })
+    Ok(LetIn { options: options_of_the_account_line(&stack)?, words, doubts })
 }
 
 /// The options of our account line, which is where a login is verified; the defaults where there is none, or no sshd.
@@ -126,8 +126,11 @@ pub fn options_of_a_login(node: &Node) -> Result<Options> {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).context(FILE),
         _ => {}
     }
-    let stack = stack::flatten(&reader(node), SERVICE);
-    account_line(&stack).map_or(Ok(Options::default()), |entry| options_of(entry).map_err(|fault| anyhow!(fault.seen)))
+    options_of_the_account_line(&stack::flatten(&reader(node), SERVICE))
+}
+
+fn options_of_the_account_line(stack: &[Entry]) -> Result<Options> {
+    account_line(stack).map_or(Ok(Options::default()), |entry| options_of(entry).map_err(|fault| anyhow!(fault.seen)))
 }
 
 /// Whether sshd's lines keep containers' users out of the node, or will, once they are `mended`; without sshd there is nothing to keep them
