@@ -101,7 +101,6 @@ impl Visit {
     /// container's user, so that no path of the tenant's is ever looked up by root.
     pub fn enter(mut self) -> Result<(), Refusal> {
         let (uid, gid) = self.join()?;
-        stay_within(self.bounds)?;
         retry(|| setgroups(&[gid])).step(Reason::Broken, "leave the node's groups")?;
         retry(|| setresgid(gid, gid, gid)).step(Reason::Broken, "become the container's group")?;
         retry(|| setresuid(uid, uid, uid)).step(Reason::Broken, "become the container's user")?;
@@ -114,7 +113,6 @@ impl Visit {
         // A directory of the host's that the application has open would be a way out for the user's shell.
         sys::close_on_exec().step(Reason::Broken, "keep the application's descriptors from the user's programs")?;
         let (uid, gid) = self.join()?;
-        stay_within(self.bounds)?;
         retry(|| setgroups(&[gid])).step(Reason::Broken, "leave root's groups")?;
         // setfsuid(2) does not tell a failure; asking with an invalid id tells what holds.
         setfsgid(gid);
@@ -132,7 +130,6 @@ impl Visit {
         let may_keep = |kept: &Capability| self.bounds.capabilities & kept.bitmask() != 0;
         let kept: Vec<_> = KEPT_BY_ROOT.into_iter().filter(may_keep).collect();
         self.join()?;
-        stay_within(self.bounds)?;
         let root = (Uid::from_raw(0), Gid::from_raw(0));
         retry(|| setgroups(&[root.1])).step(Reason::Broken, "leave root's groups")?;
         retry(|| setresgid(root.1, root.1, root.1)).step(Reason::Broken, "stay in root's group")?;
@@ -140,7 +137,7 @@ impl Visit {
         self.must_be_alive()
     }
 
-    /// Joins the cgroups and the namespaces, the mount namespace last.
+    /// Joins the cgroups and the namespaces, the mount namespace last, and is bound as its pid 1 is from then on.
     fn join(&mut self) -> Result<(Uid, Gid), Refusal> {
         for cgroup in &mut self.cgroups {
             cgroup.join()?;
@@ -149,6 +146,7 @@ impl Visit {
         for namespace in self.namespaces.iter().filter(|namespace| namespace.kind != PID) {
             namespace.join()?;
         }
+        stay_within(self.bounds)?;
         Ok((Uid::from_raw(self.container.get()), Gid::from_raw(self.container.get())))
     }
 
@@ -220,7 +218,6 @@ fn keep_capabilities(kept: &[Capability]) -> nix::Result<()> {
     let kept: CapsHashSet = kept.iter().copied().collect();
     sys::bound_capabilities(kept.iter().fold(0, |mask, capability| mask | capability.bitmask()))?;
     change(|| caps::clear(None, CapSet::Ambient))?;
-    change(|| caps::clear(None, CapSet::Inheritable))?;
     // From what there is, which may be less: a service manager may have taken some away.
     let kept: CapsHashSet = change(|| caps::read(None, CapSet::Permitted))?.intersection(&kept).copied().collect();
     change(|| caps::set(None, CapSet::Effective, &kept))?;
