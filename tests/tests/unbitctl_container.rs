@@ -188,11 +188,23 @@ fn what_the_pam_lines_let_in_and_should_not() {
         })
     };
     {
-        let _motd = before("session", "session optional pam_motd.so");
+        let _option = Changed::file("/etc/pam.d/sshd", |text| text.replacen("pam_unbit.so", "pam_unbit.so debug", 1));
         let (findings, status) = check();
         assert_eq!((findings[3].check.as_str(), findings[3].state.as_str(), status), ("pam", "warn", Some(0)));
-        assert!(findings[3].seen.contains("pam_motd.so runs for containers' users"), "{findings:#?}");
+        assert!(findings[3].seen.contains("other options than in"), "{findings:#?}");
         assert_eq!(ssh(30001, "hostname").ok(), "c30001");
+    }
+    for line in ["session optional pam_motd.so", "session required pam_limits.so", "session include common-session"] {
+        let _early = before("session", line);
+        let (findings, status) = check();
+        let last = findings.last().unwrap();
+        assert_eq!((last.check.as_str(), last.state.as_str(), status), ("shell", "ok", Some(1)), "{findings:#?}");
+        let file = if line.contains("include") { "common-session" } else { "sshd" };
+        let place = format!("/etc/pam.d/{file} line ");
+        assert_eq!((findings[3].check.as_str(), findings[3].state.as_str()), ("pam", "fail"), "{findings:#?}");
+        assert!(findings[3].seen.starts_with(&place), "{findings:#?}");
+        assert!(findings[3].seen.contains(" runs for containers' users: "), "{findings:#?}");
+        assert_eq!(findings[3].mend, "unbitctl setup pam");
     }
     {
         let _jump = before("session", "session [success=1 default=ignore] pam_permit.so");

@@ -185,7 +185,7 @@ fn pam(node: &Node, findings: &mut Vec<Finding>) -> Result<Options, Finding> {
     }
     let terms = if let_in.words.is_empty() { "no options" } else { &let_in.words };
     findings.push(ok("pam", format!("{} lets containers' users in: {terms}", pam::FILE)));
-    findings.extend(let_in.doubts.into_iter().map(|doubt| warn("pam", doubt, pam::mend_of(node))));
+    findings.extend(let_in.doubts);
     Ok(let_in.options)
 }
 

@@ -1,5 +1,9 @@
 //! The lines of pam_unbit.so in /etc/pam.d/sshd: their control words, and what runs for containers' users before them. See pam_unbit(8).
+//!
+//! Our session line is the first of its type. `success=done` does not end a stack in which an earlier `required` line has failed: libpam then
+//! goes on (_pam_dispatch_aux() of its pam_dispatch.c), and every later module runs as root for the container's user.
 
+mod services;
 mod stack;
 
 use crate::node::Node;
@@ -26,7 +30,8 @@ const WHY_MODULE: &str = "without it containers' users are refused";
 /// Our lines, as they should be. Others never meet the account line, so they log in without the module as well.
 const CONTROL: &str = "[success=done ignore=ignore module_unknown=ignore default=die]";
 const COMMENT: &str = "# Containers' users, see pam_unbit(8): for them this line comes first.";
-const COMMENT_SESSION: &str =
+/// The comment of the session line's former place, behind pam_loginuid and pam_keyinit.
+const FORMER_COMMENT: &str =
     "# Containers' users, see pam_unbit(8): for them nothing runs on the node after this line.";
 
 pub fn check(node: &Node) -> Vec<Finding> {
@@ -50,11 +55,9 @@ pub fn check(node: &Node) -> Vec<Finding> {
             findings.push(Finding::ok(NAME, WHY_LINES, format!("the lines of {MODULE} are in their places")));
         }
         let mend = mend_of(node);
-        findings.extend(faults.into_iter().map(|Fault { harm, seen }| {
-            let state = if harm == Harm::Small { State::Warn } else { State::Fail };
-            Finding { check: NAME, state, seen, why: WHY_LINES, mend: Some(mend.clone()) }
-        }));
+        findings.extend(faults.into_iter().map(|fault| fault.finding(mend.clone())));
     }
+    findings.extend(services::check(node));
     findings.push(module(node));
     findings
 }
@@ -104,7 +107,7 @@ pub struct LetIn {
     pub options: Options,
     /// As the line has them.
     pub words: String,
-    pub doubts: Vec<String>,
+    pub doubts: Vec<Finding>,
 }
 
 /// How a container's user gets in by sshd's lines, or why not.
@@ -114,7 +117,7 @@ pub fn let_in(node: &Node) -> Result<LetIn> {
     if let Some(fault) = faults.iter().find(|fault| fault.harm == Harm::Shut) {
         bail!("{}", fault.seen);
     }
-    let doubts = faults.into_iter().map(|fault| fault.seen).collect();
+    let doubts = faults.into_iter().map(|fault| fault.finding(mend_of(node))).collect();
     let stack = stack::flatten(&reader(node), SERVICE);
     let words = account_line(&stack).map(|entry| entry.arguments.join(" ")).unwrap_or_default();
     Ok(LetIn { options: options_of_the_account_line(&stack)?, words, doubts })
@@ -246,6 +249,11 @@ impl Fault {
     fn small(seen: impl Into<String>) -> Self {
         Self { harm: Harm::Small, seen: seen.into() }
     }
+
+    fn finding(self, mend: String) -> Finding {
+        let state = if self.harm == Harm::Small { State::Warn } else { State::Fail };
+        Finding { check: NAME, state, seen: self.seen, why: WHY_LINES, mend: Some(mend) }
+    }
 }
 
 fn is_ours(entry: &Entry) -> bool {
@@ -340,44 +348,29 @@ fn chain_faults(chain: &[&Entry], ours: usize) -> Vec<Fault> {
                 .any(|action| *action == Action::Done || (*action == Action::Die && entry.kind == Kind::Auth));
         if over || ends {
             faults.push(Fault::shut(format!("{}: {} may end the search before {MODULE}", entry.place(), entry.name())));
-        }
-        match threat(entry) {
-            Some(threat) => faults.push(Fault::not_safe(format!(
-                "{}: {} runs for containers' users: {threat}",
-                entry.place(),
-                entry.name()
-            ))),
-            None if entry.kind == Kind::Account || is_harmless(entry) => {}
-            None => {
-                faults.push(Fault::small(format!("{}: {} runs for containers' users", entry.place(), entry.name())))
-            }
+        } else if entry.kind != Kind::Account {
+            faults.push(early(entry));
         }
     }
-    let Some(line) = chain.get(ours) else { return faults };
-    match line.kind {
-        Kind::Account if !guarded => {
-            let seen =
-                format!("{}: other users meet it as well, and without the module none of them logs in", line.place());
-            faults.push(Fault::small(seen));
-        }
-        Kind::Session => {
-            for needed in NEEDED {
-                let later = chain.iter().skip(ours).find(|entry| entry.name() == needed);
-                if let Some(entry) = later.filter(|_| !chain.iter().take(ours).any(|entry| entry.name() == needed)) {
-                    faults.push(Fault::small(format!(
-                        "{}: {needed} comes behind {MODULE} and does not run for containers' users",
-                        entry.place()
-                    )));
-                }
-            }
-        }
-        _ => {}
+    if let Some(line) = chain.get(ours).filter(|line| line.kind == Kind::Account && !guarded) {
+        let seen =
+            format!("{}: other users meet it as well, and without the module none of them logs in", line.place());
+        faults.push(Fault::small(seen));
     }
     faults
 }
 
-/// Sessions of containers' users want these too: the audit trail and a keyring of their own instead of sshd's.
-const NEEDED: [&str; 2] = ["pam_loginuid.so", "pam_keyinit.so"];
+/// A line that comes before ours, though ours is to be the first of its type.
+fn early(entry: &Entry) -> Fault {
+    let harm = match threat(entry) {
+        Some(threat) => threat.to_owned(),
+        None if entry.control.all().contains(&Action::Bad) => {
+            format!("if it fails, every module behind {MODULE} runs for them too, as root")
+        }
+        None => format!("{MODULE} must be the first {} line", entry.kind),
+    };
+    Fault::not_safe(format!("{}: {} runs for containers' users: {harm}", entry.place(), entry.name()))
+}
 
 /// The line that lets other users pass by: `[success=1 default=ignore] pam_succeed_if.so quiet uid < 30000`.
 fn guard(entry: &Entry) -> Result<(), Fault> {
@@ -425,28 +418,6 @@ fn threat(entry: &Entry) -> Option<&'static str> {
         "pam_cap.so" => "it gives capabilities",
         _ => return None,
     })
-}
-
-/// What may run for everybody.
-fn is_harmless(entry: &Entry) -> bool {
-    const HARMLESS: [&str; 15] = [
-        "pam_deny.so",
-        "pam_env.so",
-        "pam_faildelay.so",
-        "pam_faillock.so",
-        "pam_keyinit.so",
-        "pam_lastlog.so",
-        "pam_limits.so",
-        "pam_loginuid.so",
-        "pam_nologin.so",
-        "pam_permit.so",
-        "pam_selinux.so",
-        "pam_succeed_if.so",
-        "pam_umask.so",
-        "pam_unix.so",
-        "pam_warn.so",
-    ];
-    HARMLESS.contains(&entry.name()) && threat(entry).is_none()
 }
 
 /// The words behind the module's name: good ones, and the same on each line.
@@ -502,7 +473,7 @@ fn mended(read: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>> {
     let mut blocks = Kind::OURS.map(|kind| {
         let chain: Vec<_> = stack.iter().filter(|entry| entry.kind == kind).collect();
         let at = chain.iter().find(|entry| !may_stay_before(entry)).map_or(lines.len(), |entry| entry.top);
-        (at, block(kind, &chain, at, &options))
+        (at, block(kind, &options))
     });
     // From the last on, so that the places of the others stay.
     blocks.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
@@ -533,10 +504,8 @@ fn without_ours(text: &str, stack: &[Entry]) -> String {
             }
         }
     }
-    let stay = text
-        .lines()
-        .enumerate()
-        .filter(|(at, line)| !gone.contains(at) && *line != COMMENT && *line != COMMENT_SESSION);
+    let stay =
+        text.lines().enumerate().filter(|(at, line)| !gone.contains(at) && *line != COMMENT && *line != FORMER_COMMENT);
     let mut new = String::new();
     for (at, line) in stay {
         // No hole where a block has been.
@@ -549,39 +518,21 @@ fn without_ours(text: &str, stack: &[Entry]) -> String {
     new
 }
 
-/// What our line of this kind may stand behind. Whatever jumps is counted from, so nothing is put behind it.
+/// Whether our line may stand behind this one, as only an account line may. Whatever jumps is counted from, so nothing is put behind it.
 fn may_stay_before(entry: &Entry) -> bool {
-    let plain = entry.file == SERVICE
-        && entry.control.all().iter().all(|action| !matches!(action, Action::Jump(_) | Action::Done));
-    match entry.kind {
-        Kind::Account => plain,
-        Kind::Session => {
-            const BEFORE: [&str; 4] = ["pam_selinux.so", "pam_loginuid.so", "pam_keyinit.so", "pam_limits.so"];
-            plain && BEFORE.contains(&entry.name())
-        }
-        _ => false,
-    }
+    let ends_or_jumps = |action: &Action| matches!(action, Action::Jump(_) | Action::Done);
+    entry.kind == Kind::Account && entry.file == SERVICE && !entry.control.all().iter().any(ends_or_jumps)
 }
 
-/// Our lines of a kind, which are put before a line of the file.
-fn block(kind: Kind, chain: &[&Entry], at: usize, options: &str) -> Vec<String> {
-    let comment = if kind == Kind::Session { COMMENT_SESSION } else { COMMENT };
-    let mut block = vec![comment.to_owned()];
+/// Our lines of a kind.
+fn block(kind: Kind, options: &str) -> Vec<String> {
+    let mut block = vec![COMMENT.to_owned()];
     match kind {
         Kind::Account => {
             block.push(format!("account    [success=1 default=ignore] pam_succeed_if.so quiet uid < {FIRST_UID}"));
             block.push(format!("account    required     {MODULE}{options}"));
         }
-        _ => {
-            for needed in NEEDED.into_iter().filter(|_| kind == Kind::Session) {
-                let find =
-                    |before: bool| chain.iter().find(|entry| entry.name() == needed && (entry.top < at) == before);
-                if let (None, Some(later)) = (find(true), find(false)) {
-                    block.push(later.text.clone());
-                }
-            }
-            block.push(format!("{:<10} {CONTROL} {MODULE}{options}", kind.to_string()));
-        }
+        _ => block.push(format!("{:<10} {CONTROL} {MODULE}{options}", kind.to_string())),
     }
     block.push(String::new());
     block

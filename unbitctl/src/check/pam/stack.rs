@@ -123,8 +123,6 @@ pub struct Entry {
     /// The first and the last line of the service's own file that it is, or is included by; counted from 0.
     pub top: usize,
     pub bottom: usize,
-    /// The whole line.
-    pub text: String,
 }
 
 impl Entry {
@@ -189,7 +187,6 @@ fn add(stack: &mut Vec<Entry>, read: &dyn Fn(&str) -> Option<String>, file: &str
                         number: first + 1,
                         top,
                         bottom,
-                        text: line.trim().to_owned(),
                     }),
                 }
             }

@@ -53,17 +53,33 @@ account    required     pam_unbit.so
 # Standard Un*x authorization.
 @include common-account
 
+# Containers' users, see pam_unbit(8): for them this line comes first.
+session    [success=done ignore=ignore module_unknown=ignore default=die] pam_unbit.so
+
 session [success=ok ignore=ignore module_unknown=ignore default=bad]        pam_selinux.so close
 session    required     pam_loginuid.so
 session    optional     pam_keyinit.so force revoke
-
-# Containers' users, see pam_unbit(8): for them nothing runs on the node after this line.
-session    [success=done ignore=ignore module_unknown=ignore default=die] pam_unbit.so
 
 # Standard Un*x session setup and teardown.
 @include common-session
 session    optional     pam_motd.so  motd=/run/motd.dynamic
 ";
+
+/// What setup wrote when the session line's place was behind pam_loginuid and pam_keyinit.
+fn former() -> String {
+    const NOW: &str = "\
+# Containers' users, see pam_unbit(8): for them this line comes first.
+session    [success=done ignore=ignore module_unknown=ignore default=die] pam_unbit.so
+
+";
+    const THEN: &str = "\
+# Containers' users, see pam_unbit(8): for them nothing runs on the node after this line.
+session    [success=done ignore=ignore module_unknown=ignore default=die] pam_unbit.so
+
+";
+    let common = "# Standard Un*x session";
+    MENDED.replacen(NOW, "", 1).replacen(common, &format!("{THEN}{common}"), 1)
+}
 
 fn reader(sshd: &str) -> impl Fn(&str) -> Option<String> {
     move |name| match name {
@@ -89,22 +105,62 @@ fn the_stock_file_is_mended_and_then_left_alone() {
 }
 
 #[test]
-fn what_runs_before_keyinit_gets_a_keyinit_before_ours() {
-    let motd_first = STOCK.replace(
-        "session    optional     pam_keyinit.so force revoke\n",
-        "session    optional     pam_motd.so\nsession    optional     pam_keyinit.so force revoke\n",
+fn a_session_line_in_its_former_place_is_moved_up() {
+    assert_eq!(
+        seen(&former()),
+        [
+            "/etc/pam.d/sshd line 16: pam_selinux.so runs for containers' users: if it fails, every module behind pam_unbit.so runs for them too, as root",
+            "/etc/pam.d/sshd line 17: pam_loginuid.so runs for containers' users: if it fails, every module behind pam_unbit.so runs for them too, as root",
+            "/etc/pam.d/sshd line 18: pam_keyinit.so runs for containers' users: pam_unbit.so must be the first session line",
+        ]
     );
-    let new = mend_text(&motd_first).unwrap().unwrap();
-    assert_eq!(seen(&new), [""; 0], "{new}");
-    assert!(new.contains(&format!("session    optional     pam_keyinit.so force revoke\nsession    {CONTROL} pam_unbit.so\n\nsession    optional     pam_motd.so\n")), "{new}");
+    assert_eq!(mend_text(&former()).unwrap().unwrap(), MENDED);
+    let debug = former().replace("pam_unbit.so", "pam_unbit.so debug");
+    assert_eq!(mend_text(&debug).unwrap().unwrap(), MENDED.replace("pam_unbit.so", "pam_unbit.so debug"));
+}
+
+/// Of whatever kind, and wherever it is written.
+#[test]
+fn no_session_or_auth_line_may_come_before_ours() {
+    for (kind, word) in [("session", "session    [success=done"), ("auth", "auth       [success=done")] {
+        for (before, place) in [
+            ("required pam_limits.so", "sshd line"),
+            ("requisite pam_limits.so", "sshd line"),
+            ("optional pam_umask.so", "sshd line"),
+            ("[default=ignore] pam_exec.so /bin/true", "sshd line"),
+            ("required pam_unheard_of.so", "sshd line"),
+            ("include ours", "ours line"),
+            ("substack ours", "ours line"),
+        ] {
+            let broken = MENDED.replacen(word, &format!("{kind} {before}\n{word}"), 1);
+            let read = |name: &str| match name {
+                "ours" => Some(format!("{kind} optional pam_umask.so\n")),
+                _ => reader(&broken)(name),
+            };
+            let faults = faults(&stack::flatten(&read, "sshd"));
+            let [fault] = faults.as_slice() else { panic!("{before}: {}", faults.len()) };
+            assert!(fault.seen.starts_with(&format!("/etc/pam.d/{place} ")), "{before}: {}", fault.seen);
+            assert_ne!(fault.harm, Harm::Small, "{before}: {}", fault.seen);
+            let new = mended(&read).unwrap().unwrap();
+            let read = |name: &str| if name == "sshd" { Some(new.clone()) } else { read(name) };
+            assert!(super::faults(&stack::flatten(&read, "sshd")).is_empty(), "{before}: {new}");
+        }
+        let dashed = MENDED.replacen(word, &format!("-{kind} optional pam_systemd.so\n{word}"), 1);
+        assert_eq!(seen(&dashed).len(), 1, "{:?}", seen(&dashed));
+        let whole = MENDED.replacen(word, &format!("@include common-{kind}\n{word}"), 1);
+        let place = format!("/etc/pam.d/common-{kind} line ");
+        assert!(seen(&whole).iter().all(|seen| seen.starts_with(&place)), "{:?}", seen(&whole));
+        assert!(seen(&whole).len() >= 3, "{:?}", seen(&whole));
+    }
 }
 
 #[test]
 fn the_lines_of_the_manual_page_are_good_anywhere_they_may_be() {
     let manual = "auth [success=done ignore=ignore module_unknown=ignore default=die] pam_unbit.so # x\n\
         @include common-auth\naccount required pam_nologin.so\naccount [success=1 default=ignore] pam_succeed_if.so quiet uid < 30000\n\
-        account required \\\n   pam_unbit.so\n@include common-account\nsession required pam_loginuid.so\n\
-        session [success=done ignore=ignore module_unknown=ignore default=die] /usr/lib/security/pam_unbit.so\n@include common-session\n";
+        account required \\\n   pam_unbit.so\n@include common-account\n\
+        session [success=done ignore=ignore module_unknown=ignore default=die] /usr/lib/security/pam_unbit.so\n\
+        session required pam_loginuid.so\n@include common-session\n";
     assert_eq!(seen(manual), [""; 0]);
 }
 
@@ -158,19 +214,18 @@ fn each_fault_is_seen_and_mended() {
             "other users meet it as well",
         ),
         (
-            "session    optional     pam_keyinit.so force revoke\n".into(),
-            "session    optional     pam_motd.so\nsession    optional     pam_keyinit.so force revoke\n".into(),
+            session.clone(),
+            format!("session    optional     pam_motd.so\n{session}"),
             "pam_motd.so runs for containers' users: it runs programs",
         ),
         (
-            "session    optional     pam_keyinit.so force revoke\n".into(),
-            "session    required     pam_env.so user_readenv=1\nsession    optional     pam_keyinit.so force revoke\n"
-                .into(),
+            session.clone(),
+            format!("session    required     pam_env.so user_readenv=1\n{session}"),
             "pam_env.so runs for containers' users: it reads the tenant's",
         ),
         (
-            "session    required     pam_loginuid.so\n".into(),
-            "session    sufficient     pam_permit.so\nsession    required     pam_loginuid.so\n".into(),
+            session.clone(),
+            format!("session    sufficient     pam_permit.so\n{session}"),
             "pam_permit.so may end the search before pam_unbit.so",
         ),
         (
