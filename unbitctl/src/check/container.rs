@@ -73,7 +73,7 @@ pub fn check(container: ContainerUid) -> Result<Vec<Finding>> {
 }
 
 fn go(container: ContainerUid, findings: &mut Vec<Finding>) -> Result<(), Finding> {
-    findings.push(account(container)?);
+    findings.extend(account(container)?);
     let node = Node::at(None);
     let says = sshd(&node, container)?;
     if !says.listens() {
@@ -94,28 +94,35 @@ fn go(container: ContainerUid, findings: &mut Vec<Finding>) -> Result<(), Findin
     join(container, visit, &options, findings)
 }
 
-/// Who glibc says that it is.
-fn account(container: ContainerUid) -> Result<Finding, Finding> {
+/// Who glibc says that it is, and whether that is a container's user.
+///
+/// An account of the number's name must be the container's, with its uid and gid; else its logins are refused. An account of another name is refused if
+/// there is a container of its uid, and an ordinary one if there is none.
+fn account(container: ContainerUid) -> Result<Vec<Finding>, Finding> {
     let home = home(container);
     let told = |error: &dyn std::fmt::Display| {
-        fail("account", format!("{home}: {error}"), "see what is wrong with that file system")
+        fail(
+            "account",
+            format!("{home}: {error}"),
+            "see what is wrong with that file system; until then logins are refused",
+        )
     };
     match std::fs::metadata(&home) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(fail(
-                "account",
-                format!("there is no directory {home}"),
-                "the container is not on this node, or has not been made yet",
-            ));
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(no_directory(container, &home)),
         Err(error) => return Err(told(&error)),
         Ok(status) if !container.is_owner_of(status.mode(), status.uid(), status.gid()) => {
             let what = if status.is_dir() { "belongs to" } else { "is not a directory, and belongs to" };
-            return Err(fail(
-                "account",
-                format!("{home} {what} {}:{}", status.uid(), status.gid()),
-                format!("chown {container}:{container} {home}"),
-            ));
+            let seen = format!("{home} {what} {}:{}", status.uid(), status.gid());
+            let chown = format!("chown {container}:{container} {home}");
+            // chown(1) takes the number for the name, which is another's then.
+            return Err(match User::from_name(&container.to_string()).ok().flatten() {
+                Some(user) if !is_the_containers(&user, container) => fail(
+                    "account",
+                    format!("{seen}, and {}", not_the_containers(&user)),
+                    format!("{}, then: {chown}", take_out(&user.name)),
+                ),
+                _ => fail("account", seen, chown),
+            });
         }
         Ok(_) => {}
     }
@@ -128,22 +135,19 @@ fn account(container: ContainerUid) -> Result<Finding, Finding> {
             "unbitctl setup nsswitch",
         ));
     };
-    if user.uid.as_raw() != container.get() || user.gid.as_raw() != container.get() {
-        return Err(fail(
-            "account",
-            format!("uid {} and gid {} belong to containers but not to an account of this name", user.uid, user.gid),
-            format!(
-                "take the line of {name} out of /etc/passwd, or whatever else comes before unbit in /etc/nsswitch.conf"
-            ),
-        ));
+    if !is_the_containers(&user, container) {
+        return Err(fail("account", not_the_containers(&user), take_out(&name)));
     }
+    let mut findings = Vec::new();
     let by_uid = User::from_uid(user.uid).map_err(|errno| told(&errno))?;
     if by_uid.as_ref().is_none_or(|user| user.name != name) {
         let other = by_uid.map_or("nobody".to_owned(), |user| user.name);
-        return Err(fail(
+        findings.push(warn(
             "account",
-            format!("the account {name} has the uid {name}, but that uid is {other}'s"),
-            format!("take the line of {other} out of /etc/passwd"),
+            format!(
+                "the account {other} has the uid {name} as well: logins of {other} are refused, and the container's files are shown as {other}'s"
+            ),
+            format!("give {other} another uid, or the container another number"),
         ));
     }
     let shell = user.shell.display().to_string();
@@ -157,10 +161,54 @@ fn account(container: ContainerUid) -> Result<Finding, Finding> {
     if Path::new("/etc/nologin").exists() || Path::new("/run/nologin").exists() {
         return Err(fail("account", "/etc/nologin or /run/nologin is there: only root may log in", "remove that file"));
     }
-    Ok(ok(
-        "account",
-        format!("{name} is uid and gid {name}, at home in {}, with the shell {shell}", user.dir.display()),
-    ))
+    let seen = format!("{name} is uid and gid {name}, at home in {}, with the shell {shell}", user.dir.display());
+    findings.insert(0, ok("account", seen));
+    Ok(findings)
+}
+
+/// There is no container of this number. An account there may be all the same.
+fn no_directory(container: ContainerUid, home: &str) -> Finding {
+    let (name, uid) = (container.to_string(), Uid::from_raw(container.get()));
+    let seen = format!("there is no directory {home}");
+    let absent = "the container is not on this node, or has not been made yet";
+    // That glibc has no answer changes nothing of the first.
+    match (User::from_name(&name).ok().flatten(), User::from_uid(uid).ok().flatten()) {
+        (Some(user), _) if !is_the_containers(&user, container) => {
+            let seen = format!("{seen}, and {}", not_the_containers(&user));
+            fail("account", seen, take_out(&name))
+        }
+        (Some(_), _) => {
+            let seen = format!("{seen}, though there is an account {name}: its logins are refused");
+            fail("account", seen, format!("{absent}; if it is not to be, {}", take_out(&name)))
+        }
+        (None, Some(user)) => {
+            let seen = format!(
+                "{seen}, so {name} is no container; the uid is that of {}, an ordinary account, which logs in to this node",
+                user.name
+            );
+            let mend = format!(
+                "nothing, unless there should be a container {name}: that needs a number that is no account's uid"
+            );
+            fail("account", seen, mend)
+        }
+        (None, None) => fail("account", seen, absent),
+    }
+}
+
+fn is_the_containers(user: &User, container: ContainerUid) -> bool {
+    (user.uid.as_raw(), user.gid.as_raw()) == (container.get(), container.get())
+}
+
+/// An account of a container's name that is not the container's.
+fn not_the_containers(user: &User) -> String {
+    let (name, uid, gid) = (&user.name, user.uid, user.gid);
+    format!(
+        "the account {name} is uid {uid} and gid {gid}, not uid and gid {name}, so it is not a container's: its logins are refused"
+    )
+}
+
+fn take_out(name: &str) -> String {
+    format!("take the line of {name} out of /etc/passwd, or whatever else comes before unbit in /etc/nsswitch.conf")
 }
 
 /// What sshd goes by for this user, and whom it lets in at all.
