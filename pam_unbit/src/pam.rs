@@ -24,6 +24,7 @@ pub mod flag {
 }
 
 const PAM_SERVICE: c_int = 1;
+const PAM_RHOST: c_int = 4;
 const PAM_CONV: c_int = 5;
 const PAM_ERROR_MSG: c_int = 3;
 
@@ -56,6 +57,7 @@ type Cleanup = unsafe extern "C" fn(*mut RawHandle, *mut c_void, c_int);
 unsafe extern "C" {
     fn pam_get_user(pamh: *mut RawHandle, user: *mut *const c_char, prompt: *const c_char) -> c_int;
     fn pam_get_item(pamh: *const RawHandle, item: c_int, value: *mut *const c_void) -> c_int;
+    fn pam_getenv(pamh: *mut RawHandle, name: *const c_char) -> *const c_char;
     fn pam_get_data(pamh: *const RawHandle, name: *const c_char, data: *mut *const c_void) -> c_int;
     fn pam_set_data(pamh: *mut RawHandle, name: *const c_char, data: *mut c_void, cleanup: Option<Cleanup>) -> c_int;
     fn pam_syslog(pamh: *const RawHandle, priority: c_int, format: *const c_char, ...);
@@ -94,6 +96,23 @@ impl Handle {
         let service = self.item(PAM_SERVICE)?;
         // SAFETY: PAM_SERVICE is a string and lives until it is set anew, which nobody does in a hook.
         Some(unsafe { borrowed(service.as_ptr().cast()) })
+    }
+
+    /// PAM_RHOST: the client's address, or its host name if sshd looks names up (`UseDNS yes`).
+    #[expect(dead_code, reason = "the login will call it")]
+    pub fn remote_host(&self) -> Option<&CStr> {
+        let host = self.item(PAM_RHOST)?;
+        // SAFETY: PAM_RHOST is a string and lives until it is set anew, which nobody does in a hook.
+        Some(unsafe { borrowed(host.as_ptr().cast()) })
+    }
+
+    /// A variable of the PAM environment, pam_getenv(3). The application and every module before this one can set it.
+    #[expect(dead_code, reason = "the login will call it")]
+    pub fn environment(&self, name: &CStr) -> Option<&CStr> {
+        // SAFETY: the handle and the name are valid.
+        let value = unsafe { pam_getenv(self.0.as_ptr(), name.as_ptr()) };
+        // SAFETY: libpam's string lives until the environment changes, and nothing of this module changes it.
+        (!value.is_null()).then(|| unsafe { borrowed(value) })
     }
 
     fn item(&self, item: c_int) -> Option<NonNull<c_void>> {

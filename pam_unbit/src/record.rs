@@ -1,0 +1,190 @@
+//! Describes a login for the log: the client's address, and the key or certificate that sshd
+//! accepted.
+//!
+//! sshd puts what it accepted into the PAM environment as `SSH_AUTH_INFO_0` (OpenSSH `auth-pam.c`
+//! expose_authinfo, `auth2.c` auth2_update_session_info): one line for each method, with the public
+//! key or certificate as in `authorized_keys`. The words follow sshd's own log (`auth.c`
+//! format_method_key). Every text that a client or a certificate authority can choose is escaped
+//! and cut.
+
+use base64ct::{Base64, Base64Unpadded, Encoding};
+use sha2::{Digest, Sha256};
+use std::ffi::CStr;
+use std::str;
+
+/// The longest text in the log, in bytes, with its escapes.
+const MAX_TEXT: usize = 128;
+/// Follows a text that was cut.
+const CUT: &str = "...";
+/// sshd may require several methods (`AuthenticationMethods` in `sshd_config(5)`); of those after
+/// the fourth the log has only that there are more.
+const MAX_METHODS: usize = 4;
+
+/// The words for the log, each clause with a space before it: ` from 192.0.2.7 with ssh-ed25519
+/// SHA256:...`. Empty if nothing is known.
+///
+/// `remote_host` is PAM_RHOST, `auth_info` is `SSH_AUTH_INFO_0`, which sshd completes only before
+/// it opens the session: in the account hook the last method can be missing.
+pub fn origin(remote_host: Option<&CStr>, auth_info: Option<&CStr>) -> String {
+    let mut words = String::new();
+    if let Some(host) = remote_host.filter(|host| !host.is_empty()) {
+        words += &format!(" from {}", bare(host.to_bytes()));
+    }
+    let lines = auth_info.map(CStr::to_bytes).unwrap_or_default().split(|byte| *byte == b'\n');
+    for (number, line) in lines.filter(|line| !line.is_empty()).enumerate() {
+        match number {
+            0 => words += &format!(" with {}", method(line)),
+            1..MAX_METHODS => words += &format!(" and {}", method(line)),
+            MAX_METHODS => words += " and more",
+            _ => {}
+        }
+    }
+    words
+}
+
+/// One line of `SSH_AUTH_INFO_0`: `METHOD[/SUBMETHOD] [TYPE BASE64] [INFORMATION]`.
+fn method(line: &[u8]) -> String {
+    let (name, rest) = split_at_space(line);
+    match name {
+        // What sshd adds to a key is the use counter of a security key.
+        b"publickey" => key(rest).map_or_else(|| "publickey (unreadable)".to_owned(), |(key, _counter)| key),
+        b"hostbased" => key(rest).map_or_else(
+            || "hostbased (unreadable)".to_owned(),
+            |(key, client)| format!("hostbased {key} {}", quoted(client)),
+        ),
+        _ if rest.is_empty() => bare(name),
+        _ => format!("{} {}", bare(name), quoted(rest)),
+    }
+}
+
+/// `TYPE BASE64 REST`: the words for the key, and the rest.
+fn key(text: &[u8]) -> Option<(String, &[u8])> {
+    let (kind, rest) = split_at_space(text);
+    let (base64, rest) = split_at_space(rest);
+    let kind = str::from_utf8(kind).ok()?;
+    let blob = Base64::decode_vec(str::from_utf8(base64).ok()?).ok()?;
+    let words = match certified(kind) {
+        Some((plain, fields)) => format!("{} {}", bare(kind.as_bytes()), certificate(&plain, fields, &blob)?),
+        None => public_key(&blob).filter(|_| string(&mut &*blob) == Some(kind.as_bytes()))?,
+    };
+    Some((words, rest))
+}
+
+/// A public key's type and fingerprint, as `ssh-keygen -l` prints it. The hash covers the whole
+/// blob, so a type unknown here has one too.
+fn public_key(blob: &[u8]) -> Option<String> {
+    let mut fields = blob;
+    let kind = string(&mut fields)?;
+    (!fields.is_empty()).then(|| format!("{} {}", bare(kind), fingerprint(blob)))
+}
+
+/// For a type of certificate: the type of the key in it, and how many fields that key has (OpenSSH
+/// `PROTOCOL.certkeys`).
+fn certified(kind: &str) -> Option<(String, usize)> {
+    let name = kind.strip_suffix("-cert-v01@openssh.com")?;
+    let fields = match name {
+        "ssh-ed25519" => 1,
+        "ssh-rsa" | "ecdsa-sha2-nistp256" | "ecdsa-sha2-nistp384" | "ecdsa-sha2-nistp521" | "sk-ssh-ed25519" => 2,
+        "sk-ecdsa-sha2-nistp256" => 3,
+        "ssh-dss" => 4,
+        _ => return None,
+    };
+    let vendor = if name.starts_with("sk-") { "@openssh.com" } else { "" };
+    Some((format!("{name}{vendor}"), fields))
+}
+
+/// The fingerprint of a certificate's key, the id, the serial number and the authority. sshd has
+/// verified the signature.
+fn certificate(plain_kind: &str, key_fields: usize, blob: &[u8]) -> Option<String> {
+    let mut fields = blob;
+    let (_kind, _nonce) = (string(&mut fields)?, string(&mut fields)?);
+
+    let from_key = fields;
+    for _ in 0..key_fields {
+        string(&mut fields)?;
+    }
+    let key = from_key.get(..from_key.len() - fields.len())?;
+
+    let serial = u64::from_be_bytes(*take(&mut fields)?);
+    let _user_or_host: &[u8; 4] = take(&mut fields)?;
+    let id = string(&mut fields)?;
+    let _principals = string(&mut fields)?;
+    let _validity: &[u8; 16] = take(&mut fields)?;
+    let (_options, _extensions, _reserved) = (string(&mut fields)?, string(&mut fields)?, string(&mut fields)?);
+    let authority = public_key(string(&mut fields)?)?;
+    let _signature = string(&mut fields)?;
+    if !fields.is_empty() {
+        return None;
+    }
+
+    // The fingerprint is that of the key alone (OpenSSH `sshkey.c` sshkey_fingerprint_raw), so its
+    // blob is put together again.
+    let length = u32::try_from(plain_kind.len()).ok()?;
+    let key = [&length.to_be_bytes(), plain_kind.as_bytes(), key].concat();
+    Some(format!("{} ID {} (serial {serial}) CA {authority}", fingerprint(&key), quoted(id)))
+}
+
+fn fingerprint(blob: &[u8]) -> String {
+    format!("SHA256:{}", Base64Unpadded::encode_string(&Sha256::digest(blob)))
+}
+
+/// Takes a string of RFC 4251 section 5 from the front: its length in four bytes, then so many
+/// bytes.
+fn string<'a>(fields: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = u32::from_be_bytes(*take(fields)?);
+    let (string, rest) = fields.split_at_checked(usize::try_from(length).ok()?)?;
+    *fields = rest;
+    Some(string)
+}
+
+/// Takes a fixed number of bytes from the front.
+fn take<'a, const N: usize>(fields: &mut &'a [u8]) -> Option<&'a [u8; N]> {
+    let (bytes, rest) = fields.split_first_chunk()?;
+    *fields = rest;
+    Some(bytes)
+}
+
+/// What is before the first space, and what is after it.
+fn split_at_space(text: &[u8]) -> (&[u8], &[u8]) {
+    let mut parts = text.splitn(2, |byte| *byte == b' ');
+    (parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
+}
+
+/// A text that stands without quotes: a name, an address, a type of key. Whatever could end or
+/// continue the clause is escaped.
+fn bare(text: &[u8]) -> String {
+    let (text, cut) = escape(text, |letter| letter.is_ascii_alphanumeric() || ".:-_@%/+".contains(letter));
+    text + cut
+}
+
+/// A text in double quotes, with the mark of a cut behind them.
+fn quoted(text: &[u8]) -> String {
+    let (text, cut) =
+        escape(text, |letter| letter == ' ' || letter.is_ascii_graphic() && !['"', '\\'].contains(&letter));
+    format!("\"{text}\"{cut}")
+}
+
+/// Leaves what `plain` says, writes other letters as `\u{202e}` and bytes that are not UTF-8 as
+/// `\xff`, and cuts at [`MAX_TEXT`] bytes.
+fn escape(text: &[u8], plain: impl Fn(char) -> bool) -> (String, &'static str) {
+    let mut escaped = String::new();
+    // More bytes than these cannot fit, whatever they are.
+    let head = text.get(..MAX_TEXT + 4).unwrap_or(text);
+    for chunk in head.utf8_chunks() {
+        let letters = chunk.valid().chars().map(|letter| match letter {
+            letter if plain(letter) => letter.to_string(),
+            '"' | '\\' => letter.escape_default().to_string(),
+            letter => letter.escape_unicode().to_string(),
+        });
+        for piece in letters.chain(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}"))) {
+            if escaped.len() + piece.len() > MAX_TEXT {
+                return (escaped, CUT);
+            }
+            escaped += &piece;
+        }
+    }
+    (escaped, "")
+}
+
+#[cfg(test)]
+mod tests;
