@@ -96,6 +96,40 @@ fn the_emperor_is_down() {
     honest_login_works();
 }
 
+/// sshd from 9.8 on penalises the client's address for failed authentications, and counts a refusal
+/// in account as one.
+#[test]
+#[ignore = "needs the node: make test"]
+fn refusals_keep_nobody_else_out() {
+    if sh("sshd -t -o 'PerSourcePenalties authfail:0'").status != Some(0) {
+        not_tried("penalties of OpenSSH: this sshd is older than 9.8", true);
+        return;
+    }
+    sh("mv /containers/30000/run /containers/30000/away").ok();
+    let _running = AtEnd(|| drop(sh("mv /containers/30000/away /containers/30000/run")));
+    let ten_refusals = || {
+        sh("node-sshd restart").ok();
+        (0..10)
+            .map(|_| ssh(30000, "true").failed())
+            .filter(|error| error.contains("Container 30000 is not running."))
+            .count()
+    };
+    let _stock = AtEnd(|| drop(sh("node-sshd restart")));
+    let _on = Changed::file("/etc/ssh/sshd_config", |text| text.replace("PerSourcePenalties no\n", ""));
+
+    let log = Log::from_now();
+    let before_the_penalty = ten_refusals();
+    assert!(before_the_penalty < 10, "the witness: penalties are on");
+    ssh("root", "true").failed();
+    assert!(log.text().contains("penalty: failed authentication"), "{}", log.text());
+
+    let _ours = Changed::file("/etc/ssh/sshd_config.d/00-unbit.conf", |text| {
+        text.replace("#PerSourcePenalties authfail:0\n", "PerSourcePenalties authfail:0\n")
+    });
+    assert_eq!(ten_refusals(), 10);
+    honest_login_works();
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_silent_emperor_is_no_reason_to_refuse_a_living_container() {

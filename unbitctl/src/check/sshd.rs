@@ -128,7 +128,7 @@ struct Setting {
     why: &'static str,
 }
 
-const SETTINGS: [Setting; 8] = [
+const SETTINGS: [Setting; 9] = [
     Setting {
         keyword: "UsePAM",
         state: State::Fail,
@@ -185,7 +185,19 @@ const SETTINGS: [Setting; 8] = [
         value: |_| "30".to_owned(),
         why: "sessions of clients that are gone would stay",
     },
+    Setting {
+        keyword: PENALTIES,
+        state: State::Warn,
+        good: |value| {
+            // sshd before 9.8 has no such keyword.
+            matches!(value, "" | "no") || value.split_whitespace().any(|penalty| penalty == "authfail:0")
+        },
+        value: |_| "authfail:0".to_owned(),
+        why: "sshd counts a login to a stopped container as a failed authentication, and after four of them accepts no connection from that address, root's included",
+    },
 ];
+
+const PENALTIES: &str = "PerSourcePenalties";
 
 const KEYS_FILES: [&str; 2] = [".ssh/authorized_keys", ".ssh/uwsgi_authorized_keys"];
 
@@ -356,9 +368,16 @@ fn heard_as_it_is(directives: &[Directive], setting: &Setting) -> Option<Directi
     about.find(|directive| directive.conditional && !(setting.good)(&directive.value)).cloned()
 }
 
+/// Whether a line decides about a keyword. The lines of PerSourcePenalties add up: the first that
+/// names a penalty decides about it.
+fn is_about(keyword: &str, of_line: &str, value: &str) -> bool {
+    keyword.eq_ignore_ascii_case(of_line)
+        && (keyword != PENALTIES || value.split_whitespace().any(|penalty| penalty.starts_with("authfail:")))
+}
+
 /// Whether our own file decides for everybody; else what does, or nothing if our file is not read.
 fn heard(directives: &[Directive], keyword: &str) -> Result<(), Option<Directive>> {
-    let mut about = directives.iter().filter(|directive| directive.keyword.eq_ignore_ascii_case(keyword));
+    let mut about = directives.iter().filter(|directive| is_about(keyword, &directive.keyword, &directive.value));
     let is_read = about.clone().any(|directive| directive.file == OURS);
     match about.find(|directive| !directive.conditional) {
         Some(first) if first.file == OURS => Ok(()),
@@ -429,7 +448,7 @@ pub fn prove(node: &Node) -> Result<()> {
 fn with_lines(old: &str, lines: &[(&str, String)]) -> String {
     let about = |line: &&str| {
         let keyword = line.split([' ', '\t', '=']).find(|word| !word.is_empty()).unwrap_or_default();
-        lines.iter().any(|(ours, _)| *ours != "Subsystem" && ours.eq_ignore_ascii_case(keyword))
+        lines.iter().any(|(ours, _)| *ours != "Subsystem" && is_about(ours, keyword, line))
     };
     let kept = old.lines().filter(|line| !about(line)).map(|line| format!("{line}\n"));
     kept.chain(lines.iter().map(|(keyword, value)| format!("{keyword} {value}\n"))).collect()
@@ -478,6 +497,13 @@ mod tests {
         }
         assert_eq!(faulty(&format!("{GOOD}pamservicename sshd\n")), [""; 0]);
         assert_eq!(faulty(&format!("{GOOD}pamservicename other\n")), ["PAMServiceName"]);
+        for (penalties, fault) in [
+            ("no", &[][..]),
+            ("crash:90 authfail:0 noauth:1", &[]),
+            ("crash:90 authfail:5 noauth:1", &["PerSourcePenalties"]),
+        ] {
+            assert_eq!(faulty(&format!("{GOOD}persourcepenalties {penalties}\n")), fault, "{penalties}");
+        }
         assert!(!internal_sftp(&Says::parse("subsystem sftp /usr/lib/openssh/sftp-server")));
     }
 
@@ -516,13 +542,17 @@ mod tests {
 
     /// What decides about X11Forwarding, as file and line.
     fn decides(files: &[(&str, &str)]) -> Result<(), Option<String>> {
+        decides_about("X11Forwarding", files)
+    }
+
+    fn decides_about(keyword: &str, files: &[(&str, &str)]) -> Result<(), Option<String>> {
         let read = |path: &str| files.iter().find(|(file, _)| *file == path).map(|(_, text)| (*text).to_owned());
         let names =
             |_: &str| files.iter().filter_map(|(file, _)| Some(file.strip_prefix(FOLDER)?[1..].to_owned())).collect();
         let directives = directives(&read, &names, MAIN);
-        let x11 = SETTINGS.iter().find(|setting| setting.keyword == "X11Forwarding").unwrap();
+        let setting = SETTINGS.iter().find(|setting| setting.keyword == keyword).unwrap();
         let heard =
-            heard_as_it_is(&directives, x11).map_or_else(|| heard(&directives, x11.keyword), |found| Err(Some(found)));
+            heard_as_it_is(&directives, setting).map_or_else(|| heard(&directives, keyword), |found| Err(Some(found)));
         heard.map_err(|obstacle| obstacle.map(|directive| format!("{}:{}", directive.file, directive.line)))
     }
 
@@ -551,12 +581,31 @@ mod tests {
     }
 
     #[test]
+    fn the_lines_of_per_source_penalties_add_up() {
+        const INCLUDE: &str = "Include /etc/ssh/sshd_config.d/*.conf\n";
+        let ours = (OURS, "PerSourcePenalties authfail:0\n");
+        let first = "/etc/ssh/sshd_config.d/0-first.conf";
+        for (before, decided) in [
+            ("PerSourcePenalties crash:1h\n", Ok(())),
+            ("PerSourcePenalties yes\n", Ok(())),
+            ("PerSourcePenalties crash:1h authfail:30\n", Err(Some(format!("{first}:1")))),
+        ] {
+            assert_eq!(decides_about(PENALTIES, &[(MAIN, INCLUDE), ours, (first, before)]), decided, "{before}");
+        }
+    }
+
+    #[test]
     fn lines_are_put_in_the_place_of_old_ones() {
         let new = with_lines(
             "# mine\nX11Forwarding yes\nMaxSessions 3\n",
             &[("X11Forwarding", "no".into()), ("UsePAM", "yes".into())],
         );
         assert_eq!(new, "# mine\nMaxSessions 3\nX11Forwarding no\nUsePAM yes\n");
+        let new = with_lines(
+            "PerSourcePenalties crash:1h\npersourcepenalties authfail:30\n",
+            &[("PerSourcePenalties", "authfail:0".into())],
+        );
+        assert_eq!(new, "PerSourcePenalties crash:1h\nPerSourcePenalties authfail:0\n");
         let text = "# x\nSubsystem\tsftp\t/usr/lib/openssh/sftp-server -l INFO\nMatch all\n";
         let read = |_: &str| Some(text.to_owned());
         let directives = directives(&read, &|_| Vec::new(), MAIN);
