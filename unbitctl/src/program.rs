@@ -69,6 +69,13 @@ pub fn run_sshd(node: &Node, arguments: &[&str]) -> Result<Answer> {
     answer(command, "sshd")
 }
 
+/// Runs a script of ours, which may mount what it likes: its first argument is the node's root directory, and its mounts end with it.
+pub fn run_apart(node: &Node, script: &str, arguments: &[&str]) -> Result<Answer> {
+    let mut command = within_time();
+    command.args(["unshare", "--mount", "sh", "-euc", script, "sh"]).arg(node.root()).args(arguments);
+    answer(command, "sh")
+}
+
 fn within_time() -> Command {
     let mut command = Command::new("timeout");
     command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C");

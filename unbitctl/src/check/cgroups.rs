@@ -121,7 +121,7 @@ fn containers(hierarchies: &Hierarchies) -> BTreeMap<ContainerUid, Running> {
 }
 
 /// Whose pid 1 a process is, and its parent, from its /proc/PID/status.
-fn leader_of(status: &str) -> Option<(ContainerUid, i32)> {
+pub(super) fn leader_of(status: &str) -> Option<(ContainerUid, i32)> {
     let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(str::trim);
     let numbers = |key| {
         let numbers = field(key)?.split_whitespace();
@@ -191,11 +191,11 @@ fn judge_containers(
 }
 
 /// Version 2 says `max`, version 1 a number beyond all memory: 2^63 rounded down to a page.
-fn is_limit(text: &str) -> bool {
+pub(super) fn is_limit(text: &str) -> bool {
     text.trim().parse().is_ok_and(|bytes: u64| bytes < 1 << 62)
 }
 
-fn list(uids: &[ContainerUid]) -> String {
+pub(super) fn list(uids: &[ContainerUid]) -> String {
     let named: Vec<_> = uids.iter().take(NAMED).map(ToString::to_string).collect();
     match uids.len() - named.len() {
         0 => named.join(" "),

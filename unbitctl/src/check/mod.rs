@@ -1,15 +1,21 @@
 //! `unbitctl check`: looks, and changes nothing.
 
+mod accounts;
 mod cgroups;
 mod container;
 pub mod distributions;
 mod filesystem;
 pub mod folders;
+mod keyfiles;
+mod limits;
+mod log;
+mod mail;
 pub mod nscd;
 pub mod nsswitch;
 pub mod pam;
 mod ports;
 pub mod sshd;
+mod subids;
 mod time;
 
 use crate::node::Node;
@@ -62,6 +68,12 @@ const CHECKS: &[fn(&Node) -> Vec<Finding>] = &[
     nscd::check,
     distributions::check,
     ports::check,
+    accounts::check,
+    subids::check,
+    mail::check,
+    keyfiles::check,
+    log::check,
+    limits::check,
 ];
 
 fn node(node: &Node) -> Vec<Finding> {

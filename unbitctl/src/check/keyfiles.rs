@@ -1,0 +1,124 @@
+//! Files of keys: sshd reads each line of a tenant's into the memory of a root process, however long it is.
+
+use super::{cgroups, sshd};
+use crate::node::Node;
+use crate::report::Finding;
+use join::cgroups::{Hierarchies, Version};
+use join::leader::Proc;
+use shared::settings::{CONTAINERS, FIRST_UID};
+use std::fs;
+use std::path::PathBuf;
+
+const CHECK: &str = "keyfiles";
+const WHY: &str = "sshd reads a line of ~/.ssh/authorized_keys whole: a file of 20 GB without a newline, which takes no room on the disk, takes the node's memory";
+const MEND: &str = "systemctl edit ssh, and add the two lines MemoryMax=1G and OOMPolicy=continue below [Service]; then: systemctl restart ssh";
+
+pub fn check(node: &Node) -> Vec<Finding> {
+    vec![if !node.is_running() {
+        Finding::not_applicable(CHECK, WHY, "a root directory has no sshd that runs")
+    } else if !node.has(sshd::PROGRAM) {
+        Finding::not_applicable(CHECK, WHY, format!("there is no {}", sshd::PROGRAM))
+    } else if !nix::unistd::geteuid().is_root() {
+        Finding::not_applicable(CHECK, WHY, "root is needed to see where sshd looks for keys")
+    } else {
+        match sshd::ask(node, FIRST_UID) {
+            Err(error) => Finding::not_applicable(CHECK, WHY, format!("{error:#}")),
+            Ok(says) if !says.of("AuthorizedKeysFile").split_whitespace().any(is_tenants) => {
+                Finding::ok(CHECK, WHY, "sshd looks for keys outside the tenants' directories alone")
+            }
+            Ok(_) => listener().map_or_else(nobody_listens, |listener| judge(limit_of(&listener))),
+        }
+    }]
+}
+
+/// Whether a value of AuthorizedKeysFile is in the directory of its user: relative, or there by name.
+fn is_tenants(file: &str) -> bool {
+    file != "none" && (!file.starts_with('/') || file.starts_with(&format!("{CONTAINERS}/")))
+}
+
+fn nobody_listens() -> Finding {
+    let seen = "sshd does not listen itself: with ssh.socket, see that ssh@.service has MemoryMax=";
+    Finding::not_applicable(CHECK, WHY, seen)
+}
+
+/// The sshd that listens. A tenant may name a process alike, but that is not root's in this pid namespace.
+fn listener() -> Option<Proc> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid: i32| Proc::of(pid).ok()).find(|process| {
+        let title = process.read("cmdline").unwrap_or_default();
+        title.starts_with("sshd: ")
+            && title.contains("[listener]")
+            && process.read("status").is_ok_and(|status| is_roots(&status))
+    })
+}
+
+/// /proc/PID/status, proc_pid_status(5).
+fn is_roots(status: &str) -> bool {
+    let words = |key: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(key))
+            .map(|rest| rest.split_whitespace().collect::<Vec<_>>())
+            .unwrap_or_default()
+    };
+    words("Uid:") == ["0"; 4] && words("NSpid:").len() == 1
+}
+
+/// The limit of its own cgroup of memory, in which pid 1 is not. Where it has none to itself a limit would not be sshd's.
+fn limit_of(listener: &Proc) -> Option<u64> {
+    let (version, directories) = Hierarchies::mounted().ok()?.of(listener, &Proc::of(1).ok()?, "memory")?;
+    limit_in(version, &directories, &|file| fs::read_to_string(file).ok())
+}
+
+fn limit_in(version: Version, directories: &[PathBuf], read: &dyn Fn(&PathBuf) -> Option<String>) -> Option<u64> {
+    let file = if version == Version::One { "memory.limit_in_bytes" } else { "memory.max" };
+    let text = read(&directories.first()?.join(file))?;
+    cgroups::is_limit(&text).then(|| text.trim().parse().ok()).flatten()
+}
+
+fn judge(limit: Option<u64>) -> Finding {
+    match limit {
+        Some(limit) => Finding::ok(CHECK, WHY, format!("sshd's cgroup may have {} MiB of memory", limit >> 20)),
+        None => {
+            Finding::warn(CHECK, WHY, "tenants' files of keys are read, and sshd's cgroup has no limit of memory", MEND)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whose_a_file_of_keys_is() {
+        for file in [".ssh/authorized_keys", "%h/.ssh/authorized_keys", "/containers/%u/keys"] {
+            assert!(is_tenants(file), "{file}");
+        }
+        for file in ["none", "/etc/ssh/keys/%u", "/containers.keys/%u"] {
+            assert!(!is_tenants(file), "{file}");
+        }
+    }
+
+    #[test]
+    fn a_process_of_roots_here() {
+        assert!(is_roots("Name:\tsshd\nUid:\t0\t0\t0\t0\nNSpid:\t7\n"));
+        assert!(!is_roots("Uid:\t0\t0\t0\t0\nNSpid:\t7\t2\n"));
+        assert!(!is_roots("Uid:\t0\t30001\t0\t0\nNSpid:\t7\n"));
+        assert!(!is_roots(""));
+    }
+
+    #[test]
+    fn the_limit_is_that_of_its_own_cgroup() {
+        let directories = ["/cg/system.slice/ssh.service", "/cg/system.slice"].map(PathBuf::from);
+        let limit = |version, expected: &'static str, text: &'static str| {
+            limit_in(version, &directories, &|file| (file == &directories[0].join(expected)).then(|| text.to_owned()))
+        };
+        assert_eq!(limit(Version::Two, "memory.max", "1073741824\n"), Some(1 << 30));
+        assert_eq!(limit(Version::Two, "memory.max", "max\n"), None);
+        assert_eq!(limit(Version::One, "memory.limit_in_bytes", "1073741824\n"), Some(1 << 30));
+        assert_eq!(limit(Version::One, "memory.limit_in_bytes", "9223372036854771712\n"), None);
+        assert_eq!(limit_in(Version::Two, &[], &|_| Some("1".into())), None);
+        assert_eq!(limit_in(Version::Two, &directories[1..], &|_| None), None);
+    }
+}
