@@ -22,13 +22,13 @@ fn unit(key: &str) -> String {
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_unit_starts_containers_in_its_own_group_and_leaves_no_mount_on_the_node() {
-    let delegated = unit("Delegate");
+    assert_eq!(unit("Delegate"), "cpu io memory pids");
+    // systemd hands down these four. Here it is all that this machine has on version 2, for with any one the Emperor must not be in
+    // the group that hands it down.
     sh(format!(
         "mkdir -p {GROUP}
          for group in /sys/fs/cgroup /sys/fs/cgroup/system.slice; do
-             for controller in $(cat $group/cgroup.controllers); do
-                 case ' {delegated} ' in *\" $controller \"*) echo +$controller >$group/cgroup.subtree_control ;; esac
-             done
+             for controller in $(cat $group/cgroup.controllers); do echo +$controller >$group/cgroup.subtree_control; done
          done
          mount --make-rshared /"
     ))
