@@ -5,7 +5,7 @@ use crate::report::Finding;
 use join::cgroups::{Hierarchies, Version};
 use join::leader::Proc;
 use shared::ContainerUid;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -105,19 +105,32 @@ struct Running {
 
 /// Looked up in /proc and nowhere else: nobody is asked, so nobody can keep us waiting.
 fn containers(hierarchies: &Hierarchies) -> BTreeMap<ContainerUid, Running> {
+    leaders()
+        .filter_map(|(uid, process, parent)| {
+            let parent = Proc::of(parent).ok()?;
+            let running = Running {
+                has_own: hierarchies.has_own(&process, &parent).ok()?,
+                memory: hierarchies.of(&process, &parent, "memory"),
+            };
+            Some((uid, running))
+        })
+        .collect()
+}
+
+/// The processes that have started the containers that run.
+pub(super) fn emperors() -> BTreeSet<i32> {
+    leaders().map(|(_, _, parent)| parent).collect()
+}
+
+/// The pid 1 of each container that runs, and the number of its parent.
+fn leaders() -> impl Iterator<Item = (ContainerUid, Proc, i32)> {
     let processes = fs::read_dir("/proc").into_iter().flatten();
     let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     pids.filter_map(|pid: i32| {
         let process = Proc::of(pid).ok()?;
         let (uid, parent) = leader_of(&process.read("status").ok()?)?;
-        let parent = Proc::of(parent).ok()?;
-        let running = Running {
-            has_own: hierarchies.has_own(&process, &parent).ok()?,
-            memory: hierarchies.of(&process, &parent, "memory"),
-        };
-        Some((uid, running))
+        Some((uid, process, parent))
     })
-    .collect()
 }
 
 /// Whose pid 1 a process is, and its parent, from its /proc/PID/status.

@@ -1,7 +1,7 @@
 //! The file system that holds the containers: quotas of users, mounts that stay where they are made, and a fair share of the disk.
 
 use crate::node::Node;
-use crate::report::Finding;
+use crate::report::{Finding, State};
 use crate::sys::{self, UserQuota};
 use join::mountinfo::Mount;
 use nix::sys::stat::{major, minor};
@@ -37,12 +37,35 @@ pub fn check(node: &Node) -> Vec<Finding> {
         }
         Err(error) => findings.push(Finding::not_applicable(CHECK, QUOTA, format!("open {CONTAINERS}: {error}"))),
     }
-    let held: Vec<_> = ["/", "/ns", "/distros", CONTAINERS]
-        .iter()
-        .filter_map(|path| at(node, &mounts, path).ok().map(|(_, mount)| mount))
-        .collect();
-    findings.push(judge_propagation(&held));
+    let held: Vec<_> = HELD.iter().filter_map(|path| at(node, &mounts, path).ok().map(|(_, mount)| mount)).collect();
+    findings.push(judge_started(judge_propagation(&held)));
     findings
+}
+
+/// What the start of a container mounts from or to.
+const HELD: [&str; 4] = ["/", "/ns", "/distros", CONTAINERS];
+
+/// An Emperor with a mount namespace of its own (PrivateMounts= of systemd.exec(5)) starts containers whatever the node's mounts are.
+fn judge_started(of_node: Finding) -> Finding {
+    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let Some(node) = namespace(1) else { return of_node };
+    let emperors = super::cgroups::emperors();
+    if emperors.is_empty() || emperors.iter().any(|pid| namespace(*pid).is_none_or(|its| its == node)) {
+        return of_node;
+    }
+    let findings =
+        emperors.iter().filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()).map(|text| {
+            let mounts: Vec<_> = text.lines().filter_map(Mount::parse).collect();
+            judge_propagation(&HELD.iter().filter_map(|path| holding(&mounts, path)).collect::<Vec<_>>())
+        });
+    findings.into_iter().find(|finding| finding.state != State::Ok).unwrap_or_else(|| {
+        Finding::ok(CHECK, PROPAGATION, "containers are started in a mount namespace whose mounts stay there")
+    })
+}
+
+/// The mount that a path is on, as the mounts' points tell it.
+fn holding<'a>(mounts: &'a [Mount], path: &str) -> Option<&'a Mount> {
+    mounts.iter().filter(|mount| Path::new(path).starts_with(&mount.point)).max_by_key(|mount| mount.point.len())
 }
 
 /// A folder, and the mount that it is on.
@@ -229,7 +252,6 @@ fn judge_schedulers(mount: &Mount, schedulers: &BTreeMap<String, Scheduler>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::State;
 
     const ROOT: &str = "27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard";
     const OWN: &str = "61 27 254:16 / /containers rw,relatime - ext4 /dev/vdb rw,quota,usrquota";
