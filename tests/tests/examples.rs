@@ -35,7 +35,13 @@ fn the_unit_starts_containers_in_its_own_group_and_leaves_no_mount_on_the_node()
     .ok();
     let notify = UnixDatagram::bind("/run/notify").unwrap();
     notify.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let private = if unit("PrivateMounts") == "yes" { "unshare --mount --propagation slave" } else { "" };
+    assert_eq!(unit("PrivateMounts"), "yes");
+    let flags = unit("MountFlags");
+    // By default systemd shares the mounts again, with the namespaces that are made from this one.
+    let private = format!(
+        "unshare --mount --propagation slave {}",
+        if flags == "slave" { "" } else { "sh -c 'mount --make-rshared / && exec \"$@\"' sh" }
+    );
     let mut main = Command::new("sh")
         .args([
             "-c",
@@ -61,9 +67,11 @@ fn the_unit_starts_containers_in_its_own_group_and_leaves_no_mount_on_the_node()
     let has = |file: &str| fs::read_to_string(format!("{GROUP}/{file}")).unwrap();
     assert_eq!(has("cgroup.subtree_control"), has("cgroup.controllers"));
 
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let on_ns: Vec<_> = mounts.lines().filter(|line| line.split(' ').nth(4) == Some("/ns")).collect();
-    assert!(on_ns.is_empty(), "{on_ns:#?}");
+    for process in ["self", &pid] {
+        let mounts = fs::read_to_string(format!("/proc/{process}/mountinfo")).unwrap();
+        let on_ns: Vec<_> = mounts.lines().filter(|line| line.split(' ').nth(4) == Some("/ns")).collect();
+        assert!(on_ns.is_empty(), "{process}: {on_ns:#?}");
+    }
 
     assert_eq!((unit("Type").as_str(), unit("NotifyAccess").as_str()), ("notify", "all"));
     let mut said = [0; 4096];
