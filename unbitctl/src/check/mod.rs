@@ -14,6 +14,7 @@ pub mod nscd;
 pub mod nsswitch;
 pub mod pam;
 mod ports;
+mod service;
 pub mod sshd;
 mod subids;
 mod time;
@@ -64,6 +65,7 @@ const CHECKS: &[fn(&Node) -> Vec<Finding>] = &[
     folders::check,
     pam::check,
     sshd::check,
+    service::check,
     nsswitch::check,
     nscd::check,
     distributions::check,

@@ -1,0 +1,108 @@
+//! What systemd keeps from sshd, and a login needs, see systemd.exec(5).
+
+use crate::node::Node;
+use crate::program;
+use crate::report::{Finding, State};
+use shared::settings::CONTAINERS;
+use std::collections::HashMap;
+use std::path::Path;
+
+const CHECK: &str = "service";
+const UNIT: &str = "ssh.service";
+const WHY: &str =
+    "a login enters the container's namespaces and cgroups, and sshd has no more power than its unit leaves it";
+/// To join a namespace, to join a mount namespace, and to look at the namespaces of another user's process.
+const CAPABILITIES: [&str; 3] = ["cap_sys_admin", "cap_sys_chroot", "cap_sys_ptrace"];
+const NAMESPACES: [&str; 5] = ["ipc", "mnt", "net", "pid", "uts"];
+
+pub fn check(node: &Node) -> Vec<Finding> {
+    if !node.is_running() || !node.has("/run/systemd/system") {
+        return vec![Finding::not_applicable(CHECK, WHY, "systemd does not run")];
+    }
+    let properties = "LoadState,ProtectControlGroups,RestrictNamespaces,CapabilityBoundingSet,InaccessiblePaths";
+    match program::run(node, "systemctl", &["show", UNIT, "--property", properties]) {
+        Ok(answer) if answer.ok() => judge(&answer.out),
+        Ok(answer) => {
+            vec![Finding::not_applicable(CHECK, WHY, format!("systemctl show {UNIT}: {}", answer.complaint()))]
+        }
+        Err(error) => vec![Finding::not_applicable(CHECK, WHY, format!("systemctl show {UNIT}: {error}"))],
+    }
+}
+
+/// Reads what `systemctl show` prints, a line for each property.
+fn judge(shown: &str) -> Vec<Finding> {
+    let properties: HashMap<&str, &str> = shown.lines().filter_map(|line| line.split_once('=')).collect();
+    let of = |name: &str| properties.get(name).copied().unwrap_or_default();
+    let words = |name: &str| of(name).split_whitespace().collect::<Vec<_>>();
+    if of("LoadState") != "loaded" {
+        return vec![Finding::not_applicable(CHECK, WHY, format!("there is no {UNIT}"))];
+    }
+    let fail = |seen: String, line: String| {
+        let mend = format!("systemctl edit ssh, and below [Service]: {line}\nsystemctl restart ssh");
+        Finding::fail(CHECK, WHY, seen, mend)
+    };
+    let mut findings = Vec::new();
+    if !matches!(of("ProtectControlGroups"), "no" | "") {
+        let seen = format!("{UNIT} has ProtectControlGroups={}", of("ProtectControlGroups"));
+        findings.push(fail(seen, "ProtectControlGroups=no".to_owned()));
+    }
+    let namespaces = words("RestrictNamespaces");
+    if !matches!(namespaces.as_slice(), [] | ["no"]) && !NAMESPACES.iter().all(|kind| namespaces.contains(kind)) {
+        let seen = format!("{UNIT} has RestrictNamespaces={}", of("RestrictNamespaces"));
+        findings.push(fail(seen, "RestrictNamespaces=no".to_owned()));
+    }
+    let capabilities = words("CapabilityBoundingSet");
+    let missing: Vec<_> =
+        CAPABILITIES.iter().filter(|name| !capabilities.contains(name)).map(|name| name.to_uppercase()).collect();
+    if !missing.is_empty() {
+        let missing = missing.join(" ");
+        findings.push(fail(format!("{UNIT} runs without {missing}"), format!("CapabilityBoundingSet={missing}")));
+    }
+    for path in words("InaccessiblePaths") {
+        if Path::new(CONTAINERS).starts_with(path.trim_start_matches(['-', '+'])) {
+            let others: Vec<_> = words("InaccessiblePaths").into_iter().filter(|other| *other != path).collect();
+            let line = format!("InaccessiblePaths=\nInaccessiblePaths={}", others.join(" "));
+            findings.push(fail(format!("{UNIT} has InaccessiblePaths={path}"), line));
+        }
+    }
+    if findings.iter().all(|finding| finding.state != State::Fail) {
+        findings.push(Finding::ok(CHECK, WHY, format!("{UNIT} leaves sshd what a login needs")));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Debian's own ssh.service, as systemd 257 shows it.
+    const DEBIAN: &str = "CapabilityBoundingSet=cap_chown cap_sys_chroot cap_sys_ptrace cap_sys_admin\nRestrictNamespaces=no\n\
+                          InaccessiblePaths=\nProtectControlGroups=no\nLoadState=loaded\n";
+
+    fn seen(shown: &str) -> Vec<(State, String)> {
+        judge(shown).into_iter().map(|finding| (finding.state, finding.seen)).collect()
+    }
+
+    #[test]
+    fn each_line_that_keeps_container_users_out_is_named() {
+        assert_eq!(seen(DEBIAN), [(State::Ok, "ssh.service leaves sshd what a login needs".to_owned())]);
+        for (from, to, expected) in [
+            ("Groups=no", "Groups=yes", "ssh.service has ProtectControlGroups=yes"),
+            ("Groups=no", "Groups=strict", "ssh.service has ProtectControlGroups=strict"),
+            ("Namespaces=no", "Namespaces=yes", "ssh.service has RestrictNamespaces=yes"),
+            ("Namespaces=no", "Namespaces=ipc mnt", "ssh.service has RestrictNamespaces=ipc mnt"),
+            (" cap_sys_admin", "", "ssh.service runs without CAP_SYS_ADMIN"),
+            ("cap_sys_ptrace cap_sys_admin", "", "ssh.service runs without CAP_SYS_ADMIN CAP_SYS_PTRACE"),
+            ("Paths=", "Paths=/var -/containers", "ssh.service has InaccessiblePaths=-/containers"),
+            ("Paths=", "Paths=/", "ssh.service has InaccessiblePaths=/"),
+        ] {
+            assert_eq!(seen(&DEBIAN.replace(from, to)), [(State::Fail, expected.to_owned())]);
+        }
+        for (from, to) in
+            [("Paths=", "Paths=/containers2 /home"), ("Namespaces=no", "Namespaces=cgroup ipc net mnt pid user uts")]
+        {
+            assert_eq!(seen(&DEBIAN.replace(from, to))[0].0, State::Ok);
+        }
+        assert_eq!(seen("LoadState=not-found\n")[0].0, State::NotApplicable);
+    }
+}
