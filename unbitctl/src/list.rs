@@ -5,7 +5,6 @@
 
 mod processes;
 mod resources;
-mod sessions;
 mod table;
 
 use crate::{report, terminal};
@@ -27,7 +26,6 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -43,7 +41,7 @@ Columns:
   PID       its pid 1, as this node counts, and since when it runs
   MEMORY    of its memory cgroup, of the limit if there is one
   CPU       time used by its cgroup, in hours:minutes:seconds; with --watch, percent of one processor since the last look
-  SESSIONS  connections by ssh that are logged in, however many channels each carries
+  SESSIONS  processes of its user's that somebody outside has started inside: one for each connection by ssh, and each `unbitctl enter`
   QUOTA     used by its user on the file system of the containers, of the limit if there is one
 
 - is nothing there, ? is what only root can see.";
@@ -74,8 +72,7 @@ struct Container {
     /// When that was.
     #[serde(skip)]
     seen: Instant,
-    /// Logins by ssh.
-    sessions: Option<usize>,
+    sessions: usize,
 }
 
 impl Container {
@@ -118,7 +115,7 @@ impl State {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut node = Node::new()?;
     if !node.is_root {
-        crate::tell("without root states, host names, sessions and quotas are not seen");
+        crate::tell("without root states, host names and quotas are not seen");
     }
     if arguments.watch {
         watch(&mut node)?;
@@ -293,7 +290,7 @@ fn look_at(
         since: leader.and_then(Process::started).map(|ticks| processes.time_of(ticks)),
         used: resources.of(uid, leader),
         seen: Instant::now(),
-        sessions: sessions::count(Path::new(sessions::SLOTS), uid.get()),
+        sessions: processes.sessions_of(uid.get()),
     };
     (container, running)
 }
@@ -337,7 +334,7 @@ mod tests {
             since: None,
             used: Use { cpu_seconds: seconds, ..Use::default() },
             seen: first + Duration::from_millis(millis),
-            sessions: Some(0),
+            sessions: 0,
         };
         let before = at(0, Some(7), Some(10.0));
         assert_eq!(at(2000, Some(7), Some(11.0)).share(&before), Some(50.0));
