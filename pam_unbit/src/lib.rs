@@ -17,6 +17,5 @@ mod lock;
 mod login;
 mod nss;
 mod pam;
-#[cfg_attr(not(test), expect(dead_code, reason = "the login will call it"))]
 mod record;
 mod sys;

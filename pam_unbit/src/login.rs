@@ -16,10 +16,11 @@ use crate::hooks::Call;
 use crate::lock;
 use crate::nss;
 use crate::pam::flag;
+use crate::record;
 use crate::sys;
 use join::escort;
 use join::options::Options;
-use join::refusal::{Reason, Refusal};
+use join::refusal::{Reason, Refusal, Step};
 use join::sys::exit_now;
 use join::visit::Visit;
 use shared::ContainerUid;
@@ -43,6 +44,8 @@ struct Login {
     verified_in: Duration,
     auth_line_seen: bool,
     session: Session,
+    /// Since when sshd's session is open.
+    opened: Option<Instant>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -64,6 +67,7 @@ impl Login {
             verified_in: Duration::ZERO,
             auth_line_seen: false,
             session: Session::NotYet,
+            opened: None,
         }
     }
 
@@ -200,10 +204,12 @@ fn bind_session(call: &mut Call) -> Result<Verdict, Refusal> {
         ));
     }
     let visit = login.verified.as_ref().ok_or_else(|| missing("account"))?;
+    begin_kernel_session(container)?;
     lock::close(visit)?;
 
-    call.pam.log(libc::LOG_INFO, &opens(container, visit, login.verified_in + started.elapsed()));
+    call.pam.log(libc::LOG_INFO, &opened(call, container, visit, login.verified_in + started.elapsed()));
     login.session = Session::Open;
+    login.opened = Some(Instant::now());
     Ok(Verdict::Success)
 }
 
@@ -215,7 +221,12 @@ pub fn close_session(call: &mut Call) -> Result<Verdict, Refusal> {
     if let Some(visit) = login.verified.take() {
         visit.release_children();
     }
-    call.debug(format_args!("container {}: session closed", login.container));
+    if let Some(opened) = login.opened.take() {
+        sys::revoke_session_keyring();
+        let line =
+            format!("container {}: session closed after {:.1} s", login.container, opened.elapsed().as_secs_f64());
+        call.pam.log(libc::LOG_INFO, &line);
+    }
     Ok(Verdict::Success)
 }
 
@@ -231,7 +242,8 @@ fn join_now(call: &mut Call, container: ContainerUid, options: &Options, started
         None => (prepare(call, container, options)?, Duration::ZERO),
     };
     remember(call, Login { session: Session::Entered, ..Login::of(container) })?;
-    call.pam.log(libc::LOG_INFO, &opens(container, &visit, verified_in + started.elapsed()));
+    begin_kernel_session(container)?;
+    call.pam.log(libc::LOG_INFO, &opened(call, container, &visit, verified_in + started.elapsed()));
     visit.bind_next_child()?;
     let in_the_child = escort::go_on_in_a_child().inspect_err(|_| visit.release_children())?;
 
@@ -268,9 +280,17 @@ fn options_for_the_service(call: &Call) -> Result<Options, Refusal> {
     }
 }
 
-/// The one line that a login leaves in the log.
-fn opens(container: ContainerUid, visit: &Visit, took: Duration) -> String {
-    format!("container {container}: session opens in {visit}; verified in {:.1} ms", took.as_secs_f64() * 1e3)
+/// What pam_loginuid and pam_keyinit do for everybody else. No module but this one runs for container users.
+fn begin_kernel_session(container: ContainerUid) -> Result<(), Refusal> {
+    sys::set_loginuid(container.get()).step(Reason::Broken, "write /proc/self/loginuid")?;
+    sys::begin_session_keyring(container.get()).step(Reason::Broken, "join a new session keyring")
+}
+
+/// The line that a login leaves in the log when its session opens.
+fn opened(call: &Call, container: ContainerUid, visit: &Visit, took: Duration) -> String {
+    let origin = record::origin(call.pam.remote_host(), call.pam.environment(c"SSH_AUTH_INFO_0"));
+    let took = took.as_secs_f64() * 1e3;
+    format!("container {container}: session opened{origin}; {visit}; verified in {took:.1} ms")
 }
 
 fn is_sshd(call: &Call) -> bool {

@@ -99,7 +99,6 @@ impl Handle {
     }
 
     /// PAM_RHOST: the client's address, or its host name if sshd looks names up (`UseDNS yes`).
-    #[expect(dead_code, reason = "the login will call it")]
     pub fn remote_host(&self) -> Option<&CStr> {
         let host = self.item(PAM_RHOST)?;
         // SAFETY: PAM_RHOST is a string and lives until it is set anew, which nobody does in a hook.
@@ -107,7 +106,6 @@ impl Handle {
     }
 
     /// A variable of the PAM environment, pam_getenv(3). The application and every module before this one can set it.
-    #[expect(dead_code, reason = "the login will call it")]
     pub fn environment(&self, name: &CStr) -> Option<&CStr> {
         // SAFETY: the handle and the name are valid.
         let value = unsafe { pam_getenv(self.0.as_ptr(), name.as_ptr()) };

@@ -50,6 +50,44 @@ pub fn give_up_locale() {
     unsafe { libc::setlocale(libc::LC_ALL, c"C".as_ptr()) };
 }
 
+/// Writes who has logged in for the kernel's audit log (pam_loginuid(8)). A kernel without audit has no such file; where an earlier module has
+/// written the number already, some kernels take no other.
+pub fn set_loginuid(uid: u32) -> std::io::Result<()> {
+    const FILE: &str = "/proc/self/loginuid";
+    let is_set = || std::fs::read_to_string(FILE).is_ok_and(|text| text.trim() == uid.to_string());
+    match std::fs::write(FILE, uid.to_string()) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound || is_set() => Ok(()),
+        written => written,
+    }
+}
+
+/// Of keyctl(2), linux/keyctl.h.
+const SESSION_KEYRING: i32 = -3;
+
+fn keyctl(operation: i32, argument: i64, uid: u32, gid: u32) -> nix::Result<()> {
+    // SAFETY: these operations take numbers, or a name that is null.
+    match retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, operation, argument, uid, gid, 0) })) {
+        // A kernel without keys, or a filter that forbids them to everybody: there is nothing to leave.
+        Ok(_) | Err(Errno::ENOSYS | Errno::EPERM) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Leaves the keyring of the session that sshd was started in for a new one, and gives that to the user (pam_keyinit(8)).
+pub fn begin_session_keyring(uid: u32) -> nix::Result<()> {
+    const JOIN_SESSION_KEYRING: i32 = 1;
+    const CHOWN: i32 = 4;
+    keyctl(JOIN_SESSION_KEYRING, 0, 0, 0)?;
+    keyctl(CHOWN, SESSION_KEYRING.into(), uid, uid)
+}
+
+/// Ends the use of that keyring, by whoever still has it.
+pub fn revoke_session_keyring() {
+    const REVOKE: i32 = 3;
+    // It goes with its last process otherwise.
+    let _ = keyctl(REVOKE, SESSION_KEYRING.into(), 0, 0);
+}
+
 /// The version of the glibc that runs.
 pub fn glibc_version() -> (u32, u32) {
     // SAFETY: glibc returns a constant string.

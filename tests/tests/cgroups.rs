@@ -186,7 +186,7 @@ fn the_session_is_in_each_cgroup_and_the_monitor_in_none() {
         assert!(members.contains(&sleep) && !members.contains(&monitor), "{members:?}");
     }
 
-    let line = log.one_line("container 30001: session opens");
+    let line = log.one_line("container 30001: session opened");
     let own: Vec<_> = cgroups(&sleep).lines().filter_map(|line| Some(line.split_once(':')?.1.to_owned())).collect();
     let own: Vec<_> = own.into_iter().filter(|cgroup| cgroup.ends_with(":/30001")).collect();
     assert_eq!(own.len(), hierarchies().len());

@@ -429,7 +429,7 @@ fn the_lock_on_what_the_monitor_forks() {
         assert_eq!(login.calls.iter().filter(|call| call.answered).count(), 1, "{name}");
         assert!(login.calls.iter().all(|call| call.step != "setcred(child)"), "{name}: it goes on");
         assert_eq!(login.wrong, [""; 0], "{name}");
-        log.one_line("session opens"); // that far it came
+        log.one_line("session opened"); // that far it came
         log.one_line("give up CAP_SETUID until the container is entered: EPERM");
         let (outcome, ..) = on_a_kernel(|call| (is_it(call) && call.nth == 1).then_some(libc::EINTR));
         assert_eq!(outcome, Outcome::Joined);

@@ -253,7 +253,7 @@ fn many_sessions_on_one_connection_are_all_inside() {
     assert_eq!(ask("7804"), "c30001");
     nothing_on_the_host();
 
-    log.one_line("container 30001: session opens"); // once: it was one connection all the time
+    log.one_line("container 30001: session opened"); // once: it was one connection all the time
     let mut sleeper = Running::start("ssh", &["-S", "/tmp/master", "30001@node", "sleep 1101"]);
     let sleep = eventually("a session", || pgrep("^sleep 1101$"));
     assert_eq!(namespaces(&sleep), namespaces(&leader(30001)));
@@ -333,7 +333,7 @@ fn chroot_directory_is_refused() {
                 .any(|fatal| text.contains(fatal))
                 .then_some(())
             });
-            log.one_line("container 30001: session opens"); // it was let in, and it was sshd that ended it
+            log.one_line("container 30001: session opened"); // it was let in, and it was sshd that ended it
         }
         nothing_on_the_host();
     }
@@ -548,7 +548,7 @@ fn the_childs_setcred_never_comes() {
             let done = run("ssh", &arguments, b"");
             assert_eq!((done.status, done.out.as_str()), (Some(255), ""), "{done:?}");
             assert!(fs::exists("/run/second").unwrap(), "the witness: the session's line has run");
-            log.one_line("container 30001: session opens"); // so it was the child that ended
+            log.one_line("container 30001: session opened"); // so it was the child that ended
             nothing_on_the_host();
         }
         assert_eq!(ssh("alice", PLACE).ok(), outside("alice"));

@@ -40,7 +40,7 @@ fn su_enters() {
     let _su = join_now("su");
     let log = Log::from_now();
     assert_eq!(sh("su 30001 -c 'hostname; id -u; id -G'").ok(), "c30001\n30001\n30001");
-    assert!(log.one_line("session opens").contains("pam_unbit(su:session)"));
+    assert!(log.one_line("session opened").contains("pam_unbit(su:session)"));
     assert_eq!(sh("su alice -c 'hostname; id -un'").ok(), "node\nalice");
 }
 
@@ -141,7 +141,7 @@ fn pamtester_step_by_step() {
         let log = Log::from_now();
         let done = pamtester(LINES, operations);
         assert_eq!(done.status, Some(0), "{operations}: {done:?}");
-        assert!(log.one_line("session opens").contains("pam_unbit(unbit-test:session)"));
+        assert!(log.one_line("session opened").contains("pam_unbit(unbit-test:session)"));
     }
     let log = Log::from_now();
     assert_ne!(pamtester(&LINES.replace(" join=now", ""), "open_session").status, Some(0));

@@ -114,6 +114,7 @@ const KNOWN: &[Known] = &[
     (libc::SYS_setfsuid, "setfsuid", Object::Nothing),
     (libc::SYS_prctl, "prctl", Object::Request),
     (libc::SYS_getrandom, "getrandom", Object::Nothing),
+    (libc::SYS_keyctl, "keyctl", Object::Request),
     (libc::SYS_getpid, "getpid", Object::Nothing),
     (libc::SYS_exit_group, "exit_group", Object::Nothing),
 ];
