@@ -423,14 +423,15 @@ fn a_pid_1_that_dies_at_any_moment() {
         let hostile = Hostile::start("serve /run/ns.socket");
         let whole = inside(HOSTILE, &hostile.mounts());
         set_kind(HOSTILE, &format!("die-{moment}"));
-        let done = ssh(HOSTILE, &format!("{WHOAMI}; exec sleep 5"));
+        let done = ssh(HOSTILE, &format!("{WHOAMI}; exec sleep 60"));
         assert!(done.status != Some(0) && whole.starts_with(done.out.trim_end()), "after {moment} us: {done:?}");
         if done.out.is_empty() {
             cut += 1
         } else {
             let_in += 1
         }
-        assert_eq!(sh("pgrep -xf 'sleep 5'").out, "", "a session outlives its container");
+        // The client hears of the end of sshd's child, and the kernel may still be ending the others.
+        eventually("the end of the session with its container", || pgrep("^sleep 60$").is_none().then_some(()));
     }
     println!("{let_in} let in, {cut} cut short");
     assert!(let_in > 0 && cut > 0, "{let_in} let in, {cut} cut short: the moments miss");
