@@ -36,8 +36,6 @@ impl Failure {
     pub const NO_ADDRESS: Self = Self::new(Status::NotFound, Errno::NOENT, HostError::NoData);
     /// The caller's buffer is too small for the record. Only this pair makes glibc grow it (nss/getXXbyYY_r.c).
     pub const BUFFER_TOO_SMALL: Self = Self::new(Status::TryAgain, Errno::RANGE, HostError::Internal);
-    /// The memory for one more group cannot be had.
-    pub const OUT_OF_MEMORY: Self = Self::new(Status::TryAgain, Errno::NOMEM, HostError::Internal);
 
     /// The system could not say whether there is such a container, and gave this errno.
     pub const fn unavailable(errno: c_int) -> Self {

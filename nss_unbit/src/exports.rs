@@ -10,7 +10,6 @@
 use crate::abi::{AF_INET, AddrTuple, Failure, Group, HostError, Hostent, Passwd, Shadow, Status};
 use crate::buffer::Buffer;
 use crate::enumeration::{self, Enumeration};
-use crate::initgroups::Groups;
 use crate::lookup::Account;
 use crate::{group, hosts, lookup, passwd, shadow};
 use core::ffi::{CStr, c_char, c_int, c_long, c_void};
@@ -125,20 +124,22 @@ pub extern "C" fn _nss_unbit_endgrent() -> Status {
     Status::Success
 }
 
-/// The groups of an account besides its primary one.
+/// The groups of an account besides its primary one, which the caller has: a container's account has none.
+///
+/// Nothing is added by name: an ordinary account may be called 30001 too (`useradd --badname`), and must not get the group of that
+/// container. Without this function glibc would walk /containers at each login (nss/initgroups.c, `compat_call`).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _nss_unbit_initgroups_dyn(
-    name: *const c_char,
-    primary: u32,
-    start: *mut c_long,
-    size: *mut c_long,
-    list: *mut *mut u32,
-    limit: c_long,
+    _name: *const c_char,
+    _primary: u32,
+    _start: *mut c_long,
+    _size: *mut c_long,
+    _list: *mut *mut u32,
+    _limit: c_long,
     errnop: *mut c_int,
 ) -> Status {
-    let mut groups = Groups { start, size, list, limit };
-    // SAFETY: the promises of C above; `start`, `size` and `list` are the list that glibc is filling.
-    unsafe { status(groups.add(bytes(name), primary), &mut (), errnop) }
+    // SAFETY: the promises of C above.
+    unsafe { status(Err(Failure::ABSENT), &mut (), errnop) }
 }
 
 // shadow

@@ -4,12 +4,12 @@
 //! do is short. A name or a number becomes a [`shared::ContainerUid`], or is none of our business. One `stat`
 //! ([`lookup`]) tells whether that container is here. Its record ([`passwd`], [`group`], [`shadow`], [`hosts`]) goes into
 //! the caller's [`buffer`], all of it or nothing, and the outcome becomes one of glibc's status codes ([`abi`]).
-//! [`enumeration`] walks /containers for `getent passwd`; [`initgroups`] keeps a login from walking it.
+//! [`enumeration`] walks /containers for `getent passwd`.
 //!
 //! A guest in every process keeps quiet: a lookup allocates nothing, takes no lock, reads no environment, logs nothing and leaves
 //! errno alone unless it has failed. Without std and without panics the library is 13 kB, and none of its code runs when it is loaded.
 //!
-//! Raw pointers are handled in `exports`, `buffer` and `initgroups`, descriptors in `directory`, turns in `enumeration`; the rest is
+//! Raw pointers are handled in `exports` and `buffer`, descriptors in `directory`, turns in `enumeration`; the rest is
 //! safe code.
 #![cfg_attr(panic = "abort", no_std)] // `cargo test` builds with unwinding, and so with std
 
@@ -20,7 +20,6 @@ mod enumeration;
 mod exports;
 mod group;
 mod hosts;
-mod initgroups;
 mod lookup;
 mod passwd;
 mod shadow;

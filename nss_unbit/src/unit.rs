@@ -11,7 +11,6 @@ mod enumeration;
 mod exports;
 mod group;
 mod hosts;
-mod initgroups;
 mod lookup;
 mod passwd;
 mod shadow;
@@ -21,7 +20,7 @@ use crate::directory::Directory;
 use crate::enumeration::Enumeration;
 use crate::exports::*;
 use crate::lookup::Account;
-use core::ffi::{CStr, c_char, c_int, c_long};
+use core::ffi::{CStr, c_char, c_int};
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use rustix::fs::Stat;
@@ -485,81 +484,28 @@ fn addresses_that_are_no_containers_have_no_name() {
 
 // initgroups_dyn
 
-/// A list of groups in memory of malloc's, as glibc hands it in: `start` in use of `size`.
-struct List {
-    start: c_long,
-    size: c_long,
-    groups: *mut u32,
-}
-
-impl List {
-    fn new(start: c_long, size: c_long) -> Self {
-        // SAFETY: filled before it is read.
-        let groups = unsafe { libc::malloc(size as usize * 4).cast::<u32>() };
-        for i in 0..start {
-            // SAFETY: `start` is at most `size`.
-            unsafe { groups.offset(i as isize).write(7 + i as u32) };
-        }
-        Self { start, size, groups }
-    }
-
-    fn call(&mut self, name: &CStr, primary: u32, limit: c_long) -> (Status, c_int) {
-        let mut errno = STALE;
-        // SAFETY: as glibc calls it.
-        let status = unsafe {
-            let Self { start, size, groups } = self;
-            _nss_unbit_initgroups_dyn(name.as_ptr(), primary, start, size, groups, limit, &mut errno)
-        };
-        (status, errno)
-    }
-
-    fn groups(&self) -> Vec<u32> {
-        // SAFETY: `start` elements are filled.
-        unsafe { std::slice::from_raw_parts(self.groups, self.start as usize).to_vec() }
-    }
-}
-
-impl Drop for List {
-    fn drop(&mut self) {
-        // SAFETY: it came from malloc or realloc.
-        unsafe { libc::free(self.groups.cast()) };
-    }
-}
-
 #[test]
-fn a_login_gets_no_group_twice_and_costs_no_system_call() {
+fn no_account_gets_a_group_by_its_name_and_no_system_call_is_made() {
     container_30001();
-    let mut list = List::new(1, 4);
-    assert_eq!(list.call(c"30001", 30001, -1), (Status::NotFound, libc::ENOENT));
-    assert_eq!(list.call(c"root", 0, -1), (Status::NotFound, libc::ENOENT));
-    assert_eq!((list.groups(), STATS.get()), (vec![7], 0));
-}
-
-#[test]
-fn a_foreign_primary_group_leaves_the_own_one_to_be_added() {
-    container_30001();
-    let mut list = List::new(2, 4);
-    assert_eq!(list.call(c"30001", 100, 0), (Status::Success, STALE));
-    assert_eq!((list.groups(), list.size), (vec![7, 8, 30001], 4));
-    assert_eq!(list.call(c"30002", 100, 0), (Status::NotFound, libc::ENOENT));
     put(c"/containers/30002", Err(Errno::IO));
-    assert_eq!(list.call(c"30002", 100, 0), (Status::Unavailable, libc::EIO));
-}
-
-#[test]
-fn a_full_list_grows_up_to_its_limit() {
-    container_30001();
-    for limit in [0, -1, 5, 8, 100] {
-        let mut list = List::new(4, 4);
-        assert_eq!(list.call(c"30001", 100, limit), (Status::Success, STALE), "limit {limit}");
-        assert_eq!(list.groups(), [7, 8, 9, 10, 30001], "limit {limit}");
-        assert_eq!(list.size, 5);
+    for (name, primary) in
+        [(c"30001", 30001), (c"30001", 100), (c"30001", u32::MAX), (c"30002", 30002), (c"30003", 0), (c"root", 0)]
+    {
+        // A list of malloc's with room for one more, as glibc hands it in.
+        let mut groups = [primary, 7];
+        let (mut start, mut size, mut list, mut errno) = (1, 2, groups.as_mut_ptr(), STALE);
+        // SAFETY: the pointers are good for the call.
+        let status = unsafe {
+            _nss_unbit_initgroups_dyn(name.as_ptr(), primary, &mut start, &mut size, &mut list, -1, &mut errno)
+        };
+        assert_eq!((status, errno), (Status::NotFound, libc::ENOENT), "{name:?} {primary}");
+        assert_eq!(
+            (start, size, list.cast_const(), groups),
+            (1, 2, groups.as_ptr(), [primary, 7]),
+            "{name:?} {primary}"
+        );
     }
-    for limit in [4, 3, 1] {
-        let mut list = List::new(4, 4);
-        list.call(c"30001", 100, limit);
-        assert_eq!((list.groups(), list.size), (vec![7, 8, 9, 10], 4), "limit {limit}");
-    }
+    assert_eq!(STATS.get(), 0);
 }
 
 // Enumeration
