@@ -23,14 +23,13 @@ impl Buffer {
     }
 
     /// Puts a string and its end mark into the buffer.
-    pub fn string(&mut self, text: &[u8]) -> Result<*mut c_char, Failure> {
-        let place = self.take(text.len() + 1)?;
-        // SAFETY: `take` gave text.len() + 1 bytes of the buffer, and `text` is not in it: nothing reads from the buffer.
-        unsafe {
-            place.copy_from_nonoverlapping(text.as_ptr(), text.len());
-            place.add(text.len()).write(0);
-        }
-        Ok(place.cast())
+    ///
+    /// The compiler knows its size, and makes of the copy a few stores. A string may have zeros at its end already.
+    pub fn string<const N: usize>(&mut self, text: [u8; N]) -> Result<*mut c_char, Failure> {
+        #[repr(C)]
+        #[derive(Clone, Copy)]
+        struct Ended<const N: usize>([u8; N], u8);
+        self.value(Ended(text, 0)).map(<*mut _>::cast)
     }
 
     /// Puts a value (an array of pointers, an address) into the buffer, where its type is aligned.

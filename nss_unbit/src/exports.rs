@@ -28,7 +28,7 @@ pub unsafe extern "C" fn _nss_unbit_getpwnam_r(
     errnop: *mut c_int,
 ) -> Status {
     // SAFETY: the promises of C above.
-    unsafe { account(lookup::by_name(bytes(name)), passwd::record, result, buffer, length, errnop) }
+    unsafe { account(ContainerUid::read(characters(name)), passwd::record, result, buffer, length, errnop) }
 }
 
 /// The account of this uid.
@@ -41,7 +41,7 @@ pub unsafe extern "C" fn _nss_unbit_getpwuid_r(
     errnop: *mut c_int,
 ) -> Status {
     // SAFETY: the promises of C above.
-    unsafe { account(lookup::by_id(uid), passwd::record, result, buffer, length, errnop) }
+    unsafe { account(ContainerUid::new(uid), passwd::record, result, buffer, length, errnop) }
 }
 
 /// Back to the first.
@@ -82,7 +82,7 @@ pub unsafe extern "C" fn _nss_unbit_getgrnam_r(
     errnop: *mut c_int,
 ) -> Status {
     // SAFETY: the promises of C above.
-    unsafe { account(lookup::by_name(bytes(name)), group::record, result, buffer, length, errnop) }
+    unsafe { account(ContainerUid::read(characters(name)), group::record, result, buffer, length, errnop) }
 }
 
 /// The group of this gid.
@@ -95,7 +95,7 @@ pub unsafe extern "C" fn _nss_unbit_getgrgid_r(
     errnop: *mut c_int,
 ) -> Status {
     // SAFETY: the promises of C above.
-    unsafe { account(lookup::by_id(gid), group::record, result, buffer, length, errnop) }
+    unsafe { account(ContainerUid::new(gid), group::record, result, buffer, length, errnop) }
 }
 
 /// Back to the first.
@@ -154,7 +154,7 @@ pub unsafe extern "C" fn _nss_unbit_getspnam_r(
     errnop: *mut c_int,
 ) -> Status {
     // SAFETY: the promises of C above.
-    unsafe { account(lookup::by_name(bytes(name)), shadow::record, result, buffer, length, errnop) }
+    unsafe { account(ContainerUid::read(characters(name)), shadow::record, result, buffer, length, errnop) }
 }
 
 /// Back to the first.
@@ -301,13 +301,13 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyaddr2_r(
 
 // What they share
 
-/// Answers for passwd, group and shadow: the record of a container that was found, or why there is none.
+/// Answers for passwd, group and shadow: the record of a container that is here, or why there is none.
 ///
 /// # Safety
 /// The promises of C above.
 unsafe fn account<R>(
-    found: Result<Account, Failure>,
-    record: fn(&Account, &mut Buffer) -> Result<R, Failure>,
+    container: Option<ContainerUid>,
+    record: impl FnOnce(&Account, &mut Buffer) -> Result<R, Failure>,
     result: *mut R,
     buffer: *mut c_char,
     length: usize,
@@ -316,7 +316,8 @@ unsafe fn account<R>(
     // SAFETY: the caller's promises.
     unsafe {
         let mut buffer = Buffer::new(buffer, length);
-        status(found.and_then(|account| record(&account, &mut buffer)), result, errnop)
+        let account = container.ok_or(Failure::ABSENT).and_then(lookup::present);
+        status(account.and_then(|account| record(&account, &mut buffer)), result, errnop)
     }
 }
 
@@ -326,7 +327,7 @@ unsafe fn account<R>(
 /// The promises of C above.
 unsafe fn next<R>(
     containers: &Enumeration,
-    record: fn(&Account, &mut Buffer) -> Result<R, Failure>,
+    record: impl FnOnce(&Account, &mut Buffer) -> Result<R, Failure>,
     result: *mut R,
     buffer: *mut c_char,
     length: usize,
@@ -403,4 +404,22 @@ unsafe fn host_status<R>(
 unsafe fn bytes<'name>(name: *const c_char) -> &'name [u8] {
     // SAFETY: the caller's promise.
     unsafe { CStr::from_ptr(name) }.to_bytes()
+}
+
+/// The same, one by one: most names that glibc asks for begin with a letter, and the search for their end would be for nothing.
+///
+/// # Safety
+/// `name` is a C string, and stays so while the iterator is in use.
+unsafe fn characters(name: *const c_char) -> impl Iterator<Item = u8> {
+    let mut rest = name.cast::<u8>();
+    core::iter::from_fn(move || {
+        // SAFETY: the caller's promise; the end mark is the last byte that is read, for `rest` stays there.
+        unsafe {
+            let character = rest.read();
+            (character != 0).then(|| {
+                rest = rest.add(1);
+                character
+            })
+        }
+    })
 }

@@ -38,7 +38,7 @@ pub fn by_address(address: &[u8], family: c_int) -> Result<(ContainerUid, Ipv4Ad
 pub fn record((container, address): (ContainerUid, Ipv4Addr), buffer: &mut Buffer) -> Result<Hostent, Failure> {
     let address = buffer.value(address.to_bits().to_be())?; // callers read it as a struct in_addr, so it is aligned like one
     Ok(Hostent {
-        h_name: buffer.string(container.host_name().as_bytes())?,
+        h_name: buffer.string(container.host_name())?,
         h_aliases: buffer.value(null_mut())?,
         h_addrtype: AF_INET,
         h_length: 4,
@@ -50,7 +50,7 @@ pub fn record((container, address): (ContainerUid, Ipv4Addr), buffer: &mut Buffe
 pub fn tuple((container, address): (ContainerUid, Ipv4Addr), buffer: &mut Buffer) -> Result<AddrTuple, Failure> {
     Ok(AddrTuple {
         next: null_mut(),
-        name: buffer.string(container.host_name().as_bytes())?,
+        name: buffer.string(container.host_name())?,
         family: AF_INET,
         addr: [address.octets(), [0; 4], [0; 4], [0; 4]],
         scopeid: 0,

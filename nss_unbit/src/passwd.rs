@@ -9,12 +9,12 @@ use shared::settings;
 pub fn record(account: &Account, buffer: &mut Buffer) -> Result<Passwd, Failure> {
     let uid = account.container.get();
     Ok(Passwd {
-        pw_name: buffer.string(account.home.name())?,
-        pw_passwd: buffer.string(b"x")?,
+        pw_name: buffer.string(account.home.padded_name())?,
+        pw_passwd: buffer.string(*b"x")?,
         pw_uid: uid,
         pw_gid: uid,
-        pw_gecos: buffer.string(account.home.name())?, // a copy of its own: callers cut gecos up in place
-        pw_dir: buffer.string(account.home.as_bytes())?,
-        pw_shell: buffer.string(settings::SHELL.as_bytes())?,
+        pw_gecos: buffer.string(account.home.padded_name())?, // a copy of its own: callers cut gecos up in place
+        pw_dir: buffer.string(account.home.padded())?,
+        pw_shell: buffer.string(settings::SHELL_BYTES)?,
     })
 }

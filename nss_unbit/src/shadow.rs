@@ -12,8 +12,8 @@ const EMPTY_FLAG: c_ulong = c_ulong::MAX;
 /// The shadow record of a container: no password opens it, and nothing of it expires.
 pub fn record(account: &Account, buffer: &mut Buffer) -> Result<Shadow, Failure> {
     Ok(Shadow {
-        sp_namp: buffer.string(account.home.name())?,
-        sp_pwdp: buffer.string(b"!")?,
+        sp_namp: buffer.string(account.home.padded_name())?,
+        sp_pwdp: buffer.string(*b"!")?,
         sp_lstchg: EMPTY,
         sp_min: EMPTY,
         sp_max: EMPTY,

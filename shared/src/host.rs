@@ -1,11 +1,15 @@
 //! The host name and the address of a container: `30001.local` is 10.0.0.3, by arithmetic.
 
+use crate::ContainerUid;
+use crate::home::NAME_SIZE;
 use crate::settings::{ADDRESS_BASE, FIRST_UID};
-use crate::{ContainerUid, MAX_DIGITS};
 use core::net::Ipv4Addr;
 
 /// What follows the number in a host name.
 const DOMAIN: &[u8; 6] = b".local";
+
+/// Room for a host name.
+const HOST_NAME_SIZE: usize = NAME_SIZE + DOMAIN.len();
 
 /// The first container has the network's address plus this; plus 1 is the node itself.
 const FIRST_HOST: u32 = 2;
@@ -33,31 +37,14 @@ impl ContainerUid {
         domain.eq_ignore_ascii_case(DOMAIN).then(|| Self::parse(number)).flatten()
     }
 
-    /// The host name: `30001.local`.
-    pub fn host_name(self) -> HostName {
+    /// The host name: `30001.local`, with zeros after it.
+    pub fn host_name(self) -> [u8; HOST_NAME_SIZE] {
         let number = self.name();
-        let mut name = HostName { text: [0; HOST_NAME_MAX], len: 0 };
-        for (slot, byte) in name.text.iter_mut().zip(number.as_bytes().iter().chain(DOMAIN)) {
+        let mut name = [0; HOST_NAME_SIZE];
+        for (slot, byte) in name.iter_mut().zip(number.as_bytes().iter().chain(DOMAIN)) {
             *slot = *byte;
-            name.len += 1;
         }
         name
-    }
-}
-
-const HOST_NAME_MAX: usize = MAX_DIGITS + DOMAIN.len();
-
-/// A host name.
-#[derive(Clone, Copy, Debug)]
-pub struct HostName {
-    text: [u8; HOST_NAME_MAX],
-    len: usize,
-}
-
-impl HostName {
-    /// The name, without an end mark.
-    pub fn as_bytes(&self) -> &[u8] {
-        self.text.get(..self.len).unwrap_or_default()
     }
 }
 
@@ -123,7 +110,7 @@ mod tests {
 
     #[test]
     fn the_longest_host_name_fits() {
-        let longest = ContainerUid::new(i32::MAX as u32).map(|c| c.host_name().as_bytes().to_owned());
-        assert_eq!(longest.as_deref(), Some(&b"2147483647.local"[..]));
+        let longest = ContainerUid::new(i32::MAX as u32).map(ContainerUid::host_name);
+        assert_eq!(longest, Some(*b"2147483647.local\0\0\0\0\0\0"));
     }
 }

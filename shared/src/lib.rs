@@ -9,12 +9,12 @@
 //! ```
 #![cfg_attr(not(test), no_std)]
 
+mod home;
 mod host;
 pub mod settings;
 
-use core::ffi::CStr;
-pub use host::HostName;
-use settings::{CONTAINERS, FIRST_UID};
+pub use home::{Home, Name};
+use settings::FIRST_UID;
 
 /// The uid of a container: at least [`FIRST_UID`], at most 2^31-1, and neither 65534 (nobody) nor 65535 (16-bit -1).
 ///
@@ -27,55 +27,36 @@ impl ContainerUid {
     pub const fn new(uid: u32) -> Option<Self> {
         match uid {
             65534 | 65535 => None,
-            FIRST_UID..=0x7fff_ffff => Some(Self(uid)),
+            FIRST_UID..=MAX_UID => Some(Self(uid)),
             _ => None,
         }
     }
 
     /// Reads an account name: the canonical decimal number and nothing else, so that each container has one name.
     pub fn parse(name: &[u8]) -> Option<Self> {
-        if name.len() > MAX_DIGITS || name.first() == Some(&b'0') {
-            return None;
-        }
-        let mut uid = 0u32;
-        for digit in name {
-            let digit = digit.wrapping_sub(b'0');
+        Self::read(name.iter().copied())
+    }
+
+    /// Reads an account name byte by byte, and none after the one that shows that it is no container's.
+    #[inline]
+    pub fn read(name: impl Iterator<Item = u8>) -> Option<Self> {
+        let mut uid = 0u64;
+        for byte in name {
+            let digit = byte.wrapping_sub(b'0');
             if digit > 9 {
                 return None;
             }
-            uid = uid.checked_mul(10)?.checked_add(u32::from(digit))?;
+            uid = uid * 10 + u64::from(digit);
+            if uid == 0 || uid > MAX_UID as u64 {
+                return None; // a zero in front, or too large, and no larger than u64 can hold
+            }
         }
-        Self::new(uid)
+        Self::new(uid as u32)
     }
 
     /// The number.
     pub const fn get(self) -> u32 {
         self.0
-    }
-
-    /// The account name: the number in decimal.
-    pub fn name(self) -> Name {
-        let mut name = Name { digits: [b'0'; MAX_DIGITS], start: MAX_DIGITS };
-        let mut rest = self.0;
-        for slot in name.digits.iter_mut().rev() {
-            if rest == 0 {
-                break;
-            }
-            *slot = b'0' + (rest % 10) as u8;
-            rest /= 10;
-            name.start -= 1;
-        }
-        name
-    }
-
-    /// The home directory: `/containers/30001`.
-    pub fn home(self) -> Home {
-        let mut home = Home { path: NOBODYS_HOME, end: FOLDER };
-        for (slot, digit) in home.path.iter_mut().skip(FOLDER).zip(self.name().as_bytes()) {
-            *slot = *digit;
-            home.end += 1;
-        }
-        home
     }
 
     /// Whether what `stat` said of [`Self::home`] makes it a container: a directory owned by exactly uid:uid.
@@ -92,62 +73,8 @@ impl core::fmt::Display for ContainerUid {
     }
 }
 
-const MAX_DIGITS: usize = 10;
-
-/// The bytes of `/containers/`.
-const FOLDER: usize = CONTAINERS.len() + 1;
-const HOME_MAX: usize = FOLDER + MAX_DIGITS + 1;
-
-/// `/containers/` with room for a number and an end mark.
-#[allow(clippy::indexing_slicing)] // evaluated by the compiler
-const NOBODYS_HOME: [u8; HOME_MAX] = {
-    let mut path = [0; HOME_MAX];
-    let mut i = 0;
-    while i < CONTAINERS.len() {
-        path[i] = CONTAINERS.as_bytes()[i];
-        i += 1;
-    }
-    path[i] = b'/';
-    path
-};
-
-/// An account name.
-#[derive(Clone, Copy, Debug)]
-pub struct Name {
-    digits: [u8; MAX_DIGITS],
-    start: usize,
-}
-
-impl Name {
-    /// The digits, without an end mark.
-    pub fn as_bytes(&self) -> &[u8] {
-        self.digits.get(self.start..).unwrap_or_default()
-    }
-}
-
-/// The path of a home directory.
-#[derive(Clone, Copy, Debug)]
-pub struct Home {
-    path: [u8; HOME_MAX],
-    end: usize,
-}
-
-impl Home {
-    /// The path, for a system call.
-    pub fn as_c_str(&self) -> &CStr {
-        CStr::from_bytes_until_nul(&self.path).unwrap_or_default()
-    }
-
-    /// The path, without an end mark.
-    pub fn as_bytes(&self) -> &[u8] {
-        self.path.get(..self.end).unwrap_or_default()
-    }
-
-    /// The last part of the path, which is the account name.
-    pub fn name(&self) -> &[u8] {
-        self.path.get(FOLDER..self.end).unwrap_or_default()
-    }
-}
+/// The largest uid that every program can hold.
+const MAX_UID: u32 = 0x7fff_ffff;
 
 #[cfg(test)]
 mod tests {
@@ -188,24 +115,6 @@ mod tests {
         ] {
             assert_eq!(ContainerUid::parse(name.as_bytes()), None, "{name:?}");
         }
-    }
-
-    #[test]
-    fn the_name_is_read_back_as_the_number() {
-        for uid in (30_000..300_000).step_by(if cfg!(miri) { 997 } else { 1 }).chain([i32::MAX as u32]) {
-            let Some(container) = ContainerUid::new(uid) else { continue };
-            assert_eq!(container.name().as_bytes(), uid.to_string().as_bytes());
-            assert_eq!(ContainerUid::parse(container.name().as_bytes()), Some(container));
-        }
-    }
-
-    #[test]
-    fn the_home_is_the_folder_and_the_number() {
-        let longest = ContainerUid::new(i32::MAX as u32).map(|c| c.home().as_c_str().to_owned());
-        assert_eq!(longest.as_deref(), Some(c"/containers/2147483647"));
-        let home = ContainerUid::new(30001).map(ContainerUid::home).unwrap();
-        assert_eq!((home.as_c_str(), home.as_bytes()), (c"/containers/30001", &b"/containers/30001"[..]));
-        assert_eq!(home.name(), b"30001");
     }
 
     #[test]

@@ -13,11 +13,10 @@ pub const CONTAINERS: &str = match option_env!("UNBIT_CONTAINERS") {
 };
 
 /// [`CONTAINERS`], for a system call.
-pub const CONTAINERS_PATH: &CStr =
-    match CStr::from_bytes_with_nul(&with_end_mark::<{ CONTAINERS.len() + 1 }>(CONTAINERS)) {
-        Ok(path) => path,
-        Err(_) => panic!("UNBIT_CONTAINERS: no NUL"),
-    };
+pub const CONTAINERS_PATH: &CStr = match CStr::from_bytes_with_nul(&padded::<{ CONTAINERS.len() + 1 }>(CONTAINERS)) {
+    Ok(path) => path,
+    Err(_) => panic!("UNBIT_CONTAINERS: no NUL"),
+};
 
 /// The first uid that belongs to a container; every uid from here on is one or nobody. `UNBIT_FIRST_UID`.
 pub const FIRST_UID: u32 = match option_env!("UNBIT_FIRST_UID") {
@@ -30,6 +29,9 @@ pub const SHELL: &str = match option_env!("UNBIT_SHELL") {
     Some(shell) => shell,
     None => "/bin/bash",
 };
+
+/// [`SHELL`], as a value.
+pub const SHELL_BYTES: [u8; SHELL.len()] = padded(SHELL);
 
 /// The network of the containers, in host byte order: the first container has this address plus 2. `UNBIT_ADDRESS_BASE`.
 pub const ADDRESS_BASE: u32 = match option_env!("UNBIT_ADDRESS_BASE") {
@@ -61,7 +63,7 @@ const _: () = {
     assert!(ADDRESS_BASE & 0xff == 0, "UNBIT_ADDRESS_BASE: a network that ends in .0");
 };
 
-const fn with_end_mark<const N: usize>(text: &str) -> [u8; N] {
+const fn padded<const N: usize>(text: &str) -> [u8; N] {
     let mut path = [0; N];
     let mut i = 0;
     while i < text.len() {
