@@ -101,7 +101,7 @@ test:
 	@tests/prepare node
 	$(CARGO) test --locked --workspace
 	@$(MAKE) --no-print-directory stage
-	tests/weight $(NSS) $(STAGED_NSS)
+	tests/weight --node $(RELEASE) $(NSS) $(STAGED_NSS)
 	$(CARGO) build --locked -p pam_unbit --features test-panics --target-dir $(CARGO_TARGET_DIR)/panics
 	tests/run --release $(RELEASE)
 

@@ -23,6 +23,13 @@ fn main() -> Result {
         ["load", file] => load(file),
         ["lookup", services, name] => lookup(services, name),
         ["groups", services, name] => groups(services, name),
+        ["call", file, function, key] => call(file, function, key),
+        ["instructions", module] => {
+            for lookup in LOOKUPS {
+                println!("{} {}", instructions(module, &lookup)?, lookup.join(" "));
+            }
+            Ok(())
+        }
         [module, floor] => report(floor, &[("this module", module)]),
         [module, floor, against] => report(floor, &[("this module", module), ("AGAINST", against)]),
         _ => Err("usage: bench-nss MODULE.so ONE-FUNCTION.so [AGAINST.so]".into()),
@@ -31,6 +38,7 @@ fn main() -> Result {
 
 fn report(floor: &str, files: &[(&str, &str)]) -> Result {
     report_lookups(files);
+    report_instructions(files)?;
     report_loading(floor, files)?;
     report_enumeration(Module::open(files[0].1))?;
     report_through_glibc()
@@ -120,6 +128,57 @@ fn ratio_to_stat(what: Option<Timed>) -> String {
         2.0 * ours / (before + time(500, &bare_stat))
     });
     format!("{ratio:.2}")
+}
+
+// Instructions
+
+/// The lookups that `tests/weight` keeps at what they cost: a function and what it is asked for.
+const LOOKUPS: [[&str; 2]; 3] = [["getpwuid_r", "30001"], ["getpwnam_r", "30001"], ["getpwnam_r", "root"]];
+
+/// A number that is the same on every machine, busy or not.
+fn report_instructions(files: &[(&str, &str)]) -> Result {
+    println!(
+        "Instructions of a lookup outside the kernel, in the module's function and what it calls (a bare stat has 22)\n"
+    );
+    println!("| | {} |", files.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" | "));
+    println!("|---|{}", "---|".repeat(files.len()));
+    for lookup in LOOKUPS {
+        let counts = files.iter().map(|(_, file)| instructions(file, &lookup));
+        println!("| {} | {} |", lookup.join(" of "), counts.collect::<Result<Vec<_>>>()?.join(" | "));
+    }
+    println!();
+    Ok(())
+}
+
+/// What callgrind collects from the entry into the function to its return, in a process that calls it once.
+fn instructions(file: &str, [function, key]: &[&str; 2]) -> Result<String> {
+    let mut valgrind = Command::new("valgrind");
+    valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
+    valgrind.arg(format!("--toggle-collect=_nss_*_{function}"));
+    let done = valgrind.arg(std::env::current_exe()?).args(["call", file, function, key]).output()?;
+    let told = String::from_utf8_lossy(&done.stderr);
+    let collected = told.lines().find_map(|line| line.split_once("Collected : "));
+    match collected {
+        Some((_, count)) if done.status.success() => Ok(count.trim().to_owned()),
+        _ => Err(format!("{valgrind:?}: {}: {told}", done.status).into()),
+    }
+}
+
+/// One call, with what it must answer: 30001 is here, root is nobody's container.
+fn call(file: &str, name: &str, key: &str) -> Result {
+    let module = Module::open(file);
+    let key_as_text = CString::new(key)?;
+    let missing = || format!("{file} has no {name}");
+    let found = if name == "getpwuid_r" {
+        let (ask, id) = (function::<ById>(module, name).ok_or_else(missing)?, key.parse()?);
+        // SAFETY: the pointers are good for the call, here and below.
+        called(|record, buffer, length, errno| unsafe { ask(id, record, buffer, length, errno) })
+    } else {
+        let ask = function::<ByName>(module, name).ok_or_else(missing)?;
+        // SAFETY: as above.
+        called(|record, buffer, length, errno| unsafe { ask(key_as_text.as_ptr(), record, buffer, length, errno) })
+    };
+    if found == (key != "root") { Ok(()) } else { Err(format!("{name} of {key}: found is {found}").into()) }
 }
 
 fn bare_stat() -> bool {
