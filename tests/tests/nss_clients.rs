@@ -305,12 +305,12 @@ fn with_nscd() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn with_systemd_beside_us() {
-    let _switch = Switch::new(
-        "passwd: files systemd unbit\ngroup: files [SUCCESS=merge] systemd unbit\nshadow: files systemd unbit",
-    );
-    getent_answers();
-    enumerations_answer();
-    assert_eq!(sh("id 30001").ok(), "uid=30001(30001) gid=30001(30001) groups=30001(30001)");
+    for order in ["unbit systemd", "systemd unbit"] {
+        let _switch = Switch::new(&format!("passwd: files {order}\ngroup: files {order}\nshadow: files {order}"));
+        getent_answers();
+        enumerations_answer();
+        assert_eq!(sh("id 30001").ok(), "uid=30001(30001) gid=30001(30001) groups=30001(30001)");
+    }
 }
 
 #[test]
@@ -327,6 +327,28 @@ fn with_merged_groups() {
     assert_eq!(told.1, "root:x:0:");
     assert_eq!(told.2, "1000 30001");
     assert!(told.3.lines().any(|line| line == "30000:x:30000:"));
+}
+
+/// Between two services whose groups are merged ours must hand on what it is handed.
+#[test]
+#[ignore = "needs the node: make test"]
+fn between_merged_groups() {
+    sh("mkdir -p /var/lib/extrausers; echo readers:x:5000:alice >/var/lib/extrausers/group").ok();
+    let group = fs::read_to_string("/etc/group").unwrap();
+    fs::write("/etc/group", format!("{group}readers:x:5000:root\n")).unwrap();
+    let ask = |line: &str| {
+        let _switch = Switch::new(line);
+        (sh("getent group readers"), sh("getent group 30001"))
+    };
+    let (alone, merged) = (
+        ask("group: files [SUCCESS=merge] unbit extrausers"),
+        ask("group: files [SUCCESS=merge] unbit [SUCCESS=merge] extrausers"),
+    );
+    fs::write("/etc/group", group).unwrap();
+    sh("rm /var/lib/extrausers/group").ok();
+    assert_eq!(alone.0.ok(), "readers:x:5000:root", "the witness: without the second action the members are lost");
+    assert_eq!(merged.0.ok(), "readers:x:5000:root,alice");
+    assert_eq!((alone.1.ok(), merged.1.ok()), ("30001:x:30001:".to_owned(), "30001:x:30001:".to_owned()));
 }
 
 #[test]

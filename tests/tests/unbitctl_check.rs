@@ -622,6 +622,28 @@ fn an_answer_of_somebody_elses() {
 
 #[test]
 #[ignore = "needs the node: make test"]
+fn an_order_in_which_systemd_is_asked_first() {
+    is_well(&check("nsswitch"), "unbit has its place in passwd, group, shadow and hosts");
+    for database in ["passwd", "group", "shadow"] {
+        let _switch = Changed::file("/etc/nsswitch.conf", |text| {
+            let lines = text.lines().map(|line| match line.strip_prefix(&format!("{database}:")) {
+                Some(_) => format!("{database}: files systemd unbit\n"),
+                None => format!("{line}\n"),
+            });
+            lines.collect()
+        });
+        let found = check("nsswitch");
+        let finding = one(&found, "warn", &format!("{database}: systemd is asked before unbit"));
+        assert_eq!(finding.mend.as_deref(), Some("unbitctl setup nsswitch"));
+        assert!(
+            found.iter().all(|other| other.state == "ok" || other == finding),
+            "a warning and no fault: {found:#?}"
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
 fn a_shell_that_cannot_be_run() {
     let bash = Path::new("/usr/bin/bash");
     let mode = |mode| fs::set_permissions(bash, PermissionsExt::from_mode(mode)).unwrap();

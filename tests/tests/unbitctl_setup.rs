@@ -145,7 +145,7 @@ fn a_dry_run_shows_and_changes_nothing() {
     for part in [
         "--- a/etc/nsswitch.conf\n+++ b/etc/nsswitch.conf\n",
         "-passwd:         files systemd\n",
-        "+passwd:         files systemd unbit\n",
+        "+passwd:         files unbit systemd\n",
         "--- a/etc/pam.d/sshd\n",
         "--- /dev/null\n+++ b/etc/ssh/sshd_config.d/00-unbit.conf\n",
     ] {
@@ -194,7 +194,7 @@ fn what_setup_would_refuse_a_dry_run_refuses() {
 
     // Without root it is not known of all.
     let shown = sh("unbitctl setup --undo --force; chroot --userspec=1000:1000 / unbitctl setup --dry-run nsswitch");
-    assert!(shown.status == Some(3) && shown.out.contains("\n+passwd:         files systemd unbit\n"), "{shown:?}");
+    assert!(shown.status == Some(3) && shown.out.contains("\n+passwd:         files unbit systemd\n"), "{shown:?}");
     assert!(shown.err.contains("nsswitch: root is needed to ask sshd what it is configured to do\n"), "{shown:?}");
     let shown =
         sh("unbitctl setup nscd; chroot --userspec=1000:1000 / unbitctl setup --dry-run pam sshd nsswitch nscd");
@@ -265,7 +265,7 @@ fn undo_puts_all_back() {
     };
     sh(format!("unbitctl setup {STEPS}")).ok();
     let shown = sh("unbitctl setup --undo --dry-run").ok();
-    for line in ["\n-passwd:         files systemd unbit\n", "\n+passwd:         files systemd\n"] {
+    for line in ["\n-passwd:         files unbit systemd\n", "\n+passwd:         files systemd\n"] {
         assert!(shown.contains(line), "{shown}");
     }
     assert_eq!(all_faults(), [""; 0], "a dry run");
@@ -392,6 +392,11 @@ fn each_check_fails_by_its_one_thing_and_passes_after_its_mend() {
             "getent passwd 3000",
         ),
         ("nsswitch", "sed -i 's/^passwd:.*/passwd: unbit files/' /etc/nsswitch.conf", "files comes after unbit"),
+        (
+            "nsswitch",
+            "sed -i 's/^passwd:.*/passwd: files systemd unbit/' /etc/nsswitch.conf",
+            "warn nsswitch: passwd: systemd is asked before unbit",
+        ),
         ("nsswitch", ": >/etc/nsswitch.conf", "there is no such line"),
         ("pam", "sed -i '/^auth.*unbit/d' /etc/pam.d/sshd", "there is no auth line of pam_unbit.so"),
         ("pam", "sed -i '/^account.*unbit/d' /etc/pam.d/sshd", "there is no account line of pam_unbit.so"),
@@ -878,7 +883,7 @@ fn a_root_directory_is_set_up_from_outside_and_nothing_else() {
     for step in STEPS.split(' ') {
         assert_eq!(faults(step, ROOT), [""; 0]);
     }
-    assert!(fs::read_to_string(format!("{ROOT}/etc/nss")).unwrap().contains("systemd unbit\n"));
+    assert!(fs::read_to_string(format!("{ROOT}/etc/nss")).unwrap().contains("files unbit systemd\n"));
     assert_eq!(sh(format!("unbitctl setup --root {ROOT} {STEPS}")).ok(), "nothing to do");
     assert_eq!(everything(), before, "the node's own files");
     sh(format!("unbitctl setup --undo --root {ROOT}")).ok();
