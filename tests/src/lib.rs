@@ -258,3 +258,164 @@ impl Drop for Door {
         sh(format!("rm -rf {} && rmdir --ignore-fail-on-non-empty /run/unbit", self.directory)).ok();
     }
 }
+
+/// sshd's PAM lines.
+pub const SSHD_PAM: &str = "/etc/pam.d/sshd";
+
+/// What a session makes that must not be.
+pub const MARK: &str = "/tmp/landed-on-the-host";
+
+/// The ways in that need no terminal, each with what it does.
+pub const WAYS: [&[&str]; 4] = [
+    &["ssh", "USER@node", "touch /tmp/landed-on-the-host"],
+    &["sftp", "-b", "/dev/null", "USER@node"],
+    &["sftp", INTERNAL_SFTP, "-b", "/dev/null", "USER@node"],
+    &["ssh", "-N", "USER@node"],
+];
+
+/// Tries one of [`WAYS`], for ten seconds at most: a client that hangs is killed, and has the status 137.
+pub fn try_way(user: impl Display, way: &[&str]) -> Done {
+    let words = way.iter().map(|word| word.replace("USER", &user.to_string())).collect::<Vec<_>>();
+    let words = words.iter().map(String::as_str).collect::<Vec<_>>();
+    run("timeout", &[&["-s", "KILL", "10"], &words[..]].concat(), b"")
+}
+
+/// Tries everything a client can come for. Each attempt must be refused with this sentence and one log line with this cause.
+#[track_caller]
+pub fn refused(user: &str, sentence: &str, cause: &str) {
+    for way in WAYS {
+        let log = Log::from_now();
+        let done = try_way(user, way);
+        assert_eq!(done.status, Some(255), "{way:?}: {done:?}\n{}", log.text());
+        assert_eq!(done.out, "", "{way:?}: standard output is the protocol's");
+        assert!(done.err.contains(sentence), "{way:?}: {done:?}");
+        let line = log.one_line("refused:");
+        assert!(line.contains(cause), "{line}");
+        assert!(line.starts_with(ERR) && line.contains("pam_unbit(sshd:account)"), "{line}");
+        eventually("sshd's own line", || log.text().contains("by PAM account configuration").then_some(()));
+    }
+    assert_no_session_on_the_host();
+}
+
+/// No container user has a process on the node, and none has been there.
+#[track_caller]
+pub fn assert_no_session_on_the_host() {
+    assert!(!fs::exists(MARK).unwrap(), "a session on the host");
+    eventually("no process of a container's uid outside the containers", || {
+        let processes = sh("ps -eo pid=,uid=,comm= | awk '$2 >= 30000 && $3 !~ /^perl/ {print $1}'").ok();
+        let host = namespaces("self");
+        let on_the_host = processes.split_whitespace().any(|pid| {
+            fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|link| link.to_string_lossy() == host["mnt"])
+        });
+        (!on_the_host).then_some(())
+    });
+}
+
+/// Container 30001, root and an ordinary user log in. After a test this shows that the refusal had no other reason.
+#[track_caller]
+pub fn honest_login_works() {
+    leader(30001);
+    assert_eq!(ssh(30001, "hostname").ok(), "c30001");
+    for user in ["root", "alice"] {
+        assert_eq!(ssh(user, "hostname").ok(), "node");
+    }
+}
+
+/// Rewrites our lines of sshd's PAM file.
+pub fn pam_lines(change: impl Fn(&str) -> String) -> Changed {
+    let line = |line: &str| if line.contains("pam_unbit.so") { change(line) } else { line.to_owned() + "\n" };
+    Changed::file(SSHD_PAM, |text| text.lines().map(line).collect())
+}
+
+/// Adds an option to each of our lines of sshd's PAM file.
+pub fn with_option(option: &str) -> Changed {
+    let option = format!("pam_unbit.so {option}");
+    pam_lines(|line| line.replacen("pam_unbit.so", &option, 1) + "\n")
+}
+
+/// Removes our line of one type from sshd's PAM file.
+pub fn without_line(kind: &str) -> Changed {
+    pam_lines(|line| if line.starts_with(kind) { String::new() } else { line.to_owned() + "\n" })
+}
+
+/// Runs a script as root between the check of the container, in account, and the join.
+pub fn between_check_and_join(script: &str) -> Changed {
+    let file = "/tmp/between-check-and-join";
+    fs::write(file, format!("#!/bin/bash\nexport PATH={}\n{script}\n", std::env::var("PATH").unwrap())).unwrap();
+    sh(format!("chmod 755 {file}")).ok();
+    pam_lines(|line| {
+        let added = if line.starts_with("account") {
+            format!("account optional pam_exec.so quiet {file}\n")
+        } else {
+            String::new()
+        };
+        format!("{line}\n{added}")
+    })
+}
+
+/// Adds a line to /etc/passwd, with a home directory that the key which opens every account opens too.
+pub fn add_account(line: &str) -> Changed {
+    let user = line.split(':').next().unwrap();
+    sh(format!("install -d -m 755 /home/{user} && cp -r /root/.ssh /home/{user}/ && cp /root/.ssh/id_ed25519.pub /home/{user}/.ssh/authorized_keys")).ok();
+    sh(format!("chown -R {} /home/{user} && chmod 700 /home/{user}/.ssh", line.split(':').nth(2).unwrap())).ok();
+    Changed::file("/etc/passwd", |text| format!("{text}{line}\n"))
+}
+
+/// A value in a process's /proc/PID/status.
+pub fn status_field(pid: &str, key: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let value = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    Some(value.trim().to_owned())
+}
+
+/// A session that stays open until this is dropped.
+pub struct Session {
+    /// The client.
+    pub client: Child,
+    /// The number, on the node, of the process that the session runs.
+    pub process: String,
+}
+
+impl Session {
+    /// A session by `ssh OPTIONS USER@node`. `marker` is a number of seconds that no other session sleeps, to find its process by.
+    pub fn open(user: impl Display, options: &[&str], marker: u32) -> Self {
+        let client = Command::new("ssh")
+            .args(options)
+            .args([format!("{user}@node"), format!("exec sleep {marker}")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut session = Self { client, process: String::new() };
+        session.process = eventually("the session's process", || pgrep(&format!("^sleep {marker}$")));
+        session
+    }
+
+    /// Its processes, from the one that it runs up to sshd's monitor, which is root's.
+    pub fn processes(&self) -> Vec<String> {
+        let mut processes = vec![self.process.clone()];
+        loop {
+            let last = processes.last().unwrap();
+            if status_field(last, "Uid").is_some_and(|uid| uid.starts_with("0\t")) {
+                return processes;
+            }
+            let parent = status_field(last, "PPid");
+            processes.push(parent.unwrap_or_else(|| panic!("the parent of {last} in {}", sh("ps -efww").out)));
+        }
+    }
+
+    /// sshd's monitor.
+    pub fn monitor(&self) -> String {
+        self.processes().pop().unwrap()
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        drop((self.client.kill(), self.client.wait()));
+        // Without a terminal it would go on.
+        sh(format!("kill -KILL {}", self.process));
+        eventually("its end", || (!fs::exists(format!("/proc/{}", self.process)).unwrap()).then_some(()));
+    }
+}

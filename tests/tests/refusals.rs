@@ -5,77 +5,6 @@ use std::fs;
 use std::time::{Duration, Instant};
 use unbit_tests::*;
 
-const PAM: &str = "/etc/pam.d/sshd";
-const MARK: &str = "/tmp/landed-on-the-host";
-
-/// Tries everything that a client can come for, and sees each of it refused with the sentence and the log line.
-#[track_caller]
-fn refused(user: &str, sentence: &str, cause: &str) {
-    let address = &format!("{user}@node");
-    let ways: [&[&str]; 4] = [
-        &["ssh", address, "touch /tmp/landed-on-the-host"],
-        &["sftp", "-b", "/dev/null", address],
-        &["sftp", "-P2222", "-b", "/dev/null", address],
-        &["ssh", "-N", address],
-    ];
-    for way in ways {
-        let log = Log::from_now();
-        let done = run(way[0], &way[1..], b"");
-        assert_eq!(done.status, Some(255), "{way:?}: {done:?}");
-        assert_eq!(done.out, "", "{way:?}: standard output is the protocol's");
-        assert!(done.err.contains(sentence), "{way:?}: {done:?}");
-        let line = log.one_line("refused:");
-        assert!(line.contains(cause), "{line}");
-        assert!(line.starts_with(ERR) && line.contains("pam_unbit(sshd:account)"), "{line}");
-        eventually("sshd's own line", || log.text().contains("by PAM account configuration").then_some(()));
-    }
-    assert_no_session_on_the_host();
-}
-
-#[track_caller]
-fn assert_no_session_on_the_host() {
-    assert!(!fs::exists(MARK).unwrap(), "a session on the host");
-    eventually("no process of a container's uid outside the containers", || {
-        let processes = sh("ps -eo pid=,uid=,comm= | awk '$2 >= 30000 && $3 !~ /^perl/ {print $1}'").ok();
-        let host = namespaces("self");
-        let on_the_host = processes.split_whitespace().any(|pid| {
-            fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|link| link.to_string_lossy() == host["mnt"])
-        });
-        (!on_the_host).then_some(())
-    });
-}
-
-/// After the test the container lets its user in again, so the refusal had no other reason.
-fn honest_login_works() {
-    leader(30001);
-    assert_eq!(ssh(30001, "hostname").ok(), "c30001");
-    for user in ["root", "alice"] {
-        assert_eq!(ssh(user, "hostname").ok(), "node");
-    }
-}
-
-/// Rewrites our lines of pam.d/sshd.
-fn pam_lines(change: impl Fn(&str) -> String) -> Changed {
-    let line = |line: &str| if line.contains("pam_unbit.so") { change(line) } else { line.to_owned() + "\n" };
-    Changed::file(PAM, |text| text.lines().map(line).collect())
-}
-
-fn with_option(option: &str) -> Changed {
-    let option = format!("pam_unbit.so {option}");
-    pam_lines(|line| line.replacen("pam_unbit.so", &option, 1) + "\n")
-}
-
-fn without_line(kind: &str) -> Changed {
-    pam_lines(|line| if line.starts_with(kind) { String::new() } else { line.to_owned() + "\n" })
-}
-
-fn add_account(line: &str) -> Changed {
-    let user = line.split(':').next().unwrap();
-    sh(format!("install -d -m 755 /home/{user} && cp -r /root/.ssh /home/{user}/ && cp /root/.ssh/id_ed25519.pub /home/{user}/.ssh/authorized_keys")).ok();
-    sh(format!("chown -R {} /home/{user} && chmod 700 /home/{user}/.ssh", line.split(':').nth(2).unwrap())).ok();
-    Changed::file("/etc/passwd", |text| format!("{text}{line}\n"))
-}
-
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_emperor_is_down() {
@@ -393,7 +322,8 @@ fn someone_else_listens_on_the_socket() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_password_is_never_asked_for() {
-    let permissive = Changed::file(PAM, |text| text.replace("@include common-auth", "auth sufficient pam_permit.so"));
+    let permissive =
+        Changed::file(SSHD_PAM, |text| text.replace("@include common-auth", "auth sufficient pam_permit.so"));
     let extra = [
         "-o",
         "PreferredAuthentications=keyboard-interactive,password",
