@@ -85,7 +85,7 @@ fn listen_inside(how: &str) -> (Restored, Inside, impl Sized + use<>) {
     let tool = give_tool(30001);
     drop(fs::remove_file("/containers/30001/kind"));
     let restored = Restored::later(SOCKET);
-    let inside = Inside::start(30001, &format!("mv /run/ns.socket /run/kept; {}", how.replace("TENANT", &tool)));
+    let inside = Inside::start(30001, &format!("mv ~/run/ns.socket ~/run/kept; {}", how.replace("TENANT", &tool)));
     eventually("the socket to be away", || Path::new("/containers/30001/run/kept").exists().then_some(()));
     let killed = wait_for_listener(30001);
     (restored, inside, killed)
@@ -129,7 +129,7 @@ fn assert_unheard(uid: u32, kind: &str, heard: Option<String>) {
 fn a_listener_inside_says_whatever_it_likes() {
     let watch = Watch::start();
     {
-        let _listener = listen_inside("exec TENANT serve /run/ns.socket");
+        let _listener = listen_inside("exec TENANT serve ~/run/ns.socket");
         for kind in KINDS {
             set_kind(30001, kind);
             let heard = listen_to(30001, kind);
@@ -146,7 +146,7 @@ fn a_listener_with_mounts_and_a_group_file_of_its_own() {
     let watch = Watch::start();
     for pid_1_of_its_own in ["", "-p --fork"] {
         let _listener = listen_inside(&format!(
-            "exec unshare -Urmn {pid_1_of_its_own} bash -c 'mount -t tmpfs none /etc && echo disk:x:6:30001 >/etc/group && exec TENANT serve /run/ns.socket'"
+            "exec unshare -Urmn {pid_1_of_its_own} bash -c 'mount -t tmpfs none /etc && echo disk:x:6:30001 >/etc/group && exec TENANT serve ~/run/ns.socket'"
         ));
         set_kind(30001, "send-7-own");
         turned_away(30001, NOT_PID_1);
@@ -160,7 +160,7 @@ fn a_listener_with_mounts_and_a_group_file_of_its_own() {
 fn a_listener_that_has_ended_and_whose_number_is_somebody_elses() {
     let watch = Watch::start();
     {
-        let _listener = listen_inside("TENANT orphan /run/ns.socket; sleep 600");
+        let _listener = listen_inside("TENANT orphan ~/run/ns.socket; sleep 600");
         let ask = "socket(S, AF_UNIX, SOCK_STREAM, 0); connect(S, sockaddr_un(shift)) or die; print unpack 'l', getsockopt(S, SOL_SOCKET, 17)";
         let gone = run("perl", &["-MSocket", "-e", ask, SOCKET], b"").ok();
         assert!(!Path::new(&format!("/proc/{gone}")).exists(), "{gone} still lives");
@@ -357,14 +357,14 @@ fn swapped(prepare: &str, a: &str, b: &str) {
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_socket_is_swapped_with_a_listener_of_the_tenants() {
-    swapped("TENANT serve /run/other & sleep 0.3;", "/containers/30001/run/ns.socket", "/containers/30001/run/other");
+    swapped("TENANT serve ~/run/other & sleep 0.3;", "/containers/30001/run/ns.socket", "/containers/30001/run/other");
 }
 
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_socket_is_swapped_with_a_link_to_another_containers() {
     swapped(
-        "ln -s /containers/30000/run/ns.socket /run/other;",
+        "ln -s /containers/30000/run/ns.socket ~/run/other;",
         "/containers/30001/run/ns.socket",
         "/containers/30001/run/other",
     );

@@ -1,0 +1,655 @@
+//! The walls of `examples/container.ini` itself: what a tenant puts into its own directory, and what root then does when the container
+//! starts, restarts and stops.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+use unbit_tests::*;
+
+const HOME: &str = "/containers/30001";
+const VASSAL: &str = "/etc/uwsgi/vassals/30001.ini";
+const EMPERORS_LOG: &str = "/var/log/emperor.log";
+
+/// Runs a script as the tenant, in its directory.
+fn as_tenant(script: &str) {
+    let script = format!("cd {HOME}; {script}");
+    run("setpriv", &["--reuid", "30001", "--regid", "30001", "--clear-groups", "bash", "-euc", &script], b"").ok();
+}
+
+/// The Emperor's log from some moment on.
+struct EmperorsLog(usize);
+
+impl EmperorsLog {
+    fn from_now() -> Self {
+        Self(fs::read(EMPERORS_LOG).unwrap().len())
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&fs::read(EMPERORS_LOG).unwrap()[self.0..]).into_owned()
+    }
+}
+
+/// The container's pid 1 once it is the tenant's, which is after everything that root does.
+fn pid_1() -> Option<String> {
+    let done = run("node-pid", &["30001"], b"");
+    (done.status == Some(0)).then(|| done.out.trim().to_owned())
+}
+
+/// How a start of the container is to end.
+#[derive(Clone, Copy)]
+enum Start {
+    /// It runs.
+    Runs,
+    /// It does not, and the Emperor's log has this text: the tenant's own mistake.
+    Fails(&'static str),
+}
+use Start::{Fails, Runs};
+
+/// The Emperor starts a container anew when its file is newer than before, in whole seconds.
+fn touch_vassal() {
+    sh(format!("touch -d @$(($(stat -c %Y {VASSAL}) + 2)) {VASSAL}")).ok();
+}
+
+/// The operator starts the container anew. What went otherwise than the case says.
+fn restart(expected: Start) -> Result<(), String> {
+    let (before, log) = (pid_1(), EmperorsLog::from_now());
+    touch_vassal();
+    for _ in 0..500 {
+        sleep(Duration::from_millis(20));
+        let now = pid_1();
+        match expected {
+            Runs if now.is_some() && now != before => return Ok(()),
+            Fails(why) if now.is_none() && log.text().contains(why) => return Ok(()),
+            _ => {}
+        }
+    }
+    Err(format!("pid 1 was {before:?} and is {:?}; the Emperor's log: {}", pid_1(), log.text()))
+}
+
+/// What is mounted where in the container, without what differs from one start to the next.
+fn mounts() -> BTreeSet<String> {
+    let mountinfo = fs::read_to_string(format!("/proc/{}/mountinfo", pid_1().unwrap())).unwrap();
+    mountinfo
+        .lines()
+        .map(|line| {
+            let fields: Vec<_> = line.split(' ').collect();
+            let (_, of_its_kind) = line.split_once(" - ").unwrap();
+            format!("{} on {} ({}) {of_its_kind}", fields[3], fields[4], fields[5])
+        })
+        .collect()
+}
+
+/// What no tenant may change: the node's files and the distribution's, with owners, modes and times, and the other tenant's.
+const CANARIES: &str = "find /etc /root /home /var/lib /usr/local /distros/base -xdev -printf '%p %y %l %m %U %G %s %T@ %C@\\n' | grep -v '^/etc/uwsgi/vassals' | sort; \
+     ls -A / /dev /dev/shm /tmp /run; find /containers/30000 -name logs -prune -o -printf '%p %y %l %m %U %G %s %T@\\n' | sort";
+
+/// Programs that root could look for by name.
+const PROGRAMS: &str = "ip sh bash dash mkdir cp ln mount umount chroot setpriv sed echo test true env uwsgi uwsgi-core chown chmod hostname";
+
+/// What is not the tenant's own in its directory.
+fn others() -> String {
+    sh(format!("find {HOME} '!' -uid 30001 -printf '%p of %U, '")).out
+}
+
+/// The tenant's directory as its owner left it, and what is outside, to be compared after a case.
+struct Case {
+    mounts: BTreeSet<String>,
+    canaries: String,
+    others: String,
+    neighbour: String,
+}
+
+impl Case {
+    fn begin() -> Self {
+        leader(30001);
+        Self { mounts: mounts(), canaries: sh(CANARIES).ok(), others: others(), neighbour: leader(30000) }
+    }
+
+    /// What root has done for the tenant since.
+    fn harm(&self) -> String {
+        let mut harm = String::new();
+        let ran = fs::read_to_string(format!("{HOME}/ran-as")).unwrap_or_default();
+        if ran.lines().any(|uid| !uid.starts_with("30001 ")) {
+            write!(harm, "\n    the tenant's program has run as {ran:?}").unwrap();
+        }
+        if others() != self.others {
+            write!(harm, "\n    in its directory: {}", others()).unwrap();
+        }
+        let canaries = sh(CANARIES).ok();
+        let changed = |one: &str, other: &str| {
+            let known: BTreeSet<_> = other.lines().collect();
+            one.lines().filter(|line| !known.contains(line)).take(3).map(str::to_owned).collect::<Vec<_>>()
+        };
+        if canaries != self.canaries {
+            let (new, old) = (changed(&canaries, &self.canaries), changed(&self.canaries, &canaries));
+            write!(harm, "\n    outside: {new:?} where {old:?} was").unwrap();
+        }
+        if pid_1().is_some() {
+            let mounts = mounts();
+            for mount in mounts.symmetric_difference(&self.mounts) {
+                write!(harm, "\n    mounts: {mount}").unwrap();
+            }
+            let groups = sh(format!("grep ^Groups: /proc/{}/status", pid_1().unwrap())).ok();
+            if groups.split_whitespace().skip(1).any(|group| group != "30001") {
+                write!(harm, "\n    pid 1 has {groups}").unwrap();
+            }
+        }
+        if leader(30000) != self.neighbour || ssh(30000, "hostname").ok() != "c30000" {
+            harm.push_str("\n    the other container is not as it was");
+        }
+        harm
+    }
+
+    /// The container without what the tenant has made.
+    fn end(self, expected: Start) {
+        // Links may lead anywhere: removed by name, as the tenant.
+        as_tenant(
+            "chmod -R u+rwX run logs tmp etc vassals bin sbin lib .old_root 2>/dev/null || true
+             rm -rf run logs tmp etc vassals bin sbin lib .old_root ran-as ld.so.preload evil* kept* || true",
+        );
+        sh(format!("rm -rf {HOME}/.old_root {HOME}/ran-as")).ok();
+        match expected {
+            Runs => restart(Runs).unwrap(),
+            // It waits longer and longer before it starts one again that fails.
+            Fails(_) => drop(sh("node-emperor restart").ok()),
+        }
+        leader(30001);
+        assert_eq!(ssh(30001, "hostname; id -G").ok(), "c30001\n30001");
+    }
+}
+
+/// Makes each change of the tenant's, starts the container anew, and collects what root has done for it.
+fn none_does_harm(cases: &[(&str, Start)]) {
+    let mut found = String::new();
+    for (script, expected) in cases {
+        let case = Case::begin();
+        as_tenant(script);
+        if let Err(why) = restart(*expected) {
+            write!(found, "\n{script}: it did not start as it should: {why}").unwrap();
+        }
+        // It is the same when the container is killed, or stops as its vassal goes.
+        let harm = case.harm();
+        if !harm.is_empty() {
+            println!("{script}:{harm}"); // also when something below does not get the container back
+            write!(found, "\n{script}:{harm}").unwrap();
+        }
+        case.end(*expected);
+    }
+    assert!(found.is_empty(), "{found}");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn programs_of_the_tenants_where_root_looks_for_its_own() {
+    let make = |directory: &str| {
+        format!(
+            "mkdir -p {directory}; for name in {PROGRAMS}; do
+                 printf '#!/bin/bash\\necho $UID $0 $* >>{HOME}/ran-as\\necho forged >&2\\nexit 0\\n' >{directory}/$name
+                 chmod 755 {directory}/$name
+             done"
+        )
+    };
+    let log = EmperorsLog::from_now();
+    none_does_harm(&[(&make("sbin"), Runs), (&make("bin"), Runs), (&make("."), Runs)]);
+    sh(format!("cd {HOME}; rm -f {PROGRAMS}")).ok();
+    assert!(!log.text().contains("forged"), "a program of the tenant's writes to the Emperor's log");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_log_is_something_else() {
+    sh("mkdir -p /root/walls; echo precious >/root/walls/file").ok();
+    let _gone = AtEnd(|| drop(sh("rm -rf /root/walls")));
+    let cannot_open = Fails("logs/emperor.log");
+    none_does_harm(&[
+        ("rm -f logs/emperor.log; ln -s /root/walls/file logs/emperor.log", cannot_open),
+        ("rm -f logs/emperor.log; ln -s /root/walls/new logs/emperor.log", cannot_open),
+        ("rm -f logs/emperor.log; ln -s /.old_root/root/walls/file logs/emperor.log", cannot_open),
+        ("rm -f logs/emperor.log; ln -s ../../30000/logs/other logs/emperor.log", cannot_open),
+        ("rm -f logs/emperor.log; ln -s /proc/self/root/etc/walls logs/emperor.log", cannot_open),
+        ("rm -rf logs; ln -s /root/walls logs", Fails("mkdir: cannot create directory")),
+        ("rm -rf logs; ln -s /etc logs", cannot_open),
+        ("rm -rf logs; ln -s .. logs", cannot_open),
+        ("rm -f logs/emperor.log; mkdir logs/emperor.log", cannot_open),
+        ("rm -f logs/emperor.log; mkfifo logs/emperor.log", Runs),
+        ("rm -rf logs; mkfifo logs", Fails("mkdir: cannot create directory")),
+    ]);
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn directories_that_root_used_to_mount_are_links_or_fifos() {
+    let mut cases = Vec::new();
+    // Nothing needs these: whatever they are, the container runs as ever.
+    for name in ["tmp", "etc", ".old_root", "bin", "lib"] {
+        for target in ["/", "/etc", "/root", "..", "../30000", "/.old_root", "/proc/1/root", "/nowhere"] {
+            cases.push((format!("rm -rf {name}; ln -s {target} {name}"), Runs));
+        }
+        cases.push((format!("rm -rf {name}; mkfifo {name}"), Runs));
+        cases.push((format!("rm -rf {name}; mkdir -m 0 {name}"), Runs));
+    }
+    // These the tenant's own pid 1 needs: it runs, or fails as the tenant.
+    for name in ["run", "vassals"] {
+        cases.push((format!("rm -rf {name}; ln -s /nowhere {name}"), Fails("mkdir: cannot create directory")));
+        cases.push((format!("rm -rf {name}; mkfifo {name}"), Fails("mkdir: cannot create directory")));
+    }
+    for target in ["/", "/etc", "..", "/tmp"] {
+        cases.push((format!("rm -rf vassals; ln -s {target} vassals"), Runs));
+    }
+    cases.push(("rm -rf run; ln -s /tmp run".into(), Runs));
+    let cases: Vec<_> = cases.iter().map(|(script, start)| (script.as_str(), *start)).collect();
+    none_does_harm(&cases);
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_mount_point_of_old_root_leads_elsewhere() {
+    let log = EmperorsLog::from_now();
+    let preload = "echo /containers/30001/evil.so >ld.so.preload; rm -rf .old_root";
+    none_does_harm(&[
+        // Another container's directory, and the node's.
+        ("rm -rf .old_root; ln -s .. .old_root", Runs),
+        ("rm -rf .old_root; mkdir .old_root; ln -s / .old_root/30001", Runs),
+        // The tenant's directory as /etc, with an ld.so.preload for the programs that root runs.
+        (&format!("{preload}; mkdir .old_root; ln -s /etc .old_root/30001"), Runs),
+        (&format!("{preload}; ln -s /etc .old_root"), Runs),
+        (&format!("{preload}; mkdir -p etc; cp ld.so.preload etc"), Runs),
+        ("rm -rf .old_root; mkdir .old_root; ln -s /usr/sbin .old_root/30001; mkdir sbin; cp /bin/true ip", Runs),
+    ]);
+    sh(format!("rm -f {HOME}/ip")).ok();
+    let log = log.text();
+    let loaded: Vec<_> = log.lines().filter(|line| line.contains("ld.so.preload")).collect();
+    assert!(loaded.is_empty(), "a program of root's has read the tenant's: {loaded:?}");
+}
+
+/// An nscd of the tenant's own that knows it to be in the groups root, disk and shadow, for initgroups(3).
+const NSCD: &str = r"
+    use Socket; mkdir q(run); mkdir q(run/nscd); unlink q(run/nscd/socket);
+    socket(S, AF_UNIX, SOCK_STREAM, 0); bind(S, sockaddr_un(q(run/nscd/socket))) or die; chmod 0777, q(run/nscd/socket); listen(S, 99);
+    while (accept(C, S)) {
+        sysread(C, $_, 12); my ($version, $type, $length) = unpack q(l3), $_; sysread(C, $_, $length);
+        syswrite(C, pack(q(l3 l3), 2, 1, 3, 0, 6, 42)) if $type == 15; close C
+    }";
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn an_nscd_of_the_tenants_answers_whose_groups_it_is_in() {
+    // glibc asks no nscd again for a while after it has found none; so the node has one.
+    sh("mkdir -p /run/nscd; nscd").ok();
+    let _nscd = AtEnd(|| drop(sh("nscd --shutdown")));
+    let case = Case::begin();
+    as_tenant("mkdir -p run");
+    // It listens from a second container, whose owner is the same, and which got a descriptor of this directory.
+    let mut nscd = Command::new("setpriv")
+        .args(["--reuid", "30001", "--regid", "30001", "--clear-groups", "perl", "-e", NSCD])
+        .current_dir(HOME)
+        .spawn()
+        .unwrap();
+    let _end = AtEnd(move || drop((nscd.kill(), nscd.wait())));
+    eventually("its socket", || fs::exists(format!("{HOME}/run/nscd/socket")).unwrap().then_some(()));
+    restart(Runs).unwrap();
+    let harm = case.harm();
+    case.end(Runs);
+    assert_eq!(harm, "");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn names_are_swapped_while_the_container_starts() {
+    let mut case = Case::begin();
+    as_tenant(
+        "mkdir -p tmp etc .old_root/30001 run logs; ln -sfn / evil-1; ln -sfn .. evil-2; ln -sfn /etc evil-3; ln -sfn /root evil-4",
+    );
+    // RENAME_EXCHANGE, so that there is always something of the name.
+    let swap = "my $n = 0; while (1) { for my $name (qw(tmp etc .old_root logs)) { my ($one, $other) = ($name, q(evil-) . (1 + $n++ % 4));
+        syscall(316, -100, $one, -100, $other, 2); select(undef, undef, undef, 0.0002); syscall(316, -100, $one, -100, $other, 2) } }";
+    let mut swapper = Command::new("setpriv")
+        .args(["--reuid", "30001", "--regid", "30001", "--clear-groups", "perl", "-e", swap])
+        .current_dir(HOME)
+        .spawn()
+        .unwrap();
+    let (mut harm, mut started, mut failed) = (String::new(), 0, 0);
+    for _ in 0..12 {
+        let log = EmperorsLog::from_now();
+        let before = pid_1();
+        touch_vassal();
+        let outcome = eventually("a start or a failure", || {
+            let now = pid_1();
+            let has_failed = || log.text().contains("cannot create directory") || log.text().contains("emperor.log");
+            if now.is_some() && now != before { Some(true) } else { (now.is_none() && has_failed()).then_some(false) }
+        });
+        if outcome {
+            started += 1
+        } else {
+            failed += 1
+        }
+        harm += &case.harm();
+        if !outcome {
+            sh("node-emperor restart").ok();
+            case.neighbour = leader(30000);
+        }
+        if !harm.is_empty() {
+            break;
+        }
+    }
+    drop((swapper.kill(), swapper.wait()));
+    println!("{started} started, {failed} failed");
+    case.end(Fails(""));
+    assert_eq!(harm, "");
+    assert!(started > 0, "{started} started, {failed} failed");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn what_is_mounted_is_what_the_file_says() {
+    leader(30001);
+    let inside = |script: &str| ssh(30001, script).ok();
+    let mounts: Vec<_> = mounts().into_iter().collect();
+    // As the tenant: where it can write, by trying.
+    let mut writable = Vec::new();
+    for mount in &mounts {
+        let place = mount.split(' ').nth(2).unwrap();
+        let options = mount.split(['(', ')']).nth(1).unwrap();
+        let writes =
+            format!("{{ test -d {place} && touch {place}/walls && rm {place}/walls; }} 2>/dev/null && echo yes; true");
+        if inside(&writes) == "yes" {
+            writable.push(place);
+            let has = |option: &str| options.split(',').any(|one| one == option);
+            assert!(has("nosuid") && has("nodev"), "{mount}");
+        }
+    }
+    assert_eq!(writable, ["/dev/shm", "/run", "/tmp", "/var/tmp", "/containers/30001", "/usr/local"], "{mounts:#?}");
+    // What the mount says the kernel does.
+    sh(format!("install -m 4755 /usr/bin/id {HOME}/id && mknod -m 666 {HOME}/null c 1 3")).ok();
+    let _gone = AtEnd(|| drop(sh(format!("rm -f {HOME}/id {HOME}/null"))));
+    for at in [HOME, "/usr/local"] {
+        assert_eq!(
+            inside(&format!("{at}/id -u; cat {at}/null 2>&1 || true")),
+            format!("30001\ncat: {at}/null: Permission denied")
+        );
+    }
+    // The distribution is everybody's.
+    let writes = inside("find / -xdev -writable -not -type l 2>/dev/null; true");
+    let elsewhere: Vec<_> =
+        writes.lines().filter(|path| !writable.iter().any(|place| path.starts_with(place))).collect();
+    assert!(elsewhere.is_empty(), "{elsewhere:?}");
+
+    assert!(mounts.iter().any(|mount| mount.contains(" on /proc ") && mount.contains("hidepid=")), "{mounts:#?}");
+    let pids = inside("cd /proc; for pid in [0-9]*; do stat -c %u $pid; done | sort -u");
+    assert_eq!(pids, "30001");
+    assert_eq!(inside("ls /proc | grep -cx 1; true"), "0", "pid 1 was root");
+
+    // Another container, the node: not a name of theirs.
+    assert_eq!(
+        inside("ls -A /containers /.old_root /sys /root 2>/dev/null; true"),
+        "/.old_root:\n\n/containers:\n30001\n\n/sys:"
+    );
+    assert!(!mounts.iter().any(|mount| mount.contains("/containers/30000")), "{mounts:#?}");
+    for place in ["/dev/shm", "/run", "/tmp", "/var/tmp"] {
+        ssh(30000, &format!("echo other >{place}/of-30000; chmod 644 {place}/of-30000")).ok();
+        fs::write(format!("{place}/of-the-node"), "").unwrap();
+        let seen = inside(&format!("ls -A {place} | grep of-; true"));
+        drop((fs::remove_file(format!("{place}/of-the-node")), ssh(30000, &format!("rm -f {place}/of-30000"))));
+        assert_eq!(seen, "", "{place}");
+    }
+    let devices = inside("ls -A /dev");
+    let devices: Vec<_> = devices.lines().collect();
+    assert_eq!(
+        devices,
+        ["fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero"]
+    );
+    assert_eq!(
+        inside(
+            "echo x >/dev/null; head -c 1 /dev/zero | wc -c; head -c 9 /dev/urandom | wc -c; echo x | cat /dev/stdin"
+        ),
+        "1\n9\nx"
+    );
+
+    // What pid 1 has open, of files: nothing outside its own mounts.
+    let pid = pid_1().unwrap();
+    let open: Vec<_> = descriptors(&pid).into_iter().filter(|file| file.starts_with('/')).collect();
+    let log = format!("{HOME}/logs/emperor.log");
+    assert!(open.iter().all(|file| *file == log || file == "/dev/null"), "{open:?}");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn terminals_are_the_containers_own_and_bounded() {
+    // Not to the end: they are the whole machine's to take.
+    let take =
+        r"my @held; for (1 .. 200) { open(my $one, q(+<), q(/dev/ptmx)) or last; push @held, $one } print scalar @held";
+    let taken = ssh(30001, &format!("perl -e '{take}'")).ok();
+    assert!(taken.parse::<u32>().unwrap() <= 64, "{taken} terminals");
+
+    let on_a_terminal = |user: &str, command: &str| run("ssh", &["-tt", &format!("{user}@node"), command], b"").ok();
+    // While the container holds all that it gets, the node gives others theirs.
+    let script = format!("perl -e '{take}; $| = 1; print qq( held\\n); sleep 600'");
+    let mut holder =
+        Command::new("ssh").args(["30001@node", &script]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = [0; 7];
+    std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut said).unwrap();
+    let _end = AtEnd(move || drop((holder.kill(), holder.wait())));
+    assert!(on_a_terminal("root", "tty").starts_with("/dev/pts/"));
+    assert!(on_a_terminal("30000", "script -qc tty /dev/null").starts_with("/dev/pts/"));
+    // sshd's terminal is the node's: it works, and has no name here. What the container opens has one.
+    assert_eq!(
+        on_a_terminal("30000", "test -t 0 && tty; stty -a >/dev/tty && ls /dev/pts").lines().next(),
+        Some("not a tty")
+    );
+}
+
+/// One start, a few more, and a stop, as strace saw the Emperor and what it started.
+struct Trace(String);
+
+/// What strace(1) is to say.
+const STRACE: &str =
+    "strace -f -qq -y -s 4096 --pidns-translation -o /tmp/walls.trace -e trace=%file,%process,%creds,connect,bind";
+
+/// The Emperor under strace.
+struct Traced(Child);
+
+impl Traced {
+    fn start() -> Self {
+        sh("node-emperor stop; rm -f /tmp/walls.trace").ok();
+        let command = sh("sed -n 's/^ExecStart=//p' /etc/systemd/system/containers.service").ok();
+        let log = fs::OpenOptions::new().append(true).create(true).open(EMPERORS_LOG).unwrap();
+        let traced = Command::new("sh")
+            .args(["-c", &format!("echo $$ >/run/emperor.pid; exec {STRACE} {command}")])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let traced = Self(traced);
+        leader(30001);
+        leader(30000);
+        traced
+    }
+
+    fn stop(mut self) -> Trace {
+        // strace hands an interrupt on to nobody: to the Emperor itself.
+        let emperor = sh("pgrep -P $(cat /run/emperor.pid)").ok();
+        sh(format!("kill -INT {emperor}")).ok();
+        self.0.wait().unwrap();
+        sh("rm -f /run/emperor.pid").ok();
+        Trace(String::from_utf8_lossy(&fs::read("/tmp/walls.trace").unwrap()).into_owned())
+    }
+}
+
+/// One process in the trace.
+#[derive(Clone, Debug, Default)]
+struct Process {
+    is_root: bool,
+    cwd: String,
+    /// The places where files of the tenant's are, for this process.
+    tenants: BTreeSet<String>,
+}
+
+impl Trace {
+    /// What root has done that the file promises it does not, and how many system calls of root's were looked at after the first mount
+    /// of a tenant's directory.
+    fn broken(&self) -> (Vec<String>, usize) {
+        let parents = self.parents();
+        let mut processes: BTreeMap<&str, Process> = BTreeMap::new();
+        let (mut broken, mut looked_at) = (Vec::new(), 0);
+        for line in self.0.lines() {
+            let Some((pid, call)) = line.split_once(' ') else { continue };
+            let call = call.trim_start();
+            if !processes.contains_key(pid) {
+                let born = match parents.get(pid).and_then(|parent| processes.get(parent.as_str())) {
+                    Some(parent) => parent.clone(),
+                    None => Process { is_root: true, cwd: "/".into(), ..Process::default() },
+                };
+                processes.insert(pid, born);
+            }
+            let process = processes.get_mut(pid).unwrap();
+            if call.starts_with("---") || call.starts_with("+++") || call.starts_with("<...") {
+                continue;
+            }
+            let (name, arguments) = call.split_once('(').unwrap_or((call, ""));
+            if name.starts_with("set") && name.contains("uid") {
+                process.is_root = arguments.starts_with('0') || arguments.starts_with("-1");
+            }
+            if !process.is_root {
+                continue;
+            }
+            let paths = paths(name, arguments, &process.cwd);
+            looked_at += usize::from(!process.tenants.is_empty());
+            for path in &paths {
+                let below = process.tenants.iter().any(|place| path.starts_with(&format!("{place}/")));
+                let by_name = path
+                    .split_once("/containers/3000")
+                    .is_some_and(|(_, rest)| rest.len() > 1 && rest.as_bytes()[1] == b'/');
+                if below || by_name {
+                    broken.push(format!("{pid} resolves {path}: {call}"));
+                }
+            }
+            if !process.tenants.is_empty() && name.starts_with("exec") {
+                broken.push(format!("{pid} executes beside the tenant's files: {call}"));
+            }
+            // With the tenant's files mounted nothing is read but what these say.
+            let reads = name.starts_with("open") && !process.tenants.is_empty();
+            if reads && !paths.iter().all(|path| path.starts_with("/sys/fs/cgroup/") || path == "/proc/self/mounts") {
+                broken.push(format!("{pid} opens beside the tenant's files: {call}"));
+            }
+            match name {
+                "mount" => {
+                    let [source, target] = &paths[..] else { continue };
+                    let is_tenants = source.contains("/containers/3000")
+                        || process
+                            .tenants
+                            .iter()
+                            .any(|place| source == place || source.starts_with(&format!("{place}/")));
+                    if is_tenants {
+                        process.tenants.insert(target.clone());
+                    }
+                }
+                "chdir" if call.ends_with("= 0") => process.cwd.clone_from(&paths[0]),
+                "pivot_root" => {
+                    let moved = process.tenants.iter().map(|place| {
+                        place.strip_prefix("/ns").map_or_else(|| format!("/.old_root{place}"), str::to_owned)
+                    });
+                    process.tenants = moved.collect();
+                }
+                _ => {}
+            }
+        }
+        (broken, looked_at)
+    }
+
+    /// Who was born of whom.
+    fn parents(&self) -> BTreeMap<String, String> {
+        let births = self.0.lines().filter(|line| ["clone", "fork"].iter().any(|name| line.contains(name)));
+        births
+            .filter_map(|line| {
+                let (parent, _) = line.split_once(' ')?;
+                let (_, born) = line.rsplit_once("= ")?;
+                // "4 /* 1234 in strace's PID NS */", or the one number where both are the same.
+                let born = born.split_once("/* ").map_or(born, |(_, outside)| outside);
+                let child: String = born.chars().take_while(char::is_ascii_digit).collect();
+                (!child.is_empty()).then(|| (child, parent.to_owned()))
+            })
+            .collect()
+    }
+}
+
+/// The paths that a system call resolves, from the root directory on. What the kernel says in its answer is left out.
+fn paths(name: &str, arguments: &str, cwd: &str) -> Vec<String> {
+    let strings: Vec<_> = arguments.split('"').skip(1).step_by(2).map(str::to_owned).collect();
+    let how_many = match name {
+        "getcwd" => 0,
+        "mount" | "rename" | "renameat" | "renameat2" | "link" | "linkat" | "pivot_root" => 2,
+        "symlink" | "symlinkat" => return paths("unlink", &arguments.replacen('"', "", 2), cwd),
+        _ => 1,
+    };
+    // "AT_FDCWD</here>", or a descriptor's.
+    let at = arguments.split_once('<').filter(|(before, _)| !before.contains('"') && !before.contains('{'));
+    let from = at.and_then(|(_, rest)| rest.split_once('>')).map_or(cwd, |(directory, _)| directory);
+    strings
+        .into_iter()
+        .take(how_many)
+        .map(|path| if path.starts_with('/') { path } else { format!("{from}/{path}") })
+        .map(|path| path.replace("//", "/").replace("/./", "/").replace("/var/run/", "/run/"))
+        .map(|path| path.strip_suffix("/.").map_or(path.clone(), str::to_owned))
+        .collect()
+}
+
+/// All that befalls a container: a start, the operator's restart, its own, its death, its stop.
+fn a_life() {
+    restart(Runs).unwrap();
+    let died = |how: &str| {
+        let before = leader(30001); // which listens, and so has its signal handlers
+        sh(how.replace("PID", &before)).ok();
+        eventually(how, || pid_1().filter(|now| *now != before));
+    };
+    died("setpriv --reuid 30001 --regid 30001 --clear-groups kill -HUP PID");
+    died("setpriv --reuid 30001 --regid 30001 --clear-groups kill -INT PID");
+    died("kill -KILL PID");
+    sh(format!("mv {VASSAL} /tmp/walls.vassal")).ok();
+    eventually("its stop", || pid_1().is_none().then_some(()));
+    sh(format!("mv /tmp/walls.vassal {VASSAL}")).ok();
+    leader(30001);
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn root_opens_nothing_of_the_tenants_and_runs_nothing_beside_it() {
+    let _again = AtEnd(|| drop(sh("rm -f /tmp/walls.trace; node-emperor restart; node-wait-container 30001")));
+    let traced = Traced::start();
+    a_life();
+    let (broken, looked_at) = traced.stop().broken();
+    assert!(broken.is_empty(), "{broken:#?}");
+    // Seven starts: the witness that root was seen at work with the tenant's files mounted.
+    assert!(looked_at >= 7 * 8, "{looked_at} system calls");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_trace_sees_each_kind_of_breach() {
+    let _again = AtEnd(|| drop(sh("rm -f /tmp/walls.trace; node-emperor restart; node-wait-container 30001")));
+    let add = |line: &'static str| move |text: &str| format!("{text}\n{line}\n");
+    type Change = Box<dyn FnOnce(&str) -> String>;
+    let changes: [(&str, Change); 7] = [
+        ("resolves", Box::new(add("logto = /containers/%n/logs/walls.log"))),
+        ("resolves", Box::new(add("hook-pre-jail = chmod:/ns/containers/%n/run 700"))),
+        ("resolves", Box::new(add("hook-as-root = mount:none /usr/local/run /mnt bind"))),
+        ("resolves", Box::new(add("hook-as-root = exec:test -e /containers/%n/run"))),
+        ("executes", Box::new(add("hook-as-root = exec:/bin/true"))),
+        ("opens", Box::new(|text: &str| text.replace("no-initgroups = true\n", ""))),
+        ("executes", Box::new(|text: &str| text.replace("hook-as-user = exec:", "hook-as-root = exec:"))),
+    ];
+    for (kind, change) in changes {
+        let changed = Changed::file(VASSAL, change);
+        let traced = Traced::start();
+        let (broken, _) = traced.stop().broken();
+        assert!(
+            broken.iter().any(|line| line.contains(&format!(" {kind} "))),
+            "{kind}: {broken:#?} in {}",
+            fs::read_to_string(VASSAL).unwrap()
+        );
+        drop(changed);
+    }
+}
