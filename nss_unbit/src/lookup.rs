@@ -1,6 +1,8 @@
 //! Whether a container is here: one `stat` of its home.
 
 use crate::abi::Failure;
+use core::ffi::CStr;
+use rustix::fs::Stat;
 use rustix::io::Errno;
 use shared::{ContainerUid, Home, settings};
 
@@ -20,13 +22,24 @@ pub struct Account {
 #[inline(always)] // so that an account is never copied from one function's stack to another's
 pub fn present(container: ContainerUid) -> Result<Account, Failure> {
     let home = container.home();
-    match stat(home.as_c_str()) {
+    match look(home.as_c_str()) {
         Ok(found) if container.is_owner_of(found.st_mode, found.st_uid, found.st_gid) => {
             Ok(Account { container, home })
         }
         Ok(_) => Err(Failure::ABSENT),
-        Err(Errno::NOENT | Errno::NOTDIR) if stat(settings::CONTAINERS_PATH).is_ok() => Err(Failure::ABSENT),
+        Err(Errno::NOENT | Errno::NOTDIR) if look(settings::CONTAINERS_PATH).is_ok() => Err(Failure::ABSENT),
         Err(errno) => Err(Failure::unavailable(errno.raw_os_error())),
+    }
+}
+
+/// A service behind this one would answer that there is no such account, so an interrupted call is made again here.
+#[inline(always)]
+fn look(path: &CStr) -> rustix::io::Result<Stat> {
+    loop {
+        match stat(path) {
+            Err(Errno::INTR) => {}
+            other => return other,
+        }
     }
 }
 
