@@ -1,6 +1,6 @@
 //! The hostile tenant, and who watches what comes of it.
 
-use crate::{AtEnd, Log, OWN, eventually, leader, namespaces, pgrep, run, sh, ssh};
+use crate::{AtEnd, Log, OWN, eventually, leader, namespaces, pgrep, run, sh, ssh, supervision};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -16,9 +16,14 @@ pub const HOSTILE: u32 = 30003;
 
 /// Puts the tenant's tool where the container's user finds it, at the same path inside and outside.
 pub fn give_tool(uid: u32) -> String {
-    let tool = format!("/containers/{uid}/tenant");
+    give(uid, "tenant")
+}
+
+/// Does the same with another program of `src/bin`.
+pub fn give(uid: u32, program: &str) -> String {
+    let tool = format!("/containers/{uid}/{program}");
     let built = std::env::current_exe().unwrap();
-    let built = built.ancestors().nth(2).unwrap().join("tenant");
+    let built = built.ancestors().nth(2).unwrap().join(program);
     sh(format!("[ -e {tool} ] || install -o {uid} -g {uid} -m 755 {} {tool}", built.display())).ok();
     tool
 }
@@ -284,6 +289,10 @@ impl Look {
         let is_ours =
             |kind| Some(fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok()?.to_string_lossy() == host[kind]);
         let (inside, of_our_users) = (!is_ours("mnt")?, is_ours("user")?);
+        // The helper that joins for a session: nobody inside sees it, and it forks when it has nothing left.
+        if inside && is_ours("pid")? && field(&status, "Name").starts_with("sshd") {
+            return None;
+        }
         let mut ancestor = status.clone();
         let mut hops = 0;
         while !field(&ancestor, "Name").starts_with("sshd") {
@@ -301,7 +310,15 @@ impl Look {
         let line = |key| field(&self.status, key);
         let uids: Vec<u32> = line("Uid").split_whitespace().filter_map(|uid| uid.parse().ok()).collect();
         let what = if !self.inside {
-            (*uids.first()? >= 30000).then(|| "is a container's user on the host".to_owned())?
+            if *uids.first()? < 30000 {
+                return None;
+            }
+            // A session's supervisor belongs there, as long as it has nothing.
+            let violations = supervision::violations(&self.pid.to_string());
+            if violations.is_empty() {
+                return None;
+            }
+            format!("is a container's user on the host: {}", violations.join(", "))
         } else if self.of_our_users && uids.iter().any(|uid| *uid < 30000) {
             format!("has the uids {uids:?} inside")
         } else if self.of_our_users
