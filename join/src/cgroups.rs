@@ -1,7 +1,10 @@
 //! Prepare: the cgroups of the container's pid 1, in every mounted hierarchy, of whatever version and under any name.
 //!
-//! The files are opened in the monitor, on the host, and written in sshd's child, which so moves itself: the monitor stays in sshd's own
-//! cgroup, where no tenant's memory limit can kill it.
+//! The files are opened in the monitor, on the host; the process that enters moves itself. The monitor stays in sshd's own cgroup, where no
+//! tenant's memory limit can kill it.
+//!
+//! How a process joins decides what a login costs. A write to cgroup.procs waits for all of the machine's processors (8 ms, cgroup_threadgroup_rwsem);
+//! a thread that moves itself by `tasks` (version 1, Linux 5.5) and a process that is born in its cgroup (version 2, clone3(2)) do not.
 
 use crate::leader::{Leader, Proc};
 use crate::mountinfo::Mount;
@@ -10,22 +13,64 @@ use crate::sys::retry;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, fstat};
+use nix::sys::statfs::{FsType, fstatfs};
+use std::cell::OnceCell;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-/// One hierarchy's `cgroup.procs`, open for writing.
+/// A cgroup of the container's, to be joined.
 #[derive(Debug)]
 pub struct Cgroup {
     /// As in /proc/PID/cgroup: "memory:/30001", or ":/30001" for version 2.
     pub name: String,
-    procs: File,
+    version: Version,
+    directory: OwnedFd,
+    /// `tasks` or `cgroup.procs`, open for writing.
+    joins: File,
 }
 
 impl Cgroup {
-    /// Moves the calling process: 0 stands for the writer in both versions of cgroups(7), whatever its pid namespace.
+    fn open(membership: &Membership, directory: OwnedFd) -> nix::Result<Self> {
+        let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = |name| retry(|| openat(&directory, name, flags, Mode::empty())).map(File::from);
+        let (version, joins) = match membership.is_v2() {
+            true => (Version::Two, file("cgroup.procs")?),
+            false => (Version::One, file("tasks").or_else(|_| file("cgroup.procs"))?),
+        };
+        Ok(Self { name: membership.name(), version, directory, joins })
+    }
+
+    /// The directory, if a process can be born there.
+    pub fn birthplace(&self) -> Option<&OwnedFd> {
+        (self.version == Version::Two).then_some(&self.directory)
+    }
+
+    /// Whether root alone may join it. (By the files of version 1 a process moves itself as whoever opened them.)
+    pub fn needs_root(&self) -> bool {
+        self.version == Version::Two
+    }
+
+    /// Moves the calling process, which has one thread: 0 stands for the writer in both versions of cgroups(7), whatever its pid namespace.
     pub fn join(&mut self) -> Result<(), Refusal> {
-        self.procs.write_all(b"0").step(Reason::Broken, format_args!("join the container's cgroup {}", self.name))
+        self.joins.write_all(b"0").step(Reason::Broken, format_args!("join the container's cgroup {}", self.name))
+    }
+
+    /// Whether everything in it is stopped. Version 2 says so once it is done, the freezer of version 1 as soon as it is asked for.
+    fn is_frozen(&self) -> std::io::Result<bool> {
+        let (file, word) = match self.version {
+            Version::One => ("freezer.state", "F"), // FREEZING or FROZEN, and not THAWED
+            Version::Two => ("cgroup.events", "frozen 1"),
+        };
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut text = String::new();
+        match retry(|| openat(&self.directory, file, flags, Mode::empty())) {
+            // Another controller's; or version 2's root, or a kernel before 5.2, which cannot freeze it.
+            Err(Errno::ENOENT) => return Ok(false),
+            opened => File::from(opened?).read_to_string(&mut text)?,
+        };
+        Ok(text.lines().any(|line| line.starts_with(word)))
     }
 }
 
@@ -39,7 +84,6 @@ pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refu
     let read = |process: &Proc, reason| Membership::all_of(process).step(reason, "read /proc/PID/cgroup");
     let memberships = read(&leader.proc, Reason::NotRunning)?;
     let ours = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
-    let mounts = Hierarchies::mounted()?.0;
     let ours = read(&ours, Reason::Broken)?;
     let parent = match leader.parent()? {
         0 => Vec::new(),
@@ -48,34 +92,105 @@ pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refu
             .and_then(|parent| read(&parent, Reason::NotRunning))?,
     };
 
+    let mounts = Mounts::default();
     let mut cgroups = Vec::new();
-    let (mut has_own, mut is_in_sight) = (false, false);
-    for membership in &memberships {
-        let candidates: Vec<_> = mounts.iter().filter(|mount| mount.shows(membership)).collect();
-        if candidates.is_empty() {
-            continue; // not mounted: nothing that anybody could have set a limit in
+    let mut has_own = false;
+    // sshd's child is by birth in those that are ours too.
+    for membership in memberships.iter().filter(|membership| !ours.contains(membership)) {
+        if let Some(directory) = mounts.find(membership, &ours)? {
+            has_own |= membership.is_own(&parent);
+            let step = format!("open its cgroup {}", membership.name());
+            cgroups.push(Cgroup::open(membership, directory).step(Reason::Broken, step)?);
         }
-        is_in_sight = true;
-        if ours.contains(membership) {
-            continue; // sshd's child is in it by birth
-        }
-        has_own |= membership.is_own(&parent);
-        let mut procs = Err(Errno::ENOENT);
-        for mount in candidates {
-            procs = procs.or_else(|_| mount.open(membership));
-        }
-        let procs =
-            procs.step(Reason::Broken, format_args!("open its cgroup {} in any mount of it", membership.name()))?;
-        cgroups.push(Cgroup { name: membership.name(), procs });
     }
-    if own_required && !is_in_sight {
+    if own_required && cgroups.is_empty() && !mounts.show_any(&memberships)? {
         let cause = "none of its cgroups is in sight (not mounted, or whoever looks for them is in a cgroup namespace of its own)";
         return Err(Refusal::new(Reason::Misconfigured, cause));
     }
     if own_required && !has_own {
         return Err(Refusal::new(Reason::NotTrusted, "it has no cgroup of its own (cgroup=optional would let it in)"));
     }
+    for cgroup in &cgroups {
+        let step = format!("ask whether its cgroup {} is frozen", cgroup.name);
+        if cgroup.is_frozen().step(Reason::NotRunning, step)? {
+            return Err(Refusal::new(Reason::Paused, format!("its cgroup {} is frozen", cgroup.name)));
+        }
+    }
     Ok(cgroups)
+}
+
+/// After the join: a process that joined by the files of one mount is where it was meant to be in the kernel's own words.
+pub fn must_be_joined(cgroups: &[Cgroup], own: &Proc) -> Result<(), Refusal> {
+    let ours = Membership::all_of(own).step(Reason::Broken, "read /proc/self/cgroup")?;
+    match cgroups.iter().find(|cgroup| ours.iter().all(|membership| membership.name() != cgroup.name)) {
+        Some(missed) => Err(Refusal::new(
+            Reason::Broken,
+            format!("the cgroup that was joined is not {} (is another one mounted in its place?)", missed.name),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Where cgroups are mounted. Under /sys/fs/cgroup in nearly every node, so that the whole of mountinfo, which grows with the containers, is read
+/// only if they are not.
+#[derive(Default)]
+struct Mounts(OnceCell<Vec<Hierarchy>>);
+
+impl Mounts {
+    /// The directory of a cgroup; `None` if its hierarchy is not mounted: then nobody can have set a limit there.
+    fn find(&self, membership: &Membership, ours: &[Membership]) -> Result<Option<OwnedFd>, Refusal> {
+        if let Some(directory) = usual_place(membership, ours) {
+            return Ok(Some(directory));
+        }
+        let candidates: Vec<_> = self.read()?.iter().filter(|mount| mount.shows(membership)).collect();
+        if candidates.is_empty() {
+            return Ok(None);
+        }
+        let directory =
+            candidates.iter().fold(Err(Errno::ENOENT), |found, mount| found.or_else(|_| mount.open(membership)));
+        let step = format!("open its cgroup {} in any mount of it", membership.name());
+        directory.map(Some).step(Reason::Broken, step)
+    }
+
+    fn show_any(&self, memberships: &[Membership]) -> Result<bool, Refusal> {
+        let mounts = self.read()?;
+        Ok(memberships.iter().any(|membership| mounts.iter().any(|mount| mount.shows(membership))))
+    }
+
+    fn read(&self) -> Result<&[Hierarchy], Refusal> {
+        if self.0.get().is_none() {
+            // Nobody else is there to have set it meanwhile.
+            let _ = self.0.set(Hierarchies::mounted()?.0);
+        }
+        Ok(self.0.get().map_or(&[], Vec::as_slice))
+    }
+}
+
+/// The cgroup's directory where systemd and its like mount the hierarchy. Our own must be there as well: then the mount shows it from its top.
+/// [`must_be_joined`] has the last word.
+fn usual_place(membership: &Membership, ours: &[Membership]) -> Option<OwnedFd> {
+    const CGROUP: &str = "/sys/fs/cgroup";
+    let own = ours.iter().find(|own| own.controllers == membership.controllers)?;
+    let (filesystem, places) = match membership.is_v2() {
+        true => (libc::CGROUP2_SUPER_MAGIC, [CGROUP.to_owned(), format!("{CGROUP}/unified")]),
+        false => {
+            let name = membership.controllers.strip_prefix("name=").unwrap_or(&membership.controllers);
+            (libc::CGROUP_SUPER_MAGIC, [format!("{CGROUP}/{name}"), CGROUP.to_owned()])
+        }
+    };
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let below = |place: &str, path: &str| {
+        let path = format!("{place}{path}");
+        let is_plain = path.split('/').all(|name| name != "..");
+        is_plain.then(|| retry(|| open(path.as_str(), flags, Mode::empty())).ok()).flatten()
+    };
+    let is_it = |directory: &OwnedFd| {
+        retry(|| fstatfs(directory)).is_ok_and(|status| status.filesystem_type() == FsType(filesystem as _))
+    };
+    places
+        .iter()
+        .filter(|place| below(place, &own.path).is_some_and(|own| is_it(&own)))
+        .find_map(|place| below(place, &membership.path).filter(is_it))
 }
 
 /// A line of /proc/PID/cgroup: `4:memory:/30001`, `3:name=systemd:/30001`, or `0::/30001` for version 2.
@@ -220,16 +335,15 @@ impl Hierarchy {
         if rest.is_empty() || rest.starts_with('/') { Some(rest.trim_start_matches('/')) } else { None }
     }
 
-    /// Opens the cgroup's `cgroup.procs`, unless something else is mounted over it (EXDEV).
-    fn open(&self, membership: &Membership) -> nix::Result<File> {
+    /// Opens the cgroup's directory, unless something else is mounted over it (EXDEV).
+    fn open(&self, membership: &Membership) -> nix::Result<OwnedFd> {
         let directory = format!("{}/{}", self.mount.point, self.relative(membership).ok_or(Errno::ENOENT)?);
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let directory = retry(|| open(directory.as_str(), flags, Mode::empty()))?;
         if retry(|| fstat(&directory))?.st_dev != self.mount.device {
             return Err(Errno::EXDEV);
         }
-        let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        retry(|| openat(&directory, "cgroup.procs", flags, Mode::empty())).map(File::from)
+        Ok(directory)
     }
 }
 

@@ -53,6 +53,12 @@ impl Proc {
         retry(|| openat(&self.0, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()))
     }
 
+    /// Opens one of its directories, or one that a link of its leads to, as no more than a place (O_PATH).
+    pub fn open_directory(&self, name: &str) -> nix::Result<OwnedFd> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        retry(|| openat(&self.0, name, flags, Mode::empty()))
+    }
+
     /// Reads one of its files whole. Names in it may be any bytes; what is not UTF-8 becomes a name that no file has.
     pub fn read(&self, name: &str) -> std::io::Result<String> {
         let mut text = Vec::with_capacity(4096); // the kernel gives no size, and std would begin with 32 bytes
@@ -159,13 +165,6 @@ impl Leader {
         Ok(ready == 0)
     }
 
-    /// How it is bound.
-    pub fn bounds(&self) -> Result<Bounds, Refusal> {
-        Bounds::of(&self.status()?).ok_or_else(|| {
-            Refusal::new(Reason::Broken, format!("/proc/{}/status has no CapBnd or no NoNewPrivs", self.pid))
-        })
-    }
-
     fn status(&self) -> Result<String, Refusal> {
         self.proc.read("status").step(Reason::NotRunning, format_args!("read /proc/{}/status", self.pid))
     }
@@ -177,25 +176,6 @@ impl Leader {
             Ok([parent]) => Ok(*parent as i32),
             _ => Err(Refusal::new(Reason::Broken, format!("/proc/{}/status has no PPid", self.pid))),
         }
-    }
-}
-
-/// How a process is bound, and all that it starts: see PR_CAPBSET_DROP and PR_SET_NO_NEW_PRIVS in prctl(2).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Bounds {
-    /// The capabilities that it can have, as a mask of bits.
-    pub capabilities: u64,
-    /// Whether set-user-ID programs give it nothing.
-    pub no_new_privs: bool,
-}
-
-impl Bounds {
-    fn of(status: &str) -> Option<Self> {
-        let value = |key| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
-        Some(Self {
-            capabilities: u64::from_str_radix(value("CapBnd:")?, 16).ok()?,
-            no_new_privs: value("NoNewPrivs:")? != "0",
-        })
     }
 }
 
@@ -227,7 +207,7 @@ fn pid_of(pidfd: &OwnedFd) -> Result<i32, Refusal> {
 }
 
 /// The numbers of one line of /proc/PID/status.
-fn numbers(status: &str, key: &str) -> Result<Vec<u32>, String> {
+pub fn numbers(status: &str, key: &str) -> Result<Vec<u32>, String> {
     status
         .lines()
         .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
@@ -268,19 +248,6 @@ mod tests {
             "",
         ] {
             assert!(verdict("4242\t1", uid).is_err(), "Uid {uid}");
-        }
-    }
-
-    #[test]
-    fn bounds_are_read_whole_or_not_at_all() {
-        let bounds = |capabilities, no_new_privs| Some(Bounds { capabilities, no_new_privs });
-        assert_eq!(
-            Bounds::of("NoNewPrivs:\t1\nCapEff:\t3\nCapBnd:\t000001ffffffffff\n"),
-            bounds(0x1ff_ffff_ffff, true)
-        );
-        assert_eq!(Bounds::of("CapBnd:\t0000000000000000\nNoNewPrivs:\t0\n"), bounds(0, false));
-        for status in ["", "CapBnd:\t0\n", "NoNewPrivs:\t0\n", "CapBnd:\tx\nNoNewPrivs:\t0\n"] {
-            assert_eq!(Bounds::of(status), None, "{status:?}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::namespaces::Kind;
 use crate::refusal::{Reason, Refusal};
+use crate::sessions;
 use std::time::Duration;
 
 /// What the words after the module's name say.
@@ -15,6 +16,8 @@ pub struct Options {
     pub namespaces: Vec<Kind>,
     /// `cgroup=optional` lets a container in that has no cgroup of its own; default `cgroup=required`.
     pub cgroup_required: bool,
+    /// `sessions=N`: how many sessions a container may have at once, 1 to 1024, default 64.
+    pub sessions: u32,
     /// `join=now`: the application enters itself, in open_session. For services that never call setcred in a child: su, login, cron.
     pub join_now: bool,
 }
@@ -26,6 +29,7 @@ impl Default for Options {
             timeout: Duration::from_secs(3),
             namespaces: Kind::ALL.to_vec(),
             cgroup_required: true,
+            sessions: 64,
             join_now: false,
         }
     }
@@ -41,6 +45,7 @@ impl Options {
                 None if word == "debug" => options.debug = true,
                 Some(("timeout", seconds)) => options.timeout = parse_timeout(seconds)?,
                 Some(("namespaces", list)) => options.namespaces = parse_namespaces(list)?,
+                Some(("sessions", number)) => options.sessions = parse_sessions(number)?,
                 Some(("cgroup", "required")) => options.cgroup_required = true,
                 Some(("join", "now")) => options.join_now = true,
                 Some(("cgroup", "optional")) => options.cgroup_required = false,
@@ -55,6 +60,17 @@ fn parse_timeout(seconds: &str) -> Result<Duration, Refusal> {
     match seconds.parse() {
         Ok(seconds @ 1..=60) => Ok(Duration::from_secs(seconds)),
         _ => Err(bad(format!("option timeout={}: a number of seconds from 1 to 60 is needed", seconds.escape_debug()))),
+    }
+}
+
+fn parse_sessions(number: &str) -> Result<u32, Refusal> {
+    match number.parse() {
+        Ok(sessions @ 1..=sessions::MOST) => Ok(sessions),
+        _ => Err(bad(format!(
+            "option sessions={}: a number of sessions from 1 to {} is needed",
+            number.escape_debug(),
+            sessions::MOST
+        ))),
     }
 }
 
@@ -95,9 +111,9 @@ mod tests {
 
     #[test]
     fn each_option_is_read() {
-        let options = parse("debug timeout=10 namespaces=uts,mnt,pid cgroup=optional join=now").unwrap();
+        let options = parse("debug timeout=10 namespaces=uts,mnt,pid cgroup=optional sessions=1024 join=now").unwrap();
         assert!(options.debug && !options.cgroup_required && options.join_now);
-        assert_eq!(options.timeout, Duration::from_secs(10));
+        assert_eq!((options.timeout, options.sessions), (Duration::from_secs(10), 1024));
         let names: Vec<_> = options.namespaces.iter().map(|kind| kind.name).collect();
         assert_eq!(names, ["pid", "uts", "mnt"], "the mount namespace stays last");
     }
@@ -113,6 +129,12 @@ mod tests {
             "timeout=61",
             "timeout=-1",
             "timeout=3s",
+            "sessions",
+            "sessions=",
+            "sessions=0",
+            "sessions=1025",
+            "sessions=-1",
+            "sessions=two",
             "cgroup",
             "cgroup=no",
             "namespaces=",

@@ -12,6 +12,10 @@ pub enum Reason {
     KeysOnly,
     /// The container has no Emperor that listens, or it ended while we looked.
     NotRunning,
+    /// The container's processes are stopped (cgroup freezer).
+    Paused,
+    /// As many sessions are open as `sessions=` allows.
+    TooManySessions,
     /// Something that waits on the container took longer than `timeout=`.
     NotAnswering,
     /// What listens on the socket is not the container's pid 1, or the container is not set up to be entered.
@@ -23,12 +27,27 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Each of them, in the order of their numbers.
+    pub(crate) const ALL: [Self; 9] = [
+        Self::NoContainer,
+        Self::KeysOnly,
+        Self::NotRunning,
+        Self::Paused,
+        Self::TooManySessions,
+        Self::NotAnswering,
+        Self::NotTrusted,
+        Self::Misconfigured,
+        Self::Broken,
+    ];
+
     /// What the user reads after "Container 30001 ".
     const fn sentence(self) -> &'static str {
         match self {
             Self::NoContainer => "is not on this node.",
             Self::KeysOnly => "accepts only SSH keys.",
             Self::NotRunning => "is not running. Please try again in a moment.",
+            Self::Paused => "is paused. Please try again later.",
+            Self::TooManySessions => "has too many open sessions.",
             Self::NotAnswering => "does not answer. Please try again in a moment.",
             Self::NotTrusted => "cannot be entered: its set-up failed a check. Please ask the operator of this node.",
             Self::Misconfigured => "cannot be entered: this node is not set up for it. Please ask its operator.",

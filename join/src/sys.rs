@@ -7,7 +7,12 @@ use nix::fcntl::OFlag;
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::stat::Mode;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use nix::unistd::Pid;
+use std::ffi::{c_int, c_long};
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicI32, AtomicU8};
 
 /// Makes a call again when a signal interrupts it. Nobody who logs in asked for that signal.
 pub fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
@@ -61,6 +66,38 @@ pub fn bound_capabilities(kept: u64) -> nix::Result<()> {
     Ok(())
 }
 
+/// Changes capabilities by the crate caps, which loses the errno of the call.
+pub fn change_capabilities<T>(call: impl Fn() -> Result<T, caps::errors::CapsError>) -> nix::Result<T> {
+    retry(|| call().map_err(|_| Errno::last()))
+}
+
+/// Gives up every capability that this process has.
+pub fn clear_capabilities() -> nix::Result<()> {
+    use caps::CapSet;
+    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+        change_capabilities(|| caps::clear(None, set))?;
+    }
+    Ok(())
+}
+
+/// Becomes this user and group and nobody else, with no supplementary group but its own. Raw calls, for this thread alone: after
+/// [`clone_into`] glibc may still remember threads that exist in the parent only, and would wait for them.
+pub fn become_user(uid: u32, gid: u32) -> nix::Result<()> {
+    let groups = [gid];
+    // SAFETY: setgroups(2) reads one group; the other two take numbers.
+    retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_setgroups, 1, groups.as_ptr()) }))?;
+    // SAFETY: as above.
+    retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) }))?;
+    // SAFETY: as above.
+    retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) })).map(drop)
+}
+
+/// Whether this process could become root again: tries to.
+pub fn can_become_root() -> bool {
+    // SAFETY: takes numbers.
+    Errno::result(unsafe { libc::syscall(libc::SYS_setresuid, 0, 0, 0) }).is_ok()
+}
+
 /// Ends this process on the spot, with nothing of the application's run on the way.
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit(2) takes a number and does not return.
@@ -72,6 +109,289 @@ pub fn fork() -> nix::Result<nix::unistd::ForkResult> {
     // SAFETY: PAM applications are single-threaded where they open a session (they fork there themselves), so the child finds no lock
     // that another thread holds.
     unsafe { nix::unistd::fork() }
+}
+
+/// Of linux/sched.h. It is beyond the 32 bits that clone(2) takes.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// The new process of [`clone_into`] or [`clone_sibling`], as its parent and it itself see it.
+pub enum Cloned {
+    /// In the process that called.
+    Parent(Pid),
+    /// In the new one.
+    Child,
+}
+
+/// fork(2) into a cgroup of version 2, given by its directory; where there is none, or the kernel cannot do that (clone3(2), Linux 5.7), as
+/// an ordinary fork. The second value says whether the new process was born in the cgroup.
+///
+/// glibc's handlers of fork do not run. They are for locks that other threads hold, and a PAM application has none where it opens a session.
+pub fn clone_into(cgroup: Option<&OwnedFd>) -> nix::Result<(Cloned, bool)> {
+    if let Some(cgroup) = cgroup {
+        // SAFETY: all zeros asks for nothing.
+        let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+        arguments.flags = CLONE_INTO_CGROUP;
+        arguments.exit_signal = libc::SIGCHLD as u64;
+        arguments.cgroup = cgroup.as_raw_fd() as u64;
+        let size = size_of::<libc::clone_args>();
+        // SAFETY: the kernel reads the arguments. It shares no memory with the new process, which goes on from here with a copy.
+        let pid = retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size) }));
+        if let Ok(pid) = pid {
+            return Ok((cloned(pid), true));
+        }
+    }
+    // SAFETY: no stack and no memory is shared, so it is fork(2).
+    let pid = retry(|| {
+        Errno::result(unsafe { libc::syscall(libc::SYS_clone, c_long::from(libc::SIGCHLD), NONE, NONE, NONE, NONE) })
+    })?;
+    Ok((cloned(pid), false))
+}
+
+/// fork(2), but the new process is a child of this one's parent (CLONE_PARENT of clone(2)). Its number goes to `pid`, for that parent to read.
+pub fn clone_sibling(pid: &AtomicI32) -> nix::Result<Cloned> {
+    let flags = c_long::from(libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID | libc::SIGCHLD);
+    // SAFETY: as above; the kernel writes the number of the new process, in this process's memory.
+    let pid =
+        retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_clone, flags, NONE, pid.as_ptr(), NONE, NONE) }))?;
+    Ok(cloned(pid))
+}
+
+/// An argument of a raw call that is not used.
+const NONE: c_long = 0;
+
+fn cloned(pid: c_long) -> Cloned {
+    if pid == 0 { Cloned::Child } else { Cloned::Parent(Pid::from_raw(pid as i32)) }
+}
+
+/// Memory that this process shares with the children that it clones from now on. It is never unmapped.
+#[derive(Clone, Copy)]
+pub struct Shared(&'static SharedMemory);
+
+/// What is in it, all zeros to begin with.
+pub struct SharedMemory {
+    /// For the number of a process.
+    pub pid: AtomicI32,
+    /// For a number that says what the text is.
+    pub kind: AtomicI32,
+    /// For a text.
+    pub text: [AtomicU8; 1000],
+}
+
+impl Shared {
+    /// Maps it.
+    pub fn new() -> nix::Result<Self> {
+        const SIZE: usize = size_of::<SharedMemory>();
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping, where the kernel likes, of whole pages.
+        let memory = retry(|| match unsafe { libc::mmap(null_mut(), SIZE, protection, flags, -1, 0) } {
+            libc::MAP_FAILED => Err(Errno::last()),
+            memory => Ok(memory),
+        })?;
+        // SAFETY: the mapping is large enough, aligned, there for good, and of zeros, which are values of all these atomic numbers.
+        Ok(Self(unsafe { &*memory.cast::<SharedMemory>() }))
+    }
+
+    /// Keeps it from the children that this process clones from now on, which must not look at it.
+    pub fn keep_from_children(self) -> nix::Result<()> {
+        let address = std::ptr::from_ref(self.0).cast_mut().cast();
+        // SAFETY: our own mapping, which stays as it is in this process.
+        let advise = || unsafe { libc::madvise(address, size_of::<SharedMemory>(), libc::MADV_DONTFORK) };
+        retry(|| Errno::result(advise())).map(drop)
+    }
+}
+
+impl std::ops::Deref for Shared {
+    type Target = SharedMemory;
+    fn deref(&self) -> &SharedMemory {
+        self.0
+    }
+}
+
+/// Keeps other processes of the same user from tracing this one, and from what belongs to it in /proc (PR_SET_DUMPABLE of prctl(2)).
+pub fn set_not_dumpable() -> nix::Result<()> {
+    retry(|| nix::sys::prctl::set_dumpable(false))
+}
+
+/// How a thread is scheduled, sched_setattr(2): `struct sched_attr` in its first version.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Scheduling {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+}
+
+impl Scheduling {
+    const NORMAL: Self = Self {
+        size: size_of::<Self>() as u32,
+        policy: libc::SCHED_OTHER as u32,
+        flags: 0,
+        nice: 0,
+        priority: 0,
+        runtime: 0,
+        deadline: 0,
+        period: 0,
+    };
+
+    /// Of a process, or with 0 of this one.
+    pub fn of(pid: i32) -> nix::Result<Self> {
+        let mut found = Self::NORMAL;
+        let size = size_of::<Self>();
+        // SAFETY: the kernel writes at most `size` bytes.
+        retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_sched_getattr, pid, &raw mut found, size, 0) }))?;
+        // The size says how much the kernel knows, and is no property of the process.
+        Ok(Self { size: size as u32, nice: nice(pid)?, ..found })
+    }
+
+    /// What a child of this process has: SCHED_RESET_ON_FORK keeps priority from it, and SCHED_DEADLINE no process hands down.
+    pub fn of_a_child(self) -> Self {
+        const RESET_ON_FORK: u64 = 1;
+        let policy = self.policy as c_int;
+        let is_real_time = [libc::SCHED_FIFO, libc::SCHED_RR, libc::SCHED_DEADLINE].contains(&policy);
+        match (self.flags & RESET_ON_FORK != 0, is_real_time) {
+            (true, true) => Self::NORMAL,
+            (true, false) => Self { flags: self.flags & !RESET_ON_FORK, nice: self.nice.max(0), ..self },
+            (false, _) if policy == libc::SCHED_DEADLINE => Self::NORMAL,
+            (false, _) => self,
+        }
+    }
+
+    /// For this process.
+    pub fn apply(&self) -> nix::Result<()> {
+        // SAFETY: the kernel reads the struct, whose size is in it.
+        retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const *self, 0) }))?;
+        if nice(0) == Ok(self.nice) { Ok(()) } else { set_nice(self.nice) }
+    }
+
+    /// The same, but with another nice value.
+    pub fn with_nice(self, nice: i32) -> Self {
+        Self { nice, ..self }
+    }
+
+    /// The nice value.
+    pub fn nice(&self) -> i32 {
+        self.nice
+    }
+}
+
+/// The nice value of a process, or with 0 of this one. sched_getattr(2) has it for some policies alone.
+pub fn nice(pid: i32) -> nix::Result<i32> {
+    // SAFETY: takes numbers. The bare call counts from 40 down to 1, so that it is never negative.
+    retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, pid) }))
+        .map(|value| 20 - value as i32)
+}
+
+/// Sets the nice value of this process.
+pub fn set_nice(value: i32) -> nix::Result<()> {
+    // SAFETY: takes numbers.
+    retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, 0, value) })).map(drop)
+}
+
+/// The I/O priority of a process, or with 0 of this one, ioprio_get(2).
+pub fn io_priority(pid: i32) -> nix::Result<i32> {
+    const WHO_PROCESS: c_int = 1;
+    // SAFETY: takes numbers.
+    retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, pid) })).map(|value| value as i32)
+}
+
+/// Sets the I/O priority of this process.
+pub fn set_io_priority(value: i32) -> nix::Result<()> {
+    const WHO_PROCESS: c_int = 1;
+    // SAFETY: takes numbers.
+    retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, value) })).map(drop)
+}
+
+/// The CPUs that a process may run on, sched_setaffinity(2). Room for 8192 of them, as many as the kernel can be built for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CpuSet(Vec<u8>);
+
+impl CpuSet {
+    /// Of a process, or with 0 of this one.
+    pub fn of(pid: i32) -> nix::Result<Self> {
+        let mut mask = vec![0; 1024];
+        let room = mask.len();
+        // SAFETY: the kernel writes at most `room` bytes, and says how many.
+        let length = retry(|| {
+            Errno::result(unsafe { libc::syscall(libc::SYS_sched_getaffinity, pid, room, mask.as_mut_ptr()) })
+        })?;
+        mask.truncate(length as usize);
+        Ok(Self(mask))
+    }
+
+    /// For this process.
+    pub fn apply(&self) -> nix::Result<()> {
+        // SAFETY: the kernel reads as many bytes as there are.
+        let set = || unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, self.0.len(), self.0.as_ptr()) };
+        retry(|| Errno::result(set())).map(drop)
+    }
+}
+
+/// The number of the mount that a file is on, statx(2); 0 before Linux 5.8, which does not say.
+pub fn mount_id(file: &OwnedFd) -> nix::Result<u64> {
+    const FLAGS: c_int = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+    const STATX_MNT_ID: u32 = 0x1000; // linux/stat.h, as is the place of the field: stx_mnt_id
+    const FIELD: usize = 0x90;
+    let mut status = [0u8; 256];
+    let (file, path) = (file.as_raw_fd(), c"".as_ptr());
+    // SAFETY: an empty path; the kernel writes one struct statx, which has 256 bytes.
+    let mut about = || unsafe { libc::syscall(libc::SYS_statx, file, path, FLAGS, STATX_MNT_ID, status.as_mut_ptr()) };
+    retry(|| Errno::result(about()))?;
+    let field = |at| status.get(at..).and_then(<[u8]>::first_chunk);
+    let mask = field(0).map_or(0, |bytes: &[u8; 4]| u32::from_ne_bytes(*bytes));
+    let id = status.get(FIELD..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+    Ok(if mask & STATX_MNT_ID == 0 { 0 } else { id })
+}
+
+/// Shows operators what this process is, in place of sshd's command line, which it never looks at again.
+pub fn set_supervisor_title(uid: u32) -> nix::Result<()> {
+    let title = format!("pam_unbit: {uid} [supervisor]");
+    let name = std::ffi::CString::new(title.as_str()).map_err(|_| Errno::EINVAL)?;
+    nix::sys::prctl::set_name(&name)?;
+    let stat = std::fs::read_to_string("/proc/self/stat").map_err(|_| Errno::last())?;
+    // proc_pid_stat(5): arg_start and arg_end are fields 48 and 49, and the third follows the name in brackets.
+    let mut fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().skip(45);
+    let mut address = || fields.next().and_then(|field| field.parse::<usize>().ok()).filter(|address| *address > 0);
+    let (Some(start), Some(end)) = (address(), address()) else { return Err(Errno::ENODATA) };
+    for (place, byte) in (start..end).zip(title.bytes().chain(std::iter::repeat(0))) {
+        // SAFETY: the kernel put the arguments there, in memory that a process may write (execve(2)); the last byte stays 0.
+        unsafe { std::ptr::with_exposed_provenance_mut::<u8>(place).write(if place + 1 == end { 0 } else { byte }) };
+    }
+    Ok(())
+}
+
+/// Closes every descriptor but one.
+pub fn close_all_but(kept: impl AsFd) -> nix::Result<()> {
+    let kept = kept.as_fd().as_raw_fd();
+    // SAFETY: takes numbers. Whoever owns one of these descriptors never runs again in this process.
+    let close = |first: c_int, last: c_int| match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
+        _ if first > last => Ok(0),
+        result => Errno::result(result),
+    };
+    let closed = retry(|| close(0, kept - 1)).and_then(|_| retry(|| close(kept + 1, c_int::MAX)));
+    match closed {
+        Err(Errno::ENOSYS) => close_all_before_linux_5_9(kept),
+        other => other.map(drop),
+    }
+}
+
+fn close_all_before_linux_5_9(kept: c_int) -> nix::Result<()> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut open = retry(|| Dir::open("/proc/self/fd", flags, Mode::empty()))?;
+    let listing = open.as_raw_fd();
+    let mut numbers: Vec<c_int> = Vec::new();
+    for entry in open.iter().filter(|entry| *entry != Err(Errno::EINTR)) {
+        numbers.extend(entry?.file_name().to_str().ok().and_then(|name| name.parse::<c_int>().ok()));
+    }
+    for number in numbers.into_iter().filter(|number| *number != kept && *number != listing) {
+        // SAFETY: as above.
+        unsafe { libc::close(number) };
+    }
+    Ok(())
 }
 
 /// Sets back a signal to what it does by default; what it did before, for [`restore_signal`].

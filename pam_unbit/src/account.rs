@@ -1,40 +1,62 @@
 //! Identify: whose login is it?
 
 use crate::pam::Handle;
-use join::refusal::{Reason, Refusal};
+use join::refusal::{Reason, Refusal, Step};
+use join::sys::retry;
+use nix::errno::Errno;
+use nix::sys::stat::stat;
 use shared::ContainerUid;
-use shared::settings::FIRST_UID;
 
 /// Who logs in, as far as this module is concerned.
 pub enum Account {
     /// A container's user: this module decides.
     Container(ContainerUid),
-    /// A uid below the containers': none of this module's business.
+    /// An ordinary user, whatever the uid: none of this module's business.
     Other,
     /// No such account. The rest of the stack refuses it, in its own time and words, so that nobody can tell names apart.
     Unknown,
 }
 
-/// Decides by the uid alone whether this module is responsible, and refuses a container's uid under any other name than its own.
+/// Decides by the name, the uid and the container's directory. A container's number is nobody else's: neither its name with another uid, nor its uid
+/// with another name.
 pub fn identify(pam: &Handle) -> Result<Account, Refusal> {
     let Some(name) = pam.user() else { return Ok(Account::Unknown) };
+    let named = ContainerUid::parse(name.to_bytes());
+    let no_container = |cause: String| Err(Refusal::new(Reason::NoContainer, cause));
     let Some(entry) = pam.passwd(name) else {
-        return match ContainerUid::parse(name.to_bytes()) {
-            Some(_) => Err(Refusal::new(
-                Reason::NoContainer,
-                "there is no such account (no directory of its own, or NSS lacks unbit)",
-            )),
+        return match named {
+            Some(_) => {
+                no_container("there is no such account (no directory of its own, or NSS lacks unbit)".to_owned())
+            }
             None => Ok(Account::Unknown),
         };
     };
-    if entry.uid < FIRST_UID {
-        return Ok(Account::Other);
-    }
-    match ContainerUid::parse(name.to_bytes()) {
-        Some(container) if container.get() == entry.uid && entry.gid == entry.uid => Ok(Account::Container(container)),
-        _ => Err(Refusal::new(
-            Reason::NoContainer,
-            format!("uid {} and gid {} belong to containers but not to an account of this name", entry.uid, entry.gid),
+    match (named, ContainerUid::new(entry.uid)) {
+        (Some(named), Some(container)) if named == container && entry.gid == entry.uid => match exists(container)? {
+            true => Ok(Account::Container(container)),
+            false => no_container(format!("the account has no directory {} of its own", path(container))),
+        },
+        (Some(_), _) => no_container(format!(
+            "the name is a container's number, but the account has uid {} and gid {}",
+            entry.uid, entry.gid
         )),
+        (None, Some(container)) if exists(container)? => no_container(format!(
+            "uid {} belongs to container {container} but not to an account of this name",
+            entry.uid
+        )),
+        (None, _) => Ok(Account::Other),
     }
+}
+
+/// Whether there is such a container. Where that cannot be told, nobody is let in.
+fn exists(container: ContainerUid) -> Result<bool, Refusal> {
+    match retry(|| stat(container.home().as_c_str())) {
+        Ok(status) => Ok(container.is_owner_of(status.st_mode, status.st_uid, status.st_gid)),
+        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(false),
+        Err(errno) => Err(errno).step(Reason::Broken, format_args!("stat {}", path(container))),
+    }
+}
+
+fn path(container: ContainerUid) -> String {
+    container.home().as_c_str().to_string_lossy().into_owned()
 }

@@ -64,7 +64,7 @@ fn run(
         .map(|i| unsafe { CStr::from_ptr(*argv.add(i)) }.to_bytes())
         .collect();
     let mut call = Call { pam, flags, words };
-    join::defect(name);
+    join::failpoint(name);
     match hook(&mut call) {
         Ok(Verdict::Success) => code::SUCCESS,
         Ok(Verdict::Ignore) => code::IGNORE,

@@ -5,17 +5,17 @@
 //! | step | module | what it answers |
 //! |---|---|---|
 //! | identify | [`account`] | is this a container's user, and whose? |
-//! | reach, verify, prepare | [`join::visit`] | who is the container's pid 1, and what is there to join? |
-//! | enter | [`join::visit`], [`nss`] | join all of it, in sshd's child, and load no code of the tenant's on the way |
+//! | reach, verify, prepare | [`join::attach`] | who is the container's pid 1, and what is there to join? |
+//! | enter | [`join::attach`], [`nss`] | join all of it, in sshd's child, and load no code of the tenant's on the way |
 //!
-//! What is not about PAM is in the crate [`join`]. `unsafe` is in [`hooks`] and [`pam`] (Linux-PAM's C interface), in [`lock`] (a handler for
+//! What is not about PAM is in the crate [`join`]. `unsafe` is in [`hooks`] and [`pam`] (Linux-PAM's C interface), in [`setuid_guard`] (a handler for
 //! fork) and in [`sys`] (what nix does not have), nowhere else.
 
 mod account;
 mod hooks;
-mod lock;
 mod login;
 mod nss;
 mod pam;
 mod record;
+mod setuid_guard;
 mod sys;

@@ -4,25 +4,30 @@
 //!
 //! 1. [`acct_mgmt`], in the monitor, when the key is accepted: the whole verification, and what it opened is kept.
 //! 2. [`setcred`], in the monitor: notes that the auth line is there.
-//! 3. [`open_session`], in the monitor: binds its next child to the container's pid namespace.
-//! 4. [`setcred`] again, in that child, as root, just before sshd gives up root for good: enters the container.
+//! 3. [`open_session`], in the monitor: hands what was opened to its next child.
+//! 4. [`setcred`] again, in that child, as root, just before sshd gives up root for good: forks into the container. The process inside goes on
+//!    as sshd's child; the one that forked stays outside as its [`supervisor`].
 //! 5. [`close_session`], in the monitor.
 //!
-//! The monitor, which stays root, enters nothing. The child enters and is root no more; until then it cannot become anybody, see [`lock`].
+//! The monitor, which stays root, joins nothing. Nothing with an id, a capability or a descriptor of the node's is ever in the container: whoever
+//! enters has lost them before it forks, see [`join::attach`]. Until then nobody can become anybody, see [`setuid_guard`].
 //! Whatever is missing or out of order refuses.
 
 use crate::account::{Account, identify};
 use crate::hooks::Call;
-use crate::lock;
 use crate::nss;
 use crate::pam::flag;
 use crate::record;
+use crate::setuid_guard;
 use crate::sys;
-use join::escort;
+use join::Deadline;
+use join::attach::{Attachment, Forked, Who};
 use join::options::Options;
 use join::refusal::{Reason, Refusal, Step};
+use join::sessions::Slot;
+use join::supervisor::{self, Signals};
 use join::sys::exit_now;
-use join::visit::Visit;
+use nix::unistd::{Pid, getppid};
 use shared::ContainerUid;
 use std::cell::RefCell;
 use std::fmt;
@@ -40,7 +45,9 @@ pub enum Verdict {
 struct Login {
     container: ContainerUid,
     monitor: u32,
-    verified: Option<Visit>,
+    verified: Option<Attachment>,
+    /// The session's place among those of the container.
+    slot: Option<Slot>,
     verified_in: Duration,
     auth_line_seen: bool,
     session: Session,
@@ -64,6 +71,7 @@ impl Login {
             container,
             monitor: process::id(),
             verified: None,
+            slot: None,
             verified_in: Duration::ZERO,
             auth_line_seen: false,
             session: Session::NotYet,
@@ -93,17 +101,27 @@ pub fn acct_mgmt(call: &mut Call) -> Result<Verdict, Refusal> {
     let started = Instant::now();
     let options = options_for_the_service(call)?;
 
-    let visit = prepare(call, container, &options)?;
+    let attachment = prepare(call, container, &options)?;
+    let slot = take_slot(call, container, &options)?;
 
-    let login = Login { verified: Some(visit), verified_in: started.elapsed(), ..Login::of(container) };
+    let login =
+        Login { verified: Some(attachment), slot: Some(slot), verified_in: started.elapsed(), ..Login::of(container) };
     remember(call, login)?;
     Ok(Verdict::Success)
 }
 
-fn prepare(call: &Call, container: ContainerUid, options: &Options) -> Result<Visit, Refusal> {
+/// The place that an earlier call of this transaction has taken stays: a second one would take its lock away, see [`Slot`].
+fn take_slot(call: &Call, container: ContainerUid, options: &Options) -> Result<Slot, Refusal> {
+    match recall(call).and_then(|login| login.borrow_mut().slot.take()) {
+        Some(slot) if slot.container == container => Ok(slot),
+        _ => Slot::take(container, options.sessions),
+    }
+}
+
+fn prepare(call: &Call, container: ContainerUid, options: &Options) -> Result<Attachment, Refusal> {
     let mut tell =
         |step: &str, seen: fmt::Arguments<'_>| call.debug(format_args!("container {container}: {step}: {seen}"));
-    Visit::prepare(container, options, &mut tell)
+    Attachment::prepare(container, options, &mut tell)
 }
 
 /// Called twice: in the monitor, before the session, and in the child that becomes the user's. There it enters the container or ends the
@@ -115,6 +133,10 @@ pub fn setcred(call: &mut Call) -> Result<Verdict, Refusal> {
     match establish_credentials(call) {
         Err(refusal) if is_sshd(call) => {
             call.refuse(&refusal);
+            if recall(call).is_some_and(|login| !login.borrow().is_in_monitor()) {
+                // A helper that a frozen cgroup holds would keep the monitor and the client waiting.
+                sys::end_connections();
+            }
             exit_now(255)
         }
         other => other,
@@ -148,28 +170,38 @@ fn establish_credentials(call: &mut Call) -> Result<Verdict, Refusal> {
         }
     }
 
-    let monitor = login.monitor;
-    let Some(visit) = login.verified.take() else {
-        return Err(Refusal::new(
-            Reason::Misconfigured,
-            "credentials were asked for once more, after the session had entered",
-        ));
-    };
-    if !visit.has_born_us()? {
-        return Err(Refusal::new(
-            Reason::Misconfigured,
-            format!(
-                "credentials were asked for in a process that the monitor {monitor} did not fork into the container; does a module behind pam_unbit.so fork?"
-            ),
-        ));
+    let (container, monitor) = (login.container, Pid::from_raw(login.monitor as i32));
+    drop(login.slot.take()); // the monitor's: no descriptor of it goes inside
+    drop(login);
+    let options = options_for_the_service(call)?;
+    let misconfigured = |cause| Refusal::new(Reason::Misconfigured, cause);
+    let attachment = setuid_guard::disarm()?.ok_or_else(|| {
+        misconfigured("credentials were asked for once more, after the session had entered".to_owned())
+    })?;
+    if getppid() != monitor {
+        return Err(misconfigured(format!(
+            "credentials were asked for in a process that is no child of the monitor {monitor}; does a module behind pam_unbit.so fork?"
+        )));
     }
+    enter(attachment, container, monitor, &options)?;
+    Ok(Verdict::Success)
+}
+
+/// Returns in the process inside alone, or with an error outside.
+fn enter(attachment: Attachment, container: ContainerUid, monitor: Pid, options: &Options) -> Result<(), Refusal> {
     nss::pin()?;
     sys::open_log();
     sys::give_up_locale();
-    lock::open()?;
-    visit.enter()?;
-    sys::close_log();
-    Ok(Verdict::Success)
+    let signals = Signals::hold()?;
+    let deadline = Deadline::after(options.timeout);
+    let finish = || signals.release().inspect(|()| sys::close_log());
+    match attachment.fork_into(Who::User, deadline, || Ok(()), finish)? {
+        Forked::Inside => {
+            supervisor::end_with_the_supervisor();
+            Ok(())
+        }
+        Forked::Outside(child) => Err(supervisor::supervise_session(container, child, &signals, monitor)),
+    }
 }
 
 /// Opens the session: from here on the monitor's next child belongs to the container. Nothing can fail after that.
@@ -203,11 +235,12 @@ fn bind_session(call: &mut Call) -> Result<Verdict, Refusal> {
             "the session is another user's or process's than the one that was verified",
         ));
     }
-    let visit = login.verified.as_ref().ok_or_else(|| missing("account"))?;
+    let attachment = login.verified.take().ok_or_else(|| missing("account"))?;
     begin_kernel_session(container)?;
-    lock::close(visit)?;
+    let line = opened(call, container, &attachment, login.verified_in + started.elapsed());
+    setuid_guard::arm(attachment)?;
 
-    call.pam.log(libc::LOG_INFO, &opened(call, container, visit, login.verified_in + started.elapsed()));
+    call.pam.log(libc::LOG_INFO, &line);
     login.session = Session::Open;
     login.opened = Some(Instant::now());
     Ok(Verdict::Success)
@@ -217,10 +250,8 @@ fn bind_session(call: &mut Call) -> Result<Verdict, Refusal> {
 pub fn close_session(call: &mut Call) -> Result<Verdict, Refusal> {
     let Some(login) = recall(call) else { return Ok(Verdict::Ignore) };
     let mut login = login.borrow_mut();
-    lock::forget();
-    if let Some(visit) = login.verified.take() {
-        visit.release_children();
-    }
+    setuid_guard::forget();
+    drop((login.verified.take(), login.slot.take()));
     if let Some(opened) = login.opened.take() {
         sys::revoke_session_keyring();
         let line =
@@ -231,27 +262,27 @@ pub fn close_session(call: &mut Call) -> Result<Verdict, Refusal> {
 }
 
 /// `join=now`: for an application that calls no hook in the child that becomes the user's, so that it has to enter itself. Returns in a child that
-/// goes on as the application; see [`escort`].
+/// goes on as the application; see [`supervisor`].
 fn join_now(call: &mut Call, container: ContainerUid, options: &Options, started: Instant) -> Result<Verdict, Refusal> {
+    let slot = take_slot(call, container, options)?;
     let before = recall(call).and_then(|login| {
         let mut login = login.borrow_mut();
         Some((login.verified.take()?, login.verified_in))
     });
-    let (visit, verified_in) = match before {
+    let (attachment, verified_in) = match before {
         Some(before) => before,
         None => (prepare(call, container, options)?, Duration::ZERO),
     };
-    remember(call, Login { session: Session::Entered, ..Login::of(container) })?;
+    remember(call, Login { session: Session::Entered, slot: Some(slot), ..Login::of(container) })?;
     begin_kernel_session(container)?;
-    call.pam.log(libc::LOG_INFO, &opened(call, container, &visit, verified_in + started.elapsed()));
-    visit.bind_next_child()?;
-    let in_the_child = escort::go_on_in_a_child().inspect_err(|_| visit.release_children())?;
+    call.pam.log(libc::LOG_INFO, &opened(call, container, &attachment, verified_in + started.elapsed()));
+    let in_the_child = supervisor::go_on_in_a_child(|| attachment.bind_next_child())?;
 
     sys::open_log();
     sys::give_up_locale();
     let entered = in_the_child
         .and_then(|()| nss::pin_alone(container))
-        .and_then(|()| visit.enter_before_the_application_drops_root());
+        .and_then(|()| attachment.enter_before_the_application_drops_root());
     if let Err(refusal) = entered {
         call.refuse(&refusal);
         exit_now(255);
@@ -287,10 +318,10 @@ fn begin_kernel_session(container: ContainerUid) -> Result<(), Refusal> {
 }
 
 /// The line that a login leaves in the log when its session opens.
-fn opened(call: &Call, container: ContainerUid, visit: &Visit, took: Duration) -> String {
+fn opened(call: &Call, container: ContainerUid, attachment: &Attachment, took: Duration) -> String {
     let origin = record::origin(call.pam.remote_host(), call.pam.environment(c"SSH_AUTH_INFO_0"));
     let took = took.as_secs_f64() * 1e3;
-    format!("container {container}: session opened{origin}; {visit}; verified in {took:.1} ms")
+    format!("container {container}: session opened{origin}; {attachment}; verified in {took:.1} ms")
 }
 
 fn is_sshd(call: &Call) -> bool {

@@ -63,7 +63,6 @@ fn the_chroot_of_a_vassal() {
                 "none /dev /distros/base/dev rec,bind",
                 "none /containers /distros/base/containers bind",
                 "none /containers/%n/run /distros/base/run bind",
-                "none /containers/%n/tmp /distros/base/tmp bind",
             ] {
                 text += &format!("hook-pre-jail = mount:{mount}\n");
             }

@@ -27,9 +27,11 @@ fn nothing_on_the_host() {
         let host = namespaces("self");
         let processes = sh("ps -eo pid=,uid= | awk '$2 >= 30000 && $2 < 60000 {print $1}'").ok();
         let on_the_host = processes.split_whitespace().find(|pid| {
-            OWN.iter().any(|kind| {
-                fs::read_link(format!("/proc/{pid}/ns/{kind}")).is_ok_and(|link| link.to_string_lossy() == host[*kind])
-            })
+            !supervision::violations(pid).is_empty()
+                && OWN.iter().any(|kind| {
+                    fs::read_link(format!("/proc/{pid}/ns/{kind}"))
+                        .is_ok_and(|link| link.to_string_lossy() == host[*kind])
+                })
         });
         on_the_host.is_none().then_some(())
     });
@@ -196,7 +198,7 @@ fn standard_streams_are_forwarded_into_the_container() {
 #[ignore = "needs the node: make test"]
 fn unix_sockets_are_forwarded_both_ways() {
     let _greeters = greeters();
-    let _gone = AtEnd(|| drop(sh("rm -f /tmp/to /tmp/from /tmp/only /containers/30001/tmp/from")));
+    let _gone = AtEnd(|| drop(sh("rm -f /tmp/to /tmp/from /tmp/only; ssh 30001@node rm -f /tmp/from")));
     // A socket that only the node has.
     let _only = Running::start(
         "perl",
@@ -219,7 +221,6 @@ fn unix_sockets_are_forwarded_both_ways() {
     let from = eventually("an answer", || Some(ssh(30001, &script)).filter(|done| done.out.contains("node")));
     assert_eq!(from.ok(), format!("{}\nnode\nsocket,30001", inside()));
     assert!(!fs::exists("/tmp/from").unwrap(), "it is in the container's /tmp");
-    assert!(fs::exists("/containers/30001/tmp/from").unwrap());
     nothing_on_the_host();
 }
 
@@ -245,8 +246,10 @@ fn many_sessions_on_one_connection_are_all_inside() {
         });
     }
     // With terminals, which the monitor opens; as sftp; and with a forwarding that is added now.
-    let terminal = run("ssh", &["-tt", "-S", "/tmp/master", "30001@node", &format!("tty; {PLACE}")], b"").ok();
-    assert!(terminal.starts_with("/dev/pts/") && terminal.trim_end().ends_with(&expected), "{terminal}");
+    let terminal =
+        run("ssh", &["-tt", "-S", "/tmp/master", "30001@node", &format!("test -t 0 && echo terminal; {PLACE}")], b"")
+            .ok();
+    assert!(terminal.starts_with("terminal\r") && terminal.trim_end().ends_with(&expected), "{terminal}");
     let sftp = run("sftp", &["-q", "-b", "-", "-o", "ControlPath=/tmp/master", "30001@node"], b"pwd\n").ok();
     assert!(sftp.contains("Remote working directory: /containers/30001"), "{sftp}");
     run("ssh", &["-S", "/tmp/master", "-O", "forward", "-L", "7804:127.0.0.1:7777", "30001@node"], b"").ok();
@@ -279,7 +282,8 @@ fn the_servers_forced_command_runs_inside() {
         assert!(sftp.contains("Remote working directory: /containers/30001"), "{sftp}");
         drop(ssh_2200(&[], "touch /tmp/unforced"));
     }
-    assert!(!fs::exists("/containers/30001/tmp/unforced").unwrap() && !fs::exists("/tmp/unforced").unwrap());
+    assert_eq!(ssh(30001, "test -e /tmp/unforced").status, Some(1));
+    assert!(!fs::exists("/tmp/unforced").unwrap());
     nothing_on_the_host();
 }
 
@@ -492,9 +496,9 @@ fn the_tenants_environment_reaches_nobody_but_the_tenant() {
 fn the_environment_file_is_a_link_or_a_fifo() {
     let file = "/containers/30001/.ssh/environment";
     let made = |how: &str| sh(format!("rm -f {file}; {how} {file} && chown -h 30001:30001 {file}")).ok();
-    let _gone = AtEnd(|| drop(sh(format!("rm -f {file} /tmp/environment /containers/30001/tmp/environment"))));
+    let _gone = AtEnd(|| drop(sh(format!("rm -f {file} /tmp/environment; ssh 30001@node rm -f /tmp/environment"))));
     fs::write("/tmp/environment", "FROM=node\n").unwrap();
-    fs::write("/containers/30001/tmp/environment", "FROM=container\n").unwrap();
+    ssh(30001, "echo FROM=container >/tmp/environment").ok();
     let _sshd = Sshd::with(&["PermitUserEnvironment=yes"]);
     let script = format!("{PLACE}; echo from $FROM");
     for (target, from) in
@@ -510,7 +514,8 @@ fn the_environment_file_is_a_link_or_a_fifo() {
         let login = scope.spawn(|| ssh_2200(&[], &script));
         let child = eventually("sshd's child", || {
             let child = pgrep("^sshd(-session)?: 30001(@notty)?$")?;
-            (namespaces(&child)["mnt"] == namespaces(&leader(30001))["mnt"]).then_some(child)
+            let mounts = fs::read_link(format!("/proc/{child}/ns/mnt")).ok()?; // it may be the helper, which ends
+            (mounts.to_string_lossy() == namespaces(&leader(30001))["mnt"]).then_some(child)
         });
         std::thread::sleep(std::time::Duration::from_millis(300));
         let status = fs::read_to_string(format!("/proc/{child}/status")).unwrap();

@@ -132,13 +132,22 @@ fn a_line_in_passwd_makes_no_container() {
     let sentence = "is not on this node.";
     let cases = [
         // No directory at all.
-        ("30009:x:30009:30009::/home/30009:/bin/bash", "open /containers/30009: ENOENT"),
+        ("30009:x:30009:30009::/home/30009:/bin/bash", "the account has no directory /containers/30009 of its own"),
         // Another name than its own.
-        ("bob:x:30001:30001::/home/bob:/bin/bash", "uid 30001 and gid 30001 belong to containers"),
+        (
+            "bob:x:30001:30001::/home/bob:/bin/bash",
+            "uid 30001 belongs to container 30001 but not to an account of this name",
+        ),
         // A group of the host's.
-        ("30001:x:30001:0::/home/30001:/bin/bash", "uid 30001 and gid 0 belong to containers"),
+        (
+            "30001:x:30001:0::/home/30001:/bin/bash",
+            "the name is a container's number, but the account has uid 30001 and gid 0",
+        ),
         // The uid of another container.
-        ("30000:x:30001:30001::/home/30000:/bin/bash", "uid 30001 and gid 30001 belong to containers"),
+        (
+            "30000:x:30001:30001::/home/30000:/bin/bash",
+            "the name is a container's number, but the account has uid 30001 and gid 30001",
+        ),
     ];
     for (line, cause) in cases {
         let _account = add_account(line);
@@ -148,7 +157,7 @@ fn a_line_in_passwd_makes_no_container() {
     let _account = add_account("30010:x:30010:30010::/home/30010:/bin/bash");
     sh("mkdir /containers/30010").ok();
     let _end = AtEnd(|| drop(sh("rmdir /containers/30010")));
-    refused("30010", sentence, "/containers/30010 belongs to 0:0");
+    refused("30010", sentence, "the account has no directory /containers/30010 of its own");
     honest_login_works();
 }
 
@@ -302,7 +311,7 @@ fn someone_else_listens_on_the_socket() {
     for (by, at, cause) in [
         ("", socket, "would be a container's pid 1"),
         ("setpriv --reuid 30001 --regid 30001 --clear-groups", socket, "would be a container's pid 1"),
-        (&inside, "/run/ns.socket", "would be a container's pid 1"),
+        (&inside, socket, "would be a container's pid 1"),
     ] {
         sh(format!("mv {socket} {socket}.kept")).ok();
         let mut listener =

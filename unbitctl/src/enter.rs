@@ -1,6 +1,6 @@
 //! `unbitctl enter`: root goes into a container.
 //!
-//! The way in is a login's: the verification, the join and the user are [`join::visit`]'s, the process that enters is [`inside`]'s. What this command adds is
+//! The way in is a login's: the verification, the join and the user are [`join::attach`]'s, the process that enters is [`inside`]'s. What this command adds is
 //! that nothing of the operator's session goes along: the terminal stays out here and the session has a pty, the other descriptors stay and the session
 //! has pipes (see [`relay`]), the environment is a new one.
 
@@ -12,15 +12,15 @@ use crate::terminal::{Pty, Raw};
 use crate::{sealed, sys};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use join::attach::{Attachment, Who};
 use join::refusal::{Reason, Refusal, Step};
 use join::sys::retry;
-use join::visit::Visit;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::WaitStatus;
-use nix::unistd::{Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, pipe2};
+use nix::unistd::{Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, pipe2, setsid};
 use shared::ContainerUid;
 use std::ffi::{CStr, CString, OsString};
 use std::io::{IsTerminal, stderr, stdin, stdout};
@@ -82,12 +82,16 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let container = arguments.uid;
     let options = pam::options_of_a_login(&Node::at(None))?;
     let session = Session::new(arguments)?;
-    let visit = Visit::prepare(container, &options, &mut |_, _| {}).map_err(|refusal| refused(container, &refusal))?;
+    let attachment =
+        Attachment::prepare(container, &options, &mut |_, _| {}).map_err(|refusal| refused(container, &refusal))?;
 
     let signals = Signals::hold()?;
     let Wires { ours, theirs } = Wires::new(arguments)?;
-    let mut inside = inside::send(visit, |visit, words| session.live(visit, words, &theirs, &signals.before))
-        .map_err(|refusal| refused(container, &refusal))?;
+    let who = if session.is_root { Who::Root } else { Who::User };
+    let before = || session.leave_the_operator(&theirs);
+    let life = |words: &mut Words| session.live(words, &theirs, &signals.before);
+    let mut inside =
+        inside::send(attachment, who, options.timeout, before, life).map_err(|refusal| refused(container, &refusal))?;
     drop(theirs);
     let program = arguments.command.first().map_or(shared::settings::SHELL.into(), |program| program.to_string_lossy());
     if let Some(code) = arrival(&mut inside, container, &program, options.timeout)? {
@@ -152,9 +156,17 @@ impl Session {
         })
     }
 
-    /// In the process that enters.
-    fn live(&self, visit: Visit, words: &mut Words, theirs: &Theirs, signals_before: &SigSet) {
-        match self.enter(visit, theirs, signals_before) {
+    /// In the process that enters, before it does.
+    fn leave_the_operator(&self, theirs: &Theirs) -> Result<(), Refusal> {
+        inside::forget_the_operator(self.container)?;
+        dup2_stdin(&theirs.stdin).step(Reason::Broken, "dup2")?;
+        dup2_stdout(&theirs.stdout).step(Reason::Broken, "dup2")?;
+        dup2_stderr(&theirs.stderr).step(Reason::Broken, "dup2")
+    }
+
+    /// In the process inside.
+    fn live(&self, words: &mut Words, theirs: &Theirs, signals_before: &SigSet) {
+        match self.begin(theirs, signals_before) {
             Ok(errno) => {
                 words.say("exec", format!("{} {}", if errno == Errno::ENOENT { 127 } else { 126 }, errno.desc()))
             }
@@ -162,18 +174,10 @@ impl Session {
         }
     }
 
-    fn enter(&self, visit: Visit, theirs: &Theirs, signals_before: &SigSet) -> Result<Errno, Refusal> {
-        inside::forget_the_operator(self.container)?;
-        dup2_stdin(&theirs.stdin).step(Reason::Broken, "dup2")?;
-        dup2_stdout(&theirs.stdout).step(Reason::Broken, "dup2")?;
-        dup2_stderr(&theirs.stderr).step(Reason::Broken, "dup2")?;
+    fn begin(&self, theirs: &Theirs, signals_before: &SigSet) -> Result<Errno, Refusal> {
+        setsid().step(Reason::Broken, "begin a session")?; // the one before is the helper's
         if theirs.is_terminal {
             sys::set_controlling_terminal(stdin()).step(Reason::Broken, "take the terminal (TIOCSCTTY)")?;
-        }
-        if self.is_root {
-            visit.enter_as_root()?
-        } else {
-            visit.enter()?
         }
         // No home is no reason to stay away: somebody has to mend it.
         let _ = self.homes.iter().find(|home| chdir(home.as_c_str()).is_ok());

@@ -5,17 +5,19 @@
 
 use crate::sys;
 use caps::CapSet;
+use join::Deadline;
+use join::attach::{Attachment, Forked, Who};
 use join::refusal::{Reason, Refusal, Step};
-use join::sys::{default_signal, exit_now, fork, pidfd_open, retry};
-use join::visit::Visit;
+use join::sys::{default_signal, exit_now, pidfd_open, retry};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Gid, Pid, dup2_stderr, dup2_stdin, dup2_stdout, execve, pipe2, setgroups, setsid};
+use nix::unistd::{Gid, Pid, dup2_stderr, dup2_stdin, dup2_stdout, execve, pipe2, setgroups, setsid};
 use shared::ContainerUid;
+use std::cell::Cell;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -45,18 +47,24 @@ impl Words {
 /// More than the process ever says.
 const WORDS: usize = 4096;
 
-/// Forks a process that is born in the container, and does `life` there. Only for a program of one thread.
-pub fn send(visit: Visit, life: impl FnOnce(Visit, &mut Words)) -> Result<Inside, Refusal> {
+/// Forks a process into the container, which does `life` there; `before` is done on the way, before anything is joined. Only for a program of one
+/// thread.
+pub fn send(
+    attachment: Attachment,
+    who: Who,
+    limit: Duration,
+    before: impl FnOnce() -> Result<(), Refusal>,
+    life: impl FnOnce(&mut Words),
+) -> Result<Inside, Refusal> {
     let (reader, writer) = retry(|| pipe2(OFlag::O_CLOEXEC)).step(Reason::Broken, "make a pipe")?;
-    visit.bind_next_child()?;
-    let forked = fork();
-    if let Ok(ForkResult::Child) = forked {
-        drop(reader);
-        life(visit, &mut Words(File::from(writer)));
-        exit_now(0);
-    }
-    visit.release_children();
-    let ForkResult::Parent { child: pid } = forked.step(Reason::Broken, "fork into the container")? else {
+    let reader = Cell::new(Some(reader));
+    let finish = || {
+        drop(reader.take());
+        Ok(())
+    };
+    let forked = attachment.fork_into(who, Deadline::after(limit), before, finish)?;
+    let (Forked::Outside(pid), Some(reader)) = (forked, reader.take()) else {
+        life(&mut Words(File::from(writer)));
         exit_now(0)
     };
     let pidfd = pidfd_open(pid.as_raw()).step(Reason::Broken, "pidfd_open of our own child")?;

@@ -1,6 +1,6 @@
 //! `unbitctl list`: the containers of this node, one a line.
 //!
-//! Whether a container runs is asked in the way that a login asks ([`join::visit`]); the rest comes from one look at /proc and from the container's
+//! Whether a container runs is asked in the way that a login asks ([`join::attach`]); the rest comes from one look at /proc and from the container's
 //! cgroups. Nothing of a tenant's is opened.
 
 mod processes;
@@ -9,9 +9,10 @@ mod table;
 
 use crate::{report, terminal};
 use anyhow::{Context, Result};
+use join::attach::Attachment;
 use join::options::Options;
 use join::refusal::{Reason, Refusal};
-use join::visit::Visit;
+use join::sessions;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -26,6 +27,7 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -41,7 +43,7 @@ Columns:
   PID       its pid 1, as this node counts, and since when it runs
   MEMORY    of its memory cgroup, of the limit if there is one
   CPU       time used by its cgroup, in hours:minutes:seconds; with --watch, percent of one processor since the last look
-  SESSIONS  processes of its user's that somebody outside has started inside: one for each connection by ssh, and each `unbitctl enter`
+  SESSIONS  connections by ssh that are logged in, however many channels each carries
   QUOTA     used by its user on the file system of the containers, of the limit if there is one
 
 - is nothing there, ? is what only root can see.";
@@ -72,7 +74,8 @@ struct Container {
     /// When that was.
     #[serde(skip)]
     seen: Instant,
-    sessions: usize,
+    /// Logins by ssh.
+    sessions: Option<usize>,
 }
 
 impl Container {
@@ -91,6 +94,7 @@ enum State {
     Running,
     NoAccount,
     NotRunning,
+    Paused,
     NotAnswering,
     NotTrusted,
     Misconfigured,
@@ -104,6 +108,8 @@ impl State {
         match reason {
             Reason::NoContainer | Reason::KeysOnly => Self::NoAccount,
             Reason::NotRunning => Self::NotRunning,
+            Reason::Paused => Self::Paused,
+            Reason::TooManySessions => Self::Running, // counted in a login alone
             Reason::NotAnswering => Self::NotAnswering,
             Reason::NotTrusted => Self::NotTrusted,
             Reason::Misconfigured => Self::Misconfigured,
@@ -115,7 +121,7 @@ impl State {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut node = Node::new()?;
     if !node.is_root {
-        crate::tell("without root states, host names and quotas are not seen");
+        crate::tell("without root states, host names, sessions and quotas are not seen");
     }
     if arguments.watch {
         watch(&mut node)?;
@@ -290,7 +296,7 @@ fn look_at(
         since: leader.and_then(Process::started).map(|ticks| processes.time_of(ticks)),
         used: resources.of(uid, leader),
         seen: Instant::now(),
-        sessions: processes.sessions_of(uid.get()),
+        sessions: sessions::count(Path::new(sessions::DIRECTORY), uid),
     };
     (container, running)
 }
@@ -298,12 +304,12 @@ fn look_at(
 /// Meets its pid 1 as a login does; the number of that, and what the container calls itself.
 fn ask(uid: ContainerUid, patience: Duration) -> Result<(i32, Option<String>), Refusal> {
     let options = Options { timeout: patience, ..Options::default() };
-    let visit = Visit::prepare(uid, &options, &mut |_, _| {})?;
+    let attachment = Attachment::prepare(uid, &options, &mut |_, _| {})?;
     // A host name is asked for where it is one: this thread goes there, and does nothing else afterwards.
-    let own = visit.namespaces().iter().find(|namespace| namespace.kind.name == "uts");
+    let own = attachment.namespaces().iter().find(|namespace| namespace.kind.name == "uts");
     let host_name = own.filter(|own| own.join().is_ok()).and_then(|_| uname().ok());
     let host_name = host_name.map(|name| name.nodename().to_string_lossy().escape_debug().to_string());
-    Ok((visit.leader().pid, host_name))
+    Ok((attachment.leader().pid, host_name))
 }
 
 /// What everybody can see of a container: whether it is one.
@@ -334,7 +340,7 @@ mod tests {
             since: None,
             used: Use { cpu_seconds: seconds, ..Use::default() },
             seen: first + Duration::from_millis(millis),
-            sessions: 0,
+            sessions: Some(0),
         };
         let before = at(0, Some(7), Some(10.0));
         assert_eq!(at(2000, Some(7), Some(11.0)).share(&before), Some(50.0));

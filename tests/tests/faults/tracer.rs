@@ -116,11 +116,29 @@ const KNOWN: &[Known] = &[
     (libc::SYS_getrandom, "getrandom", Object::Nothing),
     (libc::SYS_keyctl, "keyctl", Object::Request),
     (libc::SYS_getpid, "getpid", Object::Nothing),
+    (libc::SYS_getppid, "getppid", Object::Nothing),
+    (libc::SYS_getuid, "getuid", Object::Nothing),
+    (libc::SYS_getgid, "getgid", Object::Nothing),
+    (libc::SYS_getgroups, "getgroups", Object::Nothing),
+    (libc::SYS_setpgid, "setpgid", Object::Nothing),
+    (libc::SYS_clone3, "clone3", Object::Nothing),
+    (libc::SYS_madvise, "madvise", Object::Nothing),
+    (libc::SYS_kill, "kill", Object::Nothing),
+    (libc::SYS_mkdirat, "mkdirat", Object::PathAt),
+    (libc::SYS_prlimit64, "prlimit64", Object::Nothing),
+    (libc::SYS_getpriority, "getpriority", Object::Nothing),
+    (libc::SYS_setpriority, "setpriority", Object::Nothing),
+    (libc::SYS_ioprio_get, "ioprio_get", Object::Nothing),
+    (libc::SYS_ioprio_set, "ioprio_set", Object::Nothing),
+    (libc::SYS_sched_getattr, "sched_getattr", Object::Nothing),
+    (libc::SYS_sched_setattr, "sched_setattr", Object::Nothing),
+    (libc::SYS_sched_getaffinity, "sched_getaffinity", Object::Nothing),
+    (libc::SYS_sched_setaffinity, "sched_setaffinity", Object::Nothing),
     (libc::SYS_exit_group, "exit_group", Object::Nothing),
 ];
 
-/// What the module's handlers of fork(3) call, see its `lock.rs`, and nobody else in sshd.
-const IN_FORK: [c_long; 3] = [libc::SYS_capget, libc::SYS_capset, libc::SYS_setns];
+/// What the module's handlers of fork(3) call, see its `setuid_guard.rs`, and nobody else in sshd. (It closes descriptors too, as sshd does.)
+const IN_FORK: [c_long; 2] = [libc::SYS_capget, libc::SYS_capset];
 
 fn known(number: c_long) -> Option<&'static Known> {
     KNOWN.iter().find(|(known, ..)| *known == number)
@@ -210,8 +228,8 @@ struct Tracer {
 struct Tracee {
     /// Whether it is the one that was started: sshd's monitor, su.
     is_monitor: bool,
-    /// Whether it has forked in a hook, so that what is left of it there is `join=now`'s parent.
-    is_escort: bool,
+    /// What it became when a hook forked.
+    role: Role,
     /// Where the module begins in its memory. Each hook has a breakpoint from then on.
     module: Option<u64>,
     /// The module's file has been opened, so it may be mapped by now.
@@ -221,6 +239,32 @@ struct Tracee {
     in_call: bool,
     /// Of a call of the module's that is under way: its number in `calls`, and the answer.
     pending: Option<(usize, Option<i32>)>,
+}
+
+/// The processes that a hook forks, and what is left of the one that does.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Role {
+    #[default]
+    Application,
+    /// It has forked, and waits for the end of the other.
+    Supervisor,
+    /// It was forked, and forks again.
+    Helper,
+    /// It has forked again. For sshd it ends; for `join=now` it waits as well.
+    HelperThatHasForked,
+    /// It was forked by the helper, and goes on as the application.
+    Inside,
+}
+
+impl Role {
+    /// Of a process that forks in a hook, and of its child.
+    fn of_parent_and_child(self) -> (Self, Self) {
+        match self {
+            Self::Application => (Self::Supervisor, Self::Helper),
+            Self::Helper => (Self::HelperThatHasForked, Self::Inside),
+            other => (other, other),
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -328,8 +372,10 @@ impl Tracer {
                 (_, event) if event != 0 => {
                     let mut child: u64 = 0;
                     ptrace(libc::PTRACE_GETEVENTMSG, pid, 0, &raw mut child as u64);
-                    let inherited = Tracee { is_monitor: false, in_call: false, pending: None, ..tracee.clone() };
-                    tracee.is_escort = tracee.hook.is_some();
+                    let mut inherited = Tracee { is_monitor: false, in_call: false, pending: None, ..tracee.clone() };
+                    if tracee.hook.is_some() {
+                        (tracee.role, inherited.role) = tracee.role.of_parent_and_child();
+                    }
                     let child = child as pid_t;
                     tracees.lock().unwrap().insert(child, inherited);
                     if early.remove(&child) {
@@ -367,7 +413,7 @@ impl Tracer {
         }
         let number = registers.orig_rax as c_long;
         let arguments = [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9];
-        let memory = memory_of(pid);
+        let Some(memory) = memory_of(pid) else { return };
         if number == libc::SYS_openat && text_at(&memory, arguments[1]).ends_with("/pam_unbit.so") {
             tracee.module_opened = true;
         }
@@ -380,10 +426,13 @@ impl Tracer {
             }
         }
         let between = self.way == Way::Sshd && tracee.module.is_some() && IN_FORK.contains(&number);
-        let step = match (tracee.hook, tracee.is_monitor, tracee.is_escort) {
-            (Some(running), true, false) => running.hook.in_monitor,
-            (Some(_), true, true) => "escort",
-            (Some(running), false, _) => running.hook.in_child,
+        let step = match (tracee.hook, tracee.is_monitor, tracee.role) {
+            (Some(_), _, Role::Supervisor) => "supervisor",
+            (Some(_), _, Role::Helper) => "helper",
+            (Some(_), _, Role::HelperThatHasForked) => "helper(forked)",
+            (Some(_), _, Role::Inside) => "inside",
+            (Some(running), true, Role::Application) => running.hook.in_monitor,
+            (Some(running), false, Role::Application) => running.hook.in_child,
             (None, true, _) if between => "fork",
             (None, false, _) if between => "fork(child)",
             (None, ..) => {
@@ -413,8 +462,8 @@ impl Tracer {
     fn breakpoint(&mut self, pid: pid_t, tracee: &mut Tracee) -> bool {
         let Some(module) = tracee.module else { return false };
         let mut registers = registers(pid);
-        let here = registers.rip - 1;
-        let memory = memory_of(pid);
+        let here = registers.rip.wrapping_sub(1);
+        let Some(memory) = memory_of(pid) else { return false };
         if let Some(Running { hook, back: (_, hidden) }) = tracee.hook.take_if(|running| running.back.0 == here) {
             set_byte(&memory, here, hidden);
             set_byte(&memory, module + hook.offset(), BREAKPOINT);
@@ -425,7 +474,9 @@ impl Tracer {
         } else if let Some(hook) = HOOKS.iter().find(|hook| module + hook.offset() == here) {
             set_byte(&memory, here, hook.first_byte());
             let mut back = [0; 8];
-            memory.read_exact_at(&mut back, registers.rsp).unwrap();
+            if memory.read_exact_at(&mut back, registers.rsp).is_err() {
+                return true;
+            }
             let back = u64::from_ne_bytes(back);
             tracee.hook = Some(Running { hook, back: (back, set_byte(&memory, back, BREAKPOINT)) });
         } else {
@@ -520,7 +571,8 @@ fn describe(pid: pid_t, memory: &File, number: c_long, arguments: &[u64; 6], uid
     let (object, path) = match known(number).map_or(Object::Nothing, |(_, _, object)| *object) {
         Object::PathAt => match text_at(memory, arguments[1]) {
             empty if empty.is_empty() => (open(), false),
-            absolute if absolute.starts_with('/') => (absolute, true),
+            // The root directory itself is there without being looked up.
+            absolute if absolute.starts_with('/') => (absolute.clone(), absolute != "/"),
             relative => (format!("{}/{relative}", open()), true),
         },
         Object::Open => (open(), number == libc::SYS_connect),
@@ -572,21 +624,25 @@ fn module_file() -> &'static CStr {
 
 /// Where the module begins in a process, if all of it is there.
 fn module_in(pid: pid_t) -> Option<u64> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
     let mut lines = maps.lines().filter(|line| line.ends_with("/pam_unbit.so"));
     let begin = u64::from_str_radix(lines.next()?.split('-').next()?, 16).ok()?;
     lines.any(|line| line.contains(" r-xp ")).then_some(begin)
 }
 
-fn memory_of(pid: pid_t) -> File {
-    File::options().read(true).write(true).open(format!("/proc/{pid}/mem")).unwrap()
+/// `None` when the process has been killed: the supervisor kills the helper, and the kernel who is inside.
+fn memory_of(pid: pid_t) -> Option<File> {
+    match File::options().read(true).write(true).open(format!("/proc/{pid}/mem")) {
+        Err(error) if [libc::ESRCH, libc::ENOENT, libc::EACCES].contains(&error.raw_os_error().unwrap()) => None,
+        opened => Some(opened.unwrap()),
+    }
 }
 
 /// Gives back the byte that was there.
 fn set_byte(memory: &File, address: u64, byte: u8) -> u8 {
     let mut before = [0];
-    memory.read_exact_at(&mut before, address).unwrap();
-    memory.write_all_at(&[byte], address).unwrap();
+    // Of one that has been killed meanwhile nothing can be read or written, and nothing runs any more.
+    let _ = memory.read_exact_at(&mut before, address).and_then(|()| memory.write_all_at(&[byte], address));
     before[0]
 }
 

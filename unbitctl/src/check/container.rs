@@ -9,9 +9,9 @@ use crate::inside::{self, Words};
 use crate::node::Node;
 use crate::report::{Finding, State};
 use anyhow::Result;
+use join::attach::{Attachment, Who};
 use join::options::Options;
 use join::refusal::{Reason, Refusal};
-use join::visit::Visit;
 use nix::fcntl::OFlag;
 use nix::sys::wait::WaitStatus;
 use nix::unistd::{Gid, Uid, User, chdir, getgroups, setfsgid, setfsuid, setgroups};
@@ -90,8 +90,8 @@ fn go(container: ContainerUid, findings: &mut Vec<Finding>) -> Result<(), Findin
     });
     let options = pam(&node, findings)?;
     findings.push(keys(container, &says)?);
-    let visit = prepare(container, &options, findings)?;
-    join(container, visit, &options, findings)
+    let attachment = prepare(container, &options, findings)?;
+    join(container, attachment, &options, findings)
 }
 
 /// Who glibc says that it is, and whether that is a container's user.
@@ -389,17 +389,17 @@ fn check_modes(
 }
 
 /// The whole verification, in the module's own code.
-fn prepare(container: ContainerUid, options: &Options, findings: &mut Vec<Finding>) -> Result<Visit, Finding> {
+fn prepare(container: ContainerUid, options: &Options, findings: &mut Vec<Finding>) -> Result<Attachment, Finding> {
     const TOLD: [&str; 4] = ["reach", "verify", "namespaces", "cgroups"];
     let mut told = 0;
     let mut tell = |name: &str, seen: std::fmt::Arguments<'_>| {
         told += 1;
         findings.push(ok(name, seen.to_string()));
     };
-    let visit = Visit::prepare(container, options, &mut tell);
+    let attachment = Attachment::prepare(container, options, &mut tell);
     // After the last step the first one that can change is looked at again.
     let ends_at = TOLD.get(told).copied().unwrap_or("verify");
-    visit.map_err(|refusal| refused(container, ends_at, &refusal))
+    attachment.map_err(|refusal| refused(container, ends_at, &refusal))
 }
 
 /// A login ends here, with these words in the log and for the user.
@@ -422,6 +422,9 @@ fn mend(container: ContainerUid, name: &str, refusal: &Refusal) -> String {
         (_, Reason::NotRunning) => format!(
             "start the container: the node's Emperor has to run, and /etc/uwsgi/vassals/{container}.ini to be there; the Emperor's log tells why it ended"
         ),
+        (_, Reason::Paused) => {
+            "thaw it: write THAWED to freezer.state (cgroup v1), or 0 to cgroup.freeze (v2), of the cgroup that is named".to_owned()
+        }
         (_, Reason::NotAnswering) => format!("its pid 1 takes no connections: restart the container with\n{restart}"),
         (_, Reason::NoContainer) => format!("chown {container}:{container} {}", home(container)),
         ("reach", Reason::NotTrusted) => format!(
@@ -445,10 +448,16 @@ fn mend(container: ContainerUid, name: &str, refusal: &Refusal) -> String {
 }
 
 /// The join itself: a process of ours enters as sshd's child does, and runs the shell there.
-fn join(container: ContainerUid, visit: Visit, options: &Options, findings: &mut Vec<Finding>) -> Result<(), Finding> {
-    let mut inside = inside::send(visit, |visit, words| life(container, visit, words))
-        .map_err(|refusal| refused(container, "join", &refusal))?;
+fn join(
+    container: ContainerUid,
+    attachment: Attachment,
+    options: &Options,
+    findings: &mut Vec<Finding>,
+) -> Result<(), Finding> {
     let limit = options.timeout;
+    let before = || inside::forget_the_operator(container).and_then(|()| inside::silence());
+    let mut inside = inside::send(attachment, Who::User, limit, before, |words| life(container, words))
+        .map_err(|refusal| refused(container, "join", &refusal))?;
     let heard = inside.listen(limit);
     let hung = heard.is_none();
     let mut has_joined = false;
@@ -511,11 +520,7 @@ fn too_long(inside: &inside::Inside, name: &str, limit: std::time::Duration) -> 
     )
 }
 
-fn life(container: ContainerUid, visit: Visit, words: &mut Words) {
-    let entered = inside::forget_the_operator(container).and_then(|()| inside::silence()).and_then(|()| visit.enter());
-    if let Err(refusal) = entered {
-        return words.say("refused", refusal.cause);
-    }
+fn life(container: ContainerUid, words: &mut Words) {
     words.say("joined", "");
     match chdir(container.home().as_c_str()) {
         Ok(()) => words.say("home", ""),

@@ -19,7 +19,6 @@ pub struct Process {
 pub struct Processes {
     by_pid: HashMap<i32, Process>,
     first: HashMap<u32, i32>,
-    sessions: HashMap<u32, usize>,
     /// When the machine started, in seconds since 1970.
     boot: u64,
     ticks: u64,
@@ -39,17 +38,11 @@ impl Processes {
 
     fn new(all: Vec<Process>, boot: u64, ticks: u64) -> Self {
         let by_pid: HashMap<i32, Process> = all.into_iter().map(|process| (process.pid, process)).collect();
-        let (mut first, mut sessions) = (HashMap::new(), HashMap::new());
-        for process in by_pid.values() {
-            let Some(uid) = process.uids.first() else { continue };
-            let is_outside = |pid| by_pid.get(&pid).is_some_and(|parent: &Process| parent.numbers.len() == 1);
-            match process.numbers.as_slice() {
-                [pid, 1] if process.uids.iter().all(|other| other == uid) => drop(first.insert(*uid, *pid)),
-                [_, inside] if *inside != 1 && is_outside(process.parent) => *sessions.entry(*uid).or_insert(0) += 1,
-                _ => {}
-            }
-        }
-        Self { by_pid, first, sessions, boot, ticks }
+        let first = by_pid.values().filter_map(|process| match (process.numbers.as_slice(), process.uids.as_slice()) {
+            ([pid, 1], [uid, others @ ..]) if others.iter().all(|other| other == uid) => Some((*uid, *pid)),
+            _ => None,
+        });
+        Self { first: first.collect(), by_pid, boot, ticks }
     }
 
     /// The process of this number.
@@ -60,11 +53,6 @@ impl Processes {
     /// The pid 1 of a pid namespace right below ours that is this user's.
     pub fn first_of(&self, uid: u32) -> Option<&Process> {
         self.first.get(&uid).and_then(|pid| self.get(*pid))
-    }
-
-    /// How many processes of this user's are in such a pid namespace and have a parent out here. No tenant can make one.
-    pub fn sessions_of(&self, uid: u32) -> usize {
-        self.sessions.get(&uid).copied().unwrap_or(0)
     }
 
     /// The time, in seconds since 1970, of a number of ticks after the machine's start.
@@ -121,24 +109,30 @@ mod tests {
     }
 
     #[test]
-    fn sessions_are_those_that_came_from_outside() {
+    fn a_container_is_found_by_its_pid_1() {
         let all = vec![
             process(1, 0, 0, &[1]),
             process(10, 1, 0, &[10]),             // the Emperor
             process(11, 10, 30001, &[11, 1]),     // a container's pid 1
-            process(20, 1, 0, &[20]),             // sshd's monitor
-            process(21, 20, 30001, &[21, 7]),     // its child inside
-            process(22, 21, 30001, &[22, 8]),     // the shell
-            process(23, 11, 30001, &[23, 9]),     // an orphan
+            process(21, 20, 30001, &[21, 7]),     // a session
             process(24, 22, 30001, &[24, 10, 1]), // a namespace of the tenant's own
             process(30, 20, 30000, &[30, 5]),     // another's
-            process(31, 999, 30001, &[31, 11]),   // its parent was not seen
         ];
         let processes = Processes::new(all, 1000, 100);
         assert_eq!(processes.first_of(30001).map(|process| process.pid), Some(11));
         assert_eq!(processes.first_of(30000), None);
-        assert_eq!((processes.sessions_of(30001), processes.sessions_of(30000), processes.sessions_of(0)), (1, 1, 0));
         assert_eq!(processes.time_of(250), 1002);
+    }
+
+    /// prctl(2) takes any bytes but NUL.
+    #[test]
+    fn a_process_is_seen_whatever_its_name() {
+        let seen = std::thread::spawn(|| {
+            nix::sys::prctl::set_name(c"\xff(\x01)").unwrap();
+            let thread = nix::unistd::gettid().as_raw();
+            Process::parse(thread, &read(thread, "status")?)
+        });
+        assert!(seen.join().unwrap().is_some());
     }
 
     #[test]

@@ -75,7 +75,7 @@ fn row(container: &Container, share: Option<Option<f64>>, zone: &TimeZone) -> [S
         container.since.and_then(|since| moment(since, zone)).unwrap_or_else(nothing),
         of(used.memory, used.memory_limit).unwrap_or_else(nothing),
         cpu.unwrap_or_else(nothing),
-        container.sessions.to_string(),
+        container.sessions.map_or_else(|| "?".to_owned(), |sessions| sessions.to_string()),
         of(used.quota_used, used.quota_limit).unwrap_or_else(roots),
     ]
 }
@@ -85,6 +85,7 @@ const fn state(state: State) -> &'static str {
         State::Running => "running",
         State::NoAccount => "no account",
         State::NotRunning => "not running",
+        State::Paused => "paused",
         State::NotAnswering => "not answering",
         State::NotTrusted => "not trusted",
         State::Misconfigured => "misconfigured",
@@ -160,7 +161,7 @@ mod tests {
             since: Some(0),
             used: Use { memory: Some(1 << 20), memory_limit: Some(1 << 30), cpu_seconds: Some(61.0), ..Use::default() },
             seen: Instant::now(),
-            sessions: 2,
+            sessions: Some(2),
         };
         let running = row(&one, None, &TimeZone::UTC);
         assert_eq!(running.join("|"), "30001|10.0.0.3|c30001|running|42|1970-01-01 00:00|1.0M/1.0G|0:01:01|2|-");
@@ -183,9 +184,9 @@ mod tests {
         assert!(lines[2].ends_with("  \\u{1b}[2Jwhy") && !lines[1].ends_with(' '));
         assert_eq!(super::lines(&both, None, Some(200)), lines, "a window with room enough");
 
-        (one.state, one.host_name) = (State::Unknown, None);
+        (one.state, one.host_name, one.sessions) = (State::Unknown, None, None);
         let unknown = row(&one, None, &TimeZone::UTC);
-        assert_eq!((unknown[2].as_str(), unknown[3].as_str(), unknown[9].as_str()), ("?", "?", "?"));
+        assert_eq!([2, 3, 8, 9].map(|cell: usize| unknown[cell].as_str()), ["?"; 4]);
     }
 
     #[test]
@@ -200,7 +201,7 @@ mod tests {
             since: None,
             used: Use::default(),
             seen: Instant::now(),
-            sessions: 0,
+            sessions: Some(0),
         };
         let seen = |window| lines(std::slice::from_ref(&down), Some(&[None]), Some(window));
         assert_eq!(

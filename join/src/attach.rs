@@ -1,0 +1,377 @@
+//! Attach to a container: everything that a session needs of it, first opened and checked, then joined.
+//!
+//! [`Attachment::fork_into`] is how a session begins. A helper process joins everything while nobody in the container can see it, gives up
+//! all power, and only then forks: the first process that exists in the container's pid namespace has been the container's user from birth.
+
+use crate::cgroups::{self, Cgroup};
+use crate::confinement::Confinement;
+use crate::deadline::Deadline;
+use crate::door::Door;
+use crate::emperor::Emperor;
+use crate::leader::{Leader, Proc};
+use crate::namespaces::{self, Kind, Namespace};
+use crate::options::Options;
+use crate::refusal::{Reason, Refusal, Step};
+use crate::root_directory::RootDirectory;
+use crate::sys::{self, Cloned, Shared, retry};
+use caps::{CapSet, Capability, CapsHashSet};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{Gid, Pid, Uid, getgid, getgroups, getuid, setfsgid, setfsuid, setgroups, setresgid};
+use shared::ContainerUid;
+use std::fmt;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// A container that has been verified, and the descriptors to join it by. Nothing is joined yet.
+#[derive(Debug)]
+pub struct Attachment {
+    container: ContainerUid,
+    leader: Leader,
+    namespaces: Vec<Namespace>,
+    cgroups: Vec<Cgroup>,
+    root: RootDirectory,
+    confinement: Confinement,
+}
+
+/// Who a process is inside.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    /// The container's user, without any capability.
+    User,
+    /// Root, with what an administrator needs there ([`KEPT_BY_ROOT`]).
+    Root,
+}
+
+/// Where [`Attachment::fork_into`] returns.
+pub enum Forked {
+    /// Outside, in the process that called. The one inside is its child.
+    Outside(Pid),
+    /// Inside, as what it was to become.
+    Inside,
+}
+
+impl Attachment {
+    /// Meets the container's pid 1 and opens all there is to join. Changes nothing, so it serves as a dry run too. `tell` hears of each step that
+    /// is done, and what was seen.
+    pub fn prepare(
+        container: ContainerUid,
+        options: &Options,
+        tell: &mut dyn FnMut(&str, fmt::Arguments<'_>),
+    ) -> Result<Self, Refusal> {
+        let deadline = Deadline::after(options.timeout);
+        let (leader, namespaces) = match Door::reach(container, deadline)? {
+            Some(door) => {
+                tell("reach", format_args!("root keeps a door"));
+                let namespaces = namespaces::sort(door.receive()?, &options.namespaces)?;
+                let leader = Leader::of_pid_namespace(pid_namespace(&namespaces)?.inode)?;
+                tell("verify", format_args!("its pid 1 is {} here", leader.pid));
+                (leader, namespaces)
+            }
+            None => {
+                let emperor = Emperor::reach(container, deadline)?;
+                tell("reach", format_args!("somebody listens on run/ns.socket"));
+                let leader = Leader::verify(emperor.pidfd()?, container)?;
+                tell("verify", format_args!("that is its pid 1, {} here", leader.pid));
+                let namespaces = namespaces::open(&leader, &options.namespaces)?;
+                (leader, namespaces)
+            }
+        };
+        tell("namespaces", format_args!("{}", namespaces::names(&namespaces)));
+        let root = RootDirectory::of(&leader)?;
+        let cgroups = cgroups::open_all(&leader, options.cgroup_required)?;
+        tell("cgroups", format_args!("{}", cgroups::names(&cgroups)));
+        // Before the final user namespace check: in a new user namespace pid 1 would show a full bounding set.
+        let confinement = Confinement::of(&leader)?;
+        leader.check()?; // what was opened was the container's all the time
+
+        Ok(Self { container, leader, namespaces, cgroups, root, confinement })
+    }
+
+    /// The container's pid 1.
+    pub const fn leader(&self) -> &Leader {
+        &self.leader
+    }
+
+    /// What there is to join.
+    pub fn namespaces(&self) -> &[Namespace] {
+        &self.namespaces
+    }
+
+    /// Forks a process into the container. Only for a process of one thread.
+    ///
+    /// The caller clones a helper, which is born in the container's cgroup of version 2 and joins the rest; the helper's own child, a child of
+    /// the caller by CLONE_PARENT, is the process inside, and the helper ends. What the helper cannot do it tells the caller, in whose words the
+    /// login is refused; one that has not come through by the deadline is killed.
+    ///
+    /// `prepare` is done in the helper before it joins anything, `finish` right before it forks: it closes whatever else must not be open inside.
+    /// The process inside finds everything done: there is nothing left that could tell of a failure.
+    pub fn fork_into(
+        mut self,
+        who: Who,
+        deadline: Deadline,
+        prepare: impl FnOnce() -> Result<(), Refusal>,
+        finish: impl FnOnce() -> Result<(), Refusal>,
+    ) -> Result<Forked, Refusal> {
+        let report = Report::new()?;
+        let birthplace = self.cgroups.iter().find_map(Cgroup::birthplace);
+        let (cloned, is_born_there) = sys::clone_into(birthplace).step(Reason::Broken, "fork a helper")?;
+        match cloned {
+            Cloned::Parent(helper) => {
+                drop(self);
+                wait_for(helper, deadline, &report).map(Forked::Outside)
+            }
+            Cloned::Child => {
+                let joined = prepare().and_then(|()| self.join_and_become(who, is_born_there));
+                let forked = joined.and_then(|()| {
+                    report.keep_from_children()?;
+                    finish()?;
+                    drop(self);
+                    sys::clone_sibling(report.child()).step(
+                        Reason::Broken,
+                        "fork the session's process (EAGAIN: a limit on the number of its processes is reached)",
+                    )
+                });
+                match forked {
+                    Ok(Cloned::Parent(_)) => sys::exit_now(0),
+                    Ok(Cloned::Child) => Ok(Forked::Inside),
+                    Err(refusal) => {
+                        report.refuse(&refusal);
+                        sys::exit_now(255)
+                    }
+                }
+            }
+        }
+    }
+
+    /// In the helper: joins all of it, is bound as pid 1 is, and leaves every power behind that `who` has none of.
+    fn join_and_become(&mut self, who: Who, is_in_version_2: bool) -> Result<(), Refusal> {
+        self.must_be_unchanged()?;
+        let own = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
+        for cgroup in self.cgroups.iter_mut().filter(|cgroup| cgroup.needs_root() && !is_in_version_2) {
+            cgroup.join()?;
+        }
+        self.confinement.apply_as_root()?;
+        self.join_namespaces()?;
+        self.confinement.apply_capabilities()?;
+        match who {
+            Who::User => self.become_user()?,
+            Who::Root => self.stay_root()?,
+        }
+        self.root.must_be_here()?;
+        // A group of version 1 that is frozen holds whoever joins it, also from SIGKILL: that must not be root.
+        for cgroup in self.cgroups.iter_mut().filter(|cgroup| !cgroup.needs_root()) {
+            cgroup.join()?;
+        }
+        cgroups::must_be_joined(&self.cgroups, &own)?;
+        self.confinement.apply_affinity()?;
+        sys::set_not_dumpable().step(Reason::Broken, "keep others from the session's process")?;
+        self.must_be_alive()
+    }
+
+    /// What binds pid 1 can have changed since it was verified, unlike what has been opened.
+    fn must_be_unchanged(&self) -> Result<(), Refusal> {
+        let now = Confinement::of(&self.leader)?;
+        self.leader.check()?; // in a user namespace of its own it would look unbound
+        if now == self.confinement {
+            return Ok(());
+        }
+        Err(Refusal::new(Reason::NotTrusted, "what binds its pid 1 has changed since it was verified"))
+    }
+
+    fn become_user(&self) -> Result<(), Refusal> {
+        let number = self.container.get();
+        sys::become_user(number, number).step(Reason::Broken, "become the container's user")?;
+        sys::clear_capabilities().step(Reason::Broken, "give up every capability")?;
+        let (uid, gid) = (Uid::from_raw(number), Gid::from_raw(number));
+        let has = |set| sys::change_capabilities(|| caps::read(None, set));
+        let sets = [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable, CapSet::Ambient];
+        for set in sets {
+            if !has(set).step(Reason::Broken, "see that no capability is left")?.is_empty() {
+                return Err(Refusal::new(Reason::Broken, format!("{set:?} capabilities are left")));
+            }
+        }
+        let groups = retry(getgroups).step(Reason::Broken, "see that no group is left")?;
+        if getuid() != uid || getgid() != gid || groups != [gid] || sys::can_become_root() {
+            return Err(Refusal::new(Reason::Broken, "an id of the node's is left"));
+        }
+        Ok(())
+    }
+
+    fn stay_root(&self) -> Result<(), Refusal> {
+        let may_keep = |kept: &Capability| self.confinement.bounding_set & kept.bitmask() != 0;
+        let kept: Vec<_> = KEPT_BY_ROOT.into_iter().filter(may_keep).collect();
+        let root = Gid::from_raw(0);
+        retry(|| setgroups(&[root])).step(Reason::Broken, "leave root's groups")?;
+        retry(|| setresgid(root, root, root)).step(Reason::Broken, "stay in root's group")?;
+        keep_capabilities(&kept).step(Reason::Broken, "drop capabilities")
+    }
+
+    /// For `join=now`, whose application is root for some time inside: the next process that this one forks is born in the container's pid namespace.
+    pub fn bind_next_child(&self) -> Result<(), Refusal> {
+        self.must_be_unchanged()?; // inside, where pid 1 has another number, nobody can ask any more
+        pid_namespace(&self.namespaces)?.join()
+    }
+
+    /// In an application that has yet to give up root by itself: joins all of it, and keeps no more power than that takes. Its files it
+    /// reaches as the container's user from here on.
+    pub fn enter_before_the_application_drops_root(mut self) -> Result<(), Refusal> {
+        // A directory of the host's that the application has open would be a way out for the user's shell.
+        sys::close_on_exec().step(Reason::Broken, "keep the application's descriptors from the user's programs")?;
+        for cgroup in &mut self.cgroups {
+            cgroup.join()?;
+        }
+        self.confinement.apply_as_root()?;
+        self.confinement.apply_affinity()?;
+        self.join_namespaces()?;
+        self.confinement.apply_capabilities()?;
+        let (uid, gid) = (Uid::from_raw(self.container.get()), Gid::from_raw(self.container.get()));
+        retry(|| setgroups(&[gid])).step(Reason::Broken, "leave root's groups")?;
+        // setfsuid(2) does not tell a failure; asking with an invalid id tells what holds.
+        setfsgid(gid);
+        setfsuid(uid);
+        if setfsgid(Gid::from_raw(u32::MAX)) != gid || setfsuid(Uid::from_raw(u32::MAX)) != uid {
+            return Err(Refusal::new(Reason::Broken, "reach files as the container's user: setfsuid had no effect"));
+        }
+        keep_capabilities(&KEPT).step(Reason::Broken, "drop capabilities")?;
+        self.root.must_be_here()?;
+        self.must_be_alive()
+    }
+
+    /// The mount namespace last, so that everything before it happens in the host's file system.
+    fn join_namespaces(&self) -> Result<(), Refusal> {
+        crate::failpoint("enter");
+        let own = Proc::of_self().and_then(|own| own.namespace("pid_for_children"));
+        let own = own.step(Reason::Broken, "look at our own pid namespace")?;
+        for namespace in &self.namespaces {
+            // `join=now` has joined it already, in the parent.
+            if namespace.kind != PID || namespace.inode != own {
+                namespace.join()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asked last of all, and when nothing is left to do as root: the mount namespace of a container that has ended can still be joined, by its
+    /// descriptor.
+    fn must_be_alive(&self) -> Result<(), Refusal> {
+        if self.leader.is_alive()? {
+            return Ok(());
+        }
+        Err(Refusal::new(Reason::NotRunning, "its pid 1 ended while the session entered"))
+    }
+}
+
+/// What a helper tells who has cloned it, in memory that they share.
+struct Report(Shared);
+
+impl Report {
+    fn new() -> Result<Self, Refusal> {
+        Shared::new().map(Self).step(Reason::Broken, "map memory to share with the helper")
+    }
+
+    /// The process inside, as it is numbered outside. 0 until there is one.
+    fn child(&self) -> &AtomicI32 {
+        &self.0.pid
+    }
+
+    fn keep_from_children(&self) -> Result<(), Refusal> {
+        self.0.keep_from_children().step(Reason::Broken, "keep the helper's report from the session")
+    }
+
+    fn refuse(&self, refusal: &Refusal) {
+        for (slot, byte) in self.0.text.iter().zip(refusal.cause.bytes()) {
+            slot.store(byte, Ordering::Relaxed);
+        }
+        // A reason's number plus 1, so that 0 is none.
+        self.0.kind.store(refusal.reason as i32 + 1, Ordering::Release);
+    }
+
+    fn refusal(&self) -> Option<Refusal> {
+        let reason = Reason::ALL.get(usize::try_from(self.0.kind.load(Ordering::Acquire)).ok()?.checked_sub(1)?)?;
+        let text = self.0.text.iter().map(|byte| byte.load(Ordering::Relaxed)).take_while(|byte| *byte != 0);
+        Some(Refusal::new(*reason, String::from_utf8_lossy(&text.collect::<Vec<_>>())))
+    }
+}
+
+/// Waits until the helper has ended, and for no longer than until the deadline. The process inside, if there is one.
+fn wait_for(helper: Pid, deadline: Deadline, report: &Report) -> Result<Pid, Refusal> {
+    let ended = sys::pidfd_open(helper.as_raw())
+        .step(Reason::Broken, "pidfd_open of the helper")
+        .and_then(|pidfd| deadline.wait_for(&pidfd).step(Reason::Broken, "wait for the helper"));
+    let child = Some(report.child().load(Ordering::Acquire)).filter(|pid| *pid > 0).map(Pid::from_raw);
+    let refusal = match ended {
+        Ok(true) => match (child, retry(|| waitpid(helper, None))) {
+            (Some(child), Ok(WaitStatus::Exited(_, 0))) => return Ok(child),
+            (_, Err(errno)) => Refusal::failed(Reason::Broken, "wait for the helper", errno),
+            (_, Ok(end)) => report
+                .refusal()
+                .unwrap_or_else(|| Refusal::new(Reason::Broken, format!("the helper that enters ended by {end:?}"))),
+        },
+        Ok(false) => Refusal::new(
+            Reason::NotAnswering,
+            "the helper that enters has not come through in time: is a cgroup of the container's frozen?",
+        ),
+        Err(refusal) => refusal,
+    };
+    // A helper that a frozen group of version 1 holds ends when that is thawed. It has no power, and nobody needs to wait for it.
+    for process in [Some(helper), child].into_iter().flatten() {
+        let _ = kill(process, Signal::SIGKILL);
+    }
+    Err(refusal)
+}
+
+fn pid_namespace(namespaces: &[Namespace]) -> Result<&Namespace, Refusal> {
+    namespaces
+        .iter()
+        .find(|namespace| namespace.kind == PID)
+        .ok_or_else(|| Refusal::new(Reason::NotTrusted, "it has no pid namespace of its own"))
+}
+
+/// What login(1), su(1) and cron(8) need to hand over a terminal, become the user, signal it, and write to the audit log.
+const KEPT: [Capability; 6] = [
+    Capability::CAP_CHOWN,
+    Capability::CAP_FOWNER,
+    Capability::CAP_KILL,
+    Capability::CAP_SETGID,
+    Capability::CAP_SETUID,
+    Capability::CAP_AUDIT_WRITE,
+];
+
+/// What root needs inside a container to look after its files, processes and network. Not among them is to mount, to make device nodes, to load
+/// modules, or to open files by handle (CAP_DAC_READ_SEARCH), which finds those of the host. That is no wall: /proc/sys and the device nodes that
+/// are there ask for the uid 0 alone.
+const KEPT_BY_ROOT: [Capability; 11] = [
+    Capability::CAP_CHOWN,
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_FOWNER,
+    Capability::CAP_FSETID,
+    Capability::CAP_KILL,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_NET_BIND_SERVICE,
+    Capability::CAP_NET_RAW,
+    Capability::CAP_SETGID,
+    Capability::CAP_SETUID,
+    Capability::CAP_SYS_PTRACE,
+];
+
+/// Each change by itself, so that an interrupted one is made again while the capability to make it is still there.
+fn keep_capabilities(kept: &[Capability]) -> nix::Result<()> {
+    let kept: CapsHashSet = kept.iter().copied().collect();
+    sys::bound_capabilities(kept.iter().fold(0, |mask, capability| mask | capability.bitmask()))?;
+    sys::change_capabilities(|| caps::clear(None, CapSet::Ambient))?;
+    // From what there is, which may be less: a service manager may have taken some away.
+    let kept: CapsHashSet =
+        sys::change_capabilities(|| caps::read(None, CapSet::Permitted))?.intersection(&kept).copied().collect();
+    sys::change_capabilities(|| caps::set(None, CapSet::Effective, &kept))?;
+    sys::change_capabilities(|| caps::set(None, CapSet::Permitted, &kept))
+}
+
+const PID: Kind = Kind::ALL[0];
+const _: () = assert!(matches!(PID.name.as_bytes(), b"pid"));
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (namespaces, cgroups) = (namespaces::names(&self.namespaces), cgroups::names(&self.cgroups));
+        write!(f, "namespaces {namespaces} of pid {}, cgroups {cgroups}", self.leader.pid)
+    }
+}

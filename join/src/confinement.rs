@@ -1,0 +1,193 @@
+//! What binds the container's pid 1 as a process, and hence all that it starts. A session is bound in the same way, whatever sshd itself
+//! was started with.
+//!
+//! pam_unbit(8) lists what is taken over and what is not.
+
+use crate::leader::{Leader, numbers};
+use crate::refusal::{Reason, Refusal, Step};
+use crate::sys::{self, CpuSet, Scheduling, retry};
+use caps::CapSet;
+use nix::errno::Errno;
+use nix::sys::prctl::set_no_new_privs;
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
+use std::fs::OpenOptions;
+use std::io::Write;
+
+/// Everything that is taken over from a process.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Confinement {
+    /// The bounding set, as a mask of bits (PR_CAPBSET_DROP of prctl(2)).
+    pub bounding_set: u64,
+    /// Whether set-user-ID programs give it nothing (PR_SET_NO_NEW_PRIVS of prctl(2)).
+    pub no_new_privs: bool,
+    oom_score_adj: i32,
+    limits: Vec<Limit>,
+    scheduling: Scheduling,
+    io_priority: i32,
+    cpus: CpuSet,
+}
+
+impl Confinement {
+    /// Reads all of it. The caller checks afterwards that the process still lives, and so that its number was its own.
+    pub fn of(leader: &Leader) -> Result<Self, Refusal> {
+        let pid = leader.pid;
+        let read =
+            |name: &str| leader.proc.read(name).step(Reason::NotRunning, format_args!("read /proc/{pid}/{name}"));
+        let unreadable = |name: &str| Refusal::new(Reason::Broken, format!("/proc/{pid}/{name} cannot be understood"));
+        let (bounding_set, no_new_privs) = capabilities(&read("status")?).ok_or_else(|| unreadable("status"))?;
+        let about = |what: &str| format!("read the {what} of its pid 1");
+        Ok(Self {
+            bounding_set,
+            no_new_privs,
+            oom_score_adj: read("oom_score_adj")?.trim().parse().map_err(|_| unreadable("oom_score_adj"))?,
+            limits: limits(&read("limits")?).ok_or_else(|| unreadable("limits"))?,
+            scheduling: Scheduling::of(pid).step(Reason::NotRunning, about("scheduling policy"))?.of_a_child(),
+            io_priority: sys::io_priority(pid).step(Reason::NotRunning, about("I/O priority"))?,
+            cpus: CpuSet::of(pid).step(Reason::NotRunning, about("CPU affinity"))?,
+        })
+    }
+
+    /// Takes over what needs root's power, and the node's /proc, to take over. An sshd that has lost CAP_SYS_RESOURCE or CAP_SYS_NICE cannot loosen
+    /// anything: there a session keeps what is tighter than pid 1's.
+    pub fn apply_as_root(&self) -> Result<(), Refusal> {
+        let about = |what: &str| format!("take over the {what} of its pid 1");
+        self.apply_oom_score_adj().step(Reason::Broken, about("oom_score_adj"))?;
+        self.apply_scheduling().step(Reason::Broken, about("scheduling policy and nice value"))?;
+        // After the nice value, from which the kernel derives a priority that was never set.
+        if sys::io_priority(0) != Ok(self.io_priority) {
+            sys::set_io_priority(self.io_priority).step(Reason::Broken, about("I/O priority"))?;
+        }
+        for limit in &self.limits {
+            limit.apply().step(Reason::Broken, format_args!("take over pid 1's limit {:?}", limit.resource))?;
+        }
+        Ok(())
+    }
+
+    fn apply_oom_score_adj(&self) -> std::io::Result<()> {
+        const FILE: &str = "/proc/self/oom_score_adj";
+        let is_tighter = || {
+            std::fs::read_to_string(FILE)
+                .is_ok_and(|own| own.trim().parse().is_ok_and(|own: i32| own > self.oom_score_adj))
+        };
+        match OpenOptions::new().write(true).open(FILE)?.write_all(self.oom_score_adj.to_string().as_bytes()) {
+            Err(error) if error.raw_os_error() == Some(libc::EACCES) && is_tighter() => Ok(()),
+            written => written,
+        }
+    }
+
+    fn apply_scheduling(&self) -> nix::Result<()> {
+        let own = Scheduling::of(0)?;
+        if own == self.scheduling {
+            return Ok(());
+        }
+        match self.scheduling.apply() {
+            Err(Errno::EPERM | Errno::EACCES) if own.nice() > self.scheduling.nice() => {
+                self.scheduling.with_nice(own.nice()).apply()
+            }
+            applied => applied,
+        }
+    }
+
+    /// Gives up the capabilities that pid 1 cannot have, so that no set-user-ID program of the container's gives a session more than it.
+    pub fn apply_capabilities(&self) -> Result<(), Refusal> {
+        sys::bound_capabilities(self.bounding_set)
+            .step(Reason::Broken, "leave capabilities that its pid 1 cannot have (CAP_SETPCAP is needed)")?;
+        // An exec as root would bring these back.
+        sys::change_capabilities(|| caps::clear(None, CapSet::Inheritable))
+            .step(Reason::Broken, "leave inheritable capabilities")?;
+        if self.no_new_privs {
+            retry(set_no_new_privs).step(Reason::Broken, "gain no new privileges, like its pid 1")?;
+        }
+        Ok(())
+    }
+
+    /// Runs on pid 1's CPUs. Only after the cgroups are joined: a cpuset sets the CPUs anew.
+    pub fn apply_affinity(&self) -> Result<(), Refusal> {
+        if CpuSet::of(0).as_ref() == Ok(&self.cpus) {
+            return Ok(());
+        }
+        self.cpus.apply().step(Reason::Broken, "take over the CPU affinity of its pid 1")
+    }
+}
+
+fn capabilities(status: &str) -> Option<(u64, bool)> {
+    let value = |key| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+    let no_new_privs = numbers(status, "NoNewPrivs").ok()?;
+    Some((u64::from_str_radix(value("CapBnd:")?, 16).ok()?, no_new_privs != [0]))
+}
+
+/// A limit of getrlimit(2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Limit {
+    resource: Resource,
+    soft: rlim_t,
+    hard: rlim_t,
+}
+
+impl Limit {
+    fn apply(self) -> nix::Result<()> {
+        let (soft, hard) = retry(|| getrlimit(self.resource))?;
+        if (soft, hard) == (self.soft, self.hard) {
+            return Ok(());
+        }
+        match retry(|| setrlimit(self.resource, self.soft, self.hard)) {
+            Err(Errno::EPERM) if hard < self.hard => retry(|| setrlimit(self.resource, self.soft.min(hard), hard)),
+            set => set,
+        }
+    }
+}
+
+/// The lines of /proc/PID/limits, proc_pid_limits(5). prlimit(2) would need CAP_SYS_RESOURCE just to read them.
+const LIMITS: [(&str, Resource); 16] = [
+    ("Max cpu time", Resource::RLIMIT_CPU),
+    ("Max file size", Resource::RLIMIT_FSIZE),
+    ("Max data size", Resource::RLIMIT_DATA),
+    ("Max stack size", Resource::RLIMIT_STACK),
+    ("Max core file size", Resource::RLIMIT_CORE),
+    ("Max resident set", Resource::RLIMIT_RSS),
+    ("Max processes", Resource::RLIMIT_NPROC),
+    ("Max open files", Resource::RLIMIT_NOFILE),
+    ("Max locked memory", Resource::RLIMIT_MEMLOCK),
+    ("Max address space", Resource::RLIMIT_AS),
+    ("Max file locks", Resource::RLIMIT_LOCKS),
+    ("Max pending signals", Resource::RLIMIT_SIGPENDING),
+    ("Max msgqueue size", Resource::RLIMIT_MSGQUEUE),
+    ("Max nice priority", Resource::RLIMIT_NICE),
+    ("Max realtime priority", Resource::RLIMIT_RTPRIO),
+    ("Max realtime timeout", Resource::RLIMIT_RTTIME),
+];
+
+fn limits(text: &str) -> Option<Vec<Limit>> {
+    let number = |word: &str| if word == "unlimited" { Some(libc::RLIM_INFINITY) } else { word.parse().ok() };
+    LIMITS
+        .iter()
+        .map(|(name, resource)| {
+            let mut values = text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace();
+            Some(Limit { resource: *resource, soft: number(values.next()?)?, hard: number(values.next()?)? })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_read_whole_or_not_at_all() {
+        let status = "NoNewPrivs:\t1\nCapEff:\t3\nCapBnd:\t000001ffffffffff\n";
+        assert_eq!(capabilities(status), Some((0x1ff_ffff_ffff, true)));
+        assert_eq!(capabilities("CapBnd:\t0000000000000000\nNoNewPrivs:\t0\n"), Some((0, false)));
+        for status in ["", "CapBnd:\t0\n", "NoNewPrivs:\t0\n", "CapBnd:\tx\nNoNewPrivs:\t0\n"] {
+            assert_eq!(capabilities(status), None, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn the_kernels_own_limits_are_those_of_getrlimit() {
+        let read = limits(&std::fs::read_to_string("/proc/self/limits").unwrap()).unwrap();
+        for limit in read {
+            assert_eq!(getrlimit(limit.resource).unwrap(), (limit.soft, limit.hard), "{limit:?}");
+        }
+        assert_eq!(limits("Max cpu time 1 2 seconds\n"), None, "one of sixteen");
+    }
+}

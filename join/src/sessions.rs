@@ -1,0 +1,206 @@
+//! How many sessions a container has, counted by the kernel.
+//!
+//! Each session holds a record lock (F_SETLK of fcntl(2)) on one byte of `/run/unbit/sessions/30001`. The lock is its monitor's and ends with it, however
+//! that ends, so nothing has to be cleaned up and nothing can be miscounted.
+
+use crate::refusal::{Reason, Refusal, Step};
+use crate::sys::retry;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open, openat};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use shared::ContainerUid;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// The largest number of sessions that `sessions=` allows.
+pub const MOST: u32 = 1024;
+
+/// One session's place. It is given back when this is dropped in the process that took it, or when that ends.
+///
+/// A process must not hold two for the same container: to close one file drops every lock that the process has on it.
+#[derive(Debug)]
+pub struct Slot {
+    #[allow(dead_code)] // open as long as the session
+    file: OwnedFd,
+    /// Whose.
+    pub container: ContainerUid,
+}
+
+impl Slot {
+    /// Takes the first free place of so many.
+    pub fn take(container: ContainerUid, limit: u32) -> Result<Self, Refusal> {
+        let file = open_for(container)?;
+        let counting = "count the container's sessions";
+        // Places beyond the limit are taken where that was higher until now.
+        let above = held(&file, limit.into()..MOST.into()).step(Reason::Broken, counting)?;
+        for number in 0..limit.saturating_sub(u32::try_from(above).unwrap_or(limit)) {
+            let mut lock = record(number);
+            lock.l_type = libc::F_WRLCK as _;
+            match retry(|| fcntl(&file, FcntlArg::F_SETLK(&lock))) {
+                Ok(_) => return Ok(Self { file, container }),
+                Err(Errno::EAGAIN | Errno::EACCES) => {}
+                Err(errno) => return Err(Refusal::failed(Reason::Broken, counting, errno)),
+            }
+        }
+        let cause = format!("{limit} sessions are open (sessions={limit})");
+        Err(Refusal::new(Reason::TooManySessions, cause))
+    }
+}
+
+/// Where the files are, one for each container that has had a session since boot.
+pub const DIRECTORY: &str = "/run/unbit/sessions";
+
+/// The number of sessions that are open. `None` if only root can see it.
+pub fn count(directory: &Path, container: ContainerUid) -> Option<usize> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    match File::options().read(true).custom_flags(flags.bits()).open(directory.join(container.to_string())) {
+        Ok(file) => held(&file, 0..MOST.into()).ok(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(0),
+        Err(_) => None,
+    }
+}
+
+/// Counts the locked bytes of a range. fcntl(2) reports one lock of the range, in no particular order, so the bytes on either side are
+/// asked about too.
+fn held(file: &impl AsFd, range: Range<libc::off_t>) -> nix::Result<usize> {
+    let (mut count, mut left) = (0, vec![range]);
+    while let Some(range) = left.pop().filter(|range| !range.is_empty()) {
+        if let Some(lock) = lock_in(file, &range)? {
+            let lock = lock.start.max(range.start)..lock.end.min(range.end);
+            if lock.is_empty() {
+                return Err(Errno::EPROTO);
+            }
+            count += usize::try_from(lock.end - lock.start).unwrap_or(0);
+            left.extend([range.start..lock.start, lock.end..range.end].into_iter().filter(|part| !part.is_empty()));
+        }
+    }
+    Ok(count)
+}
+
+/// A lock of another process in this range.
+fn lock_in(file: &impl AsFd, range: &Range<libc::off_t>) -> nix::Result<Option<Range<libc::off_t>>> {
+    let mut lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: range.start,
+        l_len: range.end - range.start,
+        l_pid: 0,
+    };
+    retry(|| fcntl(file.as_fd(), FcntlArg::F_GETLK(&mut lock)))?;
+    // A length of 0 reaches to the end of the file, wherever that will be.
+    let end = if lock.l_len == 0 { libc::off_t::MAX } else { lock.l_start + lock.l_len };
+    Ok((lock.l_type != libc::F_UNLCK as libc::c_short).then_some(lock.l_start..end))
+}
+
+fn record(number: u32) -> libc::flock {
+    libc::flock {
+        l_type: libc::F_UNLCK as _,
+        l_whence: libc::SEEK_SET as _,
+        l_start: number.into(),
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
+/// Opens the file of a container's, which is made if it is not there. Root alone may write on the way to it.
+fn open_for(container: ContainerUid) -> Result<OwnedFd, Refusal> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut directory = retry(|| open("/run", flags, Mode::empty())).step(Reason::Broken, "open /run")?;
+    for (name, mode) in [("unbit", 0o755), ("sessions", 0o700)] {
+        let step = format!("make the directory {name} of {DIRECTORY} (is /run writable for this service?)");
+        match retry(|| openat(&directory, name, flags, Mode::empty())) {
+            Err(Errno::ENOENT) => {
+                match retry(|| mkdirat(&directory, name, Mode::from_bits_truncate(mode))) {
+                    Ok(()) | Err(Errno::EEXIST) => {}
+                    Err(errno) => return Err(Refusal::failed(Reason::Broken, step, errno)),
+                }
+                directory = retry(|| openat(&directory, name, flags, Mode::empty())).step(Reason::Broken, step)?;
+            }
+            opened => {
+                directory = opened.step(Reason::Broken, format_args!("open the directory {name} of {DIRECTORY}"))?
+            }
+        }
+        must_be_roots(&directory, SFlag::S_IFDIR, name)?;
+    }
+    let name = container.to_string();
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let file = retry(|| openat(&directory, name.as_str(), flags, Mode::from_bits_truncate(0o600)))
+        .step(Reason::Broken, format_args!("open {DIRECTORY}/{container} (is /run writable for this service?)"))?;
+    must_be_roots(&file, SFlag::S_IFREG, &name)?;
+    Ok(file)
+}
+
+fn must_be_roots(file: &OwnedFd, kind: SFlag, name: &str) -> Result<(), Refusal> {
+    let status = retry(|| fstat(file)).step(Reason::Broken, format_args!("fstat {name} of {DIRECTORY}"))?;
+    let is_kind = SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT == kind;
+    if status.st_uid == 0 && is_kind && status.st_mode & 0o022 == 0 {
+        return Ok(());
+    }
+    let seen = format!("mode {:o} of uid {}", status.st_mode, status.st_uid);
+    Err(Refusal::new(
+        Reason::Misconfigured,
+        format!("{name} of {DIRECTORY} has {seen}, and root alone may write there"),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader};
+    use std::process::{Child, Command, Stdio};
+
+    /// Another process that holds these bytes: the locks of the process that asks are not reported to it.
+    struct Holder(Child);
+
+    impl Holder {
+        fn of(path: &Path, bytes: &str) -> Self {
+            const SCRIPT: &str = "\
+import fcntl, sys, time
+file = open(sys.argv[1], 'r+b')
+for byte in sys.argv[2].split():
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(byte))
+print(flush=True)
+time.sleep(60)";
+            let mut command = Command::new("python3");
+            command.args(["-c", SCRIPT]).arg(path).arg(bytes).stdout(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let read = BufReader::new(child.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+            assert_eq!(read, 1, "the locks are held");
+            Self(child)
+        }
+    }
+
+    impl Drop for Holder {
+        fn drop(&mut self) {
+            drop((self.0.kill(), self.0.wait()));
+        }
+    }
+
+    #[test]
+    fn each_locked_byte_is_a_session_whoever_holds_it() {
+        let directory = std::env::temp_dir().join(format!("unbit-sessions-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("30001");
+        let sessions = |uid| count(&directory, ContainerUid::new(uid).unwrap());
+        assert_eq!(sessions(30001), Some(0), "no session since boot");
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(sessions(30001), Some(0));
+
+        let first = Holder::of(&path, "0 1 7");
+        assert_eq!(sessions(30001), Some(3), "neighbours of one process are one lock");
+        let second = Holder::of(&path, "2 6 1023");
+        assert_eq!(sessions(30001), Some(6));
+        let beyond = Holder::of(&path, "1024");
+        assert_eq!(sessions(30001), Some(6), "that is no slot");
+        assert_eq!(sessions(30000), Some(0), "nor are another container's");
+        drop(first);
+        assert_eq!(sessions(30001), Some(3), "a lock ends with its process, even by SIGKILL");
+        drop((second, beyond));
+        assert_eq!(sessions(30001), Some(0));
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+}

@@ -1,0 +1,78 @@
+//! Nobody becomes the container's user outside the container, and the monitor keeps nothing of the container's open.
+//!
+//! From open_session on, what the monitor forks cannot change its uid: CAP_SETUID is not effective there until setcred takes it back, right before it
+//! enters. So if setcred is not reached in the child (a module before ours in the stack, an sshd that does not call it), the login ends in
+//! sshd's own permanently_set_uid(), and not in a session on the host. The monitor keeps all its capabilities: other modules close their sessions
+//! there.
+//!
+//! The container's descriptors go to the monitor's next child. Once that is forked, the monitor closes its own.
+#![allow(unsafe_code)]
+
+use crate::sys;
+use caps::{CapSet, Capability};
+use join::attach::Attachment;
+use join::refusal::{Reason, Refusal, Step};
+use join::sys::{change_capabilities, exit_now};
+use std::ffi::CString;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, Once};
+
+static ARMED: AtomicBool = AtomicBool::new(false);
+static ATTACHMENT: Mutex<Option<Attachment>> = Mutex::new(None);
+
+/// In the monitor: its next child gets the attachment, and no child is the container's user before it has entered.
+pub fn arm(attachment: Attachment) -> Result<(), Refusal> {
+    static ONCE: Once = Once::new();
+    let mut error = 0;
+    ONCE.call_once(|| {
+        // SAFETY: functions of this library, which glibc forgets when the library is unloaded.
+        error = unsafe { libc::pthread_atfork(None, Some(in_the_parent), Some(in_the_child)) };
+    });
+    if error != 0 {
+        return Err(Refusal::new(
+            Reason::Broken,
+            format!("keep CAP_SETUID from what the monitor forks: pthread_atfork: {error}"),
+        ));
+    }
+    hold(Some(attachment));
+    ARMED.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Puts an attachment, or none, in place of the one that is held.
+fn hold(attachment: Option<Attachment>) -> Option<Attachment> {
+    // A panic ends the process, so none has left the lock poisoned.
+    ATTACHMENT.lock().ok().and_then(|mut held| std::mem::replace(&mut *held, attachment))
+}
+
+unsafe extern "C" fn in_the_parent() {
+    drop(hold(None));
+}
+
+unsafe extern "C" fn in_the_child() {
+    if !ARMED.load(Ordering::Relaxed) {
+        return;
+    }
+    let give_up = || caps::drop(None, CapSet::Effective, Capability::CAP_SETUID);
+    let given_up = change_capabilities(give_up);
+    if let Err(refusal) = given_up.step(Reason::Broken, "give up CAP_SETUID until the container is entered") {
+        let line = format!("pam_unbit: a login ends as its session begins: {}", refusal.cause);
+        sys::log_critical(&CString::new(line).unwrap_or_default());
+        exit_now(255);
+    }
+}
+
+/// In the child that enters. `None` if this child has entered already, or is not the monitor's first.
+pub fn disarm() -> Result<Option<Attachment>, Refusal> {
+    let Some(attachment) = hold(None) else { return Ok(None) };
+    ARMED.store(false, Ordering::Relaxed);
+    change_capabilities(|| caps::raise(None, CapSet::Effective, Capability::CAP_SETUID))
+        .step(Reason::Broken, "take CAP_SETUID back")?;
+    Ok(Some(attachment))
+}
+
+/// Where there is no session any more.
+pub fn forget() {
+    drop(hold(None));
+    ARMED.store(false, Ordering::Relaxed);
+}
