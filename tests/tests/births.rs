@@ -14,8 +14,11 @@ use unbit_tests::*;
 /// The number of logins of each test, all kinds in turn, unless `LOGINS` gives another.
 const LOGINS: usize = 200;
 
+/// What a login is for, and how to make the n-th one.
+type Kind = (&'static str, fn(usize));
+
 /// Each makes one login, and fails unless sshd's child has done something for it.
-const KINDS: [(&str, fn(usize)); 10] = [
+const KINDS: [Kind; 10] = [
     ("exec", |n| assert_eq!(ssh(HOSTILE, &format!("hostname; exit {}", n % 256)).out, "c30003\n")),
     ("exec with input", |_| {
         let input = [b'x'; 100_000];
