@@ -126,6 +126,11 @@ impl Log {
     }
 }
 
+/// Gives a container a `/dev/log` until it restarts, so that what sshd's child logs inside reaches the node's system log.
+pub fn log_from_inside(uid: u32) {
+    sh(format!("node-syslog /proc/{}/root/dev/log", leader(uid))).ok();
+}
+
 /// Waits, for ten seconds at most, until there is an answer.
 #[track_caller]
 pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {

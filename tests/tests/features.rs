@@ -249,7 +249,7 @@ fn many_sessions_on_one_connection_are_all_inside() {
     let terminal =
         run("ssh", &["-tt", "-S", "/tmp/master", "30001@node", &format!("test -t 0 && echo terminal; {PLACE}")], b"")
             .ok();
-    assert!(terminal.starts_with("terminal\r") && terminal.trim_end().ends_with(&expected), "{terminal}");
+    assert!(terminal.starts_with("terminal") && terminal.trim_end().ends_with(&expected), "{terminal}");
     let sftp = run("sftp", &["-q", "-b", "-", "-o", "ControlPath=/tmp/master", "30001@node"], b"pwd\n").ok();
     assert!(sftp.contains("Remote working directory: /containers/30001"), "{sftp}");
     run("ssh", &["-S", "/tmp/master", "-O", "forward", "-L", "7804:127.0.0.1:7777", "30001@node"], b"").ok();
@@ -316,6 +316,7 @@ fn a_keys_forced_command_runs_inside() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn chroot_directory_is_refused() {
+    log_from_inside(30001);
     for directory in ["/", "/usr", "/nowhere", "%h"] {
         let _sshd = Sshd::with(&[&format!("ChrootDirectory={directory}")]);
         if directory == "/" {
@@ -565,6 +566,7 @@ fn the_childs_setcred_never_comes() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_childs_setcred_comes_twice() {
+    log_from_inside(30001);
     {
         let _lines = Changed::file("/etc/pam.d/sshd", |text| {
             let line = text.lines().find(|line| line.starts_with("auth") && line.contains("pam_unbit.so")).unwrap();
