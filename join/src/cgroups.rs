@@ -146,8 +146,10 @@ impl Mounts {
         if candidates.is_empty() {
             return Ok(None);
         }
-        let directory =
-            candidates.iter().fold(Err(Errno::ENOENT), |found, mount| found.or_else(|_| mount.open(membership)));
+        let mut directory = Err(Errno::ENOENT);
+        for mount in candidates {
+            directory = directory.or_else(|_| mount.open(membership));
+        }
         let step = format!("open its cgroup {} in any mount of it", membership.name());
         directory.map(Some).step(Reason::Broken, step)
     }

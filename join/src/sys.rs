@@ -140,8 +140,8 @@ pub fn clone_into(cgroup: Option<&OwnedFd>) -> nix::Result<(Cloned, bool)> {
             return Ok((cloned(pid), true));
         }
     }
-    // SAFETY: no stack and no memory is shared, so it is fork(2).
     let pid = retry(|| {
+        // SAFETY: no stack and no memory is shared, so it is fork(2).
         Errno::result(unsafe { libc::syscall(libc::SYS_clone, c_long::from(libc::SIGCHLD), NONE, NONE, NONE, NONE) })
     })?;
     Ok((cloned(pid), false))
@@ -315,8 +315,8 @@ impl CpuSet {
     pub fn of(pid: i32) -> nix::Result<Self> {
         let mut mask = vec![0; 1024];
         let room = mask.len();
-        // SAFETY: the kernel writes at most `room` bytes, and says how many.
         let length = retry(|| {
+            // SAFETY: the kernel writes at most `room` bytes, and says how many.
             Errno::result(unsafe { libc::syscall(libc::SYS_sched_getaffinity, pid, room, mask.as_mut_ptr()) })
         })?;
         mask.truncate(length as usize);
