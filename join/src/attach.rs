@@ -147,6 +147,8 @@ impl Attachment {
     fn join_and_become(&mut self, who: Who, is_in_version_2: bool) -> Result<(), Refusal> {
         self.must_be_unchanged()?;
         let own = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
+        // As root: the container's user may not look at everybody's (hidepid=2).
+        let theirs = self.leader.proc.open("cgroup").step(Reason::NotRunning, "open /proc/PID/cgroup")?;
         for cgroup in self.cgroups.iter_mut().filter(|cgroup| cgroup.needs_root() && !is_in_version_2) {
             cgroup.join()?;
         }
@@ -162,7 +164,7 @@ impl Attachment {
         for cgroup in self.cgroups.iter_mut().filter(|cgroup| !cgroup.needs_root()) {
             cgroup.join()?;
         }
-        cgroups::must_be_joined(&self.cgroups, &own)?;
+        cgroups::must_be_joined(&self.cgroups, &own, theirs)?;
         self.confinement.apply_affinity()?;
         sys::set_not_dumpable().step(Reason::Broken, "keep others from the session's process")?;
         self.must_be_alive()

@@ -6,7 +6,7 @@
 //! How a process joins decides what a login costs. A write to cgroup.procs waits for all of the machine's processors (8 ms, cgroup_threadgroup_rwsem);
 //! a thread that moves itself by `tasks` (version 1, Linux 5.5) and a process that is born in its cgroup (version 2, clone3(2)) do not.
 
-use crate::leader::{Leader, Proc};
+use crate::leader::{self, Leader, Proc};
 use crate::mountinfo::Mount;
 use crate::refusal::{Reason, Refusal, Step};
 use crate::sys::retry;
@@ -55,6 +55,11 @@ impl Cgroup {
     /// Moves the calling process, which has one thread: 0 stands for the writer in both versions of cgroups(7), whatever its pid namespace.
     pub fn join(&mut self) -> Result<(), Refusal> {
         self.joins.write_all(b"0").step(Reason::Broken, format_args!("join the container's cgroup {}", self.name))
+    }
+
+    /// Whether it is of this membership's hierarchy.
+    fn is_of(&self, membership: &Membership) -> bool {
+        self.name.split_once(':').is_some_and(|(controllers, _)| controllers == membership.controllers)
     }
 
     /// Whether everything in it is stopped. Version 2 says so once it is done, the freezer of version 1 as soon as it is asked for.
@@ -119,10 +124,16 @@ pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refu
     Ok(cgroups)
 }
 
-/// After the join: a process that joined by the files of one mount is where it was meant to be in the kernel's own words.
-pub fn must_be_joined(cgroups: &[Cgroup], own: &Proc) -> Result<(), Refusal> {
+/// After the join: where it was meant to be, a process is with pid 1, in the kernel's own words. `theirs` is pid 1's open file `cgroup`: both are
+/// read now, because a cgroup namespace that has been joined changes how every path is shown.
+pub fn must_be_joined(cgroups: &[Cgroup], own: &Proc, theirs: OwnedFd) -> Result<(), Refusal> {
     let ours = Membership::all_of(own).step(Reason::Broken, "read /proc/self/cgroup")?;
-    match cgroups.iter().find(|cgroup| ours.iter().all(|membership| membership.name() != cgroup.name)) {
+    let theirs = Membership::read(theirs).step(Reason::NotRunning, "read /proc/PID/cgroup")?;
+    let is_missed = |cgroup: &&Cgroup| {
+        let here = ours.iter().find(|membership| cgroup.is_of(membership));
+        here.is_none_or(|here| !theirs.contains(here))
+    };
+    match cgroups.iter().find(is_missed) {
         Some(missed) => Err(Refusal::new(
             Reason::Broken,
             format!("the cgroup that was joined is not {} (is another one mounted in its place?)", missed.name),
@@ -210,7 +221,11 @@ impl Membership {
     }
 
     fn all_of(process: &Proc) -> std::io::Result<Vec<Self>> {
-        Ok(process.read("cgroup")?.lines().filter_map(Self::parse).collect())
+        Self::read(process.open("cgroup")?)
+    }
+
+    fn read(file: OwnedFd) -> std::io::Result<Vec<Self>> {
+        Ok(leader::read_whole(file)?.lines().filter_map(Self::parse).collect())
     }
 
     /// Whether it is not where the process's parent is: a container's own, and not its Emperor's.

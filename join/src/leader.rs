@@ -61,9 +61,7 @@ impl Proc {
 
     /// Reads one of its files whole. Names in it may be any bytes; what is not UTF-8 becomes a name that no file has.
     pub fn read(&self, name: &str) -> std::io::Result<String> {
-        let mut text = Vec::with_capacity(4096); // the kernel gives no size, and std would begin with 32 bytes
-        File::from(self.open(name)?).read_to_end(&mut text)?;
-        Ok(String::from_utf8_lossy(&text).into_owned())
+        read_whole(self.open(name)?)
     }
 
     /// The namespace behind one of its links in `ns/`.
@@ -71,6 +69,13 @@ impl Proc {
         let link = format!("ns/{name}");
         retry(|| fstatat(&self.0, link.as_str(), AtFlags::empty())).map(Inode::from)
     }
+}
+
+/// Reads an open file of /proc whole, see [`Proc::read`].
+pub fn read_whole(file: OwnedFd) -> std::io::Result<String> {
+    let mut text = Vec::with_capacity(4096); // the kernel gives no size, and std would begin with 32 bytes
+    File::from(file).read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// The container's pid 1, pinned by a pidfd.

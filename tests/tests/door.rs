@@ -38,6 +38,48 @@ fn the_door_comes_first() {
     assert_eq!(ssh(30001, "hostname").ok(), "c30001", "without a door, the Emperor's socket");
 }
 
+/// As other engines make them. Inside, every path of /proc/PID/cgroup begins at the container's own group.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_container_with_a_cgroup_namespace_of_its_own() {
+    const SCRIPT: &str = r#"
+        for procs in $(find /sys/fs/cgroup -maxdepth 2 -name cgroup.procs -not -path "*cpuset*"); do
+            own=${procs%/*}/web1; mkdir -p $own && echo 0 >$own/cgroup.procs
+        done
+        exec unshare --cgroup bash -ec '
+            mount --bind /distros/base /ns; mount -t proc proc /ns/proc; mount --bind /dev /ns/dev
+            mount -t tmpfs none /ns/containers; mkdir /ns/containers/30001; mount --bind /containers/30001 /ns/containers/30001
+            hostname web1; cd /ns; pivot_root . .old_root; umount -l /.old_root; exec sleep 3001'"#;
+    let mut outside = Command::new("unshare")
+        .args([
+            "-m",
+            "-p",
+            "-i",
+            "-u",
+            "-n",
+            "--fork",
+            "--kill-child",
+            "--propagation",
+            "private",
+            "bash",
+            "-ec",
+            SCRIPT,
+        ])
+        .spawn()
+        .unwrap();
+    let _end = AtEnd(|| {
+        drop((outside.kill(), outside.wait()));
+        let gone = "rmdir $(find /sys/fs/cgroup -maxdepth 2 -type d -name web1)";
+        eventually("the end of web1", || (sh(gone).status == Some(0)).then_some(()));
+    });
+    let pid = eventually("its pid 1", || pgrep("^sleep 3001$"));
+    let _door = Door::open(30001, &pid, "honest");
+    let seen = sh(format!("nsenter -t {pid} --cgroup cat /proc/{pid}/cgroup")).ok();
+    assert!(!seen.contains("web1"), "the witness: {seen}");
+    assert_eq!(ssh(30001, "hostname; id -u; cat /proc/self/cgroup").ok(), format!("web1\n30001\n{seen}"));
+    assert_eq!(sh("unbitctl enter 30001 -- hostname").ok(), "web1");
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn every_other_message_is_refused() {
