@@ -15,9 +15,12 @@ use crate::refusal::{Reason, Refusal, Step};
 use crate::root_directory::RootDirectory;
 use crate::sys::{self, Cloned, Shared, retry};
 use caps::{CapSet, Capability, CapsHashSet};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Gid, Pid, Uid, getgid, getgroups, getuid, setfsgid, setfsuid, setgroups, setresgid};
+use nix::unistd::{
+    Gid, Pid, Uid, getgid, getgroups, getpid, getppid, getuid, setfsgid, setfsuid, setgroups, setresgid,
+};
 use shared::ContainerUid;
 use std::fmt;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -113,6 +116,7 @@ impl Attachment {
         finish: impl FnOnce() -> Result<(), Refusal>,
     ) -> Result<Forked, Refusal> {
         let report = Report::new()?;
+        let caller = getpid();
         let birthplace = self.cgroups.iter().find_map(Cgroup::birthplace);
         let (cloned, is_born_there) = sys::clone_into(birthplace).step(Reason::Broken, "fork a helper")?;
         match cloned {
@@ -121,8 +125,10 @@ impl Attachment {
                 wait_for(helper, deadline, &report).map(Forked::Outside)
             }
             Cloned::Child => {
-                let joined = prepare().and_then(|()| self.join_and_become(who, is_born_there));
+                let joined = end_with(caller).and_then(|()| prepare());
+                let joined = joined.and_then(|()| self.join_and_become(who, is_born_there));
                 let forked = joined.and_then(|()| {
+                    end_with(caller)?; // a change of ids takes it back, prctl(2)
                     report.keep_from_children()?;
                     finish()?;
                     drop(self);
@@ -293,6 +299,15 @@ impl Report {
         let text = self.0.text.iter().map(|byte| byte.load(Ordering::Relaxed)).take_while(|byte| *byte != 0);
         Some(Refusal::new(*reason, String::from_utf8_lossy(&text.collect::<Vec<_>>())))
     }
+}
+
+/// In the helper: ends with who waits for it. Without one, the process inside would be nobody's, and nothing would end it.
+fn end_with(caller: Pid) -> Result<(), Refusal> {
+    retry(|| set_pdeathsig(Signal::SIGKILL)).step(Reason::Broken, "end the helper with who waits for it")?;
+    if getppid() != caller {
+        return Err(Refusal::new(Reason::Broken, "who waits for the helper has ended"));
+    }
+    Ok(())
 }
 
 /// Waits until the helper has ended, and for no longer than until the deadline. The process inside, if there is one.

@@ -409,3 +409,42 @@ fn a_client_that_goes_hangs_up_as_it_does_for_others() {
     }
     honest_logins_work();
 }
+
+/// One that is killed before it has a session to supervise leaves none behind.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_supervisor_that_is_killed_while_its_helper_enters() {
+    let mut sshd = Command::new("/usr/sbin/sshd").args(["-D", "-p2298"]).stderr(Stdio::null()).spawn().unwrap();
+    let listener = sshd.id().to_string();
+    let mut strace = Command::new("strace")
+        .args([
+            "-f",
+            "-qq",
+            "-o/dev/null",
+            "-etrace=setns",
+            "-einject=setns:delay_enter=2000000:when=2",
+            "-p",
+            &listener,
+        ])
+        .spawn()
+        .unwrap();
+    eventually("strace", || (status(&listener, "TracerPid") != "0").then_some(()));
+    let mut client = Command::new("ssh")
+        .args(["-p2298", "30001@node", "touch half-done; exec sleep 3047"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let child_of = |pid: &str| sh(format!("pgrep -P {pid}")).out.lines().last().map(str::to_owned);
+    let supervisor = eventually("the helper", || {
+        let supervisor = child_of(&child_of(&listener)?)?;
+        child_of(&supervisor).map(|_helper| supervisor)
+    });
+    let monitor = status(&supervisor, "PPid");
+    sh(format!("kill -KILL {supervisor}")).ok();
+    std::thread::sleep(Duration::from_secs(4)); // twice as long as the helper takes
+    let left = sh("ps -eo pid=,ppid=,uid=,args= | grep -E '[s]shd: 30001@|[s]leep 3047'").out;
+    drop((strace.kill(), strace.wait(), client.kill(), client.wait(), sshd.kill(), sshd.wait()));
+    drop(sh(format!("kill -KILL {monitor}; pkill -KILL -f '^sleep 3047$|^sshd: 30001@'")));
+    assert_eq!(left, "");
+    assert!(!fs::exists("/containers/30001/half-done").unwrap());
+}
