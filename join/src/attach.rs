@@ -316,13 +316,17 @@ fn wait_for(helper: Pid, deadline: Deadline, report: &Report) -> Result<Pid, Ref
         .step(Reason::Broken, "pidfd_open of the helper")
         .and_then(|pidfd| deadline.wait_for(&pidfd).step(Reason::Broken, "wait for the helper"));
     let child = Some(report.child().load(Ordering::Acquire)).filter(|pid| *pid > 0).map(Pid::from_raw);
+    let mut left = vec![helper];
     let refusal = match ended {
         Ok(true) => match (child, retry(|| waitpid(helper, None))) {
             (Some(child), Ok(WaitStatus::Exited(_, 0))) => return Ok(child),
             (_, Err(errno)) => Refusal::failed(Reason::Broken, "wait for the helper", errno),
-            (_, Ok(end)) => report
-                .refusal()
-                .unwrap_or_else(|| Refusal::new(Reason::Broken, format!("the helper that enters ended by {end:?}"))),
+            (_, Ok(end)) => {
+                left.clear(); // its number may be another's by now
+                report
+                    .refusal()
+                    .unwrap_or_else(|| Refusal::new(Reason::Broken, format!("the helper that enters ended by {end:?}")))
+            }
         },
         Ok(false) => Refusal::new(
             Reason::NotAnswering,
@@ -331,7 +335,7 @@ fn wait_for(helper: Pid, deadline: Deadline, report: &Report) -> Result<Pid, Ref
         Err(refusal) => refusal,
     };
     // A helper that a frozen group of version 1 holds ends when that is thawed. It has no power, and nobody needs to wait for it.
-    for process in [Some(helper), child].into_iter().flatten() {
+    for process in left.into_iter().chain(child) {
         let _ = kill(process, Signal::SIGKILL);
     }
     Err(refusal)
