@@ -35,13 +35,12 @@ impl Slot {
     pub fn take(container: ContainerUid, limit: u32) -> Result<Self, Refusal> {
         let file = open_for(container)?;
         let counting = "count the container's sessions";
-        // Places beyond the limit are taken where that was higher until now.
-        let above = held(&file, limit.into()..MOST.into()).step(Reason::Broken, counting)?;
-        for number in 0..limit.saturating_sub(u32::try_from(above).unwrap_or(limit)) {
+        for number in 0..limit {
             let mut lock = record(number);
             lock.l_type = libc::F_WRLCK as _;
             match retry(|| fcntl(&file, FcntlArg::F_SETLK(&lock))) {
-                Ok(_) => return Ok(Self { file, container }),
+                Ok(_) if has_room(&file, limit).step(Reason::Broken, counting)? => return Ok(Self { file, container }),
+                Ok(_) => break,
                 Err(Errno::EAGAIN | Errno::EACCES) => {}
                 Err(errno) => return Err(Refusal::failed(Reason::Broken, counting, errno)),
             }
@@ -62,6 +61,12 @@ pub fn count(directory: &Path, container: ContainerUid) -> Option<usize> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Some(0),
         Err(_) => None,
     }
+}
+
+/// Whether a place below the limit is enough. Where the limit was higher until now, others are taken above it, and all of them count.
+fn has_room(file: &OwnedFd, limit: u32) -> nix::Result<bool> {
+    let above = limit.into()..MOST.into();
+    Ok(held(file, above)? == 0 || held(file, 0..MOST.into())? < limit as usize)
 }
 
 /// Counts the locked bytes of a range. fcntl(2) reports one lock of the range, in no particular order, so the bytes on either side are

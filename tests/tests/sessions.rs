@@ -128,6 +128,27 @@ fn sixty_four_unless_a_line_says_otherwise() {
     honest_login_works();
 }
 
+/// Where the limit was higher until now, sessions have slots on both sides of it, and all of them count.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_limit_that_has_been_lowered() {
+    from_none();
+    ssh(30001, "true").ok();
+    wait_for_slots(0);
+    {
+        let _option = with_option("sessions=5");
+        let _below = Holders::of(3, 2);
+        let _above = Holders::of(10, 2);
+        wait_for_slots(4);
+        let _fifth = Session::open(30001, &[], 2111);
+        assert_too_many(5);
+        wait_for_slots(5);
+    }
+    from_none();
+    wait_for_slots(0);
+    honest_login_works();
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_count_is_exact_whoever_is_killed() {
