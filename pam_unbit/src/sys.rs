@@ -62,10 +62,11 @@ pub fn set_loginuid(uid: u32) -> std::io::Result<()> {
 }
 
 /// Ends the connections of this process at once, also for other processes that hold them and cannot close them (shutdown(2)).
+/// Not the standard descriptors: sshd has none of its connections there, and standard error can be the log of every sshd (`sshd -e`).
 pub fn end_connections() {
     let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return };
     let numbers = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    for number in numbers {
+    for number in numbers.filter(|number| *number > 2) {
         // SAFETY: takes numbers; what is no socket stays as it is.
         unsafe { libc::shutdown(number, libc::SHUT_RDWR) };
     }

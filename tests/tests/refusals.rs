@@ -410,3 +410,40 @@ fn a_panic_ends_the_login() {
     }
     honest_login_works();
 }
+
+/// A refusal in setcred ends the connection for whoever holds it, and nothing else: with `sshd -e` standard error is the log of all sshds.
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_log_on_standard_error_outlives_a_refusal() {
+    let (log, error) = std::os::unix::net::UnixStream::pair().unwrap();
+    log.set_nonblocking(true).unwrap();
+    let mut sshd = std::process::Command::new("/usr/sbin/sshd")
+        .args(["-D", "-e", "-p2200"])
+        .stderr(std::os::fd::OwnedFd::from(error))
+        .spawn()
+        .unwrap();
+    let _end = AtEnd(|| drop((sshd.kill(), sshd.wait())));
+    let mut text = String::new();
+    let mut told = |needle: &str| {
+        eventually(needle, || {
+            let end = std::io::Read::read_to_string(&mut &log, &mut text);
+            assert!(end.is_err(), "nobody has it open any more: {text}"); // EAGAIN
+            text.contains(needle).then_some(())
+        });
+        text.clear();
+    };
+    told("Server listening on");
+    let login = || run("ssh", &["-p2200", "30001@node", "hostname"], b"");
+    {
+        let file = format!("/proc/{}/oom_score_adj", leader(30001));
+        let before = fs::read_to_string(&file).unwrap();
+        let _as_before = AtEnd(|| fs::write(&file, &before).unwrap());
+        let _between = between_check_and_join(&format!("echo 17 >{file}"));
+        let log = Log::from_now();
+        assert_eq!(login().status, Some(255));
+        log.one_line("what binds its pid 1 has changed since it was verified");
+    }
+    told("Accepted publickey for 30001");
+    assert_eq!(login().ok(), "c30001");
+    told("Accepted publickey for 30001");
+}
