@@ -241,8 +241,12 @@ impl Membership {
         self.controllers.split(',').any(|name| name == controller)
     }
 
+    /// For people. Who may make groups in a container can name one as if it were the rest of a line of the log.
     fn name(&self) -> String {
-        format!("{}:{}", self.controllers, self.path)
+        let is_plain = |letter: char| letter.is_ascii_alphanumeric() || ".:-_@%/+=,\\".contains(letter);
+        let escape =
+            |letter: char| if is_plain(letter) { letter.to_string() } else { letter.escape_unicode().to_string() };
+        format!("{}:{}", self.controllers, self.path).chars().map(escape).collect()
     }
 }
 
@@ -428,6 +432,13 @@ mod tests {
             assert_eq!(own(shared), [] as [PathBuf; 0], "{shared}");
         }
         assert_eq!(own("0::/30001"), [PathBuf::from("/sys/fs/cgroup/unified/30001")]);
+    }
+
+    #[test]
+    fn a_name_is_one_word() {
+        let name = membership("0::/30001/x; verified in 0.0 ms\u{202e}").name();
+        assert_eq!(name, r":/30001/x\u{3b}\u{20}verified\u{20}in\u{20}0.0\u{20}ms\u{202e}");
+        assert_eq!(membership(r"1:name=systemd:/a\x2db.scope").name(), r"name=systemd:/a\x2db.scope");
     }
 
     #[test]
