@@ -236,7 +236,7 @@ fn bind_session(call: &mut Call) -> Result<Verdict, Refusal> {
         ));
     }
     let attachment = login.verified.take().ok_or_else(|| missing("account"))?;
-    begin_kernel_session(container)?;
+    begin_kernel_session(container, &options)?;
     let line = opened(call, container, &attachment, login.verified_in + started.elapsed());
     setuid_guard::arm(attachment)?;
 
@@ -274,7 +274,7 @@ fn join_now(call: &mut Call, container: ContainerUid, options: &Options, started
         None => (prepare(call, container, options)?, Duration::ZERO),
     };
     remember(call, Login { session: Session::Entered, slot: Some(slot), ..Login::of(container) })?;
-    begin_kernel_session(container)?;
+    begin_kernel_session(container, options)?;
     call.pam.log(libc::LOG_INFO, &opened(call, container, &attachment, verified_in + started.elapsed()));
     let in_the_child = supervisor::go_on_in_a_child(|| attachment.bind_next_child())?;
 
@@ -312,8 +312,11 @@ fn options_for_the_service(call: &Call) -> Result<Options, Refusal> {
 }
 
 /// What pam_loginuid and pam_keyinit do for everybody else. No module but this one runs for container users.
-fn begin_kernel_session(container: ContainerUid) -> Result<(), Refusal> {
-    sys::set_loginuid(container.get()).step(Reason::Broken, "write /proc/self/loginuid")?;
+/// With `join=now` a number that is there already stays: it is that of the operator who uses su.
+fn begin_kernel_session(container: ContainerUid, options: &Options) -> Result<(), Refusal> {
+    if !(options.join_now && sys::has_loginuid()) {
+        sys::set_loginuid(container.get()).step(Reason::Broken, "write /proc/self/loginuid")?;
+    }
     sys::begin_session_keyring(container.get()).step(Reason::Broken, "join a new session keyring")
 }
 

@@ -50,12 +50,18 @@ pub fn give_up_locale() {
     unsafe { libc::setlocale(libc::LC_ALL, c"C".as_ptr()) };
 }
 
+const LOGINUID: &str = "/proc/self/loginuid";
+
+/// Whether the kernel's audit log has a number already for what this process does, loginuid of proc(5).
+pub fn has_loginuid() -> bool {
+    std::fs::read_to_string(LOGINUID).is_ok_and(|text| text.trim() != u32::MAX.to_string())
+}
+
 /// Writes who has logged in for the kernel's audit log (pam_loginuid(8)). A kernel without audit has no such file; where an earlier module has
 /// written the number already, some kernels take no other.
 pub fn set_loginuid(uid: u32) -> std::io::Result<()> {
-    const FILE: &str = "/proc/self/loginuid";
-    let is_set = || std::fs::read_to_string(FILE).is_ok_and(|text| text.trim() == uid.to_string());
-    match std::fs::write(FILE, uid.to_string()) {
+    let is_set = || std::fs::read_to_string(LOGINUID).is_ok_and(|text| text.trim() == uid.to_string());
+    match std::fs::write(LOGINUID, uid.to_string()) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound || is_set() => Ok(()),
         written => written,
     }

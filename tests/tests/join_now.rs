@@ -44,6 +44,19 @@ fn su_enters() {
     assert_eq!(sh("su alice -c 'hostname; id -un'").ok(), "node\nalice");
 }
 
+/// The kernel's audit log goes on naming the operator who has become the container's user; who is nobody there yet becomes that.
+#[test]
+#[ignore = "needs the node: make test"]
+fn su_keeps_the_audit_identity_of_who_uses_it() {
+    let _su = join_now("su");
+    let su = "su 30001 -c 'cat /proc/self/loginuid'";
+    if sh("echo 1000 >/proc/self/loginuid").status != Some(0) {
+        return not_tried("this kernel lets nobody write /proc/self/loginuid", kernel_lacks("CONFIG_AUDIT"));
+    }
+    assert_eq!(sh(format!("echo 1000 >/proc/self/loginuid; {su}")).ok(), "1000");
+    assert_eq!(sh(format!("echo 4294967295 >/proc/self/loginuid; {su}")).ok(), "30001");
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_exit_status_and_the_signal_are_passed_on() {
