@@ -151,6 +151,8 @@ impl Attachment {
 
     /// In the helper: joins all of it, is bound as pid 1 is, and leaves every power behind that `who` has none of.
     fn join_and_become(&mut self, who: Who, is_in_version_2: bool) -> Result<(), Refusal> {
+        // From the start: no core file of a caller's memory, whatever limits of pid 1's hold from here on.
+        sys::set_not_dumpable().step(Reason::Broken, "keep others from the helper")?;
         self.must_be_unchanged()?;
         let own = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
         // As root: the container's user may not look at everybody's (hidepid=2).

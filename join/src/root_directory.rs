@@ -2,32 +2,17 @@
 //!
 //! A pid 1 in a chroot(2) has a root directory of its own, and a session that joined its mount namespace would see the files around it.
 
-use crate::leader::{Inode, Leader, Proc};
+use crate::leader::{Leader, Proc};
 use crate::refusal::{Reason, Refusal, Step};
-use crate::sys::{self, retry};
+use crate::sys::{self, Place, retry};
 use nix::fcntl::{OFlag, open, openat};
-use nix::sys::stat::{Mode, fstat};
-use std::os::fd::OwnedFd;
-
-/// Which directory it is, and on which mount.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Place {
-    inode: Inode,
-    /// 0 before Linux 5.8, which does not say.
-    mount: u64,
-}
-
-impl Place {
-    fn of(directory: &OwnedFd) -> nix::Result<Self> {
-        Ok(Self { inode: retry(|| fstat(directory))?.into(), mount: sys::mount_id(directory)? })
-    }
-}
+use nix::sys::stat::Mode;
 
 /// Where a session has to find itself once it has joined the mount namespace.
 #[derive(Debug)]
 pub struct RootDirectory {
     theirs: Place,
-    ours: Inode,
+    ours: Place,
 }
 
 impl RootDirectory {
@@ -37,30 +22,30 @@ impl RootDirectory {
             .proc
             .open_directory("root")
             .step(Reason::NotRunning, format_args!("open /proc/{}/root", leader.pid))?;
-        let theirs = Place::of(&root).step(Reason::Broken, "look at the root directory of its pid 1")?;
+        let theirs = sys::place_of(&root).step(Reason::Broken, "look at the root directory of its pid 1")?;
         // For us it is a directory like any other, so that ".." leads out of it, unless it is the top (path_resolution(7)).
         let above = retry(|| openat(&root, "..", PATH, Mode::empty()))
-            .and_then(|above| Place::of(&above))
+            .and_then(|above| sys::place_of(&above))
             .step(Reason::Broken, "look above the root directory of its pid 1")?;
         if above != theirs {
             return Err(not_the_root());
         }
         let ours = Proc::of_self()
             .and_then(|own| own.open_directory("root"))
-            .and_then(|root| Place::of(&root))
+            .and_then(|root| sys::place_of(&root))
             .step(Reason::Broken, "look at our own root directory")?;
-        Ok(Self { theirs, ours: ours.inode })
+        Ok(Self { theirs, ours })
     }
 
     /// After the mount namespace is joined: `/` must be what pid 1 has, and not what the node has.
     pub fn must_be_here(&self) -> Result<(), Refusal> {
         let here = retry(|| open("/", PATH, Mode::empty()))
-            .and_then(|root| Place::of(&root))
+            .and_then(|root| sys::place_of(&root))
             .step(Reason::Broken, "look at the root directory that was joined")?;
         if here != self.theirs {
             return Err(not_the_root());
         }
-        if here.inode == self.ours {
+        if (here.device, here.inode) == (self.ours.device, self.ours.inode) {
             return Err(Refusal::new(Reason::NotTrusted, "its root directory is the node's own"));
         }
         Ok(())

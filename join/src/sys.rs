@@ -331,20 +331,32 @@ impl CpuSet {
     }
 }
 
-/// The number of the mount that a file is on, statx(2); 0 before Linux 5.8, which does not say.
-pub fn mount_id(file: &OwnedFd) -> nix::Result<u64> {
+/// Which file it is, and on which mount, statx(2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// The file system's device number, as fstat(2) has it.
+    pub device: u64,
+    /// The number of the inode.
+    pub inode: u64,
+    /// The number of the mount; 0 before Linux 5.8, which does not say.
+    pub mount: u64,
+}
+
+/// Asks no server for it: that of a network or FUSE file system may not answer.
+pub fn place_of(file: &OwnedFd) -> nix::Result<Place> {
     const FLAGS: c_int = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
-    const STATX_MNT_ID: u32 = 0x1000; // linux/stat.h, as is the place of the field: stx_mnt_id
-    const FIELD: usize = 0x90;
+    const STATX_INO: u32 = 0x100; // linux/stat.h, as are the places of the fields
+    const STATX_MNT_ID: u32 = 0x1000;
     let mut status = [0u8; 256];
-    let (file, path) = (file.as_raw_fd(), c"".as_ptr());
+    let (file, path, asked) = (file.as_raw_fd(), c"".as_ptr(), STATX_INO | STATX_MNT_ID);
     // SAFETY: an empty path; the kernel writes one struct statx, which has 256 bytes.
-    let mut about = || unsafe { libc::syscall(libc::SYS_statx, file, path, FLAGS, STATX_MNT_ID, status.as_mut_ptr()) };
+    let mut about = || unsafe { libc::syscall(libc::SYS_statx, file, path, FLAGS, asked, status.as_mut_ptr()) };
     retry(|| Errno::result(about()))?;
-    let field = |at| status.get(at..).and_then(<[u8]>::first_chunk);
-    let mask = field(0).map_or(0, |bytes: &[u8; 4]| u32::from_ne_bytes(*bytes));
-    let id = status.get(FIELD..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u64::from_ne_bytes(*bytes));
-    Ok(if mask & STATX_MNT_ID == 0 { 0 } else { id })
+    let number = |at| status.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+    let half = |at| status.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+    let (mask, inode, major, minor, mount) = (half(0), number(0x20), half(0x88), half(0x8c), number(0x90));
+    let device = nix::sys::stat::makedev(major.into(), minor.into());
+    Ok(Place { device, inode, mount: if mask & STATX_MNT_ID == 0 { 0 } else { mount } })
 }
 
 /// Shows operators what this process is, in place of sshd's command line, which it never looks at again.
