@@ -62,6 +62,7 @@ impl Attachment {
         tell: &mut dyn FnMut(&str, fmt::Arguments<'_>),
     ) -> Result<Self, Refusal> {
         let deadline = Deadline::after(options.timeout);
+        must_have_power_to_enter()?;
         let (leader, namespaces) = match Door::reach(container, deadline)? {
             Some(door) => {
                 tell("reach", format_args!("root keeps a door"));
@@ -118,7 +119,10 @@ impl Attachment {
         let report = Report::new()?;
         let caller = getpid();
         let birthplace = self.cgroups.iter().find_map(Cgroup::birthplace);
-        let (cloned, is_born_there) = sys::clone_into(birthplace).step(Reason::Broken, "fork a helper")?;
+        let (cloned, is_born_there) = sys::clone_into(birthplace).step(
+            Reason::Broken,
+            "fork a helper into its cgroup (EAGAIN: pids.max, or another limit on the number of processes, is reached)",
+        )?;
         match cloned {
             Cloned::Parent(helper) => {
                 drop(self);
@@ -131,10 +135,11 @@ impl Attachment {
                     end_with(caller)?; // a change of ids takes it back, prctl(2)
                     report.keep_from_children()?;
                     finish()?;
+                    self.confinement.apply_soft_limits()?;
                     drop(self);
                     sys::clone_sibling(report.child()).step(
                         Reason::Broken,
-                        "fork the session's process (EAGAIN: a limit on the number of its processes is reached)",
+                        "fork the session's process (EAGAIN: pids.max, or another limit on the number of processes, is reached)",
                     )
                 });
                 match forked {
@@ -244,6 +249,7 @@ impl Attachment {
         }
         keep_capabilities(&KEPT).step(Reason::Broken, "drop capabilities")?;
         self.root.must_be_here()?;
+        self.confinement.apply_soft_limits()?;
         self.must_be_alive()
     }
 
@@ -269,6 +275,27 @@ impl Attachment {
         }
         Err(Refusal::new(Reason::NotRunning, "its pid 1 ended while the session entered"))
     }
+}
+
+/// To look at the namespaces of another user's process, to join them, and to become the container's user.
+const NEEDED: [Capability; 5] = [
+    Capability::CAP_SYS_PTRACE,
+    Capability::CAP_SYS_ADMIN,
+    Capability::CAP_SYS_CHROOT,
+    Capability::CAP_SETUID,
+    Capability::CAP_SETGID,
+];
+
+/// Asked first: what fails later for want of a capability would look like a container that is gone.
+fn must_have_power_to_enter() -> Result<(), Refusal> {
+    let has = sys::change_capabilities(|| caps::read(None, CapSet::Effective));
+    let has = has.step(Reason::Broken, "read our own capabilities")?;
+    let lacking: Vec<_> = NEEDED.iter().filter(|needed| !has.contains(needed)).map(Capability::to_string).collect();
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    let cause = format!("this process lacks {} (does its service have CapabilityBoundingSet=?)", lacking.join(" "));
+    Err(Refusal::new(Reason::Misconfigured, cause))
 }
 
 /// What a helper tells who has cloned it, in memory that they share.

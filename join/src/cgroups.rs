@@ -105,7 +105,13 @@ pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refu
         if let Some(directory) = mounts.find(membership, &ours)? {
             has_own |= membership.is_own(&parent);
             let step = format!("open its cgroup {}", membership.name());
-            cgroups.push(Cgroup::open(membership, directory).step(Reason::Broken, step)?);
+            cgroups.push(match Cgroup::open(membership, directory) {
+                Err(errno @ Errno::EROFS) => {
+                    let step = format!("{step} (does the service of this process have ProtectControlGroups=?)");
+                    return Err(Refusal::failed(Reason::Misconfigured, step, errno));
+                }
+                opened => opened.step(Reason::Broken, step)?,
+            });
         }
     }
     if own_required && cgroups.is_empty() && !mounts.show_any(&memberships)? {

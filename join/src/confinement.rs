@@ -57,10 +57,12 @@ impl Confinement {
         if sys::io_priority(0) != Ok(self.io_priority) {
             sys::set_io_priority(self.io_priority).step(Reason::Broken, about("I/O priority"))?;
         }
-        for limit in &self.limits {
-            limit.apply().step(Reason::Broken, format_args!("take over pid 1's limit {:?}", limit.resource))?;
-        }
-        Ok(())
+        self.limits.iter().try_for_each(|limit| limit.apply_hard().step(Reason::Broken, limit.about()))
+    }
+
+    /// The soft limits, last of all: one that is too low for what there is left to do would end the helper, in words of the kernel's or in none.
+    pub fn apply_soft_limits(&self) -> Result<(), Refusal> {
+        self.limits.iter().try_for_each(|limit| limit.apply_soft().step(Reason::Broken, limit.about()))
     }
 
     fn apply_oom_score_adj(&self) -> std::io::Result<()> {
@@ -125,15 +127,29 @@ struct Limit {
 }
 
 impl Limit {
-    fn apply(self) -> nix::Result<()> {
+    fn about(self) -> String {
+        format!("take over pid 1's limit {:?}", self.resource)
+    }
+
+    /// With as much of the soft limit as there is.
+    fn apply_hard(self) -> nix::Result<()> {
         let (soft, hard) = retry(|| getrlimit(self.resource))?;
-        if (soft, hard) == (self.soft, self.hard) {
+        if hard == self.hard {
             return Ok(());
         }
-        match retry(|| setrlimit(self.resource, self.soft, self.hard)) {
-            Err(Errno::EPERM) if hard < self.hard => retry(|| setrlimit(self.resource, self.soft.min(hard), hard)),
+        match retry(|| setrlimit(self.resource, soft.min(self.hard), self.hard)) {
+            Err(Errno::EPERM) if hard < self.hard => Ok(()),
             set => set,
         }
+    }
+
+    fn apply_soft(self) -> nix::Result<()> {
+        let (soft, hard) = retry(|| getrlimit(self.resource))?;
+        let wanted = self.soft.min(hard);
+        if soft == wanted {
+            return Ok(());
+        }
+        retry(|| setrlimit(self.resource, wanted, hard))
     }
 }
 

@@ -57,8 +57,14 @@ pub struct Namespace {
 impl Namespace {
     /// Joins it by its descriptor, setns(2).
     pub fn join(&self) -> Result<(), Refusal> {
-        retry(|| setns(&self.descriptor, self.kind.flag))
-            .step(Reason::Broken, format_args!("join the container's {} namespace", self.kind.name))
+        let step = format!("join the container's {} namespace", self.kind.name);
+        match retry(|| setns(&self.descriptor, self.kind.flag)) {
+            Err(errno @ Errno::EPERM) => {
+                let step = format!("{step} (does the service of this process have RestrictNamespaces=?)");
+                Err(Refusal::failed(Reason::Misconfigured, step, errno))
+            }
+            joined => joined.step(Reason::Broken, step),
+        }
     }
 }
 

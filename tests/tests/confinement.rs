@@ -282,7 +282,7 @@ fn has_sys_resource() -> bool {
 }
 
 /// Starts sshd by a command that binds it otherwise than the node's; at the end it is started as before.
-fn restart_sshd_by(command: &str) -> AtEnd<impl FnMut()> {
+fn restart_sshd_by(command: &str) -> AtEnd<impl FnMut() + use<>> {
     sh("node-sshd stop").ok();
     let back = AtEnd(|| drop(sh("node-sshd stop; node-sshd start").ok()));
     sh(format!("{command} node-sshd start")).ok();
@@ -416,4 +416,32 @@ fn what_changes_between_check_and_join() {
         drop(client);
         eventually("its end", || pgrep("^sleep 3001$").is_none().then_some(()));
     }
+}
+
+/// What a service manager can take from sshd: the log names it, and nobody reads that the container is not running.
+#[test]
+#[ignore = "needs the node: make test"]
+fn an_sshd_that_lacks_a_capability_says_which() {
+    // Without CAP_SYS_CHROOT sshd lets nobody in.
+    for lacking in ["sys_admin", "sys_ptrace"] {
+        let _sshd = restart_sshd_by(&format!("setpriv --bounding-set -{lacking}"));
+        let log = Log::from_now();
+        let said = ssh(30000, "true").failed();
+        assert!(said.contains("Container 30000 cannot be entered: this node is not set up for it."), "{said}");
+        let line = log.one_line("refused:");
+        assert!(line.contains(&format!("this process lacks CAP_{}", lacking.to_uppercase())), "{line}");
+        assert_eq!(ssh("alice", "echo here").ok(), "here", "without CAP_{}", lacking.to_uppercase());
+    }
+}
+
+/// Soft limits that leave a process nothing to work with: they hold from the session's first moment on, and not before.
+#[test]
+#[ignore = "needs the node: make test"]
+fn soft_limits_too_low_to_enter_with() {
+    let leader = leader(30000);
+    let _back = AtEnd(|| {
+        bind(30000, &leader, "prlimit -p PID --nofile=1024: --fsize=unlimited:");
+    });
+    bind(30000, &leader, "prlimit -p PID --nofile=12: --fsize=0:");
+    assert_eq!(ssh(30000, "ulimit -Sn; ulimit -Sf").ok(), "12\n0");
 }
