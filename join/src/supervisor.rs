@@ -10,7 +10,7 @@ use caps::CapSet;
 use nix::errno::Errno;
 use nix::sys::prctl::{set_no_new_privs, set_pdeathsig};
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{SigAction, SigSet, SigmaskHow, Signal, kill, raise};
+use nix::sys::signal::{SigAction, SigSet, SigmaskHow, Signal, kill, raise, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, getpid, getppid, setpgid};
@@ -27,11 +27,14 @@ impl Signals {
     /// Holds all of them. Where SIGCHLD is ignored nobody learns how a child ended, so it is set back, too.
     pub fn hold() -> Result<Self, Refusal> {
         let of_children = sys::default_signal(Signal::SIGCHLD).step(Reason::Broken, "hear of the child's end")?;
-        let before = retry(|| SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK));
-        if before.is_err() {
+        let mut before = SigSet::empty();
+        // Not nix's thread_swap_mask, which takes the errno that pthread_sigmask(3) returns for a success.
+        let blocked = retry(|| sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before)));
+        if blocked.is_err() {
             let _ = sys::restore_signal(Signal::SIGCHLD, &of_children);
         }
-        Ok(Self { before: before.step(Reason::Broken, "block signals")?, of_children })
+        blocked.step(Reason::Broken, "block signals")?;
+        Ok(Self { before, of_children })
     }
 
     /// To read them by. Made by the process that reads: no child has it.
@@ -42,7 +45,7 @@ impl Signals {
     /// Gives the application its signals back.
     pub fn release(&self) -> Result<(), Refusal> {
         sys::restore_signal(Signal::SIGCHLD, &self.of_children)
-            .and_then(|()| retry(|| self.before.thread_set_mask()))
+            .and_then(|()| retry(|| sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.before), None)))
             .step(Reason::Broken, "give the application its signals back")
     }
 }
@@ -162,10 +165,10 @@ fn supervise(child: Pid, signals: &Signals, to_read: &SignalFd, front: Option<Pi
 fn end_by(signal: Signal, before: &SigSet) -> ! {
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
     let _ = sys::default_signal(signal);
-    let _ = before.thread_set_mask();
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(before), None);
     let mut only = SigSet::empty();
     only.add(signal);
-    let _ = only.thread_unblock();
+    let _ = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&only), None);
     let _ = raise(signal);
     sys::exit_now(128 + signal as i32)
 }

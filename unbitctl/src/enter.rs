@@ -17,7 +17,7 @@ use join::refusal::{Reason, Refusal, Step};
 use join::sys::retry;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::{Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, pipe2, setsid};
@@ -181,7 +181,7 @@ impl Session {
         }
         // No home is no reason to stay away: somebody has to mend it.
         let _ = self.homes.iter().find(|home| chdir(home.as_c_str()).is_ok());
-        signals_before.thread_set_mask().step(Reason::Broken, "restore signals")?;
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(signals_before), None).step(Reason::Broken, "restore signals")?;
         let programs: Vec<&CStr> = self.programs.iter().map(CString::as_c_str).collect();
         let arguments: Vec<&CStr> = self.arguments.iter().map(CString::as_c_str).collect();
         Ok(inside::exec(&programs, &arguments, &self.environment))
@@ -343,7 +343,8 @@ impl Signals {
         ] {
             held.add(signal);
         }
-        let before = held.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        let mut before = SigSet::empty();
+        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&held), Some(&mut before))?;
         Ok(Self { descriptor: SignalFd::with_flags(&held, SfdFlags::SFD_CLOEXEC)?, before })
     }
 

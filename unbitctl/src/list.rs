@@ -15,7 +15,7 @@ use join::refusal::{Reason, Refusal};
 use join::sessions;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::utsname::uname;
 use processes::{Process, Processes};
@@ -145,7 +145,7 @@ fn watch(node: &mut Node) -> Result<()> {
     terminal::size().context(NO_TERMINAL)?;
     let mut ends = SigSet::empty();
     ends.extend([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-    ends.thread_block()?;
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&ends), None)?;
     let ends = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC)?;
     let mut before: HashMap<u32, Container> = HashMap::new();
     loop {
