@@ -20,12 +20,14 @@ pub fn connect(connection: &OwnedFd, to: &OwnedFd, deadline: Deadline, name: &st
         .step(Reason::Broken, format_args!("name {name}"))?;
     let step = format!("connect to {name}");
     loop {
-        let left = time_left(deadline, &step)?;
-        retry(|| socket::setsockopt(connection, sockopt::SendTimeout, &left))
+        // With no time left it is tried all the same, without waiting: on a busy machine the time may have gone by in our own work.
+        let left = time_left(deadline, &step);
+        let patience = left.as_ref().copied().unwrap_or(TimeVal::new(0, 1));
+        retry(|| socket::setsockopt(connection, sockopt::SendTimeout, &patience))
             .step(Reason::Broken, "limit the time to connect")?;
         match socket::connect(connection.as_raw_fd(), &address) {
             Ok(()) => return Ok(()),
-            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            Err(Errno::EINTR | Errno::EAGAIN) => drop(left?),
             Err(errno @ Errno::ECONNREFUSED) => return Err(Refusal::failed(Reason::NotRunning, step, errno)),
             Err(errno) => return Err(Refusal::failed(Reason::NotTrusted, step, errno)),
         }
