@@ -99,7 +99,8 @@ demo:
 
 test:
 	@tests/prepare node
-	$(CARGO) test --locked --workspace
+	$(CARGO) test --locked --workspace --exclude unbit-tests
+	$(CARGO) test --locked -p unbit-tests --lib --bins # those of tests/tests need a node: tests/run
 	@$(MAKE) --no-print-directory stage
 	tests/weight --node $(RELEASE) $(NSS) $(STAGED_NSS)
 	$(CARGO) build --locked -p pam_unbit --features test-panics --target-dir $(CARGO_TARGET_DIR)/panics

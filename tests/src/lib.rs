@@ -12,8 +12,11 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs;
 use std::io::Write;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 /// How a command ended, and what it said.
@@ -54,11 +57,18 @@ pub fn run(program: &str, arguments: &[&str], input: &[u8]) -> Done {
         .spawn()
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    let done = std::thread::scope(|scope| {
+    let (ended, end) = mpsc::channel::<()>();
+    let (done, seen) = std::thread::scope(|scope| {
         scope.spawn(move || drop(stdin.write_all(input)));
-        child.wait_with_output().unwrap()
+        // Looked at before it is killed, because nothing is left to see afterwards.
+        let late = scope.spawn(move || {
+            (end.recv_timeout(Duration::from_secs(50)) == Err(RecvTimeoutError::Timeout)).then(evidence)
+        });
+        let done = child.wait_with_output().unwrap();
+        drop(ended);
+        (done, late.join().unwrap().unwrap_or_default())
     });
-    assert_ne!(done.status.code(), Some(124), "{program} {arguments:?} hung");
+    assert_ne!(done.status.code(), Some(124), "{program} {arguments:?} hung\n{done:?}\n{seen}");
     Done {
         status: done.status.code(),
         out: String::from_utf8_lossy(&done.stdout).into_owned(),
@@ -86,6 +96,9 @@ pub const INFO: &str = "<86>";
 /// See [`ERR`].
 pub const DEBUG: &str = "<87>";
 
+/// What marks a place in the log, see [`Log::text`].
+const LOG_MARK: &str = "unbit-tests-mark-";
+
 /// The node's system log from some moment on.
 pub struct Log(usize);
 
@@ -94,7 +107,22 @@ impl Log {
 
     /// From now on.
     pub fn from_now() -> Self {
+        Self::flush();
         Self(fs::read(Self::FILE).unwrap().len())
+    }
+
+    /// Waits until everything that was sent to the log before now is in the file: messages arrive in the order in which they were sent.
+    #[track_caller]
+    fn flush() {
+        static MARKS: AtomicUsize = AtomicUsize::new(0);
+        let mark = format!("{LOG_MARK}{}-{}", std::process::id(), MARKS.fetch_add(1, Ordering::Relaxed));
+        // A test may have put something else in the place of /dev/log.
+        let is_sent = UnixDatagram::unbound().unwrap().send_to(mark.as_bytes(), "/dev/log").is_ok();
+        let start = Instant::now();
+        while is_sent && !String::from_utf8_lossy(&fs::read(Self::FILE).unwrap()).contains(&mark) {
+            assert!(start.elapsed() < Duration::from_secs(10), "never in {}: {mark}", Self::FILE);
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// All of it, for the message of a test that fails.
@@ -103,8 +131,11 @@ impl Log {
     }
 
     /// What has been written.
+    #[track_caller]
     pub fn text(&self) -> String {
-        String::from_utf8_lossy(&fs::read(Self::FILE).unwrap()[self.0..]).into_owned()
+        Self::flush();
+        let text = String::from_utf8_lossy(&fs::read(Self::FILE).unwrap()[self.0..]).into_owned();
+        text.split_inclusive('\n').filter(|line| !line.contains(LOG_MARK)).collect()
     }
 
     /// The lines of ours that hold this text.
@@ -117,7 +148,7 @@ impl Log {
     /// Waits for the one line of ours that holds this text, and gives back the whole line.
     #[track_caller]
     pub fn one_line(&self, needle: &str) -> String {
-        eventually(&format!("one log line with {needle:?} in {}", self.text()), || {
+        eventually(format!("one log line with {needle:?} in {}", self.text()), || {
             let mut lines = self.lines(needle);
             let line = lines.pop()?;
             assert_eq!(lines, [""; 0], "one refusal, one line");
@@ -133,15 +164,32 @@ pub fn log_from_inside(uid: u32) {
 
 /// Waits, for ten seconds at most, until there is an answer.
 #[track_caller]
-pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+pub fn eventually<T>(what: impl Display, mut probe: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(answer) = probe() {
             return answer;
         }
-        assert!(start.elapsed() < Duration::from_secs(10), "never: {what}");
+        assert!(start.elapsed() < Duration::from_secs(10), "never: {what}\n{}", evidence());
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// The text of a file, read when it is needed.
+pub struct TextOf<'a>(pub &'a str);
+
+impl Display for TextOf<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&fs::read_to_string(self.0).unwrap_or_default())
+    }
+}
+
+/// What the message of a test that fails should show: the node's processes, and the end of its log.
+pub fn evidence() -> String {
+    let processes = run("ps", &["-eHo", "pid,ppid,uid,stat,args"], b"").out;
+    let log = fs::read(Log::FILE).map(|log| String::from_utf8_lossy(&log).into_owned()).unwrap_or_default();
+    let lines: Vec<_> = log.lines().filter(|line| !line.contains(LOG_MARK)).collect();
+    format!("{processes}\n{}", lines[lines.len().saturating_sub(40)..].join("\n"))
 }
 
 /// The namespaces of a process of the node, by kind.

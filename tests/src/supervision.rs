@@ -1,7 +1,7 @@
 //! The supervisor of a session: the only process of the container's user that stays on the node. It is a child of sshd's monitor and the parent
 //! of the session's first process, and has nothing that anybody could take from it.
 
-use crate::{descriptors, eventually, pgrep};
+use crate::{TextOf, descriptors, eventually, pgrep};
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -53,7 +53,8 @@ pub fn violations(pid: &str) -> Vec<String> {
     for open in descriptors(pid) {
         must(open == "/dev/null" || open == "anon_inode:[signalfd]", format!("holds {open}"));
     }
-    if lives(pid) { found } else { Vec::new() }
+    // Of two that were looked at one after the other, one may have ended in between.
+    if lives(pid) && status(pid, "PPid") == parent && lives(&parent) { found } else { Vec::new() }
 }
 
 /// A login that stays open, and its processes by their numbers on the node.
@@ -77,8 +78,11 @@ impl Session {
         let mut ssh = Command::new("ssh");
         let script = format!("exec bash -c 'exec -a {name} cat'");
         ssh.args(options).args([&format!("{user}@node"), &script]);
-        let client = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let command = eventually(&format!("the command {name}"), || pgrep(&format!("^{name}$")));
+        let errors = format!("/tmp/{name}.errors");
+        let stderr = fs::File::create(&errors).unwrap();
+        let client = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
+        let command =
+            eventually(format_args!("the command {name}: {}", TextOf(&errors)), || pgrep(&format!("^{name}$")));
         let mut first = command.clone();
         while !status(&first, "Name").starts_with("sshd") {
             first = status(&first, "PPid");

@@ -121,7 +121,7 @@ fn assert_unheard(uid: u32, kind: &str, heard: Option<String>) {
     let end = if ["silent", "close"].contains(&kind) { "" } else { ", then BrokenPipe" };
     let unheard = (kind != "deaf").then(|| format!("{kind}: 0 bytes and 0 descriptors{end}"));
     let expected = heard.into_iter().chain(unheard).collect();
-    eventually(&format!("{expected:?}, and not {:?}", told(uid)), || (told(uid) == expected).then_some(()));
+    eventually(format!("{expected:?}, and not {:?}", told(uid)), || (told(uid) == expected).then_some(()));
 }
 
 #[test]
@@ -737,7 +737,7 @@ fn names_that_lead_nowhere_else() {
             ),
         };
         let heard = &heard[..heard.len().min(90)];
-        eventually(&format!("{name:?}: {heard:?} in {}", log.text()), || log.text().contains(heard).then_some(()));
+        eventually(format!("{name:?}: {heard:?} in {}", log.text()), || log.text().contains(heard).then_some(()));
     }
     for name in ["30001\n", ""] {
         let done = run("ssh", &["-l", name, "node", "touch /tmp/landed-on-the-host"], b"");

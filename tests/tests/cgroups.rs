@@ -73,7 +73,7 @@ impl Drop for Moved {
         for group in &self.to {
             // Its last session may still be ending. What others live in stays.
             if !group.ends_with("/system") {
-                eventually(&format!("the end of {group}"), || fs::remove_dir(group).ok());
+                eventually(format!("the end of {group}"), || fs::remove_dir(group).ok());
             }
         }
     }

@@ -37,13 +37,13 @@ fn nothing_on_the_host() {
     });
 }
 
-/// A process that ends with the test.
+/// A process that ends with the test. What it complains about is shown if the test fails.
 struct Running(Child);
 
 impl Running {
     fn start(program: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new(program);
-        Self(command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+        Self(command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
     }
 }
 
@@ -326,7 +326,7 @@ fn chroot_directory_is_refused() {
             let log = Log::from_now();
             let done = run(way[0], &way[1..], b"");
             assert_eq!((done.status, done.out.as_str()), (Some(255), ""), "{directory}: {done:?}");
-            eventually(&format!("sshd's fatal line in {}", log.text()), || {
+            eventually(format!("sshd's fatal line in {}", log.text()), || {
                 let text = log.text();
                 [
                     "chroot(\"/\"): Operation not permitted",

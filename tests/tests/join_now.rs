@@ -140,7 +140,7 @@ fn a_line_that_hangs_up_ends_the_session() {
         assert_eq!(namespaces(&sleep)["mnt"] == namespaces("self")["mnt"], user == "alice");
         drop((script.kill(), script.wait()));
         let _end = AtEnd(|| drop(sh(format!("kill {sleep} 2>/dev/null"))));
-        eventually(&format!("the end of {user}'s session"), || {
+        eventually(format!("the end of {user}'s session"), || {
             (pgrep("^sleep 1102$").is_none() && guests(30001).is_empty()).then_some(())
         });
     }

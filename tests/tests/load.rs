@@ -99,7 +99,7 @@ fn all_inside<'a>(logins: impl IntoIterator<Item = &'a Login>, log: &Log) {
     }
     for (user, logins) in expected {
         let opened = if user == "alice" { 0 } else { logins };
-        eventually(&format!("{opened} sessions of {user} in the log"), || {
+        eventually(format!("{opened} sessions of {user} in the log"), || {
             (lines(log, &format!("container {user}: session opened")) == opened).then_some(())
         });
         let refused = format!("container {user} refused");

@@ -7,7 +7,7 @@ use unbit_tests::*;
 /// The lines of ours about container 30001's sessions, once both are there.
 #[track_caller]
 fn lines(log: &Log) -> [String; 2] {
-    eventually(&format!("the end of the session in {}", log.text()), || {
+    eventually(format!("the end of the session in {}", log.text()), || {
         let lines = log.lines("container 30001");
         (lines.len() == 2 || pgrep(r"^sshd(-session)?: 30001 \[(priv|postauth)\]").is_none() && lines.len() > 1)
             .then_some(lines)

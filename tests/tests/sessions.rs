@@ -30,7 +30,7 @@ fn slots(uid: u32) -> Vec<(u64, String)> {
 
 #[track_caller]
 fn wait_for_slots(count: usize) {
-    eventually(&format!("{count} slots, not {:?}", slots(30001)), || (slots(30001).len() == count).then_some(()));
+    eventually(format!("{count} slots, not {:?}", slots(30001)), || (slots(30001).len() == count).then_some(()));
 }
 
 /// One login that is refused for its number.
@@ -169,7 +169,7 @@ fn the_count_is_exact_whoever_is_killed() {
             _ => {}
         }
         sh(format!("kill -KILL {}", processes.join(" "))); // some end with those before
-        eventually(&format!("one slot after {victims}, not {:?}", slots(30001)), || {
+        eventually(format!("one slot after {victims}, not {:?}", slots(30001)), || {
             (slots(30001).into_iter().map(|(_, pid)| pid).collect::<Vec<_>>() == [other.monitor()]).then_some(())
         });
     }

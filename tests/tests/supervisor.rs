@@ -121,7 +121,7 @@ fn nobody_inside_sees_traces_or_signals_it() {
         // A signal to every process inside, from root.
         let number = status(&session.first, "NSpid").split(' ').next_back().unwrap().to_owned();
         let stops = |who: &str, witness: &str| {
-            eventually(&format!("{who}: {witness} to stop: {}", session.describe()), || {
+            eventually(format!("{who}: {witness} to stop: {}", session.describe()), || {
                 status(witness, "State").starts_with('T').then_some(())
             });
             std::thread::sleep(Duration::from_millis(50));
@@ -260,7 +260,7 @@ fn whoever_is_killed_in_whatever_order_nothing_is_left() {
                     let what = format!("SIG{signal} to {first} and {second}, {options:?}: {}", session.describe());
                     let all = [&session.command, &session.first, &session.supervisor, &session.monitor];
                     soon(&what, || are_gone(&all));
-                    eventually(&format!("{what}: the client's end"), || session.client.try_wait().unwrap());
+                    eventually(format!("{what}: the client's end"), || session.client.try_wait().unwrap());
                     if [*first, *second].contains(&"pid 1") {
                         hostile = None; // its cgroups must be empty
                     }

@@ -308,7 +308,8 @@ impl Tracer {
             sshd.stdin(connection.try_clone().unwrap()).stdout(connection);
             start(sshd, &tracees);
             self.trace(&tracees, answer);
-            let (client, left) = client.join().unwrap();
+            let answered = || self.calls.iter().filter(|call| call.answered).collect::<Vec<_>>();
+            let (client, left) = client.join().unwrap_or_else(|_| panic!("no end after {:?}", answered()));
             self.wrong.extend(left);
             client
         })
