@@ -429,6 +429,103 @@ fn what_is_mounted_is_what_the_file_says() {
     assert!(open.iter().all(|file| *file == log || file == "/dev/null"), "{open:?}");
 }
 
+/// Runs a Perl script below the container's pid 1 as its tenant: an Emperor's vassal may name a program. Returns what it prints.
+fn below_pid_1(uid: u32, name: &str, script: &str) -> String {
+    let file = format!("/containers/{uid}/walls-{name}");
+    let vassal = format!("/containers/{uid}/vassals/walls-{name}.ini");
+    let _gone = AtEnd(|| drop(sh(format!("rm -f {file}* {vassal}"))));
+    fs::write(format!("{file}.pl"), script).unwrap();
+    // A vassal that ended would be started again.
+    let shell = format!("perl {file}.pl >{file}.tmp 2>&1; mv {file}.tmp {file}.out; exec sleep 600\n");
+    fs::write(format!("{file}.sh"), shell).unwrap();
+    sh(format!("chown {uid}:{uid} {file}*")).ok();
+    fs::write(&vassal, format!("[uwsgi]\nexec-asap = exec bash {file}.sh\n")).unwrap();
+    eventually("what a vassal prints", || fs::read_to_string(format!("{file}.out")).ok())
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_container_shares_no_keyring_with_another() {
+    leader(30001);
+    leader(30000);
+    // systemd's own processes have none, and node-emperor cannot drop one.
+    let (keyctl, add_key) = (libc::SYS_keyctl, libc::SYS_add_key);
+    let root = sh(format!("perl -e 'print syscall({keyctl}, 0, -3, 0) == syscall({keyctl}, 0, -5, 0) ? 1 : 0'")).ok();
+    if root != "1" {
+        assert!(std::env::var("CI").is_err(), "NOT TRIED: these tests were started in a session keyring");
+        println!("NOT TRIED: these tests were started in a session keyring, which the Emperor then inherits");
+        return;
+    }
+    let add = format!(
+        "my ($type, $name, $secret) = (q(user), qq(walls of $<), qq(secret of $<));
+         print syscall({add_key}, $type, $name, $secret, length $secret, -3) > 0 ? qq(added\\n) : qq(not added: $!\\n);"
+    );
+    let read = format!(
+        "my $ring = qq(\\0) x 4096; my $length = syscall({keyctl}, 11, -3, $ring, 4096); print qq($length bytes of keys\\n);
+         for my $key (unpack q(l*), substr $ring, 0, $length) {{
+             my $value = qq(\\0) x 99; syscall({keyctl}, 11, $key, $value, 99) > 0 and print qq($value\\n)
+         }}
+         print syscall({keyctl}, 3, -3) == 0 ? qq(revoked\\n) : qq(not revoked: $!\\n);"
+    );
+    assert_eq!(below_pid_1(30000, "first", &add), "added\n");
+    let seen = below_pid_1(30001, "other", &(add.clone() + &read));
+    assert!(seen.starts_with("added\n4 bytes of keys\nsecret of 30001"), "{seen}");
+    assert!(!seen.contains("secret of 30000") && seen.ends_with("\nrevoked\n"), "{seen}");
+    assert_eq!(below_pid_1(30000, "again", &add), "added\n", "after the other tenant has revoked its keyring");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn with_the_overlay_line_a_tenant_sees_nothing_of_what_others_open() {
+    let overlay = |text: &str| {
+        let (before, rest) = text.split_once(";hook-pre-jail = mount:overlay ").unwrap();
+        let (line, rest) = rest.split_once('\n').unwrap();
+        let rest = rest.splitn(3, '\n').nth(2).unwrap();
+        format!("{before}hook-pre-jail = mount:overlay {line}\n{rest}")
+    };
+    let watch = format!(
+        r#"my $watch = syscall({}, 0); my $name = qq(/usr/bin\0); syscall({}, $watch, $name, 0x20) > 0 or die $!;
+           open my $events, q(<&=), $watch; open my $lock, q(<), q(/etc/passwd); flock $lock, 6 or die $!;
+           $| = 1; print qq(ready\n); my $ready = q(); vec($ready, fileno $events, 1) = 1;
+           <STDIN>; print scalar(select $ready, undef, undef, 0), qq(\n)"#,
+        libc::SYS_inotify_init1,
+        libc::SYS_inotify_add_watch
+    );
+    let other = "sha512sum /dev/null >/dev/null; flock -n /etc/passwd true && echo not locked || echo locked";
+    let seen = || {
+        fs::write(format!("{HOME}/walls.pl"), &watch).unwrap();
+        let mut watcher = Command::new("ssh")
+            .args(["30001@node", "perl /containers/30001/walls.pl 2>&1"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0; 6];
+        std::io::Read::read_exact(watcher.stdout.as_mut().unwrap(), &mut ready).unwrap();
+        assert_eq!(&ready, b"ready\n");
+        let locked = ssh(30000, other).ok();
+        let events = String::from_utf8(watcher.wait_with_output().unwrap().stdout).unwrap();
+        (events.trim().to_owned(), locked)
+    };
+    leader(30001);
+    // What the head of the file says of the lines as they are. It proves that the watch and the lock work.
+    assert_eq!(seen(), ("1".into(), "locked".into()));
+    let mut changed = Some(Changed::file(VASSAL, overlay));
+    let _end = AtEnd(move || {
+        drop(changed.take());
+        let _ = (sh(format!("rm -f {HOME}/walls.pl")), restart(Runs));
+    });
+    restart(Runs).unwrap();
+    leader(30001);
+    let root = mounts().into_iter().find(|mount| mount.contains(" on / (")).unwrap();
+    assert!(root.contains(" overlay ") && root.contains("nosuid") && root.contains("nodev"), "{root}");
+    assert_eq!(seen(), ("0".into(), "not locked".into()));
+    assert_eq!(
+        ssh(30001, "touch /etc/walls 2>&1; id -un").out,
+        "touch: cannot touch '/etc/walls': Read-only file system\n30001\n"
+    );
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn terminals_are_the_containers_own_and_bounded() {
