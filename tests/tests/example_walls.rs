@@ -48,6 +48,11 @@ enum Start {
 }
 use Start::{Fails, Runs};
 
+/// The Emperor otherwise looks once a second whether a container is to be started. Its handler of SIGWINCH does nothing.
+fn wake_the_emperor() {
+    sh("kill -WINCH $(pgrep -P $(cat /run/emperor.pid))").ok();
+}
+
 /// Kills the container and waits until its Emperor has started it again. An error says what went wrong.
 fn restart(expected: Start) -> Result<(), String> {
     let (before, log) = (pid_1(), EmperorsLog::from_now());
@@ -60,6 +65,7 @@ fn restart(expected: Start) -> Result<(), String> {
         match expected {
             Runs if now.is_some() && now != before => return Ok(()),
             Fails(why) if now.is_none() && log.text().contains(why) => return Ok(()),
+            _ if now.is_none() => wake_the_emperor(),
             _ => {}
         }
     }
@@ -68,15 +74,21 @@ fn restart(expected: Start) -> Result<(), String> {
 
 /// The container's mounts, without the fields that differ from one start to the next.
 fn mounts() -> BTreeSet<String> {
-    let mountinfo = fs::read_to_string(format!("/proc/{}/mountinfo", pid_1().unwrap())).unwrap();
-    mountinfo
+    mounts_of(&pid_1().unwrap()).unwrap()
+}
+
+/// The same; nothing if the process has ended, as it does when it cannot open its log.
+fn mounts_of(pid: &str) -> Option<BTreeSet<String>> {
+    let mountinfo = fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?;
+    let mounts = mountinfo
         .lines()
         .map(|line| {
             let fields: Vec<_> = line.split(' ').collect();
             let (_, of_its_kind) = line.split_once(" - ").unwrap();
             format!("{} on {} ({}) {of_its_kind}", fields[3], fields[4], fields[5])
         })
-        .collect()
+        .collect();
+    Some(mounts)
 }
 
 /// Lists what the tenant must not change: files of the node, the distribution and the other tenant.
@@ -124,15 +136,16 @@ impl Case {
             let (new, old) = (changed(&canaries, &self.canaries), changed(&self.canaries, &canaries));
             write!(harm, "\n    outside: {new:?} where {old:?} was").unwrap();
         }
-        if pid_1().is_some() {
-            let mounts = mounts();
+        let pid = pid_1().unwrap_or_default();
+        if let Some(mounts) = mounts_of(&pid) {
             for mount in mounts.symmetric_difference(&self.mounts) {
                 write!(harm, "\n    mounts: {mount}").unwrap();
             }
-            let groups = sh(format!("grep ^Groups: /proc/{}/status", pid_1().unwrap())).ok();
-            if groups.split_whitespace().skip(1).any(|group| group != "30001") {
-                write!(harm, "\n    pid 1 has {groups}").unwrap();
-            }
+        }
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
+        if groups.split_whitespace().any(|group| group != "30001") {
+            write!(harm, "\n    pid 1 is in the groups {groups}").unwrap();
         }
         if leader(30000) != self.neighbour {
             harm.push_str("\n    the other container is not as it was");
@@ -336,6 +349,9 @@ fn names_are_swapped_while_the_container_starts() {
         let has_started = eventually("a start or a failure", || {
             let now = pid_1();
             let has_failed = || log.text().contains("mkdir: cannot") || log.text().contains("emperor.log");
+            if now.is_none() {
+                wake_the_emperor();
+            }
             if now.is_some() && now != before { Some(true) } else { (now.is_none() && has_failed()).then_some(false) }
         });
         if has_started {
@@ -363,14 +379,18 @@ fn what_is_mounted_is_what_the_file_says() {
     let inside = |script: &str| ssh(30001, script).ok();
     let mounts: Vec<_> = mounts().into_iter().collect();
     // The tenant tries where it can write.
+    let places: Vec<_> = mounts.iter().map(|mount| mount.split(' ').nth(2).unwrap()).collect();
+    let written = inside(&format!(
+        "for place in {}; do
+             {{ test -d $place && touch $place/walls && rm $place/walls; }} 2>/dev/null && echo $place; true
+         done",
+        places.join(" ")
+    ));
     let mut writable = Vec::new();
-    for mount in &mounts {
-        let place = mount.split(' ').nth(2).unwrap();
-        let options = mount.split(['(', ')']).nth(1).unwrap();
-        let writes =
-            format!("{{ test -d {place} && touch {place}/walls && rm {place}/walls; }} 2>/dev/null && echo yes; true");
-        if inside(&writes) == "yes" {
+    for (mount, place) in mounts.iter().zip(places) {
+        if written.lines().any(|one| one == place) {
             writable.push(place);
+            let options = mount.split(['(', ')']).nth(1).unwrap();
             let has = |option: &str| options.split(',').any(|one| one == option);
             assert!(has("nosuid") && has("nodev"), "{mount}");
         }
