@@ -3,8 +3,8 @@
 //! The steps are those of a login by ssh, in its order. From `reach` on they are the code that pam_unbit.so runs (the crate [`join`]), up to a
 //! process of ours that enters the container and runs its shell.
 
-use super::pam;
 use super::sshd::{self, Says};
+use super::{pam, service};
 use crate::inside::{self, Words};
 use crate::node::Node;
 use crate::report::{Finding, State};
@@ -80,6 +80,13 @@ fn go(container: ContainerUid, findings: &mut Vec<Finding>) -> Result<(), Findin
         let seen = format!("no sshd runs, and nobody listens on {}", says.of("ListenAddress"));
         findings.push(fail("sshd", seen, "systemctl start ssh; its log tells why it ended"));
     }
+    // This process is not restricted as ssh.service is, so the steps below would all succeed.
+    findings.extend(
+        service::check(&node)
+            .into_iter()
+            .filter(|finding| finding.state == State::Fail)
+            .map(|finding| fail("sshd", finding.seen, finding.mend.unwrap_or_default())),
+    );
     findings.push(match says.forced_command() {
         None => ok("sshd", "it asks PAM, and lets this user in who has a key"),
         Some(command) => warn(
