@@ -1,6 +1,7 @@
 //! The file system that holds the containers: quotas of users, mounts that stay where they are made, and a fair share of the disk.
 
 use crate::node::Node;
+use crate::program;
 use crate::report::{Finding, State};
 use crate::sys::{self, UserQuota};
 use join::mountinfo::Mount;
@@ -38,7 +39,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
         Err(error) => findings.push(Finding::not_applicable(CHECK, QUOTA, format!("open {CONTAINERS}: {error}"))),
     }
     let held: Vec<_> = HELD.iter().filter_map(|path| at(node, &mounts, path).ok().map(|(_, mount)| mount)).collect();
-    findings.push(judge_started(judge_propagation(&held)));
+    findings.push(judge_started(node, judge_propagation(&held)));
     findings
 }
 
@@ -46,11 +47,14 @@ pub fn check(node: &Node) -> Vec<Finding> {
 const HELD: [&str; 4] = ["/", "/ns", "/distros", CONTAINERS];
 
 /// An Emperor with a mount namespace of its own (PrivateMounts= of systemd.exec(5)) starts containers whatever the node's mounts are.
-fn judge_started(of_node: Finding) -> Finding {
+fn judge_started(node: &Node, of_node: Finding) -> Finding {
     let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-    let Some(node) = namespace(1) else { return of_node };
+    let Some(nodes_own) = namespace(1) else { return of_node };
     let emperors = super::cgroups::emperors();
-    if emperors.is_empty() || emperors.iter().any(|pid| namespace(*pid).is_none_or(|its| its == node)) {
+    if emperors.is_empty() && of_node.state != State::Ok && has_private_mounts(node) {
+        return Finding::ok(CHECK, PROPAGATION, format!("no Emperor runs, and {UNIT} has PrivateMounts=yes"));
+    }
+    if emperors.is_empty() || emperors.iter().any(|pid| namespace(*pid).is_none_or(|its| its == nodes_own)) {
         return of_node;
     }
     let findings =
@@ -61,6 +65,16 @@ fn judge_started(of_node: Finding) -> Finding {
     findings.into_iter().find(|finding| finding.state != State::Ok).unwrap_or_else(|| {
         Finding::ok(CHECK, PROPAGATION, "containers are started in a mount namespace whose mounts stay there")
     })
+}
+
+/// The Emperor's unit in examples/.
+const UNIT: &str = "containers.service";
+
+fn has_private_mounts(node: &Node) -> bool {
+    let properties = ["show", UNIT, "--property", "LoadState,PrivateMounts"];
+    let shown = program::run(node, "systemctl", &properties).map(|answer| answer.out).unwrap_or_default();
+    let says = |line: &str| shown.lines().any(|shown| shown == line);
+    says("LoadState=loaded") && says("PrivateMounts=yes")
 }
 
 /// The mount that a path is on, as the mounts' points tell it.
