@@ -46,7 +46,7 @@ pub struct Arguments {
     #[arg(long)]
     root: bool,
     /// The container
-    #[arg(value_parser = crate::container)]
+    #[arg(value_parser = crate::command_line::container)]
     uid: ContainerUid,
     /// The command; without one, a login shell
     #[arg(last = true, value_name = "CMD")]
@@ -59,7 +59,7 @@ pub fn with_tip(mut error: clap::Error, arguments: &[OsString]) -> clap::Error {
     let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else { return error };
     let at = words.iter().position(|other| other == word);
     let Some((before, command)) = at.and_then(|at| words.split_at_checked(at)) else { return error };
-    let is_container = before.iter().any(|word| crate::container(word).is_ok());
+    let is_container = before.iter().any(|word| crate::command_line::container(word).is_ok());
     let is_command = before.first().is_some_and(|first| first == "enter") && is_container;
     if is_command && error.kind() == ErrorKind::UnknownArgument && error.get(ContextKind::Suggested).is_none() {
         let tip = format!("to run a command, put -- before it: unbitctl {} -- {}", before.join(" "), command.join(" "));
@@ -73,10 +73,10 @@ root inside the container: every program, library and configuration file there i
 unbitctl: the uid 0 of this node, to which its /proc/sys and the devices that the container sees are open. Run nothing that you do not have to.";
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    crate::must_be_root("enter")?;
+    crate::command_line::must_be_root("enter")?;
     if arguments.root {
         sealed::run_from_memory().context("run from memory, out of reach of what runs in the container")?;
-        crate::tell(DANGER);
+        crate::command_line::tell(DANGER);
     }
     join::sys::close_on_exec()?;
     let container = arguments.uid;
@@ -250,7 +250,7 @@ fn arrival(inside: &mut Inside, container: ContainerUid, program: &str, limit: D
     match words.first().map(|(word, about)| (word.as_str(), about.as_str())) {
         Some(("exec", about)) => {
             let (code, why) = about.split_once(' ').unwrap_or(("126", about));
-            crate::tell(format_args!("'{program}' cannot be run in container {container}: {why}"));
+            crate::command_line::tell(format_args!("'{program}' cannot be run in container {container}: {why}"));
             Ok(Some(ExitCode::from(code.parse().unwrap_or(126))))
         }
         Some((_, cause)) => bail!("container {container} refused: {cause}"),

@@ -121,7 +121,7 @@ impl State {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut node = Node::new()?;
     if !node.is_root {
-        crate::tell("without root states, host names, sessions and quotas are not seen");
+        crate::command_line::tell("without root states, host names, sessions and quotas are not seen");
     }
     if arguments.watch {
         watch(&mut node)?;

@@ -4,6 +4,7 @@
 //! What a check says, and how it is shown, is in [`report`].
 
 mod check;
+mod command_line;
 mod enter;
 mod firewall;
 mod inside;
@@ -20,8 +21,6 @@ mod terminal;
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
-use shared::ContainerUid;
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 /// Check, set up and show a node whose containers' users log in by ssh.
@@ -78,20 +77,10 @@ fn main() -> ExitCode {
     match run(command) {
         Ok(code) => code,
         Err(error) => {
-            tell(format_args!("{error:#}"));
-            exit_code(&error)
+            command_line::tell(format_args!("{error:#}"));
+            command_line::exit_code(&error)
         }
     }
-}
-
-/// With which an error ends the command.
-fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if error.is::<NeedsRoot>() { ExitCode::from(3) } else { ExitCode::FAILURE }
-}
-
-/// Says something on stderr. That nobody can hear it changes no exit status.
-fn tell(what: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr(), "unbitctl: {}", report::harmless(&what.to_string()));
 }
 
 fn run(command: Command) -> Result<ExitCode> {
@@ -108,34 +97,6 @@ fn run(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
-}
-
-/// What only root can do was asked for by someone else; the sentence that says so.
-#[derive(Debug)]
-struct NeedsRoot(String);
-
-impl std::fmt::Display for NeedsRoot {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for NeedsRoot {}
-
-/// Refuses unless root runs this.
-fn must_be_root(what: &'static str) -> Result<()> {
-    root_or(format!("{what} needs root"))
-}
-
-/// The same, with a sentence of its own.
-fn root_or(sentence: impl Into<String>) -> Result<()> {
-    if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(NeedsRoot(sentence.into()).into()) }
-}
-
-/// An argument: a container's number.
-fn container(text: &str) -> Result<ContainerUid, String> {
-    ContainerUid::parse(text.as_bytes())
-        .ok_or_else(|| format!("a container's number is needed, {} or more", shared::settings::FIRST_UID))
 }
 
 #[cfg(test)]

@@ -59,7 +59,7 @@ fn fail(name: &str, seen: impl Into<String>, mend: impl Into<String>) -> Finding
 
 /// Goes the way until it ends.
 pub fn check(container: ContainerUid) -> Result<Vec<Finding>> {
-    crate::must_be_root("check UID")?;
+    crate::command_line::must_be_root("check UID")?;
     join::sys::close_on_exec()?;
     let mut findings = Vec::new();
     if let Err(end) = go(container, &mut findings) {

@@ -36,7 +36,7 @@ Examples:
 #[derive(clap::Args)]
 pub struct Arguments {
     /// The container whose way in is to be checked; without it, the node
-    #[arg(value_parser = crate::container)]
+    #[arg(value_parser = crate::command_line::container)]
     uid: Option<ContainerUid>,
     /// Check this root directory instead of the running node
     #[arg(long, value_name = "DIR", conflicts_with = "uid")]

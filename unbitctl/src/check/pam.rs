@@ -196,7 +196,7 @@ pub fn prove(node: &Node) -> Result<()> {
 /// The same, before the file is there.
 pub fn foresee(node: &Node) -> Result<()> {
     if !crate::program::possible(node) {
-        crate::root_or("root is needed to see whether the modules can be loaded")?;
+        crate::command_line::root_or("root is needed to see whether the modules can be loaded")?;
     }
     prove_by(node, &mended_reader(node)?)
 }

@@ -250,7 +250,7 @@ fn any_user(node: &Node) -> u32 {
 
 /// What sshd would do with a user, from anywhere.
 pub fn ask(node: &Node, user: u32) -> Result<Says> {
-    crate::root_or("root is needed to ask sshd what it is configured to do")?;
+    crate::command_line::root_or("root is needed to ask sshd what it is configured to do")?;
     let who = format!("user={user},host=client.invalid,addr=192.0.2.1,laddr=192.0.2.2,lport=22");
     let answer = program::run_sshd(node, &["-T", "-C", &who])?;
     if !answer.ok() {

@@ -6,8 +6,9 @@ mod list;
 pub mod nft;
 mod ruleset;
 
+use crate::command_line::must_be_root;
 use crate::report::{self, say};
-use crate::{must_be_root, shell};
+use crate::shell;
 use anyhow::{Result, bail};
 use list::Addresses;
 use ruleset::{Interface, Network, PortRange, Ruleset, Services};
@@ -124,7 +125,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let ruleset = arguments.source.ruleset()?;
     for warning in ruleset.warnings() {
-        crate::tell(format_args!("warning: {warning}"));
+        crate::command_line::tell(format_args!("warning: {warning}"));
     }
     if arguments.apply {
         nft::load(&ruleset.to_string())?;

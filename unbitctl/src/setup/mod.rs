@@ -9,9 +9,9 @@ mod journal;
 mod undo;
 
 use crate::check::{distributions, folders, nscd, nsswitch, pam, sshd};
+use crate::command_line::tell;
 use crate::node::Node;
 use crate::report::{self, Finding, Format, State, say};
-use crate::tell;
 use anyhow::{Context, Result};
 use change::Change;
 use journal::{Journal, Lock};
@@ -96,7 +96,7 @@ const STEPS: &[Step] = &[
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let node = Node::named(arguments.root.as_deref())?;
     if !arguments.dry_run {
-        crate::must_be_root("setup")?;
+        crate::command_line::must_be_root("setup")?;
     }
     if arguments.undo {
         return undo::run(&node, arguments.dry_run, arguments.force);
@@ -154,12 +154,12 @@ impl Outcome {
                 Ok(()) => outcome.done.push(step.name),
                 Err(error) => {
                     tell(format_args!("{}: {error:#}", step.name));
-                    if error.is::<crate::NeedsRoot>() {
+                    if error.is::<crate::command_line::NeedsRoot>() {
                         outcome.not_known.push(step.name);
-                        outcome.code.get_or_insert(crate::exit_code(&error));
+                        outcome.code.get_or_insert(crate::command_line::exit_code(&error));
                     } else {
                         outcome.failed.push(step.name);
-                        outcome.code = Some(crate::exit_code(&error));
+                        outcome.code = Some(crate::command_line::exit_code(&error));
                     }
                 }
             }
@@ -191,7 +191,7 @@ fn rehearse(node: &Node, step: &Step, done: &[&str], any: &mut bool) -> Result<(
         return Ok(());
     }
     let foreseen = (step.first)(node, done).and_then(|()| (step.foresee)(node));
-    if foreseen.as_ref().err().is_none_or(|error| error.is::<crate::NeedsRoot>()) {
+    if foreseen.as_ref().err().is_none_or(|error| error.is::<crate::command_line::NeedsRoot>()) {
         *any = true;
         changes.iter().for_each(|change| say!("{change}"));
     }

@@ -3,9 +3,9 @@
 use super::file::{self, difference, read};
 use super::journal::{Journal, Lock, Replaced, Since};
 use crate::check::nsswitch;
+use crate::command_line::tell;
 use crate::node::Node;
 use crate::report::say;
-use crate::tell;
 use anyhow::{Context, Result};
 use std::process::ExitCode;
 

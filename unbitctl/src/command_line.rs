@@ -1,0 +1,45 @@
+//! What every subcommand says and takes in the same way: messages on standard error, exit codes, a container's number.
+
+use crate::report;
+use anyhow::Result;
+use shared::ContainerUid;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// With which an error ends the command.
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if error.is::<NeedsRoot>() { ExitCode::from(3) } else { ExitCode::FAILURE }
+}
+
+/// Says something on stderr. That nobody can hear it changes no exit status.
+pub fn tell(what: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "unbitctl: {}", report::harmless(&what.to_string()));
+}
+
+/// What only root can do was asked for by someone else; the sentence that says so.
+#[derive(Debug)]
+pub struct NeedsRoot(String);
+
+impl std::fmt::Display for NeedsRoot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NeedsRoot {}
+
+/// Refuses unless root runs this.
+pub fn must_be_root(what: &'static str) -> Result<()> {
+    root_or(format!("{what} needs root"))
+}
+
+/// The same, with a sentence of its own.
+pub fn root_or(sentence: impl Into<String>) -> Result<()> {
+    if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(NeedsRoot(sentence.into()).into()) }
+}
+
+/// An argument: a container's number.
+pub fn container(text: &str) -> Result<ContainerUid, String> {
+    ContainerUid::parse(text.as_bytes())
+        .ok_or_else(|| format!("a container's number is needed, {} or more", shared::settings::FIRST_UID))
+}
