@@ -5,6 +5,7 @@
 
 mod check;
 mod command_line;
+mod containers;
 mod enter;
 mod firewall;
 mod inside;

@@ -4,6 +4,9 @@ use crate::node::Node;
 use anyhow::{Context, Result, bail};
 use std::process::{Command, Stdio};
 
+/// sshd, which reads sshd_config(5).
+pub const SSHD: &str = "/usr/sbin/sshd";
+
 /// How a program ended, and what it said.
 pub struct Answer {
     /// The exit status; nothing when a signal or the end of its time ended it.

@@ -2,6 +2,7 @@
 
 use super::{cgroups, sshd};
 use crate::node::Node;
+use crate::program::SSHD;
 use crate::report::Finding;
 use join::cgroups::{Hierarchies, Version};
 use join::leader::Proc;
@@ -16,8 +17,8 @@ const MEND: &str = "systemctl edit ssh, and add the two lines MemoryMax=1G and O
 pub fn check(node: &Node) -> Vec<Finding> {
     vec![if !node.is_running() {
         Finding::not_applicable(CHECK, WHY, "a root directory has no sshd that runs")
-    } else if !node.has(sshd::PROGRAM) {
-        Finding::not_applicable(CHECK, WHY, format!("there is no {}", sshd::PROGRAM))
+    } else if !node.has(SSHD) {
+        Finding::not_applicable(CHECK, WHY, format!("there is no {}", SSHD))
     } else if !nix::unistd::geteuid().is_root() {
         Finding::not_applicable(CHECK, WHY, "root is needed to see where sshd looks for keys")
     } else {

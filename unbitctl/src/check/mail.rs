@@ -1,6 +1,6 @@
 //! The node's mail server, which takes a container's user for one of its own: it must run no program that the tenant names in ~/.forward.
 
-use super::nsswitch::some_container;
+use crate::containers::some_container;
 use crate::node::Node;
 use crate::program;
 use crate::report::Finding;

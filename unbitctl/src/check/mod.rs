@@ -7,6 +7,7 @@ pub mod distributions;
 mod filesystem;
 pub mod folders;
 mod keyfiles;
+mod library;
 mod limits;
 mod log;
 mod mail;
@@ -20,7 +21,6 @@ mod subids;
 mod time;
 
 use crate::node::Node;
-use crate::program;
 use crate::report::{self, Finding, Format};
 use anyhow::Result;
 use shared::ContainerUid;
@@ -80,19 +80,4 @@ const CHECKS: &[fn(&Node) -> Vec<Finding>] = &[
 
 fn node(node: &Node) -> Vec<Finding> {
     CHECKS.iter().flat_map(|check| check(node)).collect()
-}
-
-/// Whether a library of ours is there, and its own dynamic linker can load it.
-fn library(node: &Node, check: &'static str, why: &'static str, path: &str, mend: String) -> Finding {
-    if !node.has(path) {
-        return Finding::fail(check, why, format!("there is no {path}"), mend);
-    }
-    if !program::possible(node) {
-        return Finding::not_applicable(check, why, format!("{path}: root is needed to see whether it can be loaded"));
-    }
-    match program::cannot_load(node, path) {
-        Ok(None) => Finding::ok(check, why, format!("{path} can be loaded")),
-        Ok(Some(complaint)) => Finding::fail(check, why, format!("{path} cannot be loaded: {complaint}"), mend),
-        Err(error) => Finding::not_applicable(check, why, format!("{path} cannot be tried: {error:#}")),
-    }
 }

@@ -1,5 +1,7 @@
 //! nsswitch.conf(5) names the service `unbit`, and glibc finds it, loads it and is answered.
 
+use super::{library, nscd, pam, sshd};
+use crate::containers::some_container;
 use crate::node::Node;
 use crate::program::{self, library_folders};
 use crate::report::{Finding, State};
@@ -8,7 +10,6 @@ use anyhow::{Context, Result, bail};
 use shared::ContainerUid;
 use shared::settings::{CONTAINERS, FIRST_UID};
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
 
 const NAME: &str = "nsswitch";
 pub const FILE: &str = "/etc/nsswitch.conf";
@@ -51,7 +52,7 @@ fn module(node: &Node) -> Finding {
     };
     let path = format!("{folder}/{MODULE}");
     let mend = format!("install {MODULE} in {folder} (make install)");
-    super::library(node, NAME, WHY_MODULE, &path, mend)
+    library::check(node, NAME, WHY_MODULE, &path, mend)
 }
 
 /// Through glibc, and through nsswitch.conf: names of hosts need no container to be there, accounts do.
@@ -62,7 +63,7 @@ fn answers(node: &Node) -> Vec<Finding> {
     if !node.has("/usr/bin/getent") {
         return vec![Finding::not_applicable(NAME, WHY_ANSWER, "there is no getent to ask with")];
     }
-    if super::nscd::hangs(node) {
+    if nscd::hangs(node) {
         return vec![Finding::not_applicable(NAME, WHY_ANSWER, "nscd keeps every question waiting (see nscd)")];
     }
     let first = ContainerUid::new(FIRST_UID);
@@ -110,20 +111,10 @@ fn ask(node: &Node, database: &str, name: &str, expected: impl Fn(&str) -> bool)
     }
 }
 
-/// A container of the node's, any of them.
-pub fn some_container(node: &Node) -> Option<ContainerUid> {
-    let folder = node.resolve(CONTAINERS).ok()?;
-    std::fs::read_dir(folder).ok()?.flatten().find_map(|entry| {
-        let container = ContainerUid::parse(entry.file_name().as_encoded_bytes())?;
-        let metadata = entry.path().metadata().ok()?;
-        container.is_owner_of(metadata.mode(), metadata.uid(), metadata.gid()).then_some(container)
-    })
-}
-
 /// sshd must know what to do with the accounts before they are some. Of the steps before, these are as good as done.
 pub fn may_be(node: &Node, done: &[&str]) -> Result<()> {
-    let (pam, sshd) = (done.contains(&"pam"), done.contains(&"sshd"));
-    if node.is_running() && !(super::pam::keeps_out(node, pam) && super::sshd::uses_pam(node, sshd)?) {
+    let is_done = |step| done.contains(&step);
+    if node.is_running() && !(pam::keeps_out(node, is_done("pam")) && sshd::uses_pam(node, is_done("sshd"))?) {
         bail!("sshd would give containers' users a session on the node; first: unbitctl setup pam sshd");
     }
     Ok(())

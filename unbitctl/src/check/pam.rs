@@ -6,8 +6,9 @@
 mod services;
 mod stack;
 
+use super::library;
 use crate::node::Node;
-use crate::program::{cannot_load, library_folders};
+use crate::program::{SSHD, cannot_load, library_folders};
 use crate::report::{Finding, State};
 use crate::setup::change::Change;
 use anyhow::{Context, Result, anyhow, bail};
@@ -68,7 +69,7 @@ pub fn module(node: &Node) -> Finding {
         return Finding::not_applicable(NAME, WHY_MODULE, "there are no PAM modules");
     };
     let mend = format!("install {path} (make install)");
-    super::library(node, NAME, WHY_MODULE, &path, mend)
+    library::check(node, NAME, WHY_MODULE, &path, mend)
 }
 
 /// Where a module is: beside pam_permit.so, which every libpam has.
@@ -142,7 +143,7 @@ pub fn keeps_out(node: &Node, mended: bool) -> bool {
     let faults = || if mended { mended_reader(node).map(|read| faults_by(&read)) } else { Ok(faults_of(node)) };
     match node.read_bytes(&path(SERVICE)) {
         Ok(_) => faults().is_ok_and(|faults| faults.iter().all(|fault| fault.harm == Harm::Small)),
-        Err(error) => error.kind() == ErrorKind::NotFound && !node.has(super::sshd::PROGRAM),
+        Err(error) => error.kind() == ErrorKind::NotFound && !node.has(SSHD),
     }
 }
 

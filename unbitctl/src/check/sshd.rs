@@ -2,9 +2,9 @@
 
 mod files;
 
-use super::nsswitch::some_container;
+use crate::containers::some_container;
 use crate::node::Node;
-use crate::program;
+use crate::program::{self, SSHD};
 use crate::report::{Finding, State};
 use crate::setup::change::Change;
 use anyhow::{Result, bail};
@@ -15,7 +15,6 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
 const NAME: &str = "sshd";
-pub const PROGRAM: &str = "/usr/sbin/sshd";
 const PAM_SERVICE: &str = "sshd";
 const MAIN: &str = "/etc/ssh/sshd_config";
 const FOLDER: &str = "/etc/ssh/sshd_config.d";
@@ -209,7 +208,7 @@ fn missing_keys_files(value: &str) -> Vec<&'static str> {
 
 pub fn check(node: &Node) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if node.has(PROGRAM) {
+    if node.has(SSHD) {
         if nix::unistd::geteuid().is_root() {
             match ask(node, any_user(node)) {
                 Ok(says) => findings.extend(judge(node, &says)),
@@ -227,16 +226,16 @@ pub fn check(node: &Node) -> Vec<Finding> {
         }
         findings.push(shell(node));
     } else if node.is_running() {
-        findings.push(Finding::fail(NAME, WHY, format!("there is no {PROGRAM}"), "install openssh-server"));
+        findings.push(Finding::fail(NAME, WHY, format!("there is no {SSHD}"), "install openssh-server"));
     } else {
-        findings.push(Finding::not_applicable(NAME, WHY, format!("there is no {PROGRAM}")));
+        findings.push(Finding::not_applicable(NAME, WHY, format!("there is no {SSHD}")));
     }
     findings
 }
 
 /// Whether sshd, if it is there, asks PAM, and by the name of the service that has our lines; or will, once it is `mended`.
 pub fn uses_pam(node: &Node, mended: bool) -> Result<bool> {
-    if !node.has(PROGRAM) {
+    if !node.has(SSHD) {
         return Ok(true);
     }
     let says = ask(node, any_user(node))?;
@@ -391,7 +390,7 @@ fn list(node: &Node, folder: &str) -> Vec<String> {
 }
 
 pub fn mend(node: &Node) -> Result<Vec<Change>> {
-    if !node.has(PROGRAM) {
+    if !node.has(SSHD) {
         return Ok(Vec::new());
     }
     let says = ask(node, any_user(node))?;
@@ -434,7 +433,7 @@ pub fn mend(node: &Node) -> Result<Vec<Change>> {
 
 /// sshd reads its files without an error.
 pub fn prove(node: &Node) -> Result<()> {
-    if !node.has(PROGRAM) {
+    if !node.has(SSHD) {
         return Ok(());
     }
     let answer = program::run_sshd(node, &["-t"])?;
