@@ -1,6 +1,8 @@
 //! Whether the table of `unbitctl firewall` is loaded, and is what the lists of nodes make of it now.
 
-use crate::firewall::{Source, nft};
+use crate::firewall::nft;
+use crate::firewall::ruleset::Ruleset;
+use crate::firewall::source::Source;
 use crate::node::Node;
 use crate::report::Finding;
 use anyhow::Result;
@@ -39,7 +41,7 @@ fn look() -> Result<Finding> {
         return Ok(Finding::fail(NAME, WHY, "the table inet unbit is not of this unbitctl", APPLY));
     };
     let again = load(&source)?;
-    let ruleset = match source.ruleset() {
+    let ruleset = match Ruleset::made_of(&source) {
         Ok(ruleset) => ruleset,
         Err(error) => {
             let mend = if source.missing().is_empty() { format!("correct the list, then: {again}") } else { again };

@@ -1,6 +1,6 @@
 //! The lists of nodes that uwsgi.it writes: one address a line. Blank lines and comments (`#`) are passed over.
 
-use super::ruleset::Network;
+use super::values::Network;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
