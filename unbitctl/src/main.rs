@@ -17,6 +17,7 @@ mod report;
 mod sealed;
 mod setup;
 mod shell;
+mod step;
 mod sys;
 mod terminal;
 

@@ -6,7 +6,7 @@
 use crate::node::Node;
 use crate::program;
 use crate::report::Finding;
-use crate::setup::change::Change;
+use crate::step::{Change, Step};
 use anyhow::Result;
 use shared::ContainerUid;
 use shared::settings::{CONTAINERS, SHELL};
@@ -26,6 +26,8 @@ const NAMES: &str =
     "inside a container scp, sftp-server and prompts look its user up, and fail where nobody knows the number";
 const WRITERS: &str = "every container of it runs what is in it";
 
+pub const STEP: Step = Step::new(CHECK, check, mend);
+
 pub fn check(node: &Node) -> Vec<Finding> {
     let distributions = match all(node) {
         Ok(distributions) => distributions,
@@ -44,7 +46,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
 }
 
 /// Makes the folders that are missing. Only where nobody but root can change what is there meanwhile.
-pub fn mend(node: &Node) -> Result<Vec<Change>> {
+fn mend(node: &Node) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     for distribution in all(node).unwrap_or_default() {
         for folder in NEEDED.into_iter().filter(|folder| distribution.can_make(folder)) {

@@ -2,7 +2,7 @@
 
 use crate::node::Node;
 use crate::report::Finding;
-use crate::setup::change::Change;
+use crate::step::{Change, Step};
 use anyhow::{Context, Result};
 use shared::settings::CONTAINERS;
 use std::fs::{File, Metadata};
@@ -84,6 +84,8 @@ const STICKY: u32 = 0o1000;
 
 const WHY: &str = "accounts, containers and the node's services are what is in them";
 
+pub const STEP: Step = Step::new(CHECK, check, mend);
+
 pub fn check(node: &Node) -> Vec<Finding> {
     let accounts = match Accounts::of(node) {
         Ok(accounts) => accounts,
@@ -128,7 +130,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
 }
 
 /// Makes the folders that are missing, and gives the others their owner and mode. What is in the way stays for the operator.
-pub fn mend(node: &Node) -> Result<Vec<Change>> {
+fn mend(node: &Node) -> Result<Vec<Change>> {
     let accounts = Accounts::of(node)?;
     let mut changes = Vec::new();
     for folder in &FOLDERS {

@@ -1,4 +1,4 @@
-//! `unbitctl check`: looks, and changes nothing.
+//! `unbitctl check`: looks, and changes nothing. Beside what a check finds stands what [`setup`](crate::setup) does about it, its [`Step`](crate::step::Step).
 
 mod accounts;
 mod cgroups;

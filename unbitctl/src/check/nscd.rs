@@ -2,7 +2,7 @@
 
 use crate::node::Node;
 use crate::report::Finding;
-use crate::setup::change::Change;
+use crate::step::{Change, Step};
 use anyhow::Result;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use std::io::{self, ErrorKind, Read, Write};
@@ -20,6 +20,9 @@ const CONFIGURATION: &str = "/etc/nscd.conf";
 /// What it may not remember, and how it is asked for it: the request's type in nscd/nscd-client.h, and a key.
 const DATABASES: [(&str, i32, &[u8]); 2] = [("passwd", 1, b"0\0"), ("group", 3, b"0\0")];
 
+pub const STEP: Step =
+    Step { then: "nscd reads its file again by: systemctl restart nscd", ..Step::new(CHECK, check, mend) };
+
 pub fn check(node: &Node) -> Vec<Finding> {
     let text = node.read(CONFIGURATION).ok().flatten().unwrap_or_default();
     let configured = cached(&text);
@@ -27,7 +30,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
 }
 
 /// `enable-cache passwd no`, and the same for group.
-pub fn mend(node: &Node) -> Result<Vec<Change>> {
+fn mend(node: &Node) -> Result<Vec<Change>> {
     let text = node.read(CONFIGURATION)?.unwrap_or_default();
     let mended = without_caches(&text);
     let change = Change::File { path: CONFIGURATION.to_owned(), content: mended.clone(), mode: 0o644 };

@@ -5,7 +5,7 @@ use crate::containers::some_container;
 use crate::node::Node;
 use crate::program::{self, library_folders};
 use crate::report::{Finding, State};
-use crate::setup::change::Change;
+use crate::step::{Change, Step};
 use anyhow::{Context, Result, bail};
 use shared::ContainerUid;
 use shared::settings::{CONTAINERS, FIRST_UID};
@@ -23,6 +23,8 @@ const WHY_ANSWER: &str = "what glibc answers is what sshd, ls and the routers se
 
 /// The databases that name the service.
 const DATABASES: [&str; 4] = ["passwd", "group", "shadow", "hosts"];
+
+pub const STEP: Step = Step { needs: &[pam::NAME, sshd::NAME], first: may_be, prove, ..Step::new(NAME, check, mend) };
 
 pub fn check(node: &Node) -> Vec<Finding> {
     let text = match node.read(FILE) {
@@ -112,16 +114,16 @@ fn ask(node: &Node, database: &str, name: &str, expected: impl Fn(&str) -> bool)
 }
 
 /// sshd must know what to do with the accounts before they are some. Of the steps before, these are as good as done.
-pub fn may_be(node: &Node, done: &[&str]) -> Result<()> {
+fn may_be(node: &Node, done: &[&str]) -> Result<()> {
     let is_done = |step| done.contains(&step);
-    if node.is_running() && !(pam::keeps_out(node, is_done("pam")) && sshd::uses_pam(node, is_done("sshd"))?) {
+    if node.is_running() && !(pam::keeps_out(node, is_done(pam::NAME)) && sshd::uses_pam(node, is_done(sshd::NAME))?) {
         bail!("sshd would give containers' users a session on the node; first: unbitctl setup pam sshd");
     }
     Ok(())
 }
 
 /// The new text, unless all is well. A library that crashes must not get into every process of the node.
-pub fn mend(node: &Node) -> Result<Vec<Change>> {
+fn mend(node: &Node) -> Result<Vec<Change>> {
     let old = node.read(FILE)?;
     let text = old.clone().unwrap_or_default();
     if DATABASES.iter().all(|database| fault(&text, database).is_none()) {
@@ -139,7 +141,7 @@ pub fn mend(node: &Node) -> Result<Vec<Change>> {
 }
 
 /// What an nsswitch.conf must not break: that of root, and that of names that get as far as our service.
-pub fn prove(node: &Node) -> Result<()> {
+fn prove(node: &Node) -> Result<()> {
     if !node.has("/usr/bin/getent") {
         return Ok(());
     }

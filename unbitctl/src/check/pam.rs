@@ -10,7 +10,7 @@ use super::library;
 use crate::node::Node;
 use crate::program::{SSHD, cannot_load, library_folders};
 use crate::report::{Finding, State};
-use crate::setup::change::Change;
+use crate::step::{Change, Step};
 use anyhow::{Context, Result, anyhow, bail};
 use join::options::Options;
 use shared::settings::FIRST_UID;
@@ -34,6 +34,8 @@ const COMMENT: &str = "# Containers' users, see pam_unbit(8): for them this line
 /// The comment of the session line's former place, behind pam_loginuid and pam_keyinit.
 const FORMER_COMMENT: &str =
     "# Containers' users, see pam_unbit(8): for them nothing runs on the node after this line.";
+
+pub const STEP: Step = Step { prove, foresee, ..Step::new(NAME, check, mend) };
 
 pub fn check(node: &Node) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -82,7 +84,7 @@ fn module_path(node: &Node, module: &str) -> Option<String> {
     Some(format!("{folder}/security/{module}"))
 }
 
-pub fn mend(node: &Node) -> Result<Vec<Change>> {
+fn mend(node: &Node) -> Result<Vec<Change>> {
     match node.read(&path(SERVICE)) {
         Err(error) if error.kind() == ErrorKind::InvalidData => {
             let file = node.quoted(&path(SERVICE));
@@ -190,12 +192,12 @@ fn faults_by(read: &dyn Fn(&str) -> Option<String>) -> Vec<Fault> {
 }
 
 /// Every module that the service names can be loaded, but for those that it can do without.
-pub fn prove(node: &Node) -> Result<()> {
+fn prove(node: &Node) -> Result<()> {
     prove_by(node, &reader(node))
 }
 
 /// The same, before the file is there.
-pub fn foresee(node: &Node) -> Result<()> {
+fn foresee(node: &Node) -> Result<()> {
     if !crate::program::possible(node) {
         crate::command_line::root_or("root is needed to see whether the modules can be loaded")?;
     }

@@ -2,11 +2,12 @@
 
 mod files;
 
+use super::pam;
 use crate::containers::some_container;
 use crate::node::Node;
 use crate::program::{self, SSHD};
 use crate::report::{Finding, State};
-use crate::setup::change::Change;
+use crate::step::{Change, Step};
 use anyhow::{Result, bail};
 use files::{Directive, directives};
 use shared::settings::{FIRST_UID, SHELL};
@@ -14,7 +15,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
-const NAME: &str = "sshd";
+pub const NAME: &str = "sshd";
 const PAM_SERVICE: &str = "sshd";
 const MAIN: &str = "/etc/ssh/sshd_config";
 const FOLDER: &str = "/etc/ssh/sshd_config.d";
@@ -206,6 +207,14 @@ fn missing_keys_files(value: &str) -> Vec<&'static str> {
     KEYS_FILES.into_iter().filter(|file| !named.contains(file)).collect()
 }
 
+pub const STEP: Step = Step {
+    needs: &[pam::NAME], // which sshd asks from then on about everybody
+    prove,
+    then: "sshd reads its files again by: systemctl reload ssh\n\
+           passwords are refused from then on, everybody's: see first that you have a key, and that it lets you in",
+    ..Step::new(NAME, check, mend)
+};
+
 pub fn check(node: &Node) -> Vec<Finding> {
     let mut findings = Vec::new();
     if node.has(SSHD) {
@@ -389,7 +398,7 @@ fn list(node: &Node, folder: &str) -> Vec<String> {
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-pub fn mend(node: &Node) -> Result<Vec<Change>> {
+fn mend(node: &Node) -> Result<Vec<Change>> {
     if !node.has(SSHD) {
         return Ok(Vec::new());
     }
@@ -432,7 +441,7 @@ pub fn mend(node: &Node) -> Result<Vec<Change>> {
 }
 
 /// sshd reads its files without an error.
-pub fn prove(node: &Node) -> Result<()> {
+fn prove(node: &Node) -> Result<()> {
     if !node.has(SSHD) {
         return Ok(());
     }

@@ -4,8 +4,8 @@
 //! content, owner, mode and all the rest are as they were. Both names are nothing that a program looks for: services of PAM and files of
 //! sshd_config.d are called otherwise.
 
-use super::change::Change;
 use crate::node::Node;
+use crate::step::Change;
 use anyhow::{Context, Result, bail};
 use nix::unistd::{Gid, Uid, chown};
 use std::fmt;

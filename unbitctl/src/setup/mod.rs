@@ -1,9 +1,8 @@
-//! `unbitctl setup`: mends what check finds.
+//! `unbitctl setup`: mends what check finds. What each step changes stands beside its [`check`](crate::check).
 //!
 //! For each step: what would change is shown, and noted in the [`journal`]; each old file is kept, and the new one put in its place at once
 //! ([`file`]); then the programs that read it must still be content, or the old files are put back. [`undo`] does that later. It goes on to its end though nobody reads what it says.
 
-pub mod change;
 mod file;
 mod journal;
 mod undo;
@@ -11,9 +10,9 @@ mod undo;
 use crate::check::{distributions, folders, nscd, nsswitch, pam, sshd};
 use crate::command_line::tell;
 use crate::node::Node;
-use crate::report::{self, Finding, Format, State, say};
+use crate::report::{self, Format, State, say};
+use crate::step::Step;
 use anyhow::{Context, Result};
-use change::Change;
 use journal::{Journal, Lock};
 use nix::sys::stat::Mode;
 use std::path::PathBuf;
@@ -45,53 +44,8 @@ pub struct Arguments {
     force: bool,
 }
 
-/// A step of a set-up.
-struct Step {
-    /// Its check's name.
-    name: &'static str,
-    check: fn(&Node) -> Vec<Finding>,
-    /// What would mend it; nothing, if all is well.
-    mend: fn(&Node) -> Result<Vec<Change>>,
-    /// The steps without which it does not begin, if they fail.
-    needs: &'static [&'static str],
-    /// What must be so before, where the steps of these names are as good as done.
-    first: fn(&Node, &[&str]) -> Result<()>,
-    /// Whether the programs that read its files are content with them.
-    prove: fn(&Node) -> Result<()>,
-    /// What is known of that before the files are there.
-    foresee: fn(&Node) -> Result<()>,
-    /// What is still to be done on a node that runs.
-    then: &'static str,
-}
-
-impl Step {
-    /// With nothing before or after it.
-    const fn new(name: &'static str, check: fn(&Node) -> Vec<Finding>, mend: fn(&Node) -> Result<Vec<Change>>) -> Self {
-        let needs = &[];
-        Self { name, check, mend, needs, first: |_, _| Ok(()), prove: |_| Ok(()), foresee: |_| Ok(()), then: "" }
-    }
-}
-
 /// In this order. PAM comes before nsswitch.conf: an account that sshd knows and PAM does not would get a session on the node.
-const STEPS: &[Step] = &[
-    Step::new("folders", folders::check, folders::mend),
-    Step { prove: pam::prove, foresee: pam::foresee, ..Step::new("pam", pam::check, pam::mend) },
-    Step {
-        needs: &["pam"], // which sshd asks from then on about everybody
-        prove: sshd::prove,
-        then: "sshd reads its files again by: systemctl reload ssh\n\
-               passwords are refused from then on, everybody's: see first that you have a key, and that it lets you in",
-        ..Step::new("sshd", sshd::check, sshd::mend)
-    },
-    Step {
-        needs: &["pam", "sshd"],
-        first: nsswitch::may_be,
-        prove: nsswitch::prove,
-        ..Step::new("nsswitch", nsswitch::check, nsswitch::mend)
-    },
-    Step { then: "nscd reads its file again by: systemctl restart nscd", ..Step::new("nscd", nscd::check, nscd::mend) },
-    Step::new("distributions", distributions::check, distributions::mend),
-];
+const STEPS: [Step; 6] = [folders::STEP, pam::STEP, sshd::STEP, nsswitch::STEP, nscd::STEP, distributions::STEP];
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let node = Node::named(arguments.root.as_deref())?;
@@ -186,7 +140,7 @@ impl Outcome {
 
 /// Shows what a step would change, unless it is known already that it would fail.
 fn rehearse(node: &Node, step: &Step, done: &[&str], any: &mut bool) -> Result<()> {
-    let changes = file::pending(node, (step.mend)(node)?)?;
+    let changes = file::pending(node, (step.changes)(node)?)?;
     if changes.is_empty() {
         return Ok(());
     }
@@ -225,7 +179,7 @@ impl Counts {
 
 /// Goes one step. Of its files all are replaced, or none.
 fn go(node: &Node, step: &Step, journal: &mut Journal, counts: &mut Counts) -> Result<()> {
-    let changes = file::pending(node, (step.mend)(node)?)?;
+    let changes = file::pending(node, (step.changes)(node)?)?;
     if changes.is_empty() {
         return Ok(());
     }

@@ -1,0 +1,45 @@
+//! A step of a set-up: what a check finds, and what is done about it. Each topic below [`check`](crate::check) that set-up can mend has one.
+
+use crate::node::Node;
+use crate::report::Finding;
+use anyhow::Result;
+
+/// One change. Paths are named as the node names them, see [`Node::path`](crate::node::Node::path).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// The file's whole new content. A new file gets this mode and is root's; one that is there keeps its mode and owner.
+    File { path: String, content: String, mode: u32 },
+    /// A directory of this owner, group and mode, made if it is not there.
+    Folder { path: String, uid: u32, gid: u32, mode: u32 },
+}
+
+/// A step of a set-up.
+pub struct Step {
+    /// Its check's name.
+    pub name: &'static str,
+    pub check: fn(&Node) -> Vec<Finding>,
+    /// What would mend it; nothing, if all is well.
+    pub changes: fn(&Node) -> Result<Vec<Change>>,
+    /// The steps without which it does not begin, if they fail.
+    pub needs: &'static [&'static str],
+    /// What must be so before, where the steps of these names are as good as done.
+    pub first: fn(&Node, &[&str]) -> Result<()>,
+    /// Whether the programs that read its files are content with them.
+    pub prove: fn(&Node) -> Result<()>,
+    /// What is known of that before the files are there.
+    pub foresee: fn(&Node) -> Result<()>,
+    /// What is still to be done on a node that runs.
+    pub then: &'static str,
+}
+
+impl Step {
+    /// With nothing before or after it.
+    pub const fn new(
+        name: &'static str,
+        check: fn(&Node) -> Vec<Finding>,
+        changes: fn(&Node) -> Result<Vec<Change>>,
+    ) -> Self {
+        let needs = &[];
+        Self { name, check, changes, needs, first: |_, _| Ok(()), prove: |_| Ok(()), foresee: |_| Ok(()), then: "" }
+    }
+}
