@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, fstat};
 use nix::sys::statfs::{FsType, fstatfs};
+use shared::escape;
 use std::cell::OnceCell;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -249,10 +250,7 @@ impl Membership {
 
     /// For people. Who may make groups in a container can name one as if it were the rest of a line of the log.
     fn name(&self) -> String {
-        let is_plain = |letter: char| letter.is_ascii_alphanumeric() || ".:-_@%/+=,\\".contains(letter);
-        let escape =
-            |letter: char| if is_plain(letter) { letter.to_string() } else { letter.escape_unicode().to_string() };
-        format!("{}:{}", self.controllers, self.path).chars().map(escape).collect()
+        escape::cgroup(&format!("{}:{}", self.controllers, self.path)).to_string()
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::namespaces::Kind;
 use crate::refusal::{Reason, Refusal};
 use crate::sessions;
+use shared::escape;
 use std::time::Duration;
 
 /// What the words after the module's name say.
@@ -49,7 +50,7 @@ impl Options {
                 Some(("cgroup", "required")) => options.cgroup_required = true,
                 Some(("join", "now")) => options.join_now = true,
                 Some(("cgroup", "optional")) => options.cgroup_required = false,
-                _ => return Err(bad(format!("unknown option: {}", word.escape_debug()))),
+                _ => return Err(bad(format!("unknown option: {}", escape::name(word.as_ref())))),
             }
         }
         Ok(options)
@@ -59,7 +60,7 @@ impl Options {
 fn parse_timeout(seconds: &str) -> Result<Duration, Refusal> {
     match seconds.parse() {
         Ok(seconds @ 1..=60) => Ok(Duration::from_secs(seconds)),
-        _ => Err(bad(format!("option timeout={}: a number of seconds from 1 to 60 is needed", seconds.escape_debug()))),
+        _ => Err(bad(format!("option timeout={}: a number of seconds from 1 to 60 is needed", escape::name(seconds)))),
     }
 }
 
@@ -68,7 +69,7 @@ fn parse_sessions(number: &str) -> Result<u32, Refusal> {
         Ok(sessions @ 1..=sessions::MOST) => Ok(sessions),
         _ => Err(bad(format!(
             "option sessions={}: a number of sessions from 1 to {} is needed",
-            number.escape_debug(),
+            escape::name(number),
             sessions::MOST
         ))),
     }
@@ -78,7 +79,8 @@ fn parse_namespaces(list: &str) -> Result<Vec<Kind>, Refusal> {
     let asked = list
         .split(',')
         .map(|name| {
-            Kind::named(name).ok_or_else(|| bad(format!("option namespaces=: no namespace is called {name:?}")))
+            Kind::named(name)
+                .ok_or_else(|| bad(format!("option namespaces=: no namespace is called {}", escape::quoted(name))))
         })
         .collect::<Result<Vec<_>, _>>()?;
     for needed in ["mnt", "pid"] {

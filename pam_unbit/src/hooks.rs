@@ -3,12 +3,13 @@
 #![allow(unsafe_code)]
 
 use crate::login::{self, Verdict};
-use crate::pam::{Handle, RawHandle, code, flag};
+use crate::pam::{Handle, RawHandle, code, flag, printable};
 use crate::sys;
 use join::options::Options;
 use join::refusal::Refusal;
 use join::sys::exit_now;
-use std::ffi::{CStr, CString, c_char, c_int};
+use shared::escape;
+use std::ffi::{CStr, c_char, c_int};
 use std::fmt;
 use std::sync::Once;
 
@@ -34,7 +35,7 @@ impl Call<'_> {
 
     /// The account's name, as it is shown to people.
     pub fn user(&self) -> String {
-        self.pam.user().map(|user| user.to_string_lossy().into_owned()).unwrap_or_default()
+        self.pam.user().map(|user| escape::word(user.to_bytes()).to_string()).unwrap_or_default()
     }
 
     /// Writes down a refusal: the cause to the log, the sentence to the user.
@@ -81,8 +82,7 @@ fn end_the_process_on_a_panic() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         std::panic::set_hook(Box::new(|panic| {
-            let line = format!("pam_unbit: a defect ends this login: {panic}").replace(['\n', '\0'], " ");
-            sys::log_critical(&CString::new(line).unwrap_or_default());
+            sys::log_critical(&printable(&format!("pam_unbit: a defect ends this login: {panic}")));
             exit_now(255);
         }));
     });

@@ -28,7 +28,7 @@ use join::sessions::Slot;
 use join::supervisor::{self, Signals};
 use join::sys::exit_now;
 use nix::unistd::{Pid, getppid};
-use shared::ContainerUid;
+use shared::{ContainerUid, escape};
 use std::cell::RefCell;
 use std::fmt;
 use std::process;
@@ -302,7 +302,8 @@ fn options_for_the_service(call: &Call) -> Result<Options, Refusal> {
             "join=now would take sshd's monitor into the container; sshd does without",
         )),
         (false, false) => {
-            let service = call.pam.service().map(|service| service.to_string_lossy().into_owned()).unwrap_or_default();
+            let service =
+                call.pam.service().map(|service| escape::word(service.to_bytes()).to_string()).unwrap_or_default();
             Err(Refusal::new(
                 Reason::Misconfigured,
                 format!("the service {service} cannot enter containers without join=now"),

@@ -1,6 +1,7 @@
 //! What this module uses of Linux-PAM: pam_modules(3), pam_ext(3), pam_modutil(3), pam_conv(3).
 #![allow(unsafe_code)]
 
+use shared::escape;
 use std::any::Any;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::{self, NonNull};
@@ -198,13 +199,9 @@ unsafe fn borrowed<'a>(text: *const c_char) -> &'a CStr {
     unsafe { CStr::from_ptr(text) }
 }
 
-/// One line of text for C: control characters are escaped, so that nothing can forge a second line.
-fn printable(text: &str) -> CString {
-    let line: String = text
-        .chars()
-        .flat_map(|letter| if letter.is_control() { letter.escape_default().collect() } else { vec![letter] })
-        .collect();
-    CString::new(line).unwrap_or_default()
+/// One line of text for C, in which nothing can forge a second line.
+pub fn printable(text: &str) -> CString {
+    CString::new(escape::line(text).to_string()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -213,6 +210,6 @@ mod tests {
 
     #[test]
     fn a_line_stays_one_line() {
-        assert_eq!(printable("a\nb\0c\x1b[2Jé"), c"a\\nb\\u{0}c\\u{1b}[2Jé".to_owned());
+        assert_eq!(printable("a\nb\0c\x1b[2J\u{202e}"), c"a\\u{a}b\\u{0}c\\u{1b}[2J\\u{202e}".to_owned());
     }
 }

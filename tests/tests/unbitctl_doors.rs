@@ -76,7 +76,7 @@ fn an_account_with_a_containers_name_or_number() {
     {
         let _name = Changed::file("/etc/passwd", append("a\x1b[2Kb\r:x:30001:30001::/:/bin/sh"));
         let text = sh("unbitctl check").out;
-        assert!(text.contains("the account a\\u{1b}[2Kb\\r has"), "{text}");
+        assert!(text.contains("the account a\\u{1b}[2Kb\\u{d} has"), "{text}");
     }
     is_well("accounts");
 }

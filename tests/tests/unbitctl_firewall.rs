@@ -547,9 +547,9 @@ fn a_bad_list_changes_nothing() {
     assert_eq!(
         done.err,
         "unbitctl: no rules are made of these lists
-/etc/uwsgi/nodes:2: \"node7.example\" is no IP address
-/etc/uwsgi/nodes:3: \"192.0.2.0/24\" is a network: one address a line is needed
-/etc/uwsgi/legion_nodes:1: \"10.0.0.7\" is a container's address (--containers 10.0.0.0/8)\n"
+unbitctl: /etc/uwsgi/nodes:2: \"node7.example\" is no IP address
+unbitctl: /etc/uwsgi/nodes:3: \"192.0.2.0/24\" is a network: one address a line is needed
+unbitctl: /etc/uwsgi/legion_nodes:1: \"10.0.0.7\" is a container's address (--containers 10.0.0.0/8)\n"
     );
     fs::remove_file("/etc/uwsgi/nodes").unwrap();
     assert!(on_node("unbitctl firewall --apply").failed().contains("/etc/uwsgi/nodes: No such file"));

@@ -1,8 +1,7 @@
 //! What every subcommand says and takes in the same way: messages on standard error, exit codes, a container's number.
 
-use crate::report;
 use anyhow::Result;
-use shared::ContainerUid;
+use shared::{ContainerUid, escape};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -11,9 +10,9 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     if error.is::<NeedsRoot>() { ExitCode::from(3) } else { ExitCode::FAILURE }
 }
 
-/// Says something on stderr. That nobody can hear it changes no exit status.
+/// Says something on stderr, in one line. That nobody can hear it changes no exit status.
 pub fn tell(what: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr(), "unbitctl: {}", report::harmless(&what.to_string()));
+    let _ = writeln!(io::stderr(), "unbitctl: {}", escape::line(&what.to_string()));
 }
 
 /// What only root can do was asked for by someone else; the sentence that says so.

@@ -68,15 +68,16 @@ pub fn with_tip(mut error: clap::Error, arguments: &[OsString]) -> clap::Error {
     error
 }
 
-const DANGER: &str = "\
-root inside the container: every program, library and configuration file there is the tenant's or the distribution's, and runs with
-unbitctl: the uid 0 of this node, to which its /proc/sys and the devices that the container sees are open. Run nothing that you do not have to.";
+const DANGER: [&str; 2] = [
+    "root inside the container: every program, library and configuration file there is the tenant's or the distribution's, and runs with",
+    "the uid 0 of this node, to which its /proc/sys and the devices that the container sees are open. Run nothing that you do not have to.",
+];
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     crate::command_line::must_be_root("enter")?;
     if arguments.root {
         sealed::run_from_memory().context("run from memory, out of reach of what runs in the container")?;
-        crate::command_line::tell(DANGER);
+        DANGER.iter().for_each(crate::command_line::tell);
     }
     join::sys::close_on_exec()?;
     let container = arguments.uid;

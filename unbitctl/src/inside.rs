@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Gid, Pid, dup2_stderr, dup2_stdin, dup2_stdout, execve, pipe2, setgroups, setsid};
-use shared::ContainerUid;
+use shared::{ContainerUid, escape};
 use std::cell::Cell;
 use std::ffi::CStr;
 use std::fs::File;
@@ -40,7 +40,7 @@ impl Words {
     /// Says a line, of a word that the listener knows and what there is to say about it.
     pub fn say(&mut self, word: &str, about: impl std::fmt::Display) {
         // Nobody listens any more: then there is nobody to tell either.
-        let _ = self.0.write_all(format!("{word} {}\n", about.to_string().replace('\n', " ")).as_bytes());
+        let _ = self.0.write_all(format!("{word} {}\n", escape::line(&about.to_string())).as_bytes());
     }
 }
 

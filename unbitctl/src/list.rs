@@ -21,11 +21,12 @@ use nix::sys::utsname::uname;
 use processes::{Process, Processes};
 use resources::{Resources, Use};
 use serde::Serialize;
-use shared::ContainerUid;
 use shared::settings::CONTAINERS;
+use shared::{ContainerUid, escape};
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -282,7 +283,9 @@ fn look_at(
                     asked: Instant::now(),
                 });
             }
-            Err(refusal) => (state, cause) = (State::of(refusal.reason), Some(refusal.cause)),
+            Err(refusal) => {
+                (state, cause) = (State::of(refusal.reason), Some(escape::line(&refusal.cause).to_string()))
+            }
         },
         (None, None) => (state, cause) = from_outside(uid),
     }
@@ -308,7 +311,7 @@ fn ask(uid: ContainerUid, patience: Duration) -> Result<(i32, Option<String>), R
     // A host name is asked for where it is one: this thread goes there, and does nothing else afterwards.
     let own = attachment.namespaces().iter().find(|namespace| namespace.kind.name == "uts");
     let host_name = own.filter(|own| own.join().is_ok()).and_then(|_| uname().ok());
-    let host_name = host_name.map(|name| name.nodename().to_string_lossy().escape_debug().to_string());
+    let host_name = host_name.map(|name| escape::word(name.nodename().as_bytes()).to_string());
     Ok((attachment.leader().pid, host_name))
 }
 

@@ -2,8 +2,8 @@
 
 use crate::node::Node;
 use crate::report::Finding;
-use shared::ContainerUid;
 use shared::settings::CONTAINERS;
+use shared::{ContainerUid, escape};
 use std::io::ErrorKind;
 
 const CHECK: &str = "accounts";
@@ -31,12 +31,12 @@ fn judge(passwd: &str, has_container: &dyn Fn(ContainerUid) -> bool) -> Vec<Find
         let (name, uid) = (fields.next()?, fields.nth(1)?.parse::<u32>().ok()?);
         Some((name, ContainerUid::parse(name.as_bytes()), uid))
     });
-    accounts.filter_map(|(name, named, uid)| judge_one(name, named, uid, has_container)).collect()
+    accounts.filter_map(|(name, named, uid)| judge_one(&escape::name(name), named, uid, has_container)).collect()
 }
 
 /// `named` is the container that has the account's name.
 fn judge_one(
-    name: &str,
+    name: &escape::Escaped<'_>,
     named: Option<ContainerUid>,
     uid: u32,
     has_container: &dyn Fn(ContainerUid) -> bool,
@@ -86,7 +86,7 @@ mod tests {
                 (State::Fail, "/etc/passwd: the account 30005 has the uid 1001, and /containers/30005 is there"),
                 (State::Warn, "/etc/passwd: the account 30006 has the uid 1002, and a container's name"),
                 (State::Warn, "/etc/passwd has a line of its own for the container 30007"),
-                (State::Fail, "/etc/passwd: the account web\x1b has the uid of the container 30008"),
+                (State::Fail, "/etc/passwd: the account web\\u{1b} has the uid of the container 30008"),
             ]
         );
         assert_eq!(judged[0].mend.as_deref(), Some("usermod --login ANOTHER_NAME 30005"));

@@ -2,6 +2,7 @@
 
 use crate::node::Node;
 use crate::report::Finding;
+use crate::shell;
 use join::cgroups::{Hierarchies, Version};
 use join::leader::Proc;
 use shared::ContainerUid;
@@ -187,7 +188,7 @@ fn judge_containers(
         let mend = match file_of_the_first {
             Some(file) => format!(
                 "echo BYTES >{}\nand at each start by a hook in its file in /etc/uwsgi/vassals: hook-asap = write:{0} BYTES",
-                file.display()
+                shell::quoted(&file.to_string_lossy())
             ),
             None => "give it a cgroup of its own that has the controller memory, and set the limit there".to_owned(),
         };

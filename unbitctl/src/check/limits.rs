@@ -2,8 +2,8 @@
 
 use crate::node::Node;
 use crate::report::Finding;
-use shared::ContainerUid;
 use shared::settings::FIRST_UID;
+use shared::{ContainerUid, escape};
 
 const CHECK: &str = "limits";
 const FILE: &str = "/etc/security/limits.conf";
@@ -23,12 +23,12 @@ pub fn check(node: &Node) -> Vec<Finding> {
             Ok(bytes) => {
                 let text = String::from_utf8_lossy(&bytes).into_owned();
                 findings.extend(about_containers(&text).map(|(number, domain)| {
-                    let seen = format!("{}:{number}: {domain}", file.escape_debug());
+                    let seen = format!("{}:{number}: {}", escape::name(&file), escape::name(domain));
                     Finding::warn(CHECK, WHY, seen, MEND)
                 }));
             }
             Err(error) => {
-                findings.push(Finding::not_applicable(CHECK, WHY, format!("{}: {error}", file.escape_debug())));
+                findings.push(Finding::not_applicable(CHECK, WHY, format!("{}: {error}", escape::name(&file))));
             }
         }
     }

@@ -5,9 +5,10 @@ use crate::node::Node;
 use crate::report::Finding;
 use join::leader::Proc;
 use join::mountinfo::Mount;
-use shared::ContainerUid;
+use shared::{ContainerUid, escape};
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -55,7 +56,7 @@ fn judge(number: usize, seen: &BTreeMap<u32, PathBuf>) -> Finding {
         };
     };
     let uids: Vec<_> = seen.keys().filter_map(|uid| ContainerUid::new(*uid)).collect();
-    let path = path.to_string_lossy().escape_debug().to_string();
+    let path = escape::name(path.as_os_str().as_bytes());
     Finding::warn(CHECK, WHY, format!("can reach the node's log, by {path}: {}", cgroups::list(&uids)), MEND)
 }
 
@@ -155,7 +156,7 @@ mod tests {
         assert_eq!(finding.state, State::Warn);
         assert_eq!(finding.seen, "can reach the node's log, by /dev/log: 30001 30002");
         let finding = judge(1, &[(30001, "/a\nok  fake".into())].into());
-        assert_eq!(finding.seen, "can reach the node's log, by /a\\nok  fake: 30001");
+        assert_eq!(finding.seen, "can reach the node's log, by /a\\u{a}ok  fake: 30001");
         assert_eq!(judge(2, &BTreeMap::new()).state, State::Ok);
         assert_eq!(judge(0, &BTreeMap::new()).state, State::NotApplicable);
     }

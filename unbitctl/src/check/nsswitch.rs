@@ -36,7 +36,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
         .filter_map(|database| {
             let Fault { state, seen, why } = fault(&text, database)?;
             let seen = format!("{database}: {seen}");
-            Some(Finding { check: NAME, state, seen, why, mend: Some(node.setup(NAME)) })
+            Some(Finding::new(NAME, state, why, seen, Some(node.setup(NAME))))
         })
         .collect();
     if findings.is_empty() {

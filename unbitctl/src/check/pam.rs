@@ -255,7 +255,7 @@ impl Fault {
 
     fn finding(self, mend: String) -> Finding {
         let state = if self.harm == Harm::Small { State::Warn } else { State::Fail };
-        Finding { check: NAME, state, seen: self.seen, why: WHY_LINES, mend: Some(mend) }
+        Finding::new(NAME, state, WHY_LINES, self.seen, Some(mend))
     }
 }
 

@@ -45,7 +45,7 @@ fn look() -> Result<Finding> {
         Ok(ruleset) => ruleset,
         Err(error) => {
             let mend = if source.missing().is_empty() { format!("correct the list, then: {again}") } else { again };
-            return Ok(Finding::fail(NAME, WHY, format!("{error:#}").replace('\n', "; "), mend));
+            return Ok(Finding::fail(NAME, WHY, format!("{error:#}"), mend));
         }
     };
     let differences = table.differences(&nft::made_of(&ruleset.to_string())?);

@@ -281,7 +281,7 @@ fn judge(node: &Node, says: &Says) -> Vec<Finding> {
             None => node.setup(NAME),
             Some(sentence) => sentence,
         };
-        findings.push(Finding { check: NAME, state: setting.state, seen, why: setting.why, mend: Some(mend) });
+        findings.push(Finding::new(NAME, setting.state, setting.why, seen, Some(mend)));
     }
     if !internal_sftp(says) {
         let why = "sftp then needs no sftp-server in the container's distribution";

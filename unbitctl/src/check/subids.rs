@@ -3,8 +3,8 @@
 
 use crate::node::Node;
 use crate::report::Finding;
-use shared::ContainerUid;
 use shared::settings::{CONTAINERS, FIRST_UID};
+use shared::{ContainerUid, escape};
 use std::io::ErrorKind;
 use std::ops::RangeInclusive;
 
@@ -79,7 +79,7 @@ fn judge(kind: &Kind, line: &str, containers: &[ContainerUid]) -> Option<Finding
     let (name, range) = range(line).filter(|(_, range)| has_container_numbers(range))?;
     let numbers = format!("{}-{}", range.start(), range.end());
     let first = containers.iter().find(|container| range.contains(&u64::from(container.get())));
-    let seen = format!("{}: {name} has {numbers}", kind.file);
+    let seen = format!("{}: {} has {numbers}", kind.file, escape::name(name));
     // Root needs none of it, and gives such ranges to containers of other engines.
     if matches!(name, "root" | "0") {
         let seen = format!("{seen}, and so has what root starts with them the number of the container {}", first?);

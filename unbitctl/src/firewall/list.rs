@@ -2,6 +2,7 @@
 
 use super::values::Network;
 use anyhow::{Context, Result, bail};
+use shared::escape;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -20,7 +21,7 @@ impl Addresses {
         }
         let text = std::fs::read(path).with_context(|| path.to_owned())?;
         let (addresses, refused) = Self::parse(&text, containers);
-        bad.extend(refused.into_iter().map(|(line, reason)| format!("{path}:{line}: {reason}")));
+        bad.extend(refused.into_iter().map(|(line, reason)| format!("{}:{line}: {reason}", escape::name(path))));
         Ok(addresses)
     }
 
@@ -138,7 +139,8 @@ mod tests {
         let text: String = refused.iter().map(|(word, _)| format!("192.0.2.1\n{word}\n")).collect();
         let (addresses, bad) = parse(&text);
         assert_eq!(addresses.len(), 1);
-        let expected = refused.iter().zip(1..).map(|((word, reason), at)| (2 * at, format!("{word:?} {reason}")));
+        let expected =
+            refused.iter().zip(1..).map(|((word, reason), at)| (2 * at, format!("{} {reason}", escape::quoted(word))));
         assert_eq!(bad, expected.collect::<Vec<_>>());
         assert_eq!(Addresses::parse(b"\xff\0", &"10.0.0.0/8".parse().unwrap()).1.len(), 1);
     }

@@ -11,7 +11,7 @@ mod values;
 use crate::command_line::{must_be_root, tell};
 use crate::report::{self, say};
 use anyhow::Result;
-use ruleset::Ruleset;
+use ruleset::{BadLists, Ruleset};
 use source::Source;
 use std::process::ExitCode;
 
@@ -43,7 +43,15 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.apply {
         must_be_root("firewall --apply")?;
     }
-    let ruleset = Ruleset::made_of(&arguments.source)?;
+    let ruleset = match Ruleset::made_of(&arguments.source) {
+        Ok(ruleset) => ruleset,
+        Err(error) => {
+            let BadLists(lines) = error.downcast::<BadLists>()?;
+            tell("no rules are made of these lists");
+            lines.iter().for_each(tell);
+            return Ok(ExitCode::FAILURE);
+        }
+    };
     for warning in ruleset.warnings() {
         tell(format_args!("warning: {warning}"));
     }

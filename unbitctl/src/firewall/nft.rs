@@ -65,7 +65,9 @@ fn run(program: &str, arguments: &[&str], input: &str) -> Result<String> {
     }
     let done = child.wait_with_output().with_context(|| program.to_owned())?;
     if !done.status.success() {
-        bail!("{program} failed ({}): {}", done.status, String::from_utf8_lossy(&done.stderr).trim());
+        let said = String::from_utf8_lossy(&done.stderr);
+        let said: Vec<_> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        bail!("{program} failed ({}): {}", done.status, said.join("; "));
     }
     Ok(String::from_utf8(done.stdout)?)
 }

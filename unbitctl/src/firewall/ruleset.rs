@@ -2,7 +2,7 @@
 
 use super::list::Addresses;
 use super::source::Source;
-use anyhow::{Result, bail};
+use anyhow::Result;
 use std::fmt::{Display, Formatter, Result as Written};
 use std::net::IpAddr;
 
@@ -14,6 +14,18 @@ pub struct Ruleset<'a> {
     pub routers: Addresses,
 }
 
+/// Lines of lists that are no node's address, each with file, number and reason.
+#[derive(Debug)]
+pub struct BadLists(pub Vec<String>);
+
+impl Display for BadLists {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Written {
+        write!(f, "no rules are made of these lists: {}", self.0.join("; "))
+    }
+}
+
+impl std::error::Error for BadLists {}
+
 impl<'a> Ruleset<'a> {
     /// The rules for what the lists hold now. Every line that is no address is in the error.
     pub fn made_of(source: &'a Source) -> Result<Self> {
@@ -21,7 +33,7 @@ impl<'a> Ruleset<'a> {
         let nodes = Addresses::read(&source.nodes, &source.containers, &mut bad)?;
         let routers = Addresses::read(&source.routers, &source.containers, &mut bad)?;
         if !bad.is_empty() {
-            bail!("no rules are made of these lists\n{}", bad.join("\n"));
+            return Err(BadLists(bad).into());
         }
         Ok(Ruleset { source, command: source.command()?, nodes, routers })
     }

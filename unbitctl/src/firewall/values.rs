@@ -1,5 +1,6 @@
 //! What the arguments of `unbitctl firewall` may be: nft reads none of them otherwise than it is meant.
 
+use shared::escape;
 use std::fmt::{Display, Formatter, Result as Written};
 use std::net::Ipv4Addr;
 use std::str::FromStr;
@@ -114,7 +115,8 @@ impl FromStr for Services {
             Some(Service { protocol, port: decimal(port).filter(|&port| port > 0)? })
         };
         let words = text.split(',').filter(|_| !text.is_empty());
-        let services = words.map(|word| service(word).ok_or_else(|| format!("{word:?} is not like tcp/53 or udp/53")));
+        let services = words
+            .map(|word| service(word).ok_or_else(|| format!("{} is not like tcp/53 or udp/53", escape::quoted(word))));
         services.collect::<Result<_, _>>().map(Self)
     }
 }

@@ -1,7 +1,7 @@
 //! The containers as lines of text.
 
 use super::{Container, State};
-use crate::report::{harmless, wrap};
+use crate::report::wrap;
 use jiff::{Timestamp, tz::TimeZone};
 
 const HEADS: [&str; 10] = ["UID", "ADDRESS", "HOST", "STATE", "PID", "SINCE", "MEMORY", "CPU", "SESSIONS", "QUOTA"];
@@ -50,11 +50,11 @@ fn line(row: &[String; HEADS.len()], widths: &[usize; HEADS.len()]) -> String {
 
 fn with_cause(line: String, cause: Option<&str>, window: usize) -> Vec<String> {
     const MARGIN: &str = "       ";
-    let cause = harmless(cause.unwrap_or_default());
+    let cause = cause.unwrap_or_default();
     if line.chars().count().saturating_add(cause.chars().count()) <= window || cause.is_empty() {
-        return vec![(line + &cause).trim_end().to_owned()];
+        return vec![(line + cause).trim_end().to_owned()];
     }
-    let below = wrap(&cause, Some(window.saturating_sub(MARGIN.len())));
+    let below = wrap(cause, Some(window.saturating_sub(MARGIN.len())));
     std::iter::once(line.trim_end().to_owned()).chain(below.iter().map(|part| format!("{MARGIN}{part}"))).collect()
 }
 
@@ -172,7 +172,7 @@ mod tests {
             uid: 16_807_213,
             host_name: None,
             state: State::NotRunning,
-            cause: Some("\x1b[2Jwhy".into()),
+            cause: Some("why".into()),
             pid: None,
             ..one.clone()
         };
@@ -181,7 +181,7 @@ mod tests {
         let at = |line: &str, word: &str| line.find(word).unwrap();
         assert_eq!(at(&lines[0], "STATE"), at(&lines[1], "running"));
         assert_eq!(at(&lines[0], "STATE"), at(&lines[2], "not running"));
-        assert!(lines[2].ends_with("  \\u{1b}[2Jwhy") && !lines[1].ends_with(' '));
+        assert!(lines[2].ends_with("  why") && !lines[1].ends_with(' '));
         assert_eq!(super::lines(&both, None, Some(200)), lines, "a window with room enough");
 
         (one.state, one.host_name, one.sessions) = (State::Unknown, None, None);

@@ -5,9 +5,11 @@
 //! sshd_config.d are called otherwise.
 
 use crate::node::Node;
+use crate::report::lines_of;
 use crate::step::Change;
 use anyhow::{Context, Result, bail};
 use nix::unistd::{Gid, Uid, chown};
+use shared::escape;
 use std::fmt;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Write};
@@ -100,6 +102,7 @@ impl fmt::Display for Pending {
         match self {
             Self::File { path, old, new, .. } => f.write_str(&difference(path, old.as_deref(), Some(new))),
             Self::Folder { path, uid, gid, mode, .. } => {
+                let path = escape::name(path);
                 writeln!(f, "directory {path}: owner {uid}:{gid}, mode {mode:04o}")
             }
         }
@@ -108,10 +111,11 @@ impl fmt::Display for Pending {
 
 /// A unified difference; a file that is not there is /dev/null, as diff(1) has it.
 pub fn difference(path: &str, old: Option<&str>, new: Option<&str>) -> String {
-    let name =
-        |side: &str, text: Option<&str>| text.map_or_else(|| "/dev/null".to_owned(), |_| format!("{side}{path}"));
+    let name = |side: &str, text: Option<&str>| {
+        text.map_or_else(|| "/dev/null".to_owned(), |_| format!("{side}{}", escape::name(path)))
+    };
     let difference = similar::TextDiff::from_lines(old.unwrap_or_default(), new.unwrap_or_default());
-    difference.unified_diff().header(&name("a", old), &name("b", new)).to_string()
+    lines_of(&difference.unified_diff().header(&name("a", old), &name("b", new)).to_string())
 }
 
 impl Pending {

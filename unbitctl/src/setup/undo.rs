@@ -7,6 +7,7 @@ use crate::command_line::tell;
 use crate::node::Node;
 use crate::report::say;
 use anyhow::{Context, Result};
+use shared::escape;
 use std::process::ExitCode;
 
 pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
@@ -61,7 +62,7 @@ pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
             file.put_back(node).with_context(|| format!("put back {}", file.path))?;
             journal.forget(file)?;
             let what = if file.kept.is_some() { "as it was before" } else { "removed" };
-            say!("{}: {what}\n", file.path);
+            say!("{}: {what}\n", escape::name(&file.path));
         }
     }
     if !dry_run {
