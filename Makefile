@@ -71,6 +71,7 @@ install: $(NSS) $(PAM) $(CTL)
 	mv -f $(DESTDIR)$(PAM_FILE).new $(DESTDIR)$(PAM_FILE)
 	$(INSTALL) -m 0755 -s $(CTL) $(DESTDIR)$(SBINDIR)/unbitctl
 	$(INSTALL) -m 0644 $(MANUALS:%=man/%) $(DESTDIR)$(MANDIR)
+	$(if $(DESTDIR),,ldconfig)
 	ln -sf nss-unbit.8 $(DESTDIR)$(MANDIR)/libnss_unbit.so.2.8
 	install -d $(DESTDIR)$(DOCDIR)/examples
 	install -m 0644 examples/* $(DESTDIR)$(DOCDIR)/examples

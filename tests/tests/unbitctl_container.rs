@@ -310,11 +310,158 @@ fn whom_sshd_lets_in() {
     {
         sh("node-sshd stop").ok();
         let _up = AtEnd(|| drop(sh("node-sshd start")));
-        let (findings, status) = check();
-        assert_eq!((findings[1].check.as_str(), findings[1].state.as_str(), status), ("sshd", "fail", Some(1)));
-        let nobody = findings[1].seen.strip_prefix("no sshd runs, and nobody listens on ");
-        assert!(nobody.is_some_and(|addresses| addresses.contains("0.0.0.0:22")), "{findings:#?}");
-        assert_eq!(findings.last().unwrap().check, "shell", "the rest is told all the same");
+        let failed = ends_at("sshd", "no sshd runs, and nobody listens on ");
+        assert!(failed.seen.contains("0.0.0.0:22"), "{failed:?}");
+        // A tenant's process of that name is none.
+        let fake = "exec -a 'sshd: /usr/sbin/sshd [listener] 0 of 10-100 startups' sleep 60";
+        let mut tenant = Command::new("setpriv")
+            .args(["--reuid", "30001", "--regid", "30001", "--clear-groups", "bash", "-c", fake])
+            .spawn()
+            .unwrap();
+        eventually("its title", || pgrep("^sshd: .*listener"));
+        ends_at("sshd", "no sshd runs, and nobody listens on ");
+        drop((tenant.kill(), tenant.wait()));
+    }
+    a_login_works();
+}
+
+/// What systemd and others may keep from sshd, each as a prefix of the command that starts it.
+const READ_ONLY_CGROUPS: &str = "unshare -m --propagation private bash -ec 'for mount in $(findmnt -rno TARGET | grep ^/sys/fs/cgroup); do mount -o remount,bind,ro $mount; done; exec \"$@\"' -";
+const NO_CONTAINERS: &str =
+    "unshare -m --propagation private bash -ec 'mount -t tmpfs -o mode=0 none /containers; exec \"$@\"' -";
+const NO_PTRACE: &str = "setpriv --bounding-set -sys_ptrace --inh-caps -sys_ptrace";
+
+/// With `setns` answered by a filter of seccomp(2): SECCOMP_RET_ERRNO | EPERM, or SECCOMP_RET_KILL_PROCESS.
+fn filtered(answer: u32) -> String {
+    let file = "/tmp/filtered.py";
+    fs::write(
+        file,
+        r#"import ctypes, os, struct, sys
+answer, command = int(sys.argv[1]), sys.argv[2:]
+setns = {'x86_64': 308, 'aarch64': 268}[os.uname().machine]
+program = b''.join(struct.pack('HBBI', *one) for one in [
+    (0x20, 0, 0, 0), (0x15, 0, 1, setns), (0x06, 0, 0, answer), (0x06, 0, 0, 0x7fff0000)])
+code = ctypes.create_string_buffer(program, len(program))
+fprog = ctypes.create_string_buffer(struct.pack('HxxxxxxP', 4, ctypes.addressof(code)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(22, 2, fprog, 0, 0) == 0, ctypes.get_errno()
+os.execvp(command[0], command)
+"#,
+    )
+    .unwrap();
+    format!("python3 {file} {answer}")
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn what_sshds_own_process_may_not_do() {
+    let _up = AtEnd(|| drop(sh("node-sshd restart")));
+    for (prefix, step, cause, more) in [
+        (READ_ONLY_CGROUPS.to_owned(), "cgroups", "EROFS", "sshd runs in a mount namespace of its own"),
+        (NO_PTRACE.to_owned(), "verify", "EACCES", "sshd runs without CAP_SYS_PTRACE"),
+        (filtered(0x0005_0001), "join", "EPERM", "sshd runs with a seccomp filter"),
+    ] {
+        sh(format!("node-sshd stop && {prefix} node-sshd start")).ok();
+        let failed = ends_at(step, cause);
+        assert!(failed.mend.contains(more), "{failed:?}");
+        let log = Log::from_now();
+        assert_eq!(ssh(30001, "true").status, Some(255), "{prefix}: {}", log.text());
+        eventually("a line of the refusal", || log.text().contains(cause).then_some(()));
+    }
+    {
+        sh(format!("node-sshd stop && {NO_CONTAINERS} node-sshd start")).ok();
+        ends_at("account", "there is no directory /containers/30001");
+        assert_eq!(ssh(30001, "true").status, Some(255));
+    }
+    {
+        sh(format!("node-sshd stop && {} node-sshd start", filtered(0x8000_0000))).ok();
+        ends_at("join", "SIGSYS");
+        assert_eq!(ssh(30001, "true").status, Some(255));
+    }
+    sh("node-sshd restart").ok();
+    a_login_works();
+}
+
+/// systemd listens, and starts an sshd for each connection: there is none to look at before.
+#[test]
+#[ignore = "needs the node: make test"]
+fn an_sshd_for_each_connection() {
+    const LISTENER: &str = r"import socket, subprocess, sys
+open('/proc/self/comm', 'w').write('systemd')
+with socket.create_server(('127.0.0.1', 22)) as server:
+    print(flush=True)
+    while True:
+        client, _ = server.accept()
+        subprocess.Popen(sys.argv[1:], stdin=client, stdout=client)
+        client.close()
+";
+    struct Listener(Child);
+    impl Drop for Listener {
+        fn drop(&mut self) {
+            drop((self.0.kill(), self.0.wait()));
+        }
+    }
+    let listen = |prefix: &str| {
+        let command = format!("exec python3 -c \"$LISTENER\" {prefix} /usr/sbin/sshd -i");
+        let mut child = Command::new("bash")
+            .args(["-c", &command])
+            .env("LISTENER", LISTENER)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        Listener(child)
+    };
+    sh("node-sshd stop").ok();
+    let _up = AtEnd(|| drop(sh("node-sshd start")));
+    {
+        let _listener = listen("");
+        a_login_works();
+    }
+    {
+        let _listener = listen(NO_PTRACE);
+        ends_as_a_login_does("verify", "EACCES");
+    }
+    {
+        let _listener = listen("sleep 0 #");
+        ends_at("sshd", "no sshd answers");
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn no_more_processes() {
+    let found = ["/sys/fs/cgroup/pids/30001", "/sys/fs/cgroup/30001"];
+    let Some(group) = found.into_iter().find(|group| fs::exists(format!("{group}/pids.max")).unwrap()) else {
+        return not_tried("no controller pids in this layout", layout_lacks_controllers());
+    };
+    let now = || fs::read_to_string(format!("{group}/pids.current")).unwrap().trim().parse::<u32>().unwrap();
+    a_login_works();
+    let limit = fs::read_to_string(format!("{group}/pids.max")).unwrap();
+    let _back = AtEnd(|| fs::write(format!("{group}/pids.max"), &limit).unwrap());
+    let processes = now();
+    for room in [0, 1] {
+        fs::write(format!("{group}/pids.max"), (processes + room).to_string()).unwrap();
+        let failed = ends_at("join", "EAGAIN");
+        assert!(failed.mend.contains("its limit on the number of processes is reached"), "{failed:?}");
+        assert_ne!(ssh(30001, "true").status, Some(0), "a login needs two");
+    }
+    fs::write(format!("{group}/pids.max"), (processes + 2).to_string()).unwrap();
+    assert_eq!(check().1, Some(0), "{:#?}", check());
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_container_that_is_gone() {
+    {
+        sh("mv /etc/uwsgi/vassals/30001.ini /tmp").ok();
+        let _back = AtEnd(|| drop(sh("mv /tmp/30001.ini /etc/uwsgi/vassals/")));
+        let failed = eventually("the end of the container", || {
+            let last = check().0.into_iter().rfind(|finding| finding.state == "fail")?;
+            last.mend.contains("nothing starts this container").then_some(last)
+        });
+        assert_eq!(failed.check, "reach", "{failed:?}");
+        assert!(failed.mend.contains("what is left is /containers/30001"), "{failed:?}");
     }
     a_login_works();
 }

@@ -763,6 +763,25 @@ fn accounts_come_after_the_lines_of_pam() {
     sh("grep -q pam_unbit /etc/pam.d/sshd && unbitctl setup --undo --force && ! grep pam_unbit /etc/pam.d/sshd").ok();
 }
 
+/// What counts is what would be, not which files are put back.
+#[test]
+#[ignore = "needs the node: make test"]
+fn undo_goes_where_nothing_unsafe_remains() {
+    let _stock = Stock::again();
+    sh("unbitctl setup pam sshd nsswitch").ok();
+    let ours = "/etc/ssh/sshd_config.d/00-unbit.conf";
+    sh(format!("sed -i 's/^X11Forwarding.*/X11Forwarding yes/' {ours}")).ok();
+    let changed = fs::read_to_string(ours).unwrap();
+    sh("unbitctl setup sshd").ok();
+    sh("unbitctl setup --undo").ok();
+    assert_eq!(fs::read_to_string(ours).unwrap(), changed);
+    // The same file, and without PAM.
+    sh(format!("sed -i 's/^UsePAM.*//; $ a UsePAM no' {ours}")).ok();
+    sh("unbitctl setup sshd").ok();
+    let refused = sh("unbitctl setup --undo").failed();
+    assert!(refused.contains("take unbit out of /etc/nsswitch.conf first"), "{refused}");
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn notes_of_a_root_directory_lead_nowhere_out_of_it() {

@@ -116,7 +116,8 @@ impl Inside {
     }
 }
 
-fn is_ready(descriptor: &impl AsFd, limit: Duration) -> bool {
+/// Whether there is something to read within this time.
+pub fn is_ready(descriptor: &impl AsFd, limit: Duration) -> bool {
     let end = Instant::now() + limit;
     loop {
         let mut one = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];

@@ -217,6 +217,7 @@ impl Node {
     fn look(&mut self) -> Result<Vec<Container>> {
         let uids = uids()?;
         let processes = Processes::look()?;
+        self.resources.look(uids.iter().filter_map(|uid| processes.first_of(uid.get())));
         let (next, waited) = (AtomicUsize::new(0), AtomicU64::new(0));
         let (known, resources) = (&self.running, &self.resources);
         let asks = |uid: ContainerUid| {

@@ -2,6 +2,7 @@
 
 use crate::node::Node;
 use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// sshd, which reads sshd_config(5).
@@ -54,8 +55,18 @@ pub fn run(node: &Node, program: &str, arguments: &[&str]) -> Result<Answer> {
 /// Runs sshd, which wants its directory below /run and a host key even to say what it is configured to do: it gets both in a mount
 /// namespace of its own, and /dev/null where an image has none.
 pub fn run_sshd(node: &Node, arguments: &[&str]) -> Result<Answer> {
+    run_sshd_with(node, &[], arguments)
+}
+
+/// The same, where other files are in the place of some; an empty one in the place of what is gone.
+pub fn run_sshd_with(node: &Node, instead: &[(PathBuf, Option<PathBuf>)], arguments: &[&str]) -> Result<Answer> {
     const SCRIPT: &str = r#"
         root=$1
+        shift
+        while [ "$1" != -- ]; do
+            if [ -e "$1" ]; then mount --bind "${2:-/dev/null}" "$1"; fi
+            shift 2
+        done
         shift
         mount -t tmpfs -o mode=755 unbitctl "$root/run"
         mkdir "$root/run/sshd"
@@ -68,7 +79,11 @@ pub fn run_sshd(node: &Node, arguments: &[&str]) -> Result<Answer> {
         exec chroot "$root" /usr/sbin/sshd -h /run/unbitctl-key "$@"
     "#;
     let mut command = within_time();
-    command.args(["unshare", "--mount", "sh", "-euc", SCRIPT, "sh"]).arg(node.root()).args(arguments);
+    command.args(["unshare", "--mount", "sh", "-euc", SCRIPT, "sh"]).arg(node.root());
+    for (place, other) in instead {
+        command.arg(place).arg(other.as_deref().unwrap_or(Path::new("")));
+    }
+    command.arg("--").args(arguments);
     answer(command, "sshd")
 }
 

@@ -40,6 +40,30 @@ pub struct Finding {
 struct Made;
 
 impl Finding {
+    /// What was seen is one line: whatever a tenant names can add none. What to do may be several, of ours; names in them are quoted for a shell.
+    pub fn new(
+        check: &'static str,
+        state: State,
+        why: &'static str,
+        seen: impl AsRef<str>,
+        mend: Option<String>,
+    ) -> Self {
+        let seen = escape::line(seen.as_ref()).to_string();
+        Self { check, state, seen, why, mend: mend.map(|mend| lines_of(&mend)), made: Made }
+    }
+
+    /// The same, with other words for what was seen.
+    pub fn with_seen(self, words: impl FnOnce(&str) -> String) -> Self {
+        let seen = words(&self.seen);
+        Self::new(self.check, self.state, self.why, seen, self.mend)
+    }
+
+    /// The same, with one more line of what to do.
+    pub fn with_more_to_do(self, line: &str) -> Self {
+        let mend = self.mend.map_or_else(|| line.to_owned(), |mend| format!("{mend}\n{line}"));
+        Self::new(self.check, self.state, self.why, self.seen, Some(mend))
+    }
+
     /// All is well.
     pub fn ok(check: &'static str, why: &'static str, seen: impl Into<String>) -> Self {
         Self::new(check, State::Ok, why, seen.into(), None)

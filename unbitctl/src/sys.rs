@@ -98,3 +98,49 @@ pub fn user_quota(file: &OwnedFd, device: &str) -> nix::Result<UserQuota> {
         Err(errno) => Err(errno),
     }
 }
+
+/// A program of seccomp(2).
+pub type Filter = Vec<libc::sock_filter>;
+
+/// The filters of another process, the youngest first: ptrace(2), PTRACE_SECCOMP_GET_FILTER. It is stopped for that, for a moment, and notices nothing.
+pub fn seccomp_filters(pid: i32) -> nix::Result<Vec<Filter>> {
+    use nix::sys::wait::{WaitPidFlag, waitpid};
+    use nix::sys::{ptrace, signal::Signal};
+    let process = nix::unistd::Pid::from_raw(pid);
+    ptrace::seize(process, ptrace::Options::empty())?;
+    let mut filters = Ok(Vec::new());
+    let stopped = ptrace::interrupt(process).and_then(|()| waitpid(process, Some(WaitPidFlag::__WALL)));
+    if stopped.is_ok() {
+        for index in 0.. {
+            match seccomp_filter(pid, index) {
+                Ok(filter) => filters.iter_mut().for_each(|all: &mut Vec<Filter>| all.push(filter.clone())),
+                Err(Errno::ENOENT) => break,
+                Err(errno) => {
+                    filters = Err(errno);
+                    break;
+                }
+            }
+        }
+    }
+    ptrace::detach(process, None::<Signal>)?;
+    stopped.and(filters)
+}
+
+fn seccomp_filter(pid: i32, index: usize) -> nix::Result<Filter> {
+    const GET_FILTER: libc::c_uint = 0x420c;
+    let none = std::ptr::null_mut::<libc::sock_filter>();
+    // SAFETY: without a place for it the kernel tells the filter's length alone.
+    let length = Errno::result(unsafe { libc::ptrace(GET_FILTER as _, pid, index, none) })?;
+    let mut filter = vec![libc::sock_filter { code: 0, jt: 0, jf: 0, k: 0 }; length as usize];
+    // SAFETY: there is room for that many instructions, and the process is stopped: it cannot have another filter by now.
+    Errno::result(unsafe { libc::ptrace(GET_FILTER as _, pid, index, filter.as_mut_ptr()) })?;
+    Ok(filter)
+}
+
+/// Installs a filter in this process, for good.
+pub fn install_seccomp_filter(filter: &Filter) -> nix::Result<()> {
+    let length = filter.len().try_into().map_err(|_| Errno::EINVAL)?;
+    let program = libc::sock_fprog { len: length, filter: filter.as_ptr().cast_mut() };
+    // SAFETY: the kernel reads the program and its instructions, which live through the call.
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) }).map(drop)
+}

@@ -1,5 +1,6 @@
 //! The cgroups: a limit of memory for each container can be set, and is.
 
+use crate::containers::VASSALS;
 use crate::node::Node;
 use crate::report::Finding;
 use crate::shell;
@@ -15,6 +16,7 @@ const LAYOUT: &str = "a container's limits of memory and cpu are set in its cgro
 const OWN: &str =
     "no login gets into a container that has no cgroup of its own, its sessions would be under nobody's limit";
 const LIMIT: &str = "a container without a limit can take the memory of all others";
+const PIDS: &str = "a container without a limit can take every process number of the node: then nobody logs in any more, root included";
 
 /// As many containers as one line names.
 const NAMED: usize = 10;
@@ -96,12 +98,14 @@ fn offers(read: &dyn Fn(&str) -> String, controller: &str) -> bool {
 }
 
 /// A container that runs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Running {
     /// Whether it is in a cgroup in which its Emperor is not.
     has_own: bool,
     /// Where its memory is counted: its cgroup, and those around it that its Emperor is not in.
     memory: Option<(Version, Vec<PathBuf>)>,
+    /// Where its processes are counted, the same way.
+    pids: Option<(Version, Vec<PathBuf>)>,
 }
 
 /// Looked up in /proc and nowhere else: nobody is asked, so nobody can keep us waiting.
@@ -112,6 +116,7 @@ fn containers(hierarchies: &Hierarchies) -> BTreeMap<ContainerUid, Running> {
             let running = Running {
                 has_own: hierarchies.has_own(&process, &parent).ok()?,
                 memory: hierarchies.of(&process, &parent, "memory"),
+                pids: hierarchies.of(&process, &parent, "pids"),
             };
             Some((uid, running))
         })
@@ -155,53 +160,100 @@ fn judge_containers(
     containers: &BTreeMap<ContainerUid, Running>,
     read: &dyn Fn(&Path) -> Option<String>,
 ) -> Vec<Finding> {
-    // A limit further up counts as long as the container has that cgroup for itself.
-    let mut members: HashMap<&Path, usize> = HashMap::new();
-    for container in containers.values() {
-        for directory in container.memory.iter().flat_map(|(_, directories)| directories) {
-            *members.entry(directory).or_default() += 1;
-        }
-    }
-    let (mut homeless, mut unlimited, mut file_of_the_first) = (Vec::new(), Vec::new(), None);
-    for (uid, container) in containers {
-        let (version, directories) = match &container.memory {
-            Some((version, directories)) => (*version, directories.as_slice()),
-            None => (Version::Two, [].as_slice()),
-        };
-        let name = if version == Version::One { "memory.limit_in_bytes" } else { "memory.max" };
-        let own = directories.iter().take_while(|directory| members.get(directory.as_path()) == Some(&1));
-        let files: Vec<_> = own.map(|directory| directory.join(name)).collect();
-        if !container.has_own {
-            homeless.push(*uid);
-        } else if !files.iter().filter_map(|file| read(file)).any(|text| is_limit(&text)) {
-            unlimited.push(*uid);
-            file_of_the_first = file_of_the_first.or_else(|| files.into_iter().find(|file| read(file).is_some()));
-        }
-    }
-
+    let memory = Limits::of(
+        containers,
+        read,
+        |container| &container.memory,
+        |version| match version {
+            Version::One => "memory.limit_in_bytes",
+            Version::Two => "memory.max",
+        },
+    );
+    let pids = Limits::of(containers, read, |container| &container.pids, |_| "pids.max");
+    let homeless: Vec<_> = containers.iter().filter(|(_, container)| !container.has_own).map(|(uid, _)| *uid).collect();
     let mut findings = Vec::new();
     if !homeless.is_empty() {
         let mend = "see that its file in /etc/uwsgi/vassals makes a cgroup and puts the container there: cgroup = for version 1, a hook for version 2";
         findings.push(Finding::fail(CHECK, OWN, format!("no cgroup of its own: {}", list(&homeless)), mend));
     }
-    if !unlimited.is_empty() {
-        let mend = match file_of_the_first {
-            Some(file) => format!(
-                "echo BYTES >{}\nand at each start by a hook in its file in /etc/uwsgi/vassals: hook-asap = write:{0} BYTES",
-                shell::quoted(&file.to_string_lossy())
-            ),
-            None => "give it a cgroup of its own that has the controller memory, and set the limit there".to_owned(),
-        };
-        findings.push(Finding::warn(CHECK, LIMIT, format!("no limit of memory: {}", list(&unlimited)), mend));
-    }
+    findings.extend(memory.finding(LIMIT, "memory", "BYTES"));
+    findings.extend(pids.finding(PIDS, "processes", "1000"));
     if findings.is_empty() {
         let seen = match containers.len() {
-            1 => "the one container that runs is in a cgroup of its own, with a limit of memory".to_owned(),
-            many => format!("all {many} containers that run are in cgroups of their own, with a limit of memory"),
+            1 => {
+                "the one container that runs is in a cgroup of its own, with limits of memory and processes".to_owned()
+            }
+            many => format!(
+                "all {many} containers that run are in cgroups of their own, with limits of memory and processes"
+            ),
         };
         findings.push(Finding::ok(CHECK, OWN, seen));
     }
     findings
+}
+
+/// The containers that have no limit of a kind for themselves.
+struct Limits {
+    none: Vec<ContainerUid>,
+    /// Those of them that are counted with others, or not at all.
+    shared: Vec<ContainerUid>,
+    /// Where the first one's limit would be set.
+    file: Option<PathBuf>,
+}
+
+impl Limits {
+    fn of<'a>(
+        containers: &'a BTreeMap<ContainerUid, Running>,
+        read: &dyn Fn(&Path) -> Option<String>,
+        counted: impl Fn(&'a Running) -> &'a Option<(Version, Vec<PathBuf>)>,
+        name: impl Fn(Version) -> &'static str,
+    ) -> Self {
+        // A limit further up counts as long as the container has that cgroup for itself.
+        let mut members: HashMap<&Path, usize> = HashMap::new();
+        for container in containers.values() {
+            for directory in counted(container).iter().flat_map(|(_, directories)| directories) {
+                *members.entry(directory).or_default() += 1;
+            }
+        }
+        let mut limits = Self { none: Vec::new(), shared: Vec::new(), file: None };
+        for (uid, container) in containers.iter().filter(|(_, container)| container.has_own) {
+            let (name, directories) = match counted(container) {
+                Some((version, directories)) => (name(*version), directories.as_slice()),
+                None => ("", [].as_slice()),
+            };
+            let own = directories.iter().take_while(|directory| members.get(directory.as_path()) == Some(&1));
+            let files: Vec<_> = own.map(|directory| directory.join(name)).collect();
+            if !files.iter().filter_map(|file| read(file)).any(|text| is_limit(&text)) {
+                limits.none.push(*uid);
+                match files.into_iter().find(|file| read(file).is_some()) {
+                    Some(file) => limits.file = limits.file.or(Some(file)),
+                    None => limits.shared.push(*uid),
+                }
+            }
+        }
+        limits
+    }
+
+    fn finding(self, why: &'static str, of_what: &str, limit: &str) -> Option<Finding> {
+        if self.none.is_empty() {
+            return None;
+        }
+        let mut seen = format!("no limit of {of_what}: {}", list(&self.none));
+        if !self.shared.is_empty() {
+            seen.push_str(&format!("; counted with others: {}", list(&self.shared)));
+        }
+        let mend = match self.file {
+            Some(file) => format!(
+                "echo {limit} >{}\nand at each start by a hook in its file in {VASSALS}: hook-asap = write:{0} {limit}",
+                shell::quoted(&file.to_string_lossy())
+            ),
+            None => format!(
+                "give it a cgroup of its own that has the controller {}, and set the limit there",
+                if of_what == "memory" { "memory" } else { "pids" }
+            ),
+        };
+        Some(Finding::warn(CHECK, why, seen, mend))
+    }
 }
 
 /// Version 2 says `max`, version 1 a number beyond all memory: 2^63 rounded down to a page.
@@ -265,15 +317,23 @@ mod tests {
     fn container(has_own: bool, path: &str) -> Running {
         let around = Path::new(path).ancestors().filter(|path| *path != Path::new(""));
         let memory = (Version::Two, around.map(|path| Path::new("/cg").join(path)).collect());
-        Running { has_own, memory: has_own.then_some(memory) }
+        Running { has_own, memory: has_own.then(|| memory.clone()), pids: has_own.then_some(memory) }
     }
 
+    /// Of processes none has a limit: what is said of that is another test's.
     fn judged(containers: &[(u32, Running)], limits: &[(&str, &str)]) -> Vec<(State, String)> {
+        judged_of("memory.max", containers, limits)
+    }
+
+    fn judged_of(name: &str, containers: &[(u32, Running)], limits: &[(&str, &str)]) -> Vec<(State, String)> {
         let containers = containers.iter().map(|(uid, running)| {
-            let running = Running { has_own: running.has_own, memory: running.memory.clone() };
+            let running = running.clone();
             (ContainerUid::new(*uid).unwrap(), running)
         });
         let read = |file: &Path| {
+            if !file.ends_with(name) {
+                return Some("1000\n".to_owned());
+            }
             let directory = file.parent().unwrap().to_str().unwrap();
             let set = limits.iter().find(|(limited, _)| *limited == directory).map_or("max", |(_, limit)| limit);
             Some(format!("{set}\n"))
@@ -290,6 +350,25 @@ mod tests {
         assert_eq!(judged(&both, &[("/cg/30000", "1000"), ("/cg/30001", "1000")])[0].0, State::Ok);
         assert_eq!(judged(&both, &[("/cg/30001", "1000")]), [(State::Warn, "no limit of memory: 30000".to_owned())]);
         assert_eq!(judged(&both, &[("/cg/30000", "9223372036854771712"), ("/cg/30001", "1")])[0].0, State::Warn);
+    }
+
+    #[test]
+    fn each_container_needs_a_limit_of_processes() {
+        let apart = [(30000, container(true, "30000")), (30001, container(true, "30001"))];
+        let of = |containers: &[(u32, Running)], limits: &[(&str, &str)]| {
+            let found = judged_of("pids.max", containers, limits);
+            found.into_iter().filter(|(_, seen)| !seen.starts_with("no limit of memory")).collect::<Vec<_>>()
+        };
+        let warn = |seen: &str| [(State::Warn, seen.to_owned())];
+        assert_eq!(of(&apart, &[("/cg/30000", "1000"), ("/cg/30001", "1000")])[0].0, State::Ok);
+        assert_eq!(of(&apart, &[("/cg/30000", "1000")]), warn("no limit of processes: 30001"));
+        // A group of all of them is nobody's own, and its limit nobody's.
+        let one_group = [(30000, container(true, "all")), (30001, container(true, "all"))];
+        let seen = "no limit of processes: 30000 30001; counted with others: 30000 30001";
+        assert_eq!(of(&one_group, &[("/cg/all", "1000")]), warn(seen));
+        let mut without = container(true, "30001");
+        without.pids = None;
+        assert_eq!(of(&[(30001, without)], &[]), warn("no limit of processes: 30001; counted with others: 30001"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! They are read and never run. A program of a distribution would run as root, and what is in one may come from people who are not: a customer
 //! may have made it. For the same reason nothing in it is followed out of it.
 
+use super::library;
 use crate::node::Node;
 use crate::program;
 use crate::report::Finding;
@@ -154,10 +155,14 @@ impl Distribution {
             ));
         };
         let (mut lacks, mut mends) = (Vec::new(), Vec::new());
-        let module = format!("{folder}/{MODULE}");
+        let module = self.loaded(&folder).unwrap_or_else(|| format!("{folder}/{MODULE}"));
         let real = self.root.quoted(&module);
         match (self.machine(&module), self.machine(&format!("{folder}/libc.so.6"))) {
-            (Some(module), Some(libc)) if module == libc => {}
+            (Some(machine), Some(libc)) if machine == libc && library::is_ours(&self.root, &module) => {}
+            (Some(machine), Some(libc)) if machine == libc => {
+                lacks.push(format!("{module}, which glibc loads there, is {}", library::whose(&module)));
+                mends.push(format!("mv {real} /root/ && install -m 644 {MODULE} {}", self.root.quoted(&folder)));
+            }
             (None, _) if !self.root.has(&module) => {
                 lacks.push(format!("no {module}"));
                 mends.push(format!("install -m 644 {MODULE} of its architecture as {real}"));
@@ -173,10 +178,21 @@ impl Distribution {
             mends.push(self.root.setup("nsswitch"));
         }
         match (lacks.is_empty(), named) {
-            (true, _) => Ok(format!("{MODULE} and its line in nsswitch.conf")),
+            (true, _) => Ok(format!("{module} and its line in nsswitch.conf")),
             (false, 0) => Err((lacks.join(", "), mends.join("\n"))),
             (false, named) => Ok(format!("lines of passwd for {named} containers")),
         }
+    }
+
+    /// The library of our name that glibc loads there, beside which `folder` has libc: by the cache, else from its usual directories.
+    fn loaded(&self, folder: &str) -> Option<String> {
+        let cache = self.root.read_bytes("/etc/ld.so.cache").unwrap_or_default();
+        let cached = library::cached(&cache, MODULE).into_iter().map(str::to_owned);
+        let triplet = folder.rsplit('/').next().filter(|name| name.contains("-linux-gnu"));
+        let several = triplet.into_iter().flat_map(|name| [format!("/lib/{name}"), format!("/usr/lib/{name}")]);
+        let usual = several.chain(["/lib64", "/usr/lib64", "/lib", "/usr/lib"].map(str::to_owned));
+        let machine = self.machine(&format!("{folder}/libc.so.6"))?;
+        cached.chain(usual.map(|folder| format!("{folder}/{MODULE}"))).find(|path| self.machine(path) == Some(machine))
     }
 
     /// What an ELF file says of the machine that it is for, elf(5): its class, its byte order and e_machine.

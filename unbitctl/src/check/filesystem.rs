@@ -1,7 +1,7 @@
 //! The file system that holds the containers: quotas of users, mounts that stay where they are made, and a fair share of the disk.
 
+use crate::containers::{Vassal, vassals};
 use crate::node::Node;
-use crate::program;
 use crate::report::{Finding, State};
 use crate::sys::{self, UserQuota};
 use join::mountinfo::Mount;
@@ -46,16 +46,20 @@ pub fn check(node: &Node) -> Vec<Finding> {
 /// What the start of a container mounts from or to.
 const HELD: [&str; 4] = ["/", "/ns", "/distros", CONTAINERS];
 
-/// An Emperor with a mount namespace of its own (PrivateMounts= of systemd.exec(5)) starts containers whatever the node's mounts are.
+/// Containers start whatever the node's mounts are, from an Emperor with a mount namespace of its own (PrivateMounts= of systemd.exec(5)) and
+/// where they make their mounts private themselves. Those of other engines do.
 fn judge_started(node: &Node, of_node: Finding) -> Finding {
-    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-    let Some(nodes_own) = namespace(1) else { return of_node };
-    let emperors = super::cgroups::emperors();
-    if emperors.is_empty() && of_node.state != State::Ok && has_private_mounts(node) {
-        return Finding::ok(CHECK, PROPAGATION, format!("no Emperor runs, and {UNIT} has PrivateMounts=yes"));
-    }
-    if emperors.is_empty() || emperors.iter().any(|pid| namespace(*pid).is_none_or(|its| its == nodes_own)) {
+    if of_node.state == State::Ok {
         return of_node;
+    }
+    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let Some(own) = namespace(1) else { return of_node };
+    let emperors = super::cgroups::emperors();
+    if emperors.is_empty() && has_private_unit(node) {
+        return Finding::ok(CHECK, PROPAGATION, "the Emperor's unit gives it mounts of its own");
+    }
+    if emperors.is_empty() || emperors.iter().any(|pid| namespace(*pid).is_none_or(|its| its == own)) {
+        return judge_vassals(of_node, &vassals(node));
     }
     let findings =
         emperors.iter().filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()).map(|text| {
@@ -67,14 +71,46 @@ fn judge_started(node: &Node, of_node: Finding) -> Finding {
     })
 }
 
-/// The Emperor's unit in examples/.
-const UNIT: &str = "containers.service";
+/// Whether a unit of the operator's that starts uWSGI has mounts of its own.
+fn has_private_unit(node: &Node) -> bool {
+    const UNITS: &str = "/etc/systemd/system";
+    let entries = node.resolve(UNITS).and_then(fs::read_dir).into_iter().flatten().flatten();
+    let units =
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| name.ends_with(".service"));
+    units.filter_map(|name| node.read(&format!("{UNITS}/{name}")).ok()?).any(|text| {
+        let mut lines = text.lines().map(str::trim);
+        let is_emperors = text.lines().any(|line| line.trim().starts_with("ExecStart=") && line.contains("uwsgi"));
+        is_emperors && lines.any(|line| matches!(line, "PrivateMounts=yes" | "PrivateMounts=true" | "MountFlags=slave"))
+    })
+}
 
-fn has_private_mounts(node: &Node) -> bool {
-    let properties = ["show", UNIT, "--property", "LoadState,PrivateMounts"];
-    let shown = program::run(node, "systemctl", &properties).map(|answer| answer.out).unwrap_or_default();
-    let says = |line: &str| shown.lines().any(|shown| shown == line);
-    says("LoadState=loaded") && says("PrivateMounts=yes")
+fn judge_vassals(of_node: Finding, vassals: &[Vassal]) -> Finding {
+    if vassals.is_empty() {
+        let seen = format!(
+            "{}, which is nothing to other engines; no Emperor runs, and none has a container to start",
+            of_node.seen
+        );
+        return Finding::not_applicable(CHECK, PROPAGATION, seen);
+    }
+    let lacking: Vec<_> = vassals.iter().filter(|vassal| !makes_mounts_private(&vassal.text)).collect();
+    match lacking.as_slice() {
+        [] => {
+            let seen = format!("{}, and each container makes its own private before it mounts anything", of_node.seen);
+            Finding::ok(CHECK, PROPAGATION, seen)
+        }
+        [first, more @ ..] => of_node.with_seen(|seen| {
+            let others = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+            format!("{seen}, and no hook of {}{others} makes it private: mount:none none / rec,private", first.path)
+        }),
+    }
+}
+
+/// `hook-asap = mount:none none / rec,private` or the like, see uWSGI's hooks.
+fn makes_mounts_private(vassal: &str) -> bool {
+    vassal.lines().map(str::trim).filter(|line| !line.starts_with([';', '#'])).any(|line| {
+        let hook = line.split_once("mount:").map(|(_, hook)| hook.split_whitespace().collect::<Vec<_>>());
+        matches!(hook.as_deref(), Some([_, _, "/", flags, ..]) if flags.split(',').any(|flag| matches!(flag, "private" | "slave")))
+    })
 }
 
 /// The mount that a path is on, as the mounts' points tell it.
@@ -317,6 +353,25 @@ mod tests {
         assert_eq!((both.state, both.seen.as_str()), (State::Fail, "/ is a shared mount"));
         let other = judge(&[JOURNALED, &OWN.replace("relatime", "relatime shared:7")]);
         assert_eq!((other.state, other.seen.as_str()), (State::Fail, "/containers is a shared mount"));
+    }
+
+    #[test]
+    fn a_shared_mount_matters_to_containers_that_leave_it_so() {
+        let shared = || judge_propagation(&[&mount(ROOT)]);
+        let vassal = |name: &str, text: &str| Vassal { path: format!("/v/{name}.ini"), text: text.into() };
+        let good = vassal("30001", "[uwsgi]\nhook-pre-jail = mount:none none / rec,private\n");
+        let bad = vassal(
+            "30002",
+            "[uwsgi]\n; mount:none none / rec,private\nhook-asap = mount:none /distros/base /ns bind\n",
+        );
+        assert_eq!(judge_vassals(shared(), &[]).state, State::NotApplicable);
+        assert_eq!(judge_vassals(shared(), std::slice::from_ref(&good)).state, State::Ok);
+        let finding = judge_vassals(shared(), &[good, bad]);
+        assert_eq!(finding.state, State::Fail);
+        assert_eq!(
+            finding.seen,
+            "/ is a shared mount, and no hook of /v/30002.ini makes it private: mount:none none / rec,private"
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Files of keys: sshd reads each line of a tenant's into the memory of a root process, however long it is.
 
-use super::{cgroups, sshd};
+use super::{cgroups, server, sshd};
 use crate::node::Node;
 use crate::program::SSHD;
 use crate::report::Finding;
@@ -27,7 +27,9 @@ pub fn check(node: &Node) -> Vec<Finding> {
             Ok(says) if !says.of("AuthorizedKeysFile").split_whitespace().any(is_tenants) => {
                 Finding::ok(CHECK, WHY, "sshd looks for keys outside the tenants' directories alone")
             }
-            Ok(_) => listener().map_or_else(nobody_listens, |listener| judge(limit_of(&listener))),
+            Ok(_) => server::listener()
+                .and_then(|pid| Proc::of(pid).ok())
+                .map_or_else(nobody_listens, |sshd| judge(limit_of(&sshd))),
         }
     }]
 }
@@ -40,30 +42,6 @@ fn is_tenants(file: &str) -> bool {
 fn nobody_listens() -> Finding {
     let seen = "sshd does not listen itself: with ssh.socket, see that ssh@.service has MemoryMax=";
     Finding::not_applicable(CHECK, WHY, seen)
-}
-
-/// The sshd that listens. A tenant may name a process alike, but that is not root's in this pid namespace.
-fn listener() -> Option<Proc> {
-    let entries = fs::read_dir("/proc").into_iter().flatten();
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter_map(|pid: i32| Proc::of(pid).ok()).find(|process| {
-        let title = process.read("cmdline").unwrap_or_default();
-        title.starts_with("sshd: ")
-            && title.contains("[listener]")
-            && process.read("status").is_ok_and(|status| is_roots(&status))
-    })
-}
-
-/// /proc/PID/status, proc_pid_status(5).
-fn is_roots(status: &str) -> bool {
-    let words = |key: &str| {
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix(key))
-            .map(|rest| rest.split_whitespace().collect::<Vec<_>>())
-            .unwrap_or_default()
-    };
-    words("Uid:") == ["0"; 4] && words("NSpid:").len() == 1
 }
 
 /// The limit of its own cgroup of memory, in which pid 1 is not. Where it has none to itself a limit would not be sshd's.
@@ -99,14 +77,6 @@ mod tests {
         for file in ["none", "/etc/ssh/keys/%u", "/containers.keys/%u"] {
             assert!(!is_tenants(file), "{file}");
         }
-    }
-
-    #[test]
-    fn a_process_of_roots_here() {
-        assert!(is_roots("Name:\tsshd\nUid:\t0\t0\t0\t0\nNSpid:\t7\n"));
-        assert!(!is_roots("Uid:\t0\t0\t0\t0\nNSpid:\t7\t2\n"));
-        assert!(!is_roots("Uid:\t0\t30001\t0\t0\nNSpid:\t7\n"));
-        assert!(!is_roots(""));
     }
 
     #[test]

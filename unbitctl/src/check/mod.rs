@@ -15,6 +15,7 @@ pub mod nscd;
 pub mod nsswitch;
 pub mod pam;
 mod ports;
+mod server;
 mod service;
 pub mod sshd;
 mod subids;

@@ -16,6 +16,7 @@ pub const FILE: &str = "/etc/nsswitch.conf";
 const MODULE: &str = "libnss_unbit.so.2";
 const WHY_LINES: &str = "without it nobody knows the containers' accounts and names";
 const WHY_MODULE: &str = "glibc passes over a service whose library it cannot load";
+const WHY_LOADED: &str = "whichever of two libraries of one name glibc finds first answers, and the other never does";
 const WHY_ORDER: &str = "nss-systemd asks pid 1 for each name that it does not know: 500 names of containers take 0.17 s before it, 1.1 to 1.5 s after it";
 const WHY_FIRST: &str = "whoever is asked first decides who an account is";
 const WHY_MERGE: &str = "glibc merges the groups of one service with those of the next one alone";
@@ -54,7 +55,24 @@ fn module(node: &Node) -> Finding {
     };
     let path = format!("{folder}/{MODULE}");
     let mend = format!("install {MODULE} in {folder} (make install)");
-    library::check(node, NAME, WHY_MODULE, &path, mend)
+    let of_ours = library::check(node, NAME, WHY_MODULE, &path, mend);
+    if !program::possible(node) || !node.has("/usr/bin/getent") {
+        return of_ours;
+    }
+    match library::loaded_for_nss(node) {
+        Some(loaded) if !library::is_same(node, &loaded, &path) => {
+            let whose = if library::is_ours(node, &loaded) { "another unbit's" } else { library::whose(&loaded) };
+            let seen = format!("glibc loads {loaded}, which is {whose}, and not {path}");
+            let real = node.quoted(&loaded);
+            Finding::fail(
+                NAME,
+                WHY_LOADED,
+                seen,
+                format!("mv {real} {} && {}", node.quoted("/root/"), node.command("ldconfig")),
+            )
+        }
+        _ => of_ours,
+    }
 }
 
 /// Through glibc, and through nsswitch.conf: names of hosts need no container to be there, accounts do.

@@ -144,9 +144,23 @@ fn options_of_the_account_line(stack: &[Entry]) -> Result<Options> {
 pub fn keeps_out(node: &Node, mended: bool) -> bool {
     let faults = || if mended { mended_reader(node).map(|read| faults_by(&read)) } else { Ok(faults_of(node)) };
     match node.read_bytes(&path(SERVICE)) {
-        Ok(_) => faults().is_ok_and(|faults| faults.iter().all(|fault| fault.harm == Harm::Small)),
+        Ok(_) => faults().is_ok_and(|faults| are_small(&faults)),
         Err(error) => error.kind() == ErrorKind::NotFound && !node.has(SSHD),
     }
+}
+
+/// Whether they will, with other files in the place of some: `instead` gives the text of a path, or nothing for one that will be gone.
+pub fn will_keep_out(node: &Node, instead: &dyn Fn(&str) -> Option<Option<String>>) -> bool {
+    let read = reader(node);
+    let will_read = |name: &str| instead(&path(name)).unwrap_or_else(|| read(name));
+    match will_read(SERVICE) {
+        Some(_) => are_small(&faults_by(&will_read)),
+        None => !node.has(SSHD),
+    }
+}
+
+fn are_small(faults: &[Fault]) -> bool {
+    faults.iter().all(|fault| fault.harm == Harm::Small)
 }
 
 /// The file of a service, named as an include names it.

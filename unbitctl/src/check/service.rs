@@ -8,7 +8,15 @@ use std::collections::HashMap;
 use std::path::Path;
 
 const CHECK: &str = "service";
-const UNIT: &str = "ssh.service";
+/// An sshd that listens itself; one that systemd starts for each connection, from this template.
+const UNITS: [Unit; 2] =
+    [Unit { name: "ssh.service", asked: "ssh.service" }, Unit { name: "ssh@.service", asked: "ssh@unbitctl.service" }];
+
+struct Unit {
+    name: &'static str,
+    /// systemctl shows no template, only what would be made of it.
+    asked: &'static str,
+}
 const WHY: &str =
     "a login enters the container's namespaces and cgroups, and sshd has no more power than its unit leaves it";
 /// To join a namespace, to join a mount namespace, and to look at the namespaces of another user's process.
@@ -20,35 +28,47 @@ pub fn check(node: &Node) -> Vec<Finding> {
         return vec![Finding::not_applicable(CHECK, WHY, "systemd does not run")];
     }
     let properties = "LoadState,ProtectControlGroups,RestrictNamespaces,CapabilityBoundingSet,InaccessiblePaths";
-    match program::run(node, "systemctl", &["show", UNIT, "--property", properties]) {
-        Ok(answer) if answer.ok() => judge(&answer.out),
+    let [service, template] = UNITS;
+    let socket = program::run(node, "systemctl", &["show", "ssh.socket", "--property", "ActiveState,Accept"]);
+    let unit = if socket.is_ok_and(|socket| starts_one_each(&socket.out)) { template } else { service };
+    let Unit { name, asked } = unit;
+    match program::run(node, "systemctl", &["show", asked, "--property", properties]) {
+        Ok(answer) if answer.ok() => judge(name, &answer.out),
         Ok(answer) => {
-            vec![Finding::not_applicable(CHECK, WHY, format!("systemctl show {UNIT}: {}", answer.complaint()))]
+            vec![Finding::not_applicable(CHECK, WHY, format!("systemctl show {asked}: {}", answer.complaint()))]
         }
-        Err(error) => vec![Finding::not_applicable(CHECK, WHY, format!("systemctl show {UNIT}: {error}"))],
+        Err(error) => vec![Finding::not_applicable(CHECK, WHY, format!("systemctl show {asked}: {error}"))],
     }
 }
 
+/// Whether ssh.socket listens, and starts an sshd for each connection (`Accept=yes` of systemd.socket(5)).
+fn starts_one_each(shown: &str) -> bool {
+    ["ActiveState=active", "Accept=yes"].iter().all(|line| shown.lines().any(|other| other == *line))
+}
+
 /// Reads what `systemctl show` prints, a line for each property.
-fn judge(shown: &str) -> Vec<Finding> {
+fn judge(unit: &str, shown: &str) -> Vec<Finding> {
     let properties: HashMap<&str, &str> = shown.lines().filter_map(|line| line.split_once('=')).collect();
     let of = |name: &str| properties.get(name).copied().unwrap_or_default();
     let words = |name: &str| of(name).split_whitespace().collect::<Vec<_>>();
     if of("LoadState") != "loaded" {
-        return vec![Finding::not_applicable(CHECK, WHY, format!("there is no {UNIT}"))];
+        return vec![Finding::not_applicable(CHECK, WHY, format!("there is no {unit}"))];
     }
     let fail = |seen: String, line: String| {
-        let mend = format!("systemctl edit ssh, and below [Service]: {line}\nsystemctl restart ssh");
+        let mend = match unit.strip_suffix("@.service") {
+            None => format!("systemctl edit ssh, and below [Service]: {line}\nsystemctl restart ssh"),
+            Some(_) => format!("systemctl edit {unit}, and below [Service]: {line}"),
+        };
         Finding::fail(CHECK, WHY, seen, mend)
     };
     let mut findings = Vec::new();
     if !matches!(of("ProtectControlGroups"), "no" | "") {
-        let seen = format!("{UNIT} has ProtectControlGroups={}", of("ProtectControlGroups"));
+        let seen = format!("{unit} has ProtectControlGroups={}", of("ProtectControlGroups"));
         findings.push(fail(seen, "ProtectControlGroups=no".to_owned()));
     }
     let namespaces = words("RestrictNamespaces");
     if !matches!(namespaces.as_slice(), [] | ["no"]) && !NAMESPACES.iter().all(|kind| namespaces.contains(kind)) {
-        let seen = format!("{UNIT} has RestrictNamespaces={}", of("RestrictNamespaces"));
+        let seen = format!("{unit} has RestrictNamespaces={}", of("RestrictNamespaces"));
         findings.push(fail(seen, "RestrictNamespaces=no".to_owned()));
     }
     let capabilities = words("CapabilityBoundingSet");
@@ -56,17 +76,17 @@ fn judge(shown: &str) -> Vec<Finding> {
         CAPABILITIES.iter().filter(|name| !capabilities.contains(name)).map(|name| name.to_uppercase()).collect();
     if !missing.is_empty() {
         let missing = missing.join(" ");
-        findings.push(fail(format!("{UNIT} runs without {missing}"), format!("CapabilityBoundingSet={missing}")));
+        findings.push(fail(format!("{unit} runs without {missing}"), format!("CapabilityBoundingSet={missing}")));
     }
     for path in words("InaccessiblePaths") {
         if Path::new(CONTAINERS).starts_with(path.trim_start_matches(['-', '+'])) {
             let others: Vec<_> = words("InaccessiblePaths").into_iter().filter(|other| *other != path).collect();
             let line = format!("InaccessiblePaths=\nInaccessiblePaths={}", others.join(" "));
-            findings.push(fail(format!("{UNIT} has InaccessiblePaths={path}"), line));
+            findings.push(fail(format!("{unit} has InaccessiblePaths={path}"), line));
         }
     }
     if findings.iter().all(|finding| finding.state != State::Fail) {
-        findings.push(Finding::ok(CHECK, WHY, format!("{UNIT} leaves sshd what a login needs")));
+        findings.push(Finding::ok(CHECK, WHY, format!("{unit} leaves sshd what a login needs")));
     }
     findings
 }
@@ -80,7 +100,7 @@ mod tests {
                           InaccessiblePaths=\nProtectControlGroups=no\nLoadState=loaded\n";
 
     fn seen(shown: &str) -> Vec<(State, String)> {
-        judge(shown).into_iter().map(|finding| (finding.state, finding.seen)).collect()
+        judge("ssh.service", shown).into_iter().map(|finding| (finding.state, finding.seen)).collect()
     }
 
     #[test]
@@ -104,5 +124,12 @@ mod tests {
             assert_eq!(seen(&DEBIAN.replace(from, to))[0].0, State::Ok);
         }
         assert_eq!(seen("LoadState=not-found\n")[0].0, State::NotApplicable);
+        let of_the_socket = judge("ssh@.service", &DEBIAN.replace("Groups=no", "Groups=yes"));
+        assert_eq!(of_the_socket[0].seen, "ssh@.service has ProtectControlGroups=yes");
+        assert!(starts_one_each("Accept=yes\nActiveState=active\n"));
+        assert!(
+            !starts_one_each("Accept=no\nActiveState=active\n")
+                && !starts_one_each("Accept=yes\nActiveState=inactive\n")
+        );
     }
 }

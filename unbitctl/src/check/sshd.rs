@@ -13,7 +13,9 @@ use files::{Directive, directives};
 use shared::settings::{FIRST_UID, SHELL};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 pub const NAME: &str = "sshd";
 const PAM_SERVICE: &str = "sshd";
@@ -61,24 +63,9 @@ impl Says {
         Some(self.of("ForceCommand")).filter(|_| self.names("ForceCommand"))
     }
 
-    /// Whether somebody listens where it would: sshd, or systemd for it; or an sshd runs, which may have been told other ports. Where the kernel does
-    /// not say, yes.
-    pub fn listens(&self) -> bool {
-        const LISTENS: &str = "0A"; // TCP_LISTEN of the kernel's tcp_states.h
-        let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(std::fs::read_to_string);
-        let sockets = tables.iter().flatten().flat_map(|table| table.lines().skip(1));
-        let listening = sockets.filter_map(|line| match line.split_whitespace().collect::<Vec<_>>().as_slice() {
-            [_, local, _, LISTENS, ..] => u16::from_str_radix(local.rsplit(':').next()?, 16).ok(),
-            _ => None,
-        });
-        let addresses = self.each("ListenAddress").iter();
-        let ports: Vec<u16> = addresses.filter_map(|address| address.rsplit(':').next()?.parse().ok()).collect();
-        let runs = || {
-            let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-            let mut titles = processes.flat_map(|process| std::fs::read_to_string(process.path().join("cmdline")));
-            titles.any(|title| title.starts_with("sshd: ") && title.contains("[listener]"))
-        };
-        tables.iter().all(std::io::Result::is_err) || listening.into_iter().any(|port| ports.contains(&port)) || runs()
+    /// Where it would listen.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.each("ListenAddress").iter().filter_map(|address| address.parse().ok()).collect()
     }
 
     /// Whether it asks PAM, and by the name of the service that has our lines.
@@ -251,6 +238,14 @@ pub fn uses_pam(node: &Node, mended: bool) -> Result<bool> {
     Ok(says.faults_of_pam().all(|(setting, value)| mended && cannot_mend(node, setting, &value).is_none()))
 }
 
+/// Whether it will, with other files in the place of some: each pair is a place and what will be there, if anything.
+pub fn will_use_pam(node: &Node, instead: &[(PathBuf, Option<PathBuf>)]) -> Result<bool> {
+    if !node.has(SSHD) {
+        return Ok(true);
+    }
+    Ok(ask_with(node, any_user(node), instead)?.asks_pam())
+}
+
 /// A container's user, any of them.
 fn any_user(node: &Node) -> u32 {
     some_container(node).map_or(FIRST_UID, |container| container.get())
@@ -258,9 +253,13 @@ fn any_user(node: &Node) -> u32 {
 
 /// What sshd would do with a user, from anywhere.
 pub fn ask(node: &Node, user: u32) -> Result<Says> {
+    ask_with(node, user, &[])
+}
+
+fn ask_with(node: &Node, user: u32, instead: &[(PathBuf, Option<PathBuf>)]) -> Result<Says> {
     crate::command_line::root_or("root is needed to ask sshd what it is configured to do")?;
     let who = format!("user={user},host=client.invalid,addr=192.0.2.1,laddr=192.0.2.2,lport=22");
-    let answer = program::run_sshd(node, &["-T", "-C", &who])?;
+    let answer = program::run_sshd_with(node, instead, &["-T", "-C", &who])?;
     if !answer.ok() {
         bail!("sshd -T: {}", answer.complaint());
     }

@@ -9,6 +9,7 @@ use nix::sys::quota::{QuotaType, quotactl_get};
 use serde::Serialize;
 use shared::ContainerUid;
 use shared::settings::CONTAINERS;
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,8 @@ pub struct Use {
 /// Where to look.
 pub struct Resources {
     hierarchies: Hierarchies,
+    /// How many containers there are below a cgroup.
+    members: HashMap<PathBuf, usize>,
     /// The device that holds the containers, if it is one with quotas that we may read.
     device: Option<PathBuf>,
 }
@@ -34,7 +37,31 @@ impl Resources {
     /// Finds the cgroups and the device.
     pub fn new(is_root: bool) -> Result<Self> {
         let hierarchies = Hierarchies::mounted().map_err(|refusal| anyhow::anyhow!(refusal.cause))?;
-        Ok(Self { hierarchies, device: if is_root { device_of_the_containers() } else { None } })
+        Ok(Self {
+            hierarchies,
+            members: HashMap::new(),
+            device: if is_root { device_of_the_containers() } else { None },
+        })
+    }
+
+    /// Sees which cgroups containers have to themselves, by the pid 1 of each.
+    pub fn look<'a>(&mut self, leaders: impl Iterator<Item = &'a Process>) {
+        self.members.clear();
+        for (process, parent) in leaders.filter_map(both) {
+            let groups =
+                ["memory", "cpuacct"].into_iter().filter_map(|name| self.hierarchies.of(&process, &parent, name));
+            let mut directories: Vec<_> = groups.flat_map(|(_, directories)| directories).collect();
+            directories.sort();
+            directories.dedup();
+            directories.into_iter().for_each(|directory| *self.members.entry(directory).or_default() += 1);
+        }
+    }
+
+    /// The outermost cgroup in which no other container is: pid 1 of many engines is in one below that (init.scope).
+    fn own<'a>(&self, directories: &'a [PathBuf]) -> Option<&'a PathBuf> {
+        let own =
+            directories.iter().take_while(|directory| self.members.get(*directory).is_none_or(|count| *count < 2));
+        own.last().or(directories.first())
     }
 
     /// What this container uses.
@@ -50,15 +77,14 @@ impl Resources {
                 .map(|blocks| blocks * 1024),
             ..Use::default()
         };
-        let processes = leader.and_then(|leader| Some((Proc::of(leader.pid).ok()?, Proc::of(leader.parent).ok()?)));
-        if let Some((process, parent)) = processes {
+        if let Some((process, parent)) = leader.and_then(both) {
             (used.memory, used.memory_limit) = self.memory(&process, &parent);
             used.cpu_seconds = self.cpu_seconds(&process, &parent);
         }
         used
     }
 
-    /// Of the nearest cgroup of its own that has a limit, as its pid 1 may be in one below that; of the innermost if none has.
+    /// Of the nearest cgroup that has a limit, as its pid 1 may be in one below that; of the outermost of its own if none has.
     fn memory(&self, process: &Proc, parent: &Proc) -> (Option<u64>, Option<u64>) {
         let Some((version, directories)) = self.hierarchies.of(process, parent, "memory") else { return (None, None) };
         let (usage, limit) = match version {
@@ -71,21 +97,26 @@ impl Resources {
         });
         match limited {
             Some((directory, limit)) => (number(directory, usage), Some(limit)),
-            None => (directories.first().and_then(|own| number(own, usage)), None),
+            None => (self.own(&directories).and_then(|own| number(own, usage)), None),
         }
     }
 
     fn cpu_seconds(&self, process: &Proc, parent: &Proc) -> Option<f64> {
         match self.hierarchies.of(process, parent, "cpuacct")? {
-            (Version::One, directories) => Some(number(directories.first()?, "cpuacct.usage")? as f64 / 1e9),
+            (Version::One, directories) => Some(number(self.own(&directories)?, "cpuacct.usage")? as f64 / 1e9),
             (Version::Two, directories) => {
-                let text = fs::read_to_string(directories.first()?.join("cpu.stat")).ok()?;
+                let text = fs::read_to_string(self.own(&directories)?.join("cpu.stat")).ok()?;
                 let micros =
                     text.lines().find_map(|line| line.strip_prefix("usage_usec ")?.trim().parse::<u64>().ok())?;
                 Some(micros as f64 / 1e6)
             }
         }
     }
+}
+
+/// A container's pid 1 and its parent.
+fn both(leader: &Process) -> Option<(Proc, Proc)> {
+    Some((Proc::of(leader.pid).ok()?, Proc::of(leader.parent).ok()?))
 }
 
 /// Version 1 has no word for it: its number is 2^63, rounded down to a page.
@@ -109,6 +140,16 @@ fn source(mounts: &str, device: u64) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_outermost_cgroup_of_its_own() {
+        let path = |text: &str| PathBuf::from(text);
+        let members = HashMap::from([(path("/cg/all"), 2), (path("/cg/all/1"), 1), (path("/cg/all/1/init.scope"), 1)]);
+        let resources = Resources { hierarchies: Hierarchies::mounted().unwrap(), members, device: None };
+        let directories = ["/cg/all/1/init.scope", "/cg/all/1", "/cg/all"].map(PathBuf::from);
+        assert_eq!(resources.own(&directories), Some(&path("/cg/all/1")));
+        assert_eq!(resources.own(&directories[2..]), Some(&path("/cg/all")), "better than none");
+    }
 
     #[test]
     fn the_device_is_found_by_its_number() {

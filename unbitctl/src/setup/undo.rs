@@ -2,7 +2,7 @@
 
 use super::file::{self, difference, read};
 use super::journal::{Journal, Lock, Replaced, Since};
-use crate::check::nsswitch;
+use crate::check::{nsswitch, pam, sshd};
 use crate::command_line::tell;
 use crate::node::Node;
 use crate::report::say;
@@ -77,15 +77,22 @@ pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether PAM's or sshd's files are put back, and the accounts stay.
+/// Whether container users would get a session on the node, once these files are put back: the accounts are there, and PAM or sshd does not keep
+/// them out.
 fn leaves_accounts(node: &Node, replaced: &[Replaced]) -> Result<bool> {
-    if !replaced.iter().any(|file| ["/etc/pam.d/", "/etc/ssh/"].iter().any(|folder| file.path.starts_with(folder))) {
+    let after = |path: &str| -> Option<Option<String>> {
+        let place = file::place(node, path).ok()?;
+        let file = replaced.iter().find(|file| file.place(node) == place)?;
+        Some(file.kept_place(node).and_then(|kept| read(&kept).ok().flatten()))
+    };
+    let nsswitch = match after(nsswitch::FILE) {
+        Some(text) => text,
+        None => read(&file::place(node, nsswitch::FILE)?)?,
+    };
+    if !nsswitch::names_accounts(&nsswitch.unwrap_or_default()) {
         return Ok(false);
     }
-    let nsswitch = file::place(node, nsswitch::FILE)?;
-    let text = match replaced.iter().find(|file| file.place(node) == nsswitch) {
-        Some(file) => file.kept_place(node).map(|kept| read(&kept)).transpose()?.flatten(),
-        None => read(&nsswitch)?,
-    };
-    Ok(nsswitch::names_accounts(&text.unwrap_or_default()))
+    let instead: Vec<_> = replaced.iter().map(|file| (file.place(node), file.kept_place(node))).collect();
+    // An sshd that does not read its old files lets nobody in, and is not what they were for.
+    Ok(!pam::will_keep_out(node, &after) || !sshd::will_use_pam(node, &instead).unwrap_or(false))
 }
