@@ -175,6 +175,11 @@ pub fn eventually<T>(what: impl Display, mut probe: impl FnMut() -> Option<T>) -
     }
 }
 
+/// Whether login(1) is util-linux's, Debian 13's, which opens its terminal again by a path that a container with a /dev/pts of its own does not have.
+pub fn login_reopens_its_terminal() -> bool {
+    sh("login --version").out.contains("util-linux")
+}
+
 /// The text of a file, read when it is needed.
 pub struct TextOf<'a>(pub &'a str);
 

@@ -473,7 +473,8 @@ fn a_file_whose_last_close_waits_for_the_tenant() {
 fn permissive() -> (Changed, impl Sized + use<>) {
     let changed =
         Changed::file("/etc/pam.d/sshd", |text| text.replace("@include common-auth", "auth sufficient pam_permit.so"));
-    sh("node-sshd restart -o PasswordAuthentication=yes -o KbdInteractiveAuthentication=yes").ok();
+    // The last is what sshd before 8.7 calls the second.
+    sh("node-sshd restart -o PasswordAuthentication=yes -o KbdInteractiveAuthentication=yes -o ChallengeResponseAuthentication=yes").ok();
     sh("printf '#!/bin/sh\\necho x\\n' >/tmp/askpass; chmod +x /tmp/askpass").ok();
     (changed, AtEnd(|| drop(sh("node-sshd restart; rm /tmp/askpass"))))
 }
@@ -670,7 +671,8 @@ fn sshds_child_loads_no_library_of_the_tenants() {
         eventually("the tunnel", || {
             (sh(format!("timeout 5 cat </dev/tcp/127.0.0.1/{port}")).status == Some(0)).then_some(())
         });
-        let child = pgrep(&format!("^sshd(-session)?: {user}$")).unwrap();
+        let title = format!("^sshd(-session)?: {user}$");
+        let child = eventually(&title, || pgrep(&title));
         fs::read_to_string(format!("/proc/{child}/maps")).unwrap().contains("libnss_hesiod")
     };
     assert!(loaded("alice", 5601), "the witness: on the host it is loaded, and it is the host's");

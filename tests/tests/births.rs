@@ -29,7 +29,9 @@ const KINDS: [Kind; 10] = [
     ("internal sftp", |_| drop(run("sftp", &["-q", "-b", "-", INTERNAL_SFTP, &at_node()], b"ls tmp\n").ok())),
     ("scp", |n| drop(run("scp", &["-q", "/etc/hostname", &format!("{}:tmp/scp{n}", at_node())], b"").ok())),
     ("scp of old", |n| {
-        drop(run("scp", &["-q", "-O", "/etc/hostname", &format!("{}:tmp/scp{n}", at_node())], b"").ok())
+        // Before OpenSSH 8.7 it has no other protocol, and no -O.
+        let old = if run("scp", &["-O"], b"").err.contains("unknown option") { "-q" } else { "-O" };
+        drop(run("scp", &["-q", old, "/etc/hostname", &format!("{}:tmp/scp{n}", at_node())], b"").ok())
     }),
     ("-L", |n| {
         let port = 20_000 + n % 10_000;

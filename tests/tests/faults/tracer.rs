@@ -57,6 +57,8 @@ impl fmt::Display for Call {
 /// How to describe a call.
 #[derive(Clone, Copy)]
 enum Object {
+    /// The path in argument 0.
+    Path,
     /// The path in argument 1, relative to the descriptor in argument 0.
     PathAt,
     /// What the descriptor in argument 0 is open on; for some, with a number that tells one request from another.
@@ -74,6 +76,8 @@ type Known = (c_long, &'static str, Object);
 const KNOWN: &[Known] = &[
     (libc::SYS_openat, "openat", Object::PathAt),
     (libc::SYS_newfstatat, "newfstatat", Object::PathAt),
+    (libc::SYS_stat, "stat", Object::Path), // by glibc before 2.33
+    (libc::SYS_lstat, "lstat", Object::Path),
     (libc::SYS_statx, "statx", Object::PathAt),
     (libc::SYS_fstat, "fstat", Object::Open),
     (libc::SYS_fstatfs, "fstatfs", Object::Open),
@@ -570,6 +574,7 @@ fn describe(pid: pid_t, memory: &File, number: c_long, arguments: &[u64; 6], uid
         link.map(|link| link.to_string_lossy().into_owned()).unwrap_or_default()
     };
     let (object, path) = match known(number).map_or(Object::Nothing, |(_, _, object)| *object) {
+        Object::Path => (text_at(memory, arguments[0]), true),
         Object::PathAt => match text_at(memory, arguments[1]) {
             empty if empty.is_empty() => (open(), false),
             // The root directory itself is there without being looked up.
