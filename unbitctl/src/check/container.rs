@@ -389,7 +389,8 @@ fn keys(container: ContainerUid, says: &Says) -> Result<Finding, Finding> {
     if !good.is_empty() {
         return Ok(ok("keys", format!("there are keys in {}", good.join(" and "))));
     }
-    if let Some(name) = ["AuthorizedKeysCommand", "TrustedUserCAKeys"].into_iter().find(|name| says.names(name)) {
+    let elsewhere = |name: &str| says.names(name) && !is_userdbctl(&says.of(name));
+    if let Some(name) = ["AuthorizedKeysCommand", "TrustedUserCAKeys"].into_iter().find(|name| elsewhere(name)) {
         return Ok(warn(
             "keys",
             format!("no file of keys that sshd reads ({files}); whether {name} has one is not checked"),
@@ -404,6 +405,11 @@ fn keys(container: ContainerUid, says: &Says) -> Result<Finding, Finding> {
         ));
     }
     Err(fail("keys", format!("no file of keys that sshd reads: {}", bad.join("; ")), mend))
+}
+
+/// Debian 13's default (20-systemd-userdb.conf). systemd has no record for a user whose name is a number, see its User/Group Name Syntax.
+fn is_userdbctl(command: &str) -> bool {
+    command.starts_with("/usr/bin/userdbctl ssh-authorized-keys ")
 }
 
 /// The tokens of AuthorizedKeysFile, sshd_config(5).
