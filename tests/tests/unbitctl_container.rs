@@ -739,9 +739,20 @@ fn who_is_not_root() {
         assert_eq!(done.status, Some(3), "{arguments}: {done:?}");
         assert!(done.err.ends_with("needs root\n"), "{arguments}: {done:?}");
     }
-    for arguments in ["check 29999", "check root", "enter", "enter 030001", "list --watch --json"] {
-        assert_eq!(sh(format!("unbitctl {arguments}")).status, Some(2), "{arguments}");
+    for (arguments, words) in [
+        ("check 29999", "containers have the numbers from 30000 to 2147483647; `unbitctl list` shows"),
+        ("check 4294967296", "containers have the numbers from 30000 to 2147483647"),
+        ("check 65534", "that of nobody"),
+        ("check root", "a container's number is needed, such as 30001: `unbitctl list` shows"),
+        ("enter", "required arguments were not provided"),
+        ("enter 030001", "without zeros before it: 30001"),
+        ("list --watch --json", "cannot be used with"),
+    ] {
+        let done = sh(format!("unbitctl {arguments}"));
+        assert!(done.status == Some(2) && done.err.contains(words), "{arguments}: {done:?}");
     }
+    let done = sh("unbitctl enter 30999 -- true");
+    assert!(done.status == Some(1) && done.err.contains("there is no container 30999 on this node"), "{done:?}");
     let done = as_alice("list");
     assert_eq!(done.err, "unbitctl: without root states, host names, sessions and quotas are not seen\n");
     let pid = leader(30001);
@@ -1476,6 +1487,50 @@ fn enter_as_root() {
     assert_eq!(program.to_string_lossy(), "/memfd:unbitctl (deleted)");
 }
 
+/// vm.memfd_noexec is a pid namespace's own, and the node has one.
+#[test]
+#[ignore = "needs the node: make test"]
+fn enter_as_root_where_files_in_memory_run_no_programs() {
+    let file = "/proc/sys/vm/memfd_noexec";
+    if !fs::exists(file).unwrap() {
+        return not_tried("vm.memfd_noexec is of Linux 6.3", true);
+    }
+    let _back = AtEnd(|| fs::write(file, "0").unwrap());
+    for value in ["1", "2", "0"] {
+        fs::write(file, value).unwrap();
+        let done = run("unbitctl", &["enter", "--root", "30001", "--", "id", "-u"], b"");
+        assert_eq!((done.status, done.out.as_str()), (Some(0), "0\n"), "vm.memfd_noexec={value}: {done:?}");
+        // Nor is it the node's own program then.
+        let mut outside = Command::new("unbitctl")
+            .args(["enter", "--root", "30001", "--", "sleep", "1106"])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        eventually("the process inside", || pgrep("^sleep 1106$"));
+        let program = fs::read_link(format!("/proc/{}/exe", outside.id())).unwrap();
+        sh(format!("kill -TERM {}", outside.id())).ok();
+        outside.wait().unwrap();
+        assert!(program.to_string_lossy().ends_with(" (deleted)"), "vm.memfd_noexec={value}: {program:?}");
+    }
+}
+
+/// Its container's pid 1 cannot end before every process of the pid namespace has been waited for.
+#[test]
+#[ignore = "needs the node: make test"]
+fn who_is_stopped_keeps_no_container_from_ending() {
+    let mut outside: Child =
+        Command::new("unbitctl").args(["enter", "30001", "--", "sleep", "1107"]).stdin(Stdio::null()).spawn().unwrap();
+    eventually("the process inside", || pgrep("^sleep 1107$"));
+    sh(format!("kill -STOP {}", outside.id())).ok();
+    let pid = leader(30001);
+    sh(format!("kill -KILL {pid}")).ok();
+    eventually("the end of its pid 1", || (!fs::exists(format!("/proc/{pid}")).unwrap()).then_some(()));
+    a_login_works();
+    sh(format!("kill -CONT {}", outside.id())).ok();
+    assert_eq!(eventually("its end", || outside.try_wait().unwrap()).code(), Some(137));
+    eventually("the end of who waited", || sh("pgrep -x unbitctl").out.is_empty().then_some(()));
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn enter_goes_no_way_that_a_login_does_not() {
@@ -1498,7 +1553,7 @@ fn enter_goes_no_way_that_a_login_does_not() {
     {
         sh("chown 0:0 /containers/30001").ok();
         let _back = AtEnd(|| drop(sh("chown 30001:30001 /containers/30001")));
-        refused("container 30001 refused: /containers/30001 belongs to 0:0");
+        refused("there is no container 30001 on this node (/containers/30001 belongs to 0:0): unbitctl list shows");
     }
     assert_eq!(run("unbitctl", &["enter", "30001", "--", "hostname"], b"").ok(), "c30001", "the witness");
 }

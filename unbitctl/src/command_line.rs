@@ -39,6 +39,22 @@ pub fn root_or(sentence: impl Into<String>) -> Result<()> {
 
 /// An argument: a container's number.
 pub fn container(text: &str) -> Result<ContainerUid, String> {
-    ContainerUid::parse(text.as_bytes())
-        .ok_or_else(|| format!("a container's number is needed, {} or more", shared::settings::FIRST_UID))
+    use shared::settings::FIRST_UID;
+    const LAST: i32 = i32::MAX;
+    ContainerUid::parse(text.as_bytes()).ok_or_else(|| {
+        let digits = text.trim_start_matches('0');
+        match text.parse::<u64>() {
+            Ok(65534 | 65535) => "no container has this number: it is that of nobody".to_owned(),
+            Ok(0..) if ContainerUid::parse(digits.as_bytes()).is_some() => {
+                format!("a container has one name, without zeros before it: {digits}")
+            }
+            Ok(0..) => format!(
+                "containers have the numbers from {FIRST_UID} to {LAST}; `unbitctl list` shows those of this node"
+            ),
+            Err(_) => format!(
+                "a container's number is needed, such as {}: `unbitctl list` shows those of this node",
+                FIRST_UID + 1
+            ),
+        }
+    })
 }

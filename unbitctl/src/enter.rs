@@ -5,7 +5,9 @@
 //! has pipes (see [`relay`]), the environment is a new one.
 
 use crate::check::pam;
+use crate::command_line::tell;
 use crate::inside::{self, Inside, Words};
+use crate::keeper::{self, Begun, Keeper, Sent};
 use crate::node::Node;
 use crate::relay::{self, End, Seen, Stream};
 use crate::terminal::{Pty, Raw};
@@ -17,11 +19,11 @@ use join::refusal::{Reason, Refusal, Step};
 use join::sys::retry;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::WaitStatus;
 use nix::unistd::{Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, pipe2, setsid};
 use shared::ContainerUid;
+use std::cell::Cell;
 use std::ffi::{CStr, CString, OsString};
 use std::io::{IsTerminal, stderr, stdin, stdout};
 use std::mem::replace;
@@ -77,7 +79,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     crate::command_line::must_be_root("enter")?;
     if arguments.root {
         sealed::run_from_memory().context("run from memory, out of reach of what runs in the container")?;
-        DANGER.iter().for_each(crate::command_line::tell);
+        DANGER.iter().for_each(tell);
     }
     join::sys::close_on_exec()?;
     let container = arguments.uid;
@@ -91,18 +93,41 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let who = if session.is_root { Who::Root } else { Who::User };
     let before = || session.leave_the_operator(&theirs);
     let life = |words: &mut Words| session.live(words, &theirs, &signals.before);
-    let mut inside =
-        inside::send(attachment, who, options.timeout, before, life).map_err(|refusal| refused(container, &refusal))?;
-    drop(theirs);
     let program = arguments.command.first().map_or(shared::settings::SHELL.into(), |program| program.to_string_lossy());
-    if let Some(code) = arrival(&mut inside, container, &program, options.timeout)? {
-        return Ok(code);
+    let ours = Cell::new(Some(ours));
+    let send = || {
+        let sent = inside::send(attachment, who, options.timeout, before, life);
+        let arrived = sent.map_err(|refusal| refused(container, &refusal)).and_then(|mut inside| {
+            Ok(match arrival(&mut inside, container, &program, options.timeout)? {
+                Some(status) => Err(status),
+                None => Ok(Sent { inside }),
+            })
+        });
+        arrived.unwrap_or_else(|error| {
+            tell(format_args!("{error:#}"));
+            Err(1)
+        })
+    };
+    let begun = keeper::fork(|| drop(ours.take()), send)?;
+    drop(theirs);
+    match (begun, ours.take()) {
+        (Begun::Runs(keeper), Some(ours)) => stay_outside(keeper, ours, &signals),
+        (Begun::Runs(_), None) => Ok(ExitCode::FAILURE),
+        (Begun::Ended(code), _) => Ok(code),
     }
-    stay_outside(&inside, ours, &signals)
 }
 
+/// With what to type next, by what the refusal is about.
 fn refused(container: ContainerUid, refusal: &Refusal) -> anyhow::Error {
-    anyhow!("container {container} refused: {}", refusal.cause)
+    let Refusal { reason, cause } = refusal;
+    match reason {
+        Reason::NoContainer => {
+            anyhow!(
+                "there is no container {container} on this node ({cause}): unbitctl list shows those that there are"
+            )
+        }
+        _ => anyhow!("container {container} refused: {cause}; unbitctl check {container} says more, and what to do"),
+    }
 }
 
 /// What is run, as whom, and with what around it: all of it known before anything is joined.
@@ -239,7 +264,7 @@ impl Wires {
 }
 
 /// Waits until the process is inside and runs the command; an exit code if that is not there or cannot be run.
-fn arrival(inside: &mut Inside, container: ContainerUid, program: &str, limit: Duration) -> Result<Option<ExitCode>> {
+fn arrival(inside: &mut Inside, container: ContainerUid, program: &str, limit: Duration) -> Result<Option<u8>> {
     let Some(words) = inside.listen(limit) else {
         let end = if inside.kill() { "" } else { "; it cannot be ended now" };
         bail!(
@@ -251,10 +276,10 @@ fn arrival(inside: &mut Inside, container: ContainerUid, program: &str, limit: D
     match words.first().map(|(word, about)| (word.as_str(), about.as_str())) {
         Some(("exec", about)) => {
             let (code, why) = about.split_once(' ').unwrap_or(("126", about));
-            crate::command_line::tell(format_args!("'{program}' cannot be run in container {container}: {why}"));
-            Ok(Some(ExitCode::from(code.parse().unwrap_or(126))))
+            tell(format_args!("'{program}' cannot be run in container {container}: {why}"));
+            Ok(Some(code.parse().unwrap_or(126)))
         }
-        Some((_, cause)) => bail!("container {container} refused: {cause}"),
+        Some((_, cause)) => Err(refused(container, &Refusal::new(Reason::Broken, cause))),
         None => Ok(None),
     }
 }
@@ -263,7 +288,7 @@ fn arrival(inside: &mut Inside, container: ContainerUid, program: &str, limit: D
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The life out here: carries bytes and signals until the session's first process ends.
-fn stay_outside(inside: &Inside, ours: Ours, signals: &Signals) -> Result<ExitCode> {
+fn stay_outside(mut keeper: Keeper, ours: Ours, signals: &Signals) -> Result<ExitCode> {
     let (stdin, stdout, stderr) = (stdin(), stdout(), stderr());
     let raw = ours.pty.is_some().then(Raw::new).transpose().context("set the terminal")?;
     let mut streams = Vec::new();
@@ -280,8 +305,8 @@ fn stay_outside(inside: &Inside, ours: Ours, signals: &Signals) -> Result<ExitCo
         streams.extend(from.map(|from| Stream::new(End::Own(from), End::Shared(to))));
     }
 
-    let has_ended = |limit, streams: &mut Vec<Stream<'_>>, end: &mut Option<WaitStatus>| {
-        *end = inside.wait(limit);
+    let has_ended = |keeper: &mut Keeper, limit, streams: &mut Vec<Stream<'_>>, end: &mut Option<u8>| {
+        *end = keeper.wait(limit);
         // There is nobody left to send the first one's to.
         drop(streams.drain(..usize::from(end.is_some())));
         end.is_some()
@@ -290,7 +315,7 @@ fn stay_outside(inside: &Inside, ours: Ours, signals: &Signals) -> Result<ExitCo
     while let Seen::Signal = relay::carry(&mut streams, &signals.descriptor, end.is_some())? {
         let Some(signal) = signals.next() else { continue };
         match signal {
-            Signal::SIGCHLD if end.is_none() => drop(has_ended(Duration::ZERO, &mut streams, &mut end)),
+            Signal::SIGCHLD if end.is_none() => drop(has_ended(&mut keeper, Duration::ZERO, &mut streams, &mut end)),
             Signal::SIGCHLD => {}
             Signal::SIGWINCH => {
                 if let (Some(pty), Ok(size)) = (&ours.pty, sys::window_size(&stdin)) {
@@ -302,24 +327,19 @@ fn stay_outside(inside: &Inside, ours: Ours, signals: &Signals) -> Result<ExitCo
                     let _ = raw.again();
                 }
             }
-            // It has been waited for, so its number may be another's, and only whoever reads the rest still keeps us.
+            // Only whoever reads the rest still keeps us.
             _ if end.is_some() => break,
-            // It leads a session, and so a process group, of its own.
             signal => {
-                let _ = killpg(inside.pid, signal);
+                keeper.send(signal);
                 // Whoever hangs up or asks twice does not stay for a session that does not care: nohup(1) is one.
                 let goes = signal == Signal::SIGHUP || signal == Signal::SIGTERM && replace(&mut was_asked, true);
-                if goes && !has_ended(PATIENCE, &mut streams, &mut end) {
+                if goes && !has_ended(&mut keeper, PATIENCE, &mut streams, &mut end) {
                     return Ok(ExitCode::from(128 + signal as u8));
                 }
             }
         }
     }
-    Ok(match end {
-        Some(WaitStatus::Exited(_, status)) => ExitCode::from(status as u8),
-        Some(WaitStatus::Signaled(_, signal, _)) => ExitCode::from(128 + signal as u8),
-        _ => ExitCode::FAILURE,
-    })
+    Ok(end.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 /// The signals that are passed on, or that tell something.

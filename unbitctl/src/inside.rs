@@ -21,7 +21,7 @@ use std::cell::Cell;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -93,6 +93,11 @@ impl Inside {
                 .map(|(word, about)| (word.into(), about.into()))
                 .collect(),
         )
+    }
+
+    /// What is ready to be read once it has ended.
+    pub fn end(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 
     /// How it has ended. `None` if it has not within `limit`.

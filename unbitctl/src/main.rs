@@ -9,6 +9,7 @@ mod containers;
 mod enter;
 mod firewall;
 mod inside;
+mod keeper;
 mod list;
 mod node;
 mod program;

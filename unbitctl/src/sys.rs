@@ -144,3 +144,29 @@ pub fn install_seccomp_filter(filter: &Filter) -> nix::Result<()> {
     // SAFETY: the kernel reads the program and its instructions, which live through the call.
     Errno::result(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) }).map(drop)
 }
+
+/// A file without a name on a tmpfs that is mounted nowhere: fsopen(2), fsmount(2), O_TMPFILE.
+pub fn file_in_memory() -> nix::Result<OwnedFd> {
+    const CLOEXEC: libc::c_uint = 1; // FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC of linux/mount.h
+    const CREATE: libc::c_uint = 6; // FSCONFIG_CMD_CREATE
+    let nothing = std::ptr::null::<libc::c_char>();
+    // SAFETY: a constant string and a number.
+    let context = unsafe { libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), CLOEXEC) };
+    let context = owned(context)?;
+    // SAFETY: an open descriptor; the command reads no memory.
+    Errno::result(unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), CREATE, nothing, nothing, 0) })?;
+    // SAFETY: an open descriptor and numbers.
+    let mount = owned(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), CLOEXEC, 0) })?;
+    use nix::{
+        fcntl::{OFlag, openat},
+        sys::stat::Mode,
+    };
+    openat(&mount, ".", OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::from_bits_truncate(0o700))
+}
+
+fn owned(descriptor: libc::c_long) -> nix::Result<OwnedFd> {
+    use std::os::fd::FromRawFd;
+    let descriptor = Errno::result(descriptor)? as libc::c_int;
+    // SAFETY: the kernel has just given it to us, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}

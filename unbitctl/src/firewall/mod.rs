@@ -10,7 +10,7 @@ mod values;
 
 use crate::command_line::{must_be_root, tell};
 use crate::report::{self, say};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use ruleset::{BadLists, Ruleset};
 use source::Source;
 use std::process::ExitCode;
@@ -46,6 +46,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let ruleset = match Ruleset::made_of(&arguments.source) {
         Ok(ruleset) => ruleset,
         Err(error) => {
+            if let [list, ..] = arguments.source.missing().as_slice() {
+                let what = if *list == arguments.source.nodes() { "nodes" } else { "routers" };
+                bail!(
+                    "there is no list of {what} {list}: uwsgi.it's configurator writes it. Without uwsgi.it write the addresses of the other {what}, one a line, or none for a node that stands alone (: >{list}); another file by --{what} FILE"
+                );
+            }
             let BadLists(lines) = error.downcast::<BadLists>()?;
             tell("no rules are made of these lists");
             lines.iter().for_each(tell);

@@ -1,0 +1,135 @@
+//! A process between the operator's command and the one inside: it waits for that one, and nothing that stops the operator's stops it.
+//!
+//! The kernel lets a container's pid 1 end only when every process of its pid namespace has been waited for. One whose parent is stopped (SIGSTOP, or
+//! Ctrl-Z where there is no terminal of its own) would keep the container from ever starting again.
+
+use crate::inside::{self, Inside};
+use anyhow::{Context, Result};
+use join::sys::{exit_now, retry};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, setsid};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// The keeper, as the operator's process sees it.
+pub struct Keeper {
+    socket: UnixStream,
+    pid: Pid,
+}
+
+/// How it begins.
+pub enum Begun {
+    /// The command runs inside.
+    Runs(Keeper),
+    /// It does not: with this exit status.
+    Ended(ExitCode),
+}
+
+/// What the keeper says, each with the byte that follows.
+const RUNS: u8 = b'r';
+const ENDED: u8 = b'e';
+
+/// Forks the keeper, which does `send` and waits for what that has sent. `leave` is done in it first: it closes what is the operator's.
+pub fn fork(leave: impl FnOnce(), send: impl FnOnce() -> Result<Sent, u8>) -> Result<Begun> {
+    let (socket, theirs) = UnixStream::pair().context("make a socket")?;
+    match join::sys::fork().context("fork")? {
+        ForkResult::Parent { child } => {
+            drop(theirs);
+            let mut keeper = Keeper { socket, pid: child };
+            Ok(match keeper.hear(None) {
+                Some((RUNS, _)) => Begun::Runs(keeper),
+                Some((_, status)) => Begun::Ended(ExitCode::from(status)),
+                None => Begun::Ended(ExitCode::FAILURE),
+            })
+        }
+        ForkResult::Child => {
+            drop(socket);
+            // Out of the operator's job, and of the terminal's reach.
+            let _ = setsid();
+            leave();
+            let mut socket = theirs;
+            match send() {
+                Ok(Sent { inside }) => {
+                    let _ = inside::silence(); // whoever reads the operator's output is not to wait for us
+                    let _ = socket.write_all(&[RUNS, 0]);
+                    let status = keep(&inside, &mut socket);
+                    let _ = socket.write_all(&[ENDED, status]);
+                }
+                Err(status) => drop(socket.write_all(&[ENDED, status])),
+            }
+            exit_now(0)
+        }
+    }
+}
+
+/// A process that runs the command inside.
+pub struct Sent {
+    pub inside: Inside,
+}
+
+/// Passes signals on until it ends; the exit status of that.
+fn keep(inside: &Inside, socket: &mut UnixStream) -> u8 {
+    let mut is_heard = true;
+    loop {
+        let mut asked = vec![PollFd::new(inside.end(), PollFlags::POLLIN)];
+        if is_heard {
+            asked.push(PollFd::new(socket.as_fd(), PollFlags::POLLIN));
+        }
+        match poll(&mut asked, PollTimeout::NONE) {
+            Err(Errno::EINTR) => continue,
+            Err(_) => return 1,
+            Ok(_) => {}
+        }
+        let ready: Vec<_> = asked.iter().map(|one| one.any().unwrap_or(true)).collect();
+        if ready.first() == Some(&true) {
+            // A tracer of the tenant's may keep it from being waited for; then it is asked again.
+            match inside.wait(Duration::from_secs(1)) {
+                Some(WaitStatus::Exited(_, status)) => return status as u8,
+                Some(WaitStatus::Signaled(_, signal, _)) => return 128 + signal as u8,
+                Some(_) => return 1,
+                None => continue,
+            }
+        }
+        if ready.get(1) == Some(&true) {
+            let mut signal = [0];
+            match socket.read(&mut signal) {
+                // It leads a session, and so a process group, of its own; and it has not been waited for, so its number is its own.
+                Ok(1) => drop(Signal::try_from(i32::from(signal[0])).and_then(|signal| killpg(inside.pid, signal))),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                _ => is_heard = false,
+            }
+        }
+    }
+}
+
+impl Keeper {
+    /// Passes a signal on to the process inside, and to those of its group.
+    pub fn send(&mut self, signal: Signal) {
+        let _ = self.socket.write_all(&[signal as u8]);
+    }
+
+    /// The exit status, once it has ended; `None` if it has not within `limit`. A keeper that was killed knows none.
+    pub fn wait(&mut self, limit: Duration) -> Option<u8> {
+        let (_, status) = self.hear(Some(limit))?;
+        let _ = retry(|| waitpid(self.pid, None));
+        Some(status)
+    }
+
+    fn hear(&mut self, limit: Option<Duration>) -> Option<(u8, u8)> {
+        let end = limit.map(|limit| Instant::now() + limit);
+        if end.is_some_and(|end| !inside::is_ready(&self.socket, end.saturating_duration_since(Instant::now()))) {
+            return None;
+        }
+        let mut said = [0; 2];
+        match self.socket.read_exact(&mut said) {
+            Ok(()) => Some((said[0], said[1])),
+            Err(_) => Some((ENDED, 1)),
+        }
+    }
+}
