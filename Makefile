@@ -43,7 +43,7 @@ $(foreach setting,UNBIT_CONTAINERS UNBIT_FIRST_UID UNBIT_SHELL UNBIT_ADDRESS_BAS
 NSS = $(CARGO_TARGET_DIR)/release/libnss_unbit.so
 PAM = $(CARGO_TARGET_DIR)/release/libpam_unbit.so
 CTL = $(CARGO_TARGET_DIR)/release/unbitctl
-SOURCES := Cargo.toml Cargo.lock $(shell find shared nss_unbit join pam_unbit unbitctl -name Cargo.toml -o -path '*/src/*' -o -name 'build.rs' -o -name '*.map')
+SOURCES := Cargo.toml Cargo.lock $(wildcard examples/*) $(shell find shared nss_unbit join pam_unbit unbitctl -name Cargo.toml -o -path '*/src/*' -o -name 'build.rs' -o -name '*.map')
 CARGO = cargo
 INSTALL = install
 STAGE = $(CARGO_TARGET_DIR)/stage

@@ -12,7 +12,8 @@ const PAM: &str = "/etc/pam.d/sshd";
 const SSHD: &str = "/etc/ssh/sshd_config";
 const OURS: &str = "/etc/ssh/sshd_config.d/00-unbit.conf";
 const NSCD: &str = "/etc/nscd.conf";
-const STEPS: &str = "pam sshd nsswitch";
+/// All that these checks can find.
+const STEPS: &str = "--keys-only pam sshd nsswitch";
 
 /// The files of the node and of the distribution as they are now, and again when the test ends.
 struct Stock;
@@ -105,12 +106,12 @@ fn a_fresh_debian_becomes_a_node_by_setup_alone() {
     ssh(30001, "true").failed();
     assert_ne!(all_faults(), [""; 0]);
 
-    let done = sh("unbitctl setup");
+    let done = sh("unbitctl setup --keys-only");
     assert_eq!(done.status, Some(0), "{done:?}");
     for step in ["folders", "pam", "sshd", "nsswitch", "nscd"] {
         assert_eq!(faults(step, ""), [""; 0]);
     }
-    assert!(done.out.contains("reload ssh") && done.out.contains("passwords are refused from then on"), "{done:?}");
+    assert!(done.out.contains("reload ssh") && done.err.contains("sshd will refuse everybody's"), "{done:?}");
     let [distribution] = &faults("distributions", "")[..] else { panic!("{done:?}") };
     assert!(distribution.ends_with("\nmend: unbitctl setup --root /distros/base nsswitch\n"), "{distribution}");
     sh("unbitctl setup nsswitch --root /distros/base").ok(); // scp and sftp look themselves up in there
@@ -124,6 +125,100 @@ fn a_fresh_debian_becomes_a_node_by_setup_alone() {
     assert!(run("sftp", &["-q", "-b", "-", "30001@node"], b"pwd\n").ok().contains("/containers/30001"));
     let refused = run("ssh", &["-o", "PubkeyAuthentication=no", "-v", "30001@node", "true"], b"").failed();
     assert!(refused.contains("Permission denied (publickey)"), "{refused}");
+}
+
+/// Whoever logs in by password still does, unless the operator has said otherwise; and is warned before anything is changed.
+#[test]
+#[ignore = "needs the node: make test"]
+fn passwords_are_refused_only_if_that_is_wished() {
+    const EXAMPLE: &str = "/unbit/examples/sshd_config.d-unbit.conf";
+    let passwords = || sh("sshd -T | grep -E '^(password|kbdinteractive)authentication'").ok();
+    let _stock = Stock::again();
+    sh("sshd -T >/dev/null || mkdir -p /run/sshd").ok();
+    let before = passwords();
+    assert!(before.contains("yes"), "the witness: {before}");
+    let done = sh("unbitctl setup pam sshd");
+    assert_eq!((done.status, passwords()), (Some(0), before.clone()), "{done:?}");
+    assert!(!done.err.contains("passwords:"), "{done:?}");
+    let [password] = &faults("sshd", "")[..] else { panic!("{:?}", faults("sshd", "")) };
+    assert!(password.contains("PasswordAuthentication yes\nmend: unbitctl setup --keys-only sshd\n"), "{password}");
+    // The file is that of examples/, without the lines on passwords; PerSourcePenalties where sshd knows it.
+    let plain = |text: &str| {
+        text.replace(" .ssh/authorized_keys2", "")
+            .replace("#PerSource", "PerSource")
+            .replace("\n#Pass", "\nPass")
+            .replace("\n#Kbd", "\nKbd")
+    };
+    let example = fs::read_to_string(EXAMPLE).unwrap();
+    let ours = fs::read_to_string(OURS).unwrap();
+    assert!(ours.contains("\n#PasswordAuthentication no\n#KbdInteractiveAuthentication no\n"), "{ours}");
+    assert_eq!(plain(&ours), plain(&example));
+
+    // The warning comes before the change.
+    let keys = Away::file("/root/.ssh/authorized_keys");
+    let traced = sh("strace -f -qq -s 200 -o /tmp/calls -e trace=write,rename unbitctl setup --keys-only sshd");
+    assert_eq!(traced.status, Some(0), "{traced:?}");
+    let calls = fs::read_to_string("/tmp/calls").unwrap();
+    let at = |what: &str| calls.find(what).unwrap_or_else(|| panic!("{what}: {calls}"));
+    assert!(at("root has no key here") < at("00-unbit.conf.unbitctl"), "{calls}");
+    drop(keys);
+    assert!(!passwords().contains("yes"), "{}", passwords());
+    assert_eq!(faults("sshd", ""), [""; 0]);
+    let ours = fs::read_to_string(OURS).unwrap();
+    assert_eq!(plain(&ours), plain(&example));
+
+    // On a terminal set-up asks; "no" and nothing at all are no.
+    sh("unbitctl setup --undo").ok();
+    for (answer, refused) in [("", false), ("n\n", false), ("y\n", true)] {
+        let asked = run("script", &["-qec", "unbitctl setup sshd", "/dev/null"], answer.as_bytes());
+        assert!(asked.out.contains("Shall it refuse everybody's"), "{answer:?}: {asked:?}");
+        assert_eq!(!passwords().contains("yes"), refused, "{answer:?}: {asked:?}");
+    }
+}
+
+/// A root directory that containers start from needs other things than a node's image.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_distribution_is_set_up_as_one() {
+    const OTHER: &str = "/distros/other";
+    let _end = AtEnd(|| drop(sh("rm -rf /distros/other /srv/other")));
+    sh("set -e; lib=$(dirname $(find /usr/lib -name libc.so.6 | head -1)); mkdir -p /distros/other/etc /distros/other$lib
+        cp $lib/libc.so.6 $lib/libnss_unbit.so.2 /distros/other$lib; echo root:x:0:0::/root:/bin/sh >/distros/other/etc/passwd
+        echo 'passwd: files' >/distros/other/etc/nsswitch.conf")
+    .ok();
+    let checks = said(&format!("unbitctl check --root {OTHER}")).concat();
+    let missing =
+        "fail distributions: /.old_root is missing\nmend: unbitctl setup --root /distros/other distributions\n";
+    for (has, words) in [(true, missing), (true, " nsswitch: "), (false, " folders: "), (false, " sshd: ")] {
+        assert_eq!(checks.contains(words), has, "{words}: {checks}");
+    }
+    let refused = sh(format!("unbitctl setup --root {OTHER} folders")).failed();
+    assert!(refused.contains("/distros/other is a distribution, and the folders are a node's"), "{refused}");
+    sh(format!("unbitctl setup --root {OTHER}")).ok();
+    assert_eq!(sh(format!("ls -A {OTHER}")).ok(), ".old_root\ncontainers\netc\nusr\nvar");
+    assert_eq!(sh(format!("ls -A {OTHER}/etc | grep -v unbit-")).ok(), "nsswitch.conf\npasswd");
+    let checks = said(&format!("unbitctl check --root {OTHER}")).concat();
+    assert!(
+        checks.contains("ok distributions: it: both folders") && !checks.contains("fail distributions"),
+        "{checks}"
+    );
+    // What was made goes if nothing is in it.
+    sh(format!("touch {OTHER}/containers/kept")).ok();
+    let undone = sh(format!("unbitctl setup --root {OTHER} --undo")).ok();
+    assert!(undone.contains("/.old_root: removed") && !undone.contains("/containers: removed"), "{undone}");
+    sh(format!("test ! -e {OTHER}/.old_root && rm {OTHER}/containers/kept")).ok();
+    // Elsewhere it is known by where pivot_root(2) leaves the old root; an image of a node has none.
+    sh("mkdir -p /srv/other/etc /srv/other/.old_root").ok();
+    let is_about_one = |said: &String| said.contains(" nsswitch: ") || said.contains(" distributions: ");
+    assert!(said("unbitctl check --root /srv/other").iter().all(is_about_one));
+    sh("rmdir /srv/other/.old_root").ok();
+    assert!(said("unbitctl check --root /srv/other").concat().contains(" folders: "));
+}
+
+/// A node's image, which goes with this: all of /distros/base but what makes it a distribution.
+fn image() -> AtEnd<impl FnMut() + use<>> {
+    sh("rm -rf /srv/image; cp -al /distros/base /srv/image && rmdir /srv/image/.old_root").ok();
+    AtEnd(|| drop(sh("rm -rf /srv/image")))
 }
 
 #[test]
@@ -299,11 +394,13 @@ fn undo_takes_back_the_last_set_up_that_replaced_files() {
     for (come_to_nothing, said) in [
         ("! unbitctl setup nsswitch", "/etc/nsswitch.conf is as it was before"),
         (&format!("! {READ_ONLY} unbitctl setup nscd"), "Read-only file system"),
-        ("rmdir /etc/uwsgi/custom_services; unbitctl setup folders", "\n1 folder made or mended; it stays\n"),
+        ("chmod 700 /subscribe; unbitctl setup folders", "\n1 folder mended; it stays\n"),
         ("unbitctl setup folders pam", "nothing to do"),
     ] {
         assert!(
-            sh("unbitctl setup pam sshd").ok().ends_with("\n3 files changed; unbitctl setup --undo takes them back")
+            sh("unbitctl setup --keys-only pam sshd")
+                .ok()
+                .ends_with("\n3 files changed; unbitctl setup --undo takes them back")
         );
         {
             let _getent = Away::getent();
@@ -483,7 +580,7 @@ fn each_check_fails_by_its_one_thing_and_passes_after_its_mend() {
         for other in STEPS.split(' ').filter(|other| *other != step) {
             assert_eq!(faults(other, ""), [""; 0], "{broken}");
         }
-        let mended = sh(format!("unbitctl setup {step}"));
+        let mended = sh(format!("unbitctl setup --keys-only {step}"));
         if let Some((_, line)) = broken.strip_suffix("' /etc/pam.d/sshd").and_then(|begin| begin.split_once("unbit/i"))
         {
             // It is somebody's, so it stays, and ours goes before it.
@@ -586,8 +683,9 @@ fn what_setup_cannot_mend_is_told_with_the_place() {
         let refused = sh("unbitctl setup pam sshd");
         assert_eq!(refused.status, Some(1), "{broken}: {refused:?}");
     }
-    let _bash = Away::file("/distros/base/usr/bin/bash");
-    assert!(said("--root /distros/base").contains("fail sshd: there is no /bin/bash\n"));
+    let _image = image();
+    let _bash = Away::file("/srv/image/usr/bin/bash");
+    assert!(said("--root /srv/image").contains("fail sshd: there is no /bin/bash\n"));
 }
 
 #[test]
@@ -674,7 +772,7 @@ fn a_step_that_fails_keeps_back_those_that_need_it_and_no_others() {
     let _stock = Stock::again();
     {
         let _passwd = Changed::file("/etc/passwd", |text| text.replace("www-data", "web"));
-        let done = sh("unbitctl setup");
+        let done = sh("unbitctl setup --keys-only");
         assert_eq!(done.status, Some(1), "{done:?}");
         assert!(done.err.contains("unbitctl: folders: /etc/passwd has no www-data\n"), "{done:?}");
         assert!(
@@ -879,8 +977,9 @@ fn advice_about_a_root_directory_is_about_that_one() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_root_directory_is_set_up_from_outside_and_nothing_else() {
-    const ROOT: &str = "/distros/base";
-    let _stock = Stock::again();
+    const ROOT: &str = "/srv/image";
+    let _image = image();
+    sh("mkdir -p /tmp/image-stock && cp -a /srv/image/etc/pam.d /tmp/image-stock").ok();
     let before = everything();
     let library = module("security/pam_unbit.so");
     sh(format!("cp {library} {ROOT}{library}")).ok();
@@ -907,7 +1006,7 @@ fn a_root_directory_is_set_up_from_outside_and_nothing_else() {
     assert_eq!(everything(), before, "the node's own files");
     sh(format!("unbitctl setup --undo --root {ROOT}")).ok();
     assert!(!fs::read_to_string(format!("{ROOT}/etc/nss")).unwrap().contains("unbit"));
-    assert_eq!(sh(format!("ls -A {ROOT}/etc/ssh/sshd_config.d; cmp {ROOT}{PAM} /tmp/stock{ROOT}{PAM}")).ok(), "");
+    assert_eq!(sh(format!("ls -A {ROOT}/etc/ssh/sshd_config.d; cmp {ROOT}{PAM} /tmp/image-stock/pam.d/sshd")).ok(), "");
 }
 
 /// The calls that change files.

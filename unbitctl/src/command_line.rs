@@ -12,7 +12,8 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
 
 /// Says something on stderr, in one line. That nobody can hear it changes no exit status.
 pub fn tell(what: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr(), "unbitctl: {}", escape::line(&what.to_string()));
+    let line = format!("unbitctl: {}\n", escape::line(&what.to_string()));
+    let _ = io::stderr().write_all(line.as_bytes()); // in one piece
 }
 
 /// What only root can do was asked for by someone else; the sentence that says so.

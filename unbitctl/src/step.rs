@@ -13,13 +13,22 @@ pub enum Change {
     Folder { path: String, uid: u32, gid: u32, mode: u32 },
 }
 
+/// What the operator has decided about the whole node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wishes {
+    /// sshd is to refuse everybody's passwords.
+    pub keys_only: bool,
+}
+
 /// A step of a set-up.
 pub struct Step {
     /// Its check's name.
     pub name: &'static str,
     pub check: fn(&Node) -> Vec<Finding>,
     /// What would mend it; nothing, if all is well.
-    pub changes: fn(&Node) -> Result<Vec<Change>>,
+    pub changes: fn(&Node, Wishes) -> Result<Vec<Change>>,
+    /// What the operator has to know before these changes are made.
+    pub warning: fn(&Node, Wishes) -> Vec<String>,
     /// The steps without which it does not begin, if they fail.
     pub needs: &'static [&'static str],
     /// What must be so before, where the steps of these names are as good as done.
@@ -37,9 +46,19 @@ impl Step {
     pub const fn new(
         name: &'static str,
         check: fn(&Node) -> Vec<Finding>,
-        changes: fn(&Node) -> Result<Vec<Change>>,
+        changes: fn(&Node, Wishes) -> Result<Vec<Change>>,
     ) -> Self {
-        let needs = &[];
-        Self { name, check, changes, needs, first: |_, _| Ok(()), prove: |_| Ok(()), foresee: |_| Ok(()), then: "" }
+        let (needs, warning) = (&[], (|_, _| Vec::new()) as fn(&Node, Wishes) -> Vec<String>);
+        Self {
+            name,
+            check,
+            changes,
+            warning,
+            needs,
+            first: |_, _| Ok(()),
+            prove: |_| Ok(()),
+            foresee: |_| Ok(()),
+            then: "",
+        }
     }
 }

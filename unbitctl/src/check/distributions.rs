@@ -7,20 +7,21 @@ use super::library;
 use crate::node::Node;
 use crate::program;
 use crate::report::Finding;
-use crate::step::{Change, Step};
+use crate::step::{Change, Step, Wishes};
 use anyhow::Result;
 use shared::ContainerUid;
 use shared::settings::{CONTAINERS, SHELL};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 const CHECK: &str = "distributions";
 const DISTRIBUTIONS: &str = "/distros";
 const MODULE: &str = "libnss_unbit.so.2";
 
 /// What pivot_root(2) and the binds of a container's start need.
-const NEEDED: [&str; 2] = [".old_root", "containers"];
+pub const NEEDED: [&str; 2] = [".old_root", "containers"];
 
 const START: &str = "a container starts by pivot_root(2) into it, which takes both folders";
 const NAMES: &str =
@@ -47,7 +48,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
 }
 
 /// Makes the folders that are missing. Only where nobody but root can change what is there meanwhile.
-fn mend(node: &Node) -> Result<Vec<Change>> {
+fn mend(node: &Node, _: Wishes) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     for distribution in all(node).unwrap_or_default() {
         for folder in NEEDED.into_iter().filter(|folder| distribution.can_make(folder)) {
@@ -58,8 +59,28 @@ fn mend(node: &Node) -> Result<Vec<Change>> {
     Ok(changes)
 }
 
+/// Whether a root directory is a distribution: it is below this machine's /distros, or has where pivot_root(2) leaves the old root.
+pub fn is_one(node: &Node) -> bool {
+    let real = node.root().canonicalize();
+    let is_below =
+        |real: &PathBuf| fs::canonicalize(DISTRIBUTIONS).is_ok_and(|all| real.starts_with(&all) && *real != all);
+    !node.is_running() && (real.as_ref().is_ok_and(is_below) || node.has("/.old_root"))
+}
+
+/// Of a root directory that is a distribution.
+pub fn check_one(node: &Node) -> Vec<Finding> {
+    itself(node).check(node)
+}
+
+fn itself(node: &Node) -> Distribution {
+    Distribution { path: String::new(), root: node.clone() }
+}
+
 /// All of them, by name.
 fn all(node: &Node) -> io::Result<Vec<Distribution>> {
+    if is_one(node) {
+        return Ok(vec![itself(node)]);
+    }
     let mut names: Vec<_> = std::fs::read_dir(node.resolve(DISTRIBUTIONS)?)?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| !name.starts_with('.') && name != "lost+found")
@@ -83,16 +104,17 @@ struct Distribution {
 impl Distribution {
     fn check(&self, node: &Node) -> Vec<Finding> {
         let path = &self.path;
+        let name = if path.is_empty() { "it" } else { path };
         match self.root.open("/.") {
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-                return vec![Finding::not_applicable(CHECK, START, format!("{path}: root is needed to see"))];
+                return vec![Finding::not_applicable(CHECK, START, format!("{name}: root is needed to see"))];
             }
             _ => {}
         }
         let mut findings = Vec::new();
         if let Some(writers) = self.writers() {
             let mend = format!("chown root:root {0} && chmod go-w {0}", self.root.quoted("/"));
-            findings.push(Finding::warn(CHECK, WRITERS, format!("{path} {writers}"), mend));
+            findings.push(Finding::warn(CHECK, WRITERS, format!("{name} {writers}"), mend));
         }
         for folder in NEEDED {
             if let Some(lack) = self.lack(folder) {
@@ -108,10 +130,10 @@ impl Distribution {
         }
         match self.naming() {
             Ok(how) if findings.is_empty() => {
-                findings.push(Finding::ok(CHECK, START, format!("{path}: both folders, {how}")))
+                findings.push(Finding::ok(CHECK, START, format!("{name}: both folders, {how}")))
             }
             Ok(_) => {}
-            Err((seen, mend)) => findings.push(Finding::warn(CHECK, NAMES, format!("{path}: {seen}"), mend)),
+            Err((seen, mend)) => findings.push(Finding::warn(CHECK, NAMES, format!("{name}: {seen}"), mend)),
         }
         findings
     }

@@ -2,7 +2,7 @@
 
 use crate::node::Node;
 use crate::report::Finding;
-use crate::step::{Change, Step};
+use crate::step::{Change, Step, Wishes};
 use anyhow::{Context, Result};
 use shared::settings::CONTAINERS;
 use std::fs::{File, Metadata};
@@ -130,7 +130,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
 }
 
 /// Makes the folders that are missing, and gives the others their owner and mode. What is in the way stays for the operator.
-fn mend(node: &Node) -> Result<Vec<Change>> {
+fn mend(node: &Node, _: Wishes) -> Result<Vec<Change>> {
     let accounts = Accounts::of(node)?;
     let mut changes = Vec::new();
     for folder in &FOLDERS {

@@ -11,13 +11,13 @@ pub fn check(node: &Node, check: &'static str, why: &'static str, path: &str, me
     if !node.has(path) {
         return Finding::fail(check, why, format!("there is no {path}"), mend);
     }
-    if !is_ours(node, path) {
-        return Finding::fail(check, why, format!("{path} is not of unbit: it is {}", whose(path)), mend);
-    }
     if !program::possible(node) {
         return Finding::not_applicable(check, why, format!("{path}: root is needed to see whether it can be loaded"));
     }
     match program::cannot_load(node, path) {
+        Ok(None) if !is_ours(node, path) => {
+            Finding::fail(check, why, format!("{path} is not of unbit: it is {}", whose(path)), mend)
+        }
         Ok(None) => Finding::ok(check, why, format!("{path} can be loaded")),
         Ok(Some(complaint)) => Finding::fail(check, why, format!("{path} cannot be loaded: {complaint}"), mend),
         Err(error) => Finding::not_applicable(check, why, format!("{path} cannot be tried: {error:#}")),

@@ -80,5 +80,8 @@ const CHECKS: &[fn(&Node) -> Vec<Finding>] = &[
 ];
 
 fn node(node: &Node) -> Vec<Finding> {
+    if distributions::is_one(node) {
+        return [nsswitch::check(node), distributions::check_one(node)].concat();
+    }
     CHECKS.iter().flat_map(|check| check(node)).collect()
 }

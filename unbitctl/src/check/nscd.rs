@@ -2,7 +2,7 @@
 
 use crate::node::Node;
 use crate::report::Finding;
-use crate::step::{Change, Step};
+use crate::step::{Change, Step, Wishes};
 use anyhow::Result;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use std::io::{self, ErrorKind, Read, Write};
@@ -30,7 +30,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
 }
 
 /// `enable-cache passwd no`, and the same for group.
-fn mend(node: &Node) -> Result<Vec<Change>> {
+fn mend(node: &Node, _: Wishes) -> Result<Vec<Change>> {
     let text = node.read(CONFIGURATION)?.unwrap_or_default();
     let mended = without_caches(&text);
     let change = Change::File { path: CONFIGURATION.to_owned(), content: mended.clone(), mode: 0o644 };

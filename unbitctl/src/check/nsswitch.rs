@@ -5,7 +5,7 @@ use crate::containers::some_container;
 use crate::node::Node;
 use crate::program::{self, library_folders};
 use crate::report::{Finding, State};
-use crate::step::{Change, Step};
+use crate::step::{Change, Step, Wishes};
 use anyhow::{Context, Result, bail};
 use shared::ContainerUid;
 use shared::settings::{CONTAINERS, FIRST_UID};
@@ -141,7 +141,7 @@ fn may_be(node: &Node, done: &[&str]) -> Result<()> {
 }
 
 /// The new text, unless all is well. A library that crashes must not get into every process of the node.
-fn mend(node: &Node) -> Result<Vec<Change>> {
+fn mend(node: &Node, _: Wishes) -> Result<Vec<Change>> {
     let old = node.read(FILE)?;
     let text = old.clone().unwrap_or_default();
     if DATABASES.iter().all(|database| fault(&text, database).is_none()) {

@@ -35,7 +35,7 @@ const COMMENT: &str = "# Containers' users, see pam_unbit(8): for them this line
 const FORMER_COMMENT: &str =
     "# Containers' users, see pam_unbit(8): for them nothing runs on the node after this line.";
 
-pub const STEP: Step = Step { prove, foresee, ..Step::new(NAME, check, mend) };
+pub const STEP: Step = Step { prove, foresee, ..Step::new(NAME, check, |node, _| mend(node)) };
 
 pub fn check(node: &Node) -> Vec<Finding> {
     let mut findings = Vec::new();

@@ -7,7 +7,7 @@ use crate::containers::some_container;
 use crate::node::Node;
 use crate::program::{self, SSHD};
 use crate::report::{Finding, State};
-use crate::step::{Change, Step};
+use crate::step::{Change, Step, Wishes};
 use anyhow::{Result, bail};
 use files::{Directive, directives};
 use shared::settings::{FIRST_UID, SHELL};
@@ -23,7 +23,10 @@ const MAIN: &str = "/etc/ssh/sshd_config";
 const FOLDER: &str = "/etc/ssh/sshd_config.d";
 /// The first of its folder: sshd takes the first value that it reads.
 const OURS: &str = "/etc/ssh/sshd_config.d/00-unbit.conf";
-const HEADER: &str = "# What containers' users need, see unbitctl(8). sshd takes the first value that it reads.\n";
+/// What is in it, where there was none.
+const EXAMPLE: &str = include_str!("../../../examples/sshd_config.d-unbit.conf");
+/// They are for everybody, so set-up leaves them alone unless it is told.
+const PASSWORDS: [&str; 2] = ["PasswordAuthentication", "KbdInteractiveAuthentication"];
 const WHY: &str = "sshd decides who is let in before a container is asked";
 const WHY_SHELL: &str = "sshd refuses accounts whose shell is not on the node";
 
@@ -197,8 +200,8 @@ fn missing_keys_files(value: &str) -> Vec<&'static str> {
 pub const STEP: Step = Step {
     needs: &[pam::NAME], // which sshd asks from then on about everybody
     prove,
-    then: "sshd reads its files again by: systemctl reload ssh\n\
-           passwords are refused from then on, everybody's: see first that you have a key, and that it lets you in",
+    warning,
+    then: "sshd reads its files again by: systemctl reload ssh",
     ..Step::new(NAME, check, mend)
 };
 
@@ -277,6 +280,7 @@ fn judge(node: &Node, says: &Says) -> Vec<Finding> {
     for (setting, value) in faults(says) {
         let seen = format!("{} {value}", setting.keyword);
         let mend = match cannot_mend(node, setting, &value) {
+            None if PASSWORDS.contains(&setting.keyword) => node.setup("--keys-only sshd"),
             None => node.setup(NAME),
             Some(sentence) => sentence,
         };
@@ -397,7 +401,7 @@ fn list(node: &Node, folder: &str) -> Vec<String> {
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-fn mend(node: &Node) -> Result<Vec<Change>> {
+fn mend(node: &Node, wishes: Wishes) -> Result<Vec<Change>> {
     if !node.has(SSHD) {
         return Ok(Vec::new());
     }
@@ -405,6 +409,7 @@ fn mend(node: &Node) -> Result<Vec<Change>> {
     let mut lines: Vec<_> = faults(&says)
         .into_iter()
         .filter(|(setting, value)| cannot_mend(node, setting, value).is_none())
+        .filter(|(setting, _)| wishes.keys_only || !PASSWORDS.contains(&setting.keyword))
         .map(|(setting, value)| (setting.keyword, (setting.value)(&value)))
         .collect();
     let mut changes = Vec::new();
@@ -431,12 +436,39 @@ fn mend(node: &Node) -> Result<Vec<Change>> {
     if !lines.is_empty() {
         let old = match changes.iter().find(|change| matches!(change, Change::File { path, .. } if path == OURS)) {
             Some(Change::File { content, .. }) => content.clone(),
-            _ => node.read(OURS)?.unwrap_or_else(|| HEADER.to_owned()),
+            _ => node.read(OURS)?.unwrap_or_else(|| example(wishes.keys_only)),
         };
         changes.retain(|change| !matches!(change, Change::File { path, .. } if path == OURS));
         changes.push(Change::File { path: OURS.to_owned(), content: with_lines(&old, &lines), mode: 0o644 });
     }
     Ok(changes)
+}
+
+/// Our file as examples/ has it, without the lines about passwords unless they are wished for.
+fn example(keys_only: bool) -> String {
+    let is_left_out = |line: &str| !keys_only && PASSWORDS.iter().any(|keyword| line.starts_with(keyword));
+    EXAMPLE.lines().map(|line| format!("{}{line}\n", if is_left_out(line) { "#" } else { "" })).collect()
+}
+
+/// Whether sshd takes passwords from somebody.
+pub fn takes_passwords(node: &Node) -> bool {
+    let says = node.has(SSHD).then(|| ask(node, any_user(node)).ok()).flatten();
+    says.is_some_and(|says| PASSWORDS.iter().any(|keyword| says.of(keyword) == "yes"))
+}
+
+/// Who has no key is shut out, and there may be nobody else at the machine.
+fn warning(node: &Node, wishes: Wishes) -> Vec<String> {
+    if !wishes.keys_only || !takes_passwords(node) {
+        return Vec::new();
+    }
+    let mut lines = vec![
+        "passwords: sshd will refuse everybody's, root's included, as soon as it reads its files again".to_owned(),
+    ];
+    let keys = ["/root/.ssh/authorized_keys", "/root/.ssh/authorized_keys2"];
+    if !keys.iter().any(|file| node.read_bytes(file).is_ok_and(|text| !text.trim_ascii().is_empty())) {
+        lines.push("passwords: root has no key here (/root/.ssh/authorized_keys): have one that lets you in, and keep this session open until it has".to_owned());
+    }
+    lines
 }
 
 /// sshd reads its files without an error.
@@ -451,14 +483,29 @@ fn prove(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// The text with these lines, and without others for the same keywords.
+/// The text with these lines: each in the place of the first for the same keyword, or of one that is commented out, else at the end.
 fn with_lines(old: &str, lines: &[(&str, String)]) -> String {
-    let about = |line: &&str| {
+    let about = |line: &str| {
         let keyword = line.split([' ', '\t', '=']).find(|word| !word.is_empty()).unwrap_or_default();
-        lines.iter().any(|(ours, _)| *ours != "Subsystem" && is_about(ours, keyword, line))
+        lines.iter().find(|(ours, _)| *ours != "Subsystem" && is_about(ours, keyword, line))
     };
-    let kept = old.lines().filter(|line| !about(line)).map(|line| format!("{line}\n"));
-    kept.chain(lines.iter().map(|(keyword, value)| format!("{keyword} {value}\n"))).collect()
+    let has_one = |keyword: &str| old.lines().any(|line| about(line).is_some_and(|(ours, _)| *ours == keyword));
+    let (mut text, mut placed) = (String::new(), Vec::new());
+    for line in old.lines() {
+        let commented = line.strip_prefix('#').and_then(about).filter(|(keyword, _)| !has_one(keyword));
+        match about(line).or(commented) {
+            Some((keyword, value)) if !placed.contains(keyword) => {
+                text.push_str(&format!("{keyword} {value}\n"));
+                placed.push(keyword);
+            }
+            Some(_) if about(line).is_some() => {}
+            _ => text.push_str(&format!("{line}\n")),
+        }
+    }
+    for (keyword, value) in lines.iter().filter(|(keyword, _)| !placed.contains(keyword)) {
+        text.push_str(&format!("{keyword} {value}\n"));
+    }
+    text
 }
 
 /// The text with sshd's own sftp server instead of a program; its options are the same.
@@ -607,7 +654,12 @@ mod tests {
             "# mine\nX11Forwarding yes\nMaxSessions 3\n",
             &[("X11Forwarding", "no".into()), ("UsePAM", "yes".into())],
         );
-        assert_eq!(new, "# mine\nMaxSessions 3\nX11Forwarding no\nUsePAM yes\n");
+        assert_eq!(new, "# mine\nX11Forwarding no\nMaxSessions 3\nUsePAM yes\n");
+        let new = with_lines(
+            "#UsePAM yes\n#X11Forwarding no\nX11Forwarding yes\n",
+            &[("X11Forwarding", "no".into()), ("UsePAM", "yes".into())],
+        );
+        assert_eq!(new, "UsePAM yes\n#X11Forwarding no\nX11Forwarding no\n");
         let new = with_lines(
             "PerSourcePenalties crash:1h\npersourcepenalties authfail:30\n",
             &[("PerSourcePenalties", "authfail:0".into())],

@@ -119,6 +119,12 @@ pub fn difference(path: &str, old: Option<&str>, new: Option<&str>) -> String {
 }
 
 impl Pending {
+    /// Whether what is to be changed is there already.
+    pub fn is_there(&self) -> bool {
+        let (Self::File { place, .. } | Self::Folder { place, .. }) = self;
+        place.exists()
+    }
+
     /// Makes the change.
     pub fn make(&self) -> Result<()> {
         match self {

@@ -49,15 +49,8 @@ impl Replaced {
 
     /// Whether both names are in a folder of the node's, without a link on the way: in a root directory the notes may be anybody's.
     fn stays_in(&self, node: &Node) -> bool {
-        let is_link = |above: &str| {
-            let found = node.open_link(above).map(|found| File::from(found).metadata());
-            matches!(found, Ok(Ok(found)) if found.is_symlink())
-        };
-        let path = Path::new(&self.path);
-        let is_plain = path.is_absolute() && path.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
-        let leads_away = path.ancestors().skip(1).filter_map(Path::to_str).any(is_link);
         let is_name = |name: &String| !name.contains('/') && !matches!(name.as_str(), "" | "." | "..");
-        is_plain && !leads_away && self.kept.as_ref().is_none_or(is_name)
+        is_plain(node, &self.path) && self.kept.as_ref().is_none_or(is_name)
     }
 
     pub fn since(&self, node: &Node) -> Result<Since> {
@@ -82,6 +75,17 @@ impl Replaced {
     }
 }
 
+/// Whether a path is one of the node's, without a link on the way.
+fn is_plain(node: &Node, path: &str) -> bool {
+    let is_link = |above: &str| {
+        let found = node.open_link(above).map(|found| File::from(found).metadata());
+        matches!(found, Ok(Ok(found)) if found.is_symlink())
+    };
+    let path = Path::new(path);
+    let is_plain = path.is_absolute() && path.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
+    is_plain && !path.ancestors().skip(1).filter_map(Path::to_str).any(is_link)
+}
+
 /// What has become of a file since.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Since {
@@ -102,6 +106,9 @@ struct Notes {
     /// Whether it came to its end; if not, the next one goes on with it.
     ended: bool,
     replaced: Vec<Replaced>,
+    /// The directories that were made, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    made: Vec<String>,
     /// Those of the set-up before, until this one has come to its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     before: Option<Box<Notes>>,
@@ -131,7 +138,10 @@ impl<'a> Journal<'a> {
         if let Some(replaced) = noted.find(|replaced| !replaced.stays_in(node)) {
             bail!("{FILE} names {}, and that is no place of this root directory's", replaced.path);
         }
-        if notes.replaced.is_empty() {
+        if let Some(path) = notes.made.iter().find(|path| !is_plain(node, path)) {
+            bail!("{FILE} names {path}, and that is no place of this root directory's");
+        }
+        if notes.replaced.is_empty() && notes.made.is_empty() {
             // It came to nothing.
             notes = notes.before.take().map_or(notes, |before| *before);
         }
@@ -167,12 +177,26 @@ impl<'a> Journal<'a> {
         Ok(())
     }
 
+    /// Removes the directories that were made and are empty, the last one first; and says which.
+    pub fn remove_made(&self, mut removed: impl FnMut(&str)) {
+        for path in self.notes.made.iter().rev() {
+            if fs::remove_dir(self.node.path(path)).is_ok() {
+                removed(path);
+            }
+        }
+    }
+
+    /// The directories that were made.
+    pub fn made(&self) -> &[String] {
+        &self.notes.made
+    }
+
     /// What was replaced, in this order.
     pub fn replaced(&self) -> &[Replaced] {
         &self.notes.replaced
     }
 
-    /// Notes a file and keeps it, before it is replaced; if that cannot be, it is not noted. Directories are not noted.
+    /// Notes a file and keeps it, before it is replaced; if that cannot be, it is not noted. Of directories those are that are made.
     pub fn note(&mut self, change: &Pending) -> Result<Option<Replaced>> {
         let noted = self.notes.replaced.clone();
         let result = self.note_and_keep(change);
@@ -183,7 +207,16 @@ impl<'a> Journal<'a> {
     }
 
     fn note_and_keep(&mut self, change: &Pending) -> Result<Option<Replaced>> {
-        let Pending::File { path, place, old, new, .. } = change else { return Ok(None) };
+        let (path, place, old, new) = match change {
+            Pending::File { path, place, old, new, .. } => (path, place, old, new),
+            Pending::Folder { path, place, .. } => {
+                if !place.is_dir() && !self.notes.made.contains(path) {
+                    self.notes.made.push(path.clone());
+                    self.write()?;
+                }
+                return Ok(None);
+            }
+        };
         let kept = old.as_ref().map(|_| self.name_to_keep(place)).transpose()?;
         let replaced = match self.notes.replaced.iter_mut().find(|replaced| replaced.path == *path) {
             // By the same set-up, which was cut short after it had replaced the file.
@@ -229,7 +262,7 @@ impl<'a> Journal<'a> {
         if !self.written || self.notes.ended {
             return Ok(()); // it changed nothing
         }
-        if self.notes.replaced.is_empty() {
+        if self.notes.replaced.is_empty() && self.notes.made.is_empty() {
             return self.remove();
         }
         self.notes.ended = true;

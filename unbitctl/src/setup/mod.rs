@@ -11,10 +11,11 @@ use crate::check::{distributions, folders, nscd, nsswitch, pam, sshd};
 use crate::command_line::tell;
 use crate::node::Node;
 use crate::report::{self, Format, State, say};
-use crate::step::Step;
-use anyhow::{Context, Result};
+use crate::step::{Step, Wishes};
+use anyhow::{Context, Result, bail};
 use journal::{Journal, Lock};
 use nix::sys::stat::Mode;
+use std::io::{IsTerminal, Write, stdin, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -22,6 +23,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   unbitctl setup --dry-run           what would change?
   unbitctl setup                     mend all that can be mended
+  unbitctl setup --keys-only sshd    and refuse everybody's passwords
   unbitctl setup nsswitch --root /distros/precise
   unbitctl setup --undo              as before the last time";
 
@@ -30,6 +32,9 @@ pub struct Arguments {
     /// The steps to go, by the names that check shows; without one, all
     #[arg(value_parser = clap::builder::PossibleValuesParser::new(STEPS.iter().map(|step| step.name)))]
     steps: Vec<String>,
+    /// Let sshd refuse everybody's passwords: only keys let anybody in
+    #[arg(long, conflicts_with = "undo")]
+    keys_only: bool,
     /// Show what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -55,13 +60,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.undo {
         return undo::run(&node, arguments.dry_run, arguments.force);
     }
-    let chosen: Vec<_> = STEPS
-        .iter()
-        .filter(|step| arguments.steps.is_empty() || arguments.steps.iter().any(|name| name == step.name))
-        .collect();
+    let chosen = chosen(&node, &arguments.steps)?;
+    let wishes = Wishes { keys_only: arguments.keys_only || wants_keys_only(&node, &chosen, arguments.dry_run) };
     if arguments.dry_run {
         let mut any = false;
-        let outcome = Outcome::of(&chosen, |step, done| rehearse(&node, step, done, &mut any));
+        let outcome = Outcome::of(&chosen, |step, done| rehearse(&node, step, wishes, done, &mut any));
         if !any && outcome.code.is_none() {
             say!("nothing to do\n");
         }
@@ -72,7 +75,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let _lock = Lock::take(&node)?;
     let mut journal = Journal::begin(&node)?;
     let mut counts = Counts::default();
-    let outcome = Outcome::of(&chosen, |step, _| go(&node, step, &mut journal, &mut counts));
+    let outcome = Outcome::of(&chosen, |step, _| go(&node, step, wishes, &mut journal, &mut counts));
     let ended = journal.end();
     counts.tell(&node, outcome.code.is_none());
     let begun: Vec<_> = chosen.into_iter().filter(|step| !outcome.not_begun.contains(&step.name)).collect();
@@ -80,6 +83,35 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     outcome.tell("");
     ended?;
     outcome.code.map_or(left, Ok)
+}
+
+/// The steps of these names; without one, all that a node or a distribution has.
+fn chosen(node: &Node, names: &[String]) -> Result<Vec<&'static Step>> {
+    let is_named = |step: &&Step| names.iter().any(|name| name == step.name);
+    if !distributions::is_one(node) {
+        return Ok(STEPS.iter().filter(|step| names.is_empty() || is_named(step)).collect());
+    }
+    if names.iter().any(|name| name == folders::STEP.name) {
+        bail!(
+            "{} is a distribution, and the folders are a node's: it needs {}",
+            node.root().display(),
+            distributions::NEEDED.join(" and ")
+        );
+    }
+    let of_one = |step: &&Step| [nsswitch::STEP.name, distributions::STEP.name].contains(&step.name);
+    Ok(STEPS.iter().filter(|step| if names.is_empty() { of_one(step) } else { is_named(step) }).collect())
+}
+
+/// Asks the operator, on a terminal and where it would change something. Whoever is not there to answer has not wished for it.
+fn wants_keys_only(node: &Node, chosen: &[&Step], dry_run: bool) -> bool {
+    let concerns = chosen.iter().any(|step| step.name == sshd::STEP.name);
+    if dry_run || !concerns || !stdin().is_terminal() || !stdout().is_terminal() || !sshd::takes_passwords(node) {
+        return false;
+    }
+    say!("sshd takes passwords. Shall it refuse everybody's from now on, so that only keys let anybody in? [y/N] ");
+    let _ = stdout().flush();
+    let mut answer = String::new();
+    stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
 }
 
 /// What has become of the steps, by their names.
@@ -139,8 +171,8 @@ impl Outcome {
 }
 
 /// Shows what a step would change, unless it is known already that it would fail.
-fn rehearse(node: &Node, step: &Step, done: &[&str], any: &mut bool) -> Result<()> {
-    let changes = file::pending(node, (step.changes)(node)?)?;
+fn rehearse(node: &Node, step: &Step, wishes: Wishes, done: &[&str], any: &mut bool) -> Result<()> {
+    let changes = file::pending(node, (step.changes)(node, wishes)?)?;
     if changes.is_empty() {
         return Ok(());
     }
@@ -148,6 +180,7 @@ fn rehearse(node: &Node, step: &Step, done: &[&str], any: &mut bool) -> Result<(
     if foreseen.as_ref().err().is_none_or(|error| error.is::<crate::command_line::NeedsRoot>()) {
         *any = true;
         changes.iter().for_each(|change| say!("{change}"));
+        (step.warning)(node, wishes).iter().for_each(tell);
     }
     foreseen
 }
@@ -156,20 +189,26 @@ fn rehearse(node: &Node, step: &Step, done: &[&str], any: &mut bool) -> Result<(
 #[derive(Default)]
 struct Counts {
     files: usize,
-    folders: usize,
+    /// Folders that were made, and those that were there and have their owner and mode now.
+    made: usize,
+    mended: usize,
 }
 
 impl Counts {
-    /// Undo is about files alone.
     fn tell(&self, node: &Node, all: bool) {
         let undo = node.setup("--undo");
-        match self.folders {
+        match self.mended {
             0 => {}
-            1 => say!("1 folder made or mended; it stays\n"),
-            folders => say!("{folders} folders made or mended; they stay\n"),
+            1 => say!("1 folder mended; it stays\n"),
+            folders => say!("{folders} folders mended; they stay\n"),
+        }
+        match self.made {
+            0 => {}
+            1 => say!("1 folder made; {undo} removes it while it is empty\n"),
+            folders => say!("{folders} folders made; {undo} removes those that are empty\n"),
         }
         match self.files {
-            0 if self.folders == 0 && all => say!("nothing to do\n"),
+            0 if self.made + self.mended == 0 && all => say!("nothing to do\n"),
             0 => {}
             1 => say!("1 file changed; {undo} takes it back\n"),
             files => say!("{files} files changed; {undo} takes them back\n"),
@@ -178,20 +217,22 @@ impl Counts {
 }
 
 /// Goes one step. Of its files all are replaced, or none.
-fn go(node: &Node, step: &Step, journal: &mut Journal, counts: &mut Counts) -> Result<()> {
-    let changes = file::pending(node, (step.changes)(node)?)?;
+fn go(node: &Node, step: &Step, wishes: Wishes, journal: &mut Journal, counts: &mut Counts) -> Result<()> {
+    let changes = file::pending(node, (step.changes)(node, wishes)?)?;
     if changes.is_empty() {
         return Ok(());
     }
     (step.first)(node, &[])?;
     changes.iter().for_each(|change| say!("{change}"));
+    (step.warning)(node, wishes).iter().for_each(tell);
     let mut made = Vec::new();
     let result = changes.iter().try_for_each(|change| {
         let noted = journal.note(change)?;
-        let is_folder = noted.is_none();
+        let (is_folder, is_there) = (noted.is_none(), change.is_there());
         made.extend(noted);
         change.make()?;
-        counts.folders += usize::from(is_folder);
+        counts.made += usize::from(is_folder && !is_there);
+        counts.mended += usize::from(is_folder && is_there);
         Ok(())
     });
     let result = result.and_then(|()| (step.prove)(node).context("the new files do not do"));

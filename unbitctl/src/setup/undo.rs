@@ -1,4 +1,4 @@
-//! `unbitctl setup --undo`: what the last set-up replaced is put back. Directories stay.
+//! `unbitctl setup --undo`: what the last set-up replaced is put back, and the directories that it made go if they are empty.
 
 use super::file::{self, difference, read};
 use super::journal::{Journal, Lock, Replaced, Since};
@@ -18,7 +18,7 @@ pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
     };
     // In the opposite order, for the same reason: no account without PAM's lines.
     let replaced: Vec<_> = journal.replaced().iter().rev().cloned().collect();
-    if replaced.is_empty() {
+    if replaced.is_empty() && journal.made().is_empty() {
         say!("nothing to undo\n");
     }
 
@@ -66,6 +66,7 @@ pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
         }
     }
     if !dry_run {
+        journal.remove_made(|path| say!("{}: removed\n", escape::name(path)));
         journal.remove()?;
         if Journal::last(node)?.is_some() {
             say!("The set-up before that one can be undone as well: {}\n", node.setup("--undo"));
