@@ -6,9 +6,9 @@
 use crate::cgroups::{self, Cgroup};
 use crate::confinement::Confinement;
 use crate::deadline::Deadline;
-use crate::door::Door;
 use crate::emperor::Emperor;
 use crate::leader::{Leader, Proc};
+use crate::link::Link;
 use crate::namespaces::{self, Kind, Namespace};
 use crate::options::Options;
 use crate::refusal::{Reason, Refusal, Step};
@@ -63,26 +63,27 @@ impl Attachment {
     ) -> Result<Self, Refusal> {
         let deadline = Deadline::after(options.timeout);
         must_have_power_to_enter()?;
-        let (leader, namespaces) = match Door::reach(container, deadline)? {
-            Some(door) => {
-                tell("reach", format_args!("root keeps a door"));
-                let namespaces = namespaces::sort(door.receive()?, &options.namespaces)?;
-                let leader = Leader::of_pid_namespace(pid_namespace(&namespaces)?.inode)?;
+        let leader = match Link::of(container)? {
+            Some(link) => {
+                tell("reach", format_args!("root's link leads to {}", link.target().display()));
+                let leader = link.find_leader(deadline)?;
                 tell("verify", format_args!("its pid 1 is {} here", leader.pid));
-                (leader, namespaces)
+                leader
             }
             None => {
                 let emperor = Emperor::reach(container, deadline)?;
                 tell("reach", format_args!("somebody listens on run/ns.socket"));
-                let leader = Leader::verify(emperor.pidfd()?, container)?;
+                let leader = Leader::by_socket(emperor.pidfd()?, container)?;
                 tell("verify", format_args!("that is its pid 1, {} here", leader.pid));
-                let namespaces = namespaces::open(&leader, &options.namespaces)?;
-                (leader, namespaces)
+                leader
             }
         };
+        let namespaces = namespaces::open(&leader, &options.namespaces)?;
         tell("namespaces", format_args!("{}", namespaces::names(&namespaces)));
         let root = RootDirectory::of(&leader)?;
-        let cgroups = cgroups::open_all(&leader, options.cgroup_required)?;
+        // The group that root has linked is the container's own.
+        let own_cgroup_required = options.cgroup_required && !leader.is_linked();
+        let cgroups = cgroups::open_all(&leader, own_cgroup_required)?;
         tell("cgroups", format_args!("{}", cgroups::names(&cgroups)));
         // Before the final user namespace check: in a new user namespace pid 1 would show a full bounding set.
         let confinement = Confinement::of(&leader)?;
@@ -219,6 +220,15 @@ impl Attachment {
         retry(|| setgroups(&[root])).step(Reason::Broken, "leave root's groups")?;
         retry(|| setresgid(root, root, root)).step(Reason::Broken, "stay in root's group")?;
         keep_capabilities(&kept).step(Reason::Broken, "drop capabilities")
+    }
+
+    /// For `join=now`, whose application is root for some time inside. Root's word about a container it holds for sshd's sessions alone.
+    pub fn must_be_safe_for_root(&self) -> Result<(), Refusal> {
+        if !self.leader.is_linked() || self.confinement.bounding_set & Capability::CAP_SYS_PTRACE.bitmask() == 0 {
+            return Ok(());
+        }
+        let cause = "its root can have CAP_SYS_PTRACE in the node's user namespace, and could trace an application that enters by join=now";
+        Err(Refusal::new(Reason::RootTooPowerful, cause))
     }
 
     /// For `join=now`, whose application is root for some time inside: the next process that this one forks is born in the container's pid namespace.

@@ -36,9 +36,10 @@ impl Cgroup {
     fn open(membership: &Membership, directory: OwnedFd) -> nix::Result<Self> {
         let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = |name| retry(|| openat(&directory, name, flags, Mode::empty())).map(File::from);
-        let (version, joins) = match membership.is_v2() {
-            true => (Version::Two, file("cgroup.procs")?),
-            false => (Version::One, file("tasks").or_else(|_| file("cgroup.procs"))?),
+        let version = membership.version();
+        let joins = match version {
+            Version::One => file("tasks").or_else(|_| file("cgroup.procs"))?,
+            Version::Two => file("cgroup.procs")?,
         };
         Ok(Self { name: membership.name(), version, directory, joins })
     }
@@ -62,22 +63,63 @@ impl Cgroup {
     fn is_of(&self, membership: &Membership) -> bool {
         self.name.split_once(':').is_some_and(|(controllers, _)| controllers == membership.controllers)
     }
+}
 
-    /// Whether everything in it is stopped. Version 2 says so once it is done, the freezer of version 1 as soon as it is asked for.
-    fn is_frozen(&self) -> std::io::Result<bool> {
-        let (file, word) = match self.version {
-            Version::One => ("freezer.state", "F"), // FREEZING or FROZEN, and not THAWED
-            Version::Two => ("cgroup.events", "frozen 1"),
-        };
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let mut text = String::new();
-        match retry(|| openat(&self.directory, file, flags, Mode::empty())) {
-            // Another controller's; or version 2's root, or a kernel before 5.2, which cannot freeze it.
-            Err(Errno::ENOENT) => return Ok(false),
-            opened => File::from(opened?).read_to_string(&mut text)?,
-        };
-        Ok(text.lines().any(|line| line.starts_with(word)))
+/// Whether everything in a group is stopped. Version 2 says so once it is done, the freezer of version 1 as soon as it is asked for.
+fn is_frozen(directory: &OwnedFd, version: Version) -> std::io::Result<bool> {
+    let (file, word) = match version {
+        Version::One => ("freezer.state", "F"), // FREEZING or FROZEN, and not THAWED
+        Version::Two => ("cgroup.events", "frozen 1"),
+    };
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut text = String::new();
+    match retry(|| openat(directory, file, flags, Mode::empty())) {
+        // Another controller's; or version 2's root, or a kernel before 5.2, which cannot freeze it.
+        Err(Errno::ENOENT) => return Ok(false),
+        opened => File::from(opened?).read_to_string(&mut text)?,
+    };
+    Ok(text.lines().any(|line| line.starts_with(word)))
+}
+
+/// Refuses a process whose group is frozen, in any hierarchy.
+pub fn must_not_be_frozen(process: &Proc) -> Result<(), Refusal> {
+    let has_freezer = |membership: &Membership| membership.is_v2() || membership.has("freezer");
+    each_of(process, has_freezer, |membership, directory| {
+        let step = || format!("ask whether its cgroup {} is frozen", membership.name());
+        match is_frozen(directory, membership.version()).step(Reason::NotRunning, step())? {
+            true => Err(Refusal::new(Reason::Paused, format!("its cgroup {} is frozen", membership.name()))),
+            false => Ok(()),
+        }
+    })
+}
+
+/// Whether what is asked holds for the directory of any of a process's cgroups.
+pub fn any_of(process: &Proc, holds: impl Fn(&OwnedFd) -> nix::Result<bool>) -> Result<bool, Refusal> {
+    let mut any = false;
+    let look = |membership: &Membership, directory: &OwnedFd| {
+        any |= holds(directory).step(Reason::Broken, format_args!("look at the cgroup {}", membership.name()))?;
+        Ok(())
+    };
+    each_of(process, |_| true, look)?;
+    Ok(any)
+}
+
+/// The directory of each of a process's cgroups in the hierarchies that are asked for, where it is mounted.
+fn each_of(
+    process: &Proc,
+    is_asked_for: impl Fn(&Membership) -> bool,
+    mut found: impl FnMut(&Membership, &OwnedFd) -> Result<(), Refusal>,
+) -> Result<(), Refusal> {
+    let memberships = Membership::all_of(process).step(Reason::NotRunning, "read /proc/PID/cgroup")?;
+    let ours = Proc::of_self().map_err(std::io::Error::from).and_then(|own| Membership::all_of(&own));
+    let ours = ours.step(Reason::Broken, "read /proc/self/cgroup")?;
+    let mounts = Mounts::default();
+    for membership in memberships.iter().filter(|membership| is_asked_for(membership)) {
+        if let Some(directory) = mounts.find(membership, &ours)? {
+            found(membership, &directory)?;
+        }
     }
+    Ok(())
 }
 
 /// Their names, as in /proc/PID/cgroup.
@@ -124,7 +166,7 @@ pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refu
     }
     for cgroup in &cgroups {
         let step = format!("ask whether its cgroup {} is frozen", cgroup.name);
-        if cgroup.is_frozen().step(Reason::NotRunning, step)? {
+        if is_frozen(&cgroup.directory, cgroup.version).step(Reason::NotRunning, step)? {
             return Err(Refusal::new(Reason::Paused, format!("its cgroup {} is frozen", cgroup.name)));
         }
     }
@@ -242,6 +284,10 @@ impl Membership {
 
     fn is_v2(&self) -> bool {
         self.controllers.is_empty()
+    }
+
+    fn version(&self) -> Version {
+        if self.is_v2() { Version::Two } else { Version::One }
     }
 
     fn has(&self, controller: &str) -> bool {

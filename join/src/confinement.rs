@@ -113,9 +113,14 @@ impl Confinement {
 }
 
 fn capabilities(status: &str) -> Option<(u64, bool)> {
-    let value = |key| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
     let no_new_privs = numbers(status, "NoNewPrivs").ok()?;
-    Some((u64::from_str_radix(value("CapBnd:")?, 16).ok()?, no_new_privs != [0]))
+    Some((mask(status, "CapBnd")?, no_new_privs != [0]))
+}
+
+/// A set of capabilities in /proc/PID/status.
+pub fn mask(status: &str, key: &str) -> Option<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    u64::from_str_radix(value.trim(), 16).ok()
 }
 
 /// A limit of getrlimit(2).

@@ -1,13 +1,13 @@
 //! Verify: is the process behind a pidfd the container's pid 1?
 //!
-//! Accepted is one thing alone: pid 1 of a child pid namespace of ours, in our own user namespace, every uid of it the container's. A
-//! tenant cannot be that by its own power: a process inside the container has another number there, and one that made itself pid 1
-//! did so in a user namespace of its own. Nor can a tenant trace the one that is.
+//! It must be pid 1 of a pid namespace that is a child of ours, in our own user namespace. One that listens on the container's socket must also be
+//! the container's user. A tenant cannot become such a process: a process inside the container has another number there, and one that made
+//! itself pid 1 did so in a user namespace of its own. Nor can a tenant trace the one that is. One that root's link leads to may be any
+//! user, and must be what [`Linked`] demands.
 
+use crate::linked::Linked;
 use crate::refusal::{Reason, Refusal, Step};
-use crate::sys::{self, retry};
-use nix::dir::Dir;
-use nix::errno::Errno;
+use crate::sys::retry;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{FileStat, Mode, fstatat};
@@ -21,6 +21,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 pub struct Inode {
     device: u64,
     number: u64,
+}
+
+impl Inode {
+    /// Whether both are on one file system.
+    pub const fn is_on_the_device_of(self, other: Self) -> bool {
+        self.device == other.device
+    }
 }
 
 impl From<FileStat> for Inode {
@@ -51,6 +58,11 @@ impl Proc {
     /// Opens one of its files for reading.
     pub fn open(&self, name: &str) -> nix::Result<OwnedFd> {
         retry(|| openat(&self.0, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()))
+    }
+
+    /// Opens what one of its links leads to, as no more than a place (O_PATH).
+    pub fn open_path(&self, name: &str) -> nix::Result<OwnedFd> {
+        retry(|| openat(&self.0, name, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()))
     }
 
     /// Opens one of its directories, or one that a link of its leads to, as no more than a place (O_PATH).
@@ -86,68 +98,70 @@ pub struct Leader {
     pub pid: i32,
     /// Its directory of /proc.
     pub proc: Proc,
-    /// The uid that it must have. At root's door it may have any: there the number tells whose container it is.
-    uid: Option<u32>,
+    found: Found,
+}
+
+/// How it was found, and hence what it must be.
+#[derive(Debug)]
+enum Found {
+    /// It listens on the container's socket, so it must be this user.
+    BySocket(u32),
+    /// It is in the cgroup that root's link leads to.
+    ByLink(Linked),
 }
 
 impl Leader {
-    /// Takes the process behind `pidfd` if it is what it has to be.
-    pub fn verify(pidfd: OwnedFd, container: ContainerUid) -> Result<Self, Refusal> {
-        Self::take(pidfd, Some(container.get()))
+    /// Takes the process behind `pidfd`, which listens on the container's socket.
+    pub fn by_socket(pidfd: OwnedFd, container: ContainerUid) -> Result<Self, Refusal> {
+        Self::take(pidfd, Found::BySocket(container.get()))
     }
 
-    /// Finds the pid 1 of a pid namespace of which there is a descriptor.
-    pub fn of_pid_namespace(namespace: Inode) -> Result<Self, Refusal> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        // std's read_dir would give up when a signal interrupts it, and panic when the directory cannot be closed.
-        let mut processes = retry(|| Dir::open("/proc", flags, Mode::empty())).step(Reason::Broken, "list /proc")?;
-        for process in processes.iter().filter(|process| *process != Err(Errno::EINTR)) {
-            let process = process.step(Reason::Broken, "list /proc")?;
-            let Some(pid) = process.file_name().to_str().ok().and_then(|name| name.parse().ok()) else { continue };
-            if is_first_in(namespace, pid).step(Reason::Broken, format_args!("look at process {pid}"))? {
-                let pidfd = match sys::pidfd_open(pid) {
-                    Err(errno @ Errno::ESRCH) => {
-                        return Err(Refusal::failed(Reason::NotRunning, format_args!("pidfd_open {pid}"), errno));
-                    }
-                    other => other.step(Reason::Broken, "pidfd_open (Linux 5.3 or newer is needed)")?,
-                };
-                let leader = Self::take(pidfd, None)?;
-                let its_pids =
-                    leader.proc.namespace("pid").step(Reason::NotRunning, "look at its pid namespace again")?;
-                if its_pids == namespace {
-                    return Ok(leader);
-                }
-            }
-        }
-        Err(Refusal::new(Reason::NotRunning, "the pid namespace from the door has no pid 1 here"))
+    /// Takes the process behind `pidfd`, which may be the pid 1 in the cgroup of root's link.
+    pub fn by_link(pidfd: OwnedFd, linked: Linked) -> Result<Self, Refusal> {
+        Self::take(pidfd, Found::ByLink(linked))
     }
 
-    fn take(pidfd: OwnedFd, uid: Option<u32>) -> Result<Self, Refusal> {
+    fn take(pidfd: OwnedFd, found: Found) -> Result<Self, Refusal> {
         let pid = pid_of(&pidfd)?;
         let proc = Proc::of(pid).step(Reason::NotRunning, format_args!("open /proc/{pid}"))?;
-        let leader = Self { pidfd, pid, proc, uid };
+        let leader = Self { pidfd, pid, proc, found };
         // From here on: it lives, so its number was not given to another process before the directory was opened.
         leader.check()?;
         Ok(leader)
     }
 
+    /// Whether root's link led to it.
+    pub const fn is_linked(&self) -> bool {
+        matches!(self.found, Found::ByLink(_))
+    }
+
     /// Looks again: alive, and still what it has to be.
     pub fn check(&self) -> Result<(), Refusal> {
-        self.check_status(&self.status()?)
-            .map_err(|cause| Refusal::new(Reason::NotTrusted, format!("pid {} on ns.socket: {cause}", self.pid)))?;
+        let checked = self.check_while_it_lives();
+        // What is found out about a process that has ended means nothing.
+        if !self.is_alive()? {
+            return Err(Refusal::new(Reason::NotRunning, format!("its pid 1 ({} here) has ended", self.pid)));
+        }
+        checked
+    }
+
+    fn check_while_it_lives(&self) -> Result<(), Refusal> {
+        let status = self.status()?;
+        self.check_status(&status)
+            .map_err(|cause| Refusal::new(Reason::NotTrusted, format!("pid {}: {cause}", self.pid)))?;
         let ours =
             Proc::of_self().and_then(|own| own.namespace("user")).step(Reason::Broken, "look at our user namespace")?;
         let theirs = self.proc.namespace("user").step(Reason::NotRunning, "look at the container's user namespace")?;
         if ours != theirs {
             return Err(Refusal::new(
                 Reason::NotTrusted,
-                format!("pid {} on ns.socket lives in a user namespace of its own", self.pid),
+                format!("pid {} lives in a user namespace of its own", self.pid),
             ));
         }
-        if !self.is_alive()? {
-            return Err(Refusal::new(Reason::NotRunning, format!("its pid 1 ({} here) has ended", self.pid)));
+        match &self.found {
+            Found::BySocket(_) => Ok(()),
+            Found::ByLink(linked) => linked.check(&self.proc, &status),
         }
-        Ok(())
     }
 
     fn check_status(&self, status: &str) -> Result<(), String> {
@@ -156,10 +170,10 @@ impl Leader {
             return Err(format!("its pids are {pids:?} where [{}, 1] would be a container's pid 1", self.pid));
         }
         let uids = numbers(status, "Uid")?;
-        if self.uid.is_some_and(|uid| uids != [uid; 4]) {
-            return Err(format!("its uids are {uids:?}, not the container's"));
+        match self.found {
+            Found::BySocket(uid) if uids != [uid; 4] => Err(format!("its uids are {uids:?}, not the container's")),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Whether it still runs. A pidfd turns readable when its process ends.
@@ -184,19 +198,6 @@ impl Leader {
     }
 }
 
-/// Whether a process is pid 1 of a pid namespace. One that has ended, or that we may not look at, is not.
-fn is_first_in(namespace: Inode, pid: i32) -> std::io::Result<bool> {
-    let look = || {
-        let process = Proc::of(pid)?;
-        Ok(process.namespace("pid")? == namespace
-            && numbers(&process.read("status")?, "NSpid").is_ok_and(|pids| pids == [pid as u32, 1]))
-    };
-    look().or_else(|error: std::io::Error| match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENOENT | Errno::ESRCH | Errno::EACCES | Errno::EPERM) => Ok(false),
-        _ => Err(error),
-    })
-}
-
 /// The number of the process behind a pidfd, in the pid namespace of /proc (pidfd's fdinfo, see pidfd_open(2)).
 fn pid_of(pidfd: &OwnedFd) -> Result<i32, Refusal> {
     let info = Proc::of_self()
@@ -206,8 +207,8 @@ fn pid_of(pidfd: &OwnedFd) -> Result<i32, Refusal> {
     let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|pid| pid.trim().parse().ok());
     match pid {
         Some(pid) if pid > 0 => Ok(pid),
-        Some(-1) => Err(Refusal::new(Reason::NotRunning, "who listened on run/ns.socket has ended")),
-        _ => Err(Refusal::new(Reason::NotTrusted, "who listens on run/ns.socket is not in our pid namespace")),
+        Some(-1) => Err(Refusal::new(Reason::NotRunning, "the process that was found has ended")),
+        _ => Err(Refusal::new(Reason::NotTrusted, "the process that was found is not in our pid namespace")),
     }
 }
 
@@ -226,7 +227,7 @@ mod tests {
 
     fn leader() -> Leader {
         let pidfd = crate::sys::pidfd_open(std::process::id() as i32).unwrap();
-        Leader { pidfd, pid: 4242, proc: Proc::of_self().unwrap(), uid: Some(30001) }
+        Leader { pidfd, pid: 4242, proc: Proc::of_self().unwrap(), found: Found::BySocket(30001) }
     }
 
     fn verdict(nspid: &str, uid: &str) -> Result<(), String> {
@@ -261,7 +262,8 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pidfd = crate::sys::pidfd_open(child.id() as i32).unwrap();
         assert_eq!(pid_of(&pidfd).unwrap(), child.id() as i32);
-        let leader = Leader { pid: child.id() as i32, proc: Proc::of(child.id() as i32).unwrap(), pidfd, uid: None };
+        let (pid, found) = (child.id() as i32, Found::BySocket(0));
+        let leader = Leader { pid, proc: Proc::of(pid).unwrap(), pidfd, found };
         assert!(leader.is_alive().unwrap());
         child.kill().unwrap();
         child.wait().unwrap();

@@ -4,8 +4,9 @@
 //!
 //! | step | module | what it answers |
 //! |---|---|---|
-//! | reach | [`door`], [`emperor`] | who listens on the container's ns.socket? |
-//! | verify | [`leader`], [`root_directory`] | is that the container's pid 1, and its root directory the container's? |
+//! | reach | [`link`] | which pid 1 is in the cgroup that root has linked to the account? |
+//! | reach, without a link | [`emperor`] | who listens on the container's ns.socket? |
+//! | verify | [`leader`], [`linked`], [`root_directory`] | is that the container's pid 1, and its root directory the container's? |
 //! | prepare | [`namespaces`], [`cgroups`], [`confinement`] | what is there to join, and how is pid 1 bound? each opened and checked |
 //! | enter | [`attach`] | join all of it in a helper process, leave every power behind, and fork |
 //!
@@ -16,15 +17,19 @@ pub mod attach;
 pub mod cgroups;
 pub mod confinement;
 mod deadline;
-pub mod door;
 pub mod emperor;
 pub mod leader;
+pub mod link;
+mod linked;
 pub mod mountinfo;
 pub mod namespaces;
 pub mod options;
+mod pid_namespaces;
 pub mod refusal;
 mod root_directory;
+mod roots_path;
 pub mod sessions;
+mod subtree;
 pub mod supervisor;
 pub mod sys;
 mod unix_socket;

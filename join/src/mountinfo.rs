@@ -44,6 +44,11 @@ impl Mount {
     }
 }
 
+/// The numbers of the mounts in a whole file, without the rest of each line.
+pub fn ids(mountinfo: &str) -> impl Iterator<Item = u64> {
+    mountinfo.lines().filter_map(|line| line.split(' ').next()?.parse().ok())
+}
+
 /// mountinfo writes blank, tab, newline and backslash as a backslash and three octal digits.
 fn unescape(field: &str) -> String {
     let mut text = String::with_capacity(field.len());

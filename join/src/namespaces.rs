@@ -75,44 +75,6 @@ pub fn names(namespaces: &[Namespace]) -> String {
 
 /// Opens those of the asked kinds in which the container's pid 1 is not where we are, in the order of the table.
 pub fn open(leader: &Leader, asked: &[Kind]) -> Result<Vec<Namespace>, Refusal> {
-    select(asked, |kind| {
-        let step = format!("open the container's {} namespace", kind.name);
-        leader.proc.open(&format!("ns/{}", kind.name)).map(Some).step(Reason::NotRunning, step)
-    })
-}
-
-/// The same, from descriptors that root has sent: one of a kind at most. (/proc/PID/ns has some twice, as those for children.)
-pub fn sort(descriptors: Vec<OwnedFd>, asked: &[Kind]) -> Result<Vec<Namespace>, Refusal> {
-    let mut found: Vec<(Kind, Inode, OwnedFd)> = Vec::new();
-    for descriptor in descriptors {
-        must_be_nsfs(&descriptor, "what came from the door")?;
-        let flag = type_of(&descriptor)?;
-        let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.flag == flag) else {
-            return Err(Refusal::new(Reason::NotTrusted, "a namespace from the door is of a kind that is not joined"));
-        };
-        let inode = retry(|| fstat(&descriptor)).step(Reason::Broken, "fstat a namespace")?.into();
-        match found.iter().find(|(other, ..)| *other == kind) {
-            None => found.push((kind, inode, descriptor)),
-            Some((_, same, _)) if *same == inode => {}
-            Some(_) => {
-                return Err(Refusal::new(
-                    Reason::NotTrusted,
-                    format!("two {} namespaces came from the door", kind.name),
-                ));
-            }
-        }
-    }
-    select(asked, |kind| {
-        let at = found.iter().position(|(other, ..)| *other == kind);
-        Ok(at.map(|at| found.swap_remove(at).2))
-    })
-}
-
-/// Checks what there is of each kind, and keeps what is not ours. Of the kinds that are needed there must be one.
-fn select(
-    asked: &[Kind],
-    mut find: impl FnMut(Kind) -> Result<Option<OwnedFd>, Refusal>,
-) -> Result<Vec<Namespace>, Refusal> {
     let own = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
     let our_users = own.namespace("user").step(Reason::Broken, "look at our user namespace")?;
     let mut namespaces = Vec::new();
@@ -121,14 +83,12 @@ fn select(
             Err(Errno::ENOENT) if !kind.is_needed() => continue, // this kernel has no such namespaces
             other => other.step(Reason::Broken, format_args!("look at our {} namespace", kind.name))?,
         };
-        if let Some(descriptor) = find(kind)? {
-            let inode = check(&descriptor, kind, our_users)?;
-            if inode != ours {
-                namespaces.push(Namespace { kind, inode, descriptor });
-                continue;
-            }
-        }
-        if kind.is_needed() {
+        let step = format!("open the container's {} namespace", kind.name);
+        let descriptor = leader.proc.open(&format!("ns/{}", kind.name)).step(Reason::NotRunning, step)?;
+        let inode = check(&descriptor, kind, our_users)?;
+        if inode != ours {
+            namespaces.push(Namespace { kind, inode, descriptor });
+        } else if kind.is_needed() {
             return Err(Refusal::new(Reason::NotTrusted, format!("it has no {} namespace of its own", kind.name)));
         }
     }

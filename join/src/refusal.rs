@@ -10,14 +10,26 @@ pub enum Reason {
     NoContainer,
     /// Container users log in with keys; no password module may run for them.
     KeysOnly,
-    /// The container has no Emperor that listens, or it ended while we looked.
+    /// The container has no pid 1, or it ended while we looked.
     NotRunning,
+    /// The container's pid 1 still runs its engine's program.
+    Starting,
     /// The container's processes are stopped (cgroup freezer).
     Paused,
     /// As many sessions are open as `sessions=` allows.
     TooManySessions,
     /// Something that waits on the container took longer than `timeout=`.
     NotAnswering,
+    /// Root's link is not a link of root's, or does not lead to a container's cgroup.
+    BadLink,
+    /// No process of the linked cgroup is in a pid namespace of its own.
+    NoPidNamespace,
+    /// The linked cgroup has processes of more than one container.
+    TwoContainers,
+    /// More cgroups are below the linked one than are looked at.
+    TooManyGroups,
+    /// Root inside could reach the node through a session.
+    RootTooPowerful,
     /// What listens on the socket is not the container's pid 1, or the container is not set up to be entered.
     NotTrusted,
     /// PAM or the node is not set up as this module needs it.
@@ -28,13 +40,19 @@ pub enum Reason {
 
 impl Reason {
     /// Each of them, in the order of their numbers.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::NoContainer,
         Self::KeysOnly,
         Self::NotRunning,
+        Self::Starting,
         Self::Paused,
         Self::TooManySessions,
         Self::NotAnswering,
+        Self::BadLink,
+        Self::NoPidNamespace,
+        Self::TwoContainers,
+        Self::TooManyGroups,
+        Self::RootTooPowerful,
         Self::NotTrusted,
         Self::Misconfigured,
         Self::Broken,
@@ -46,9 +64,23 @@ impl Reason {
             Self::NoContainer => "is not on this node.",
             Self::KeysOnly => "accepts only SSH keys.",
             Self::NotRunning => "is not running. Please try again in a moment.",
+            Self::Starting => "is starting. Please try again in a moment.",
             Self::Paused => "is paused. Please try again later.",
             Self::TooManySessions => "has too many open sessions.",
             Self::NotAnswering => "does not answer. Please try again in a moment.",
+            Self::BadLink => {
+                "cannot be entered: this node has a wrong link to it. Please ask the operator of this node."
+            }
+            Self::NoPidNamespace => {
+                "is starting, or has no process namespace of its own. Please ask the operator of this node if this goes on."
+            }
+            Self::TwoContainers => {
+                "cannot be entered: another container runs in its place as well. Please ask the operator of this node."
+            }
+            Self::TooManyGroups => "has too many control groups. Please remove some, or ask the operator of this node.",
+            Self::RootTooPowerful => {
+                "cannot be entered: its root user has too much power on this node. Please ask the operator of this node."
+            }
             Self::NotTrusted => "cannot be entered: its set-up failed a check. Please ask the operator of this node.",
             Self::Misconfigured => "cannot be entered: this node is not set up for it. Please ask its operator.",
             Self::Broken => "cannot be entered: this node has a problem. Please ask its operator.",

@@ -16,7 +16,7 @@ pub struct RootDirectory {
 }
 
 impl RootDirectory {
-    /// Looks at pid 1's root directory, and refuses one that is not the root of its mount namespace.
+    /// Looks at pid 1's root directory, and refuses the node's, and one that is not the root of its mount namespace.
     pub fn of(leader: &Leader) -> Result<Self, Refusal> {
         let root = leader
             .proc
@@ -34,7 +34,9 @@ impl RootDirectory {
             .and_then(|own| own.open_directory("root"))
             .and_then(|root| sys::place_of(&root))
             .step(Reason::Broken, "look at our own root directory")?;
-        Ok(Self { theirs, ours })
+        let found = Self { theirs, ours };
+        found.must_not_be_ours(theirs)?;
+        Ok(found)
     }
 
     /// After the mount namespace is joined: `/` must be what pid 1 has, and not what the node has.
@@ -45,7 +47,11 @@ impl RootDirectory {
         if here != self.theirs {
             return Err(not_the_root());
         }
-        if (here.device, here.inode) == (self.ours.device, self.ours.inode) {
+        self.must_not_be_ours(here)
+    }
+
+    fn must_not_be_ours(&self, root: Place) -> Result<(), Refusal> {
+        if (root.device, root.inode) == (self.ours.device, self.ours.inode) {
             return Err(Refusal::new(Reason::NotTrusted, "its root directory is the node's own"));
         }
         Ok(())

@@ -34,7 +34,9 @@ pub fn pidfd_open(pid: i32) -> nix::Result<OwnedFd> {
 
 mod ioctls {
     nix::ioctl_none_bad!(get_userns, nix::request_code_none!(0xb7, 0x1));
+    nix::ioctl_none_bad!(get_parent, nix::request_code_none!(0xb7, 0x2));
     nix::ioctl_none_bad!(get_nstype, nix::request_code_none!(0xb7, 0x3));
+    nix::ioctl_write_int_bad!(get_pid, nix::request_code_read!(0xb7, 0x6, size_of::<std::ffi::c_int>()));
 }
 
 /// NS_GET_NSTYPE of ioctl_nsfs(2). Only for a descriptor on nsfs.
@@ -49,6 +51,21 @@ pub fn namespace_owner(namespace: &OwnedFd) -> nix::Result<OwnedFd> {
     let descriptor = retry(|| unsafe { ioctls::get_userns(namespace.as_raw_fd()) })?;
     // SAFETY: the request has just made this descriptor, close-on-exec, and nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// NS_GET_PARENT of ioctl_nsfs(2): the pid or user namespace around this one. Only for a descriptor on nsfs.
+pub fn namespace_parent(namespace: &OwnedFd) -> nix::Result<OwnedFd> {
+    // SAFETY: as above.
+    let descriptor = retry(|| unsafe { ioctls::get_parent(namespace.as_raw_fd()) })?;
+    // SAFETY: as above.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// NS_GET_PID_FROM_PIDNS of linux/nsfs.h (Linux 6.11; ENOTTY before): the number here of a process with this number in a pid namespace. Only
+/// for a descriptor on nsfs.
+pub fn pid_in_namespace(namespace: &OwnedFd, pid: i32) -> nix::Result<i32> {
+    // SAFETY: the request takes a number.
+    retry(|| unsafe { ioctls::get_pid(namespace.as_raw_fd(), pid) })
 }
 
 /// Leaves nothing in the bounding set but what is in this mask of bits (PR_CAPBSET_DROP of prctl(2)). What is not there needs no power to go.
@@ -359,6 +376,17 @@ pub fn place_of(file: &OwnedFd) -> nix::Result<Place> {
     Ok(Place { device, inode, mount: if mask & STATX_MNT_ID == 0 { 0 } else { mount } })
 }
 
+/// The number of the mount that a file was opened on: statx(2) from Linux 5.8 on, before that the descriptor's fdinfo (proc_pid_fdinfo(5)).
+pub fn mount_of(file: &OwnedFd) -> nix::Result<u64> {
+    let place = place_of(file)?;
+    if place.mount != 0 {
+        return Ok(place.mount);
+    }
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).map_err(|_| Errno::last())?;
+    let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+    mount.and_then(|mount| mount.trim().parse().ok()).ok_or(Errno::ENODATA)
+}
+
 /// Shows operators what this process is, in place of sshd's command line, which it never looks at again.
 pub fn set_supervisor_title(uid: u32) -> nix::Result<()> {
     let title = format!("pam_unbit: {uid} [supervisor]");
@@ -443,41 +471,6 @@ fn close_on_exec_before_linux_5_11() -> nix::Result<()> {
         }
     }
     Ok(())
-}
-
-/// What one recvmsg(2) brought.
-pub struct Received {
-    /// The data.
-    pub bytes: Vec<u8>,
-    /// What SCM_RIGHTS brought, close-on-exec.
-    pub descriptors: Vec<OwnedFd>,
-    /// False if the kernel had to leave descriptors out.
-    pub is_whole: bool,
-}
-
-/// As many descriptors as the kernel lets anybody send in one message (SCM_MAX_FD of include/net/scm.h).
-const DESCRIPTORS: usize = 253;
-
-/// recvmsg(2) with SCM_RIGHTS: at most `N` bytes, and all the descriptors there are, close-on-exec.
-pub fn receive_descriptors<const N: usize>(socket: &OwnedFd) -> nix::Result<Received> {
-    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-    let mut bytes = [0; N];
-    let mut space = nix::cmsg_space!([std::os::fd::RawFd; DESCRIPTORS]);
-    let mut parts = [std::io::IoSliceMut::new(&mut bytes)];
-    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-    let mut descriptors = Vec::new();
-    let is_whole = !message.flags.contains(MsgFlags::MSG_CTRUNC);
-    // Truncated for want of a free descriptor: nix does not tell of those that did fit. The process ends with the refusal, and they with it.
-    if is_whole {
-        for control in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(received) = control {
-                // SAFETY: the kernel has just installed them for us, and nobody else knows of them.
-                descriptors.extend(received.into_iter().map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) }));
-            }
-        }
-    }
-    let length = message.bytes;
-    Ok(Received { bytes: bytes.iter().copied().take(length).collect(), descriptors, is_whole })
 }
 
 #[cfg(test)]

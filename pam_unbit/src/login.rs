@@ -273,6 +273,7 @@ fn join_now(call: &mut Call, container: ContainerUid, options: &Options, started
         Some(before) => before,
         None => (prepare(call, container, options)?, Duration::ZERO),
     };
+    attachment.must_be_safe_for_root()?;
     remember(call, Login { session: Session::Entered, slot: Some(slot), ..Login::of(container) })?;
     begin_kernel_session(container, options)?;
     call.pam.log(libc::LOG_INFO, &opened(call, container, &attachment, verified_in + started.elapsed()));

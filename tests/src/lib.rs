@@ -2,6 +2,7 @@
 //!
 //! Everything here panics when it goes wrong: it is for tests only.
 
+pub mod linked;
 pub mod nss;
 pub mod nss_fuzz;
 pub mod supervision;
@@ -221,8 +222,13 @@ pub fn pgrep(pattern: &str) -> Option<String> {
     found.out.lines().next().map(str::to_owned)
 }
 
-/// The pid 1 of a container, as the node counts.
+/// The pid 1 of a container, as the node counts: the one that root's link leads to, or else the Emperor's.
 pub fn leader(uid: u32) -> String {
+    linked::linked_leader(uid).unwrap_or_else(|| emperors_leader(uid))
+}
+
+/// The pid 1 of the Emperor's container, as the node counts.
+pub fn emperors_leader(uid: u32) -> String {
     run("node-wait-container", &[&uid.to_string()], b"").ok()
 }
 
@@ -291,31 +297,6 @@ pub fn join_now(service: &str) -> Changed {
              session [success=done ignore=ignore default=die] pam_unbit.so join=now\n{text}"
         )
     })
-}
-
-/// A door of root's for a container, until this is dropped.
-pub struct Door {
-    keeper: Child,
-    directory: String,
-}
-
-impl Door {
-    /// It leads to the namespaces of the process `pid`; `kind` is how it is kept, see `src/bin/door.rs`.
-    pub fn open(uid: u32, pid: &str, kind: &str) -> Self {
-        let directory = format!("/run/unbit/{uid}");
-        let socket = format!("{directory}/ns.socket");
-        sh(format!("mkdir -p {directory} && rm -f {socket}")).ok();
-        let keeper = Command::new("/unbit/target/debug/door").args([&socket, pid, kind]).spawn().unwrap();
-        eventually("the door", || fs::exists(&socket).unwrap().then_some(()));
-        Self { keeper, directory }
-    }
-}
-
-impl Drop for Door {
-    fn drop(&mut self) {
-        drop((self.keeper.kill(), self.keeper.wait()));
-        sh(format!("rm -rf {} && rmdir --ignore-fail-on-non-empty /run/unbit", self.directory)).ok();
-    }
 }
 
 /// sshd's PAM lines.

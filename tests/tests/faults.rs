@@ -1,7 +1,7 @@
 //! Faults and kernels: every system call that the module makes fails once, each way that it could, in a login that is real otherwise. What comes
 //! of it is the whole session or a clean refusal, never anything between. `faults/tracer.rs` tells how, and what is watched on the way.
 //!
-//! Logins come by sshd, by sshd through root's door, and by su with `join=now`.
+//! Logins come by sshd, by sshd to a container that root has linked, and by su with `join=now`.
 //!
 //! `FAULTS=all` sweeps every call with every errno, in about half an hour. Without it, calls of one kind count once, each with
 //! EINTR and one more errno.
@@ -16,6 +16,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 use tracer::{Call, Login, Way, login};
+use unbit_tests::linked::Engine;
 use unbit_tests::*;
 
 const ERRNOS: [(i32, &str); 7] = [
@@ -147,17 +148,16 @@ fn every_call_fails_once() {
     sweep(Way::Sshd, &undisturbed(Way::Sshd, 30001), &[]);
 }
 
-/// The door is met in acct_mgmt; what follows is the same by either way in.
+/// The link is read in acct_mgmt, and what must hold for a linked pid 1 is looked at again in the helper; the rest is the same either way.
 #[test]
 #[ignore = "needs the node: make test"]
-fn every_call_through_the_door_fails_once() {
+fn every_call_by_a_link_fails_once() {
     let before = undisturbed(Way::Sshd, 30001);
-    let _doors = UIDS.map(|uid| Door::open(uid, &leader(uid), "honest"));
+    let containers = UIDS.map(|uid| Engine::new(&uid.to_string()).start());
+    let _links = [0, 1].map(|at| containers[at].link(UIDS[at]));
     let mut calls = undisturbed(Way::Sshd, 30001);
-    assert!(calls.iter().any(|call| call.name() == "recvmsg"), "the witness: the door is asked");
-    // Of the processes that it passes on its way to the container's pid 1, one: how many there are is another matter each time.
-    let passed_by = |call: &Call| ["/proc/N", "/proc/N/ns/pid"].contains(&call.object.as_str()) && call.nth > 1;
-    calls.retain(|call| call.step == "acct_mgmt" && !passed_by(call));
+    assert!(calls.iter().any(|call| call.object.contains("/etc/unbit/UID")), "the witness: the link is read");
+    calls.retain(|call| ["acct_mgmt", "helper"].contains(&call.step));
     sweep(Way::Sshd, &calls, &before);
 }
 
@@ -269,7 +269,8 @@ fn sweep(way: Way, calls: &[Call], elsewhere: &[Call]) {
     assert!(wrong.is_empty(), "{} faults went wrong:\n{}", wrong.len(), wrong.join("\n"));
     assert_eq!(UIDS.map(inventory), before, "the containers are as they were");
     for uid in UIDS {
-        assert_eq!(ssh(uid, "hostname").ok(), format!("c{uid}"));
+        let host_name = sh(format!("nsenter -t {} -u hostname", leader(uid))).ok();
+        assert_eq!(ssh(uid, "hostname").ok(), host_name);
     }
 }
 
@@ -295,7 +296,7 @@ fn names(line: &str, errno: &str) -> bool {
     line.contains(&format!(": {errno} ("))
         || line.contains("there is no such account")
         || line.contains("libnss_unbit.so.2 does not answer")
-        || (["EPERM", "ESRCH"].contains(&errno) && line.contains("the pid namespace from the door has no pid 1 here"))
+        || (errno == "ESRCH" && line.contains("its pid 1 has ended"))
         || (errno == "EPERM" && line.contains("belongs to a user namespace out of our sight"))
 }
 
@@ -316,6 +317,7 @@ fn on_a_kernel_by(way: Way, lacking: impl Fn(&Call) -> Option<i32>) -> (Outcome,
 }
 
 const SO_PEERPIDFD: u64 = 77;
+const NS_GET_PID_FROM_PIDNS: u64 = 0x8004_b706;
 const NS_GET_USERNS: u64 = 0xb701;
 const NS_GET_NSTYPE: u64 = 0xb703;
 
@@ -346,8 +348,9 @@ fn before_linux_5_3_there_is_no_login() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn why_there_is_no_pidfd_at_the_door() {
-    let _door = Door::open(30001, &leader(30001), "honest");
+fn why_there_is_no_pidfd_by_a_link() {
+    let container = Engine::new("30001").start();
+    let _link = container.link(30001);
     for (errno, cause, sentence) in [
         (libc::ESRCH, "ESRCH", "is not running."),
         (libc::ENOSYS, "pidfd_open (Linux 5.3 or newer is needed): ENOSYS", "this node has a problem."),
@@ -359,6 +362,19 @@ fn why_there_is_no_pidfd_at_the_door() {
         assert!(line.contains(cause), "{line}");
         assert!(login.client.err.contains(sentence), "{:?}", login.client);
     }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn before_linux_6_11_each_process_of_a_link_is_asked_for_its_number() {
+    let container = Engine::new("30001").start();
+    let _link = container.link(30001);
+    let is_asked = |call: &Call| call.name() == "ioctl" && call.arguments[1] == NS_GET_PID_FROM_PIDNS;
+    let (outcome, ..) = on_a_kernel(|call| is_asked(call).then_some(libc::ENOTTY));
+    assert_eq!(outcome, Outcome::Joined);
+    let (outcome, line, login) = on_a_kernel(|call| is_asked(call).then_some(libc::ESRCH));
+    assert_eq!(outcome, Outcome::Refused);
+    assert!(line.contains("its pid 1 has ended") && login.client.err.contains("is not running."), "{line}");
 }
 
 #[test]

@@ -95,6 +95,7 @@ enum State {
     Running,
     NoAccount,
     NotRunning,
+    Starting,
     Paused,
     NotAnswering,
     NotTrusted,
@@ -109,11 +110,13 @@ impl State {
         match reason {
             Reason::NoContainer | Reason::KeysOnly => Self::NoAccount,
             Reason::NotRunning => Self::NotRunning,
+            Reason::Starting => Self::Starting,
             Reason::Paused => Self::Paused,
             Reason::TooManySessions => Self::Running, // counted in a login alone
             Reason::NotAnswering => Self::NotAnswering,
-            Reason::NotTrusted => Self::NotTrusted,
-            Reason::Misconfigured => Self::Misconfigured,
+            Reason::NoPidNamespace | Reason::TwoContainers | Reason::TooManyGroups => Self::NotTrusted,
+            Reason::RootTooPowerful | Reason::NotTrusted => Self::NotTrusted,
+            Reason::BadLink | Reason::Misconfigured => Self::Misconfigured,
             Reason::Broken => Self::Broken,
         }
     }

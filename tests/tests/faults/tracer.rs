@@ -79,6 +79,7 @@ const KNOWN: &[Known] = &[
     (libc::SYS_stat, "stat", Object::Path), // by glibc before 2.33
     (libc::SYS_lstat, "lstat", Object::Path),
     (libc::SYS_statx, "statx", Object::PathAt),
+    (libc::SYS_readlinkat, "readlinkat", Object::PathAt),
     (libc::SYS_fstat, "fstat", Object::Open),
     (libc::SYS_fstatfs, "fstatfs", Object::Open),
     (libc::SYS_read, "read", Object::Open),

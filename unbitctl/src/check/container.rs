@@ -12,6 +12,7 @@ use crate::node::Node;
 use crate::report::{Finding, State};
 use anyhow::Result;
 use join::attach::{Attachment, Who};
+use join::link;
 use join::options::Options;
 use join::refusal::{Reason, Refusal};
 use join::sys::{exit_now, retry};
@@ -38,7 +39,7 @@ const STEPS: [(&str, &str); 11] = [
     ("sshd", "it decides whom it lets in before a container is asked"),
     ("pam", "without its three lines in /etc/pam.d/sshd pam_unbit.so lets no container's user in"),
     ("keys", "container users log in with keys and nothing else"),
-    ("reach", "the container is found by who listens on its ns.socket"),
+    ("reach", "the container is found by root's link to its cgroup, or by who listens on its ns.socket"),
     ("verify", "a session follows the container's own pid 1 and nobody else"),
     ("namespaces", "a session never stays in the node's mount and pid namespaces"),
     ("cgroups", "a session without the container's cgroup escapes its limits"),
@@ -553,13 +554,8 @@ fn refused(container: ContainerUid, name: &str, refusal: &Refusal) -> Finding {
 
 fn mend(container: ContainerUid, name: &str, refusal: &Refusal) -> String {
     let restart = format!("touch --no-dereference /etc/uwsgi/vassals/{container}.ini");
-    if Path::new(&format!("/run/unbit/{container}")).exists()
-        && refusal.reason != Reason::Misconfigured
-        && name != "cgroups"
-    {
-        return format!(
-            "root keeps a door to this container: mend what listens on /run/unbit/{container}/ns.socket, or rm -r /run/unbit/{container}"
-        );
+    if let Some(mend) = mend_link(container, refusal.reason) {
+        return mend;
     }
     match (name, refusal.reason) {
         (_, Reason::NotRunning) if !has_vassal(container) && !Path::new(&format!("/etc/unbit/{container}")).is_symlink() => format!(
@@ -594,6 +590,28 @@ fn mend(container: ContainerUid, name: &str, refusal: &Refusal) -> String {
             pam::FILE
         ),
         _ => "a system call failed that should not: the kernel's log (dmesg) may tell more".to_owned(),
+    }
+}
+
+/// What to do about a container that root has linked to its cgroup.
+fn mend_link(container: ContainerUid, reason: Reason) -> Option<String> {
+    let link = format!("{}/{container}", link::DIRECTORY);
+    Path::new(&link).symlink_metadata().ok()?;
+    let to_its_group =
+        format!("ln -sfn CGROUP {link}, where CGROUP is the directory of the container's cgroup below /sys/fs/cgroup");
+    match reason {
+        Reason::NotRunning => Some(format!(
+            "start the container with its engine; if it runs, {link} leads to another cgroup: {to_its_group}"
+        )),
+        Reason::Starting => Some("try again once the container has started".to_owned()),
+        Reason::BadLink | Reason::NoPidNamespace | Reason::TwoContainers => Some(to_its_group),
+        Reason::TooManyGroups => Some("remove cgroups that nobody uses, as root in the container".to_owned()),
+        Reason::RootTooPowerful => Some(format!(
+            "start the container without CAP_SYS_PTRACE or with a user namespace of its own; or, if its root is to be trusted like the node's: touch {link}{}",
+            link::TRUST
+        )),
+        Reason::NotTrusted => Some(format!("see pam_unbit(8), FILES, for what a container behind {link} must be")),
+        _ => None,
     }
 }
 

@@ -85,6 +85,7 @@ const fn state(state: State) -> &'static str {
         State::Running => "running",
         State::NoAccount => "no account",
         State::NotRunning => "not running",
+        State::Starting => "starting",
         State::Paused => "paused",
         State::NotAnswering => "not answering",
         State::NotTrusted => "not trusted",

@@ -1,0 +1,168 @@
+//! Reach, for the containers of any engine: root's link `/etc/unbit/30001` to the container's cgroup directory, looked at before the tenant's
+//! socket.
+//!
+//! Every engine has a cgroup for each container. The link says which one is this account's, and the kernel says which processes are in it.
+//! Nothing is received from anybody. [`Link::find_leader`] finds the pid 1:
+//!
+//! 1. The group, with those below it, has processes of exactly one pid namespace that is a direct child of ours.
+//! 2. The pid 1 of that namespace is in one of these groups.
+//! 3. to 6. It is what [`Linked`] demands.
+//!
+//! Rule 7, that a session finds itself in pid 1's root directory, is [`RootDirectory`](crate::root_directory)'s, for every container.
+
+use crate::deadline::Deadline;
+use crate::leader::{Leader, Proc};
+use crate::linked::Linked;
+use crate::pid_namespaces::{self, PidNamespace};
+use crate::refusal::{Reason, Refusal, Step};
+use crate::roots_path::{self, Astray};
+use crate::subtree::Subtree;
+use crate::sys::{self, retry};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, readlinkat};
+use nix::sys::stat::{FileStat, SFlag, fstatat};
+use shared::ContainerUid;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// Where the links are. It must be root's, like each link in it.
+pub const DIRECTORY: &str = "/etc/unbit";
+
+/// Behind a link's name: the name of a file by which root says that it trusts root inside this container.
+pub const TRUST: &str = ".root-is-trusted";
+
+/// The cgroup that root has linked, or is about to link, to an account.
+#[derive(Debug)]
+pub struct Link {
+    target: PathBuf,
+    subtree: Subtree,
+    root_is_trusted: bool,
+}
+
+impl Link {
+    /// Reads the link of a container; `None` if it has none. A link that is wrong refuses: the tenant's socket is no way around it.
+    pub fn of(container: ContainerUid) -> Result<Option<Self>, Refusal> {
+        let directory = match roots_path::open_directory(Path::new(DIRECTORY)) {
+            Err(Astray::Missing(..)) => return Ok(None),
+            directory => directory.map_err(|astray| wrong(DIRECTORY, &astray))?,
+        };
+        let name = container.to_string();
+        let Some(status) = status_of(&directory, &name)? else { return Ok(None) };
+        let is_link = roots_path::kind(&status) == SFlag::S_IFLNK;
+        if !is_link || status.st_uid != 0 {
+            let cause = format!("{DIRECTORY}/{name} is not a symbolic link of root's");
+            return Err(Refusal::new(Reason::BadLink, cause));
+        }
+        let text = retry(|| readlinkat(&directory, name.as_str()))
+            .step(Reason::BadLink, format_args!("read {DIRECTORY}/{name}"))?;
+        let target = Path::new(DIRECTORY).join(text);
+        let root_is_trusted = has_trust(&directory, container)?;
+        Self::to(target, root_is_trusted).map(Some)
+    }
+
+    /// A cgroup directory that could be linked to a container.
+    pub fn at(path: &Path, container: ContainerUid) -> Result<Self, Refusal> {
+        let root_is_trusted = match roots_path::open_directory(Path::new(DIRECTORY)) {
+            Err(Astray::Missing(..)) => false,
+            Err(astray) => return Err(wrong(DIRECTORY, &astray)),
+            Ok(directory) => has_trust(&directory, container)?,
+        };
+        Self::to(Path::new("/").join(path), root_is_trusted)
+    }
+
+    fn to(target: PathBuf, root_is_trusted: bool) -> Result<Self, Refusal> {
+        let path = target.display();
+        let bad = |what: &str| Err(Refusal::new(Reason::BadLink, format!("its link leads to {path}, {what}")));
+        let directory = match roots_path::open_directory(&target) {
+            Ok(directory) => directory,
+            // The engine makes the group when it starts the container.
+            Err(Astray::Missing(name, true)) => {
+                let cause = format!("its link leads to {path}, and there is no cgroup {name}");
+                return Err(Refusal::new(Reason::NotRunning, cause));
+            }
+            Err(astray) => return Err(wrong(&path.to_string(), &astray)),
+        };
+        if !roots_path::is_cgroup(&directory).step(Reason::Broken, "fstatfs what its link leads to")? {
+            return bad("which is not a cgroup");
+        }
+        let Some(subtree) = Subtree::of(directory).step(Reason::Broken, "look at what its link leads to")? else {
+            return bad("the top of a cgroup hierarchy");
+        };
+        let ours = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
+        if subtree.holds(&ours)? {
+            return bad("and this process, which is to enter it, is in that cgroup itself");
+        }
+        Ok(Self { target, subtree, root_is_trusted })
+    }
+
+    /// Where it leads.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Finds the container's pid 1 by the rules.
+    pub fn find_leader(self, deadline: Deadline) -> Result<Leader, Refusal> {
+        let namespace = self.pid_namespace(deadline)?;
+        let pid_namespace = namespace.inode;
+        let pid = namespace.pid_1()?;
+        let pidfd = match sys::pidfd_open(pid) {
+            Err(errno @ Errno::ESRCH) => {
+                return Err(Refusal::failed(Reason::NotRunning, format_args!("pidfd_open {pid}"), errno));
+            }
+            pidfd => pidfd.step(Reason::Broken, "pidfd_open (Linux 5.3 or newer is needed)")?,
+        };
+        let linked = Linked { subtree: self.subtree, pid_namespace, root_is_trusted: self.root_is_trusted };
+        Leader::by_link(pidfd, linked)
+    }
+
+    /// Rule 1.
+    fn pid_namespace(&self, deadline: Deadline) -> Result<PidNamespace, Refusal> {
+        let found = pid_namespaces::of_processes(&self.subtree, deadline)?;
+        let path = self.target.display();
+        let refuse = |reason, what: String| Err(Refusal::new(reason, format!("{path} {what}")));
+        let mut children = found.children.into_iter();
+        match (children.next(), children.next(), found.another) {
+            (Some(one), None, _) => Ok(one),
+            (Some(one), Some(other), _) => {
+                let (one, other) = (one.member(), other.member());
+                let what = format!("has processes of more than one container, such as {one} and {other}");
+                refuse(Reason::TwoContainers, what)
+            }
+            (None, _, Some(example)) => {
+                let what = format!(
+                    "has processes, such as {example}, but none in a pid namespace that is a direct child of the node's"
+                );
+                refuse(Reason::NoPidNamespace, what)
+            }
+            (None, _, None) => refuse(Reason::NotRunning, "has no processes".to_owned()),
+        }
+    }
+}
+
+/// Whether root says in so many words that it trusts root inside this container: by a regular file of root's beside the link.
+fn has_trust(directory: &OwnedFd, container: ContainerUid) -> Result<bool, Refusal> {
+    let name = format!("{container}{TRUST}");
+    let Some(status) = status_of(directory, &name)? else { return Ok(false) };
+    let is_file = roots_path::kind(&status) == SFlag::S_IFREG;
+    match roots_path::must_be_roots(&status) {
+        Ok(()) if is_file => Ok(true),
+        Ok(()) => Err(Refusal::new(Reason::BadLink, format!("{DIRECTORY}/{name} is not a regular file"))),
+        Err(seen) => Err(Refusal::new(Reason::BadLink, format!("{DIRECTORY}/{name} {seen}"))),
+    }
+}
+
+/// What a name in the directory is; `None` if there is no such name.
+fn status_of(directory: &OwnedFd, name: &str) -> Result<Option<FileStat>, Refusal> {
+    match retry(|| fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)) {
+        Err(Errno::ENOENT) => Ok(None),
+        status => status.map(Some).step(Reason::Broken, format_args!("look at {DIRECTORY}/{name}")),
+    }
+}
+
+fn wrong(path: &str, astray: &Astray) -> Refusal {
+    match astray {
+        Astray::Missing(name, _) => Refusal::new(Reason::BadLink, format!("{path}: {name} does not exist")),
+        Astray::Wrong(what) => Refusal::new(Reason::BadLink, format!("{path}: {what}")),
+        Astray::Failed(name, errno) => Refusal::failed(Reason::Broken, format_args!("{path}: open {name}"), *errno),
+    }
+}

@@ -1,0 +1,134 @@
+//! Verify: what must hold for a pid 1 that was found by root's link, besides what holds for each ([`Leader`](crate::leader::Leader)).
+//!
+//! The numbers are those of the rules in [`link`](crate::link). All of them are looked at again after everything has been opened.
+
+use crate::cgroups;
+use crate::confinement;
+use crate::leader::{Inode, Proc, numbers};
+use crate::mountinfo;
+use crate::refusal::{Reason, Refusal, Step};
+use crate::subtree::Subtree;
+use crate::sys;
+use caps::Capability;
+use nix::errno::Errno;
+
+/// What the link says of a container.
+#[derive(Debug)]
+pub struct Linked {
+    /// The cgroup.
+    pub subtree: Subtree,
+    /// The one pid namespace of it that is a direct child of ours.
+    pub pid_namespace: Inode,
+    /// Whether root says that it trusts root inside.
+    pub root_is_trusted: bool,
+}
+
+impl Linked {
+    /// Looks at the pid 1, whose `status` is given.
+    pub fn check(&self, process: &Proc, status: &str) -> Result<(), Refusal> {
+        let not_trusted = |cause: &str| Err(Refusal::new(Reason::NotTrusted, cause));
+        let its =
+            |name: &str| process.namespace(name).step(Reason::NotRunning, format_args!("look at its {name} namespace"));
+        // 2. It has a number of the namespace's that was found, and stays in the groups where that was found.
+        if its("pid")? != self.pid_namespace {
+            return not_trusted("its pid 1 is in another pid namespace by now");
+        }
+        if !self.subtree.holds(process)? {
+            return not_trusted("its pid 1 is not in the cgroup that the link leads to, nor below it");
+        }
+        // 3. Before that an engine's own program is pid 1, with root's power and the node's root directory.
+        if !runs_its_own_program(process)? {
+            return Err(Refusal::new(
+                Reason::Starting,
+                "its pid 1 runs a program that is not on a mount of its own yet",
+            ));
+        }
+        // 4. Root with our cgroup namespace can move itself to the group of another account, and be its pid 1.
+        if has_our_cgroup_namespace(process)? && can_be_root(status)? {
+            return not_trusted("it has no cgroup namespace of its own, and can be root");
+        }
+        // 5.
+        cgroups::must_not_be_frozen(process)?;
+        // 6. Such a root process reaches the node's sshd through /proc/PID/exe of a session.
+        if !self.root_is_trusted && can_trace(status)? {
+            let cause = "its root can have CAP_SYS_PTRACE in the node's user namespace, and root has not said that it is trusted";
+            return Err(Refusal::new(Reason::RootTooPowerful, cause));
+        }
+        Ok(())
+    }
+}
+
+/// Whether the program is on a mount of the process's own mount namespace.
+fn runs_its_own_program(process: &Proc) -> Result<bool, Refusal> {
+    let program = match process.open_path("exe") {
+        Err(errno @ (Errno::ENOENT | Errno::ESRCH)) => {
+            return Err(Refusal::failed(Reason::NotRunning, "look at the program of its pid 1", errno));
+        }
+        program => program.step(Reason::Broken, "look at the program of its pid 1")?,
+    };
+    let mount = sys::mount_of(&program).step(Reason::Broken, "look at the mount of its pid 1's program")?;
+    let mounts = process.read("mountinfo").step(Reason::NotRunning, "read the mounts of its pid 1")?;
+    Ok(mountinfo::ids(&mounts).any(|id| id == mount))
+}
+
+fn has_our_cgroup_namespace(process: &Proc) -> Result<bool, Refusal> {
+    match Proc::of_self().and_then(|own| own.namespace("cgroup")) {
+        Err(Errno::ENOENT) => Ok(true), // this kernel has no such namespaces
+        ours => {
+            let ours = ours.step(Reason::Broken, "look at our cgroup namespace")?;
+            Ok(process.namespace("cgroup").step(Reason::NotRunning, "look at its cgroup namespace")? == ours)
+        }
+    }
+}
+
+/// Whether a process, or what it starts, can be root: now, by a capability, or by a set-user-ID program.
+fn can_be_root(status: &str) -> Result<bool, Refusal> {
+    let numbers = |key| numbers(status, key).map_err(|cause| Refusal::new(Reason::Broken, cause));
+    let permitted = mask(status, "CapPrm")?;
+    Ok(numbers("Uid")?.contains(&0) || permitted != 0 || numbers("NoNewPrivs")? == [0])
+}
+
+/// Whether a process, or what it starts, can have CAP_SYS_PTRACE.
+pub fn can_trace(status: &str) -> Result<bool, Refusal> {
+    Ok(mask(status, "CapBnd")? & Capability::CAP_SYS_PTRACE.bitmask() != 0)
+}
+
+fn mask(status: &str, key: &str) -> Result<u64, Refusal> {
+    let unreadable = || Refusal::new(Reason::Broken, format!("the status of its pid 1 has no readable {key}"));
+    confinement::mask(status, key).ok_or_else(unreadable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(uids: &str, permitted: &str, no_new_privs: u8) -> String {
+        format!("Uid:\t{uids}\nCapPrm:\t{permitted}\nNoNewPrivs:\t{no_new_privs}\n")
+    }
+
+    #[test]
+    fn who_can_never_be_root() {
+        assert!(!can_be_root(&status("30001\t30001\t30001\t30001", "0000000000000000", 1)).unwrap());
+        for (uids, permitted, no_new_privs) in [
+            ("0\t0\t0\t0", "0000000000000000", 1),
+            ("30001\t30001\t0\t30001", "0000000000000000", 1),
+            ("30001\t30001\t30001\t30001", "0000000000000080", 1),
+            ("30001\t30001\t30001\t30001", "0000000000000000", 0),
+        ] {
+            assert!(can_be_root(&status(uids, permitted, no_new_privs)).unwrap(), "{uids} {permitted} {no_new_privs}");
+        }
+        assert!(can_be_root("").is_err());
+    }
+
+    #[test]
+    fn who_can_trace() {
+        assert!(can_trace("CapBnd:\t000001ffffffffff\n").unwrap());
+        assert!(!can_trace("CapBnd:\t000001fffff7ffff\n").unwrap());
+        assert!(can_trace("CapBnd:\t\n").is_err());
+    }
+
+    #[test]
+    fn this_program_has_been_executed_from_a_mount_of_its_own() {
+        assert!(runs_its_own_program(&Proc::of_self().unwrap()).unwrap());
+    }
+}

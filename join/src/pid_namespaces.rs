@@ -1,0 +1,112 @@
+//! Which pid namespaces the processes of a cgroup are in, and which process is the pid 1 of one.
+
+use crate::deadline::Deadline;
+use crate::leader::{Inode, Proc, numbers};
+use crate::refusal::{Reason, Refusal, Step};
+use crate::subtree::Subtree;
+use crate::sys::{self, retry};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, open};
+use nix::sys::stat::{Mode, fstat, fstatat};
+use std::os::fd::OwnedFd;
+
+/// What the processes of a cgroup are in.
+#[derive(Default)]
+pub struct Found {
+    /// The pid namespaces that are direct children of ours.
+    pub children: Vec<PidNamespace>,
+    /// A process of any other pid namespace, such as ours.
+    pub another: Option<i32>,
+}
+
+/// A pid namespace, and the processes in it that were found.
+pub struct PidNamespace {
+    /// Which one it is.
+    pub inode: Inode,
+    descriptor: OwnedFd,
+    members: Vec<i32>,
+}
+
+/// What the pid namespace of a process is to ours.
+enum Relation {
+    Child(PidNamespace),
+    Other,
+    /// The process has ended.
+    Unknown,
+}
+
+/// Looks at each process once.
+pub fn of_processes(subtree: &Subtree, deadline: Deadline) -> Result<Found, Refusal> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let proc = retry(|| open("/proc", flags, Mode::empty())).step(Reason::Broken, "open /proc")?;
+    let ours =
+        Proc::of_self().and_then(|own| own.namespace("pid")).step(Reason::Broken, "look at our pid namespace")?;
+    let mut found = Found::default();
+    let mut others = vec![ours];
+    subtree.for_each_process(deadline, &mut |pid| {
+        let link = format!("{pid}/ns/pid");
+        let inode = match retry(|| fstatat(&proc, link.as_str(), AtFlags::empty())) {
+            Err(Errno::ENOENT | Errno::ESRCH) => return Ok(()), // it has ended
+            status => Inode::from(status.step(Reason::Broken, format_args!("look at /proc/{link}"))?),
+        };
+        if let Some(namespace) = found.children.iter_mut().find(|namespace| namespace.inode == inode) {
+            namespace.members.push(pid);
+            return Ok(());
+        }
+        if !others.contains(&inode) {
+            match PidNamespace::relation(inode, pid, ours)? {
+                Relation::Other => others.push(inode),
+                Relation::Child(namespace) => {
+                    found.children.push(namespace);
+                    return Ok(());
+                }
+                Relation::Unknown => return Ok(()), // another process of it may be met
+            }
+        }
+        found.another.get_or_insert(pid);
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+impl PidNamespace {
+    fn relation(inode: Inode, pid: i32, ours: Inode) -> Result<Relation, Refusal> {
+        let descriptor = match Proc::of(pid).and_then(|process| process.open("ns/pid")) {
+            Err(Errno::ENOENT | Errno::ESRCH) => return Ok(Relation::Unknown),
+            descriptor => descriptor.step(Reason::Broken, format_args!("open /proc/{pid}/ns/pid"))?,
+        };
+        let look = |descriptor: &OwnedFd| retry(|| fstat(descriptor)).map(Inode::from);
+        if look(&descriptor).step(Reason::Broken, "fstat a pid namespace")? != inode {
+            return Ok(Relation::Unknown); // the number is another process's by now
+        }
+        match sys::namespace_parent(&descriptor).and_then(|parent| look(&parent)) {
+            Err(Errno::EPERM) => Ok(Relation::Other), // it is not below ours
+            parent => match parent.step(Reason::Broken, "ask a pid namespace its parent (NS_GET_PARENT)")? == ours {
+                true => Ok(Relation::Child(Self { inode, descriptor, members: vec![pid] })),
+                false => Ok(Relation::Other),
+            },
+        }
+    }
+
+    /// One of the processes that were found.
+    pub fn member(&self) -> i32 {
+        self.members.first().copied().unwrap_or_default()
+    }
+
+    /// The number here of its pid 1. That is no more than a number: the process may end, and another may get it.
+    pub fn pid_1(mut self) -> Result<i32, Refusal> {
+        let ended = || Refusal::new(Reason::NotRunning, "its pid 1 has ended");
+        match sys::pid_in_namespace(&self.descriptor, 1) {
+            Err(Errno::ENOTTY) => {} // before Linux 6.11
+            Err(Errno::ESRCH) => return Err(ended()),
+            pid => return pid.step(Reason::Broken, "ask a pid namespace for its pid 1 (NS_GET_PID_FROM_PIDNS)"),
+        }
+        // It is older than all the others, so that most often it has the lowest number.
+        self.members.sort_unstable();
+        let is_pid_1 = |pid: &i32| {
+            let status = Proc::of(*pid).map_err(std::io::Error::from).and_then(|process| process.read("status"));
+            status.is_ok_and(|status| numbers(&status, "NSpid").is_ok_and(|pids| pids == [*pid as u32, 1]))
+        };
+        self.members.into_iter().find(is_pid_1).ok_or_else(ended)
+    }
+}

@@ -1,0 +1,153 @@
+//! A path that nobody but root can lead elsewhere.
+//!
+//! Each step is opened by itself, and no step is taken through a directory or a symbolic link that belongs to another user or that others may
+//! write to. Below the mount point of a cgroup hierarchy the owner does not matter: an engine gives a container's group to the container's root.
+
+use crate::sys::retry;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::sys::statfs::{FsType, fstatfs};
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path};
+
+/// As many symbolic links as the kernel follows in one path (path_resolution(7)).
+const LINKS: usize = 40;
+
+const STEP: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+/// Why a path leads nowhere. The text names the step.
+#[derive(Debug)]
+pub enum Astray {
+    /// A step does not exist. The second value says whether the directory before it is a cgroup.
+    Missing(String, bool),
+    /// A step is not root's alone, or is not a directory.
+    Wrong(String),
+    /// A system call failed.
+    Failed(String, Errno),
+}
+
+/// Opens the directory at the end of an absolute path.
+pub fn open_directory(path: &Path) -> Result<OwnedFd, Astray> {
+    let mut here = open_root()?;
+    let mut left = steps(path);
+    let mut links = 0;
+    while let Some(name) = left.pop() {
+        let failed = |errno| Astray::Failed(name_of(&name), errno);
+        if name == "/" {
+            here = open_root()?;
+            continue;
+        }
+        let next = match retry(|| openat(&here, name.as_os_str(), STEP, Mode::empty())) {
+            Err(Errno::ENOENT) => return Err(Astray::Missing(name_of(&name), is_cgroup(&here).map_err(failed)?)),
+            next => next.map_err(failed)?,
+        };
+        let status = retry(|| fstat(&next)).map_err(failed)?;
+        match kind(&status) {
+            SFlag::S_IFLNK => {
+                links += 1;
+                if status.st_uid != 0 || links > LINKS {
+                    let of = status.st_uid;
+                    return Err(Astray::Wrong(format!(
+                        "{} is a symbolic link of uid {of}, or one too many",
+                        name_of(&name)
+                    )));
+                }
+                let text = retry(|| readlinkat(&next, "")).map_err(failed)?;
+                left.extend(steps(Path::new(&text)));
+            }
+            SFlag::S_IFDIR => {
+                if !is_cgroup(&next).map_err(failed)? {
+                    must_be_roots(&status).map_err(|seen| Astray::Wrong(format!("{} {seen}", name_of(&name))))?;
+                }
+                here = next;
+            }
+            _ => return Err(Astray::Wrong(format!("{} is not a directory", name_of(&name)))),
+        }
+    }
+    Ok(here)
+}
+
+/// A file or directory of root's that nobody else may write to. What it is instead, if it is not that.
+pub fn must_be_roots(status: &FileStat) -> Result<(), String> {
+    if status.st_uid == 0 && status.st_mode & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(format!(
+        "has mode {:o} and belongs to uid {}, and root alone must be able to write there",
+        status.st_mode, status.st_uid
+    ))
+}
+
+/// The type of a file.
+pub fn kind(status: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT
+}
+
+/// Whether a directory is on a file system of cgroups, of either version.
+pub fn is_cgroup(directory: &OwnedFd) -> nix::Result<bool> {
+    let kinds = [libc::CGROUP_SUPER_MAGIC, libc::CGROUP2_SUPER_MAGIC].map(|magic| FsType(magic as _));
+    Ok(kinds.contains(&retry(|| fstatfs(directory))?.filesystem_type()))
+}
+
+fn open_root() -> Result<OwnedFd, Astray> {
+    retry(|| open("/", STEP | OFlag::O_DIRECTORY, Mode::empty())).map_err(|errno| Astray::Failed("/".to_owned(), errno))
+}
+
+/// The steps of a path, the first one last.
+fn steps(path: &Path) -> Vec<OsString> {
+    let name = |component: Component<'_>| component.as_os_str().to_owned();
+    path.components().rev().filter(|component| *component != Component::CurDir).map(name).collect()
+}
+
+/// For people: one word, whatever is in it.
+fn name_of(name: &OsStr) -> String {
+    format!("{name:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    #[test]
+    fn the_first_step_is_taken_first() {
+        assert_eq!(steps(Path::new("/a/./b/../c/")), ["c", "..", "b", "a", "/"].map(OsString::from));
+        assert_eq!(steps(Path::new("../x")), ["x", ".."].map(OsString::from));
+    }
+
+    #[test]
+    fn others_must_not_be_able_to_change_a_step() {
+        // A directory of root's, which /tmp is not: every user may write there.
+        let wrong = |path: &Path| match open_directory(path) {
+            Err(Astray::Wrong(text)) => text,
+            other => panic!("{path:?}: {other:?}"),
+        };
+        assert!(wrong(Path::new("/tmp")).contains("root alone"));
+        assert!(wrong(Path::new("/etc/passwd")).contains("not a directory"));
+        assert!(
+            matches!(open_directory(Path::new("/etc/no/such")), Err(Astray::Missing(name, false)) if name == "\"no\"")
+        );
+        open_directory(Path::new("/etc/../usr/./share")).unwrap();
+        if !nix::unistd::getuid().is_root() {
+            return;
+        }
+        let directory = Path::new("/run").join(format!("unbit-roots-path-{}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        symlink("loop", directory.join("loop")).unwrap();
+        symlink("/etc", directory.join("etc")).unwrap();
+        symlink("/etc", directory.join("theirs")).unwrap();
+        std::os::unix::fs::lchown(directory.join("theirs"), Some(30001), None).unwrap();
+        let results = ["loop", "etc", "theirs"].map(|name| open_directory(&directory.join(name)));
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o775)).unwrap();
+        let writable = open_directory(&directory);
+        fs::remove_dir_all(&directory).unwrap();
+        let [endless, etc, theirs] = results;
+        assert!(matches!(endless, Err(Astray::Wrong(_))), "{endless:?}");
+        assert!(etc.is_ok(), "{etc:?}");
+        assert!(matches!(theirs, Err(Astray::Wrong(text)) if text.contains("of uid 30001")));
+        assert!(matches!(writable, Err(Astray::Wrong(text)) if text.contains("mode 40775")));
+    }
+}

@@ -1,0 +1,186 @@
+//! A cgroup and all cgroups below it: which processes are in it, and whether one is.
+//!
+//! Root inside a container makes groups below its own, as many and as deep as it likes. So the walk opens one name at a time and holds one
+//! descriptor, whatever the depth, and it ends by the deadline and by a number of groups.
+
+use crate::cgroups;
+use crate::deadline::Deadline;
+use crate::leader::{Inode, Proc};
+use crate::refusal::{Reason, Refusal};
+use crate::sys::retry;
+use nix::dir::{Dir, Type};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, fstat};
+use nix::unistd::read;
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// As many groups as are looked at.
+const GROUPS: usize = 32_768;
+
+const DIRECTORY: OFlag =
+    OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_NONBLOCK).union(OFlag::O_CLOEXEC);
+
+/// A cgroup, by its directory.
+#[derive(Debug)]
+pub struct Subtree {
+    directory: OwnedFd,
+    inode: Inode,
+}
+
+/// A group on the way down, and its children that are still to be entered.
+struct Level {
+    inode: Inode,
+    children: Vec<CString>,
+}
+
+impl Subtree {
+    /// The cgroup of this directory, unless it is the top of what is mounted there.
+    pub fn of(directory: OwnedFd) -> nix::Result<Option<Self>> {
+        let inode = inode_of(&directory)?;
+        Ok(above(&directory, inode)?.map(|_| Self { directory, inode }))
+    }
+
+    /// Whether a process is in this group or in one below it.
+    pub fn holds(&self, process: &Proc) -> Result<bool, Refusal> {
+        cgroups::any_of(process, |group| {
+            let mut inode = inode_of(group)?;
+            if !inode.is_on_the_device_of(self.inode) {
+                return Ok(false); // another hierarchy
+            }
+            let mut next = above(group, inode)?;
+            while inode != self.inode {
+                let Some((directory, its_inode)) = next else { return Ok(false) };
+                inode = its_inode;
+                next = above(&directory, inode)?;
+            }
+            Ok(true)
+        })
+    }
+
+    /// Calls `found` with the number of each process, as /proc counts here. One that moves meanwhile may be found twice, or not at all.
+    pub fn for_each_process(
+        &self,
+        deadline: Deadline,
+        found: &mut dyn FnMut(i32) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let failed = |errno| Refusal::failed(Reason::Broken, "walk through its cgroup", errno);
+        let top = retry(|| openat(&self.directory, ".", DIRECTORY, Mode::empty()));
+        let mut here = match top {
+            Err(errno @ (Errno::ENOENT | Errno::ENODEV)) => return Err(gone(errno)),
+            top => top.map_err(failed)?,
+        };
+        let mut levels = vec![enter(&here, true, deadline, found)?];
+        let mut groups = 1;
+        while let Some(level) = levels.last_mut() {
+            let Some(name) = level.children.pop() else {
+                levels.pop();
+                if let Some(level) = levels.last() {
+                    here = retry(|| openat(&here, "..", DIRECTORY, Mode::empty())).map_err(failed)?;
+                    if inode_of(&here).map_err(failed)? != level.inode {
+                        return Err(Refusal::new(
+                            Reason::Broken,
+                            "its cgroups were moved while they were walked through",
+                        ));
+                    }
+                }
+                continue;
+            };
+            here = match retry(|| openat(&here, name.as_c_str(), DIRECTORY, Mode::empty())) {
+                Err(Errno::ENOENT | Errno::ENODEV) => continue, // it is gone
+                group => group.map_err(failed)?,
+            };
+            groups += 1;
+            if groups > GROUPS {
+                return Err(Refusal::new(Reason::TooManyGroups, format!("it has more than {GROUPS} cgroups")));
+            }
+            levels.push(enter(&here, false, deadline, found)?);
+        }
+        Ok(())
+    }
+}
+
+/// Reads a group's processes and the names of its children.
+fn enter(
+    group: &OwnedFd,
+    is_top: bool,
+    deadline: Deadline,
+    found: &mut dyn FnMut(i32) -> Result<(), Refusal>,
+) -> Result<Level, Refusal> {
+    let failed = |errno| Refusal::failed(Reason::Broken, "look at one of its cgroups", errno);
+    match read_processes(group) {
+        Ok(text) => {
+            // 0 is a process that is in no pid namespace below ours.
+            for pid in text.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(|pid| *pid > 0) {
+                if deadline.left().is_none() {
+                    return Err(Refusal::new(
+                        Reason::NotAnswering,
+                        "there was no time left to look at all its processes",
+                    ));
+                }
+                found(pid)?;
+            }
+        }
+        // In a threaded group (cgroups(7)). The group above that is not threaded lists all its processes.
+        Err(Errno::EOPNOTSUPP) if !is_top => {}
+        Err(Errno::EOPNOTSUPP) => return Err(Refusal::new(Reason::BadLink, "the link leads to a threaded cgroup")),
+        Err(errno @ (Errno::ENOENT | Errno::ENODEV)) if is_top => return Err(gone(errno)),
+        Err(Errno::ENOENT | Errno::ENODEV) => {} // it is gone
+        Err(errno) => return Err(failed(errno)),
+    }
+    if deadline.left().is_none() {
+        return Err(Refusal::new(Reason::NotAnswering, "there was no time left to look at all its cgroups"));
+    }
+    let status = retry(|| fstat(group)).map_err(failed)?;
+    // kernfs counts a directory's own directories there, and most groups have none.
+    let has_children = status.st_nlink > 2;
+    let children = if has_children { names_of_children(group).map_err(failed)? } else { Vec::new() };
+    Ok(Level { inode: status.into(), children })
+}
+
+/// Reads the numbers of a group's processes. std would ask for the size first, twice for each of so many files.
+fn read_processes(group: &OwnedFd) -> nix::Result<String> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let file = retry(|| openat(group, "cgroup.procs", flags, Mode::empty()))?;
+    let (mut text, mut part) = (Vec::new(), [0; 4096]);
+    loop {
+        let length = retry(|| read(&file, &mut part))?;
+        text.extend(part.iter().take(length));
+        if length == 0 {
+            return String::from_utf8(text).map_err(|_| Errno::EILSEQ);
+        }
+    }
+}
+
+fn names_of_children(group: &OwnedFd) -> nix::Result<Vec<CString>> {
+    let mut directory = match retry(|| Dir::openat(group, ".", DIRECTORY, Mode::empty())) {
+        Err(Errno::ENOENT | Errno::ENODEV) => return Ok(Vec::new()), // it is gone
+        directory => directory?,
+    };
+    let mut names = Vec::new();
+    for entry in directory.iter().filter(|entry| *entry != Err(Errno::EINTR)) {
+        let entry = entry?;
+        let name = entry.file_name();
+        if entry.file_type() == Some(Type::Directory) && ![c".", c".."].contains(&name) {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// The group above; `None` above the top.
+fn above(directory: &OwnedFd, inode: Inode) -> nix::Result<Option<(OwnedFd, Inode)>> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let above = retry(|| openat(directory, "..", flags, Mode::empty()))?;
+    let found = inode_of(&above)?;
+    Ok((found != inode && found.is_on_the_device_of(inode)).then_some((above, found)))
+}
+
+fn inode_of(file: &impl AsFd) -> nix::Result<Inode> {
+    retry(|| fstat(file)).map(Inode::from)
+}
+
+fn gone(errno: Errno) -> Refusal {
+    Refusal::failed(Reason::NotRunning, "look at the cgroup that the link leads to", errno)
+}
