@@ -11,16 +11,16 @@ use crate::leader::{Leader, Proc};
 use crate::link::Link;
 use crate::namespaces::{self, Kind, Namespace};
 use crate::options::Options;
+use crate::power;
 use crate::refusal::{Reason, Refusal, Step};
 use crate::root_directory::RootDirectory;
 use crate::sys::{self, Cloned, Shared, retry};
-use caps::{CapSet, Capability, CapsHashSet};
+use crate::user_namespace::{Ids, UserNamespace};
+use caps::Capability;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{
-    Gid, Pid, Uid, getgid, getgroups, getpid, getppid, getuid, setfsgid, setfsuid, setgroups, setresgid,
-};
+use nix::unistd::{Pid, getpid, getppid};
 use shared::ContainerUid;
 use std::fmt;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -30,6 +30,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 pub struct Attachment {
     container: ContainerUid,
     leader: Leader,
+    users: Option<UserNamespace>,
     namespaces: Vec<Namespace>,
     cgroups: Vec<Cgroup>,
     root: RootDirectory,
@@ -41,7 +42,7 @@ pub struct Attachment {
 pub enum Who {
     /// The container's user, without any capability.
     User,
-    /// Root, with what an administrator needs there ([`KEPT_BY_ROOT`]).
+    /// Root, with what an administrator needs there (see [`power`]).
     Root,
 }
 
@@ -62,7 +63,7 @@ impl Attachment {
         tell: &mut dyn FnMut(&str, fmt::Arguments<'_>),
     ) -> Result<Self, Refusal> {
         let deadline = Deadline::after(options.timeout);
-        must_have_power_to_enter()?;
+        power::must_suffice_to_enter()?;
         let leader = match Link::of(container)? {
             Some(link) => {
                 tell("reach", format_args!("root's link leads to {}", link.target().display()));
@@ -78,7 +79,8 @@ impl Attachment {
                 leader
             }
         };
-        let namespaces = namespaces::open(&leader, &options.namespaces)?;
+        let users = UserNamespace::of(&leader, container)?;
+        let namespaces = namespaces::open(&leader, users.as_ref(), &options.namespaces)?;
         tell("namespaces", format_args!("{}", namespaces::names(&namespaces)));
         let root = RootDirectory::of(&leader)?;
         // The group that root has linked is the container's own.
@@ -87,14 +89,19 @@ impl Attachment {
         tell("cgroups", format_args!("{}", cgroups::names(&cgroups)));
         // Before the final user namespace check: in a new user namespace pid 1 would show a full bounding set.
         let confinement = Confinement::of(&leader)?;
-        leader.check()?; // what was opened was the container's all the time
-
-        Ok(Self { container, leader, namespaces, cgroups, root, confinement })
+        let attachment = Self { container, leader, users, namespaces, cgroups, root, confinement };
+        attachment.must_be_the_same()?; // what was opened was the container's all the time
+        Ok(attachment)
     }
 
     /// The container's pid 1.
     pub const fn leader(&self) -> &Leader {
         &self.leader
+    }
+
+    /// Who the container's user is on the node.
+    pub fn ids(&self) -> Ids {
+        self.users.as_ref().map_or(Ids::of(self.container), |users| users.ids)
     }
 
     /// What there is to join.
@@ -117,6 +124,10 @@ impl Attachment {
         prepare: impl FnOnce() -> Result<(), Refusal>,
         finish: impl FnOnce() -> Result<(), Refusal>,
     ) -> Result<Forked, Refusal> {
+        if who == Who::Root && self.users.is_some() {
+            let cause = "it has a user namespace of its own, which root enters by its engine's own command";
+            return Err(Refusal::new(Reason::Misconfigured, cause));
+        }
         let report = Report::new()?;
         let caller = getpid();
         let birthplace = self.cgroups.iter().find_map(Cgroup::birthplace);
@@ -167,11 +178,24 @@ impl Attachment {
             cgroup.join()?;
         }
         self.confinement.apply_as_root()?;
-        self.join_namespaces()?;
-        self.confinement.apply_capabilities()?;
-        match who {
-            Who::User => self.become_user()?,
-            Who::Root => self.stay_root()?,
+        match &self.users {
+            None => self.join_namespaces()?,
+            Some(users) => {
+                power::leave_groups()?;
+                self.join_namespaces()?;
+                users.join()?;
+                power::become_user_inside(self.container)?;
+                sys::new_session_keyring().step(Reason::Broken, "join a new session keyring")?;
+            }
+        }
+        self.confinement.apply_capabilities()?; // after the user namespace, which brings a full bounding set
+        match (who, &self.users) {
+            (Who::User, None) => {
+                power::become_user(self.container)?;
+                power::give_up_all(self.container, &[self.container.get()])?;
+            }
+            (Who::User, Some(_)) => power::give_up_all(self.container, &[])?,
+            (Who::Root, _) => power::stay_root(self.confinement.bounding_set)?,
         }
         self.root.must_be_here()?;
         // A group of version 1 that is frozen holds whoever joins it, also from SIGKILL: that must not be root.
@@ -184,46 +208,28 @@ impl Attachment {
         self.must_be_alive()
     }
 
+    /// It must still be what was verified, in the user namespace that was opened.
+    fn must_be_the_same(&self) -> Result<(), Refusal> {
+        self.leader.check()?;
+        UserNamespace::must_be_that_of(self.users.as_ref(), &self.leader)
+    }
+
     /// What binds pid 1 can have changed since it was verified, unlike what has been opened.
     fn must_be_unchanged(&self) -> Result<(), Refusal> {
         let now = Confinement::of(&self.leader)?;
-        self.leader.check()?; // in a user namespace of its own it would look unbound
+        self.must_be_the_same()?; // in another user namespace it would look unbound
         if now == self.confinement {
             return Ok(());
         }
         Err(Refusal::new(Reason::NotTrusted, "what binds its pid 1 has changed since it was verified"))
     }
 
-    fn become_user(&self) -> Result<(), Refusal> {
-        let number = self.container.get();
-        sys::become_user(number, number).step(Reason::Broken, "become the container's user")?;
-        sys::clear_capabilities().step(Reason::Broken, "give up every capability")?;
-        let (uid, gid) = (Uid::from_raw(number), Gid::from_raw(number));
-        let has = |set| sys::change_capabilities(|| caps::read(None, set));
-        let sets = [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable, CapSet::Ambient];
-        for set in sets {
-            if !has(set).step(Reason::Broken, "see that no capability is left")?.is_empty() {
-                return Err(Refusal::new(Reason::Broken, format!("{set:?} capabilities are left")));
-            }
-        }
-        let groups = retry(getgroups).step(Reason::Broken, "see that no group is left")?;
-        if getuid() != uid || getgid() != gid || groups != [gid] || sys::can_become_root() {
-            return Err(Refusal::new(Reason::Broken, "an id of the node's is left"));
-        }
-        Ok(())
-    }
-
-    fn stay_root(&self) -> Result<(), Refusal> {
-        let may_keep = |kept: &Capability| self.confinement.bounding_set & kept.bitmask() != 0;
-        let kept: Vec<_> = KEPT_BY_ROOT.into_iter().filter(may_keep).collect();
-        let root = Gid::from_raw(0);
-        retry(|| setgroups(&[root])).step(Reason::Broken, "leave root's groups")?;
-        retry(|| setresgid(root, root, root)).step(Reason::Broken, "stay in root's group")?;
-        keep_capabilities(&kept).step(Reason::Broken, "drop capabilities")
-    }
-
     /// For `join=now`, whose application is root for some time inside. Root's word about a container it holds for sshd's sessions alone.
     pub fn must_be_safe_for_root(&self) -> Result<(), Refusal> {
+        if self.users.is_some() {
+            let cause = "it has a user namespace of its own, which an application does not enter by join=now";
+            return Err(Refusal::new(Reason::Misconfigured, cause));
+        }
         if !self.leader.is_linked() || self.confinement.bounding_set & Capability::CAP_SYS_PTRACE.bitmask() == 0 {
             return Ok(());
         }
@@ -249,15 +255,7 @@ impl Attachment {
         self.confinement.apply_affinity()?;
         self.join_namespaces()?;
         self.confinement.apply_capabilities()?;
-        let (uid, gid) = (Uid::from_raw(self.container.get()), Gid::from_raw(self.container.get()));
-        retry(|| setgroups(&[gid])).step(Reason::Broken, "leave root's groups")?;
-        // setfsuid(2) does not tell a failure; asking with an invalid id tells what holds.
-        setfsgid(gid);
-        setfsuid(uid);
-        if setfsgid(Gid::from_raw(u32::MAX)) != gid || setfsuid(Uid::from_raw(u32::MAX)) != uid {
-            return Err(Refusal::new(Reason::Broken, "reach files as the container's user: setfsuid had no effect"));
-        }
-        keep_capabilities(&KEPT).step(Reason::Broken, "drop capabilities")?;
+        power::keep_what_an_application_needs(self.container)?;
         self.root.must_be_here()?;
         self.confinement.apply_soft_limits()?;
         self.must_be_alive()
@@ -285,27 +283,6 @@ impl Attachment {
         }
         Err(Refusal::new(Reason::NotRunning, "its pid 1 ended while the session entered"))
     }
-}
-
-/// To look at the namespaces of another user's process, to join them, and to become the container's user.
-const NEEDED: [Capability; 5] = [
-    Capability::CAP_SYS_PTRACE,
-    Capability::CAP_SYS_ADMIN,
-    Capability::CAP_SYS_CHROOT,
-    Capability::CAP_SETUID,
-    Capability::CAP_SETGID,
-];
-
-/// Asked first: what fails later for want of a capability would look like a container that is gone.
-fn must_have_power_to_enter() -> Result<(), Refusal> {
-    let has = sys::change_capabilities(|| caps::read(None, CapSet::Effective));
-    let has = has.step(Reason::Broken, "read our own capabilities")?;
-    let lacking: Vec<_> = NEEDED.iter().filter(|needed| !has.contains(needed)).map(Capability::to_string).collect();
-    if lacking.is_empty() {
-        return Ok(());
-    }
-    let cause = format!("this process lacks {} (does its service have CapabilityBoundingSet=?)", lacking.join(" "));
-    Err(Refusal::new(Reason::Misconfigured, cause))
 }
 
 /// What a helper tells who has cloned it, in memory that they share.
@@ -385,45 +362,6 @@ fn pid_namespace(namespaces: &[Namespace]) -> Result<&Namespace, Refusal> {
         .iter()
         .find(|namespace| namespace.kind == PID)
         .ok_or_else(|| Refusal::new(Reason::NotTrusted, "it has no pid namespace of its own"))
-}
-
-/// What login(1), su(1) and cron(8) need to hand over a terminal, become the user, signal it, and write to the audit log.
-const KEPT: [Capability; 6] = [
-    Capability::CAP_CHOWN,
-    Capability::CAP_FOWNER,
-    Capability::CAP_KILL,
-    Capability::CAP_SETGID,
-    Capability::CAP_SETUID,
-    Capability::CAP_AUDIT_WRITE,
-];
-
-/// What root needs inside a container to look after its files, processes and network. Not among them is to mount, to make device nodes, to load
-/// modules, or to open files by handle (CAP_DAC_READ_SEARCH), which finds those of the host. That is no wall: /proc/sys and the device nodes that
-/// are there ask for the uid 0 alone.
-const KEPT_BY_ROOT: [Capability; 11] = [
-    Capability::CAP_CHOWN,
-    Capability::CAP_DAC_OVERRIDE,
-    Capability::CAP_FOWNER,
-    Capability::CAP_FSETID,
-    Capability::CAP_KILL,
-    Capability::CAP_NET_ADMIN,
-    Capability::CAP_NET_BIND_SERVICE,
-    Capability::CAP_NET_RAW,
-    Capability::CAP_SETGID,
-    Capability::CAP_SETUID,
-    Capability::CAP_SYS_PTRACE,
-];
-
-/// Each change by itself, so that an interrupted one is made again while the capability to make it is still there.
-fn keep_capabilities(kept: &[Capability]) -> nix::Result<()> {
-    let kept: CapsHashSet = kept.iter().copied().collect();
-    sys::bound_capabilities(kept.iter().fold(0, |mask, capability| mask | capability.bitmask()))?;
-    sys::change_capabilities(|| caps::clear(None, CapSet::Ambient))?;
-    // From what there is, which may be less: a service manager may have taken some away.
-    let kept: CapsHashSet =
-        sys::change_capabilities(|| caps::read(None, CapSet::Permitted))?.intersection(&kept).copied().collect();
-    sys::change_capabilities(|| caps::set(None, CapSet::Effective, &kept))?;
-    sys::change_capabilities(|| caps::set(None, CapSet::Permitted, &kept))
 }
 
 const PID: Kind = Kind::ALL[0];

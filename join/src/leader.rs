@@ -1,13 +1,14 @@
 //! Verify: is the process behind a pidfd the container's pid 1?
 //!
-//! It must be pid 1 of a pid namespace that is a child of ours, in our own user namespace. One that listens on the container's socket must also be
-//! the container's user. A tenant cannot become such a process: a process inside the container has another number there, and one that made
+//! It must be pid 1 of a pid namespace that is a child of ours. One that listens on the container's socket must also be in our own user namespace
+//! and be the container's user. A tenant cannot become such a process: a process inside the container has another number there, and one that made
 //! itself pid 1 did so in a user namespace of its own. Nor can a tenant trace the one that is. One that root's link leads to may be any
 //! user, and must be what [`Linked`] demands.
 
 use crate::linked::Linked;
 use crate::refusal::{Reason, Refusal, Step};
 use crate::sys::retry;
+use crate::user_namespace;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{FileStat, Mode, fstatat};
@@ -149,18 +150,14 @@ impl Leader {
         let status = self.status()?;
         self.check_status(&status)
             .map_err(|cause| Refusal::new(Reason::NotTrusted, format!("pid {}: {cause}", self.pid)))?;
-        let ours =
-            Proc::of_self().and_then(|own| own.namespace("user")).step(Reason::Broken, "look at our user namespace")?;
         let theirs = self.proc.namespace("user").step(Reason::NotRunning, "look at the container's user namespace")?;
-        if ours != theirs {
-            return Err(Refusal::new(
-                Reason::NotTrusted,
-                format!("pid {} lives in a user namespace of its own", self.pid),
-            ));
-        }
+        let has_own_users = theirs != user_namespace::our_own()?;
         match &self.found {
+            Found::BySocket(_) if has_own_users => {
+                Err(Refusal::new(Reason::NotTrusted, format!("pid {} lives in a user namespace of its own", self.pid)))
+            }
             Found::BySocket(_) => Ok(()),
-            Found::ByLink(linked) => linked.check(&self.proc, &status),
+            Found::ByLink(linked) => linked.check(&self.proc, &status, has_own_users),
         }
     }
 

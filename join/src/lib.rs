@@ -7,8 +7,8 @@
 //! | reach | [`link`] | which pid 1 is in the cgroup that root has linked to the account? |
 //! | reach, without a link | [`emperor`] | who listens on the container's ns.socket? |
 //! | verify | [`leader`], [`linked`], [`root_directory`] | is that the container's pid 1, and its root directory the container's? |
-//! | prepare | [`namespaces`], [`cgroups`], [`confinement`] | what is there to join, and how is pid 1 bound? each opened and checked |
-//! | enter | [`attach`] | join all of it in a helper process, leave every power behind, and fork |
+//! | prepare | [`namespaces`], [`user_namespace`], [`cgroups`], [`confinement`] | what is there to join, and how is pid 1 bound? each opened and checked |
+//! | enter | [`attach`], [`power`] | join all of it in a helper process, leave every power behind, and fork |
 //!
 //! [`supervisor`] is the process that stays outside. [`sessions`] counts how many there are. [`refusal`] holds every reason to say no and what
 //! people read then; [`options`] what the PAM line may say. `unsafe` is in [`sys`] alone.
@@ -25,6 +25,7 @@ pub mod mountinfo;
 pub mod namespaces;
 pub mod options;
 mod pid_namespaces;
+mod power;
 pub mod refusal;
 mod root_directory;
 mod roots_path;
@@ -33,6 +34,7 @@ mod subtree;
 pub mod supervisor;
 pub mod sys;
 mod unix_socket;
+pub mod user_namespace;
 
 pub use deadline::Deadline;
 

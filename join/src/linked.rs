@@ -25,7 +25,8 @@ pub struct Linked {
 
 impl Linked {
     /// Looks at the pid 1, whose `status` is given.
-    pub fn check(&self, process: &Proc, status: &str) -> Result<(), Refusal> {
+    /// One with a user namespace of its own has no power of the node's: [`user_namespace`](crate::user_namespace) sees to that.
+    pub fn check(&self, process: &Proc, status: &str, has_own_users: bool) -> Result<(), Refusal> {
         let not_trusted = |cause: &str| Err(Refusal::new(Reason::NotTrusted, cause));
         let its =
             |name: &str| process.namespace(name).step(Reason::NotRunning, format_args!("look at its {name} namespace"));
@@ -44,13 +45,13 @@ impl Linked {
             ));
         }
         // 4. Root with our cgroup namespace can move itself to the group of another account, and be its pid 1.
-        if has_our_cgroup_namespace(process)? && can_be_root(status)? {
+        if !has_own_users && has_our_cgroup_namespace(process)? && can_be_root(status)? {
             return not_trusted("it has no cgroup namespace of its own, and can be root");
         }
         // 5.
         cgroups::must_not_be_frozen(process)?;
         // 6. Such a root process reaches the node's sshd through /proc/PID/exe of a session.
-        if !self.root_is_trusted && can_trace(status)? {
+        if !has_own_users && !self.root_is_trusted && can_trace(status)? {
             let cause = "its root can have CAP_SYS_PTRACE in the node's user namespace, and root has not said that it is trusted";
             return Err(Refusal::new(Reason::RootTooPowerful, cause));
         }

@@ -6,6 +6,7 @@
 use crate::leader::{Inode, Leader, Proc};
 use crate::refusal::{Reason, Refusal, Step};
 use crate::sys::{self, retry};
+use crate::user_namespace::{self, UserNamespace};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::fstat;
@@ -22,7 +23,7 @@ pub struct Kind {
 
 impl Kind {
     /// In the order in which they are joined: the mount namespace last, so that everything before it happens in the host's file system.
-    /// User namespaces are not among them: a container has ours, or it is refused.
+    /// User namespaces are not among them, see [`user_namespace`].
     pub const ALL: [Self; 7] = [
         Self { name: "pid", flag: CloneFlags::CLONE_NEWPID },
         Self { name: "uts", flag: CloneFlags::CLONE_NEWUTS },
@@ -74,9 +75,10 @@ pub fn names(namespaces: &[Namespace]) -> String {
 }
 
 /// Opens those of the asked kinds in which the container's pid 1 is not where we are, in the order of the table.
-pub fn open(leader: &Leader, asked: &[Kind]) -> Result<Vec<Namespace>, Refusal> {
+/// Each must belong to our user namespace or to the container's own.
+pub fn open(leader: &Leader, users: Option<&UserNamespace>, asked: &[Kind]) -> Result<Vec<Namespace>, Refusal> {
     let own = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
-    let our_users = own.namespace("user").step(Reason::Broken, "look at our user namespace")?;
+    let owners: Vec<_> = [user_namespace::our_own()?].into_iter().chain(users.map(|users| users.inode)).collect();
     let mut namespaces = Vec::new();
     for &kind in asked {
         let ours = match own.namespace(kind.name) {
@@ -85,7 +87,7 @@ pub fn open(leader: &Leader, asked: &[Kind]) -> Result<Vec<Namespace>, Refusal> 
         };
         let step = format!("open the container's {} namespace", kind.name);
         let descriptor = leader.proc.open(&format!("ns/{}", kind.name)).step(Reason::NotRunning, step)?;
-        let inode = check(&descriptor, kind, our_users)?;
+        let inode = check(&descriptor, kind, &owners)?;
         if inode != ours {
             namespaces.push(Namespace { kind, inode, descriptor });
         } else if kind.is_needed() {
@@ -95,19 +97,25 @@ pub fn open(leader: &Leader, asked: &[Kind]) -> Result<Vec<Namespace>, Refusal> 
     Ok(namespaces)
 }
 
-/// A namespace of the wanted kind, made by someone with power over our user namespace.
-fn check(descriptor: &OwnedFd, kind: Kind, our_users: Inode) -> Result<Inode, Refusal> {
+/// A namespace of the wanted kind, made by someone with power over one of these user namespaces.
+fn check(descriptor: &OwnedFd, kind: Kind, owners: &[Inode]) -> Result<Inode, Refusal> {
     let not_trusted = |what: &str| Err(Refusal::new(Reason::NotTrusted, format!("its {} namespace {what}", kind.name)));
-    must_be_nsfs(descriptor, &format!("its {} namespace", kind.name))?;
-    if type_of(descriptor)? != kind.flag {
-        return not_trusted("is one of another kind");
-    }
+    let inode = check_kind(descriptor, kind.name, kind.flag)?;
     let owner = match sys::namespace_owner(descriptor) {
         Err(Errno::EPERM) => return not_trusted("belongs to a user namespace out of our sight"),
         other => other.step(Reason::Broken, "ask a namespace its owner (NS_GET_USERNS)")?,
     };
-    if Inode::from(retry(|| fstat(&owner)).step(Reason::Broken, "fstat a user namespace")?) != our_users {
+    if !owners.contains(&retry(|| fstat(&owner)).step(Reason::Broken, "fstat a user namespace")?.into()) {
         return not_trusted("belongs to another user namespace");
+    }
+    Ok(inode)
+}
+
+/// Which namespace of the wanted kind a descriptor is open on.
+pub fn check_kind(descriptor: &OwnedFd, name: &str, flag: CloneFlags) -> Result<Inode, Refusal> {
+    must_be_nsfs(descriptor, &format!("its {name} namespace"))?;
+    if type_of(descriptor)? != flag {
+        return Err(Refusal::new(Reason::NotTrusted, format!("its {name} namespace is one of another kind")));
     }
     retry(|| fstat(descriptor)).step(Reason::Broken, "fstat a namespace").map(Inode::from)
 }
@@ -130,8 +138,8 @@ mod tests {
     use super::*;
     use std::fs::File;
 
-    fn our_users() -> Inode {
-        Proc::of_self().unwrap().namespace("user").unwrap()
+    fn our_users() -> [Inode; 1] {
+        [user_namespace::our_own().unwrap()]
     }
 
     #[test]
@@ -139,9 +147,9 @@ mod tests {
         let own = Proc::of_self().unwrap();
         for kind in Kind::ALL {
             let descriptor = own.open(&format!("ns/{}", kind.name)).unwrap();
-            assert_eq!(check(&descriptor, kind, our_users()).unwrap(), own.namespace(kind.name).unwrap());
+            assert_eq!(check(&descriptor, kind, &our_users()).unwrap(), own.namespace(kind.name).unwrap());
             for other in Kind::ALL.into_iter().filter(|other| *other != kind) {
-                let refusal = check(&descriptor, other, our_users()).unwrap_err();
+                let refusal = check(&descriptor, other, &our_users()).unwrap_err();
                 assert_eq!(refusal.reason, Reason::NotTrusted, "{} for {}", kind.name, other.name);
             }
         }
@@ -150,7 +158,7 @@ mod tests {
     #[test]
     fn a_file_is_no_namespace() {
         let file = OwnedFd::from(File::open("/proc/self/status").unwrap());
-        let refusal = check(&file, Kind::ALL[0], our_users()).unwrap_err();
+        let refusal = check(&file, Kind::ALL[0], &our_users()).unwrap_err();
         assert_eq!(refusal.cause, "its pid namespace is no namespace");
     }
 

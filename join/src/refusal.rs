@@ -28,6 +28,8 @@ pub enum Reason {
     TwoContainers,
     /// More cgroups are below the linked one than are looked at.
     TooManyGroups,
+    /// The container's user namespace gives its user a number on the node that no session may have.
+    BadMap,
     /// Root inside could reach the node through a session.
     RootTooPowerful,
     /// What listens on the socket is not the container's pid 1, or the container is not set up to be entered.
@@ -40,7 +42,7 @@ pub enum Reason {
 
 impl Reason {
     /// Each of them, in the order of their numbers.
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::NoContainer,
         Self::KeysOnly,
         Self::NotRunning,
@@ -52,6 +54,7 @@ impl Reason {
         Self::NoPidNamespace,
         Self::TwoContainers,
         Self::TooManyGroups,
+        Self::BadMap,
         Self::RootTooPowerful,
         Self::NotTrusted,
         Self::Misconfigured,
@@ -78,6 +81,9 @@ impl Reason {
                 "cannot be entered: another container runs in its place as well. Please ask the operator of this node."
             }
             Self::TooManyGroups => "has too many control groups. Please remove some, or ask the operator of this node.",
+            Self::BadMap => {
+                "cannot be entered: its user has no number of its own on this node. Please ask the operator of this node."
+            }
             Self::RootTooPowerful => {
                 "cannot be entered: its root user has too much power on this node. Please ask the operator of this node."
             }

@@ -6,6 +6,7 @@
 
 use crate::refusal::{Reason, Refusal, Step};
 use crate::sys::{self, retry};
+use crate::user_namespace::Ids;
 use caps::CapSet;
 use nix::errno::Errno;
 use nix::sys::prctl::{set_no_new_privs, set_pdeathsig};
@@ -52,8 +53,9 @@ impl Signals {
 
 /// For sshd: the process that forked the session's, and is now left over, outside. It becomes the container's user, keeps nothing that it has
 /// open, and ends with sshd's monitor, its parent, if that ends first.
-pub fn supervise_session(container: ContainerUid, child: Pid, signals: &Signals, monitor: Pid) -> Refusal {
-    match Signals::descriptor().and_then(|to_read| leave_power_behind(container, to_read)) {
+/// `ids` are those of the container's user on the node, by which it may signal the session.
+pub fn supervise_session(container: ContainerUid, ids: Ids, child: Pid, signals: &Signals, monitor: Pid) -> Refusal {
+    match Signals::descriptor().and_then(|to_read| leave_power_behind(container, ids, to_read)) {
         // The monitor of a short session does not wait for us: then there is nothing to supervise any more.
         Ok(_) if getppid() != monitor => {
             let _ = kill(child, Signal::SIGKILL);
@@ -74,7 +76,7 @@ pub fn end_with_the_supervisor() {
 }
 
 /// The ids last: as the container's user this process has nothing any more.
-fn leave_power_behind(container: ContainerUid, kept: SignalFd) -> Result<SignalFd, Refusal> {
+fn leave_power_behind(container: ContainerUid, ids: Ids, kept: SignalFd) -> Result<SignalFd, Refusal> {
     // No more than a name; an operator can do without.
     let _ = sys::set_supervisor_title(container.get());
     // Out of the session's process group, which a process inside can signal as a whole: kill(0, SIGSTOP).
@@ -87,7 +89,8 @@ fn leave_power_behind(container: ContainerUid, kept: SignalFd) -> Result<SignalF
     }
     retry(set_no_new_privs).step(Reason::Broken, "give the supervisor no new privileges")?;
     sys::close_all_but(kept.as_fd()).step(Reason::Broken, "close what the supervisor has open")?;
-    sys::become_user(container.get(), container.get())
+    sys::set_groups(&[ids.gid])
+        .and_then(|()| sys::become_user(ids.uid, ids.gid))
         .step(Reason::Broken, "make the supervisor the container's user")?;
     sys::clear_capabilities().step(Reason::Broken, "leave the supervisor no capability")?;
     // A change of ids takes both back, prctl(2).

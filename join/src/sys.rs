@@ -97,16 +97,31 @@ pub fn clear_capabilities() -> nix::Result<()> {
     Ok(())
 }
 
-/// Becomes this user and group and nobody else, with no supplementary group but its own. Raw calls, for this thread alone: after
-/// [`clone_into`] glibc may still remember threads that exist in the parent only, and would wait for them.
+/// Has these supplementary groups and no others. A raw call, for this thread alone: after [`clone_into`] glibc may still remember threads that
+/// exist in the parent only, and would wait for them.
+pub fn set_groups(groups: &[u32]) -> nix::Result<()> {
+    // SAFETY: reads as many groups as there are.
+    retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })).map(drop)
+}
+
+/// Becomes this user and group and nobody else. Raw calls, see [`set_groups`].
 pub fn become_user(uid: u32, gid: u32) -> nix::Result<()> {
-    let groups = [gid];
-    // SAFETY: setgroups(2) reads one group; the other two take numbers.
-    retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_setgroups, 1, groups.as_ptr()) }))?;
-    // SAFETY: as above.
+    // SAFETY: takes numbers.
     retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) }))?;
     // SAFETY: as above.
     retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) })).map(drop)
+}
+
+/// Leaves the keyring of the session before for a new one: keyctl(2), KEYCTL_JOIN_SESSION_KEYRING.
+pub fn new_session_keyring() -> nix::Result<()> {
+    const JOIN_SESSION_KEYRING: c_int = 1;
+    const NO_NAME: *const std::ffi::c_char = std::ptr::null();
+    // SAFETY: no name is passed, so the kernel reads no memory of ours.
+    let join = || unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, NO_NAME, 0, 0, 0) };
+    match retry(|| Errno::result(join())) {
+        Ok(_) | Err(Errno::ENOSYS) => Ok(()), // a kernel without keys
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Whether this process could become root again: tries to.

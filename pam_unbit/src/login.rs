@@ -194,13 +194,14 @@ fn enter(attachment: Attachment, container: ContainerUid, monitor: Pid, options:
     sys::give_up_locale();
     let signals = Signals::hold()?;
     let deadline = Deadline::after(options.timeout);
+    let ids = attachment.ids();
     let finish = || signals.release().inspect(|()| sys::close_log());
     match attachment.fork_into(Who::User, deadline, || Ok(()), finish)? {
         Forked::Inside => {
             supervisor::end_with_the_supervisor();
             Ok(())
         }
-        Forked::Outside(child) => Err(supervisor::supervise_session(container, child, &signals, monitor)),
+        Forked::Outside(child) => Err(supervisor::supervise_session(container, ids, child, &signals, monitor)),
     }
 }
 

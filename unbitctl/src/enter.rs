@@ -17,6 +17,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use join::attach::{Attachment, Who};
 use join::refusal::{Reason, Refusal, Step};
 use join::sys::retry;
+use join::user_namespace::Ids;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
@@ -89,7 +90,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Attachment::prepare(container, &options, &mut |_, _| {}).map_err(|refusal| refused(container, &refusal))?;
 
     let signals = Signals::hold()?;
-    let Wires { ours, theirs } = Wires::new(arguments)?;
+    let Wires { ours, theirs } = Wires::new(arguments, attachment.ids())?;
     let who = if session.is_root { Who::Root } else { Who::User };
     let before = || session.leave_the_operator(&theirs);
     let life = |words: &mut Words| session.live(words, &theirs, &signals.before);
@@ -241,7 +242,7 @@ struct Theirs {
 
 impl Wires {
     /// A terminal for the session where the operator has one, to type in and to read; else pipes.
-    fn new(arguments: &Arguments) -> Result<Self> {
+    fn new(arguments: &Arguments, user: Ids) -> Result<Self> {
         let pipe = || pipe2(OFlag::O_CLOEXEC);
         if !(stdin().is_terminal() && stdout().is_terminal()) {
             let ((their_in, stdin), (stdout, their_out), (stderr, their_err)) = (pipe()?, pipe()?, pipe()?);
@@ -250,8 +251,8 @@ impl Wires {
                 theirs: Theirs { is_terminal: false, stdin: their_in, stdout: their_out, stderr: their_err },
             });
         }
-        let owner = if arguments.root { 0 } else { arguments.uid.get() };
-        let Pty { master, slave } = Pty::new(Uid::from_raw(owner), Gid::from_raw(owner)).context("make a terminal")?;
+        let Ids { uid, gid } = if arguments.root { Ids { uid: 0, gid: 0 } } else { user };
+        let Pty { master, slave } = Pty::new(Uid::from_raw(uid), Gid::from_raw(gid)).context("make a terminal")?;
         let (stderr, their_err) = match stderr().is_terminal() {
             true => (None, slave.try_clone()?),
             false => pipe().map(|(ours, theirs)| (Some(ours), theirs))?,

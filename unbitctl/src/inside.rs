@@ -3,7 +3,6 @@
 //! It is forked into the container's pid namespace and enters as sshd's child does. Whatever the tenant has prepared there (a frozen cgroup, a file
 //! system that does not answer) holds this process up and nobody else.
 
-use crate::sys;
 use caps::CapSet;
 use join::Deadline;
 use join::attach::{Attachment, Forked, Who};
@@ -139,7 +138,7 @@ pub fn is_ready(descriptor: &impl AsFd, limit: Duration) -> bool {
 pub fn forget_the_operator(container: ContainerUid) -> Result<(), Refusal> {
     // A session of its own: /dev/tty is the operator's terminal until then.
     setsid().step(Reason::Broken, "begin a session")?;
-    sys::new_session_keyring().step(Reason::Broken, "leave the operator's keyring")?;
+    join::sys::new_session_keyring().step(Reason::Broken, "leave the operator's keyring")?;
     // Rust ignores it, and what is ignored stays so through an exec.
     default_signal(Signal::SIGPIPE).step(Reason::Broken, "set back SIGPIPE")?;
     umask(Mode::from_bits_truncate(0o022));

@@ -115,7 +115,7 @@ impl State {
             Reason::TooManySessions => Self::Running, // counted in a login alone
             Reason::NotAnswering => Self::NotAnswering,
             Reason::NoPidNamespace | Reason::TwoContainers | Reason::TooManyGroups => Self::NotTrusted,
-            Reason::RootTooPowerful | Reason::NotTrusted => Self::NotTrusted,
+            Reason::BadMap | Reason::RootTooPowerful | Reason::NotTrusted => Self::NotTrusted,
             Reason::BadLink | Reason::Misconfigured => Self::Misconfigured,
             Reason::Broken => Self::Broken,
         }

@@ -6,18 +6,6 @@ use nix::pty::Winsize;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-/// Leaves the keyring of the session that the operator logged in with: keyctl(2), KEYCTL_JOIN_SESSION_KEYRING.
-pub fn new_session_keyring() -> nix::Result<()> {
-    const JOIN_SESSION_KEYRING: libc::c_int = 1;
-    // SAFETY: no name is passed, so the kernel reads no memory of ours.
-    let joined =
-        unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>(), 0, 0, 0) };
-    match Errno::result(joined) {
-        Ok(_) | Err(Errno::ENOSYS) => Ok(()), // a kernel without keys
-        Err(errno) => Err(errno),
-    }
-}
-
 mod ioctls {
     nix::ioctl_read_bad!(get_size, libc::TIOCGWINSZ, libc::winsize);
     nix::ioctl_write_ptr_bad!(set_size, libc::TIOCSWINSZ, libc::winsize);

@@ -2,11 +2,13 @@
 //!
 //!     onlooker spin UID FILE COMMAND...   looks again and again, through /proc
 //!     onlooker seize UID FILE COMMAND...  stops each process as soon as it exists, and then at each fork and exec: ptrace(2)
+//!     onlooker grab UID FILE COMMAND...   tries to get hold of each process that runs sshd, in every way that there is
+//!     onlooker grab PID                   the same once, and prints what it got
 //!     onlooker inject PID NUMBER A B      makes a process do the system call NUMBER with two arguments, and prints the result
 //!
-//! The first two fork. The child looks and appends lines to FILE: `born PID`; `missed PID` for a process that ended before the first look;
+//! The first three fork. The child looks and appends lines to FILE: `born PID`; `missed PID` for a process that ended before the first look;
 //! `whole PID`, or `session PID` if its parent is outside, for the first look that was complete; and `wrong PID TEXT` for what no process of a
-//! session may be or have. The parent becomes the user UID and executes COMMAND.
+//! session may be or have. With `grab` the lines are `tried PID` and `got PID TEXT`. The parent becomes the user UID and executes COMMAND.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -23,16 +25,21 @@ use std::time::{Duration, Instant};
 fn main() {
     let words: Vec<_> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [way @ ("spin" | "seize"), uid, file, program, ..] => {
+        [way @ ("spin" | "seize" | "grab"), uid, file, program, ..] => {
             let uid = uid.parse().unwrap();
             // SAFETY: this program has one thread.
             if unsafe { libc::fork() } == 0 {
                 let mut looker = Looker::new(uid, file);
-                if way == "spin" { looker.spin() } else { looker.seize() }
+                match way {
+                    "spin" => looker.spin(),
+                    "seize" => looker.seize(),
+                    _ => looker.grab(),
+                }
             }
             let error = Command::new(program).args(&words[4..]).gid(uid).uid(uid).exec();
             panic!("{program}: {error}");
         }
+        ["grab", pid] => println!("{}", grab(pid.parse().unwrap()).join(", ")),
         ["inject", pid, number, a, b] => {
             let [number, a, b] = [number, a, b].map(|word| word.parse::<i64>().unwrap() as u64);
             println!("{}", inject(pid.parse().unwrap(), number, a, b).unwrap());
@@ -160,6 +167,25 @@ impl Looker {
             };
             // SAFETY: numbers alone.
             unsafe { libc::ptrace(request, pid, 0usize, signal as usize) };
+        }
+    }
+
+    fn grab(&mut self) -> ! {
+        let mut processes = BTreeSet::new();
+        loop {
+            processes.extend(self.newborn());
+            processes.retain(|pid| exists(*pid));
+            for pid in processes.clone() {
+                if is_called_sshd(pid) {
+                    let got = grab(pid);
+                    if !got.is_empty() {
+                        self.tell(&format!("got {pid} {}", got.join(", ")));
+                    }
+                    if self.looked_at.remove(&pid).is_some() {
+                        self.tell(&format!("tried {pid}"));
+                    }
+                }
+            }
         }
     }
 
@@ -307,6 +333,49 @@ impl Looker {
         (listens || !(is_client || is_pair))
             .then(|| format!("a socket of the node's network: domain {domain}, type {kind}, listens: {listens}"))
     }
+}
+
+/// What root inside gets of a process that runs sshd, and goes on to run it.
+fn grab(pid: i32) -> Vec<String> {
+    let mut got = Vec::new();
+    let mut tried = |what: &str, success: bool| {
+        if success && is_called_sshd(pid) {
+            got.push(what.to_owned());
+        }
+    };
+    let file = |name: &str| format!("/proc/{pid}/{name}");
+    tried("its memory", OpenOptions::new().read(true).write(true).open(file("mem")).is_ok());
+    tried("its program", File::open(file("exe")).is_ok());
+    tried("its root directory", fs::read_dir(file("root")).is_ok());
+    tried("its descriptors", fs::read_dir(file("fd")).is_ok());
+    tried("its environment", fs::read(file("environ")).is_ok());
+    // SAFETY: numbers alone; what pidfd_getfd makes is closed.
+    unsafe {
+        let process = libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32;
+        if process >= 0 {
+            let process = OwnedFd::from_raw_fd(process);
+            for number in 0..16 {
+                let descriptor = libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) as i32;
+                tried("a descriptor", descriptor >= 0);
+                if descriptor >= 0 {
+                    libc::close(descriptor);
+                }
+            }
+        }
+        let traced = libc::ptrace(libc::PTRACE_SEIZE, pid, 0usize, 0usize) == 0;
+        tried("control", traced);
+        if traced {
+            libc::ptrace(libc::PTRACE_INTERRUPT, pid, 0usize, 0usize);
+            libc::waitpid(pid, ptr::null_mut(), libc::__WALL);
+            libc::ptrace(libc::PTRACE_DETACH, pid, 0usize, 0usize);
+        }
+    }
+    got
+}
+
+/// By its name, which everybody may read.
+fn is_called_sshd(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("sshd"))
 }
 
 fn is_sshd(pid: i32) -> bool {

@@ -1,0 +1,192 @@
+//! Prepare: the user namespace of a container that root has linked, and who the session is there and on the node.
+//!
+//! Inside, a session is the container's user: uid and gid 30001. The maps of the namespace (user_namespaces(7)) say which ids of the node's
+//! those are. They must be nobody's here, or a session could signal another account's processes and own its files.
+
+use crate::leader::{Inode, Leader, Proc};
+use crate::namespaces;
+use crate::refusal::{Reason, Refusal, Step};
+use crate::sys::{self, retry};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::stat::fstat;
+use nix::unistd::{Gid, Group, Uid, User};
+use shared::ContainerUid;
+use shared::settings::FIRST_UID;
+use std::os::fd::OwnedFd;
+
+/// A session's ids as the node counts them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ids {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+}
+
+impl Ids {
+    /// In the node's own user namespace they are the container's number.
+    pub const fn of(container: ContainerUid) -> Self {
+        Self { uid: container.get(), gid: container.get() }
+    }
+}
+
+/// A user namespace of the container's own.
+#[derive(Debug)]
+pub struct UserNamespace {
+    /// Which one it is.
+    pub inode: Inode,
+    /// What the container's user is on the node.
+    pub ids: Ids,
+    descriptor: OwnedFd,
+}
+
+impl UserNamespace {
+    /// That of pid 1; `None` if it is ours.
+    pub fn of(leader: &Leader, container: ContainerUid) -> Result<Option<Self>, Refusal> {
+        let ours = our_own()?;
+        let descriptor = leader.proc.open("ns/user").step(Reason::NotRunning, "open the container's user namespace")?;
+        let inode = namespaces::check_kind(&descriptor, "user", CloneFlags::CLONE_NEWUSER)?;
+        if inode == ours {
+            return Ok(None);
+        }
+        must_be_child(&descriptor, ours)?;
+        let map = |kind: Kind| {
+            let file = kind.file();
+            let text = leader.proc.read(file).step(Reason::NotRunning, format_args!("read its {file}"))?;
+            kind.judge(&text, container)
+        };
+        let ids = Ids { uid: map(Kind::Users)?, gid: map(Kind::Groups)? };
+        let found = Self { inode, ids, descriptor };
+        Self::must_be_that_of(Some(&found), leader)?; // the maps were this one's
+        Ok(Some(found))
+    }
+
+    /// Refuses a pid 1 that is not in this user namespace, or in ours if it has none of its own.
+    pub fn must_be_that_of(users: Option<&Self>, leader: &Leader) -> Result<(), Refusal> {
+        let now = leader.proc.namespace("user").step(Reason::NotRunning, "look at the container's user namespace")?;
+        if now == users.map_or_else(our_own, |users| Ok(users.inode))? {
+            return Ok(());
+        }
+        Err(Refusal::new(Reason::NotTrusted, "its pid 1 has changed its user namespace since it was verified"))
+    }
+
+    /// Joins it by its descriptor, setns(2). The process has all capabilities there, and loses those that it has on the node.
+    pub fn join(&self) -> Result<(), Refusal> {
+        retry(|| setns(&self.descriptor, CloneFlags::CLONE_NEWUSER))
+            .step(Reason::Broken, "join the container's user namespace")
+    }
+}
+
+/// The user namespace that this process is in.
+pub fn our_own() -> Result<Inode, Refusal> {
+    Proc::of_self().and_then(|own| own.namespace("user")).step(Reason::Broken, "look at our user namespace")
+}
+
+/// Refuses a user namespace that is not a direct child of ours.
+pub fn must_be_child(descriptor: &OwnedFd, ours: Inode) -> Result<(), Refusal> {
+    let is_child = match sys::namespace_parent(descriptor) {
+        Err(Errno::EPERM) => false, // it is not below ours
+        parent => {
+            let parent = parent.and_then(|parent| retry(|| fstat(&parent)));
+            Inode::from(parent.step(Reason::Broken, "ask a user namespace its parent (NS_GET_PARENT)")?) == ours
+        }
+    };
+    if is_child {
+        return Ok(());
+    }
+    Err(Refusal::new(Reason::NotTrusted, "its user namespace is not a direct child of the node's"))
+}
+
+/// What a map is of.
+#[derive(Clone, Copy)]
+enum Kind {
+    Users,
+    Groups,
+}
+
+impl Kind {
+    const fn file(self) -> &'static str {
+        match self {
+            Self::Users => "uid_map",
+            Self::Groups => "gid_map",
+        }
+    }
+
+    /// The id on the node of the container's, if a session may have it.
+    fn judge(self, map: &str, container: ContainerUid) -> Result<u32, Refusal> {
+        let refuse = |what: String| {
+            let map = map.split_whitespace().collect::<Vec<_>>().join(" ");
+            Err(Refusal::new(Reason::BadMap, format!("{what} ({}: {map})", self.file())))
+        };
+        let Some(id) = mapped(map, container.get()) else {
+            return refuse(format!("{container} is not mapped in its user namespace"));
+        };
+        if id < FIRST_UID {
+            return refuse(format!("{container} is {id} on the node, which is below the first container's number"));
+        }
+        let of_root = mapped(map, 0).map(|id| (0, id));
+        for (inside, id) in [(container.get(), id)].into_iter().chain(of_root) {
+            if let Some(account) = self.account(id)? {
+                return refuse(format!(
+                    "{inside} in its user namespace is {id} on the node, which is the account {account}"
+                ));
+            }
+        }
+        Ok(id)
+    }
+
+    /// Whose id this is on the node. systemd has names of its own for the ids of containers that it knows (nss-mymachines(8)).
+    fn account(self, id: u32) -> Result<Option<String>, Refusal> {
+        let name = match self {
+            Self::Users => retry(|| User::from_uid(Uid::from_raw(id))).map(|user| user.map(|user| user.name)),
+            Self::Groups => retry(|| Group::from_gid(Gid::from_raw(id))).map(|group| group.map(|group| group.name)),
+        };
+        let name = name.step(Reason::Broken, format_args!("look up whose id {id} is"))?;
+        Ok(name.filter(|name| !name.starts_with("vu-") && !name.starts_with("vg-")))
+    }
+}
+
+/// The id outside of one inside: each line of a map has the first inside, the first outside, and their number.
+fn mapped(map: &str, inside: u32) -> Option<u32> {
+    map.lines().find_map(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
+        let (first, outside, count) = (numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next()?.ok()?);
+        let offset = inside.checked_sub(first)?;
+        if offset < count { outside.checked_add(offset) } else { None }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_is_read_line_by_line() {
+        let map =
+            "         0    1000000      30001\n     30001    2000000          1\n     30002    1030002      35534\n";
+        assert_eq!(mapped(map, 0), Some(1_000_000));
+        assert_eq!(mapped(map, 30000), Some(1_030_000));
+        assert_eq!(mapped(map, 30001), Some(2_000_000));
+        assert_eq!(mapped(map, 65535), Some(1_065_535));
+        assert_eq!(mapped(map, 65536), None);
+        assert_eq!(mapped("0 4294967295 4294967295\n", 1), None, "beyond all ids");
+        assert_eq!(mapped("", 0), None);
+        assert_eq!(mapped("0 x 1\n", 0), None);
+    }
+
+    #[test]
+    fn ids_that_no_session_may_have() {
+        let container = ContainerUid::new(30001).unwrap();
+        let judge = |map: &str| Kind::Users.judge(map, container).map_err(|refusal| refusal.cause);
+        assert_eq!(judge("0 1000000 65536\n"), Ok(1_030_001));
+        for (map, cause) in [
+            ("0 1000000 30001\n", "30001 is not mapped in its user namespace (uid_map: 0 1000000 30001)"),
+            ("0 1000000 1\n30001 0 1\n", "30001 is 0 on the node"),
+            ("0 1000000 1\n30001 33 1\n", "30001 is 33 on the node"),
+            ("0 0 1\n30001 1030001 1\n", "0 in its user namespace is 0 on the node, which is the account root"),
+        ] {
+            assert!(judge(map).is_err_and(|told| told.contains(cause)), "{map}: {:?}", judge(map));
+        }
+    }
+}
