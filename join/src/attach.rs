@@ -204,6 +204,7 @@ impl Attachment {
         }
         cgroups::must_be_joined(&self.cgroups, &own, theirs)?;
         self.confinement.apply_affinity()?;
+        self.confinement.apply_apparmor_label(&own)?;
         sys::set_not_dumpable().step(Reason::Broken, "keep others from the session's process")?;
         self.must_be_alive()
     }
@@ -248,6 +249,7 @@ impl Attachment {
     pub fn enter_before_the_application_drops_root(mut self) -> Result<(), Refusal> {
         // A directory of the host's that the application has open would be a way out for the user's shell.
         sys::close_on_exec().step(Reason::Broken, "keep the application's descriptors from the user's programs")?;
+        let own = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
         for cgroup in &mut self.cgroups {
             cgroup.join()?;
         }
@@ -257,6 +259,7 @@ impl Attachment {
         self.confinement.apply_capabilities()?;
         power::keep_what_an_application_needs(self.container)?;
         self.root.must_be_here()?;
+        self.confinement.apply_apparmor_label(&own)?;
         self.confinement.apply_soft_limits()?;
         self.must_be_alive()
     }

@@ -3,8 +3,10 @@
 //!
 //! pam_unbit(8) lists what is taken over and what is not.
 
-use crate::leader::{Leader, numbers};
+use crate::apparmor;
+use crate::leader::{Leader, Proc, numbers};
 use crate::refusal::{Reason, Refusal, Step};
+use crate::seccomp;
 use crate::sys::{self, CpuSet, Scheduling, retry};
 use caps::CapSet;
 use nix::errno::Errno;
@@ -20,6 +22,9 @@ pub struct Confinement {
     pub bounding_set: u64,
     /// Whether set-user-ID programs give it nothing (PR_SET_NO_NEW_PRIVS of prctl(2)).
     pub no_new_privs: bool,
+    /// Whether it has a filter of system calls.
+    has_filter: bool,
+    apparmor_label: Option<String>,
     oom_score_adj: i32,
     limits: Vec<Limit>,
     scheduling: Scheduling,
@@ -34,11 +39,14 @@ impl Confinement {
         let read =
             |name: &str| leader.proc.read(name).step(Reason::NotRunning, format_args!("read /proc/{pid}/{name}"));
         let unreadable = |name: &str| Refusal::new(Reason::Broken, format!("/proc/{pid}/{name} cannot be understood"));
-        let (bounding_set, no_new_privs) = capabilities(&read("status")?).ok_or_else(|| unreadable("status"))?;
+        let status = read("status")?;
+        let (bounding_set, no_new_privs) = capabilities(&status).ok_or_else(|| unreadable("status"))?;
         let about = |what: &str| format!("read the {what} of its pid 1");
         Ok(Self {
             bounding_set,
             no_new_privs,
+            has_filter: has_filter(&status),
+            apparmor_label: apparmor::label_of(&leader.proc).step(Reason::NotRunning, about("AppArmor label"))?,
             oom_score_adj: read("oom_score_adj")?.trim().parse().map_err(|_| unreadable("oom_score_adj"))?,
             limits: limits(&read("limits")?).ok_or_else(|| unreadable("limits"))?,
             scheduling: Scheduling::of(pid).step(Reason::NotRunning, about("scheduling policy"))?.of_a_child(),
@@ -90,17 +98,26 @@ impl Confinement {
         }
     }
 
-    /// Gives up the capabilities that pid 1 cannot have, so that no set-user-ID program of the container's gives a session more than it.
+    /// Gives up the capabilities that pid 1 cannot have, so that no set-user-ID program of the container's gives a session more than it. From here
+    /// on the process may not join or make namespaces, or keyrings, if pid 1 has a filter of system calls.
     pub fn apply_capabilities(&self) -> Result<(), Refusal> {
         sys::bound_capabilities(self.bounding_set)
             .step(Reason::Broken, "leave capabilities that its pid 1 cannot have (CAP_SETPCAP is needed)")?;
         // An exec as root would bring these back.
         sys::change_capabilities(|| caps::clear(None, CapSet::Inheritable))
             .step(Reason::Broken, "leave inheritable capabilities")?;
+        if self.has_filter {
+            seccomp::apply().step(Reason::Broken, "filter system calls, as its pid 1's are")?;
+        }
         if self.no_new_privs {
             retry(set_no_new_privs).step(Reason::Broken, "gain no new privileges, like its pid 1")?;
         }
         Ok(())
+    }
+
+    /// Confines the process as pid 1 is, when all else is done: a profile may forbid what there was to do. `own` is its directory in the node's /proc.
+    pub fn apply_apparmor_label(&self, own: &Proc) -> Result<(), Refusal> {
+        self.apparmor_label.as_ref().map_or(Ok(()), |label| apparmor::apply(label, own))
     }
 
     /// Runs on pid 1's CPUs. Only after the cgroups are joined: a cpuset sets the CPUs anew.
@@ -115,6 +132,11 @@ impl Confinement {
 fn capabilities(status: &str) -> Option<(u64, bool)> {
     let no_new_privs = numbers(status, "NoNewPrivs").ok()?;
     Some((mask(status, "CapBnd")?, no_new_privs != [0]))
+}
+
+/// Whether a process has a filter of system calls: 2 is SECCOMP_MODE_FILTER. A kernel without them has no such line.
+fn has_filter(status: &str) -> bool {
+    numbers(status, "Seccomp").is_ok_and(|mode| mode != [0])
 }
 
 /// A set of capabilities in /proc/PID/status.
@@ -201,6 +223,12 @@ mod tests {
         for status in ["", "CapBnd:\t0\n", "NoNewPrivs:\t0\n", "CapBnd:\tx\nNoNewPrivs:\t0\n"] {
             assert_eq!(capabilities(status), None, "{status:?}");
         }
+    }
+
+    #[test]
+    fn a_filter_is_seen_whatever_its_mode() {
+        assert!(has_filter("Seccomp:\t2\nSeccomp_filters:\t1\n") && has_filter("Seccomp:\t1\n"));
+        assert!(!has_filter("Seccomp:\t0\nSeccomp_filters:\t0\n") && !has_filter(""));
     }
 
     #[test]

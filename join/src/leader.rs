@@ -61,6 +61,11 @@ impl Proc {
         retry(|| openat(&self.0, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()))
     }
 
+    /// Opens one of its files for writing.
+    pub fn open_to_write(&self, name: &str) -> nix::Result<OwnedFd> {
+        retry(|| openat(&self.0, name, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()))
+    }
+
     /// Opens what one of its links leads to, as no more than a place (O_PATH).
     pub fn open_path(&self, name: &str) -> nix::Result<OwnedFd> {
         retry(|| openat(&self.0, name, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()))

@@ -7,12 +7,13 @@
 //! | reach | [`link`] | which pid 1 is in the cgroup that root has linked to the account? |
 //! | reach, without a link | [`emperor`] | who listens on the container's ns.socket? |
 //! | verify | [`leader`], [`linked`], [`root_directory`] | is that the container's pid 1, and its root directory the container's? |
-//! | prepare | [`namespaces`], [`user_namespace`], [`cgroups`], [`confinement`] | what is there to join, and how is pid 1 bound? each opened and checked |
+//! | prepare | [`namespaces`], [`user_namespace`], [`cgroups`], [`confinement`] (with [`apparmor`], [`seccomp`]) | what is there to join, and how is pid 1 bound? each opened and checked |
 //! | enter | [`attach`], [`power`] | join all of it in a helper process, leave every power behind, and fork |
 //!
 //! [`supervisor`] is the process that stays outside. [`sessions`] counts how many there are. [`refusal`] holds every reason to say no and what
 //! people read then; [`options`] what the PAM line may say. `unsafe` is in [`sys`] alone.
 
+mod apparmor;
 pub mod attach;
 pub mod cgroups;
 pub mod confinement;
@@ -29,6 +30,7 @@ mod power;
 pub mod refusal;
 mod root_directory;
 mod roots_path;
+mod seccomp;
 pub mod sessions;
 mod subtree;
 pub mod supervisor;

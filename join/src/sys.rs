@@ -244,6 +244,16 @@ pub fn set_not_dumpable() -> nix::Result<()> {
     retry(|| nix::sys::prctl::set_dumpable(false))
 }
 
+/// seccomp(2) with SECCOMP_SET_MODE_FILTER.
+pub fn filter_system_calls(program: &[libc::sock_filter]) -> nix::Result<()> {
+    let len = program.len().try_into().map_err(|_| Errno::E2BIG)?;
+    let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    let (operation, flags) = (libc::SECCOMP_SET_MODE_FILTER, 0);
+    // SAFETY: the kernel reads the program, which is as long as said.
+    let filter = || unsafe { libc::syscall(libc::SYS_seccomp, operation, flags, &raw const program) };
+    retry(|| Errno::result(filter())).map(drop)
+}
+
 /// How a thread is scheduled, sched_setattr(2): `struct sched_attr` in its first version.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -352,7 +352,7 @@ fn a_process_of_another_container_in_the_linked_group() {
     let group = victim.group();
     let bind = "mount --rbind /sys /ns/sys";
     // Every line that it is told is a shell command, done by its root.
-    let listen = "setpriv --bounding-set=-sys_ptrace bash -c 'rm -f /containers/30000/orders; mkfifo /containers/30000/orders; while read -r order </containers/30000/orders; do eval \"$order\"; done'";
+    let listen = "setpriv --bounding-set=-sys_ptrace bash -c 'rm -f /containers/30000/orders; mkfifo /containers/30000/orders; exec 3<>/containers/30000/orders; while read -r order <&3; do eval \"$order\"; done'";
     let intruder = Engine::new("other").unsharing("-m -p -i -u -n").after(bind).running(listen, "bash").start();
     let order = |order: String| {
         eventually("its fifo", || fs::exists("/containers/30000/orders").unwrap().then_some(()));
@@ -434,6 +434,68 @@ fn a_pid_1_in_a_chroot() {
     let container = Engine::new("web1").after("exec chroot /ns setpriv --bounding-set=-sys_ptrace sleep 86400").start();
     let _link = container.link(30001);
     assert_refused(NOT_TRUSTED, "its pid 1's root directory is not the root of its mount namespace (chroot)");
+}
+
+/// What Docker's and podman's default profiles deny a process without capabilities fails in a session, if pid 1 has a filter; and in a session
+/// of a pid 1 without one it does not fail for that reason.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_pid_1_with_a_filter_of_system_calls() {
+    let tool = tenant::give(30001, "filtered");
+    // That fail otherwise where a user without capabilities makes them without a filter: the witness that it is the filter's doing.
+    let witnesses = [
+        libc::SYS_add_key,
+        libc::SYS_io_uring_setup,
+        libc::SYS_keyctl,
+        libc::SYS_pidfd_getfd,
+        libc::SYS_process_vm_readv,
+        libc::SYS_ptrace,
+        libc::SYS_request_key,
+        libc::SYS_setns,
+        libc::SYS_unshare,
+    ];
+    let others = [
+        libc::SYS_bpf,
+        libc::SYS_mount,
+        libc::SYS_open_by_handle_at,
+        libc::SYS_open_tree,
+        libc::SYS_perf_event_open,
+        libc::SYS_umount2,
+        libc::SYS_userfaultfd,
+    ];
+    let numbers = |calls: &[i64]| calls.iter().map(i64::to_string).collect::<Vec<_>>().join(" ");
+    let errnos = |calls: &[i64]| {
+        let done = ssh(
+            30001,
+            &format!("{tool} calls {}; unshare --user true; grep ^Seccomp: /proc/self/status", numbers(calls)),
+        );
+        let text = done.out;
+        let (mode, errnos): (Vec<_>, Vec<_>) =
+            text.lines().map(str::to_owned).partition(|line| line.starts_with("Seccomp"));
+        (mode.concat(), errnos, done.err)
+    };
+    {
+        let container = Engine::new("web1").start();
+        let _link = container.link(30001);
+        let (mode, errnos, _) = errnos(&witnesses);
+        assert_eq!(mode, "Seccomp:\t0");
+        let denied: Vec<_> = errnos.iter().filter(|line| line.ends_with(&format!(" {}", libc::EPERM))).collect();
+        assert_eq!(denied, [""; 0], "the witness, without a filter");
+    }
+    for users in [None, Some(Users::usual())] {
+        let filtered = format!("{tool} setpriv --bounding-set=-sys_ptrace sleep 86400");
+        let container = Engine { users, ..Engine::new("web1").running(&filtered, "sleep") }.start();
+        let _link = container.link(30001);
+        let (mode, errnos, err) = errnos(&[&witnesses[..], &others].concat());
+        assert_eq!(mode, "Seccomp:\t2");
+        assert_eq!(errnos.len(), witnesses.len() + others.len(), "{errnos:?}");
+        let allowed: Vec<_> = errnos.iter().filter(|line| !line.ends_with(&format!(" {}", libc::EPERM))).collect();
+        assert_eq!(allowed, [""; 0]);
+        assert!(err.contains("unshare failed: Operation not permitted"), "{err}");
+        // What people do in a session goes on.
+        assert_eq!(ssh(30001, "ls / | head -n 1; bash -c 'echo x | cat'").ok().lines().last(), Some("x"));
+        assert_eq!(sh("unbitctl enter 30001 -- hostname").ok(), "web1");
+    }
 }
 
 /// Restarts under logins: each is in the container or refused.

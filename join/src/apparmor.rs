@@ -1,0 +1,83 @@
+//! The AppArmor label of the container's pid 1, taken over as lxc-attach(1) does it: at once, and not at the next exec, because what sshd does
+//! for a session (forwardings, its internal sftp server) it does without one.
+
+use crate::leader::Proc;
+use crate::refusal::{Reason, Refusal, Step};
+use crate::sys::retry;
+use nix::errno::Errno;
+use nix::unistd::write;
+use std::io;
+
+/// From Linux 5.8 on. `attr/current` may be another security module's.
+const FILE: &str = "attr/apparmor/current";
+const FILE_BEFORE_LINUX_5_8: &str = "attr/current";
+
+/// The label that confines a process; `None` if nothing does, or if this kernel does not use AppArmor.
+pub fn label_of(process: &Proc) -> io::Result<Option<String>> {
+    Ok(read(process)?.and_then(|text| label(&text).map(str::to_owned)))
+}
+
+/// Confines this process, and sees to it that it is. `own` is its directory in the node's /proc.
+pub fn apply(label: &str, own: &Proc) -> Result<(), Refusal> {
+    let step = || format!("take over pid 1's AppArmor label {}", label.escape_debug());
+    let file = own.open_to_write(FILE).or_else(|_| own.open_to_write(FILE_BEFORE_LINUX_5_8));
+    let file = file.step(Reason::Broken, step())?;
+    // One write is one command.
+    retry(|| write(&file, format!("changeprofile {label}").as_bytes())).step(Reason::Broken, step())?;
+    let now = label_of(own).step(Reason::Broken, "read our own AppArmor label")?;
+    if now.as_deref() == Some(label) {
+        return Ok(());
+    }
+    Err(Refusal::new(Reason::Broken, format!("{}: it is {now:?} afterwards", step())))
+}
+
+fn read(process: &Proc) -> io::Result<Option<String>> {
+    match process.read(FILE) {
+        Err(error) if is(&error, Errno::EINVAL) => Ok(None), // it is built in, and off
+        Err(error) if is(&error, Errno::ENOENT) && is_on_before_linux_5_8() => {
+            process.read(FILE_BEFORE_LINUX_5_8).map(Some)
+        }
+        Err(error) if is(&error, Errno::ENOENT) => Ok(None),
+        text => text.map(Some),
+    }
+}
+
+fn is_on_before_linux_5_8() -> bool {
+    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'))
+}
+
+fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno as i32)
+}
+
+/// The label in what the kernel says: `docker-default (enforce)`, or `unconfined`.
+fn label(text: &str) -> Option<&str> {
+    let text = text.trim_end_matches(['\n', '\0']);
+    let modes = [" (enforce)", " (complain)", " (kill)", " (unconfined)", " (mixed)", " (prompt)", " (user)"];
+    let label = modes.iter().find_map(|mode| text.strip_suffix(mode)).unwrap_or(text);
+    (!label.is_empty() && label != "unconfined").then_some(label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_is_told_from_its_mode() {
+        assert_eq!(label("docker-default (enforce)\n"), Some("docker-default"));
+        assert_eq!(label("lxc-container-default-cgns (enforce)"), Some("lxc-container-default-cgns"));
+        let of_lxd = "lxc-web1_</var/lib/lxc>//&:lxc-web1_<-var-lib-lxc>:unconfined";
+        assert_eq!(label(&format!("{of_lxd} (mixed)\n")), Some(of_lxd));
+        assert_eq!(
+            label("/usr/bin/with (enforce) in its name (complain)\n"),
+            Some("/usr/bin/with (enforce) in its name")
+        );
+        assert_eq!(label("unconfined\n"), None);
+        assert_eq!(label(""), None);
+    }
+
+    #[test]
+    fn this_process_has_a_label_or_none() {
+        label_of(&Proc::of_self().unwrap()).unwrap();
+    }
+}
