@@ -126,7 +126,7 @@ impl Engine {
             outside.stdin.take().unwrap().write_all(b"go\n").unwrap();
         }
         let mut container = Container { outside, leader: String::new(), name: self.name.clone() };
-        container.leader = eventually(&format!("pid 1 of {self:?}"), || {
+        container.leader = eventually(format!("pid 1 of {self:?}"), || {
             let pid = sh(format!("pgrep -P {pid}")).out.trim().to_owned();
             let program = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
             (program.trim() == self.program).then_some(pid)
