@@ -359,7 +359,7 @@ fn what_sshds_own_process_may_not_do() {
     let _up = AtEnd(|| drop(sh("node-sshd restart")));
     for (prefix, step, cause, more) in [
         (READ_ONLY_CGROUPS.to_owned(), "cgroups", "EROFS", "sshd runs in a mount namespace of its own"),
-        (NO_PTRACE.to_owned(), "verify", "EACCES", "sshd runs without CAP_SYS_PTRACE"),
+        (NO_PTRACE.to_owned(), "reach", "lacks CAP_SYS_PTRACE", "sshd runs without CAP_SYS_PTRACE"),
         (filtered(0x0005_0001), "join", "EPERM", "sshd runs with a seccomp filter"),
     ] {
         sh(format!("node-sshd stop && {prefix} node-sshd start")).ok();
@@ -421,7 +421,7 @@ with socket.create_server(('127.0.0.1', 22)) as server:
     }
     {
         let _listener = listen(NO_PTRACE);
-        ends_as_a_login_does("verify", "EACCES");
+        ends_as_a_login_does("reach", "lacks CAP_SYS_PTRACE");
     }
     {
         let _listener = listen("sleep 0 #");

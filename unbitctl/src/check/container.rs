@@ -568,6 +568,9 @@ fn mend(container: ContainerUid, name: &str, refusal: &Refusal) -> String {
         _ if refusal.cause.contains("EAGAIN") => format!(
             "its limit on the number of processes is reached: end some (ps -fu {container}), or raise pids.max of its cgroup"
         ),
+        _ if refusal.cause.contains("CapabilityBoundingSet=") => {
+            "give sshd what it lacks: systemctl edit ssh (or ssh@.service, with ssh.socket)".to_owned()
+        }
         (_, Reason::Paused) => {
             "thaw it: write THAWED to freezer.state (cgroup v1), or 0 to cgroup.freeze (v2), of the cgroup that is named".to_owned()
         }
