@@ -6,6 +6,7 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use unbit_tests::tenant::*;
 use unbit_tests::*;
@@ -320,14 +321,21 @@ fn swapped(prepare: &str, a: &str, b: &str) {
         let _restored = Restored::later(a);
         let prepare = prepare.replace("TENANT", &tool);
         let mut swapper =
-            Inside::start(30001, &format!("{prepare} touch ~/swapping; {tool} swap {a} {b} 4; rm -r ~/swapping"));
+            Inside::start(30001, &format!("{prepare} touch ~/swapping; {tool} swap {a} {b}; rm -r ~/swapping"));
         let swapping = || Path::new("/containers/30001/swapping").exists();
         eventually("the tenant to swap", || swapping().then_some(()));
+        // Each side of the race must have won.
+        let outcomes = [false, false].map(AtomicBool::new);
         let clients: Vec<_> = std::thread::scope(|scope| {
             let client = || {
                 let mut logins = Vec::new();
                 while swapping() {
-                    logins.push(ssh(30001, WHOAMI));
+                    let login = ssh(30001, WHOAMI);
+                    outcomes[usize::from(login.status == Some(0))].store(true, Ordering::Relaxed);
+                    if outcomes.iter().all(|seen| seen.load(Ordering::Relaxed)) {
+                        fs::write("/containers/30001/enough", "").unwrap();
+                    }
+                    logins.push(login);
                 }
                 logins
             };
@@ -350,7 +358,7 @@ fn swapped(prepare: &str, a: &str, b: &str) {
         assert!(let_in > 0 && refused > 0, "{let_in} let in, {refused} refused: no race was run");
     }
     drop(wait_for_listener(30001));
-    sh("rm -rf /containers/30001/{evil,run/other}").ok();
+    sh("rm -rf /containers/30001/{evil,run/other,enough}").ok();
     watch.done();
 }
 

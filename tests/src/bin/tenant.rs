@@ -3,7 +3,8 @@
 //!     tenant serve SOCKET          listens, treats each connection as the word in the file ~/kind says (see `Treatment`), and writes down in
 //!                                  ~/kind.told how far it came
 //!     tenant orphan SOCKET         listens, and ends; a child keeps the socket
-//!     tenant swap A B SECONDS      exchanges two paths as fast as it can
+//!     tenant swap A B              exchanges two paths as fast as it can: for four seconds, and until ~/enough is there, but not for
+//!                                  more than thirty
 //!     tenant fuse SOCKET DIRECTORY mounts a file system of its own on the directory, and sends whoever connects a file of it whose last
 //!                                  close has something to write, which is never answered
 
@@ -26,7 +27,7 @@ fn main() {
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["serve", socket] => serve(socket),
         ["orphan", socket] => orphan(socket),
-        ["swap", a, b, seconds] => swap(a, b, seconds.parse().unwrap()),
+        ["swap", a, b] => swap(a, b),
         ["fuse", socket, directory] => fuse(socket, directory),
         _ => process::exit(2),
     }
@@ -191,10 +192,13 @@ fn orphan(path: &str) {
     }
 }
 
-fn swap(a: &str, b: &str, seconds: u64) {
+fn swap(a: &str, b: &str) {
+    let enough = format!("{}/enough", env::var("HOME").unwrap());
     let [a, b] = [a, b].map(|path| CString::new(path).unwrap());
     let started = Instant::now();
-    while started.elapsed() < Duration::from_secs(seconds) {
+    while started.elapsed() < Duration::from_secs(4)
+        || (!fs::exists(&enough).unwrap() && started.elapsed() < Duration::from_secs(30))
+    {
         // SAFETY: two paths that end with NUL.
         unsafe { libc::renameat2(libc::AT_FDCWD, a.as_ptr(), libc::AT_FDCWD, b.as_ptr(), libc::RENAME_EXCHANGE) };
     }
