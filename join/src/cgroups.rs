@@ -344,6 +344,18 @@ impl Hierarchies {
         (!own.is_empty()).then_some(own)
     }
 
+    /// The directories of a process's cgroups, as far as they are mounted, version 2 first. The top of a hierarchy is none.
+    pub fn directories(&self, process: &Proc) -> std::io::Result<Vec<PathBuf>> {
+        let mut memberships = Membership::all_of(process)?;
+        memberships.retain(|membership| membership.path != "/");
+        memberships.sort_by_key(|membership| !membership.is_v2());
+        let directory = |membership: &Membership| {
+            let hierarchy = self.0.iter().find(|hierarchy| hierarchy.shows(membership))?;
+            Some(Path::new(&hierarchy.mount.point).join(hierarchy.relative(membership)?))
+        };
+        Ok(memberships.iter().filter_map(directory).collect())
+    }
+
     /// Whether a process is in a cgroup in which its parent is not, as a container has to be to be entered.
     pub fn has_own(&self, process: &Proc, parent: &Proc) -> std::io::Result<bool> {
         let parent = Membership::all_of(parent)?;

@@ -7,7 +7,7 @@ mod processes;
 mod resources;
 mod table;
 
-use crate::{report, terminal};
+use crate::{engine, report, terminal};
 use anyhow::{Context, Result};
 use join::attach::Attachment;
 use join::options::Options;
@@ -40,6 +40,7 @@ Examples:
   unbitctl list --json | jq '.[] | select(.state != \"running\") | .uid'
 
 Columns:
+  ENGINE    what runs it, by its link in /etc/unbit; uwsgi where it has none and the Emperor runs it
   STATE     running, or why a login would be refused; the cause is at the end of the line
   PID       its pid 1, as this node counts, and since when it runs
   MEMORY    of its memory cgroup, of the limit if there is one
@@ -65,6 +66,7 @@ struct Container {
     uid: u32,
     address: Option<Ipv4Addr>,
     host_name: Option<String>,
+    engine: &'static str,
     state: State,
     cause: Option<String>,
     pid: Option<i32>,
@@ -293,10 +295,12 @@ fn look_at(
         },
         (None, None) => (state, cause) = from_outside(uid),
     }
+    let link = engine::link_of(uid);
     let container = Container {
         uid: uid.get(),
         address: uid.address(),
         host_name: running.as_ref().and_then(|known| known.host_name.clone()),
+        engine: link.as_deref().map_or(engine::UWSGI, engine::of),
         state,
         cause,
         pid: leader.map(|leader| leader.pid),
@@ -341,6 +345,7 @@ mod tests {
             uid: 30001,
             address: None,
             host_name: None,
+            engine: engine::UWSGI,
             state: State::Running,
             cause: None,
             pid,

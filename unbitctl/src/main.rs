@@ -1,11 +1,14 @@
 //! unbitctl: checks, sets up and shows a node. See unbitctl(8).
 //!
-//! [`check`] looks and changes nothing; [`setup`] mends what it finds; [`list`] and [`enter`] are about containers; [`firewall`] about ports.
+//! [`check`] looks and changes nothing; [`setup`] mends what it finds; [`attach`] links accounts to containers of other engines; [`list`] and
+//! [`enter`] are about containers; [`firewall`] about ports.
 //! What a check says, and how it is shown, is in [`report`].
 
+mod attach;
 mod check;
 mod command_line;
 mod containers;
+mod engine;
 mod enter;
 mod firewall;
 mod inside;
@@ -54,6 +57,12 @@ enum Command {
     /// Mend what check finds: shows the difference first, keeps each file beside the new one
     #[command(after_help = setup::EXAMPLES)]
     Setup(setup::Arguments),
+    /// Link an account to a container of another engine, which ssh then leads into
+    #[command(after_help = attach::EXAMPLES)]
+    Attach(attach::Arguments),
+    /// Remove an account's link
+    #[command(after_help = attach::DETACH_EXAMPLES)]
+    Detach(attach::DetachArguments),
     /// Show the containers of this node
     #[command(after_help = list::EXAMPLES)]
     List(list::Arguments),
@@ -90,6 +99,8 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Check(arguments) => check::run(&arguments),
         Command::Setup(arguments) => setup::run(&arguments),
+        Command::Attach(arguments) => attach::run(&arguments),
+        Command::Detach(arguments) => attach::detach(&arguments),
         Command::List(arguments) => list::run(&arguments),
         Command::Enter(arguments) => enter::run(&arguments),
         Command::Firewall(arguments) => firewall::run(&arguments),
@@ -112,7 +123,7 @@ mod tests {
         let end = |command: &clap::Command| command.get_after_help().map(ToString::to_string).unwrap_or_default();
         assert!(end(&command).starts_with("Exit status:\n  0 "));
         let names: Vec<_> = command.get_subcommands().map(clap::Command::get_name).collect();
-        assert_eq!(names, ["check", "setup", "list", "enter", "firewall", "completions"]);
+        assert_eq!(names, ["check", "setup", "attach", "detach", "list", "enter", "firewall", "completions"]);
         for subcommand in command.get_subcommands() {
             let name = subcommand.get_name();
             let end = end(subcommand);

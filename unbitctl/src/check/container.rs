@@ -601,7 +601,7 @@ fn mend_link(container: ContainerUid, reason: Reason) -> Option<String> {
     let link = format!("{}/{container}", link::DIRECTORY);
     Path::new(&link).symlink_metadata().ok()?;
     let to_its_group =
-        format!("ln -sfn CGROUP {link}, where CGROUP is the directory of the container's cgroup below /sys/fs/cgroup");
+        format!("unbitctl attach {container} --machine NAME, or whatever engine it is: unbitctl attach --help");
     match reason {
         Reason::NotRunning => Some(format!(
             "start the container with its engine; if it runs, {link} leads to another cgroup: {to_its_group}"

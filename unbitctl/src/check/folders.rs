@@ -1,5 +1,6 @@
 //! The folders of a node: there, of their owner, and open to no more people than they need be.
 
+use super::linked;
 use crate::node::Node;
 use crate::report::Finding;
 use crate::step::{Change, Step, Wishes};
@@ -86,8 +87,15 @@ const WHY: &str = "accounts, containers and the node's services are what is in t
 
 pub const STEP: Step = Step::new(CHECK, check, mend);
 
+/// Those that this node needs: without an Emperor only the first one.
+fn needed(node: &Node) -> &'static [Folder] {
+    if linked::has_no_emperor(node) { FOLDERS.first_chunk::<1>().map_or(&[], |first| first) } else { &FOLDERS }
+}
+
 pub fn check(node: &Node) -> Vec<Finding> {
+    let folders = needed(node);
     let accounts = match Accounts::of(node) {
+        Err(_) if folders.len() == 1 => Accounts { uid: 0, gid: 0 },
         Ok(accounts) => accounts,
         Err(error) => {
             let why = "the routers run as www-data, and some folders are theirs";
@@ -96,7 +104,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
         }
     };
     let (mut faults, mut missing, mut well) = (Vec::new(), Vec::new(), 0);
-    for folder in &FOLDERS {
+    for folder in folders {
         let (path, why) = (folder.path, folder.why);
         faults.push(match look(node, folder, accounts) {
             Verdict::Well => {
@@ -119,7 +127,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
     }
     let mut findings = Vec::new();
     if well > 0 {
-        let seen = if well == FOLDERS.len() { format!("all {well}") } else { format!("{well} of {}", FOLDERS.len()) };
+        let seen = if well == folders.len() { format!("all {well}") } else { format!("{well} of {}", folders.len()) };
         findings.push(Finding::ok(CHECK, WHY, format!("{seen} are there, of their owner and mode")));
     }
     if !missing.is_empty() {
@@ -131,9 +139,13 @@ pub fn check(node: &Node) -> Vec<Finding> {
 
 /// Makes the folders that are missing, and gives the others their owner and mode. What is in the way stays for the operator.
 fn mend(node: &Node, _: Wishes) -> Result<Vec<Change>> {
-    let accounts = Accounts::of(node)?;
+    let folders = needed(node);
+    let accounts = match Accounts::of(node) {
+        Err(_) if folders.len() == 1 => Accounts { uid: 0, gid: 0 },
+        accounts => accounts?,
+    };
     let mut changes = Vec::new();
-    for folder in &FOLDERS {
+    for folder in folders {
         let path = match look(node, folder, accounts) {
             Verdict::Missing => folder.path.to_owned(),
             Verdict::NotSticky(place) | Verdict::Wrong(place, _) => place.path,

@@ -9,6 +9,7 @@ pub mod folders;
 mod keyfiles;
 mod library;
 mod limits;
+mod linked;
 mod log;
 mod mail;
 pub mod nscd;
@@ -58,6 +59,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     report::show(&findings, Format::new(arguments.json))
 }
 
+/// The verdict of `check UID`.
+pub fn container(uid: ContainerUid) -> Result<Vec<Finding>> {
+    container::check(uid)
+}
+
 /// Every check of a node, in the order in which a node is set up.
 const CHECKS: &[fn(&Node) -> Vec<Finding>] = &[
     filesystem::check,
@@ -83,5 +89,5 @@ fn node(node: &Node) -> Vec<Finding> {
     if distributions::is_one(node) {
         return [nsswitch::check(node), distributions::check_one(node)].concat();
     }
-    CHECKS.iter().flat_map(|check| check(node)).collect()
+    linked::without_the_emperors(node, CHECKS.iter().flat_map(|check| check(node)).collect())
 }

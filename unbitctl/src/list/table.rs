@@ -4,10 +4,11 @@ use super::{Container, State};
 use crate::report::wrap;
 use jiff::{Timestamp, tz::TimeZone};
 
-const HEADS: [&str; 10] = ["UID", "ADDRESS", "HOST", "STATE", "PID", "SINCE", "MEMORY", "CPU", "SESSIONS", "QUOTA"];
+const HEADS: [&str; 11] =
+    ["UID", "ADDRESS", "HOST", "ENGINE", "STATE", "PID", "SINCE", "MEMORY", "CPU", "SESSIONS", "QUOTA"];
 
 /// In a narrow window the columns go in this order: the rest says which container does how, and what it uses.
-const LEAST_USE: [&str; 7] = ["SINCE", "ADDRESS", "HOST", "QUOTA", "PID", "SESSIONS", "MEMORY"];
+const LEAST_USE: [&str; 8] = ["SINCE", "ADDRESS", "HOST", "QUOTA", "ENGINE", "PID", "SESSIONS", "MEMORY"];
 
 /// The lines, with their heading. With shares of a processor in percent where the CPU time would be. In a window of this many columns a cause for which
 /// the line has no room comes below it.
@@ -70,6 +71,7 @@ fn row(container: &Container, share: Option<Option<f64>>, zone: &TimeZone) -> [S
         container.uid.to_string(),
         container.address.map_or_else(nothing, |address| address.to_string()),
         container.host_name.clone().unwrap_or_else(roots),
+        container.engine.to_owned(),
         state(container.state).to_owned(),
         container.pid.map_or_else(nothing, |pid| pid.to_string()),
         container.since.and_then(|since| moment(since, zone)).unwrap_or_else(nothing),
@@ -156,6 +158,7 @@ mod tests {
             uid: 30001,
             address: "10.0.0.3".parse().ok(),
             host_name: Some("c30001".into()),
+            engine: "uwsgi",
             state: State::Running,
             cause: None,
             pid: Some(42),
@@ -165,9 +168,9 @@ mod tests {
             sessions: Some(2),
         };
         let running = row(&one, None, &TimeZone::UTC);
-        assert_eq!(running.join("|"), "30001|10.0.0.3|c30001|running|42|1970-01-01 00:00|1.0M/1.0G|0:01:01|2|-");
-        assert_eq!(row(&one, Some(Some(12.34)), &TimeZone::UTC)[7], "12.3%");
-        assert_eq!(row(&one, Some(None), &TimeZone::UTC)[7], "-");
+        assert_eq!(running.join("|"), "30001|10.0.0.3|c30001|uwsgi|running|42|1970-01-01 00:00|1.0M/1.0G|0:01:01|2|-");
+        assert_eq!(row(&one, Some(Some(12.34)), &TimeZone::UTC)[8], "12.3%");
+        assert_eq!(row(&one, Some(None), &TimeZone::UTC)[8], "-");
 
         let down = Container {
             uid: 16_807_213,
@@ -187,7 +190,7 @@ mod tests {
 
         (one.state, one.host_name, one.sessions) = (State::Unknown, None, None);
         let unknown = row(&one, None, &TimeZone::UTC);
-        assert_eq!([2, 3, 8, 9].map(|cell: usize| unknown[cell].as_str()), ["?"; 4]);
+        assert_eq!([2, 4, 9, 10].map(|cell: usize| unknown[cell].as_str()), ["?"; 4]);
     }
 
     #[test]
@@ -196,6 +199,7 @@ mod tests {
             uid: 30001,
             address: "10.0.0.3".parse().ok(),
             host_name: None,
+            engine: "uwsgi",
             state: State::NotRunning,
             cause: Some("connect to run/ns.socket: ECONNREFUSED (Connection refused)".into()),
             pid: None,
@@ -206,10 +210,10 @@ mod tests {
         };
         let seen = |window| lines(std::slice::from_ref(&down), Some(&[None]), Some(window));
         assert_eq!(
-            seen(80),
+            seen(88),
             [
-                "  UID  ADDRESS   HOST  STATE        PID  SINCE  MEMORY  CPU  SESSIONS  QUOTA",
-                "30001  10.0.0.3  -     not running    -  -      -         -         0  -",
+                "  UID  ADDRESS   HOST  ENGINE  STATE        PID  SINCE  MEMORY  CPU  SESSIONS  QUOTA",
+                "30001  10.0.0.3  -     uwsgi   not running    -  -      -         -         0  -",
                 "       connect to run/ns.socket: ECONNREFUSED (Connection refused)",
             ]
         );

@@ -1,0 +1,145 @@
+//! `unbitctl attach` and `detach` on a node whose containers are made as other engines make them. With the engines themselves: tests/engines.
+
+use std::fs;
+use std::path::Path;
+use unbit_tests::linked::*;
+use unbit_tests::*;
+
+const LINK: &str = "/etc/unbit/30001";
+const TRUSTED: &str = "/etc/unbit/30001.root-is-trusted";
+
+fn attach(arguments: &[&str]) -> Done {
+    run("unbitctl", &[&["attach", "30001"], arguments].concat(), b"")
+}
+
+fn attach_group(group: &str) -> Done {
+    attach(&["--cgroup", group])
+}
+
+fn detach() -> String {
+    run("unbitctl", &["detach", "30001"], b"").ok()
+}
+
+/// Where a link leads.
+fn target() -> Option<String> {
+    fs::read_link(LINK).ok().map(|target| target.to_str().unwrap().to_owned())
+}
+
+/// However a test ends, the next one finds no link.
+fn afterwards() -> AtEnd<impl FnMut() + use<>> {
+    AtEnd(|| drop(sh(format!("rm -rf {LINKS}"))))
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn an_account_is_attached_and_detached() {
+    let _end = afterwards();
+    let container = Engine::new("web1").start();
+    let group = container.groups().remove(0);
+
+    let said = attach_group(&group).ok();
+    assert!(said.starts_with(&format!("{LINK} -> {group}: made\n")), "{said}");
+    assert!(said.contains(&format!("its pid 1 is {} here\n", container.leader)), "{said}");
+    assert!(said.ends_with(" ok"), "the verdict of check is last: {said}");
+    assert_eq!(target().as_deref(), Some(group.as_str()));
+    assert_eq!(sh(format!("stat -c '%U %a' {LINKS}")).ok(), "root 755");
+    assert_eq!(ssh(30001, "hostname").ok(), "web1");
+
+    let before = sh(format!("stat -c '%i %Z' {LINK}")).ok();
+    let said = attach_group(&format!("{group}/")).ok();
+    assert!(said.starts_with(&format!("{LINK} -> {group}: is there already\n")), "{said}");
+    assert_eq!(sh(format!("stat -c '%i %Z' {LINK}")).ok(), before, "it was not written again");
+
+    let listed = run("unbitctl", &["list"], b"").ok();
+    let line = listed.lines().find(|line| line.contains("30001")).unwrap();
+    assert!(line.contains("  cgroup  ") && line.contains("running"), "{listed}");
+
+    fs::write(TRUSTED, "").unwrap();
+    let said = detach();
+    assert!(said.contains(&format!("{LINK} -> {group}: removed")), "{said}");
+    assert!(!Path::new(TRUSTED).exists(), "root's word was for that container");
+    assert_eq!(target(), None);
+    assert_eq!(ssh(30001, "hostname").ok(), "c30001", "the Emperor's, as before");
+    assert_eq!(detach(), format!("{LINK}: there is no such link"));
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn another_container_takes_the_place_of_the_first() {
+    let _end = afterwards();
+    let (one, other) = (Engine::new("web1").start(), Engine::new("web2").start());
+    attach_group(&one.groups()[0]).ok();
+    fs::write(TRUSTED, "").unwrap();
+    let said = attach_group(&other.groups()[0]).ok();
+    assert!(said.contains(": replaced\n"), "{said}");
+    assert!(said.contains(&format!("note: the link led to {}\n", one.groups()[0])), "{said}");
+    assert!(said.contains(&format!("note: {TRUSTED} says that this container's root is trusted")), "{said}");
+    assert_eq!(ssh(30001, "hostname").ok(), "web2");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn what_a_login_would_refuse_is_not_linked() {
+    let _end = afterwards();
+    let container = Engine::new("web1").start();
+    attach_group(&container.groups()[0]).ok();
+    let kept = target();
+    let powerful = Engine::new("web2").running("sleep 86400", "sleep").start();
+    let empty = format!("{}/../empty", container.groups()[0]);
+    let empty = sh(format!("mkdir -p {empty} && realpath {empty}")).ok();
+    for (group, cause) in [
+        (powerful.groups()[0].as_str(), "its root can have CAP_SYS_PTRACE"),
+        (empty.as_str(), "has no processes"),
+        ("/sys/fs/cgroup/is/not/there", "there"),
+        ("/etc", "which is not a cgroup"),
+        (Path::new(&container.groups()[0]).parent().unwrap().to_str().unwrap(), "more than one container"),
+    ] {
+        let err = attach_group(group).failed();
+        assert!(err.contains(cause) && err.contains("nothing has been changed"), "{group}: {err}");
+        assert_eq!(target(), kept, "{group}");
+    }
+    sh(format!("rmdir {empty}")).ok();
+    for (arguments, cause) in [
+        (["--podman", "web1"], "podman"),
+        (["--cgroup", "sys/fs/cgroup"], "an absolute path"),
+        (["--machine", "--all"], "unexpected argument"),
+        (["--unit", "a b"], "a name is needed"),
+    ] {
+        let done = attach(&arguments);
+        assert!(done.status != Some(0) && done.err.contains(cause), "{done:?}");
+    }
+    assert_eq!(attach(&[]).status, Some(2));
+    assert_eq!(attach(&["--lxc", "a", "--docker", "b"]).status, Some(2));
+    assert_eq!(target(), kept);
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_accounts_directory_is_made_if_asked() {
+    let _end = AtEnd(|| drop(sh(format!("rm -rf {LINKS} /containers/30009"))));
+    let container = Engine::new("web1").start();
+    let group = &container.groups()[0];
+    let attach = |more: &[&str]| run("unbitctl", &[&["attach", "30009", "--cgroup", group], more].concat(), b"");
+    let err = attach(&[]).failed();
+    assert!(err.contains("say --create-home to make it"), "{err}");
+    assert!(Path::new("/etc/unbit/30009").symlink_metadata().is_err());
+    let done = attach(&["--create-home"]);
+    assert_eq!(done.status, Some(1), "there is no key yet, and check says so: {done:?}");
+    assert!(done.out.starts_with("/containers/30009: made\n") && done.out.contains("FAIL  keys"), "{done:?}");
+    assert_eq!(sh("stat -c '%u:%g %a' /containers/30009").ok(), "30009:30009 755");
+    sh("chown 0:0 /containers/30009").ok();
+    let err = attach(&["--create-home"]).failed();
+    assert!(err.contains("belongs to 0:0, so it is no account"), "{err}");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn what_is_in_the_links_place_stays_there() {
+    let _end = afterwards();
+    let container = Engine::new("web1").start();
+    sh(format!("mkdir -p {LINKS} && echo file >{LINK}")).ok();
+    let err = attach_group(&container.groups()[0]).failed();
+    assert!(err.contains("is no symbolic link"), "{err}");
+    assert_eq!(fs::read_to_string(LINK).unwrap(), "file\n");
+    assert!(run("unbitctl", &["detach", "30001"], b"").failed().contains("is no symbolic link"));
+}

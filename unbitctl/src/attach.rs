@@ -1,0 +1,327 @@
+//! `unbitctl attach` and `detach`: the link of root's that makes a container of another engine reachable, `/etc/unbit/UID`.
+//!
+//! What is written is a symbolic link to the container's cgroup directory. Whether a login would accept it is asked in the module's own code
+//! ([`join::link`]) before it is written, and by the whole of `unbitctl check UID` afterwards.
+
+use crate::check;
+use crate::command_line::{container, must_be_root};
+use crate::engine::{Engine, Found};
+use crate::node::Node;
+use crate::report::{self, Format, lines_of, say};
+use anyhow::{Context, Result, bail};
+use join::Deadline;
+use join::link::{DIRECTORY, Link, TRUST};
+use join::refusal::{Reason, Refusal};
+use join::sessions;
+use nix::sys::stat::{Mode, umask};
+use shared::ContainerUid;
+use std::fs::{self, DirBuilder, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+pub const EXAMPLES: &str = "\
+Examples:
+  unbitctl attach 30001 --machine web1 --create-home
+  unbitctl attach 30001 --podman web1
+  unbitctl attach 30001 --cgroup /sys/fs/cgroup/lxc.payload.web1";
+
+pub const DETACH_EXAMPLES: &str = "\
+Examples:
+  unbitctl detach 30001             no login reaches its container from now on";
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The account
+    #[arg(value_parser = container)]
+    uid: ContainerUid,
+    #[command(flatten)]
+    place: Place,
+    /// Make the account's directory in /containers if there is none
+    #[arg(long)]
+    create_home: bool,
+}
+
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct Place {
+    /// A machine of machinectl: systemd-nspawn's
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    machine: Option<String>,
+    /// A container of LXC's
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    lxc: Option<String>,
+    /// An instance of Incus's, or one of a project: PROJECT/NAME
+    #[arg(long, value_name = "NAME", value_parser = instance)]
+    incus: Option<String>,
+    /// A container that root's podman runs
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    podman: Option<String>,
+    /// A container of Docker's
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    docker: Option<String>,
+    /// A service of systemd's that has PrivatePIDs=, or runs an engine that is not named here
+    #[arg(long, value_name = "NAME.service", value_parser = name)]
+    unit: Option<String>,
+    /// The directory of the container's cgroup
+    #[arg(long, value_name = "PATH", value_parser = directory)]
+    cgroup: Option<PathBuf>,
+}
+
+impl Place {
+    /// The one that is given: clap sees to that.
+    fn engine(&self) -> Option<Engine> {
+        let of = |name: &Option<String>, engine: fn(String) -> Engine| name.clone().map(engine);
+        of(&self.machine, Engine::Machine)
+            .or_else(|| of(&self.lxc, Engine::Lxc))
+            .or_else(|| of(&self.incus, Engine::Incus))
+            .or_else(|| of(&self.podman, Engine::Podman))
+            .or_else(|| of(&self.docker, Engine::Docker))
+            .or_else(|| of(&self.unit, Engine::Unit))
+            .or_else(|| self.cgroup.clone().map(Engine::Cgroup))
+    }
+}
+
+/// A name that an engine's tool takes for a name, and for no option, path or pattern.
+fn name(text: &str) -> Result<String, String> {
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "._-@:\\".contains(letter);
+    if !text.is_empty() && !text.starts_with(['-', '.']) && text.chars().all(is_plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("a name is needed, of letters, digits and . _ - @ :".to_owned())
+    }
+}
+
+fn instance(text: &str) -> Result<String, String> {
+    match text.split_once('/') {
+        Some((project, instance)) => Ok(format!("{}/{}", name(project)?, name(instance)?)),
+        None => name(text),
+    }
+}
+
+fn directory(text: &str) -> Result<PathBuf, String> {
+    let path = Path::new(text);
+    if path.is_absolute() && path.components().all(|part| part != std::path::Component::ParentDir) {
+        Ok(path.to_owned())
+    } else {
+        Err("an absolute path without .. is needed, below /sys/fs/cgroup".to_owned())
+    }
+}
+
+/// For everything that waits on the container.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a container may be so right after its start.
+const fn time_for(reason: Reason) -> Duration {
+    Duration::from_secs(match reason {
+        Reason::Starting => 10,      // until its own program is pid 1
+        Reason::NoPidNamespace => 2, // until the engine has made the namespace
+        _ => 0,
+    })
+}
+const PAUSE: Duration = Duration::from_millis(50);
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    must_be_root("attach")?;
+    let uid = arguments.uid;
+    let engine = arguments.place.engine().context("no container is named")?;
+    let found = engine.find(&Node::at(None))?;
+    let target = found.cgroup.display();
+    let pid = find(&found.cgroup, uid).map_err(|refusal| {
+        anyhow::anyhow!("{target} cannot be linked to {uid}: {}; nothing has been changed", refusal.cause)
+    })?;
+    // Root and everybody who looks it up read what is made here.
+    umask(Mode::S_IWGRP | Mode::S_IWOTH);
+    home(uid, arguments.create_home)?;
+    let before = write(uid, &found.cgroup)?;
+    say!("{}", lines_of(&words(uid, &engine, &found, pid, before.as_deref())));
+    report::show(&check::container(uid)?, Format::new(false))
+}
+
+/// The container's pid 1, by the rules of a login. One that is still starting is waited for.
+fn find(cgroup: &Path, uid: ContainerUid) -> Result<i32, Refusal> {
+    let started = Instant::now();
+    loop {
+        let link = Link::at(cgroup, uid).and_then(|link| link.find_leader(Deadline::after(PATIENCE)));
+        match link {
+            Err(refusal) if started.elapsed() < time_for(refusal.reason) => sleep(PAUSE),
+            other => return other.map(|leader| leader.pid),
+        }
+    }
+}
+
+/// What has been done, and what the operator has to know of it.
+fn words(uid: ContainerUid, engine: &Engine, found: &Found, pid: i32, before: Option<&Path>) -> String {
+    let link = place(uid);
+    let (link, target) = (link.display(), found.cgroup.display());
+    let done = match before {
+        Some(before) if before == found.cgroup => "is there already",
+        Some(_) => "replaced",
+        None => "made",
+    };
+    let mut text = format!("{link} -> {target}: {done}\n{}: its pid 1 is {pid} here\n", engine.name());
+    text.push_str(&format!("this cgroup stays the same {}\n", found.stays));
+    for warning in &found.warnings {
+        text.push_str(&format!("note: {warning}\n"));
+    }
+    if let Some(before) = before.filter(|before| *before != found.cgroup) {
+        text.push_str(&format!("note: the link led to {}\n", before.display()));
+    }
+    if before != Some(&found.cgroup) && trusted(uid).exists() {
+        text.push_str(&format!(
+            "note: {} says that this container's root is trusted; remove it unless you mean the {}\n",
+            trusted(uid).display(),
+            engine.name()
+        ));
+    }
+    text
+}
+
+/// The link's name.
+fn place(uid: ContainerUid) -> PathBuf {
+    Path::new(DIRECTORY).join(uid.to_string())
+}
+
+/// Root's word that a container's root is trusted.
+fn trusted(uid: ContainerUid) -> PathBuf {
+    Path::new(DIRECTORY).join(format!("{uid}{TRUST}"))
+}
+
+/// Sees that the directory that makes the account is there, or makes it.
+fn home(uid: ContainerUid, create: bool) -> Result<()> {
+    let home = uid.home();
+    let path = PathBuf::from(home.as_c_str().to_string_lossy().into_owned());
+    let shown = path.display();
+    match fs::symlink_metadata(&path) {
+        Ok(status) if uid.is_owner_of(status.mode(), status.uid(), status.gid()) => return Ok(()),
+        // An operator may keep it elsewhere; `check` says whether it is an account then.
+        Ok(status) if status.is_symlink() => return Ok(()),
+        Ok(status) => bail!(
+            "{shown} belongs to {}:{}, so it is no account: chown {uid}:{uid} {shown}",
+            status.uid(),
+            status.gid()
+        ),
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).with_context(|| shown.to_string()),
+        Err(_) if !create => bail!("there is no {shown}, which makes the account {uid}: say --create-home to make it"),
+        Err(_) => {}
+    }
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    DirBuilder::new().recursive(true).mode(0o755).create(parent).with_context(|| parent.display().to_string())?;
+    DirBuilder::new().mode(0o755).create(&path).with_context(|| shown.to_string())?;
+    chown(&path, Some(uid.get()), Some(uid.get())).with_context(|| format!("chown {shown}"))?;
+    say!("{shown}: made\n");
+    Ok(())
+}
+
+/// Puts the link in its place, atomically; where it led before.
+fn write(uid: ContainerUid, target: &Path) -> Result<Option<PathBuf>> {
+    let link = place(uid);
+    DirBuilder::new().recursive(true).mode(0o755).create(DIRECTORY).with_context(|| DIRECTORY.to_owned())?;
+    let before = read(&link)?;
+    if before.as_deref() != Some(target) {
+        let new = Path::new(DIRECTORY).join(format!(".{uid}.unbitctl"));
+        remove(&new)?;
+        symlink(target, &new).and_then(|()| fs::rename(&new, &link)).with_context(|| link.display().to_string())?;
+        File::open(DIRECTORY).and_then(|directory| directory.sync_all()).with_context(|| DIRECTORY.to_owned())?;
+    }
+    Ok(before)
+}
+
+/// Where a link leads, if there is one. What else is in its place stays there.
+fn read(link: &Path) -> Result<Option<PathBuf>> {
+    match fs::read_link(link) {
+        Ok(target) => Ok(Some(target)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == ErrorKind::InvalidInput => {
+            bail!("{} is no symbolic link: see what it is, and remove it", link.display())
+        }
+        Err(error) => Err(error).with_context(|| link.display().to_string()),
+    }
+}
+
+/// Whether there was such a file.
+fn remove(path: &Path) -> Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("remove {}", path.display())),
+    }
+}
+
+#[derive(clap::Args)]
+pub struct DetachArguments {
+    /// The account
+    #[arg(value_parser = container)]
+    uid: ContainerUid,
+}
+
+pub fn detach(arguments: &DetachArguments) -> Result<ExitCode> {
+    must_be_root("detach")?;
+    let uid = arguments.uid;
+    let link = place(uid);
+    let before = read(&link)?;
+    // The word first: it must never be there for a container that is linked later.
+    if remove(&trusted(uid))? {
+        say!("{}: removed\n", trusted(uid).display());
+    }
+    let Some(before) = before else {
+        say!("{}: there is no such link\n", link.display());
+        return Ok(ExitCode::SUCCESS);
+    };
+    remove(&link)?;
+    say!("{}", lines_of(&format!("{} -> {}: removed\n", link.display(), before.display())));
+    if let Some(open) = sessions::count(Path::new(sessions::DIRECTORY), uid).filter(|open| *open > 0) {
+        say!("note: sessions that are open stay so: {open}\n");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_no_option_path_or_pattern() {
+        for good in ["web1", "web_1.example", "systemd-nspawn@web1.service", "a\\x2db.service"] {
+            assert!(name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "-a", "--all", "a b", "a/b", "..", ".a", "a*", "a?", "a\n", "$(id)", "ä"] {
+            assert!(name(bad).is_err(), "{bad}");
+        }
+        assert_eq!(instance("project/web1").as_deref(), Ok("project/web1"));
+        for bad in ["/web1", "project/", "a/b/c", "a/../b"] {
+            assert!(instance(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_directory_is_named_from_the_root() {
+        assert!(directory("/sys/fs/cgroup/a.slice").is_ok());
+        for bad in ["", "sys", "./a", "/sys/fs/cgroup/../x"] {
+            assert!(directory(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_operator_reads_what_was_done_and_how_long_it_holds() {
+        let uid = ContainerUid::parse(b"30001").unwrap();
+        let found = Found {
+            cgroup: "/c/machine.slice/libpod-1.scope".into(),
+            stays: "until then".to_owned(),
+            warnings: vec!["look".to_owned()],
+        };
+        let engine = Engine::Podman("web1".to_owned());
+        let text = words(uid, &engine, &found, 7, None);
+        let expected = "/etc/unbit/30001 -> /c/machine.slice/libpod-1.scope: made\n\
+                        podman container web1: its pid 1 is 7 here\n\
+                        this cgroup stays the same until then\n\
+                        note: look\n";
+        assert_eq!(text, expected);
+        assert!(words(uid, &engine, &found, 7, Some(&found.cgroup)).contains(": is there already\n"));
+        let text = words(uid, &engine, &found, 7, Some(Path::new("/c/old")));
+        assert!(text.contains(": replaced\n") && text.ends_with("note: the link led to /c/old\n"), "{text}");
+    }
+}

@@ -1,0 +1,351 @@
+//! Container engines: where each keeps the cgroup of a container, and how long that cgroup keeps its name.
+//!
+//! An engine is asked only when a container is attached. From then on its cgroup says which engine it is, by the names that engines give.
+
+use crate::node::Node;
+use crate::program;
+use anyhow::{Context, Result, bail};
+use join::cgroups::Hierarchies;
+use join::leader::Proc;
+use join::link::DIRECTORY;
+use serde_json::Value;
+use shared::ContainerUid;
+use std::path::{Path, PathBuf};
+
+/// Who runs a container, and its name there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Engine {
+    /// systemd-machined's: systemd-nspawn, and whoever else registers there.
+    Machine(String),
+    Lxc(String),
+    Incus(String),
+    Podman(String),
+    Docker(String),
+    /// A service of systemd's, without an engine.
+    Unit(String),
+    /// What the operator names.
+    Cgroup(PathBuf),
+}
+
+/// The cgroup of a container.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Found {
+    pub cgroup: PathBuf,
+    /// For how long the container has this cgroup: the rest of "it stays the same".
+    pub stays: String,
+    /// What the operator has to know of it.
+    pub warnings: Vec<String>,
+}
+
+impl Engine {
+    /// For people: "podman container web1".
+    pub fn name(&self) -> String {
+        match self {
+            Self::Machine(name) => format!("machine {name}"),
+            Self::Lxc(name) => format!("LXC container {name}"),
+            Self::Incus(name) => format!("Incus instance {name}"),
+            Self::Podman(name) => format!("podman container {name}"),
+            Self::Docker(name) => format!("Docker container {name}"),
+            Self::Unit(name) => format!("unit {name}"),
+            Self::Cgroup(path) => format!("cgroup {}", path.display()),
+        }
+    }
+
+    /// Asks the engine's own tools for the container, which must run, and finds its cgroup.
+    pub fn find(&self, node: &Node) -> Result<Found> {
+        match self {
+            Self::Machine(name) => machine(node, name),
+            Self::Lxc(name) => payload(&directory_of(lxc_pid(node, name)?)?, name),
+            Self::Incus(name) => incus(node, name),
+            Self::Podman(name) => {
+                let pid = oci_pid(node, "podman", name)?;
+                scope(&directory_of(pid)?, "podman", name)
+            }
+            Self::Docker(name) => {
+                let pid = oci_pid(node, "docker", name)?;
+                scope(&directory_of(pid)?, "docker", name)
+            }
+            Self::Unit(name) => unit(node, name),
+            Self::Cgroup(path) => Ok(named(path)),
+        }
+    }
+}
+
+/// What runs a container without a link.
+pub const UWSGI: &str = "uwsgi";
+
+/// Where root's link of an account leads. Everybody may look.
+pub fn link_of(uid: ContainerUid) -> Option<PathBuf> {
+    std::fs::read_link(Path::new(DIRECTORY).join(uid.to_string())).ok()
+}
+
+/// Which engine a cgroup is of, in a word, by its path.
+pub fn of(cgroup: &Path) -> &'static str {
+    let names: Vec<_> = cgroup.iter().filter_map(|name| name.to_str()).collect();
+    let has = |begin: &str| names.iter().any(|name| name.starts_with(begin));
+    let last = names.last().copied().unwrap_or_default();
+    if has("systemd-nspawn@") {
+        "nspawn"
+    } else if let Some(name) = names.iter().find_map(|name| name.strip_prefix("lxc.payload.")) {
+        // Incus uses LXC's library and its names; what it keeps of a running instance is below /run.
+        if Path::new("/run/incus").join(name).exists() { "incus" } else { "lxc" }
+    } else if has("libpod") || holds(cgroup, "libpod") {
+        "podman"
+    } else if has("docker-") || has("docker") || holds(cgroup, "docker-") {
+        "docker"
+    } else if last.starts_with("machine-") {
+        "machine"
+    } else if last.ends_with(".service") {
+        "unit"
+    } else {
+        "cgroup"
+    }
+}
+
+/// Whether a group right below this one is named so.
+fn holds(cgroup: &Path, begin: &str) -> bool {
+    let entries = std::fs::read_dir(cgroup).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| entry.file_name().as_encoded_bytes().starts_with(begin.as_bytes()))
+}
+
+/// systemd-machined knows the unit, and systemd its cgroup.
+fn machine(node: &Node, name: &str) -> Result<Found> {
+    let answer = program::run(node, "machinectl", &["show", "--property=Unit", "--value", "--", name])?;
+    let unit = answer.out.trim();
+    if !answer.ok() || unit.is_empty() {
+        bail!("no machine {name} is running ({}); start it first: machinectl start {name}", answer.complaint());
+    }
+    let stays = if unit.ends_with(".service") {
+        format!("as long as {unit} has this name: restarts do not change it")
+    } else {
+        format!("as long as the machine is started under this name: {unit}")
+    };
+    Ok(Found { cgroup: control_group(node, unit)?, stays, warnings: Vec::new() })
+}
+
+fn unit(node: &Node, name: &str) -> Result<Found> {
+    let unit = if name.contains('.') { name.to_owned() } else { format!("{name}.service") };
+    if unit.ends_with(".slice") {
+        bail!("{unit} is a slice, which other units can share; name the container's own service");
+    }
+    let stays = format!("as long as {unit} has this name: restarts do not change it");
+    Ok(Found { cgroup: control_group(node, &unit)?, stays, warnings: Vec::new() })
+}
+
+/// The directory of a unit that runs.
+fn control_group(node: &Node, unit: &str) -> Result<PathBuf> {
+    let answer = program::run(node, "systemctl", &["show", "--property=ControlGroup", "--value", "--", unit])?;
+    let group = answer.out.trim();
+    if !answer.ok() || !group.starts_with('/') {
+        let why = if answer.ok() { "it has no cgroup".to_owned() } else { answer.complaint() };
+        bail!("unit {unit} is not running ({why}); start it first: systemctl start {unit}");
+    }
+    let hierarchies = Hierarchies::mounted().map_err(|refusal| anyhow::anyhow!(refusal.cause))?;
+    // Where version 1 has the controllers, systemd has its own hierarchy beside them.
+    let mounted = hierarchies.version_2().unwrap_or("/sys/fs/cgroup/systemd");
+    Ok(Path::new(mounted).join(group.trim_start_matches('/')))
+}
+
+fn lxc_pid(node: &Node, name: &str) -> Result<i32> {
+    let answer = program::run(node, "lxc-info", &["--name", name, "--pid", "--no-humanize"])?;
+    match answer.out.trim().parse() {
+        Ok(pid) if answer.ok() && pid > 0 => Ok(pid),
+        _ => bail!("no LXC container {name} is running; start it first: lxc-start {name}"),
+    }
+}
+
+/// `NAME`, or `PROJECT/NAME`.
+fn incus(node: &Node, name: &str) -> Result<Found> {
+    let (project, instance) = name.split_once('/').unwrap_or(("default", name));
+    let path = format!("/1.0/instances/{instance}/state?project={project}");
+    let answer = program::run(node, "incus", &["query", &path])?;
+    if !answer.ok() {
+        bail!("Incus has no instance {name}: {}", answer.complaint());
+    }
+    let state: Value = serde_json::from_str(&answer.out).context("read what incus query says")?;
+    let pid = number(state.get("pid"));
+    let Some(pid) = pid else { bail!("the instance {name} is not running; start it first: incus start {name}") };
+    // LXC's name of an instance of another project has the project's in front.
+    let payload_of = if project == "default" { instance.to_owned() } else { format!("{project}_{instance}") };
+    payload(&directory_of(pid)?, &payload_of)
+}
+
+/// podman and Docker describe a container in the same words.
+fn oci_pid(node: &Node, engine: &str, name: &str) -> Result<i32> {
+    let answer = program::run(node, engine, &["container", "inspect", "--", name])?;
+    if !answer.ok() {
+        bail!("{engine} has no container {name}: {}", answer.complaint());
+    }
+    let described: Value =
+        serde_json::from_str(&answer.out).with_context(|| format!("read what {engine} inspect says"))?;
+    let pid = number(described.pointer("/0/State/Pid"));
+    pid.with_context(|| format!("the container {name} is not running; start it first: {engine} start {name}"))
+}
+
+/// The number of a process.
+fn number(value: Option<&Value>) -> Option<i32> {
+    value.and_then(Value::as_i64).and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0)
+}
+
+/// The directory of a process's cgroup.
+fn directory_of(pid: i32) -> Result<PathBuf> {
+    let process = Proc::of(pid).with_context(|| format!("open /proc/{pid}"))?;
+    let hierarchies = Hierarchies::mounted().map_err(|refusal| anyhow::anyhow!(refusal.cause))?;
+    let directories = hierarchies.directories(&process).with_context(|| format!("read /proc/{pid}/cgroup"))?;
+    directories.into_iter().next().with_context(|| format!("process {pid} is in no cgroup that is mounted here"))
+}
+
+/// LXC's, and Incus's: `lxc.payload.NAME`, and below it whatever the container's own init makes.
+fn payload(process: &Path, name: &str) -> Result<Found> {
+    const BEGIN: &str = "lxc.payload.";
+    let Some(cgroup) = ancestor(process, |part| part.starts_with(BEGIN)) else {
+        bail!("its pid 1 is in {}, and no part of that begins with {BEGIN}", process.display());
+    };
+    let group = cgroup.file_name().and_then(|part| part.to_str()).unwrap_or_default();
+    let mut warnings = Vec::new();
+    if group.strip_prefix(BEGIN).is_none_or(|rest| rest != name) {
+        warnings.push(format!(
+            "it should be {BEGIN}{name}: LXC takes another name while a group of an earlier start is left, and {BEGIN}{name} again once \
+             that is gone; remove it (rmdir), restart the container, and attach it again"
+        ));
+    }
+    Ok(Found { stays: format!("as long as the container is named {name}"), cgroup, warnings })
+}
+
+/// Slices that units of many kinds are in.
+const SHARED_SLICES: [&str; 4] = ["-.slice", "machine.slice", "system.slice", "user.slice"];
+
+/// podman's and Docker's: a scope named after the container's id, which a container that is created again has not; or something around
+/// it that keeps its name.
+fn scope(process: &Path, engine: &str, name: &str) -> Result<Found> {
+    let is_own = |part: &str| {
+        part.starts_with("libpod-") && !part.starts_with("libpod-conmon")
+            || part.starts_with("docker-") && part.ends_with(".scope")
+    };
+    // By systemd; else the engine makes its groups itself: docker/ID, libpod_parent/libpod-ID.
+    let by_id = |part: &str| part.len() == 64 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let Some(own) = ancestor(process, is_own).or_else(|| ancestor(process, by_id)) else {
+        bail!("its pid 1 is in {}, which is no cgroup of {engine}'s", process.display());
+    };
+    let around = own.parent().unwrap_or(&own);
+    let around_name = around.file_name().and_then(|part| part.to_str()).unwrap_or_default();
+    if around_name.ends_with(".service") {
+        let stays = format!("as long as {around_name} has this name: a container that it creates again has it too");
+        return Ok(Found { cgroup: around.to_owned(), stays, warnings: Vec::new() });
+    }
+    let is_slice = around_name.ends_with(".slice") && !SHARED_SLICES.contains(&around_name);
+    if is_slice && !around_name.starts_with("user-") {
+        let stays = format!("as long as the container is created in {around_name}");
+        let warnings = vec![format!(
+            "{around_name} must be this container's alone: with a second one in it no login is let in to either"
+        )];
+        return Ok(Found { cgroup: around.to_owned(), stays, warnings });
+    }
+    let lasting = match engine {
+        "podman" => format!(
+            "create it with --cgroup-parent=unbit-{name}.slice, or by a quadlet, and attach it again: then a new one has the same cgroup"
+        ),
+        _ => format!(
+            "create it with --cgroup-parent=unbit-{name}.slice and attach it again: then a new one has the same cgroup"
+        ),
+    };
+    Ok(Found {
+        cgroup: own,
+        stays: "until the container is created again; restarts do not change it".to_owned(),
+        warnings: vec![lasting],
+    })
+}
+
+/// What can be told of a cgroup that the operator names.
+fn named(path: &Path) -> Found {
+    let text = path.as_os_str().to_str().unwrap_or_default().trim_end_matches('/');
+    let cgroup = PathBuf::from(if text.is_empty() { "/" } else { text });
+    let last = cgroup.file_name().and_then(|part| part.to_str()).unwrap_or_default();
+    let mut warnings = Vec::new();
+    if last.ends_with(".slice") {
+        warnings.push(format!(
+            "{last} must be this container's alone: with a second one in it no login is let in to either"
+        ));
+    }
+    Found { stays: "for as long as whoever made it keeps it".to_owned(), cgroup, warnings }
+}
+
+/// The first directory on the way to this one, from the root on, whose name is like that.
+fn ancestor(path: &Path, is_it: impl Fn(&str) -> bool) -> Option<PathBuf> {
+    let all: Vec<_> = path.ancestors().collect();
+    let named = |path: &&&Path| path.file_name().and_then(|part| part.to_str()).is_some_and(&is_it);
+    all.iter().rev().find(named).map(|path| path.to_path_buf())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    fn scope_of(path: &str, engine: &str) -> (String, usize) {
+        let found = scope(Path::new(&path.replace("ID", ID)), engine, "web1").unwrap();
+        (found.cgroup.display().to_string().replace(ID, "ID"), found.warnings.len())
+    }
+
+    #[test]
+    fn lxc_and_incus_keep_a_containers_processes_in_its_payload() {
+        let found = payload(Path::new("/sys/fs/cgroup/lxc.payload.web1/init.scope"), "web1").unwrap();
+        assert_eq!((found.cgroup.to_str(), found.warnings.len()), (Some("/sys/fs/cgroup/lxc.payload.web1"), 0));
+        let found = payload(Path::new("/sys/fs/cgroup/lxc.payload.web1/lxc.payload.x/init.scope"), "web1").unwrap();
+        assert_eq!(
+            found.cgroup.to_str(),
+            Some("/sys/fs/cgroup/lxc.payload.web1"),
+            "the outermost: below it the container names"
+        );
+        let found = payload(Path::new("/sys/fs/cgroup/lxc.payload.web1-1"), "web1").unwrap();
+        assert!(found.warnings[0].contains("lxc.payload.web1 again"), "{found:?}");
+        assert!(payload(Path::new("/sys/fs/cgroup/system.slice/x.service"), "web1").is_err());
+    }
+
+    #[test]
+    fn what_keeps_its_name_is_taken_before_a_scope() {
+        for (process, engine, cgroup, warnings) in [
+            ("/c/machine.slice/libpod-ID.scope/container", "podman", "/c/machine.slice/libpod-ID.scope", 1),
+            ("/c/unbit.slice/unbit-x.slice/libpod-ID.scope", "podman", "/c/unbit.slice/unbit-x.slice", 1),
+            ("/c/system.slice/web1.service/libpod-payload-ID", "podman", "/c/system.slice/web1.service", 0),
+            ("/c/libpod_parent/libpod-ID", "podman", "/c/libpod_parent/libpod-ID", 1),
+            (
+                "/c/user.slice/user-1000.slice/libpod-ID.scope",
+                "podman",
+                "/c/user.slice/user-1000.slice/libpod-ID.scope",
+                1,
+            ),
+            ("/c/system.slice/docker-ID.scope", "docker", "/c/system.slice/docker-ID.scope", 1),
+            ("/c/system.slice/docker-ID.scope/init", "docker", "/c/system.slice/docker-ID.scope", 1),
+            ("/c/docker/ID", "docker", "/c/docker/ID", 1),
+            ("/c/unbit.slice/unbit-x.slice/docker-ID.scope", "docker", "/c/unbit.slice/unbit-x.slice", 1),
+        ] {
+            assert_eq!(scope_of(process, engine), (cgroup.to_owned(), warnings), "{process}");
+        }
+        assert!(scope(Path::new("/c/system.slice/x.service"), "docker", "web1").is_err());
+    }
+
+    #[test]
+    fn a_cgroups_name_tells_the_engine() {
+        for (path, engine) in [
+            ("/c/machine.slice/systemd-nspawn@web1.service", "nspawn"),
+            ("/c/machine.slice/machine-web1.scope", "machine"),
+            ("/c/lxc.payload.web1", "lxc"),
+            ("/c/machine.slice/libpod-0.scope", "podman"),
+            ("/c/system.slice/docker-0.scope", "docker"),
+            ("/c/docker/0", "docker"),
+            ("/c/system.slice/web1.service", "unit"),
+            ("/c/a/b", "cgroup"),
+            ("/", "cgroup"),
+        ] {
+            assert_eq!(of(Path::new(path)), engine, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_named_cgroup_is_taken_as_it_is() {
+        assert_eq!(named(Path::new("/sys/fs/cgroup/a/")).cgroup, Path::new("/sys/fs/cgroup/a"));
+        assert_eq!(named(Path::new("/sys/fs/cgroup/unbit-a.slice")).warnings.len(), 1);
+    }
+}
