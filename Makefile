@@ -18,6 +18,8 @@
 #                 exim4 and postfix, which run a tenant's ~/.forward on the node until `unbitctl check` is satisfied; as root
 # make test-vm    [RELEASES=]
 #                 set up and operate a node from the packages, on a real Debian in qemu with its own kernel and systemd; as root
+# make test-engines  [ENGINES="nspawn podman ..."]
+#                 logins into containers of systemd-nspawn, podman, Docker, LXC, Incus and plain units, on Debian 13 with systemd; as root
 # make check      formatting, lints, man pages, links
 # make dist       target/dist/unbit-VERSION.tar.xz, of what is committed
 #
@@ -53,7 +55,7 @@ STAGED_NSS = $(STAGE)/usr/lib/$(MULTIARCH)/libnss_unbit.so.2
 HERE = --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/usr/src/cargo --remap-path-prefix=$(CURDIR)=/usr/src/unbit --remap-path-prefix=$(CARGO_TARGET_DIR)=/usr/src/unbit/target
 NODE = tests/node/run --release $(RELEASE) --modules $(STAGE)
 
-.PHONY: build install uninstall demo test test-releases test-cgroups test-load test-faults test-reproducible fuzz miri bench bench-login deb test-packages test-mail test-vm check dist stage clean
+.PHONY: build install uninstall demo test test-releases test-cgroups test-load test-faults test-reproducible fuzz miri bench bench-login deb test-packages test-mail test-vm test-engines check dist stage clean
 build:
 	@tests/prepare build
 	RUSTFLAGS="$(strip $(RUSTFLAGS) $(HERE))" $(CARGO) build --release --locked -p nss_unbit -p pam_unbit -p unbitctl
@@ -168,6 +170,11 @@ test-mail: stage
 
 test-vm: deb
 	tests/vm/run $(RELEASES)
+
+test-engines:
+	@tests/prepare node
+	@$(MAKE) --no-print-directory stage
+	tests/engines/run $(ENGINES)
 
 check:
 	@tests/prepare check
