@@ -14,9 +14,15 @@ pub fn status(pid: &str, key: &str) -> String {
     line.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Whether there is such a process and it has not ended.
+/// Whether there is such a process, and it has not ended and is not about to. (One that ends has left its control groups of version 1 some time
+/// before it is a zombie.)
 pub fn lives(pid: &str) -> bool {
-    !["", "Z", "X"].contains(&status(pid, "State").split(' ').next().unwrap())
+    const PF_EXITING: u32 = 4;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Behind the name, which may hold anything: the state, and the flags as the seventh word, proc_pid_stat(5).
+    let words: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let flags = words.get(6).and_then(|flags| flags.parse::<u32>().ok());
+    flags.is_some_and(|flags| flags & PF_EXITING == 0) && !["Z", "X"].contains(&words[0])
 }
 
 /// Why a process of the node cannot pass for a supervisor. Empty once it has ended.
@@ -49,7 +55,8 @@ pub fn violations(pid: &str) -> Vec<String> {
     let owner = fs::metadata(format!("/proc/{pid}/status")).map(|file| file.uid()).ok();
     must(owner == Some(0), format!("is dumpable: its files in /proc are {owner:?}'s"));
     let groups = |pid: &str| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    must(groups(pid) == groups(&parent), format!("is in other control groups than the monitor: {}", groups(pid)));
+    let (own, monitors) = (groups(pid), groups(&parent));
+    must(own == monitors, format!("is in other control groups than the monitor: {own:?}, and not {monitors:?}"));
     for open in descriptors(pid) {
         must(open == "/dev/null" || open == "anon_inode:[signalfd]", format!("holds {open}"));
     }

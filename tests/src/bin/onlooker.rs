@@ -178,7 +178,8 @@ impl Looker {
             for pid in processes.clone() {
                 if is_called_sshd(pid) {
                     let got = grab(pid);
-                    if !got.is_empty() {
+                    // What it has executed meanwhile is the user's own program.
+                    if !got.is_empty() && is_called_sshd(pid) {
                         self.tell(&format!("got {pid} {}", got.join(", ")));
                     }
                     if self.looked_at.remove(&pid).is_some() {
