@@ -62,9 +62,19 @@ impl Attachment {
         options: &Options,
         tell: &mut dyn FnMut(&str, fmt::Arguments<'_>),
     ) -> Result<Self, Refusal> {
+        Self::prepare_by(Link::of(container)?, container, options, tell)
+    }
+
+    /// The same, by a link that may not be there yet, or by the container's socket.
+    pub fn prepare_by(
+        link: Option<Link>,
+        container: ContainerUid,
+        options: &Options,
+        tell: &mut dyn FnMut(&str, fmt::Arguments<'_>),
+    ) -> Result<Self, Refusal> {
         let deadline = Deadline::after(options.timeout);
         power::must_suffice_to_enter()?;
-        let leader = match Link::of(container)? {
+        let leader = match link {
             Some(link) => {
                 tell("reach", format_args!("root's link leads to {}", link.target().display()));
                 let leader = link.find_leader(deadline)?;

@@ -85,10 +85,12 @@ fn what_a_login_would_refuse_is_not_linked() {
     attach_group(&container.groups()[0]).ok();
     let kept = target();
     let powerful = Engine::new("web2").running("sleep 86400", "sleep").start();
+    let mapped = Engine::new("web3").with_users(Users::of("0 1000 1\n1 1000001 65535")).start();
     let empty = format!("{}/../empty", container.groups()[0]);
     let empty = sh(format!("mkdir -p {empty} && realpath {empty}")).ok();
     for (group, cause) in [
         (powerful.groups()[0].as_str(), "its root can have CAP_SYS_PTRACE"),
+        (mapped.groups()[0].as_str(), "which is the account alice"),
         (empty.as_str(), "has no processes"),
         ("/sys/fs/cgroup/is/not/there", "there"),
         ("/etc", "which is not a cgroup"),

@@ -1,7 +1,7 @@
 //! `unbitctl attach` and `detach`: the link of root's that makes a container of another engine reachable, `/etc/unbit/UID`.
 //!
 //! What is written is a symbolic link to the container's cgroup directory. Whether a login would accept it is asked in the module's own code
-//! ([`join::link`]) before it is written, and by the whole of `unbitctl check UID` afterwards.
+//! ([`Attachment`]) before it is written, and by the whole of `unbitctl check UID` afterwards.
 
 use crate::check;
 use crate::command_line::{container, must_be_root};
@@ -9,8 +9,9 @@ use crate::engine::{Engine, Found};
 use crate::node::Node;
 use crate::report::{self, Format, lines_of, say};
 use anyhow::{Context, Result, bail};
-use join::Deadline;
+use join::attach::Attachment;
 use join::link::{DIRECTORY, Link, TRUST};
+use join::options::Options;
 use join::refusal::{Reason, Refusal};
 use join::sessions;
 use nix::sys::stat::{Mode, umask};
@@ -111,9 +112,6 @@ fn directory(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// For everything that waits on the container.
-const PATIENCE: Duration = Duration::from_secs(3);
-
 /// How long a container may be so right after its start.
 const fn time_for(reason: Reason) -> Duration {
     Duration::from_secs(match reason {
@@ -141,14 +139,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     report::show(&check::container(uid)?, Format::new(false))
 }
 
-/// The container's pid 1, by the rules of a login. One that is still starting is waited for.
+/// The container's pid 1, if a login would enter. One that is still starting is waited for.
 fn find(cgroup: &Path, uid: ContainerUid) -> Result<i32, Refusal> {
     let started = Instant::now();
     loop {
-        let link = Link::at(cgroup, uid).and_then(|link| link.find_leader(Deadline::after(PATIENCE)));
-        match link {
+        let link = Link::at(cgroup, uid);
+        match link.and_then(|link| Attachment::prepare_by(Some(link), uid, &Options::default(), &mut |_, _| {})) {
             Err(refusal) if started.elapsed() < time_for(refusal.reason) => sleep(PAUSE),
-            other => return other.map(|leader| leader.pid),
+            other => return other.map(|attachment| attachment.leader().pid),
         }
     }
 }
