@@ -679,7 +679,7 @@ fn sshds_child_loads_no_library_of_the_tenants() {
         eventually("the tunnel", || {
             (sh(format!("timeout 5 cat </dev/tcp/127.0.0.1/{port}")).status == Some(0)).then_some(())
         });
-        let title = format!("^sshd(-session)?: {user}$");
+        let title = format!("^sshd(-session)?: {user} *$"); // padded before OpenSSH 9
         let child = eventually(&title, || pgrep(&title));
         fs::read_to_string(format!("/proc/{child}/maps")).unwrap().contains("libnss_hesiod")
     };
