@@ -514,7 +514,7 @@ fn the_environment_file_is_a_link_or_a_fifo() {
     let waits = std::thread::scope(|scope| {
         let login = scope.spawn(|| ssh_2200(&[], &script));
         let child = eventually("sshd's child", || {
-            let child = pgrep("^sshd(-session)?: 30001(@notty)?$")?;
+            let child = pgrep("^sshd(-session)?: 30001(@notty)? *$")?;
             let mounts = fs::read_link(format!("/proc/{child}/ns/mnt")).ok()?; // it may be the helper, which ends
             (mounts.to_string_lossy() == namespaces(&leader(30001))["mnt"]).then_some(child)
         });
