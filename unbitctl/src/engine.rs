@@ -89,6 +89,8 @@ pub fn of(cgroup: &Path) -> &'static str {
     } else if let Some(name) = names.iter().find_map(|name| name.strip_prefix("lxc.payload.")) {
         // Incus uses LXC's library and its names; what it keeps of a running instance is below /run.
         if Path::new("/run/incus").join(name).exists() { "incus" } else { "lxc" }
+    } else if holds(cgroup, "lxc.payload.") {
+        "lxc"
     } else if has("libpod") || holds(cgroup, "libpod") {
         "podman"
     } else if has("docker-") || has("docker") || holds(cgroup, "docker-") {
@@ -208,6 +210,13 @@ fn payload(process: &Path, name: &str) -> Result<Found> {
             "it should be {BEGIN}{name}: LXC takes another name while a group of an earlier start is left, and {BEGIN}{name} again once \
              that is gone; remove it (rmdir), restart the container, and attach it again"
         ));
+    }
+    // With lxc.cgroup.dir the groups of a container are below one that keeps its name, whatever LXC calls them.
+    let around = cgroup.parent().filter(|around| around.join("cgroup.type").exists());
+    if let Some(around) = around {
+        let stays = format!("as long as lxc.cgroup.dir of {name} leads to it");
+        let warnings = vec![format!("{} must be this container's alone", around.display())];
+        return Ok(Found { cgroup: around.to_owned(), stays, warnings });
     }
     Ok(Found { stays: format!("as long as the container is named {name}"), cgroup, warnings })
 }
