@@ -211,16 +211,36 @@ fn spin(microseconds: &str) {
 
 /// Until somebody else is born in this pid namespace.
 fn wait_for_a_birth() {
-    // SAFETY: the child ends at once; asking whether a process is there takes numbers.
+    let started = Instant::now();
+    let mut last = number_of_a_child();
+    loop {
+        let looked = Instant::now();
+        while looked.elapsed() < Duration::from_millis(20) {
+            // SAFETY: takes numbers.
+            if unsafe { libc::kill(last + 1, 0) } == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
+            {
+                return;
+            }
+        }
+        // One that was born and has ended between two looks has left a gap.
+        let next = number_of_a_child();
+        if next != last + 1 {
+            return;
+        }
+        last = next;
+        assert!(started.elapsed() < Duration::from_secs(10), "nobody comes");
+    }
+}
+
+fn number_of_a_child() -> i32 {
+    // SAFETY: the child ends at once, and is waited for; nothing is written for a null status.
     unsafe {
-        let last = libc::fork();
-        if last == 0 {
+        let child = libc::fork();
+        if child == 0 {
             libc::_exit(0);
         }
-        let started = Instant::now();
-        while libc::kill(last + 1, 0) != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH) {
-            assert!(started.elapsed() < Duration::from_secs(10), "nobody comes");
-        }
+        libc::waitpid(child, ptr::null_mut(), 0);
+        child
     }
 }
 
