@@ -131,27 +131,28 @@ fn size() -> usize {
 }
 
 /// Root processes with the node's root directory are born inside and end at once: nsenter(1) into the pid namespace alone. An onlooker that does
-/// not catch them proves nothing.
+/// not catch them proves nothing. On a busy machine it takes more of them.
 #[track_caller]
 fn witness(leader: &str) {
-    const TIMES: usize = 20;
+    const WANTED: usize = 10;
+    const AT_ONCE: usize = 20;
+    const MOST: usize = 200;
     let before = size();
-    for _ in 0..TIMES {
-        sh(format!("nsenter --pid=/proc/{leader}/ns/pid true")).ok();
-    }
-    // The last one lives long enough to be seen, so that numbers that were missed before it are counted.
-    sh(format!("nsenter --pid=/proc/{leader}/ns/pid sleep 0.2")).ok();
-    let complete = || Some(Seen::since(before)).filter(|seen| seen.born + seen.missed > TIMES);
-    let seen = eventually("the onlooker to see the last of them", complete);
-    let wrong = seen.wrong;
-    let caught =
-        |what: &str| wrong.iter().filter(|(kind, _)| kind.contains(what)).map(|(_, (times, _))| times).sum::<usize>();
-    for what in ["another root directory", "has Uid", "has CapEff"] {
-        assert!(
-            caught(what) >= TIMES / 2,
-            "the witness: {what:?} was seen {} times of {TIMES}: {wrong:#?}",
-            caught(what)
-        );
+    for tried in (AT_ONCE..=MOST).step_by(AT_ONCE) {
+        for _ in 0..AT_ONCE {
+            sh(format!("nsenter --pid=/proc/{leader}/ns/pid true")).ok();
+        }
+        // The last one lives long enough to be seen, so that numbers that were missed before it are counted.
+        sh(format!("nsenter --pid=/proc/{leader}/ns/pid sleep 0.2")).ok();
+        let complete = || Some(Seen::since(before)).filter(|seen| seen.born + seen.missed > tried);
+        let wrong = eventually("the onlooker to see the last of them", complete).wrong;
+        let caught = |what: &str| -> usize {
+            wrong.iter().filter(|(kind, _)| kind.contains(what)).map(|(_, (times, _))| times).sum()
+        };
+        if ["another root directory", "has Uid", "has CapEff"].iter().all(|what| caught(what) >= WANTED) {
+            return;
+        }
+        assert!(tried < MOST, "the witness: of {tried} it has seen {wrong:#?}");
     }
 }
 
