@@ -759,7 +759,7 @@ fn who_is_not_root() {
     let text = done.ok();
     let line = text.lines().find(|line| line.starts_with("30001")).unwrap();
     let cells: Vec<_> = line.split_whitespace().collect();
-    assert_eq!(cells[..5], ["30001", "10.0.0.3", "?", "?", &pid], "{line}");
+    assert_eq!(cells[..6], ["30001", "10.0.0.3", "?", "uwsgi", "?", &pid], "{line}");
     assert_eq!(cells.last(), Some(&"?"), "{line}");
 }
 
