@@ -160,7 +160,10 @@ fn names_of_children(group: &OwnedFd) -> nix::Result<Vec<CString>> {
     };
     let mut names = Vec::new();
     for entry in directory.iter().filter(|entry| *entry != Err(Errno::EINTR)) {
-        let entry = entry?;
+        let entry = match entry {
+            Err(Errno::ENOENT | Errno::ENODEV) => break, // it was removed while it was read
+            entry => entry?,
+        };
         let name = entry.file_name();
         if entry.file_type() == Some(Type::Directory) && ![c".", c".."].contains(&name) {
             names.push(name.to_owned());
