@@ -35,7 +35,7 @@ pub fn connect(connection: &OwnedFd, to: &OwnedFd, deadline: Deadline, name: &st
 }
 
 /// What is left of the time, as a socket option takes it. Never zero, for that would mean to wait for ever.
-pub fn time_left(deadline: Deadline, step: &str) -> Result<TimeVal, Refusal> {
+fn time_left(deadline: Deadline, step: &str) -> Result<TimeVal, Refusal> {
     match deadline.left() {
         Some(left) => Ok(TimeVal::new(left.as_secs() as i64, i64::from(left.subsec_micros()).max(1))),
         None => Err(Refusal::failed(Reason::NotAnswering, step, Errno::ETIMEDOUT)),

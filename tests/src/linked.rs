@@ -1,6 +1,6 @@
 //! Containers as other engines make them: no Emperor, no socket, a pid 1 that may be root, and root's link to its cgroup.
 
-use crate::{AtEnd, eventually, namespaces, sh};
+use crate::{AtEnd, Log, eventually, namespaces, sh, ssh};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
@@ -12,6 +12,20 @@ pub const LINKS: &str = "/etc/unbit";
 
 /// The group around the groups of all these containers.
 const SLICE: &str = "engine.slice";
+
+/// The sentence for a container that is not what it should be.
+pub const NOT_TRUSTED: &str = "cannot be entered: its set-up failed a check.";
+
+/// A login of 30001 is refused with this sentence, and one line of the log has the cause.
+#[track_caller]
+pub fn assert_refused(sentence: &str, cause: &str) {
+    let log = Log::from_now();
+    let done = ssh(30001, "hostname");
+    assert_eq!((done.status, done.out.as_str()), (Some(255), ""), "{done:?}\n{}", log.text());
+    let line = log.one_line("refused:");
+    assert!(done.err.contains(sentence), "{done:?}\n{line}");
+    assert!(line.contains(cause), "{line}");
+}
 
 /// How to make one.
 #[derive(Clone, Debug)]

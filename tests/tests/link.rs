@@ -15,20 +15,8 @@ const BAD_LINK: &str = "cannot be entered: this node has a wrong link to it.";
 const NO_PID_NAMESPACE: &str = "is starting, or has no process namespace of its own.";
 const TWO: &str = "cannot be entered: another container runs in its place as well.";
 const TOO_MUCH_POWER: &str = "cannot be entered: its root user has too much power on this node.";
-const NOT_TRUSTED: &str = "cannot be entered: its set-up failed a check.";
 const SLOW: &str = "does not answer.";
 const TOO_MANY_GROUPS: &str = "has too many control groups.";
-
-/// A login is refused with this sentence, and one line of the log has the cause.
-#[track_caller]
-fn assert_refused(sentence: &str, cause: &str) {
-    let log = Log::from_now();
-    let done = ssh(30001, "hostname");
-    assert_eq!((done.status, done.out.as_str()), (Some(255), ""), "{done:?}\n{}", log.text());
-    let line = log.one_line("refused:");
-    assert!(done.err.contains(sentence), "{done:?}\n{line}");
-    assert!(line.contains(cause), "{line}");
-}
 
 /// A login is in this container, as its user, in its namespaces and groups.
 #[track_caller]

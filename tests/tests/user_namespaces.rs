@@ -11,20 +11,9 @@ use unbit_tests::tenant::give;
 use unbit_tests::*;
 
 const BAD_MAP: &str = "cannot be entered: its user has no number of its own on this node.";
-const NOT_TRUSTED: &str = "cannot be entered: its set-up failed a check.";
 
 /// What 30001 is on the node with the usual maps.
 const ON_THE_NODE: &str = "1030001";
-
-#[track_caller]
-fn assert_refused(sentence: &str, cause: &str) {
-    let log = Log::from_now();
-    let done = ssh(30001, "hostname");
-    assert_eq!((done.status, done.out.as_str()), (Some(255), ""), "{done:?}\n{}", log.text());
-    let line = log.one_line("refused:");
-    assert!(done.err.contains(sentence), "{done:?}\n{line}");
-    assert!(line.contains(cause), "{line}");
-}
 
 /// Who a session is, inside and as the node sees it.
 #[track_caller]

@@ -278,8 +278,7 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
 }
 
 fn mask(status: &str, name: &str) -> Result<u64> {
-    let mask = field(status, name).and_then(|mask| u64::from_str_radix(mask, 16).ok());
-    mask.with_context(|| format!("/proc/PID/status has no {name}"))
+    join::confinement::mask(status, name).with_context(|| format!("/proc/PID/status has no {name}"))
 }
 
 #[cfg(test)]
