@@ -139,7 +139,7 @@ impl Link {
     }
 }
 
-/// Whether root says in so many words that it trusts root inside this container: by a regular file of root's beside the link.
+/// Whether root says in so many words that it trusts root inside this container: by a regular file beside the link, which root owns.
 fn has_trust(directory: &OwnedFd, container: ContainerUid) -> Result<bool, Refusal> {
     let name = format!("{container}{TRUST}");
     let Some(status) = status_of(directory, &name)? else { return Ok(false) };

@@ -20,7 +20,7 @@ pub enum Reason {
     TooManySessions,
     /// Something that waits on the container took longer than `timeout=`.
     NotAnswering,
-    /// Root's link is not a link of root's, or does not lead to a container's cgroup.
+    /// The link is not a symbolic link that root owns, or does not lead to a container's cgroup.
     BadLink,
     /// No process of the linked cgroup is in a pid namespace of its own.
     NoPidNamespace,

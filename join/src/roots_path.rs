@@ -69,7 +69,7 @@ pub fn open_directory(path: &Path) -> Result<OwnedFd, Astray> {
     Ok(here)
 }
 
-/// A file or directory of root's that nobody else may write to. What it is instead, if it is not that.
+/// A file or directory must be root's, and nobody else may write to it. What it is instead, if it is not that.
 pub fn must_be_roots(status: &FileStat) -> Result<(), String> {
     if status.st_uid == 0 && status.st_mode & 0o022 == 0 {
         return Ok(());
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn others_must_not_be_able_to_change_a_step() {
-        // A directory of root's, which /tmp is not: every user may write there.
+        // Root owns /tmp, and every user may write there.
         let wrong = |path: &Path| match open_directory(path) {
             Err(Astray::Wrong(text)) => text,
             other => panic!("{path:?}: {other:?}"),

@@ -1,4 +1,4 @@
-//! `unbitctl attach` and `detach`: the link of root's that makes a container of another engine reachable, `/etc/unbit/UID`.
+//! `unbitctl attach` and `detach`: root's link that makes a container of another engine reachable, `/etc/unbit/UID`.
 //!
 //! What is written is a symbolic link to the container's cgroup directory. Whether a login would accept it is asked in the module's own code
 //! ([`Attachment`]) before it is written, and by the whole of `unbitctl check UID` afterwards.
