@@ -7,6 +7,7 @@ use crate::cgroups::{self, Cgroup};
 use crate::confinement::Confinement;
 use crate::deadline::Deadline;
 use crate::emperor::Emperor;
+use crate::helper::{self, Report, end_with};
 use crate::leader::{Leader, Proc};
 use crate::link::Link;
 use crate::namespaces::{self, Kind, Namespace};
@@ -14,16 +15,12 @@ use crate::options::Options;
 use crate::power;
 use crate::refusal::{Reason, Refusal, Step};
 use crate::root_directory::RootDirectory;
-use crate::sys::{self, Cloned, Shared, retry};
+use crate::sys::{self, Cloned};
 use crate::user_namespace::{Ids, UserNamespace};
 use caps::Capability;
-use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Pid, getpid, getppid};
+use nix::unistd::{Pid, getpid};
 use shared::ContainerUid;
 use std::fmt;
-use std::sync::atomic::{AtomicI32, Ordering};
 
 /// A container that has been verified, and the descriptors to join it by. Nothing is joined yet.
 #[derive(Debug)]
@@ -119,6 +116,22 @@ impl Attachment {
         &self.namespaces
     }
 
+    /// Whether its user namespace is another than ours.
+    pub(crate) const fn has_user_namespace(&self) -> bool {
+        self.users.is_some()
+    }
+
+    /// The capabilities that its pid 1 could gain.
+    pub(crate) const fn bounding_set(&self) -> u64 {
+        self.confinement.bounding_set
+    }
+
+    /// In a helper that looks at the container's files.
+    pub(crate) fn join_mount_namespace(&self) -> Result<(), Refusal> {
+        find(&self.namespaces, MOUNT)?.join()?;
+        self.root.must_be_here()
+    }
+
     /// Forks a process into the container. Only for a process of one thread.
     ///
     /// The caller clones a helper, which is born in the container's cgroup of version 2 and joins the rest; the helper's own child, a child of
@@ -148,7 +161,7 @@ impl Attachment {
         match cloned {
             Cloned::Parent(helper) => {
                 drop(self);
-                wait_for(helper, deadline, &report).map(Forked::Outside)
+                helper::wait_for_child(helper, deadline, &report).map(Forked::Outside)
             }
             Cloned::Child => {
                 let joined = end_with(caller).and_then(|()| prepare());
@@ -251,7 +264,7 @@ impl Attachment {
     /// For `join=now`, whose application is root for some time inside: the next process that this one forks is born in the container's pid namespace.
     pub fn bind_next_child(&self) -> Result<(), Refusal> {
         self.must_be_unchanged()?; // inside, where pid 1 has another number, nobody can ask any more
-        pid_namespace(&self.namespaces)?.join()
+        find(&self.namespaces, PID)?.join()
     }
 
     /// In an application that has yet to give up root by itself: joins all of it, and keeps no more power than that takes. Its files it
@@ -298,87 +311,16 @@ impl Attachment {
     }
 }
 
-/// What a helper tells who has cloned it, in memory that they share.
-struct Report(Shared);
-
-impl Report {
-    fn new() -> Result<Self, Refusal> {
-        Shared::new().map(Self).step(Reason::Broken, "map memory to share with the helper")
-    }
-
-    /// The process inside, as it is numbered outside. 0 until there is one.
-    fn child(&self) -> &AtomicI32 {
-        &self.0.pid
-    }
-
-    fn keep_from_children(&self) -> Result<(), Refusal> {
-        self.0.keep_from_children().step(Reason::Broken, "keep the helper's report from the session")
-    }
-
-    fn refuse(&self, refusal: &Refusal) {
-        for (slot, byte) in self.0.text.iter().zip(refusal.cause.bytes()) {
-            slot.store(byte, Ordering::Relaxed);
-        }
-        // A reason's number plus 1, so that 0 is none.
-        self.0.kind.store(refusal.reason as i32 + 1, Ordering::Release);
-    }
-
-    fn refusal(&self) -> Option<Refusal> {
-        let reason = Reason::ALL.get(usize::try_from(self.0.kind.load(Ordering::Acquire)).ok()?.checked_sub(1)?)?;
-        let text = self.0.text.iter().map(|byte| byte.load(Ordering::Relaxed)).take_while(|byte| *byte != 0);
-        Some(Refusal::new(*reason, String::from_utf8_lossy(&text.collect::<Vec<_>>())))
-    }
-}
-
-/// In the helper: ends with who waits for it. Without one, the process inside would be nobody's, and nothing would end it.
-fn end_with(caller: Pid) -> Result<(), Refusal> {
-    retry(|| set_pdeathsig(Signal::SIGKILL)).step(Reason::Broken, "end the helper with who waits for it")?;
-    if getppid() != caller {
-        return Err(Refusal::new(Reason::Broken, "who waits for the helper has ended"));
-    }
-    Ok(())
-}
-
-/// Waits until the helper has ended, and for no longer than until the deadline. The process inside, if there is one.
-fn wait_for(helper: Pid, deadline: Deadline, report: &Report) -> Result<Pid, Refusal> {
-    let ended = sys::pidfd_open(helper.as_raw())
-        .step(Reason::Broken, "pidfd_open of the helper")
-        .and_then(|pidfd| deadline.wait_for(&pidfd).step(Reason::Broken, "wait for the helper"));
-    let child = Some(report.child().load(Ordering::Acquire)).filter(|pid| *pid > 0).map(Pid::from_raw);
-    let mut left = vec![helper];
-    let refusal = match ended {
-        Ok(true) => match (child, retry(|| waitpid(helper, None))) {
-            (Some(child), Ok(WaitStatus::Exited(_, 0))) => return Ok(child),
-            (_, Err(errno)) => Refusal::failed(Reason::Broken, "wait for the helper", errno),
-            (_, Ok(end)) => {
-                left.clear(); // its number may be another's by now
-                report
-                    .refusal()
-                    .unwrap_or_else(|| Refusal::new(Reason::Broken, format!("the helper that enters ended by {end:?}")))
-            }
-        },
-        Ok(false) => Refusal::new(
-            Reason::NotAnswering,
-            "the helper that enters has not come through in time: is a cgroup of the container's frozen?",
-        ),
-        Err(refusal) => refusal,
-    };
-    // A helper that a frozen group of version 1 holds ends when that is thawed. It has no power, and nobody needs to wait for it.
-    for process in left.into_iter().chain(child) {
-        let _ = kill(process, Signal::SIGKILL);
-    }
-    Err(refusal)
-}
-
-fn pid_namespace(namespaces: &[Namespace]) -> Result<&Namespace, Refusal> {
+fn find(namespaces: &[Namespace], kind: Kind) -> Result<&Namespace, Refusal> {
     namespaces
         .iter()
-        .find(|namespace| namespace.kind == PID)
-        .ok_or_else(|| Refusal::new(Reason::NotTrusted, "it has no pid namespace of its own"))
+        .find(|namespace| namespace.kind == kind)
+        .ok_or_else(|| Refusal::new(Reason::NotTrusted, format!("it has no {} namespace of its own", kind.name)))
 }
 
 const PID: Kind = Kind::ALL[0];
-const _: () = assert!(matches!(PID.name.as_bytes(), b"pid"));
+const MOUNT: Kind = Kind::ALL[6];
+const _: () = assert!(matches!((PID.name.as_bytes(), MOUNT.name.as_bytes()), (b"pid", b"mnt")));
 
 impl fmt::Display for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -8,7 +8,8 @@
 //! | reach, without a link | [`emperor`] | who listens on the container's ns.socket? |
 //! | verify | [`leader`], [`linked`], [`root_directory`] | is that the container's pid 1, and its root directory the container's? |
 //! | prepare | [`namespaces`], [`user_namespace`], [`cgroups`], [`confinement`] (with [`apparmor`], [`seccomp`]) | what is there to join, and how is pid 1 bound? each opened and checked |
-//! | enter | [`attach`], [`power`] | join all of it in a helper process, leave every power behind, and fork |
+//! | terminals | [`terminals`] | where does sshd's monitor open the session's terminals? |
+//! | enter | [`attach`], [`power`], [`helper`] | join all of it in a helper process, leave every power behind, and fork |
 //!
 //! [`supervisor`] is the process that stays outside. [`sessions`] counts how many there are. [`refusal`] holds every reason to say no and what
 //! people read then; [`options`] what the PAM line may say. `unsafe` is in [`sys`] alone.
@@ -19,6 +20,7 @@ pub mod cgroups;
 pub mod confinement;
 mod deadline;
 pub mod emperor;
+mod helper;
 pub mod leader;
 pub mod link;
 mod linked;
@@ -35,6 +37,7 @@ pub mod sessions;
 mod subtree;
 pub mod supervisor;
 pub mod sys;
+pub mod terminals;
 mod unix_socket;
 pub mod user_namespace;
 

@@ -6,9 +6,11 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 use std::ffi::{c_int, c_long};
+use std::io::{IoSlice, IoSliceMut};
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::null_mut;
@@ -410,6 +412,54 @@ pub fn mount_of(file: &OwnedFd) -> nix::Result<u64> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).map_err(|_| Errno::last())?;
     let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
     mount.and_then(|mount| mount.trim().parse().ok()).ok_or(Errno::ENODATA)
+}
+
+/// A copy of the mount that a path descriptor is on, attached nowhere yet: open_tree(2), Linux 5.2.
+pub fn clone_mount(directory: &OwnedFd) -> nix::Result<OwnedFd> {
+    const OPEN_TREE_CLONE: c_int = 1;
+    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC | libc::AT_EMPTY_PATH;
+    let (directory, path) = (directory.as_raw_fd(), c"".as_ptr());
+    // SAFETY: an empty path.
+    let mount = retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_open_tree, directory, path, flags) }))?;
+    // SAFETY: the call has just made this descriptor, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(mount as i32) })
+}
+
+/// Attaches a mount of [`clone_mount`] at this path: move_mount(2), Linux 5.2.
+pub fn move_mount(mount: &OwnedFd, path: &str) -> nix::Result<()> {
+    const FROM_EMPTY_PATH: c_int = 4;
+    let path = std::ffi::CString::new(path).map_err(|_| Errno::EINVAL)?;
+    let (mount, from, place) = (mount.as_raw_fd(), c"".as_ptr(), path.as_ptr());
+    // SAFETY: an empty path, and one that lives until the call returns.
+    let attach = || unsafe { libc::syscall(libc::SYS_move_mount, mount, from, libc::AT_FDCWD, place, FROM_EMPTY_PATH) };
+    retry(|| Errno::result(attach())).map(drop)
+}
+
+/// Sends a descriptor to a process of ours by a Unix socket, unix(7).
+pub fn send_descriptor(socket: &OwnedFd, sent: &OwnedFd) -> nix::Result<()> {
+    let descriptors = [sent.as_raw_fd()];
+    let control = [ControlMessage::ScmRights(&descriptors)];
+    retry(|| sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&[0])], &control, MsgFlags::MSG_NOSIGNAL, None)).map(drop)
+}
+
+/// The one that [`send_descriptor`] has sent, if any. Does not wait.
+pub fn receive_descriptor(socket: &OwnedFd) -> nix::Result<Option<OwnedFd>> {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    let (mut byte, mut space) = ([0], nix::cmsg_space!(c_int));
+    let received = retry(|| {
+        let mut data = [IoSliceMut::new(&mut byte)];
+        let message = recvmsg::<()>(socket.as_raw_fd(), &mut data, Some(&mut space), flags)?;
+        let mut rights = message.cmsgs()?.filter_map(|message| match message {
+            ControlMessageOwned::ScmRights(descriptors) => descriptors.first().copied(),
+            _ => None,
+        });
+        Ok(rights.next())
+    });
+    match received {
+        Err(Errno::EAGAIN) => Ok(None),
+        // SAFETY: the call has just made this descriptor, close-on-exec, and nobody else knows of it.
+        other => other.map(|descriptor| descriptor.map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) })),
+    }
 }
 
 /// Shows operators what this process is, in place of sshd's command line, which it never looks at again.

@@ -4,12 +4,12 @@
 //!
 //! 1. [`acct_mgmt`], in the monitor, when the key is accepted: the whole verification, and what it opened is kept.
 //! 2. [`setcred`], in the monitor: notes that the auth line is there.
-//! 3. [`open_session`], in the monitor: hands what was opened to its next child.
+//! 3. [`open_session`], in the monitor: takes the container's terminals, and hands what was opened to its next child.
 //! 4. [`setcred`] again, in that child, as root, just before sshd gives up root for good: forks into the container. The process inside goes on
 //!    as sshd's child; the one that forked stays outside as its [`supervisor`].
 //! 5. [`close_session`], in the monitor.
 //!
-//! The monitor, which stays root, joins nothing. Nothing with an id, a capability or a descriptor of the node's is ever in the container: whoever
+//! The monitor, which stays root, joins nothing, and has the container's `/dev/pts` in a mount namespace of its own, see [`join::terminals`]. Nothing with an id, a capability or a descriptor of the node's is ever in the container: whoever
 //! enters has lost them before it forks, see [`join::attach`]. Until then nobody can become anybody, see [`setuid_guard`].
 //! Whatever is missing or out of order refuses.
 
@@ -237,6 +237,8 @@ fn bind_session(call: &mut Call) -> Result<Verdict, Refusal> {
         ));
     }
     let attachment = login.verified.take().ok_or_else(|| missing("account"))?;
+    let terminals = attachment.take_terminals(Deadline::after(options.timeout))?;
+    call.debug(format_args!("container {container}: terminals: {terminals}"));
     begin_kernel_session(container, &options)?;
     let line = opened(call, container, &attachment, login.verified_in + started.elapsed());
     setuid_guard::arm(attachment)?;

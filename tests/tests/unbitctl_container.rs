@@ -72,7 +72,20 @@ fn a_login_works() {
     assert_eq!(ssh(30001, "hostname").ok(), "c30001");
     let (findings, status) = check();
     let steps: Vec<_> = findings.iter().map(|finding| (finding.check.as_str(), finding.state.as_str())).collect();
-    let all = ["account", "sshd", "pam", "keys", "reach", "verify", "namespaces", "cgroups", "join", "home", "shell"];
+    let all = [
+        "account",
+        "sshd",
+        "pam",
+        "keys",
+        "reach",
+        "verify",
+        "namespaces",
+        "cgroups",
+        "terminals",
+        "join",
+        "home",
+        "shell",
+    ];
     assert_eq!(steps, all.map(|step| (step, "ok")), "{findings:#?}");
     assert_eq!(status, Some(0));
 }
@@ -333,15 +346,15 @@ const NO_CONTAINERS: &str =
 const NO_PTRACE: &str = "setpriv --bounding-set -sys_ptrace --inh-caps -sys_ptrace";
 
 /// With `setns` answered by a filter of seccomp(2): SECCOMP_RET_ERRNO | EPERM, or SECCOMP_RET_KILL_PROCESS.
-fn filtered(answer: u32) -> String {
+fn filtered(answer: u32, call: &str) -> String {
     let file = "/tmp/filtered.py";
     fs::write(
         file,
         r#"import ctypes, os, struct, sys
-answer, command = int(sys.argv[1]), sys.argv[2:]
-setns = {'x86_64': 308, 'aarch64': 268}[os.uname().machine]
+answer, name, command = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+call = {'x86_64': {'setns': 308, 'mount': 165}, 'aarch64': {'setns': 268, 'mount': 40}}[os.uname().machine][name]
 program = b''.join(struct.pack('HBBI', *one) for one in [
-    (0x20, 0, 0, 0), (0x15, 0, 1, setns), (0x06, 0, 0, answer), (0x06, 0, 0, 0x7fff0000)])
+    (0x20, 0, 0, 0), (0x15, 0, 1, call), (0x06, 0, 0, answer), (0x06, 0, 0, 0x7fff0000)])
 code = ctypes.create_string_buffer(program, len(program))
 fprog = ctypes.create_string_buffer(struct.pack('HxxxxxxP', 4, ctypes.addressof(code)))
 libc = ctypes.CDLL(None, use_errno=True)
@@ -350,7 +363,7 @@ os.execvp(command[0], command)
 "#,
     )
     .unwrap();
-    format!("python3 {file} {answer}")
+    format!("python3 {file} {answer} {call}")
 }
 
 #[test]
@@ -360,7 +373,8 @@ fn what_sshds_own_process_may_not_do() {
     for (prefix, step, cause, more) in [
         (READ_ONLY_CGROUPS.to_owned(), "cgroups", "EROFS", "sshd runs in a mount namespace of its own"),
         (NO_PTRACE.to_owned(), "reach", "lacks CAP_SYS_PTRACE", "sshd runs without CAP_SYS_PTRACE"),
-        (filtered(0x0005_0001), "join", "EPERM", "sshd runs with a seccomp filter"),
+        (filtered(0x0005_0001, "setns"), "terminals", "EPERM", "sshd runs with a seccomp filter"),
+        (filtered(0x0005_0001, "mount"), "terminals", "SystemCallFilter=?): EPERM", "sshd runs with a seccomp filter"),
     ] {
         sh(format!("node-sshd stop && {prefix} node-sshd start")).ok();
         let failed = ends_at(step, cause);
@@ -375,8 +389,8 @@ fn what_sshds_own_process_may_not_do() {
         assert_eq!(ssh(30001, "true").status, Some(255));
     }
     {
-        sh(format!("node-sshd stop && {} node-sshd start", filtered(0x8000_0000))).ok();
-        ends_at("join", "SIGSYS");
+        sh(format!("node-sshd stop && {} node-sshd start", filtered(0x8000_0000, "setns"))).ok();
+        ends_at("terminals", "SIGSYS");
         assert_eq!(ssh(30001, "true").status, Some(255));
     }
     sh("node-sshd restart").ok();

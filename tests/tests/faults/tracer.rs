@@ -59,6 +59,8 @@ impl fmt::Display for Call {
 enum Object {
     /// The path in argument 0.
     Path,
+    /// The path in argument 1.
+    PathInSecond,
     /// The path in argument 1, relative to the descriptor in argument 0.
     PathAt,
     /// What the descriptor in argument 0 is open on; for some, with a number that tells one request from another.
@@ -140,6 +142,12 @@ const KNOWN: &[Known] = &[
     (libc::SYS_sched_getaffinity, "sched_getaffinity", Object::Nothing),
     (libc::SYS_sched_setaffinity, "sched_setaffinity", Object::Nothing),
     (libc::SYS_exit_group, "exit_group", Object::Nothing),
+    (libc::SYS_unshare, "unshare", Object::Nothing),
+    (libc::SYS_mount, "mount", Object::PathInSecond),
+    (libc::SYS_open_tree, "open_tree", Object::PathAt),
+    (libc::SYS_move_mount, "move_mount", Object::PathAt),
+    (libc::SYS_socketpair, "socketpair", Object::Nothing),
+    (libc::SYS_sendmsg, "sendmsg", Object::Open),
 ];
 
 /// What the module's handlers of fork(3) call, see its `setuid_guard.rs`, and nobody else in sshd. (It closes descriptors too, as sshd does.)
@@ -172,7 +180,7 @@ pub fn login(way: Way, uid: u32, command: &str, answer: impl Fn(&Call) -> Option
         uid,
         way,
         pid_1: leader(uid),
-        host: namespace("self", "mnt").unwrap(),
+        mounts: namespace(leader(uid), "mnt").unwrap(),
         host_pids: namespace("self", "pid").unwrap(),
         calls: Vec::new(),
         wrong: Vec::new(),
@@ -221,8 +229,8 @@ struct Tracer {
     way: Way,
     /// The container's, as the host counts.
     pid_1: String,
-    /// The host's mount namespace.
-    host: String,
+    /// The container's mount namespace.
+    mounts: String,
     host_pids: String,
     calls: Vec<Call>,
     wrong: Vec<String>,
@@ -253,6 +261,8 @@ enum Role {
     Application,
     /// It has forked, and waits for the end of the other.
     Supervisor,
+    /// sshd's monitor forked it to look at the container's terminals.
+    Terminals,
     /// It was forked, and forks again.
     Helper,
     /// It has forked again. For sshd it ends; for `join=now` it waits as well.
@@ -379,7 +389,9 @@ impl Tracer {
                     let mut child: u64 = 0;
                     ptrace(libc::PTRACE_GETEVENTMSG, pid, 0, &raw mut child as u64);
                     let mut inherited = Tracee { is_monitor: false, in_call: false, pending: None, ..tracee.clone() };
-                    if tracee.hook.is_some() {
+                    if tracee.hook.is_some() && tracee.is_monitor && self.way == Way::Sshd {
+                        inherited.role = Role::Terminals;
+                    } else if tracee.hook.is_some() {
                         (tracee.role, inherited.role) = tracee.role.of_parent_and_child();
                     }
                     let child = child as pid_t;
@@ -434,6 +446,7 @@ impl Tracer {
         let between = self.way == Way::Sshd && tracee.module.is_some() && IN_FORK.contains(&number);
         let step = match (tracee.hook, tracee.is_monitor, tracee.role) {
             (Some(_), _, Role::Supervisor) => "supervisor",
+            (Some(_), _, Role::Terminals) => "terminals",
             (Some(_), _, Role::Helper) => "helper",
             (Some(_), _, Role::HelperThatHasForked) => "helper(forked)",
             (Some(_), _, Role::Inside) => "inside",
@@ -450,7 +463,10 @@ impl Tracer {
         let before = self.calls.iter().filter(|call| (call.step, call.number, &call.object) == (step, number, &object));
         let nth = before.count() + 1;
         let mut call = Call { step, number, arguments, nth, object, result: 0, answered: false };
-        if path && namespace(pid, "mnt").is_some_and(|now| now != self.host) && !is_powerless(pid, self.uid) {
+        let is_inside = || namespace(pid, "mnt").is_some_and(|now| now == self.mounts) && !is_powerless(pid, self.uid);
+        // What terminals.rs looks up is not the tenant's.
+        let is_allowed = step == "terminals" && ["/dev", "/dev/pts"].contains(&call.object.as_str());
+        if path && !is_allowed && is_inside() {
             self.wrong.push(format!("root looks up a path of the tenant's: {call}"));
         }
         let errno = answer(&call);
@@ -496,7 +512,7 @@ impl Tracer {
     /// Wherever sshd is when the module is not at work.
     fn check_between(&mut self, pid: pid_t) {
         let Some(mounts) = namespace(pid, "mnt") else { return };
-        let wrong = match (mounts == self.host, is_powerless(pid, self.uid)) {
+        let wrong = match (mounts != self.mounts, is_powerless(pid, self.uid)) {
             (true, true) => "a process of the container's on the host",
             (false, false) if self.way == Way::Su && is_bounded(pid, self.uid) => return,
             (false, false) => "a process with power in the container",
@@ -576,6 +592,7 @@ fn describe(pid: pid_t, memory: &File, number: c_long, arguments: &[u64; 6], uid
     };
     let (object, path) = match known(number).map_or(Object::Nothing, |(_, _, object)| *object) {
         Object::Path => (text_at(memory, arguments[0]), true),
+        Object::PathInSecond => (text_at(memory, arguments[1]), true),
         Object::PathAt => match text_at(memory, arguments[1]) {
             empty if empty.is_empty() => (open(), false),
             // The root directory itself is there without being looked up.

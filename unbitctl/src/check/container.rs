@@ -11,6 +11,7 @@ use crate::inside::{self, Words};
 use crate::node::Node;
 use crate::report::{Finding, State};
 use anyhow::Result;
+use join::Deadline;
 use join::attach::{Attachment, Who};
 use join::link;
 use join::options::Options;
@@ -34,7 +35,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// The steps of a login, and why each matters.
-const STEPS: [(&str, &str); 11] = [
+const STEPS: [(&str, &str); 12] = [
     ("account", "sshd lets in only whom glibc knows, with a shell that the node has"),
     ("sshd", "it decides whom it lets in before a container is asked"),
     ("pam", "without its three lines in /etc/pam.d/sshd pam_unbit.so lets no container's user in"),
@@ -43,6 +44,7 @@ const STEPS: [(&str, &str); 11] = [
     ("verify", "a session follows the container's own pid 1 and nobody else"),
     ("namespaces", "a session never stays in the node's mount and pid namespaces"),
     ("cgroups", "a session without the container's cgroup escapes its limits"),
+    ("terminals", "what a tenant keeps open must not be taken from the node"),
     ("join", "the session has to get in, and to be nobody but the container's user there"),
     ("home", "a session begins in the home directory"),
     ("shell", "a session is a shell, of the container's distribution"),
@@ -568,7 +570,10 @@ fn mend(container: ContainerUid, name: &str, refusal: &Refusal) -> String {
         _ if refusal.cause.contains("EAGAIN") => format!(
             "its limit on the number of processes is reached: end some (ps -fu {container}), or raise pids.max of its cgroup"
         ),
-        _ if refusal.cause.contains("CapabilityBoundingSet=") => {
+        _ if ["CapabilityBoundingSet=", "RestrictNamespaces=", "SystemCallFilter="]
+            .iter()
+            .any(|setting| refusal.cause.contains(setting)) =>
+        {
             "give sshd what it lacks: systemctl edit ssh (or ssh@.service, with ssh.socket)".to_owned()
         }
         (_, Reason::Paused) => {
@@ -629,6 +634,10 @@ fn join(
     findings: &mut Told,
 ) -> Result<(), Finding> {
     let limit = options.timeout;
+    let terminals = attachment
+        .try_terminals(Deadline::after(limit))
+        .map_err(|refusal| refused(container, "terminals", &refusal))?;
+    findings.push(ok("terminals", format!("sshd opens terminals {terminals}")));
     let before = || inside::forget_the_operator(container).and_then(|()| inside::silence());
     let mut inside = inside::send(attachment, Who::User, limit, before, |words| life(container, words))
         .map_err(|refusal| refused(container, "join", &refusal))?;

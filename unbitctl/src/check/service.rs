@@ -22,12 +22,15 @@ const WHY: &str =
 /// To join a namespace, to join a mount namespace, and to look at the namespaces of another user's process.
 const CAPABILITIES: [&str; 3] = ["cap_sys_admin", "cap_sys_chroot", "cap_sys_ptrace"];
 const NAMESPACES: [&str; 5] = ["ipc", "mnt", "net", "pid", "uts"];
+/// For the container's namespaces, and for its terminals. systemd.exec(5) has groups of them, which `systemctl show` resolves.
+const SYSTEM_CALLS: [&str; 6] = ["mount", "move_mount", "open_tree", "setns", "unshare", "keyctl"];
 
 pub fn check(node: &Node) -> Vec<Finding> {
     if !node.is_running() || !node.has("/run/systemd/system") {
         return vec![Finding::not_applicable(CHECK, WHY, "systemd does not run")];
     }
-    let properties = "LoadState,ProtectControlGroups,RestrictNamespaces,CapabilityBoundingSet,InaccessiblePaths";
+    let properties =
+        "LoadState,ProtectControlGroups,RestrictNamespaces,CapabilityBoundingSet,InaccessiblePaths,SystemCallFilter";
     let [service, template] = UNITS;
     let socket = program::run(node, "systemctl", &["show", "ssh.socket", "--property", "ActiveState,Accept"]);
     let unit = if socket.is_ok_and(|socket| starts_one_each(&socket.out)) { template } else { service };
@@ -78,6 +81,25 @@ fn judge(unit: &str, shown: &str) -> Vec<Finding> {
         let missing = missing.join(" ");
         findings.push(fail(format!("{unit} runs without {missing}"), format!("CapabilityBoundingSet={missing}")));
     }
+    let filter = of("SystemCallFilter");
+    let (is_denied, listed) = match filter.strip_prefix('~') {
+        Some(listed) => (true, listed),
+        None => (false, filter),
+    };
+    let names: Vec<_> = listed.split_whitespace().map(|word| word.split(':').next().unwrap_or(word)).collect();
+    let denied: Vec<_> =
+        SYSTEM_CALLS.into_iter().filter(|name| !names.is_empty() && names.contains(name) == is_denied).collect();
+    if !denied.is_empty() {
+        let denied = denied.join(" ");
+        findings.push(fail(
+            format!("{unit} has a SystemCallFilter= that denies {denied}"),
+            if is_denied {
+                format!("SystemCallFilter=\n(and the old list without {denied})")
+            } else {
+                format!("SystemCallFilter={denied}")
+            },
+        ));
+    }
     for path in words("InaccessiblePaths") {
         if Path::new(CONTAINERS).starts_with(path.trim_start_matches(['-', '+'])) {
             let others: Vec<_> = words("InaccessiblePaths").into_iter().filter(|other| *other != path).collect();
@@ -97,7 +119,7 @@ mod tests {
 
     /// Debian's own ssh.service, as systemd 257 shows it.
     const DEBIAN: &str = "CapabilityBoundingSet=cap_chown cap_sys_chroot cap_sys_ptrace cap_sys_admin\nRestrictNamespaces=no\n\
-                          InaccessiblePaths=\nProtectControlGroups=no\nLoadState=loaded\n";
+                          InaccessiblePaths=\nProtectControlGroups=no\nLoadState=loaded\nSystemCallFilter=\n";
 
     fn seen(shown: &str) -> Vec<(State, String)> {
         judge("ssh.service", shown).into_iter().map(|finding| (finding.state, finding.seen)).collect()
@@ -115,9 +137,16 @@ mod tests {
             ("cap_sys_ptrace cap_sys_admin", "", "ssh.service runs without CAP_SYS_ADMIN CAP_SYS_PTRACE"),
             ("Paths=", "Paths=/var -/containers", "ssh.service has InaccessiblePaths=-/containers"),
             ("Paths=", "Paths=/", "ssh.service has InaccessiblePaths=/"),
+            ("Filter=", "Filter=~chroot mount umount2", "ssh.service has a SystemCallFilter= that denies mount"),
+            (
+                "Filter=",
+                "Filter=read mount:EPERM move_mount open_tree unshare keyctl",
+                "ssh.service has a SystemCallFilter= that denies setns",
+            ),
         ] {
             assert_eq!(seen(&DEBIAN.replace(from, to)), [(State::Fail, expected.to_owned())]);
         }
+        assert_eq!(seen(&DEBIAN.replace("Filter=", "Filter=~reboot swapon"))[0].0, State::Ok);
         for (from, to) in
             [("Paths=", "Paths=/containers2 /home"), ("Namespaces=no", "Namespaces=cgroup ipc net mnt pid user uts")]
         {

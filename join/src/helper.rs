@@ -1,0 +1,119 @@
+//! A process that does a part of a login for the one that forks it, and reports what it could not do.
+//!
+//! What may wait on the container, or changes the process that does it, is done in a helper: it can be killed at the deadline.
+
+use crate::deadline::Deadline;
+use crate::refusal::{Reason, Refusal, Step};
+use crate::sys::{self, Cloned, Shared, retry};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{Pid, getpid, getppid};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// What a helper tells who has cloned it, in memory that they share.
+pub struct Report(Shared);
+
+impl Report {
+    /// Made before the helper is.
+    pub fn new() -> Result<Self, Refusal> {
+        Shared::new().map(Self).step(Reason::Broken, "map memory to share with the helper")
+    }
+
+    /// The process inside, as it is numbered outside. 0 until there is one.
+    pub fn child(&self) -> &AtomicI32 {
+        &self.0.pid
+    }
+
+    /// Before the helper forks the session's process.
+    pub fn keep_from_children(&self) -> Result<(), Refusal> {
+        self.0.keep_from_children().step(Reason::Broken, "keep the helper's report from the session")
+    }
+
+    /// In the helper, before it ends.
+    pub fn refuse(&self, refusal: &Refusal) {
+        for (slot, byte) in self.0.text.iter().zip(refusal.cause.bytes()) {
+            slot.store(byte, Ordering::Relaxed);
+        }
+        // A reason's number plus 1, so that 0 is none.
+        self.0.kind.store(refusal.reason as i32 + 1, Ordering::Release);
+    }
+
+    fn refusal(&self) -> Option<Refusal> {
+        let reason = Reason::ALL.get(usize::try_from(self.0.kind.load(Ordering::Acquire)).ok()?.checked_sub(1)?)?;
+        let text = self.0.text.iter().map(|byte| byte.load(Ordering::Relaxed)).take_while(|byte| *byte != 0);
+        Some(Refusal::new(*reason, String::from_utf8_lossy(&text.collect::<Vec<_>>())))
+    }
+}
+
+/// Does this work in a helper, and waits for it until the deadline. What it finds is a small number. Only for a process of one thread.
+pub fn run(deadline: Deadline, work: impl FnOnce() -> Result<usize, Refusal>) -> Result<usize, Refusal> {
+    let report = Report::new()?;
+    let caller = getpid();
+    match sys::clone_into(None).step(Reason::Broken, "fork a helper")?.0 {
+        Cloned::Parent(helper) => {
+            wait_for(helper, deadline, &report)?;
+            Ok(usize::try_from(report.0.kind.load(Ordering::Acquire)).unwrap_or(0))
+        }
+        Cloned::Child => {
+            let done = end_with(caller)
+                .and_then(|()| sys::set_not_dumpable().step(Reason::Broken, "keep others from the helper"))
+                .and_then(|()| work());
+            match &done {
+                Ok(found) => report.0.kind.store(i32::try_from(*found).unwrap_or(0), Ordering::Release),
+                Err(refusal) => report.refuse(refusal),
+            }
+            sys::exit_now(if done.is_ok() { 0 } else { 255 })
+        }
+    }
+}
+
+/// In the helper: ends with who waits for it. Without one, the process inside would be nobody's, and nothing would end it.
+pub fn end_with(caller: Pid) -> Result<(), Refusal> {
+    retry(|| set_pdeathsig(Signal::SIGKILL)).step(Reason::Broken, "end the helper with who waits for it")?;
+    if getppid() != caller {
+        return Err(Refusal::new(Reason::Broken, "who waits for the helper has ended"));
+    }
+    Ok(())
+}
+
+/// Waits until the helper has ended, and for no longer than until the deadline. The process inside that it has forked.
+pub fn wait_for_child(helper: Pid, deadline: Deadline, report: &Report) -> Result<Pid, Refusal> {
+    let ended = wait_for(helper, deadline, report);
+    let child = Some(report.child().load(Ordering::Acquire)).filter(|pid| *pid > 0).map(Pid::from_raw);
+    match (ended, child) {
+        (Ok(()), Some(child)) => Ok(child),
+        (Ok(()), None) => Err(Refusal::new(Reason::Broken, "the helper has forked no process")),
+        (Err(refusal), child) => {
+            if let Some(child) = child {
+                let _ = kill(child, Signal::SIGKILL);
+            }
+            Err(refusal)
+        }
+    }
+}
+
+fn wait_for(helper: Pid, deadline: Deadline, report: &Report) -> Result<(), Refusal> {
+    let ended = sys::pidfd_open(helper.as_raw())
+        .step(Reason::Broken, "pidfd_open of the helper")
+        .and_then(|pidfd| deadline.wait_for(&pidfd).step(Reason::Broken, "wait for the helper"));
+    let refusal = match ended {
+        Ok(true) => match retry(|| waitpid(helper, None)) {
+            Ok(WaitStatus::Exited(_, 0)) => return Ok(()),
+            Ok(end) => {
+                // Its number may be another's by now: nobody is killed.
+                let unsaid = || Refusal::new(Reason::Broken, format!("the helper that enters ended by {end:?}"));
+                return Err(report.refusal().unwrap_or_else(unsaid));
+            }
+            Err(errno) => Refusal::failed(Reason::Broken, "wait for the helper", errno),
+        },
+        Ok(false) => Refusal::new(
+            Reason::NotAnswering,
+            "the helper that enters has not come through in time: is a cgroup of the container's frozen?",
+        ),
+        Err(refusal) => refusal,
+    };
+    // A helper that a frozen group of version 1 holds ends when that is thawed. It has no power, and nobody needs to wait for it.
+    let _ = kill(helper, Signal::SIGKILL);
+    Err(refusal)
+}

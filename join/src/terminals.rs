@@ -1,0 +1,179 @@
+//! Where sshd opens the terminals of a session.
+//!
+//! On the node, nothing would count them: a tenant's process can keep a terminal open after its session has ended, and so take all that the machine
+//! has (`kernel.pty.max`). So sshd's monitor has a mount namespace of its own, with the container's `/dev/pts` in the place of the node's. That has
+//! the container's limit (`max=` of the kernel's Documentation/filesystems/devpts.rst), and `tty` finds its terminal by name in the container.
+
+use crate::attach::Attachment;
+use crate::deadline::Deadline;
+use crate::helper;
+use crate::refusal::{Reason, Refusal, Step};
+use crate::sys::{self, retry};
+use caps::Capability;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::stat::{Mode, fstat, stat};
+use nix::sys::statfs::{DEVPTS_SUPER_MAGIC, fstatfs};
+use std::fmt;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+/// Whose terminals they are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Terminals {
+    /// Those of the container's `/dev/pts`.
+    Containers,
+    /// Those of a devpts that this connection alone has.
+    Connections,
+    /// The node's: its `/dev/pts` is bound into the container.
+    Nodes,
+}
+
+impl fmt::Display for Terminals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Containers => "of the container's /dev/pts",
+            Self::Connections => "of a /dev/pts of this connection's own",
+            Self::Nodes => "of the node's /dev/pts, which the container shares",
+        })
+    }
+}
+
+const DIRECTORY: &str = "/dev/pts";
+
+/// A connection's own devpts: gid 5 is tty on Debian, and sshd sets owner and mode of each terminal.
+const OWN: &str = "newinstance,gid=5,mode=620,ptmxmode=666,max=64";
+
+impl Attachment {
+    /// In sshd's monitor, before it opens a terminal: moves it to a mount namespace of its own, in which `/dev/pts` is the session's.
+    pub fn take_terminals(&self, deadline: Deadline) -> Result<Terminals, Refusal> {
+        let theirs = if self.is_safe_to_look_up() { self.open_terminals(deadline)? } else { None };
+        let ours = retry(|| stat(DIRECTORY)).step(Reason::Misconfigured, "look at the node's /dev/pts")?.st_dev;
+        if let Some(theirs) = &theirs {
+            let theirs = retry(|| fstat(theirs)).step(Reason::Broken, "fstat the container's /dev/pts")?;
+            if theirs.st_dev == ours {
+                return Ok(Terminals::Nodes);
+            }
+        }
+        begin_mount_namespace()?;
+        keep_from_the_nodes_records()?;
+        let terminals = match theirs {
+            Some(theirs) => {
+                sys::move_mount(&theirs, DIRECTORY)
+                    .step(Reason::Broken, "mount the container's /dev/pts for sshd's monitor")?;
+                Terminals::Containers
+            }
+            None => {
+                let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+                retry(|| mount(Some("devpts"), DIRECTORY, Some("devpts"), flags, Some(OWN)))
+                    .step(Reason::Broken, "mount a devpts for sshd's monitor")?;
+                Terminals::Connections
+            }
+        };
+        lead_ptmx_there()?;
+        Ok(terminals)
+    }
+
+    /// The same in a process that ends: what would come of it.
+    pub fn try_terminals(&self, deadline: Deadline) -> Result<Terminals, Refusal> {
+        let kinds = [Terminals::Containers, Terminals::Connections, Terminals::Nodes];
+        let found = helper::run(deadline, || {
+            let taken = self.take_terminals(deadline)?;
+            Ok(kinds.iter().position(|kind| *kind == taken).unwrap_or_default())
+        })?;
+        kinds.get(found).copied().ok_or_else(|| Refusal::new(Reason::Broken, "the helper has found no terminals"))
+    }
+
+    /// A lookup in the container must not wait on a file system that the tenant has mounted. Its pid 1's mounts can be changed by nobody inside
+    /// who has no CAP_SYS_ADMIN in the user namespace that they belong to.
+    fn is_safe_to_look_up(&self) -> bool {
+        !self.has_user_namespace()
+            && (!self.leader().is_linked() || self.bounding_set() & Capability::CAP_SYS_ADMIN.bitmask() == 0)
+    }
+
+    /// A copy of the mount on the container's `/dev/pts`, if that is a devpts. A helper goes there for it.
+    fn open_terminals(&self, deadline: Deadline) -> Result<Option<OwnedFd>, Refusal> {
+        let (ours, helpers) =
+            retry(|| socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC))
+                .step(Reason::Broken, "make a socket pair")?;
+        helper::run(deadline, || {
+            self.join_mount_namespace()?;
+            let Some(mount) = copy_of_the_mount()? else { return Ok(0) };
+            sys::send_descriptor(&helpers, &mount).step(Reason::Broken, "hand over the container's /dev/pts")?;
+            Ok(1)
+        })?;
+        drop(helpers);
+        sys::receive_descriptor(&ours).step(Reason::Broken, "take over the container's /dev/pts")
+    }
+}
+
+/// In the container's mount namespace. Links could lead anywhere.
+fn copy_of_the_mount() -> Result<Option<OwnedFd>, Refusal> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let opened = retry(|| open("/dev", flags, Mode::empty()))
+        .and_then(|devices| retry(|| openat(&devices, "pts", flags, Mode::empty())));
+    let opened = match opened {
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(None),
+        opened => opened.step(Reason::Broken, "open the container's /dev/pts")?,
+    };
+    let kind = retry(|| fstatfs(&opened)).step(Reason::Broken, "fstatfs the container's /dev/pts")?.filesystem_type();
+    if kind != DEVPTS_SUPER_MAGIC {
+        return Ok(None);
+    }
+    sys::clone_mount(&opened).step(Reason::Broken, "copy the mount of the container's /dev/pts").map(Some)
+}
+
+/// What is mounted in it from here on stays there, and what the node mounts or unmounts later is seen in it.
+fn begin_mount_namespace() -> Result<(), Refusal> {
+    match retry(|| unshare(CloneFlags::CLONE_NEWNS)) {
+        Err(errno @ Errno::EPERM) => {
+            let step = "give sshd's monitor a mount namespace (does its service have RestrictNamespaces=?)";
+            return Err(Refusal::failed(Reason::Misconfigured, step, errno));
+        }
+        unshared => unshared.step(Reason::Broken, "give sshd's monitor a mount namespace")?,
+    }
+    match retry(|| mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)) {
+        Err(errno @ Errno::EPERM) => {
+            let step = "mount for sshd's monitor (does its service have SystemCallFilter=?)";
+            Err(Refusal::failed(Reason::Misconfigured, step, errno))
+        }
+        mounted => mounted.step(Reason::Broken, "keep the monitor's mounts from the node"),
+    }
+}
+
+/// `/dev/ptmx` of the node opens a terminal of the devpts on /dev/pts beside it, unless it is bound from another one.
+fn lead_ptmx_there() -> Result<(), Refusal> {
+    let here = retry(|| stat(DIRECTORY)).step(Reason::Broken, "look at the session's /dev/pts")?.st_dev;
+    let ptmx = retry(|| stat("/dev/ptmx")).step(Reason::Misconfigured, "look at /dev/ptmx")?.st_dev;
+    let devices = retry(|| stat("/dev")).step(Reason::Misconfigured, "look at /dev")?.st_dev;
+    if ptmx == here || ptmx == devices {
+        return Ok(());
+    }
+    bind("/dev/pts/ptmx", "/dev/ptmx").step(Reason::Broken, "bind the session's ptmx")
+}
+
+/// The names of these terminals are the node's terminals' as well. sshd would write over their lines in utmp(5), and `who` and `last` would show
+/// root's terminals as the tenant's. It writes a file of this connection's instead, because without one it logs an error for each session. The
+/// file is in a tmpfs below the mount that follows.
+fn keep_from_the_nodes_records() -> Result<(), Refusal> {
+    let keep = "keep the session from the node's utmp";
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    retry(|| mount(Some("tmpfs"), DIRECTORY, Some("tmpfs"), flags, Some("mode=700,size=16k,nr_inodes=4")))
+        .step(Reason::Broken, keep)?;
+    let ours = format!("{DIRECTORY}/utmp");
+    File::create(&ours).step(Reason::Broken, keep)?;
+    for (what, file) in [(ours.as_str(), "/run/utmp"), ("/dev/null", "/var/log/wtmp")] {
+        match bind(what, file) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(Refusal::failed(Reason::Broken, format!("{keep}: bind over {file}"), errno)),
+        }
+    }
+    Ok(())
+}
+
+fn bind(what: &str, place: &str) -> nix::Result<()> {
+    retry(|| mount(Some(what), place, None::<&str>, MsFlags::MS_BIND, None::<&str>))
+}

@@ -1,0 +1,225 @@
+//! The terminals of sessions: whose they are, who counts them, and that the node's own stay the node's.
+
+use std::fs;
+use std::io::Read;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use unbit_tests::linked::{Engine, Users};
+use unbit_tests::*;
+
+fn on_a_terminal(user: &str, command: &str) -> Done {
+    run("ssh", &["-tt", "-q", &format!("{user}@node"), command], b"")
+}
+
+/// The terminals that the kernel counts for the whole machine.
+fn taken() -> u32 {
+    fs::read_to_string("/proc/sys/kernel/pty/nr").unwrap().trim().parse().unwrap()
+}
+
+/// A session with a terminal that stays open.
+struct Open {
+    ssh: Child,
+    out: ChildStdout,
+    marker: u32,
+}
+
+impl Open {
+    /// It has printed this, and waits.
+    fn with(user: &str, command: &str, marker: u32) -> (Self, String) {
+        let script = format!("{command}; echo END; sleep {marker}");
+        let mut ssh = Command::new("ssh");
+        ssh.args(["-tt", "-q", &format!("{user}@node"), &script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut ssh = ssh.spawn().unwrap();
+        let out = ssh.stdout.take().unwrap();
+        let mut open = Self { ssh, out, marker };
+        let mut said = Vec::new();
+        while !said.ends_with(b"END\r\n") {
+            let mut byte = [0];
+            assert_eq!(open.out.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&said));
+            said.push(byte[0]);
+        }
+        (open, String::from_utf8(said).unwrap().replace("END\r\n", ""))
+    }
+
+    fn monitor(&self) -> String {
+        let mut pid = eventually("the session's process", || pgrep(&format!("^sleep {}$", self.marker)));
+        while status_field(&pid, "Uid").is_none_or(|uid| !uid.starts_with("0\t")) {
+            pid = status_field(&pid, "PPid").unwrap();
+        }
+        pid
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        drop((self.ssh.kill(), self.ssh.wait()));
+        eventually("its end", || pgrep(&format!("^sleep {}$", self.marker)).is_none().then_some(()));
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_terminal_has_its_name_in_the_container() {
+    let done =
+        on_a_terminal("30001", "tty; echo $SSH_TTY; stat -c '%U %G %a' $(tty); stty -F $(tty) size; ls /dev/pts");
+    let out = done.ok();
+    let mut lines = out.lines();
+    let name = lines.next().unwrap().to_owned();
+    assert!(name.starts_with("/dev/pts/"), "{out}");
+    assert_eq!(lines.next(), Some(name.as_str()), "{out}");
+    assert_eq!(lines.next(), Some("30001 tty 620"), "{out}");
+    assert_eq!(lines.next(), Some("0 0"), "{out}");
+    // It is one of the container's, and none of the node's.
+    let (open, inside) = Open::with("30001", "ls /dev/pts", 1201);
+    assert!(inside.contains("ptmx") && inside.split_whitespace().count() == 2, "{inside}");
+    assert_eq!(sh("ls /dev/pts").ok(), "ptmx");
+    drop(open);
+    // Programs that ask for the name: screen and tmux open it again.
+    assert_eq!(on_a_terminal("30001", "script -qc 'tty <$(tty)' /dev/null | tr -d '\\r'").ok().lines().count(), 1);
+}
+
+/// What a tenant keeps open when its session has ended is its own loss.
+#[test]
+#[ignore = "needs the node: make test"]
+fn terminals_that_a_tenant_keeps_are_its_own() {
+    let before = taken();
+    let keep = "(trap '' HUP; exec setsid sleep 1202) <&0 >/dev/null 2>&1 & sleep 0.1; echo kept";
+    let mut kept = 0;
+    let _end = AtEnd(|| {
+        sh("pkill -KILL -f '^sleep 1202$'");
+    });
+    let full = loop {
+        let done = run("ssh", &["-tt", "30001@node", keep], b"");
+        if !done.out.contains("kept") || done.err.contains("PTY allocation") {
+            break done;
+        }
+        kept += 1;
+        assert!(kept <= 64, "{kept} terminals, and the example allows 64");
+    };
+    assert!(full.err.contains("PTY allocation request failed"), "{full:?}");
+    assert!(kept >= 60 && taken() <= before + 70, "{kept} kept; {before} before and {} now", taken());
+    for other in ["root", "30000"] {
+        assert!(on_a_terminal(other, "tty").ok().contains("/dev/pts/"), "{other}");
+    }
+    assert_eq!(ssh(30001, "echo without one").ok(), "without one");
+    sh("pkill -KILL -f '^sleep 1202$'").ok();
+    let again = || on_a_terminal("30001", "tty").out.contains("/dev/pts/").then_some(());
+    eventually("a terminal for the tenant again", again);
+}
+
+/// In utmp(5) a terminal is its name, and the container's have the names of the node's.
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_nodes_records_have_the_nodes_users_alone() {
+    let (_root, name) = Open::with("root", "tty", 1203);
+    let name = name.trim().trim_start_matches("/dev/").to_owned();
+    let who = || sh("who | awk '{ print $1, $2 }'").ok();
+    assert_eq!(who(), format!("root {name}"));
+    let log = Log::from_now();
+    {
+        let (_tenant, theirs) = Open::with("30001", "tty", 1204);
+        assert_eq!(theirs.trim(), format!("/dev/{name}"), "the witness: the same name");
+        assert_eq!(who(), format!("root {name}"));
+    }
+    eventually("the session's end", || log.text().contains("session closed").then_some(()));
+    assert_eq!(who(), format!("root {name}"));
+    assert_eq!(sh("last -w | grep -c ^30001 || true").ok(), "0");
+    assert!(!log.text().contains("logout() returned an error"), "{}", log.text());
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_monitors_mounts_are_nobody_elses() {
+    // As systemd has it: what is mounted anywhere appears everywhere.
+    sh("mount --make-rshared /").ok();
+    let _private = AtEnd(|| drop(sh("mount --make-rprivate /").ok()));
+    let mounts = |pid: &str| fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+    let before = mounts("self");
+    let (open, _) = Open::with("30001", "tty", 1205);
+    let monitor = open.monitor();
+    assert_eq!(mounts("self"), before, "the node has the same mounts");
+    let devpts =
+        |mounts: &str| mounts.lines().filter(|line| line.contains(" /dev/pts ") && line.contains("- devpts")).count();
+    assert_eq!((devpts(&before), devpts(&mounts(&monitor))), (1, 2), "the witness");
+    // The monitor keeps no file system of the node's busy.
+    sh("mkdir -p /mnt/late && mount -t tmpfs late /mnt/late").ok();
+    assert!(mounts(&monitor).contains("/mnt/late"));
+    sh("umount /mnt/late && rmdir /mnt/late").ok();
+    assert!(!mounts(&monitor).contains("/mnt/late"));
+}
+
+/// A container of another engine: where sshd opens its terminals depends on what its `/dev/pts` is, and on who could change that.
+#[test]
+#[ignore = "needs the node: make test"]
+fn whose_terminals_a_linked_container_has() {
+    const BARE: &str = "umount -R /ns/dev; mount -t tmpfs none /ns/dev; cp -a /dev/null /dev/tty /ns/dev";
+    const NO_ADMIN: &str = "setpriv --bounding-set=-sys_ptrace,-sys_admin sleep 86400";
+    let own = "mkdir /ns/dev/pts; mount -t devpts -o newinstance,gid=5,mode=620,ptmxmode=666,max=1 none /ns/dev/pts";
+    let own_on_the_nodes = "mount -t devpts -o newinstance,gid=5,mode=620,ptmxmode=666,max=1 none /ns/dev/pts";
+    let (container, connection) = ("of the container's /dev/pts", "of a /dev/pts of this connection's own");
+    let node = "of the node's /dev/pts, which the container shares";
+    let plain = || Engine::new("terminals").running(NO_ADMIN, "sleep");
+    let bare = |then: &str| plain().after(&format!("{BARE}; {then}"));
+    let _debug = with_option("debug");
+    let cases = [
+        ("the node's", plain(), node, "/dev/pts/"),
+        ("its own", bare(own), container, "/dev/pts/0"),
+        ("none", bare("true"), connection, "not a tty"),
+        ("an empty directory", bare("mkdir /ns/dev/pts"), connection, "not a tty"),
+        ("a file", bare("touch /ns/dev/pts"), connection, "not a tty"),
+        (
+            "a link",
+            bare("mkdir /ns/dev/real; mount -t devpts none /ns/dev/real; ln -s real /ns/dev/pts"),
+            connection,
+            "",
+        ),
+        ("with CAP_SYS_ADMIN", Engine::new("terminals").after(&format!("{BARE}; {own}")), connection, ""),
+        (
+            "in a user namespace",
+            Engine::new("terminals").with_users(Users::usual()).after(own_on_the_nodes),
+            connection,
+            "",
+        ),
+    ];
+    for (what, engine, whose, name) in cases {
+        let started = engine.start();
+        let _link = started.link(30001);
+        let log = Log::from_now();
+        let done = on_a_terminal("30001", "test -t 0 && tty; stty size </dev/tty; hostname");
+        assert!(log.text().contains(&format!("terminals: {whose}")), "{what}: {done:?}\n{}", log.text());
+        assert!(done.out.contains(name) && done.out.ends_with("terminals\r\n"), "{what}: {done:?}");
+        if whose == container {
+            let (_first, _) = Open::with("30001", "tty", 1206);
+            let second = run("ssh", &["-tt", "30001@node", "true"], b"");
+            assert!(second.err.contains("PTY allocation request failed"), "{what}: max=1: {second:?}");
+        }
+    }
+}
+
+/// A connection's own /dev/pts has a limit too.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_connections_own_terminals_are_bounded() {
+    let started = Engine::new("bounded").with_users(Users::usual()).start();
+    let _link = started.link(30001);
+    let before = taken();
+    let _end = AtEnd(|| {
+        sh("pkill -KILL -f '^sleep 1207$'");
+    });
+    let keep = "(trap '' HUP; exec setsid sleep 1207) <&0 >/dev/null 2>&1 & sleep 0.1; echo kept";
+    sh("rm -f /tmp/terminals.sock; ssh -fNM -S /tmp/terminals.sock 30001@node").ok();
+    let _close = AtEnd(|| drop(sh("ssh -S /tmp/terminals.sock -O exit 30001@node")));
+    let kept = (0..70)
+        .take_while(|_| {
+            let done = run("ssh", &["-tt", "-S", "/tmp/terminals.sock", "node", keep], b"");
+            !done.err.contains("PTY allocation request failed")
+        })
+        .count();
+    assert!((60..=64).contains(&kept) && taken() <= before + 70, "{kept} kept; {before} before and {} now", taken());
+    assert!(on_a_terminal("root", "tty").ok().contains("/dev/pts/"));
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn check_says_whose_they_are() {
+    assert!(sh("unbitctl check 30001").ok().contains("sshd opens terminals of the container's /dev/pts"));
+}
