@@ -63,6 +63,45 @@ fn an_account_is_attached_and_detached() {
     assert_eq!(detach(), format!("{LINK}: there is no such link"));
 }
 
+/// A node of linked containers, as docs/engines.md makes one, has no Emperor, and nothing of one is asked for.
+#[test]
+#[ignore = "needs the node: make test"]
+fn nothing_is_wrong_with_a_node_of_linked_containers() {
+    let _end = afterwards();
+    let container = Engine::new("web1").start();
+    const AWAY: &str = "/etc/uwsgi /etc/systemd/system/containers.service /ns /distros";
+    let _back = AtEnd(|| {
+        drop(sh(format!(
+            "for one in {AWAY}; do rm -rf $one; mv $one.away $one; done; node-emperor start
+            node-wait-container 30000; node-wait-container 30001"
+        )))
+    });
+    sh(format!("node-emperor stop; for one in {AWAY}; do mv $one $one.away; done")).ok();
+    attach_group(&container.groups()[0]).ok();
+    let faults = || {
+        let text = sh("unbitctl check").out;
+        text.lines()
+            .filter(|line| line.starts_with("warn") || line.starts_with("FAIL"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let text = sh("unbitctl check").out;
+    assert_eq!(faults(), [""; 0], "{text}");
+    for seen in ["mounts         no Emperor starts containers here", "distributions  no Emperor starts containers here"]
+    {
+        assert!(text.contains(seen), "{text}");
+    }
+    assert!(!text.contains("time") && !text.contains("ports"), "{text}");
+    // Who may write links leads logins.
+    sh(format!("chmod 777 {LINKS}")).ok();
+    assert_eq!(faults(), [format!("FAIL  folders        {LINKS} is root:root 0777 where root:root 0755 is needed")]);
+    sh("unbitctl setup folders").ok();
+    assert_eq!(faults(), [""; 0]);
+    // What a sandbox keeps from sshd it keeps from these logins as well.
+    assert!(text.contains("service        systemd does not run"), "{text}");
+    assert_eq!(ssh(30001, "hostname").ok(), "web1", "the witness");
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn another_container_takes_the_place_of_the_first() {

@@ -635,7 +635,7 @@ fn other_tables_stay() {
 fn the_check_sees_what_the_lists_say_now() {
     let _net = Net::new();
     let check = || {
-        let text = on_node("unbitctl check").out;
+        let text = on_node("unbitctl check --guide uwsgi.it").out;
         let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         lines
             .skip_while(|line| line.get(1) != Some(&"ports"))
@@ -709,8 +709,9 @@ fn only_loading_needs_root() {
         let done = as_alice(&format!("unbitctl firewall {option}"));
         assert_eq!((done.status, done.err), (Some(3), format!("unbitctl: firewall {option} needs root\n")));
     }
-    assert!(as_alice("unbitctl check").out.contains("ports          root is needed to see"));
-    let of_an_image = sh("mkdir -p /srv/image; unbitctl check --root /srv/image; rmdir /srv/image").out;
+    assert!(as_alice("unbitctl check --guide uwsgi.it").out.contains("ports          root is needed to see"));
+    let of_an_image =
+        sh("mkdir -p /srv/image; unbitctl check --guide uwsgi.it --root /srv/image; rmdir /srv/image").out;
     assert!(of_an_image.contains("a root directory has no packets"), "{of_an_image}");
     fs::write("/etc/uwsgi/nodes", "# none yet\n").unwrap();
     fs::write("/etc/uwsgi/legion_nodes", "").unwrap();

@@ -17,18 +17,31 @@ pub struct Vassal {
     pub text: String,
 }
 
-/// All of them, by name.
-pub fn vassals(node: &Node) -> Vec<Vassal> {
+/// The names of all of them, in order.
+fn vassal_files(node: &Node) -> Vec<String> {
     let entries = node.resolve(VASSALS).and_then(std::fs::read_dir).into_iter().flatten().flatten();
     let mut names: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.retain(|name| name.rsplit_once('.').is_some_and(|(_, format)| FORMATS.contains(&format)));
     names.sort();
+    names
+}
+
+/// All of them, by name.
+pub fn vassals(node: &Node) -> Vec<Vassal> {
     let vassal = |file: &String| {
-        file.rsplit_once('.').filter(|(_, format)| FORMATS.contains(format))?;
         let path = format!("{VASSALS}/{file}");
         let text = String::from_utf8_lossy(&node.read_bytes(&path).ok()?).into_owned();
         Some(Vassal { path, text })
     };
-    names.iter().filter_map(vassal).collect()
+    vassal_files(node).iter().filter_map(vassal).collect()
+}
+
+/// The unit of examples/ that starts the Emperor.
+const UNIT: &str = "/etc/systemd/system/containers.service";
+
+/// Whether an Emperor starts containers here: it has a vassal, or a unit. A node of linked containers has neither, nor has a bare Debian.
+pub fn has_emperor(node: &Node) -> bool {
+    node.has(UNIT) || !vassal_files(node).is_empty()
 }
 
 /// Whether the Emperor has a file to start this container from.

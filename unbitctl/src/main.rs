@@ -42,7 +42,8 @@ Exit status:
   0  all is well (warnings count as well); for enter: that of the command
   1  a check failed, a login would not work, or something could not be done; the reason is on stderr
   2  the arguments make no sense
-  3  root is needed";
+  3  root is needed
+  4  of what check or setup looked at, only steps of the guide that --guide names fail";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:

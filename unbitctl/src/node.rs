@@ -1,5 +1,6 @@
 //! The file system that a command works on: this node's, or a root directory's (`--root`), such as a distribution or an image.
 
+use crate::report::GUIDE;
 use crate::shell;
 use anyhow::bail;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
@@ -123,6 +124,11 @@ impl Node {
         } else {
             format!("unbitctl setup --root {} {step}", self.quoted("/"))
         }
+    }
+
+    /// The command that does a step of the guide's.
+    pub fn setup_by_guide(&self, step: &str) -> String {
+        self.setup(&format!("--guide {GUIDE} {step}"))
     }
 
     /// The command that runs another on the node.

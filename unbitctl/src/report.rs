@@ -17,9 +17,25 @@ pub enum State {
     NotApplicable,
 }
 
+/// The question that a finding answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub enum Profile {
+    /// Can container users log in, and only where they belong?
+    #[serde(rename = "login")]
+    Login,
+    /// Are the steps of uwsgi.it's guide to a node done?
+    #[serde(rename = "uwsgi.it")]
+    Guide,
+}
+
+/// The name of the guide that `--guide` takes.
+pub const GUIDE: &str = "uwsgi.it";
+
 /// One check, done.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
+    /// The question that it answers.
+    pub profile: Profile,
     /// The name by which check and setup know it: `nsswitch`, `pam`, `folders`.
     pub check: &'static str,
     /// How it ended.
@@ -49,19 +65,24 @@ impl Finding {
         mend: Option<String>,
     ) -> Self {
         let seen = escape::line(seen.as_ref()).to_string();
-        Self { check, state, seen, why, mend: mend.map(|mend| lines_of(&mend)), made: Made }
+        Self { profile: Profile::Login, check, state, seen, why, mend: mend.map(|mend| lines_of(&mend)), made: Made }
+    }
+
+    /// The same, as an answer to this question.
+    pub fn of(self, profile: Profile) -> Self {
+        Self { profile, ..self }
     }
 
     /// The same, with other words for what was seen.
     pub fn with_seen(self, words: impl FnOnce(&str) -> String) -> Self {
         let seen = words(&self.seen);
-        Self::new(self.check, self.state, self.why, seen, self.mend)
+        Self::new(self.check, self.state, self.why, seen, self.mend).of(self.profile)
     }
 
     /// The same, with one more line of what to do.
     pub fn with_more_to_do(self, line: &str) -> Self {
         let mend = self.mend.map_or_else(|| line.to_owned(), |mend| format!("{mend}\n{line}"));
-        Self::new(self.check, self.state, self.why, self.seen, Some(mend))
+        Self::new(self.check, self.state, self.why, self.seen, Some(mend)).of(self.profile)
     }
 
     /// All is well.
@@ -69,12 +90,12 @@ impl Finding {
         Self::new(check, State::Ok, why, seen.into(), None)
     }
 
-    /// It works, and could be better.
+    /// It works, but something that depends on it does not, or could be better.
     pub fn warn(check: &'static str, why: &'static str, seen: impl Into<String>, mend: impl Into<String>) -> Self {
         Self::new(check, State::Warn, why, seen.into(), Some(mend.into()))
     }
 
-    /// Logins do not work, or not safely.
+    /// Somebody cannot log in, or gets to what is not theirs; of the guide: a service does not work, or somebody may do too much.
     pub fn fail(check: &'static str, why: &'static str, seen: impl Into<String>, mend: impl Into<String>) -> Self {
         Self::new(check, State::Fail, why, seen.into(), Some(mend.into()))
     }
@@ -123,6 +144,9 @@ impl Format {
     }
 }
 
+/// The exit status where steps of the guide fail, and nothing that a login needs.
+const GUIDE_FAILED: u8 = 4;
+
 /// Shows the findings; fails if one of them does.
 pub fn show(findings: &[Finding], format: Format) -> Result<ExitCode> {
     let text = match format {
@@ -130,8 +154,12 @@ pub fn show(findings: &[Finding], format: Format) -> Result<ExitCode> {
         Format::Text { colour, width } => text(findings, colour, width),
     };
     print(&text)?;
-    let failed = findings.iter().any(|finding| finding.state == State::Fail);
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let fails = |profile| findings.iter().any(|finding| (finding.state, finding.profile) == (State::Fail, profile));
+    Ok(match (fails(Profile::Login), fails(Profile::Guide)) {
+        (true, _) => ExitCode::FAILURE,
+        (false, true) => ExitCode::from(GUIDE_FAILED),
+        (false, false) => ExitCode::SUCCESS,
+    })
 }
 
 /// A line for each finding, with what to do below it where something is to be done, or below the last of several for which that is the same;
@@ -204,8 +232,22 @@ pub fn wrap(line: &str, room: Option<usize>) -> Vec<String> {
     lines
 }
 
-/// `12 ok, 1 warn, 2 fail, 1 not applicable`, without those of which there is none; no line for nothing.
+/// `12 ok, 1 warn, 2 fail, 1 not applicable`, without those of which there is none; no line for nothing. With findings of the guide among
+/// them a line for each question.
 fn summary(findings: &[Finding]) -> String {
+    let (of_guide, of_login): (Vec<_>, Vec<_>) =
+        findings.iter().cloned().partition(|finding| finding.profile == Profile::Guide);
+    if of_guide.is_empty() {
+        return count(&of_login);
+    }
+    let line = |name: &str, findings: &[Finding]| match findings {
+        [] => String::new(),
+        findings => format!("{name}: {}", count(findings)),
+    };
+    line("login", &of_login) + &line(GUIDE, &of_guide)
+}
+
+fn count(findings: &[Finding]) -> String {
     let states =
         [(State::Ok, "ok"), (State::Warn, "warn"), (State::Fail, "fail"), (State::NotApplicable, "not applicable")];
     let counted = states.map(|(state, word)| (findings.iter().filter(|finding| finding.state == state).count(), word));
@@ -300,6 +342,19 @@ FAIL  folders  /e
     }
 
     #[test]
+    fn each_question_has_its_own_count() {
+        let guide = Finding::fail("folders", "why", "missing: /ns", "setup folders").of(Profile::Guide);
+        let both = [Finding::ok("pam", "why", "well"), guide.clone()];
+        let counted = |findings: &[Finding]| summary(findings);
+        assert_eq!(counted(&both), "login: 1 ok\nuwsgi.it: 1 fail\n");
+        assert_eq!(counted(&both[1..]), "uwsgi.it: 1 fail\n");
+        assert_eq!(counted(&both[..1]), "1 ok\n");
+        // Other words for a finding do not change its question.
+        let other = guide.with_seen(|seen| format!("{seen} /a")).with_more_to_do("and that");
+        assert_eq!((other.profile, other.seen.as_str()), (Profile::Guide, "missing: /ns /a"));
+    }
+
+    #[test]
     fn colour_adds_nothing_but_colour() {
         let painted = text(&findings(), true, None);
         assert!(painted.starts_with("\x1b[32mok  \x1b[0m  nscd"), "{painted:?}");
@@ -316,14 +371,14 @@ FAIL  folders  /e
         assert_eq!(
             json[1],
             serde_json::json!({
-                "check": "distributions", "state": "fail", "seen": r"first\u{a}mend  \u{1b}[2Jthis",
+                "profile": "login", "check": "distributions", "state": "fail", "seen": r"first\u{a}mend  \u{1b}[2Jthis",
                 "why": "nobody can log in", "mend": "do this\nand that"
             })
         );
         assert_eq!(json[3]["state"], "not-applicable");
         for finding in json.as_array().unwrap() {
             let keys: Vec<_> = finding.as_object().unwrap().keys().cloned().collect();
-            assert_eq!(keys, ["check", "mend", "seen", "state", "why"]);
+            assert_eq!(keys, ["check", "mend", "profile", "seen", "state", "why"]);
         }
     }
 }

@@ -18,6 +18,8 @@ pub enum Change {
 pub struct Wishes {
     /// sshd is to refuse everybody's passwords.
     pub keys_only: bool,
+    /// The steps of uwsgi.it's guide are to be gone as well.
+    pub guide: bool,
 }
 
 /// A step of a set-up.
@@ -25,6 +27,8 @@ pub struct Step {
     /// Its check's name.
     pub name: &'static str,
     pub check: fn(&Node) -> Vec<Finding>,
+    /// What the guide asks for besides.
+    pub guide: fn(&Node) -> Vec<Finding>,
     /// What would mend it; nothing, if all is well.
     pub changes: fn(&Node, Wishes) -> Result<Vec<Change>>,
     /// What the operator has to know before these changes are made.
@@ -52,6 +56,7 @@ impl Step {
         Self {
             name,
             check,
+            guide: |_| Vec::new(),
             changes,
             warning,
             needs,

@@ -22,33 +22,47 @@ const PIDS: &str = "a container without a limit can take every process number of
 const NAMED: usize = 10;
 
 pub fn check(node: &Node) -> Vec<Finding> {
-    if !node.is_running() {
-        return vec![Finding::not_applicable(CHECK, LAYOUT, "a root directory has no cgroups")];
-    }
-    let hierarchies = match Hierarchies::mounted() {
+    let hierarchies = match hierarchies(node) {
         Ok(hierarchies) => hierarchies,
-        Err(refusal) => return vec![Finding::fail(CHECK, LAYOUT, refusal.cause, "mount -t proc proc /proc")],
+        Err(finding) => return vec![finding],
+    };
+    if hierarchies.version_1().next().is_none() && hierarchies.version_2().is_none() {
+        return vec![Finding::fail(CHECK, OWN, NONE, MOUNT)];
+    }
+    let containers = containers(&hierarchies);
+    if !containers.is_empty() {
+        judge_containers(&containers, &|file| fs::read_to_string(file).ok())
+    } else if fs::read("/proc/1/status").is_ok() {
+        vec![Finding::not_applicable(CHECK, OWN, "no container runs that an Emperor has started")]
+    } else {
+        vec![Finding::not_applicable(CHECK, OWN, "root is needed to see the processes of containers")]
+    }
+}
+
+/// Which version is mounted, and whether it has the controllers that the guide's limits need.
+pub fn check_layout(node: &Node) -> Vec<Finding> {
+    let hierarchies = match hierarchies(node) {
+        Ok(hierarchies) => hierarchies,
+        Err(finding) => return vec![finding],
     };
     let version_1: Vec<_> = hierarchies.version_1().collect();
     let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
-    let mut findings = vec![judge_layout(&version_1, hierarchies.version_2(), &read)];
-    let containers = containers(&hierarchies);
-    if !containers.is_empty() {
-        findings.extend(judge_containers(&containers, &|file| fs::read_to_string(file).ok()));
-    } else if fs::read("/proc/1/status").is_ok() {
-        findings.push(Finding::not_applicable(CHECK, OWN, "no container runs"));
-    } else {
-        findings.push(Finding::not_applicable(CHECK, OWN, "root is needed to see the processes of containers"));
-    }
-    findings
+    vec![judge_layout(&version_1, hierarchies.version_2(), &read)]
 }
+
+fn hierarchies(node: &Node) -> Result<Hierarchies, Finding> {
+    if !node.is_running() {
+        return Err(Finding::not_applicable(CHECK, LAYOUT, "a root directory has no cgroups"));
+    }
+    Hierarchies::mounted().map_err(|refusal| Finding::fail(CHECK, LAYOUT, refusal.cause, "mount -t proc proc /proc"))
+}
+
+const NONE: &str = "no cgroups are mounted";
+const MOUNT: &str = "mount -t cgroup2 none /sys/fs/cgroup";
 
 fn judge_layout(version_1: &[&str], version_2: Option<&str>, read: &dyn Fn(&str) -> String) -> Finding {
     let layout = match (version_1, version_2) {
-        ([], None) => {
-            let mend = "mount -t cgroup2 none /sys/fs/cgroup";
-            return Finding::fail(CHECK, LAYOUT, "no cgroups are mounted", mend);
-        }
+        ([], None) => return Finding::fail(CHECK, LAYOUT, NONE, MOUNT),
         ([], Some(_)) => "version 2",
         (_, None) => "version 1",
         (_, Some(_)) => "versions 1 and 2 (hybrid)",

@@ -4,6 +4,7 @@
 //! may have made it. For the same reason nothing in it is followed out of it.
 
 use super::library;
+use crate::containers::has_emperor;
 use crate::node::Node;
 use crate::program;
 use crate::report::Finding;
@@ -28,9 +29,22 @@ const NAMES: &str =
     "inside a container scp, sftp-server and prompts look its user up, and fail where nobody knows the number";
 const WRITERS: &str = "every container of it runs what is in it";
 
-pub const STEP: Step = Step::new(CHECK, check, mend);
+pub const STEP: Step = Step { guide: check_guide, ..Step::new(CHECK, check, mend) };
 
+/// Where an Emperor starts containers from them.
 pub fn check(node: &Node) -> Vec<Finding> {
+    if is_one(node) || has_emperor(node) {
+        return look(node);
+    }
+    vec![Finding::not_applicable(CHECK, START, "no Emperor starts containers here")]
+}
+
+/// The guide's node has them before it has a container.
+pub fn check_guide(node: &Node) -> Vec<Finding> {
+    if is_one(node) || has_emperor(node) { Vec::new() } else { look(node) }
+}
+
+fn look(node: &Node) -> Vec<Finding> {
     let distributions = match all(node) {
         Ok(distributions) => distributions,
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
@@ -57,6 +71,12 @@ fn mend(node: &Node, _: Wishes) -> Result<Vec<Change>> {
         }
     }
     Ok(changes)
+}
+
+/// Those that lack a program.
+pub fn without(node: &Node, program: &str) -> Vec<String> {
+    let distributions = all(node).unwrap_or_default();
+    distributions.into_iter().filter(|one| !one.root.has(program)).map(|one| one.path).collect()
 }
 
 /// Whether a root directory is a distribution: it is below this machine's /distros, or has where pivot_root(2) leaves the old root.

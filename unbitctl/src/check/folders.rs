@@ -1,10 +1,10 @@
 //! The folders of a node: there, of their owner, and open to no more people than they need be.
 
-use super::linked;
 use crate::node::Node;
 use crate::report::Finding;
 use crate::step::{Change, Step, Wishes};
 use anyhow::{Context, Result};
+use join::link::DIRECTORY as LINKS;
 use shared::settings::CONTAINERS;
 use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind};
@@ -52,13 +52,18 @@ impl Folder {
     }
 }
 
-/// In the order in which they are made.
-const FOLDERS: [Folder; 14] = [
-    Folder::of_root(
-        CONTAINERS,
-        "a folder in it is an account: whoever writes there makes accounts, and everybody looks them up",
-    )
-    .modes(0o755, 0o711, 0o755),
+/// What a login needs.
+const CONTAINERS_FOLDER: Folder = Folder::of_root(
+    CONTAINERS,
+    "a folder in it is an account: whoever writes there makes accounts, and everybody looks them up",
+)
+.modes(0o755, 0o711, 0o755);
+/// Where there are links to other engines' containers.
+const LINKS_FOLDER: Folder =
+    Folder::of_root(LINKS, "a link in it says which container an account is: whoever writes there leads logins");
+
+/// What the guide asks for besides, in the order in which they are made.
+const OF_GUIDE: [Folder; 13] = [
     Folder::of_root("/distros", "the root file systems of containers, whose programs root starts"),
     Folder::of_root("/ns", "where the Emperor mounts a container's root before pivot_root(2)"),
     Folder::of_www_data("/subscribe", "applications in containers reach the routers' sockets here")
@@ -85,28 +90,35 @@ const STICKY: u32 = 0o1000;
 
 const WHY: &str = "accounts, containers and the node's services are what is in them";
 
-pub const STEP: Step = Step::new(CHECK, check, mend);
+pub const STEP: Step = Step { guide: check_guide, ..Step::new(CHECK, check, mend) };
 
-/// Those that this node needs: without an Emperor only the first one.
-fn needed(node: &Node) -> &'static [Folder] {
-    if linked::has_no_emperor(node) { FOLDERS.first_chunk::<1>().map_or(&[], |first| first) } else { &FOLDERS }
+/// Those that a login needs, on this node.
+fn needed(node: &Node) -> Vec<&'static Folder> {
+    let links = node.has(LINKS).then_some(&LINKS_FOLDER);
+    std::iter::once(&CONTAINERS_FOLDER).chain(links).collect()
 }
 
 pub fn check(node: &Node) -> Vec<Finding> {
-    let folders = needed(node);
-    let accounts = match Accounts::of(node) {
-        Err(_) if folders.len() == 1 => Accounts { uid: 0, gid: 0 },
-        Ok(accounts) => accounts,
+    judge_all(node, &needed(node), Accounts::ROOT, &node.setup(CHECK))
+}
+
+pub fn check_guide(node: &Node) -> Vec<Finding> {
+    match Accounts::of(node) {
+        Ok(accounts) => judge_all(node, &OF_GUIDE.iter().collect::<Vec<_>>(), accounts, &node.setup_by_guide(CHECK)),
         Err(error) => {
             let why = "the routers run as www-data, and some folders are theirs";
             let mend = node.command("adduser --system --group --home /var/www --no-create-home www-data");
-            return vec![Finding::fail(CHECK, why, format!("{error:#}"), mend)];
+            vec![Finding::fail(CHECK, why, format!("{error:#}"), mend)]
         }
-    };
+    }
+}
+
+/// `setup` is the command that mends them.
+fn judge_all(node: &Node, folders: &[&Folder], accounts: Accounts, setup: &str) -> Vec<Finding> {
     let (mut faults, mut missing, mut well) = (Vec::new(), Vec::new(), 0);
     for folder in folders {
         let (path, why) = (folder.path, folder.why);
-        faults.push(match look(node, folder, accounts) {
+        faults.push(match look(node, folder, accounts, setup) {
             Verdict::Well => {
                 well += 1;
                 continue;
@@ -117,36 +129,39 @@ pub fn check(node: &Node) -> Vec<Finding> {
             }
             Verdict::Hidden => Finding::not_applicable(CHECK, why, format!("{path}: root is needed to see")),
             Verdict::NotSticky(place) => {
-                Finding::warn(CHECK, why, format!("{} lacks the sticky bit", place.name), node.setup(CHECK))
+                Finding::warn(CHECK, why, format!("{} lacks the sticky bit", place.name), setup)
             }
-            Verdict::Wrong(place, seen) => {
-                Finding::fail(CHECK, why, format!("{} is {seen}", place.name), node.setup(CHECK))
-            }
+            Verdict::Wrong(place, seen) => Finding::fail(CHECK, why, format!("{} is {seen}", place.name), setup),
             Verdict::InTheWay(seen, mend) => Finding::fail(CHECK, why, format!("{path} {seen}"), mend),
         });
     }
     let mut findings = Vec::new();
     if well > 0 {
-        let seen = if well == folders.len() { format!("all {well}") } else { format!("{well} of {}", folders.len()) };
-        findings.push(Finding::ok(CHECK, WHY, format!("{seen} are there, of their owner and mode")));
+        let seen = match folders {
+            [one] => format!("{} is there, of its owner and mode", one.path),
+            folders if well == folders.len() => format!("all {well} are there, of their owner and mode"),
+            folders => format!("{well} of {} are there, of their owner and mode", folders.len()),
+        };
+        findings.push(Finding::ok(CHECK, WHY, seen));
     }
     if !missing.is_empty() {
-        findings.push(Finding::fail(CHECK, WHY, format!("missing: {}", missing.join(" ")), node.setup(CHECK)));
+        findings.push(Finding::fail(CHECK, WHY, format!("missing: {}", missing.join(" ")), setup));
     }
     findings.extend(faults);
     findings
 }
 
 /// Makes the folders that are missing, and gives the others their owner and mode. What is in the way stays for the operator.
-fn mend(node: &Node, _: Wishes) -> Result<Vec<Change>> {
-    let folders = needed(node);
-    let accounts = match Accounts::of(node) {
-        Err(_) if folders.len() == 1 => Accounts { uid: 0, gid: 0 },
-        accounts => accounts?,
-    };
+fn mend(node: &Node, wishes: Wishes) -> Result<Vec<Change>> {
+    let mut folders = needed(node);
+    let mut accounts = Accounts::ROOT;
+    if wishes.guide {
+        folders.extend(&OF_GUIDE);
+        accounts = Accounts::of(node)?;
+    }
     let mut changes = Vec::new();
     for folder in folders {
-        let path = match look(node, folder, accounts) {
+        let path = match look(node, folder, accounts, "") {
             Verdict::Missing => folder.path.to_owned(),
             Verdict::NotSticky(place) | Verdict::Wrong(place, _) => place.path,
             Verdict::Well | Verdict::Hidden | Verdict::InTheWay(..) => continue,
@@ -173,6 +188,9 @@ struct Accounts {
 }
 
 impl Accounts {
+    /// Where no folder is www-data's.
+    const ROOT: Self = Self { uid: 0, gid: 0 };
+
     fn of(node: &Node) -> Result<Self> {
         let number = |file: &str| {
             number_of(&node.read(file)?.unwrap_or_default(), WWW_DATA)
@@ -229,20 +247,20 @@ struct Place {
     name: String,
 }
 
-fn look(node: &Node, folder: &Folder, accounts: Accounts) -> Verdict {
+fn look(node: &Node, folder: &Folder, accounts: Accounts, setup: &str) -> Verdict {
     let found = match node.open(folder.path) {
         Ok(found) => File::from(found),
-        Err(error) => return not_opened(node, folder.path, &error),
+        Err(error) => return not_opened(node, folder.path, &error, setup),
     };
     let Ok(status) = found.metadata() else { return Verdict::Hidden };
     if !status.is_dir() {
         return Verdict::InTheWay(
             "is not a folder".to_owned(),
-            format!("mv {0} {0}.old && {1}", node.quoted(folder.path), node.setup(CHECK)),
+            format!("mv {0} {0}.old && {setup}", node.quoted(folder.path)),
         );
     }
     let Some(place) = place(node, folder.path, &found) else { return Verdict::Hidden };
-    if folder.path == CONTAINERS {
+    if [CONTAINERS, LINKS].contains(&folder.path) {
         if let Some(verdict) = on_the_way(node, &place) {
             return verdict;
         }
@@ -254,16 +272,15 @@ fn look(node: &Node, folder: &Folder, accounts: Accounts) -> Verdict {
     }
 }
 
-fn not_opened(node: &Node, path: &str, error: &io::Error) -> Verdict {
+fn not_opened(node: &Node, path: &str, error: &io::Error, setup: &str) -> Verdict {
     match error.kind() {
         ErrorKind::PermissionDenied => Verdict::Hidden,
         ErrorKind::NotFound if node.open_link(path).is_err() => Verdict::Missing,
         ErrorKind::NotFound => Verdict::InTheWay(
             "is a link that leads nowhere".to_owned(),
             format!(
-                "make the folder that it names (readlink {}), or remove the link and run {}",
-                node.quoted(path),
-                node.setup(CHECK)
+                "make the folder that it names (readlink {}), or remove the link and run {setup}",
+                node.quoted(path)
             ),
         ),
         _ => Verdict::InTheWay(
@@ -282,7 +299,7 @@ fn place(node: &Node, path: &str, found: &File) -> Option<Place> {
     Some(Place { path: inside, name })
 }
 
-/// Whoever can rename a folder above [`CONTAINERS`] can put another in its place.
+/// Whoever can rename a folder above one that a login needs can put another in its place.
 fn on_the_way(node: &Node, place: &Place) -> Option<Verdict> {
     Path::new(&place.path).ancestors().skip(1).filter_map(Path::to_str).find_map(|above| {
         let status = File::from(node.open(above).ok()?).metadata().ok()?;
@@ -334,14 +351,18 @@ mod tests {
 
     const DEBIAN: Accounts = Accounts { uid: 33, gid: 33 };
 
+    fn all() -> impl Iterator<Item = &'static Folder> {
+        [&CONTAINERS_FOLDER, &LINKS_FOLDER].into_iter().chain(&OF_GUIDE)
+    }
+
     fn judged(path: &str, uid: u32, gid: u32, mode: u32) -> Judgement {
-        let folder = FOLDERS.iter().find(|folder| folder.path == path).unwrap();
+        let folder = all().find(|folder| folder.path == path).unwrap();
         judge_numbers(folder, (uid, gid, mode), DEBIAN)
     }
 
     #[test]
     fn what_setup_makes_is_well() {
-        for folder in &FOLDERS {
+        for folder in all() {
             let made = (DEBIAN.uid(folder.owner), DEBIAN.gid(folder.group), folder.mode);
             assert_eq!(judge_numbers(folder, made, DEBIAN), Judgement::Well, "{}", folder.path);
         }

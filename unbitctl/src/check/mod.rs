@@ -9,9 +9,9 @@ pub mod folders;
 mod keyfiles;
 mod library;
 mod limits;
-mod linked;
 mod log;
 mod mail;
+mod mounts;
 pub mod nscd;
 pub mod nsswitch;
 pub mod pam;
@@ -23,7 +23,7 @@ mod subids;
 mod time;
 
 use crate::node::Node;
-use crate::report::{self, Finding, Format};
+use crate::report::{self, Finding, Format, GUIDE, Profile};
 use anyhow::Result;
 use shared::ContainerUid;
 use std::path::PathBuf;
@@ -31,7 +31,8 @@ use std::process::ExitCode;
 
 pub const EXAMPLES: &str = "\
 Examples:
-  unbitctl check                    is this node set up?
+  unbitctl check                    can container users log in, and only where they belong?
+  unbitctl check --guide uwsgi.it   and are the steps of uwsgi.it's guide to a node done?
   unbitctl check 30001              why can't 30001 log in?
   unbitctl check --root /distros/precise --json";
 
@@ -43,6 +44,9 @@ pub struct Arguments {
     /// Check this root directory instead of the running node
     #[arg(long, value_name = "DIR", conflicts_with = "uid")]
     root: Option<PathBuf>,
+    /// Check the steps of this guide to a node as well
+    #[arg(long, value_name = "GUIDE", value_parser = [GUIDE], conflicts_with = "uid")]
+    guide: Option<String>,
     /// JSON for machines
     #[arg(long)]
     json: bool,
@@ -53,7 +57,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(uid) => container::check(uid)?,
         None => {
             let node = Node::named(arguments.root.as_deref())?;
-            self::node(&node)
+            self::node(&node, arguments.guide.is_some())
         }
     };
     report::show(&findings, Format::new(arguments.json))
@@ -64,30 +68,40 @@ pub fn container(uid: ContainerUid) -> Result<Vec<Finding>> {
     container::check(uid)
 }
 
-/// Every check of a node, in the order in which a node is set up.
-const CHECKS: &[fn(&Node) -> Vec<Finding>] = &[
-    filesystem::check,
-    cgroups::check,
-    time::check,
-    folders::check,
-    pam::check,
-    sshd::check,
-    service::check,
-    nsswitch::check,
-    nscd::check,
-    distributions::check,
-    ports::check,
-    accounts::check,
-    subids::check,
-    mail::check,
-    keyfiles::check,
-    log::check,
-    limits::check,
+/// A check of a node.
+type Check = fn(&Node) -> Vec<Finding>;
+
+/// All of them, in the order in which a node is set up: first what a login needs, then the steps of the guide.
+const CHECKS: &[(Profile, Check)] = &[
+    (Profile::Login, folders::check),
+    (Profile::Login, mounts::check),
+    (Profile::Login, cgroups::check),
+    (Profile::Login, pam::check),
+    (Profile::Login, sshd::check),
+    (Profile::Login, service::check),
+    (Profile::Login, nsswitch::check),
+    (Profile::Login, nscd::check),
+    (Profile::Login, distributions::check),
+    (Profile::Login, accounts::check),
+    (Profile::Login, subids::check),
+    (Profile::Login, mail::check),
+    (Profile::Login, log::check),
+    (Profile::Login, limits::check),
+    (Profile::Guide, filesystem::check),
+    (Profile::Guide, cgroups::check_layout),
+    (Profile::Guide, time::check),
+    (Profile::Guide, folders::check_guide),
+    (Profile::Guide, sshd::check_guide),
+    (Profile::Guide, distributions::check_guide),
+    (Profile::Guide, ports::check),
+    (Profile::Guide, subids::check_guide),
+    (Profile::Guide, keyfiles::check),
 ];
 
-fn node(node: &Node) -> Vec<Finding> {
+fn node(node: &Node, guide: bool) -> Vec<Finding> {
     if distributions::is_one(node) {
         return [nsswitch::check(node), distributions::check_one(node)].concat();
     }
-    linked::without_the_emperors(node, CHECKS.iter().flat_map(|check| check(node)).collect())
+    let asked = CHECKS.iter().filter(|(profile, _)| guide || *profile == Profile::Login);
+    asked.flat_map(|(profile, check)| check(node).into_iter().map(|finding| finding.of(*profile))).collect()
 }

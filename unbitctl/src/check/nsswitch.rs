@@ -20,6 +20,7 @@ const WHY_LOADED: &str = "whichever of two libraries of one name glibc finds fir
 const WHY_ORDER: &str = "nss-systemd asks pid 1 for each name that it does not know: 500 names of containers take 0.17 s before it, 1.1 to 1.5 s after it";
 const WHY_FIRST: &str = "whoever is asked first decides who an account is";
 const WHY_MERGE: &str = "glibc merges the groups of one service with those of the next one alone";
+const WHY_SHADOW: &str = "should sshd ever run without PAM, this word is what keeps container users from a shell on the node: sshd then takes their accounts as locked";
 const WHY_ANSWER: &str = "what glibc answers is what sshd, ls and the routers see";
 
 /// The databases that name the service.
@@ -37,6 +38,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
         .filter_map(|database| {
             let Fault { state, seen, why } = fault(&text, database)?;
             let seen = format!("{database}: {seen}");
+            let (state, why) = weigh(database, state, why);
             Some(Finding::new(NAME, state, why, seen, Some(node.setup(NAME))))
         })
         .collect();
@@ -46,6 +48,16 @@ pub fn check(node: &Node) -> Vec<Finding> {
     findings.push(module(node));
     findings.extend(answers(node));
     findings
+}
+
+/// A login needs the passwd line alone. What is wrong with others is a warning, with what comes of it.
+fn weigh(database: &str, state: State, why: &'static str) -> (State, &'static str) {
+    match (state, database) {
+        (State::Fail, "group") => (State::Warn, "the containers' groups have no names"),
+        (State::Fail, "shadow") => (State::Warn, WHY_SHADOW),
+        (State::Fail, "hosts" | "ahostsv4") => (State::Warn, "names such as 30001.local are not known"),
+        as_it_is => (as_it_is.0, why),
+    }
 }
 
 /// The library is beside libc, where glibc looks, and can be loaded.
@@ -116,17 +128,17 @@ fn answers(node: &Node) -> Vec<Finding> {
 fn ask(node: &Node, database: &str, name: &str, expected: impl Fn(&str) -> bool) -> Finding {
     let question = format!("getent {database} {name}");
     let mend = format!("{}; then, if nscd runs: nscd -i passwd; nscd -i group; nscd -i hosts", node.setup(NAME));
+    let fail = |seen: String| {
+        let (state, why) = weigh(database, State::Fail, WHY_ANSWER);
+        Finding::new(NAME, state, why, seen, Some(mend.clone()))
+    };
     match program::run(node, "getent", &[database, name]) {
         Ok(answer) if answer.ok() && answer.out.lines().next().is_some_and(&expected) => {
             Finding::ok(NAME, WHY_ANSWER, format!("{question} answers"))
         }
-        Ok(answer) if answer.ok() => {
-            Finding::fail(NAME, WHY_ANSWER, format!("{question} has another answer: {}", answer.out.trim()), mend)
-        }
-        Ok(answer) if answer.status == Some(2) => {
-            Finding::fail(NAME, WHY_ANSWER, format!("{question} finds nothing"), mend)
-        }
-        Ok(answer) => Finding::fail(NAME, WHY_ANSWER, format!("{question}: {}", answer.complaint()), mend),
+        Ok(answer) if answer.ok() => fail(format!("{question} has another answer: {}", answer.out.trim())),
+        Ok(answer) if answer.status == Some(2) => fail(format!("{question} finds nothing")),
+        Ok(answer) => fail(format!("{question}: {}", answer.complaint())),
         Err(error) => Finding::not_applicable(NAME, WHY_ANSWER, format!("{question}: {error:#}")),
     }
 }

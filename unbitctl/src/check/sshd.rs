@@ -2,11 +2,11 @@
 
 mod files;
 
-use super::pam;
-use crate::containers::some_container;
+use super::{distributions, pam};
+use crate::containers::{has_emperor, some_container};
 use crate::node::Node;
 use crate::program::{self, SSHD};
-use crate::report::{Finding, State};
+use crate::report::{Finding, Profile, State};
 use crate::step::{Change, Step, Wishes};
 use anyhow::{Result, bail};
 use files::{Directive, directives};
@@ -110,6 +110,8 @@ fn matches(pattern: &str, text: &str) -> bool {
 
 /// A keyword that must have a certain value.
 struct Setting {
+    /// The question that it bears on.
+    profile: Profile,
     keyword: &'static str,
     state: State,
     good: fn(&str) -> bool,
@@ -120,6 +122,7 @@ struct Setting {
 
 const SETTINGS: [Setting; 9] = [
     Setting {
+        profile: Profile::Login,
         keyword: "UsePAM",
         state: State::Fail,
         good: |value| value == "yes",
@@ -127,6 +130,7 @@ const SETTINGS: [Setting; 9] = [
         why: "without PAM nothing but unbit in the shadow line of nsswitch.conf keeps containers' users from a session on the node",
     },
     Setting {
+        profile: Profile::Login,
         keyword: "PAMServiceName",
         state: State::Fail,
         good: |value| matches!(value, "" | PAM_SERVICE), // sshd before 9.8 has no such keyword
@@ -134,20 +138,16 @@ const SETTINGS: [Setting; 9] = [
         why: "the lines of pam_unbit.so are in that service's file: by another, containers' users get a session on the node",
     },
     Setting {
+        profile: Profile::Login,
         keyword: "PubkeyAuthentication",
         state: State::Fail,
         good: |value| value == "yes",
         value: |_| "yes".to_owned(),
         why: "keys are the only way in for containers' users",
     },
+    KEYS_SETTING,
     Setting {
-        keyword: "AuthorizedKeysFile",
-        state: State::Fail,
-        good: |value| missing_keys_files(value).is_empty(),
-        value: |value| value.split_whitespace().chain(missing_keys_files(value)).collect::<Vec<_>>().join(" "),
-        why: "the keys that customers set are in .ssh/uwsgi_authorized_keys, their own in .ssh/authorized_keys",
-    },
-    Setting {
+        profile: Profile::Guide,
         keyword: "PasswordAuthentication",
         state: State::Warn,
         good: |value| value == "no",
@@ -155,6 +155,7 @@ const SETTINGS: [Setting; 9] = [
         why: "containers' users are refused with any, and others' can be guessed",
     },
     Setting {
+        profile: Profile::Guide,
         keyword: "KbdInteractiveAuthentication",
         state: State::Warn,
         good: |value| value == "no",
@@ -162,13 +163,15 @@ const SETTINGS: [Setting; 9] = [
         why: "it asks for passwords as well",
     },
     Setting {
+        profile: Profile::Guide,
         keyword: "X11Forwarding",
-        state: State::Fail,
+        state: State::Warn,
         good: |value| value == "no",
         value: |_| "no".to_owned(),
         why: "it would hand the client's display to the container",
     },
     Setting {
+        profile: Profile::Login,
         keyword: "ClientAliveInterval",
         state: State::Warn,
         good: |value| value.parse().is_ok_and(|seconds: u32| (1..=60).contains(&seconds)),
@@ -176,6 +179,7 @@ const SETTINGS: [Setting; 9] = [
         why: "sessions of clients that are gone would stay",
     },
     Setting {
+        profile: Profile::Login,
         keyword: PENALTIES,
         state: State::Warn,
         good: |value| {
@@ -189,6 +193,20 @@ const SETTINGS: [Setting; 9] = [
 
 const PENALTIES: &str = "PerSourcePenalties";
 
+const KEYS: &str = "AuthorizedKeysFile";
+
+const KEYS_SETTING: Setting = Setting {
+    profile: Profile::Guide,
+    keyword: KEYS,
+    state: State::Fail,
+    good: |value| missing_keys_files(value).is_empty(),
+    value: |value| {
+        let named = value.split_whitespace().filter(|file| *file != "none");
+        named.chain(missing_keys_files(value)).collect::<Vec<_>>().join(" ")
+    },
+    why: "the keys that customers set are in .ssh/uwsgi_authorized_keys, their own in .ssh/authorized_keys",
+};
+
 const KEYS_FILES: [&str; 2] = [".ssh/authorized_keys", ".ssh/uwsgi_authorized_keys"];
 
 /// Those of the files of keys that a value does not name.
@@ -198,12 +216,19 @@ fn missing_keys_files(value: &str) -> Vec<&'static str> {
 }
 
 pub const STEP: Step = Step {
+    guide: check_guide,
     needs: &[pam::NAME], // which sshd asks from then on about everybody
     prove,
     warning,
     then: "sshd reads its files again by: systemctl reload ssh",
     ..Step::new(NAME, check, mend)
 };
+
+/// What the guide asks for besides. That sshd cannot be asked is told there.
+pub fn check_guide(node: &Node) -> Vec<Finding> {
+    let says = node.has(SSHD).then(|| ask(node, any_user(node)).ok()).flatten();
+    says.map(|says| judge_guide(node, &says)).unwrap_or_default()
+}
 
 pub fn check(node: &Node) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -276,29 +301,71 @@ fn faults(says: &Says) -> Vec<(&'static Setting, String)> {
 }
 
 fn judge(node: &Node, says: &Says) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for (setting, value) in faults(says) {
-        let seen = format!("{} {value}", setting.keyword);
-        let mend = match cannot_mend(node, setting, &value) {
-            None if PASSWORDS.contains(&setting.keyword) => node.setup("--keys-only sshd"),
-            None => node.setup(NAME),
-            Some(sentence) => sentence,
-        };
-        findings.push(Finding::new(NAME, setting.state, setting.why, seen, Some(mend)));
+    let mut findings = judge_settings(node, says, Profile::Login);
+    if has_no_keys(says) {
+        let why = "keys are the only way in for containers' users, and sshd looks for none";
+        let seen = format!("{KEYS} {}, and neither AuthorizedKeysCommand nor TrustedUserCAKeys", says.of(KEYS));
+        let mend = cannot_mend(node, &KEYS_SETTING, &says.of(KEYS)).unwrap_or_else(|| node.setup(NAME));
+        findings.push(Finding::fail(NAME, why, seen, mend));
     }
-    if !internal_sftp(says) {
-        let why = "sftp then needs no sftp-server in the container's distribution";
-        let seen = match sftp(says) {
-            Some(command) => format!("Subsystem sftp {command}"),
-            None => "there is no Subsystem sftp".to_owned(),
-        };
-        findings.push(Finding::warn(NAME, why, seen, node.setup(NAME)));
-    }
+    findings.extend(judge_sftp(node, says));
     findings.extend(obstacles(says, any_user(node)));
     if findings.is_empty() {
         findings.push(Finding::ok(NAME, WHY, "sshd -T says what it should, for containers' users"));
     }
     findings
+}
+
+fn judge_guide(node: &Node, says: &Says) -> Vec<Finding> {
+    let mut findings = judge_settings(node, says, Profile::Guide);
+    if !internal_sftp(says) {
+        let why = "sftp then needs no sftp-server in any distribution";
+        let seen = sftp(says).map_or_else(|| NO_SFTP.to_owned(), |command| format!("Subsystem sftp {command}"));
+        findings.push(Finding::warn(NAME, why, seen, node.setup_by_guide(NAME)));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(NAME, WHY, "sshd -T says what the guide asks for"));
+    }
+    findings
+}
+
+fn judge_settings(node: &Node, says: &Says, profile: Profile) -> Vec<Finding> {
+    let faults = faults(says).into_iter().filter(|(setting, _)| setting.profile == profile);
+    let finding = |(setting, value): (&Setting, String)| {
+        let seen = format!("{} {value}", setting.keyword);
+        let mend = cannot_mend(node, setting, &value).unwrap_or_else(|| setup_of(node, setting));
+        Finding::new(NAME, setting.state, setting.why, seen, Some(mend))
+    };
+    faults.map(finding).collect()
+}
+
+/// The command that sets it.
+fn setup_of(node: &Node, setting: &Setting) -> String {
+    match setting.profile {
+        _ if PASSWORDS.contains(&setting.keyword) => node.setup("--keys-only sshd"),
+        Profile::Guide => node.setup_by_guide(NAME),
+        Profile::Login => node.setup(NAME),
+    }
+}
+
+/// Whether sshd looks for keys nowhere.
+fn has_no_keys(says: &Says) -> bool {
+    ![KEYS, "AuthorizedKeysCommand", "TrustedUserCAKeys"].iter().any(|keyword| says.names(keyword))
+}
+
+const NO_SFTP: &str = "there is no Subsystem sftp";
+
+/// Whether sftp and scp find a server: sshd's own, or the program that it names in each distribution. What other engines' containers have is
+/// not seen from here.
+fn judge_sftp(node: &Node, says: &Says) -> Option<Finding> {
+    let why = "sftp and scp do not work";
+    let Some(command) = sftp(says) else { return Some(Finding::warn(NAME, why, NO_SFTP, node.setup(NAME))) };
+    let program = command.split_whitespace().next().filter(|_| !internal_sftp(says))?;
+    let lacking = if has_emperor(node) { distributions::without(node, program) } else { Vec::new() };
+    (!lacking.is_empty()).then(|| {
+        let seen = format!("Subsystem sftp {command}, which is not in {}", lacking.join(" "));
+        Finding::warn(NAME, why, seen, node.setup(NAME))
+    })
 }
 
 /// What keeps a container's user out, and what to do about it by hand: it is a decision of somebody's.
@@ -368,7 +435,7 @@ fn cannot_mend(node: &Node, setting: &Setting, value: &str) -> Option<String> {
     };
     Some(match obstacle {
         Some(directive) => format!("in {} line {}: {line}", directive.file, directive.line),
-        None => format!("at the top of {MAIN}: Include {FOLDER}/*.conf\nthen: {}", node.setup(NAME)),
+        None => format!("at the top of {MAIN}: Include {FOLDER}/*.conf\nthen: {}", setup_of(node, setting)),
     })
 }
 
@@ -408,12 +475,12 @@ fn mend(node: &Node, wishes: Wishes) -> Result<Vec<Change>> {
     let says = ask(node, any_user(node))?;
     let mut lines: Vec<_> = faults(&says)
         .into_iter()
+        .filter(|(setting, _)| is_wished(setting, &says, wishes))
         .filter(|(setting, value)| cannot_mend(node, setting, value).is_none())
-        .filter(|(setting, _)| wishes.keys_only || !PASSWORDS.contains(&setting.keyword))
         .map(|(setting, value)| (setting.keyword, (setting.value)(&value)))
         .collect();
     let mut changes = Vec::new();
-    if !internal_sftp(&says) {
+    if judge_sftp(node, &says).is_some() || wishes.guide && !internal_sftp(&says) {
         let read = |path: &str| node.read(path).ok().flatten();
         let directives = directives(&read, &|folder| list(node, folder), MAIN);
         let defined = directives.iter().find(|directive| {
@@ -442,6 +509,15 @@ fn mend(node: &Node, wishes: Wishes) -> Result<Vec<Change>> {
         changes.push(Change::File { path: OURS.to_owned(), content: with_lines(&old, &lines), mode: 0o644 });
     }
     Ok(changes)
+}
+
+/// Whether set-up is to see to a setting.
+fn is_wished(setting: &Setting, says: &Says, wishes: Wishes) -> bool {
+    match setting.keyword {
+        keyword if PASSWORDS.contains(&keyword) => wishes.keys_only,
+        KEYS if has_no_keys(says) => true,
+        _ => wishes.guide || setting.profile == Profile::Login,
+    }
 }
 
 /// Our file as examples/ has it, without the lines about passwords unless they are wished for.
@@ -592,6 +668,19 @@ mod tests {
             "/etc/k/%u .ssh/authorized_keys .ssh/uwsgi_authorized_keys"
         );
         assert!((setting.good)("%h/.ssh/authorized_keys %h/.ssh/uwsgi_authorized_keys"));
+        assert_eq!((setting.value)("none"), ".ssh/authorized_keys .ssh/uwsgi_authorized_keys");
+    }
+
+    #[test]
+    fn where_sshd_looks_for_keys() {
+        for (says, none) in [
+            ("authorizedkeysfile none\nauthorizedkeyscommand none\ntrustedusercakeys none\n", true),
+            ("authorizedkeysfile none\nauthorizedkeyscommand /usr/bin/keys %u\n", false),
+            ("authorizedkeysfile none\ntrustedusercakeys /etc/ssh/ca.pub\n", false),
+            ("authorizedkeysfile /etc/ssh/keys/%u\n", false),
+        ] {
+            assert_eq!(has_no_keys(&Says::parse(says)), none, "{says}");
+        }
     }
 
     /// What decides about X11Forwarding, as file and line.

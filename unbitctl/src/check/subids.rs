@@ -2,7 +2,7 @@
 //! them is that user's as well.
 
 use crate::node::Node;
-use crate::report::Finding;
+use crate::report::{Finding, Profile};
 use shared::settings::{CONTAINERS, FIRST_UID};
 use shared::{ContainerUid, escape};
 use std::io::ErrorKind;
@@ -25,7 +25,24 @@ struct Kind {
     settings: &'static str,
 }
 
+/// Numbers of containers that are there.
 pub fn check(node: &Node) -> Vec<Finding> {
+    let ok = Finding::ok(CHECK, WHY, "no range in /etc/subuid or /etc/subgid has the number of a container");
+    of_profile(node, Profile::Login, ok)
+}
+
+/// Numbers that a container may get.
+pub fn check_guide(node: &Node) -> Vec<Finding> {
+    let ok = Finding::ok(CHECK, WHY, "useradd gives no numbers that a container may get, nor has anybody some");
+    of_profile(node, Profile::Guide, ok)
+}
+
+fn of_profile(node: &Node, profile: Profile, ok: Finding) -> Vec<Finding> {
+    let findings: Vec<_> = all(node).into_iter().filter(|finding| finding.profile == profile).collect();
+    if findings.is_empty() { vec![ok] } else { findings }
+}
+
+fn all(node: &Node) -> Vec<Finding> {
     let containers = containers(node);
     let read = |path: &str| match node.read_bytes(path) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
@@ -44,9 +61,6 @@ pub fn check(node: &Node) -> Vec<Finding> {
                 findings.extend(given.and_then(|text| judge_defaults(kind, text)));
             }
         }
-    }
-    if findings.is_empty() {
-        findings.push(Finding::ok(CHECK, WHY, "no range in /etc/subuid or /etc/subgid has numbers of containers"));
     }
     findings
 }
@@ -91,7 +105,8 @@ fn judge(kind: &Kind, line: &str, containers: &[ContainerUid]) -> Option<Finding
         Some(container) => {
             Finding::fail(CHECK, WHY, format!("{seen}, and so the number of the container {container}"), mend)
         }
-        None => Finding::warn(CHECK, WHY, format!("{seen}: no container may get one of these numbers"), mend),
+        None => Finding::warn(CHECK, WHY, format!("{seen}: no container may get one of these numbers"), mend)
+            .of(Profile::Guide),
     })
 }
 
@@ -110,7 +125,7 @@ fn judge_defaults(kind: &Kind, login_defs: &str) -> Option<Finding> {
         let seen =
             format!("{LOGIN_DEFS}: useradd gives each new user {count} of the numbers {first}-{last} ({})", kind.file);
         let mend = format!("set {}_COUNT 0 in {LOGIN_DEFS}", kind.settings);
-        Finding::warn(CHECK, WHY, seen, mend)
+        Finding::warn(CHECK, WHY, seen, mend).of(Profile::Guide)
     })
 }
 

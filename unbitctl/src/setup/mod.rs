@@ -10,7 +10,7 @@ mod undo;
 use crate::check::{distributions, folders, nscd, nsswitch, pam, sshd};
 use crate::command_line::tell;
 use crate::node::Node;
-use crate::report::{self, Format, State, say};
+use crate::report::{self, Format, GUIDE, Profile, State, say};
 use crate::step::{Step, Wishes};
 use anyhow::{Context, Result, bail};
 use journal::{Journal, Lock};
@@ -23,6 +23,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   unbitctl setup --dry-run           what would change?
   unbitctl setup                     mend all that can be mended
+  unbitctl setup --guide uwsgi.it    and go the steps of uwsgi.it's guide to a node
   unbitctl setup --keys-only sshd    and refuse everybody's passwords
   unbitctl setup nsswitch --root /distros/precise
   unbitctl setup --undo              as before the last time";
@@ -35,6 +36,9 @@ pub struct Arguments {
     /// Let sshd refuse everybody's passwords: only keys let anybody in
     #[arg(long, conflicts_with = "undo")]
     keys_only: bool,
+    /// Go the steps of this guide to a node as well
+    #[arg(long, value_name = "GUIDE", value_parser = [GUIDE], conflicts_with = "undo")]
+    guide: Option<String>,
     /// Show what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -61,7 +65,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         return undo::run(&node, arguments.dry_run, arguments.force);
     }
     let chosen = chosen(&node, &arguments.steps)?;
-    let wishes = Wishes { keys_only: arguments.keys_only || wants_keys_only(&node, &chosen, arguments.dry_run) };
+    let wishes = Wishes {
+        keys_only: arguments.keys_only || wants_keys_only(&node, &chosen, arguments.dry_run),
+        guide: arguments.guide.is_some(),
+    };
     if arguments.dry_run {
         let mut any = false;
         let outcome = Outcome::of(&chosen, |step, done| rehearse(&node, step, wishes, done, &mut any));
@@ -79,7 +86,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let ended = journal.end();
     counts.tell(&node, outcome.code.is_none());
     let begun: Vec<_> = chosen.into_iter().filter(|step| !outcome.not_begun.contains(&step.name)).collect();
-    let left = left(&node, &begun);
+    let left = left(&node, &begun, wishes);
     outcome.tell("");
     ended?;
     outcome.code.map_or(left, Ok)
@@ -262,8 +269,12 @@ fn go(node: &Node, step: &Step, wishes: Wishes, journal: &mut Journal, counts: &
 }
 
 /// What the steps have not mended, and what is to be done for the rest to be heard.
-fn left(node: &Node, steps: &[&Step]) -> Result<ExitCode> {
+fn left(node: &Node, steps: &[&Step], wishes: Wishes) -> Result<ExitCode> {
     let mut findings: Vec<_> = steps.iter().flat_map(|step| (step.check)(node)).collect();
+    if wishes.guide {
+        let of_guide = steps.iter().flat_map(|step| (step.guide)(node));
+        findings.extend(of_guide.map(|finding| finding.of(Profile::Guide)));
+    }
     findings.retain(|finding| matches!(finding.state, State::Fail | State::Warn));
     if findings.is_empty() {
         return Ok(ExitCode::SUCCESS);
