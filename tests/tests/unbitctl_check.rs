@@ -1,10 +1,9 @@
 //! `unbitctl check` of a node: each check fails when its one thing is broken, and passes when that is mended.
-// node: --without sshd
-
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use unbit_tests::*;
 
 /// What a check says.
@@ -573,6 +572,245 @@ fn no_container_runs() {
     });
     sh("node-emperor stop").ok();
     one(&check("cgroups"), "not-applicable", "no container runs");
+}
+
+// A dead node
+
+/// Puts a vassal back, and waits until its container runs as before.
+fn as_before(_vassal: Changed) {
+    drop(_vassal);
+    leader(30001);
+    eventually("a container that listens", || {
+        check("emperor").iter().all(|finding| finding.state == "ok").then_some(())
+    });
+}
+
+const VASSAL: &str = "/etc/uwsgi/vassals/30001.ini";
+
+/// The container's pid 1 as it is now, without waiting for one.
+fn pid_of(uid: u32) -> Option<String> {
+    let done = sh(format!("node-pid {uid}"));
+    (done.status == Some(0)).then_some(done.out)
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn an_emperor_that_is_dead() {
+    for uid in [30000, 30001] {
+        leader(uid);
+    }
+    is_well(&check("emperor"), "and all 2 containers that have files run and listen");
+    {
+        let _again = AtEnd(|| drop(sh("node-emperor start; node-wait-container 30000; node-wait-container 30001")));
+        sh("node-emperor stop").ok();
+        let found = findings(sh("unbitctl check --json"));
+        let finding = one(&found, "fail", "no Emperor runs");
+        assert_eq!((finding.check.as_str(), finding.profile.as_str()), ("emperor", "login"));
+        assert_eq!(finding.mend.as_deref(), Some("uwsgi --ini /etc/uwsgi/containers.ini"));
+        // A tenant's process does not pass for it.
+        sh("cp /usr/bin/sleep /run/uwsgi").ok();
+        let tenant = ["--reuid", "30001", "--regid", "30001", "--clear-groups", "/run/uwsgi", "60"];
+        let mut other = Command::new("setpriv").args(tenant).spawn().unwrap();
+        let comm = format!("/proc/{}/comm", other.id());
+        let _gone = AtEnd(|| drop((other.kill(), other.wait(), fs::remove_file("/run/uwsgi"))));
+        eventually("the other uwsgi", || (fs::read_to_string(&comm).ok()? == "uwsgi\n").then_some(()));
+        one(&check("emperor"), "fail", "no Emperor runs");
+    }
+    is_well(&check("emperor"), "the Emperor runs");
+    // A container that ends as soon as it is started.
+    let vassal = Changed::file(VASSAL, |text| format!("{text}nonsense = 1\n"));
+    let found = eventually("a container that does not start", || {
+        let found = check("emperor");
+        found.iter().any(|finding| finding.seen.contains("does not run: 30001")).then_some(found)
+    });
+    let mend = one(&found, "fail", "has a file in /etc/uwsgi/vassals and does not run: 30001").mend.clone().unwrap();
+    assert!(mend.ends_with("\nunbitctl check 30001"), "{mend}");
+    as_before(vassal);
+    // One that nobody can ask.
+    let before = pid_of(30001);
+    let vassal = Changed::file(VASSAL, |text| text.replace("setns-socket =", ";setns-socket ="));
+    let found = eventually("a container that does not listen", || {
+        let found = check("emperor");
+        (pid_of(30001) != before && found.iter().any(|finding| finding.seen.contains("ns.socket"))).then_some(found)
+    });
+    one(&found, "fail", "runs, and listens on no run/ns.socket: 30001");
+    as_before(vassal);
+    // Without a container's file nothing is asked of one.
+    let _files = AtEnd(|| {
+        drop(sh(
+            "mv /etc/uwsgi/away/* /etc/uwsgi/vassals; rmdir /etc/uwsgi/away; node-wait-container 30000; node-wait-container 30001",
+        ))
+    });
+    sh("mkdir /etc/uwsgi/away && mv /etc/uwsgi/vassals/* /etc/uwsgi/away").ok();
+    one(&check("emperor"), "not-applicable", "/etc/uwsgi/vassals has no container's file yet");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn an_sshd_that_does_not_listen() {
+    is_well(
+        &check("service").into_iter().filter(|finding| finding.state != "not-applicable").collect::<Vec<_>>(),
+        "an sshd listens",
+    );
+    let _again = AtEnd(|| drop(sh("node-sshd start")));
+    sh("node-sshd stop").ok();
+    one(&check("service"), "fail", "no sshd listens");
+    let unseen = "unshare --mount sh -euc 'mount -t proc -o hidepid=2 proc /proc; exec setpriv --reuid 1000 --regid 1000 --clear-groups \"$@\"' sh";
+    one(&check_by(unseen, "service"), "not-applicable", "root is needed to see whether an sshd listens");
+}
+
+/// Each thing that an operator might add to the example's file and that makes the tenant root, or its container fail.
+#[test]
+#[ignore = "needs the node: make test"]
+fn files_of_containers_that_give_power_away() {
+    leader(30001);
+    is_well(&check("vassals"), "none of 2 files gives its tenant power over the node");
+    for (line, state, seen) in [
+        ("logto = /containers/%n/logs/x.log", "fail", "logto = /containers/30001/logs/x.log"),
+        ("hook-asap = chown:/containers/%n/run %n %n", "fail", "hook-asap = chown:/containers/30001/run 30001 30001"),
+        (
+            "hook-as-root = mount:none /containers/%n/tmp /tmp bind",
+            "fail",
+            "mount:none /containers/30001/tmp /tmp bind",
+        ),
+        ("hook-as-root = exec:true", "fail", "hook-as-root = exec:true"),
+        ("hook-asap = exec:true", "ok", "none of 2 files"),
+        ("ini = /containers/%n/more.ini", "fail", "ini = /containers/30001/more.ini"),
+        ("plugins = tuntap", "ok", "none of 2 files"),
+        ("plugins = no-such", "fail", "/usr/bin/uwsgi has no plugin no-such, which is named by the file of: 30001"),
+    ] {
+        let changed = Changed::file(VASSAL, |text| format!("{text}{line}\n"));
+        let found = check("vassals");
+        let finding = one(&found, state, seen);
+        assert_eq!(found.len(), 1, "{line}: {found:#?}");
+        if let Some(mend) = &finding.mend {
+            assert!(
+                finding.seen.contains("/etc/uwsgi/vassals/30001.ini line ") || seen.contains("plugin"),
+                "{finding:?}"
+            );
+            assert!(!mend.contains(" /containers/"), "nothing that root does below the tenant's directory: {mend}");
+        }
+        if line.starts_with("logto") {
+            sh(finding.mend.as_ref().unwrap()).ok();
+            is_well(&check("vassals"), "none of 2 files");
+        }
+        drop(changed); // its container starts anew, and another time after the next line
+    }
+    for (path, breaks, mode) in
+        [(VASSAL, "chmod 666", "mode 0666"), ("/etc/uwsgi/vassals", "chown alice", "is uid 1000's")]
+    {
+        sh(format!("{breaks} {path}")).ok();
+        let found = check("vassals");
+        let finding = one(&found, "fail", mode);
+        sh(finding.mend.as_ref().unwrap().split(',').next().unwrap()).ok();
+        is_well(&check("vassals"), "none of 2 files");
+    }
+    sh(format!("chmod 644 {VASSAL}")).ok();
+    // What a template has put into all of them is told once.
+    let changed = [30000, 30001].map(|uid| {
+        let logs = "logto = /containers/%n/a\nlog-backupname = /containers/%n/b\n";
+        Changed::file(format!("/etc/uwsgi/vassals/{uid}.ini"), |text| format!("{text}{logs}"))
+    });
+    let found = check("vassals");
+    assert!(
+        one(&found, "fail", "30000.ini line ").seen.ends_with("(1 more such lines, 1 more such files)"),
+        "{found:#?}"
+    );
+    let [one, other] = changed;
+    drop(one);
+    leader(30000);
+    as_before(other);
+}
+
+// The guide's services
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn services_of_the_guide() {
+    sh(MADE).ok();
+    let _gone = AtEnd(|| drop(sh("rm -f /etc/uwsgi/services/*; kill $(cat /run/stats.pid); rm /run/stats.pid")));
+    one(&check("services"), "fail", "/etc/uwsgi/services has no service of the guide's");
+    sh("touch /etc/uwsgi/services/http.ini").ok();
+    let found = check("services");
+    let finding = one(&found, "fail", "/etc/uwsgi/services/http.ini is there, and nobody listens on 127.0.0.1:5003");
+    assert!(finding.mend.as_ref().unwrap().starts_with("tail -n 50 /var/log/uwsgi/http.log"), "{finding:?}");
+    let listen = |address: &str| {
+        sh(format!(
+            "[ ! -e /run/stats.pid ] || kill $(cat /run/stats.pid); rm -f /run/listens
+             perl -MIO::Socket::INET -e 'my $s = IO::Socket::INET->new(LocalAddr => q({address}), LocalPort => 5003, Listen => 1, ReuseAddr => 1) or die;
+                open my $f, q(>), q(/run/listens); close $f; sleep 60' </dev/null >/dev/null 2>&1 & echo $! >/run/stats.pid"
+        ))
+        .ok();
+        eventually("a listener", || Path::new("/run/listens").exists().then_some(()));
+    };
+    listen("127.0.0.1");
+    is_well(&check("services"), "all whose files are there run: http");
+    listen("0.0.0.0");
+    one(&check("services"), "fail", "http tells its statistics on 0.0.0.0:5003, and not on 127.0.0.1 alone");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn keys_and_certificates_of_the_guide() {
+    sh(MADE).ok();
+    let _gone = AtEnd(|| drop(sh("rm -rf /etc/uwsgi/local.ini /etc/uwsgi/ssl/*")));
+    let certificate = |name: &str, days: &str| {
+        sh(format!(
+            "cd /etc/uwsgi/ssl; openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=node \
+                -keyout {name}.key -out {name}.crt {days} 2>&1 && chown root:www-data {name}.key && chmod 640 {name}.key"
+        ))
+        .ok();
+    };
+    one(&check("secrets"), "fail", "there is no /etc/uwsgi/local.ini");
+    sh("install -m 640 -g www-data /dev/null /etc/uwsgi/local.ini; printf '%s\\n' '[uwsgi]' 'public_ip = 192.0.2.1' 'api_domain = <the_api_domain>' \
+        'api_client_cert_file = /etc/uwsgi/ssl/client.crt' 'api_client_key_file = /etc/uwsgi/ssl/client.key' >/etc/uwsgi/local.ini")
+    .ok();
+    let found = check("secrets");
+    one(&found, "fail", "/etc/uwsgi/local.ini does not say: api_domain");
+    for file in ["uwsgi.it.crt", "uwsgi.it.key", "client.crt", "client.key"] {
+        one(&found, "fail", &format!("there is no /etc/uwsgi/ssl/{file}"));
+    }
+    sh("sed -i 's/<the_api_domain>/api.example.com/' /etc/uwsgi/local.ini").ok();
+    certificate("client", "-days 365");
+    certificate("uwsgi.it", "-days 365");
+    is_well(&check("secrets"), "for nobody's eyes, and end in no 30 days");
+    for (breaks, mends, state, seen) in [
+        ("chmod 644 /etc/uwsgi/local.ini", "", "fail", "/etc/uwsgi/local.ini has mode 0644"),
+        ("chmod 604 /etc/uwsgi/ssl/client.key", "", "fail", "/etc/uwsgi/ssl/client.key has mode 0604"),
+        ("chmod 660 /etc/uwsgi/ssl/uwsgi.it.key", "", "fail", "/etc/uwsgi/ssl/uwsgi.it.key has mode 0660"),
+        (
+            "cd /etc/uwsgi/ssl; mv client.crt c; echo x >client.crt",
+            "mv c client.crt",
+            "fail",
+            "/etc/uwsgi/ssl/client.crt is no certificate",
+        ),
+    ] {
+        sh(breaks).ok();
+        let found = check("secrets");
+        let mend = one(&found, state, seen).mend.clone().unwrap();
+        assert_eq!(found.len(), 1, "{found:#?}");
+        sh(if mends.is_empty() { mend } else { format!("cd /etc/uwsgi/ssl; {mends}") }).ok();
+        is_well(&check("secrets"), "for nobody's eyes");
+    }
+    certificate("uwsgi.it", "-days 7");
+    one(&check("secrets"), "warn", "/etc/uwsgi/ssl/uwsgi.it.crt ends on ");
+    sh("cd /etc/uwsgi/ssl; mkdir /tmp/ca; cd /tmp/ca; echo 01 >serial; : >index
+        printf '%s\\n' '[ca]' 'default_ca = d' '[d]' 'database = index' 'new_certs_dir = .' 'serial = serial' 'default_md = sha256' 'policy = p' \\
+            '[p]' 'commonName = supplied' >conf
+        openssl req -new -key /etc/uwsgi/ssl/client.key -subj /CN=node -out request
+        openssl ca -batch -notext -config conf -selfsign -keyfile /etc/uwsgi/ssl/client.key -in request -out /etc/uwsgi/ssl/client.crt \\
+            -startdate 200101000000Z -enddate 210101000000Z 2>&1; status=$?; rm -r /tmp/ca; exit $status")
+    .ok();
+    one(&check("secrets"), "fail", "/etc/uwsgi/ssl/client.crt ended on Jan  1 00:00:00 2021 GMT");
+    certificate("client", "-days 365");
+    // A customer's key in a file that everybody reads.
+    let changed = Changed::file(VASSAL, |text| format!("{text}; -----BEGIN RSA PRIVATE KEY-----\n"));
+    let found = check("secrets");
+    let mend = one(&found, "fail", "everybody can read /etc/uwsgi/vassals/30001.ini").mend.clone().unwrap();
+    sh(mend).ok();
+    assert!(check("secrets").iter().all(|finding| finding.state != "fail"));
+    sh(format!("chmod 644 {VASSAL}")).ok();
+    as_before(changed);
 }
 
 // Distributions

@@ -133,7 +133,9 @@ fn a_fresh_debian_becomes_a_node_by_setup_alone() {
 fn a_plain_setup_makes_what_a_login_needs_and_no_more() {
     const OF_GUIDE: &str = "/subscribe /etc/uwsgi/ssl";
     let _stock = Stock::again();
-    sh(format!("rm -rf {OF_GUIDE}; rmdir /containers/new 2>/dev/null; mkdir -p /run/sshd")).ok();
+    sh(format!("rm -rf {OF_GUIDE}; mkdir -p /run/sshd; /usr/sbin/sshd")).ok();
+    let _end = AtEnd(|| drop(sh("kill $(cat /run/sshd.pid)")));
+    eventually("sshd", || Path::new("/run/sshd.pid").exists().then_some(()));
     let well = || {
         let mut said = said("unbitctl check");
         said.retain(|said| !said.starts_with("ok ") && !said.starts_with("not-applicable "));

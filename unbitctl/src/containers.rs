@@ -26,6 +26,12 @@ fn vassal_files(node: &Node) -> Vec<String> {
     names
 }
 
+/// The containers that have one.
+pub fn vassal_containers(node: &Node) -> Vec<ContainerUid> {
+    let uid = |name: &String| ContainerUid::parse(name.rsplit_once('.')?.0.as_bytes());
+    vassal_files(node).iter().filter_map(uid).collect()
+}
+
 /// All of them, by name.
 pub fn vassals(node: &Node) -> Vec<Vassal> {
     let vassal = |file: &String| {

@@ -125,7 +125,7 @@ struct Running {
 /// Looked up in /proc and nowhere else: nobody is asked, so nobody can keep us waiting.
 fn containers(hierarchies: &Hierarchies) -> BTreeMap<ContainerUid, Running> {
     leaders()
-        .filter_map(|(uid, process, parent)| {
+        .filter_map(|(uid, _, process, parent)| {
             let parent = Proc::of(parent).ok()?;
             let running = Running {
                 has_own: hierarchies.has_own(&process, &parent).ok()?,
@@ -139,17 +139,17 @@ fn containers(hierarchies: &Hierarchies) -> BTreeMap<ContainerUid, Running> {
 
 /// The processes that have started the containers that run.
 pub(super) fn emperors() -> BTreeSet<i32> {
-    leaders().map(|(_, _, parent)| parent).collect()
+    leaders().map(|(.., parent)| parent).collect()
 }
 
-/// The pid 1 of each container that runs, and the number of its parent.
-fn leaders() -> impl Iterator<Item = (ContainerUid, Proc, i32)> {
+/// The pid 1 of each container that runs, by its number and as a process, and the number of its parent.
+pub(super) fn leaders() -> impl Iterator<Item = (ContainerUid, i32, Proc, i32)> {
     let processes = fs::read_dir("/proc").into_iter().flatten();
     let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     pids.filter_map(|pid: i32| {
         let process = Proc::of(pid).ok()?;
         let (uid, parent) = leader_of(&process.read("status").ok()?)?;
-        Some((uid, process, parent))
+        Some((uid, pid, process, parent))
     })
 }
 

@@ -4,6 +4,7 @@ mod accounts;
 mod cgroups;
 mod container;
 pub mod distributions;
+mod emperor;
 mod filesystem;
 pub mod folders;
 mod keyfiles;
@@ -16,11 +17,15 @@ pub mod nscd;
 pub mod nsswitch;
 pub mod pam;
 mod ports;
+mod secrets;
 mod server;
 mod service;
+mod services;
 pub mod sshd;
 mod subids;
+mod systemd;
 mod time;
+mod vassals;
 
 use crate::node::Node;
 use crate::report::{self, Finding, Format, GUIDE, Profile};
@@ -82,6 +87,8 @@ const CHECKS: &[(Profile, Check)] = &[
     (Profile::Login, nsswitch::check),
     (Profile::Login, nscd::check),
     (Profile::Login, distributions::check),
+    (Profile::Login, emperor::check),
+    (Profile::Login, vassals::check),
     (Profile::Login, accounts::check),
     (Profile::Login, subids::check),
     (Profile::Login, mail::check),
@@ -93,6 +100,8 @@ const CHECKS: &[(Profile, Check)] = &[
     (Profile::Guide, folders::check_guide),
     (Profile::Guide, sshd::check_guide),
     (Profile::Guide, distributions::check_guide),
+    (Profile::Guide, services::check),
+    (Profile::Guide, secrets::check),
     (Profile::Guide, ports::check),
     (Profile::Guide, subids::check_guide),
     (Profile::Guide, keyfiles::check),

@@ -1,10 +1,13 @@
 //! What systemd keeps from sshd, and a login needs, see systemd.exec(5).
 
+use super::systemd::{self, Health};
+use super::{server, sshd};
 use crate::node::Node;
-use crate::program;
+use crate::program::{self, SSHD};
 use crate::report::{Finding, State};
 use shared::settings::CONTAINERS;
 use std::collections::HashMap;
+use std::fs;
 use std::path::Path;
 
 const CHECK: &str = "service";
@@ -25,7 +28,38 @@ const NAMESPACES: [&str; 5] = ["ipc", "mnt", "net", "pid", "uts"];
 /// For the container's namespaces, and for its terminals. systemd.exec(5) has groups of them, which `systemctl show` resolves.
 const SYSTEM_CALLS: [&str; 6] = ["mount", "move_mount", "open_tree", "setns", "unshare", "keyctl"];
 
+const WHY_LISTENS: &str = "nobody logs in to a node on which no sshd listens";
+
 pub fn check(node: &Node) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if node.is_running() && node.has(SSHD) {
+        findings.extend(listens(node));
+    }
+    findings.extend(sandbox(node));
+    findings
+}
+
+/// An sshd listens, or systemd in its place; and none that ends and is started again and again.
+fn listens(node: &Node) -> Vec<Finding> {
+    let says = nix::unistd::geteuid().is_root().then(|| sshd::ask(node, shared::settings::FIRST_UID).ok()).flatten();
+    let server = server::find(&says.map(|says| says.addresses()).unwrap_or_default());
+    let units = systemd::units(node, &["ssh.service"]).unwrap_or_default();
+    let of_unit = units.iter().find_map(|unit| match (unit.health(), &server) {
+        // Where systemd listens, or somebody has started one by hand, the unit need not run, nor at boot.
+        (Health::Stopped | Health::Condition | Health::Masked | Health::NotEnabled, Some(_)) => None,
+        _ => unit.finding(CHECK, WHY_LISTENS),
+    });
+    match (of_unit, server) {
+        (Some(finding), _) => vec![finding],
+        (None, Some(_)) => vec![Finding::ok(CHECK, WHY_LISTENS, "an sshd listens")],
+        (None, None) if fs::read("/proc/1/status").is_err() => {
+            vec![Finding::not_applicable(CHECK, WHY_LISTENS, "root is needed to see whether an sshd listens")]
+        }
+        (None, None) => vec![Finding::fail(CHECK, WHY_LISTENS, "no sshd listens", SSHD)],
+    }
+}
+
+fn sandbox(node: &Node) -> Vec<Finding> {
     if !node.is_running() || !node.has("/run/systemd/system") {
         return vec![Finding::not_applicable(CHECK, WHY, "systemd does not run")];
     }

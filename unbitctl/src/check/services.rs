@@ -1,0 +1,116 @@
+//! The services of uwsgi.it's guide: each whose file is there listens where it tells its statistics.
+
+use crate::node::Node;
+use crate::report::Finding;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+const CHECK: &str = "services";
+const FOLDER: &str = "/etc/uwsgi/services";
+const WHY: &str = "a service that does not tell its statistics does not run, or is not the one of the guide";
+const WHY_OPEN: &str = "containers and other nodes can read what the service tells of customers";
+
+/// Its file, and the ports on 127.0.0.1 that PORTS.md of uwsgi.it has for it.
+const SERVICES: [(&str, &[u16]); 6] = [
+    ("containers", &[5000, 5001]),
+    ("tuntap", &[5002]),
+    ("http", &[5003]),
+    ("fastrouter", &[5004]),
+    ("legion", &[5005]),
+    ("custom_services", &[5006]),
+];
+
+pub fn check(node: &Node) -> Vec<Finding> {
+    if !node.is_running() {
+        return vec![Finding::not_applicable(CHECK, WHY, "a root directory has no services that run")];
+    }
+    let has = |name: &str| node.has(&format!("{FOLDER}/{name}.ini"));
+    match fs::read_to_string("/proc/net/tcp") {
+        Ok(table) => judge(&has, &table.lines().filter_map(listening).collect::<Vec<_>>()),
+        Err(error) => vec![Finding::not_applicable(CHECK, WHY, format!("/proc/net/tcp: {error}"))],
+    }
+}
+
+fn judge(has: &dyn Fn(&str) -> bool, listening: &[SocketAddrV4]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut well = Vec::new();
+    for (name, ports) in SERVICES.iter().filter(|(name, _)| has(name)) {
+        let is_local = |port: &&u16| listening.contains(&SocketAddrV4::new(Ipv4Addr::LOCALHOST, **port));
+        let is_any =
+            |port: &u16| listening.iter().find(|address| address.port() == *port && !address.ip().is_loopback());
+        let silent: Vec<_> = ports.iter().filter(|port| !is_local(port) && is_any(port).is_none()).collect();
+        if let Some(port) = silent.first() {
+            let seen = format!("{FOLDER}/{name}.ini is there, and nobody listens on 127.0.0.1:{port}");
+            let mend = format!(
+                "tail -n 50 /var/log/uwsgi/{name}.log; its file should have the port: grep -n stats {FOLDER}/{name}.ini"
+            );
+            findings.push(Finding::fail(CHECK, WHY, seen, mend));
+        }
+        if let Some(address) = ports.iter().find_map(is_any) {
+            let seen = format!("{name} tells its statistics on {address}, and not on 127.0.0.1 alone");
+            let mend =
+                format!("write 127.0.0.1:{} there: grep -n {} {FOLDER}/{name}.ini", address.port(), address.port());
+            findings.push(Finding::fail(CHECK, WHY_OPEN, seen, mend));
+        }
+        well.push(*name);
+    }
+    if well.is_empty() {
+        return vec![Finding::fail(CHECK, WHY, format!("{FOLDER} has no service of the guide's"), COPY)];
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(CHECK, WHY, format!("all whose files are there run: {}", well.join(" "))));
+    }
+    findings
+}
+
+const COPY: &str = "copy those of uwsgi.it, services/*.ini there, to /etc/uwsgi/services";
+
+/// A line of /proc/net/tcp, proc_pid_net(5): the address is in the machine's own byte order, 0A is TCP_LISTEN.
+fn listening(line: &str) -> Option<SocketAddrV4> {
+    let words: Vec<_> = line.split_whitespace().collect();
+    let (ip, port) = words.get(1)?.split_once(':')?;
+    let address = Ipv4Addr::from(u32::from_str_radix(ip, 16).ok()?.to_ne_bytes());
+    (*words.get(3)? == "0A").then_some(SocketAddrV4::new(address, u16::from_str_radix(port, 16).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::State;
+
+    #[test]
+    fn each_service_has_its_ports() {
+        let at = |port| SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+        let seen = |names: &[&str], listening: &[SocketAddrV4]| {
+            let findings = judge(&|name| names.contains(&name), listening);
+            findings.into_iter().map(|finding| (finding.state, finding.seen)).collect::<Vec<_>>()
+        };
+        let all = [5000, 5001, 5002, 5003].map(at);
+        assert_eq!(
+            seen(&["containers", "http", "tuntap"], &all),
+            [(State::Ok, "all whose files are there run: containers tuntap http".to_owned())]
+        );
+        let silent = |name: &str, port: u16| {
+            (State::Fail, format!("/etc/uwsgi/services/{name}.ini is there, and nobody listens on 127.0.0.1:{port}"))
+        };
+        assert_eq!(seen(&["containers", "http"], &all[..3]), [silent("http", 5003)]);
+        assert_eq!(seen(&["containers"], &all[..1]), [silent("containers", 5001)]);
+        let open = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 5004);
+        assert_eq!(
+            seen(&["fastrouter"], &[open]),
+            [(State::Fail, "fastrouter tells its statistics on 0.0.0.0:5004, and not on 127.0.0.1 alone".to_owned())]
+        );
+        assert_eq!(seen(&[], &all)[0].0, State::Fail);
+    }
+
+    #[test]
+    fn a_line_of_the_kernels_table() {
+        let line = |address: &str, state: &str| {
+            format!("   0: {address} 00000000:0000 {state} 00000000:00000000 00:0 0 0 0 1 1")
+        };
+        let local = if cfg!(target_endian = "little") { "0100007F:1388" } else { "7F000001:1388" };
+        assert_eq!(listening(&line(local, "0A")), Some("127.0.0.1:5000".parse().unwrap()));
+        assert_eq!(listening(&line(local, "01")), None);
+        assert_eq!(listening("  sl  local_address rem_address   st tx_queue"), None);
+    }
+}
