@@ -14,7 +14,7 @@ use crate::lookup::Account;
 use crate::{group, hosts, lookup, passwd, shadow};
 use core::ffi::{CStr, c_char, c_int, c_long, c_void};
 use core::net::Ipv4Addr;
-use shared::ContainerUid;
+use shared::{ContainerUid, SecondName};
 
 // passwd
 
@@ -28,7 +28,7 @@ pub unsafe extern "C" fn _nss_unbit_getpwnam_r(
     errnop: *mut c_int,
 ) -> Status {
     // SAFETY: the promises of C above.
-    unsafe { account(ContainerUid::read(characters(name)), passwd::record, result, buffer, length, errnop) }
+    unsafe { named(name, passwd::record, passwd::rename, result, buffer, length, errnop) }
 }
 
 /// The account of this uid.
@@ -72,7 +72,7 @@ pub extern "C" fn _nss_unbit_endpwent() -> Status {
 
 // group
 
-/// The group of this name.
+/// The group of this name, which is the number alone: a second name is an account's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _nss_unbit_getgrnam_r(
     name: *const c_char,
@@ -154,7 +154,7 @@ pub unsafe extern "C" fn _nss_unbit_getspnam_r(
     errnop: *mut c_int,
 ) -> Status {
     // SAFETY: the promises of C above.
-    unsafe { account(ContainerUid::read(characters(name)), shadow::record, result, buffer, length, errnop) }
+    unsafe { named(name, shadow::record, shadow::rename, result, buffer, length, errnop) }
 }
 
 /// Back to the first.
@@ -300,6 +300,56 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyaddr2_r(
 }
 
 // What they share
+
+/// Answers for the name of an account: its number, or a second name.
+///
+/// # Safety
+/// The promises of C above.
+#[inline(always)]
+unsafe fn named<R>(
+    name: *const c_char,
+    record: impl FnOnce(&Account, &mut Buffer) -> Result<R, Failure>,
+    rename: impl FnOnce(&mut R, *mut c_char),
+    result: *mut R,
+    buffer: *mut c_char,
+    length: usize,
+    errnop: *mut c_int,
+) -> Status {
+    // SAFETY: the caller's promises.
+    unsafe {
+        match ContainerUid::read(characters(name)) {
+            Some(container) => account(Some(container), record, result, buffer, length, errnop),
+            None => by_second_name(name, record, rename, result, buffer, length, errnop),
+        }
+    }
+}
+
+/// Answers for a second name. Apart, so that the lookup of a number does not pay for it.
+///
+/// # Safety
+/// The promises of C above.
+#[inline(never)]
+unsafe fn by_second_name<R>(
+    name: *const c_char,
+    record: impl FnOnce(&Account, &mut Buffer) -> Result<R, Failure>,
+    rename: impl FnOnce(&mut R, *mut c_char),
+    result: *mut R,
+    buffer: *mut c_char,
+    length: usize,
+    errnop: *mut c_int,
+) -> Status {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let mut buffer = Buffer::new(buffer, length);
+        let name = SecondName::read(characters(name)).ok_or(Failure::ABSENT);
+        let filled = name.and_then(|name| {
+            let mut record = record(&lookup::linked(&name)?, &mut buffer)?;
+            rename(&mut record, buffer.string(name.padded())?);
+            Ok(record)
+        });
+        status(filled, result, errnop)
+    }
+}
 
 /// Answers for passwd, group and shadow: the record of a container that is here, or why there is none.
 ///

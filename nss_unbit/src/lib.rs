@@ -1,8 +1,8 @@
 //! libnss_unbit.so.2: the directory /containers/30001, owned 30001:30001, *is* the account 30001.
 //!
 //! glibc loads this library into every process that asks who somebody is, and calls the functions in [`exports`]. What they
-//! do is short. A name or a number becomes a [`shared::ContainerUid`], or is none of our business. One `stat`
-//! ([`lookup`]) tells whether that container is here. Its record ([`passwd`], [`group`], [`shadow`], [`hosts`]) goes into
+//! do is short. A name or a number becomes a [`shared::ContainerUid`], or is none of our business. Another name can be a second one
+//! ([`shared::SecondName`]): one `readlink` tells whose. One `stat` ([`lookup`]) tells whether that container is here. Its record ([`passwd`], [`group`], [`shadow`], [`hosts`]) goes into
 //! the caller's [`buffer`], all of it or nothing, and the outcome becomes one of glibc's status codes ([`abi`]).
 //! [`enumeration`] walks /containers for `getent passwd`.
 //!

@@ -1,10 +1,10 @@
-//! Whether a container is here: one `stat` of its home.
+//! Whether a container is here: one `stat` of its home. By a second name, one `readlink` before that.
 
 use crate::abi::Failure;
 use core::ffi::CStr;
 use rustix::fs::Stat;
 use rustix::io::Errno;
-use shared::{ContainerUid, Home, settings};
+use shared::{ContainerUid, Home, SecondName, TEXT_SIZE, settings};
 
 /// The account of a container that is here.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +32,29 @@ pub fn present(container: ContainerUid) -> Result<Account, Failure> {
     }
 }
 
+/// The account of the container that this is a second name of.
+///
+/// Nearly every name that gets here is in no database at all, so that must cost no more than the one `readlink`: it is not looked whether the
+/// whole folder is missing.
+pub fn linked(name: &SecondName) -> Result<Account, Failure> {
+    let mut text = [0; TEXT_SIZE];
+    let container = loop {
+        match readlink(name.link(), &mut text) {
+            Ok(length) => break text.get(..length).and_then(SecondName::leads_to),
+            Err(Errno::INTR) => {}
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::INVAL) => break None, // EINVAL: it is there, and no link
+            Err(errno) => return Err(Failure::unavailable(errno.raw_os_error())),
+        }
+    };
+    container.ok_or(Failure::ABSENT).and_then(present)
+}
+
+/// The length of the text that a link has. What does not fit is cut.
+#[cfg(not(test))]
+fn readlink(path: &CStr, text: &mut [u8]) -> rustix::io::Result<usize> {
+    rustix::fs::readlinkat_raw(rustix::fs::CWD, path, text)
+}
+
 /// A service behind this one would answer that there is no such account, so an interrupted call is made again here.
 #[inline(always)]
 fn look(path: &CStr) -> rustix::io::Result<Stat> {
@@ -44,6 +67,6 @@ fn look(path: &CStr) -> rustix::io::Result<Stat> {
 }
 
 #[cfg(test)]
-use crate::stat;
+use crate::{readlink, stat};
 #[cfg(not(test))]
 use rustix::fs::stat;

@@ -3,6 +3,7 @@
 use crate::abi::{Failure, Passwd};
 use crate::buffer::Buffer;
 use crate::lookup::Account;
+use core::ffi::c_char;
 use shared::settings;
 
 /// The passwd record of a container.
@@ -17,4 +18,9 @@ pub fn record(account: &Account, buffer: &mut Buffer) -> Result<Passwd, Failure>
         pw_dir: buffer.string(account.home.padded())?,
         pw_shell: buffer.string(settings::SHELL_BYTES)?,
     })
+}
+
+/// The record of the same account by a second name; nothing else of it is another.
+pub fn rename(record: &mut Passwd, name: *mut c_char) {
+    record.pw_name = name;
 }

@@ -3,7 +3,7 @@
 use crate::abi::{Failure, Shadow};
 use crate::buffer::Buffer;
 use crate::lookup::Account;
-use core::ffi::{c_long, c_ulong};
+use core::ffi::{c_char, c_long, c_ulong};
 
 /// An empty field of a shadow line (nss/putspent.c writes them as nothing).
 const EMPTY: c_long = -1;
@@ -22,4 +22,9 @@ pub fn record(account: &Account, buffer: &mut Buffer) -> Result<Shadow, Failure>
         sp_expire: EMPTY,
         sp_flag: EMPTY_FLAG,
     })
+}
+
+/// The record of the same account by a second name.
+pub fn rename(record: &mut Shadow, name: *mut c_char) {
+    record.sp_namp = name;
 }

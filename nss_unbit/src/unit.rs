@@ -43,7 +43,9 @@ struct Inode {
 thread_local! {
     static FILES: RefCell<HashMap<CString, Result<Inode, Errno>>> = RefCell::new(HashMap::new());
     static ENUMERATED: RefCell<CString> = RefCell::new(c"/nonexistent".to_owned());
+    static LINKS: RefCell<HashMap<CString, Result<&'static str, Errno>>> = RefCell::new(HashMap::new());
     static STATS: Cell<usize> = const { Cell::new(0) };
+    static READLINKS: Cell<usize> = const { Cell::new(0) };
 }
 
 /// In the place of the system call: what [`put`] says.
@@ -56,6 +58,15 @@ pub fn stat(path: &CStr) -> Result<Stat, Errno> {
     Ok(found)
 }
 
+/// In the place of the system call: what [`link`] says.
+pub fn readlink(path: &CStr, text: &mut [u8]) -> Result<usize, Errno> {
+    READLINKS.set(READLINKS.get() + 1);
+    let target = LINKS.with_borrow(|links| links.get(path).copied()).unwrap_or(Err(Errno::NOENT))?;
+    let length = target.len().min(text.len()); // readlink(2) cuts
+    text[..length].copy_from_slice(&target.as_bytes()[..length]);
+    Ok(length)
+}
+
 /// In the place of the real folder: what [`ENUMERATED`] says.
 pub fn open(_: &CStr, offset: u64) -> Result<Directory, c_int> {
     crate::directory::open(&ENUMERATED.with_borrow(Clone::clone), offset)
@@ -63,6 +74,21 @@ pub fn open(_: &CStr, offset: u64) -> Result<Directory, c_int> {
 
 fn put(path: &CStr, found: Result<Inode, Errno>) {
     FILES.with_borrow_mut(|files| files.insert(path.to_owned(), found));
+}
+
+fn link(path: &CStr, target: Result<&'static str, Errno>) {
+    LINKS.with_borrow_mut(|links| links.insert(path.to_owned(), target));
+}
+
+/// The system calls since the last look: stat, and readlink.
+fn system_calls() -> (usize, usize) {
+    (STATS.replace(0), READLINKS.replace(0))
+}
+
+/// A node with one container that has a second name.
+fn web1_is_30001() {
+    container_30001();
+    link(c"/containers/web1", Ok("30001"));
 }
 
 /// A node with one container.
@@ -266,6 +292,9 @@ fn roomy<A>(call: impl FnOnce(*mut c_char, usize) -> A) -> A {
 fn every_function(check: impl Fn(&str, bool, Call)) {
     let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 3];
     check("getpwnam_r", false, &|b, l| getpwnam(c"30001", b, l));
+    link(c"/containers/web1", Ok("30001"));
+    check("getpwnam_r of web1", false, &|b, l| getpwnam(c"web1", b, l));
+    check("getspnam_r of web1", false, &|b, l| getspnam(c"web1", b, l));
     check("getpwuid_r", false, &|b, l| getpwuid(30001, b, l));
     check("getgrnam_r", false, &|b, l| getgrnam(c"30001", b, l));
     check("getgrgid_r", false, &|b, l| getgrgid(30001, b, l));
@@ -278,6 +307,10 @@ fn every_function(check: impl Fn(&str, bool, Call)) {
     check("gethostbyaddr_r", true, &|b, l| gethostbyaddr(&[10, 0, 0, 3], AF_INET, b, l));
     check("gethostbyaddr_r mapped", true, &|b, l| gethostbyaddr(&mapped, AF_INET6, b, l));
 }
+
+/// The functions that take an account's name.
+type Named = (&'static str, fn(&CStr, *mut c_char, usize) -> Answer);
+const BY_NAME: [Named; 2] = [("getpwnam_r", getpwnam), ("getspnam_r", getspnam)];
 
 // The tests
 
@@ -429,7 +462,7 @@ fn a_missing_folder_has_not_said_no() {
 fn other_names_cost_no_system_call() {
     container_30001();
     let long = CString::new(vec![b'3'; 100_000]).unwrap();
-    for name in [c"root", c"", c"30001/", c"030001", c"29999", c"30001 ", c"65534", c"4294997297", long.as_c_str()] {
+    for name in [c"Root", c"", c"30001/", c"030001", c"29999", c"30001 ", c"65534", c"4294997297", long.as_c_str()] {
         for answer in [
             roomy(|b, l| getpwnam(name, b, l)),
             roomy(|b, l| getgrnam(name, b, l)),
@@ -444,7 +477,112 @@ fn other_names_cost_no_system_call() {
             assert_eq!((answer.status, answer.errno), (Status::NotFound, libc::ENOENT), "{id}");
         }
     }
-    assert_eq!(STATS.get(), 0);
+    assert_eq!(system_calls(), (0, 0));
+}
+
+// Second names
+
+#[test]
+fn a_second_name_is_the_same_account_and_costs_one_readlink_and_one_stat() {
+    web1_is_30001();
+    let answer = roomy(|b, l| getpwnam(c"web1", b, l));
+    assert_eq!(system_calls(), (1, 1));
+    assert_eq!((answer.status, answer.errno), (Status::Success, STALE));
+    assert_eq!(answer.texts(), ["web1", "x", "30001", "/containers/30001", "/bin/bash"]);
+    assert_eq!(roomy(|b, l| getspnam(c"web1", b, l)).texts(), ["web1", "!"]);
+    assert_eq!(system_calls(), (1, 1));
+    assert_eq!(roomy(|b, l| getpwnam(c"30001", b, l)).texts()[0], "30001", "it keeps its own name");
+    assert_eq!(roomy(|b, l| getpwuid(30001, b, l)).texts()[0], "30001");
+    assert_eq!(system_calls(), (2, 0), "a number is no link");
+    let answer = roomy(|b, l| getgrnam(c"web1", b, l));
+    assert_eq!((answer.status, answer.errno), (Status::NotFound, libc::ENOENT), "a group has one name");
+    let answer = roomy(|b, l| gethostbyname(c"web1.local", b, l));
+    assert_eq!((answer.status, answer.errno), (Status::NotFound, libc::ENOENT), "and a host too");
+    assert_eq!(system_calls(), (0, 0));
+}
+
+#[test]
+fn a_name_in_no_database_costs_one_readlink() {
+    web1_is_30001();
+    put(c"/containers", Err(Errno::IO)); // nobody looks
+    let longest = CString::new("a".repeat(32)).unwrap();
+    for name in [c"root", c"nobody", c"_apt", c"web2", longest.as_c_str()] {
+        for (function, call) in BY_NAME {
+            let answer = call(name, null_mut(), 0);
+            assert_eq!((answer.status, answer.errno), (Status::NotFound, libc::ENOENT), "{function} {name:?}");
+            assert_eq!(system_calls(), (0, 1), "{function} {name:?}");
+        }
+    }
+    let too_long = CString::new("a".repeat(33)).unwrap();
+    for name in [c"Web1", c"web.1", c"../web1", c"-web1", c"web1$", c"1web", c"w\xc3\xa9b", too_long.as_c_str()] {
+        link(&CString::new([b"/containers/", name.to_bytes()].concat()).unwrap(), Ok("30001"));
+        for (function, call) in BY_NAME {
+            assert_eq!(call(name, null_mut(), 0).status, Status::NotFound, "{function} {name:?}");
+            assert_eq!(system_calls(), (0, 0), "{function} {name:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_a_link_to_a_container_that_is_here_is_absent() {
+    web1_is_30001();
+    let targets = [
+        "",
+        "030001",
+        "30001/",
+        "./30001",
+        "/containers/30001",
+        "web2",
+        "root",
+        "0",
+        "29999",
+        "65534",
+        "30001\n",
+        "3000100000000000000",
+    ];
+    let errors = [Errno::NOENT, Errno::NOTDIR, Errno::INVAL];
+    for target in targets.map(Ok).into_iter().chain(errors.map(Err)).chain([Ok("30002")]) {
+        link(c"/containers/web1", target);
+        for (function, call) in BY_NAME {
+            let answer = call(c"web1", null_mut(), 0); // and that before any word about the buffer
+            assert_eq!((answer.status, answer.errno), (Status::NotFound, libc::ENOENT), "{function} {target:?}");
+        }
+    }
+    link(c"/containers/web1", Ok("30001"));
+    for found in [directory(0, 0), directory(30001, 0), directory(30002, 30002), Err(Errno::NOENT)] {
+        put(c"/containers/30001", found);
+        for (function, call) in BY_NAME {
+            let answer = roomy(|b, l| call(c"web1", b, l));
+            assert_eq!((answer.status, answer.errno), (Status::NotFound, libc::ENOENT), "{function}");
+        }
+    }
+}
+
+#[test]
+fn a_system_that_cannot_read_a_link_has_not_said_no() {
+    web1_is_30001();
+    for errno in [
+        Errno::ACCESS,
+        Errno::IO,
+        Errno::LOOP,
+        Errno::NOMEM,
+        Errno::STALE,
+        Errno::NAMETOOLONG,
+        Errno::PERM,
+        Errno::NOSYS,
+    ] {
+        link(c"/containers/web1", Err(errno));
+        for (function, call) in BY_NAME {
+            let answer = roomy(|b, l| call(c"web1", b, l));
+            assert_eq!((answer.status, answer.errno), (Status::Unavailable, errno.raw_os_error()), "{function}");
+        }
+    }
+    link(c"/containers/web1", Ok("30001"));
+    put(c"/containers/30001", Err(Errno::IO));
+    for (function, call) in BY_NAME {
+        let answer = roomy(|b, l| call(c"web1", b, l));
+        assert_eq!((answer.status, answer.errno), (Status::Unavailable, libc::EIO), "{function}");
+    }
 }
 
 #[test]

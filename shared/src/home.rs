@@ -11,14 +11,17 @@ use core::ffi::CStr;
 /// Room for a name: at most ten digits, and zeros. [`ContainerUid::name`] makes it out of a `u128`.
 pub(crate) const NAME_SIZE: usize = size_of::<u128>();
 /// The bytes of `/containers/`.
-const FOLDER: usize = CONTAINERS.len() + 1;
+pub(crate) const FOLDER: usize = CONTAINERS.len() + 1;
 /// Room for `/containers/` and a name.
 const HOME_SIZE: usize = FOLDER + NAME_SIZE;
 
 /// `/containers/` with room for a name.
+const NOBODYS_HOME: [u8; HOME_SIZE] = folder();
+
+/// `/containers/`, with zeros after it.
 #[allow(clippy::indexing_slicing)] // evaluated by the compiler
-const NOBODYS_HOME: [u8; HOME_SIZE] = {
-    let mut path = [0; HOME_SIZE];
+pub(crate) const fn folder<const N: usize>() -> [u8; N] {
+    let mut path = [0; N];
     let mut i = 0;
     while i < CONTAINERS.len() {
         path[i] = CONTAINERS.as_bytes()[i];
@@ -26,7 +29,7 @@ const NOBODYS_HOME: [u8; HOME_SIZE] = {
     }
     path[i] = b'/';
     path
-};
+}
 
 impl ContainerUid {
     /// The account name: the number in decimal.

@@ -12,9 +12,11 @@
 pub mod escape;
 mod home;
 mod host;
+mod second_name;
 pub mod settings;
 
 pub use home::{Home, Name};
+pub use second_name::{SecondName, TEXT_SIZE};
 use settings::FIRST_UID;
 
 /// The uid of a container: at least [`FIRST_UID`], at most 2^31-1, and neither 65534 (nobody) nor 65535 (16-bit -1).

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -287,6 +288,13 @@ impl<F: FnMut()> Drop for AtEnd<F> {
     fn drop(&mut self) {
         (self.0)();
     }
+}
+
+/// A symbolic link in /containers, until this is dropped: `web1 -> 30001` is a second name of 30001.
+pub fn second_name(name: &str, target: &str) -> AtEnd<impl FnMut()> {
+    let link = format!("/containers/{name}");
+    symlink(target, &link).unwrap_or_else(|error| panic!("{link}: {error}"));
+    AtEnd(move || drop(fs::remove_file(&link)))
 }
 
 /// Lets container users in through another service than sshd: our account and session lines, with `join=now`, in front of its own.

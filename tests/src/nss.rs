@@ -258,6 +258,11 @@ impl Module {
         ]
     }
 
+    /// Every lookup of an account that takes a second name.
+    pub fn by_second_name(self, name: &str) -> Vec<Function> {
+        vec![self.by_name::<libc::passwd>("getpwnam_r", name), self.by_name::<libc::spwd>("getspnam_r", name)]
+    }
+
     /// `getpwuid_r` of this uid.
     pub fn getpwuid(self, uid: u32) -> Function {
         self.by_id::<libc::passwd>("getpwuid_r", uid)

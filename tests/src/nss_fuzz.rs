@@ -68,21 +68,21 @@ enum Verdict {
     Container(u32),
     /// 10.0.0.3, whether or not it is there.
     Address(Ipv4Addr),
+    /// An account by a second name, if there is a link of that name.
+    SecondName(String),
     /// None of our business.
     Stranger,
 }
 
 impl Input {
     fn expected(&self) -> Verdict {
-        let uid = |text: &str| {
-            let uid = text.parse::<u32>().ok().filter(|uid| uid.to_string() == text)?;
-            ((30_000..1 << 31).contains(&uid) && uid != 65534 && uid != 65535).then_some(uid)
-        };
         let address = |uid: u32| (uid <= 16_807_212).then(|| Ipv4Addr::from(0x0a00_0000 + uid - 30_000 + 2));
         let text = self.c_string();
         let text = std::str::from_utf8(&text).unwrap_or("?");
         let verdict = match self.0 {
-            Kind::Name => uid(text).map(Verdict::Container),
+            Kind::Name => uid(text)
+                .map(Verdict::Container)
+                .or_else(|| is_second_name(text).then(|| Verdict::SecondName(text.to_owned()))),
             Kind::Host => {
                 let text = text.to_ascii_lowercase();
                 let text = text.strip_suffix('.').unwrap_or(&text);
@@ -131,6 +131,8 @@ impl Input {
             assert!(memory.bytes()[..start].iter().all(|byte| *byte == 0x5a), "{case}: wrote outside");
             let (mut status, uid) = match self.expected() {
                 Verdict::Stranger => (NOTFOUND, 0),
+                Verdict::SecondName(_) if function.name == "getgrnam_r" => (NOTFOUND, 0),
+                Verdict::SecondName(name) => linked(&name),
                 Verdict::Address(_) if ipv6_forward(index) => (NOTFOUND, 0),
                 Verdict::Address(_) => (SUCCESS, 0),
                 Verdict::Container(uid) => (presence(uid), uid),
@@ -143,13 +145,35 @@ impl Input {
             check_errors(&answer, function.host, ipv6_forward(index), &case);
             if status == SUCCESS && uid != 0 {
                 let texts = answer.texts();
-                assert!(texts[0].trim_end_matches(".local") == uid.to_string(), "{case}");
+                let name = if let Verdict::SecondName(name) = self.expected() { name } else { uid.to_string() };
+                assert!(texts[0].trim_end_matches(".local") == name, "{case}");
+                assert!(function.name != "getpwnam_r" || texts[3] == format!("/containers/{uid}"), "{case}");
             }
             if let (SUCCESS, Verdict::Address(address)) = (status, self.expected()) {
                 assert_eq!(answer.address, Some(address), "{case}");
             }
         }
     }
+}
+
+/// The uid that a text is, if it is a container's.
+fn uid(text: &str) -> Option<u32> {
+    let uid = text.parse::<u32>().ok().filter(|uid| uid.to_string() == text)?;
+    ((30_000..1 << 31).contains(&uid) && uid != 65534 && uid != 65535).then_some(uid)
+}
+
+fn is_second_name(text: &str) -> bool {
+    let letters = "abcdefghijklmnopqrstuvwxyz_";
+    (1..=32).contains(&text.len())
+        && text.starts_with(|first| letters.contains(first))
+        && text.chars().all(|letter| letters.contains(letter) || "0123456789-".contains(letter))
+}
+
+/// Whether the machine has a container of this second name, and which.
+fn linked(name: &str) -> (c_int, u32) {
+    let text = fs::read_link(format!("/containers/{name}")).ok();
+    let uid = text.as_ref().and_then(|text| uid(text.to_str()?));
+    uid.map_or((NOTFOUND, 0), |uid| (presence(uid), uid))
 }
 
 /// What the machine has, asked for in the plainest way.
@@ -202,7 +226,7 @@ impl Random {
             let at = self.below(bytes.len() + 1);
             match self.below(8) {
                 0 => bytes.insert(at, self.below(256) as u8),
-                1 => bytes.insert(at, b"0123456789./+- :local\n"[self.below(22)]),
+                1 => bytes.insert(at, b"0123456789./+- :local\nweb_"[self.below(26)]),
                 2 if at < bytes.len() => drop(bytes.remove(at)),
                 3 if at < bytes.len() => bytes[at] ^= 1 << self.below(8),
                 4 if at < bytes.len() => bytes[at] = b'0' + self.below(10) as u8,

@@ -82,6 +82,35 @@ fn getent() {
     enumerations_answer();
 }
 
+/// `web1` is a second name of 30001 for whoever asks for an account, and for nobody who asks for a group or lists them all.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_second_name() {
+    let _name = second_name("web1", "30001");
+    let line = PASSWD.replacen("30001", "web1", 1);
+    assert_eq!(sh("getent passwd web1").ok(), line);
+    assert_eq!(sh("getent passwd 30001").ok(), PASSWD, "it keeps its own name");
+    assert_eq!(sh("getent shadow web1").ok(), "web1:!:::::::");
+    assert_eq!(sh("getent initgroups web1").ok().trim(), "web1", "no group besides the primary one");
+    assert_eq!(sh("id web1").ok(), "uid=30001(30001) gid=30001(30001) groups=30001(30001)");
+    assert_eq!(sh("su -s /bin/sh web1 -c 'id -u; echo $HOME $USER'").ok(), "30001\n/containers/30001 web1");
+    assert_eq!(sh("setpriv --reuid web1 --regid 30001 --init-groups id -G").ok(), "30001");
+    assert_eq!(sh("chown web1: /tmp && stat -c '%u:%g %U' /tmp; chown 0:0 /tmp").ok(), "30001:30001 30001");
+    assert_eq!(sh("cd ~web1 && pwd").ok(), "/containers/30001");
+    assert_eq!(sh("getent group web1").status, Some(2));
+    assert_eq!(sh("getent hosts web1.local").status, Some(2));
+    let refused = sh("useradd -M web1").failed();
+    assert!(refused.contains("already exists"), "{refused}");
+    for database in ["passwd", "group", "shadow"] {
+        let all = sh(format!("getent {database}")).ok();
+        assert!(!all.contains("web1") && all.lines().filter(|line| line.starts_with("30001:")).count() == 1, "{all}");
+    }
+    // An account of the node's own files comes first, whole.
+    let _account = add_account("web1:x:1007:1007::/home/web1:/bin/sh");
+    assert_eq!(sh("getent passwd web1").ok(), "web1:x:1007:1007::/home/web1:/bin/sh");
+    assert_eq!(sh("id -G web1").ok(), "1007");
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn ordinary_programs() {

@@ -48,7 +48,9 @@ fn every_length_at_every_misalignment_is_all_or_nothing() {
     const CANARY: u8 = 0x5a;
     let module = Module::installed();
     let mut memory = Guarded::page();
+    let _name = second_name("web1", "30001");
     let mut functions = module.lookups();
+    functions.extend(module.by_second_name("web1"));
     functions.extend(module.enumerations());
     for function in functions {
         for misalignment in 0..8 {
@@ -150,7 +152,7 @@ trait Concat {
     fn concat_functions(self) -> Vec<Function>;
 }
 
-impl Concat for [Vec<Function>; 2] {
+impl<const N: usize> Concat for [Vec<Function>; N] {
     fn concat_functions(self) -> Vec<Function> {
         self.into_iter().flatten().collect()
     }
@@ -258,6 +260,9 @@ const ENUMERATION: [libc::c_long; 8] = [
     libc::SYS_futex,
 ];
 
+/// And what a name that is no number asks first.
+const SECOND_NAME: [libc::c_long; 1] = [libc::SYS_readlinkat];
+
 /// Ends this process at once, with a system call of its own.
 fn end(good: bool) -> bool {
     // SAFETY: the end of the process.
@@ -287,7 +292,7 @@ fn under_seccomp_the_documented_system_calls_are_enough() {
     let ended = in_child(|| {
         filter(&own, libc::SECCOMP_RET_KILL_PROCESS);
         // Names and numbers that are no container's need none at all, and neither does a login's list of groups.
-        let strangers = [module.getpwnam("root"), module.getpwuid(1000)];
+        let strangers = [module.getpwnam("Root"), module.getpwnam("web.1"), module.getpwuid(1000)];
         let absent = strangers.iter().all(|function| roomy(function).status == NOTFOUND);
         end(absent && module.initgroups("30001", 30001).0 == NOTFOUND)
     });
@@ -297,6 +302,42 @@ fn under_seccomp_the_documented_system_calls_are_enough() {
         end(roomy(&lookups[0]).status == SUCCESS)
     });
     assert_eq!(ended, -libc::SIGSYS, "the witness: the filter filters");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_second_name_is_one_readlink_and_one_stat_and_an_unknown_name_one_readlink() {
+    let module = Module::installed();
+    let _name = second_name("web1", "30001");
+    let trace = "strace -qq -e trace=%file,%desc -o /tmp/second-name.trace -P /containers/web1 -P /containers/nosuch -P /containers/30001 -P /containers";
+    for (name, calls) in [
+        ("web1", &["readlinkat(AT_FDCWD, \"/containers/web1\"", "\"/containers/30001\""][..]),
+        ("nosuch", &["readlinkat(AT_FDCWD, \"/containers/nosuch\""]),
+        ("Web1", &[]),
+    ] {
+        sh(format!("{trace} perl -e 'getpwnam(shift)' {name}")).ok();
+        let made = fs::read_to_string("/tmp/second-name.trace").unwrap();
+        assert_eq!(made.lines().count(), calls.len(), "{name}: {made}");
+        assert!(made.lines().zip(calls).all(|(line, call)| line.contains(call)), "{name}: {made}");
+    }
+    let own = [libc::SYS_exit_group];
+    let functions = module.by_second_name("web1");
+    let ended = in_child(|| {
+        filter(&[&LOOKUP[..], &SECOND_NAME, &own].concat(), libc::SECCOMP_RET_KILL_PROCESS);
+        end(functions.iter().all(|function| roomy(function).status == SUCCESS))
+    });
+    assert_eq!(ended, 42);
+    let unknown = module.by_second_name("nosuch");
+    let ended = in_child(|| {
+        filter(&[&SECOND_NAME[..], &own].concat(), libc::SECCOMP_RET_KILL_PROCESS);
+        end(unknown.iter().all(|function| roomy(function).status == NOTFOUND))
+    });
+    assert_eq!(ended, 42, "a name in no database");
+    let ended = in_child(|| {
+        filter(&[&LOOKUP[..], &own].concat(), libc::SECCOMP_RET_KILL_PROCESS);
+        end(roomy(&functions[0]).status == SUCCESS)
+    });
+    assert_eq!(ended, -libc::SIGSYS, "the witness: readlinkat is needed");
 }
 
 // A system that cannot tell
@@ -309,6 +350,12 @@ fn assert_unavailable(module: Module, errno: c_int) {
         } else {
             assert_eq!(answer.status, SUCCESS, "{}", function.name);
         }
+    }
+    // Where the folder is missing, no link is there, and that is all that is asked.
+    let by_name = if errno == libc::ENOENT { (NOTFOUND, errno) } else { (UNAVAIL, errno) };
+    for function in module.by_second_name("web1") {
+        let answer = roomy(&function);
+        assert_eq!((answer.status, answer.errno), by_name, "{} of web1", function.name);
     }
     assert_eq!(module.initgroups("30001", 0), (NOTFOUND, libc::ENOENT, vec![]), "it does not ask the system");
 }
@@ -367,8 +414,8 @@ fn a_dead_disk_has_not_said_no() {
     let module = Module::installed();
     let ended = in_child(|| {
         module.rewind();
-        let all_but_stat_and_open: Vec<_> =
-            (0..500).filter(|call| ![libc::SYS_newfstatat, libc::SYS_openat].contains(call)).collect();
+        let failing = [libc::SYS_newfstatat, libc::SYS_openat, libc::SYS_readlinkat];
+        let all_but_stat_and_open: Vec<_> = (0..500).filter(|call| !failing.contains(call)).collect();
         filter(&all_but_stat_and_open, libc::SECCOMP_RET_ERRNO | libc::EIO as u32);
         assert_unavailable(module, libc::EIO);
         let answers: Vec<_> = module.enumerations().iter().map(roomy).collect();
@@ -427,6 +474,69 @@ fn a_directory_that_is_not_the_containers_own_is_none() {
 
     for name in ["30001/", "30001/../30001", "30001/sub", "030001", "+30001", " 30001", "30001 ", "4294997297", ""] {
         assert_eq!(roomy(&module.getpwnam(name)).status, NOTFOUND, "{name:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_second_name_is_a_link_of_a_number_and_nothing_else() {
+    let module = Module::installed();
+    let answers = |name: &str| {
+        let answers: Vec<_> = module.by_second_name(name).iter().map(roomy).collect();
+        answers.iter().map(|answer| (answer.status, answer.errno)).collect::<Vec<_>>()
+    };
+    let (found, absent) = (vec![(SUCCESS, STALE); 2], vec![(NOTFOUND, libc::ENOENT); 2]);
+    let _cleanup =
+        Undo(|| drop(sh("rm -rf /containers/web1 /containers/loop /containers/30012 /containers/elsewhere")));
+    {
+        let _name = second_name("web1", "30001");
+        assert_eq!(answers("web1"), found);
+        let texts = roomy(&module.getpwnam("web1")).strings;
+        let texts: Vec<_> = texts.iter().map(|(_, text)| text.as_str()).collect();
+        assert_eq!(texts, ["web1", "x", "30001", "/containers/30001", "/bin/bash"]);
+        assert_eq!(roomy(&module.getpwnam("30001")).texts()[0], "30001", "it keeps its own name");
+        assert_eq!(module.initgroups("web1", 30001), (NOTFOUND, libc::ENOENT, vec![]));
+    }
+    assert_eq!(answers("web1"), absent);
+    for target in [
+        "./30001",
+        "/containers/30001",
+        "30001/",
+        "030001",
+        "30002",
+        "1000",
+        "0",
+        "/etc",
+        "web2",
+        "web1",
+        "30001 ",
+        "3000100000000000000",
+    ] {
+        let _name = second_name("web1", target);
+        assert_eq!(answers("web1"), absent, "{target:?}");
+    }
+    fs::create_dir("/containers/web1").unwrap();
+    chown("/containers/web1", Some(30001), Some(30001)).unwrap();
+    assert_eq!(answers("web1"), absent, "a directory");
+    fs::remove_dir("/containers/web1").unwrap();
+    fs::write("/containers/web1", "30001").unwrap();
+    assert_eq!(answers("web1"), absent, "a file");
+    fs::remove_file("/containers/web1").unwrap();
+
+    let container = Container::new(30012);
+    let _name = second_name("web1", "30012");
+    assert_eq!(answers("web1"), found, "the witness");
+    for (uid, gid) in [(0, 30012), (30012, 0), (30001, 30001)] {
+        chown(&container.0, Some(uid), Some(gid)).unwrap();
+        assert_eq!(answers("web1"), absent, "{uid}:{gid}");
+    }
+    drop(container);
+    fs::create_dir("/containers/elsewhere").unwrap();
+    chown("/containers/elsewhere", Some(30012), Some(30012)).unwrap();
+    let _directory = second_name("30012", "elsewhere");
+    assert_eq!(answers("web1"), found, "the container's directory may be a link, as ever");
+    for name in ["Web1", "web1$", "web.1", "../containers/web1", "web1/", "-web1", "lost+found", ""] {
+        assert_eq!(answers(name), absent, "{name:?}");
     }
 }
 
@@ -489,7 +599,8 @@ fn a_success_leaves_every_errno_alone() {
     let module = Module::installed();
     static WITNESS: AtomicU32 = AtomicU32::new(0);
     module.rewind();
-    let functions = [module.lookups(), module.enumerations()].concat_functions();
+    let _name = second_name("web1", "30001");
+    let functions = [module.lookups(), module.by_second_name("web1"), module.enumerations()].concat_functions();
     for function in functions {
         let mut buffer = [0u8; 512];
         // SAFETY: this thread's errno.
@@ -501,6 +612,6 @@ fn a_success_leaves_every_errno_alone() {
         assert!(!function.host || answer.h_errno == 0, "{}: h_errno is said", function.name);
         WITNESS.fetch_add(1, Ordering::Relaxed);
     }
-    assert_eq!(WITNESS.load(Ordering::Relaxed), 16);
+    assert_eq!(WITNESS.load(Ordering::Relaxed), 18);
     module.rewind();
 }

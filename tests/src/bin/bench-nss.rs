@@ -14,6 +14,7 @@ use std::process::Command;
 use std::ptr::null_mut;
 use std::time::Instant;
 use unbit_tests::nss::{Module, SUCCESS};
+use unbit_tests::second_name;
 
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -25,6 +26,7 @@ fn main() -> Result {
         ["groups", services, name] => groups(services, name),
         ["call", file, function, key] => call(file, function, key),
         ["instructions", module] => {
+            let _name = second_name("web1", "30001");
             for lookup in LOOKUPS {
                 println!("{} {}", instructions(module, &lookup)?, lookup.join(" "));
             }
@@ -37,8 +39,10 @@ fn main() -> Result {
 }
 
 fn report(floor: &str, files: &[(&str, &str)]) -> Result {
+    let name = second_name("web1", "30001");
     report_lookups(files);
     report_instructions(files)?;
+    drop(name);
     report_loading(floor, files)?;
     report_enumeration(Module::open(files[0].1))?;
     report_through_glibc()
@@ -108,9 +112,13 @@ fn report_lookups(files: &[(&str, &str)]) {
         row(name, &|module| ratio_to_stat(by_id(module, name, 30001)));
     }
     row("gethostbyaddr_r", &|module| ratio_to_stat(by_address(module)));
-    row("getpwnam_r of root", &|module| match by_name(module, "getpwnam_r", c"root") {
-        Some(once) => format!("{:.1} ns", median(300, || time(10_000, &once))),
-        None => "-".to_owned(),
+    row("getpwnam_r of web1 -> 30001, to a bare readlink and stat", &|module| {
+        let both = || bare_readlink(c"/containers/web1") && bare_stat();
+        ratio_to(&both, by_name(module, "getpwnam_r", c"web1"), true)
+    });
+    row("getpwnam_r of a name in no database, to a bare readlink", &|module| {
+        let bare = || !bare_readlink(c"/containers/nosuch");
+        ratio_to(&bare, by_name(module, "getpwnam_r", c"nosuch"), false)
     });
     let through_glibc = ratio_to_stat(Some(Box::new(|| getpwuid(30001))));
     println!("\ngetpwuid_r of 30001 through glibc, `passwd: files unbit`: {through_glibc}\n");
@@ -118,14 +126,18 @@ fn report_lookups(files: &[(&str, &str)]) {
 
 /// The two take turns, so that whatever slows the machine down slows both.
 fn ratio_to_stat(what: Option<Timed>) -> String {
+    ratio_to(&bare_stat, what, true)
+}
+
+fn ratio_to(bare: &dyn Fn() -> bool, what: Option<Timed>, finds: bool) -> String {
     let Some(what) = what else { return "-".to_owned() };
-    if !what() {
+    if !bare() || what() != finds {
         return "fails".to_owned();
     }
     let ratio = median(400, || {
-        let before = time(500, &bare_stat);
+        let before = time(500, bare);
         let ours = time(500, &what);
-        2.0 * ours / (before + time(500, &bare_stat))
+        2.0 * ours / (before + time(500, bare))
     });
     format!("{ratio:.2}")
 }
@@ -133,12 +145,21 @@ fn ratio_to_stat(what: Option<Timed>) -> String {
 // Instructions
 
 /// The lookups that `tests/weight` keeps at what they cost: a function and what it is asked for.
-const LOOKUPS: [[&str; 2]; 3] = [["getpwuid_r", "30001"], ["getpwnam_r", "30001"], ["getpwnam_r", "root"]];
+const LOOKUPS: [[&str; 2]; 5] = [
+    ["getpwuid_r", "30001"],
+    ["getpwnam_r", "30001"],
+    ["getpwnam_r", "web1"],
+    ["getpwnam_r", "nosuch"],
+    ["getgrnam_r", "root"],
+];
+
+/// Names of no account.
+const STRANGERS: [&str; 2] = ["nosuch", "root"];
 
 /// A number that is the same on every machine, busy or not.
 fn report_instructions(files: &[(&str, &str)]) -> Result {
     println!(
-        "Instructions of a lookup outside the kernel, in the module's function and what it calls (a bare stat has 22)\n"
+        "Instructions of a lookup outside the kernel, in the module's function and what it calls (a bare stat has 22; nosuch is in no database)\n"
     );
     println!("| | {} |", files.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" | "));
     println!("|---|{}", "---|".repeat(files.len()));
@@ -164,7 +185,7 @@ fn instructions(file: &str, [function, key]: &[&str; 2]) -> Result<String> {
     }
 }
 
-/// One call, with what it must answer: 30001 is here, root is nobody's container.
+/// One call, with what it must answer: 30001 is here, and web1 is a second name of it; root and nosuch are nobody's.
 fn call(file: &str, name: &str, key: &str) -> Result {
     let module = Module::open(file);
     let key_as_text = CString::new(key)?;
@@ -178,13 +199,19 @@ fn call(file: &str, name: &str, key: &str) -> Result {
         // SAFETY: as above.
         called(|record, buffer, length, errno| unsafe { ask(key_as_text.as_ptr(), record, buffer, length, errno) })
     };
-    if found == (key != "root") { Ok(()) } else { Err(format!("{name} of {key}: found is {found}").into()) }
+    if found != STRANGERS.contains(&key) { Ok(()) } else { Err(format!("{name} of {key}: found is {found}").into()) }
 }
 
 fn bare_stat() -> bool {
     let mut found = MaybeUninit::<libc::stat>::uninit();
     // SAFETY: room for the answer.
     black_box(unsafe { libc::stat(black_box(c"/containers/30001".as_ptr()), found.as_mut_ptr()) }) == 0
+}
+
+fn bare_readlink(path: &CStr) -> bool {
+    let mut text = [MaybeUninit::<c_char>::uninit(); 16];
+    // SAFETY: room for the text.
+    black_box(unsafe { libc::readlink(black_box(path.as_ptr()), text.as_mut_ptr().cast(), text.len()) }) > 0
 }
 
 fn getpwuid(uid: u32) -> bool {

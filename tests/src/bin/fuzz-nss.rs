@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use unbit_tests::nss::{Guarded, Module};
 use unbit_tests::nss_fuzz::{Random, seeds};
+use unbit_tests::second_name;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
@@ -18,6 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let (module, mut memory, mut random) = (Module::open(module), Guarded::page(), Random(start | 1));
     let on_a_node = Path::new("/unbit");
+    let _names = on_a_node.exists().then(|| [second_name("web1", "30001"), second_name("_", "30000")]);
     let seeds = seeds(if on_a_node.exists() { on_a_node } else { Path::new(".") });
     let mut count = 0u64;
     while Instant::now() < end {
