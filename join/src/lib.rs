@@ -31,7 +31,7 @@ mod pid_namespaces;
 mod power;
 pub mod refusal;
 mod root_directory;
-mod roots_path;
+pub mod roots_path;
 mod seccomp;
 pub mod sessions;
 mod subtree;

@@ -2,23 +2,44 @@
 
 use crate::pam::Handle;
 use join::refusal::{Reason, Refusal, Step};
+use join::roots_path::must_be_roots;
 use join::sys::retry;
 use nix::errno::Errno;
-use nix::sys::stat::stat;
-use shared::ContainerUid;
+use nix::fcntl::readlink;
+use nix::sys::stat::{lstat, stat};
+use shared::settings::{CONTAINERS, CONTAINERS_PATH};
+use shared::{ContainerUid, SecondName};
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 
 /// Who logs in, as far as this module is concerned.
 pub enum Account {
     /// A container's user: this module decides.
-    Container(ContainerUid),
+    Container(ContainerUser),
     /// An ordinary user, whatever the uid: none of this module's business.
     Other,
     /// No such account. The rest of the stack refuses it, in its own time and words, so that nobody can tell names apart.
     Unknown,
 }
 
+/// A container's user, by the name that is in use. As `30001`, or `30001 (web1)`, it is in every line of the log.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ContainerUser {
+    pub container: ContainerUid,
+    second_name: Option<SecondName>,
+}
+
+impl fmt::Display for ContainerUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.second_name {
+            None => self.container.fmt(f),
+            Some(name) => write!(f, "{} ({name})", self.container),
+        }
+    }
+}
+
 /// Decides by the name, the uid and the container's directory. A container's number is nobody else's: neither its name with another uid, nor its uid
-/// with another name.
+/// with another name, unless root has linked that name to the number.
 pub fn identify(pam: &Handle) -> Result<Account, Refusal> {
     let Some(name) = pam.user() else { return Ok(Account::Unknown) };
     let named = ContainerUid::parse(name.to_bytes());
@@ -33,17 +54,22 @@ pub fn identify(pam: &Handle) -> Result<Account, Refusal> {
     };
     match (named, ContainerUid::new(entry.uid)) {
         (Some(named), Some(container)) if named == container && entry.gid == entry.uid => match exists(container)? {
-            true => Ok(Account::Container(container)),
+            true => Ok(Account::Container(ContainerUser { container, second_name: None })),
             false => no_container(format!("the account has no directory {} of its own", path(container))),
         },
         (Some(_), _) => no_container(format!(
             "the name is a container's number, but the account has uid {} and gid {}",
             entry.uid, entry.gid
         )),
-        (None, Some(container)) if exists(container)? => no_container(format!(
-            "uid {} belongs to container {container} but not to an account of this name",
-            entry.uid
-        )),
+        (None, Some(container)) if exists(container)? => match SecondName::parse(name.to_bytes()) {
+            Some(name) if entry.gid == entry.uid && is_linked(&name, container)? => {
+                Ok(Account::Container(ContainerUser { container, second_name: Some(name) }))
+            }
+            _ => no_container(format!(
+                "uid {} belongs to container {container} but not to an account of this name",
+                entry.uid
+            )),
+        },
         (None, _) => Ok(Account::Other),
     }
 }
@@ -55,6 +81,25 @@ fn exists(container: ContainerUid) -> Result<bool, Refusal> {
         Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(false),
         Err(errno) => Err(errno).step(Reason::Broken, format_args!("stat {}", path(container))),
     }
+}
+
+/// Whether root has made this a second name of the container. A link that somebody else can have made is no word of root's.
+fn is_linked(name: &SecondName, container: ContainerUid) -> Result<bool, Refusal> {
+    let link = name.link().to_string_lossy();
+    match retry(|| readlink(name.link())) {
+        Ok(text) if SecondName::leads_to(text.as_bytes()) == Some(container) => {}
+        Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EINVAL) => return Ok(false),
+        Err(errno) => return Err(errno).step(Reason::Broken, format_args!("readlink {link}")),
+    }
+    let status = retry(|| lstat(name.link())).step(Reason::Broken, format_args!("lstat {link}"))?;
+    let folder = retry(|| stat(CONTAINERS_PATH)).step(Reason::Broken, format_args!("stat {CONTAINERS}"))?;
+    let misconfigured =
+        |cause| Refusal::new(Reason::Misconfigured, format!("{link} is a link to {container}, but {cause}"));
+    if status.st_uid != 0 {
+        return Err(misconfigured(format!("uid {} has made it, and not root", status.st_uid)));
+    }
+    must_be_roots(&folder).map_err(|seen| misconfigured(format!("{CONTAINERS} {seen}")))?;
+    Ok(true)
 }
 
 fn path(container: ContainerUid) -> String {

@@ -2,6 +2,7 @@
 //! what that says into a return value, a log line and a sentence.
 #![allow(unsafe_code)]
 
+use crate::account::{self, Account, ContainerUser};
 use crate::login::{self, Verdict};
 use crate::pam::{Handle, RawHandle, code, flag, printable};
 use crate::sys;
@@ -17,6 +18,8 @@ use std::sync::Once;
 pub struct Call<'a> {
     pub pam: Handle,
     pub flags: c_int,
+    /// Whose login it is, once that is known.
+    pub user: Option<ContainerUser>,
     words: Vec<&'a [u8]>,
 }
 
@@ -33,17 +36,22 @@ impl Call<'_> {
         }
     }
 
-    /// The account's name, as it is shown to people.
-    pub fn user(&self) -> String {
-        self.pam.user().map(|user| escape::word(user.to_bytes()).to_string()).unwrap_or_default()
+    /// Decides whose login it is, see [`account::identify`].
+    pub fn identify(&mut self) -> Result<Account, Refusal> {
+        let account = account::identify(&self.pam)?;
+        if let Account::Container(user) = account {
+            self.user = Some(user);
+        }
+        Ok(account)
     }
 
     /// Writes down a refusal: the cause to the log, the sentence to the user.
     pub fn refuse(&self, refusal: &Refusal) {
-        let user = self.user();
+        let name = self.pam.user().map(|user| escape::word(user.to_bytes()).to_string()).unwrap_or_default();
+        let user = self.user.map_or_else(|| name.clone(), |user| user.to_string());
         self.pam.log(libc::LOG_ERR, &format!("container {user} refused: {}", refusal.cause));
         if self.flags & flag::SILENT == 0 {
-            self.pam.tell(&refusal.sentence(&user));
+            self.pam.tell(&refusal.sentence(&name));
         }
     }
 }
@@ -64,7 +72,7 @@ fn run(
         // SAFETY: libpam passes argc strings in argv, which outlive the call.
         .map(|i| unsafe { CStr::from_ptr(*argv.add(i)) }.to_bytes())
         .collect();
-    let mut call = Call { pam, flags, words };
+    let mut call = Call { pam, flags, user: None, words };
     join::failpoint(name);
     match hook(&mut call) {
         Ok(Verdict::Success) => code::SUCCESS,

@@ -13,7 +13,7 @@
 //! enters has lost them before it forks, see [`join::attach`]. Until then nobody can become anybody, see [`setuid_guard`].
 //! Whatever is missing or out of order refuses.
 
-use crate::account::{Account, identify};
+use crate::account::{Account, ContainerUser};
 use crate::hooks::Call;
 use crate::nss;
 use crate::pam::flag;
@@ -43,7 +43,7 @@ pub enum Verdict {
 
 /// What one hook leaves for the next, kept by libpam; sshd's child inherits a copy.
 struct Login {
-    container: ContainerUid,
+    user: ContainerUser,
     monitor: u32,
     verified: Option<Attachment>,
     /// The session's place among those of the container.
@@ -66,9 +66,9 @@ enum Session {
 }
 
 impl Login {
-    fn of(container: ContainerUid) -> Self {
+    fn of(user: ContainerUser) -> Self {
         Self {
-            container,
+            user,
             monitor: process::id(),
             verified: None,
             slot: None,
@@ -86,7 +86,7 @@ impl Login {
 
 /// Container users have no password, and no password module may run for them as root: keys only.
 pub fn authenticate(call: &mut Call) -> Result<Verdict, Refusal> {
-    let refusal = match identify(&call.pam) {
+    let refusal = match call.identify() {
         Ok(Account::Other | Account::Unknown) => return Ok(Verdict::Ignore),
         Ok(Account::Container(_)) => "a password was offered; container users log in with keys".to_owned(),
         Err(refusal) => refusal.cause,
@@ -97,15 +97,15 @@ pub fn authenticate(call: &mut Call) -> Result<Verdict, Refusal> {
 
 /// Verifies the container. A refusal here reaches the client before it is let in, whatever it came for: a shell, sftp, or -N.
 pub fn acct_mgmt(call: &mut Call) -> Result<Verdict, Refusal> {
-    let Account::Container(container) = identify(&call.pam)? else { return Ok(Verdict::Ignore) };
+    let Account::Container(user) = call.identify()? else { return Ok(Verdict::Ignore) };
     let started = Instant::now();
     let options = options_for_the_service(call)?;
 
-    let attachment = prepare(call, container, &options)?;
-    let slot = take_slot(call, container, &options)?;
+    let attachment = prepare(call, user, &options)?;
+    let slot = take_slot(call, user.container, &options)?;
 
     let login =
-        Login { verified: Some(attachment), slot: Some(slot), verified_in: started.elapsed(), ..Login::of(container) };
+        Login { verified: Some(attachment), slot: Some(slot), verified_in: started.elapsed(), ..Login::of(user) };
     remember(call, login)?;
     Ok(Verdict::Success)
 }
@@ -118,10 +118,9 @@ fn take_slot(call: &Call, container: ContainerUid, options: &Options) -> Result<
     }
 }
 
-fn prepare(call: &Call, container: ContainerUid, options: &Options) -> Result<Attachment, Refusal> {
-    let mut tell =
-        |step: &str, seen: fmt::Arguments<'_>| call.debug(format_args!("container {container}: {step}: {seen}"));
-    Attachment::prepare(container, options, &mut tell)
+fn prepare(call: &Call, user: ContainerUser, options: &Options) -> Result<Attachment, Refusal> {
+    let mut tell = |step: &str, seen: fmt::Arguments<'_>| call.debug(format_args!("container {user}: {step}: {seen}"));
+    Attachment::prepare(user.container, options, &mut tell)
 }
 
 /// Called twice: in the monitor, before the session, and in the child that becomes the user's. There it enters the container or ends the
@@ -144,12 +143,14 @@ pub fn setcred(call: &mut Call) -> Result<Verdict, Refusal> {
 }
 
 fn establish_credentials(call: &mut Call) -> Result<Verdict, Refusal> {
-    let Some(login) = recall(call) else {
-        let Account::Container(container) = identify(&call.pam)? else { return Ok(Verdict::Ignore) };
+    let Some(user) = recall(call).map(|login| login.borrow().user) else {
+        let Account::Container(user) = call.identify()? else { return Ok(Verdict::Ignore) };
         options_for_the_service(call)?;
-        remember(call, Login { auth_line_seen: true, ..Login::of(container) })?;
+        remember(call, Login { auth_line_seen: true, ..Login::of(user) })?;
         return Ok(Verdict::Success);
     };
+    call.user = Some(user);
+    let login = recall(call).ok_or_else(|| Refusal::new(Reason::Broken, "pam_get_data lost the login"))?;
     let mut login = login.borrow_mut();
 
     match login.session {
@@ -170,7 +171,7 @@ fn establish_credentials(call: &mut Call) -> Result<Verdict, Refusal> {
         }
     }
 
-    let (container, monitor) = (login.container, Pid::from_raw(login.monitor as i32));
+    let (container, monitor) = (user.container, Pid::from_raw(login.monitor as i32));
     drop(login.slot.take()); // the monitor's: no descriptor of it goes inside
     drop(login);
     let options = options_for_the_service(call)?;
@@ -215,11 +216,16 @@ pub fn open_session(call: &mut Call) -> Result<Verdict, Refusal> {
 }
 
 fn bind_session(call: &mut Call) -> Result<Verdict, Refusal> {
-    let Account::Container(container) = identify(&call.pam)? else { return Ok(Verdict::Ignore) };
+    let user = match (call.identify()?, recall(call)) {
+        (Account::Container(user), _) => user,
+        (Account::Other | Account::Unknown, None) => return Ok(Verdict::Ignore),
+        // Its second name has gone since: no session on the node comes of that.
+        (Account::Other | Account::Unknown, Some(login)) => return Err(another_user(login.borrow().user)),
+    };
     let started = Instant::now();
     let options = options_for_the_service(call)?;
     if options.join_now {
-        return join_now(call, container, &options, started);
+        return join_now(call, user, &options, started);
     }
 
     let missing = |line| {
@@ -230,23 +236,29 @@ fn bind_session(call: &mut Call) -> Result<Verdict, Refusal> {
     if !login.auth_line_seen {
         return Err(missing("auth"));
     }
-    if login.container != container || !login.is_in_monitor() {
-        return Err(Refusal::new(
-            Reason::Misconfigured,
-            "the session is another user's or process's than the one that was verified",
-        ));
+    if login.user != user || !login.is_in_monitor() {
+        return Err(another_user(login.user));
     }
     let attachment = login.verified.take().ok_or_else(|| missing("account"))?;
     let terminals = attachment.take_terminals(Deadline::after(options.timeout))?;
-    call.debug(format_args!("container {container}: terminals: {terminals}"));
-    begin_kernel_session(container, &options)?;
-    let line = opened(call, container, &attachment, login.verified_in + started.elapsed());
+    call.debug(format_args!("container {user}: terminals: {terminals}"));
+    begin_kernel_session(user.container, &options)?;
+    let line = opened(call, user, &attachment, login.verified_in + started.elapsed());
     setuid_guard::arm(attachment)?;
 
     call.pam.log(libc::LOG_INFO, &line);
     login.session = Session::Open;
     login.opened = Some(Instant::now());
     Ok(Verdict::Success)
+}
+
+fn another_user(verified: ContainerUser) -> Refusal {
+    Refusal::new(
+        Reason::Misconfigured,
+        format!(
+            "the session is another user's or process's than the one that was verified, that of container {verified}"
+        ),
+    )
 }
 
 /// Lets go of everything.
@@ -257,8 +269,7 @@ pub fn close_session(call: &mut Call) -> Result<Verdict, Refusal> {
     drop((login.verified.take(), login.slot.take()));
     if let Some(opened) = login.opened.take() {
         sys::revoke_session_keyring();
-        let line =
-            format!("container {}: session closed after {:.1} s", login.container, opened.elapsed().as_secs_f64());
+        let line = format!("container {}: session closed after {:.1} s", login.user, opened.elapsed().as_secs_f64());
         call.pam.log(libc::LOG_INFO, &line);
     }
     Ok(Verdict::Success)
@@ -266,7 +277,11 @@ pub fn close_session(call: &mut Call) -> Result<Verdict, Refusal> {
 
 /// `join=now`: for an application that calls no hook in the child that becomes the user's, so that it has to enter itself. Returns in a child that
 /// goes on as the application; see [`supervisor`].
-fn join_now(call: &mut Call, container: ContainerUid, options: &Options, started: Instant) -> Result<Verdict, Refusal> {
+fn join_now(call: &mut Call, user: ContainerUser, options: &Options, started: Instant) -> Result<Verdict, Refusal> {
+    let container = user.container;
+    if let Some(login) = recall(call).filter(|login| login.borrow().user != user) {
+        return Err(another_user(login.borrow().user));
+    }
     let slot = take_slot(call, container, options)?;
     let before = recall(call).and_then(|login| {
         let mut login = login.borrow_mut();
@@ -274,12 +289,12 @@ fn join_now(call: &mut Call, container: ContainerUid, options: &Options, started
     });
     let (attachment, verified_in) = match before {
         Some(before) => before,
-        None => (prepare(call, container, options)?, Duration::ZERO),
+        None => (prepare(call, user, options)?, Duration::ZERO),
     };
     attachment.must_be_safe_for_root()?;
-    remember(call, Login { session: Session::Entered, slot: Some(slot), ..Login::of(container) })?;
+    remember(call, Login { session: Session::Entered, slot: Some(slot), ..Login::of(user) })?;
     begin_kernel_session(container, options)?;
-    call.pam.log(libc::LOG_INFO, &opened(call, container, &attachment, verified_in + started.elapsed()));
+    call.pam.log(libc::LOG_INFO, &opened(call, user, &attachment, verified_in + started.elapsed()));
     let in_the_child = supervisor::go_on_in_a_child(|| attachment.bind_next_child())?;
 
     sys::open_log();
@@ -326,10 +341,10 @@ fn begin_kernel_session(container: ContainerUid, options: &Options) -> Result<()
 }
 
 /// The line that a login leaves in the log when its session opens.
-fn opened(call: &Call, container: ContainerUid, attachment: &Attachment, took: Duration) -> String {
+fn opened(call: &Call, user: ContainerUser, attachment: &Attachment, took: Duration) -> String {
     let origin = record::origin(call.pam.remote_host(), call.pam.environment(c"SSH_AUTH_INFO_0"));
     let took = took.as_secs_f64() * 1e3;
-    format!("container {container}: session opened{origin}; {attachment}; verified in {took:.1} ms")
+    format!("container {user}: session opened{origin}; {attachment}; verified in {took:.1} ms")
 }
 
 fn is_sshd(call: &Call) -> bool {

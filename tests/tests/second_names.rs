@@ -1,0 +1,273 @@
+//! Second names: root's link `/containers/web1 -> 30001`. By that name sshd and su lead into container 30001, and the log has both names.
+
+use std::fs;
+use unbit_tests::*;
+
+const NODE_NOT_SET_UP: &str = "Container web1 cannot be entered: this node is not set up for it.";
+
+/// What a session says of where it is and who it is.
+const WHERE: &str = "echo $(hostname) $(id -u):$(id -G) $HOME $USER $LOGNAME";
+
+#[track_caller]
+fn assert_inside(user: &str) {
+    let log = Log::from_now();
+    let done = ssh(user, WHERE);
+    assert_eq!(
+        done.out.trim(),
+        format!("c30001 30001:30001 /containers/30001 {user} {user}"),
+        "{done:?}\n{}",
+        log.text()
+    );
+}
+
+/// sshd with these options, until this is dropped.
+fn sshd_with(options: &str) -> AtEnd<impl FnMut()> {
+    sh(format!("node-sshd restart {options}")).ok();
+    AtEnd(|| drop(sh("node-sshd restart").ok()))
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_login_by_a_second_name_is_in_the_container() {
+    let _names = [second_name("web1", "30001"), second_name("_web-1", "30001")];
+    for user in ["web1", "_web-1", "30001"] {
+        assert_inside(user);
+        for port in ["-P22", INTERNAL_SFTP] {
+            let out = run("sftp", &["-q", "-b", "-", port, &format!("{user}@node")], b"pwd\n").ok();
+            assert!(out.contains("Remote working directory: /containers/30001"), "{out}");
+        }
+        sh(format!("echo hello >/tmp/sent; scp -q /tmp/sent {user}@node: && rm /containers/30001/sent")).ok();
+        assert_eq!(ssh(user, "exit 42").status, Some(42));
+        assert!(
+            run("ssh", &["-tt", &format!("{user}@node"), WHERE], b"").out.starts_with("c30001 30001:30001"),
+            "{user}"
+        );
+    }
+    let session = Session::open("web1", &[], 1801);
+    assert_eq!(namespaces(&session.process), namespaces(&leader(30001)));
+    let monitor = fs::read_to_string(format!("/proc/{}/cmdline", session.monitor())).unwrap();
+    assert!(monitor.contains(": web1 ["), "{monitor}");
+    drop(session);
+    assert_eq!(ssh("web2", "true").status, Some(255));
+    honest_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_log_has_both_names() {
+    let _name = second_name("web1", "30001");
+    let _debug = with_option("debug");
+    let log = Log::from_now();
+    ssh("web1", "true").ok();
+    eventually("its end", || (!log.lines("session closed").is_empty()).then_some(()));
+    let lines = log.lines("");
+    assert!(lines.len() >= 5, "{lines:#?}");
+    assert!(lines.iter().all(|line| line.contains(": container 30001 (web1): ")), "{lines:#?}");
+    assert!(
+        log.one_line("session opened")
+            .contains("container 30001 (web1): session opened from 127.0.0.1 with ssh-ed25519")
+    );
+    assert!(log.one_line("session closed").contains("container 30001 (web1): session closed after "));
+    // A refusal too; the user reads the name that they know.
+    let wrong = linked::Link::to(30001, "/sys/fs/cgroup/no-such-group");
+    refused(
+        "web1",
+        "Container web1 cannot be entered: this node has a wrong link to it.",
+        "container 30001 (web1) refused: ",
+    );
+    drop(wrong);
+    let _without = without_line("auth");
+    let log = Log::from_now();
+    assert_ne!(ssh("web1", &format!("touch {MARK}")).status, Some(0));
+    assert!(!fs::exists(MARK).unwrap(), "a session on the node");
+    let line = log.one_line("refused:");
+    assert!(line.contains("(sshd:session): container 30001 (web1) refused: is the auth line"), "{line}");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn sessions_are_counted_together() {
+    let _name = second_name("web1", "30001");
+    let _one = with_option("sessions=1");
+    let _session = Session::open("web1", &[], 1802);
+    let log = Log::from_now();
+    let done = ssh(30001, "true");
+    assert!(done.err.contains("Container 30001 has too many open sessions."), "{done:?}\n{}", log.text());
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn keys_are_found_by_the_home_or_by_the_name() {
+    let _name = second_name("web1", "30001");
+    let _keys = AtEnd(|| drop(sh("rm -rf /etc/ssh/keys")));
+    sh("mkdir /etc/ssh/keys && cp /root/.ssh/id_ed25519.pub /etc/ssh/keys/web1").ok();
+    {
+        let _sshd = sshd_with("-o AuthorizedKeysFile=/etc/ssh/keys/%u");
+        assert_inside("web1");
+        assert_eq!(ssh(30001, "true").status, Some(255), "%u is the name in use");
+    }
+    let _sshd = sshd_with("-o AuthorizedKeysFile=%h/.ssh/uwsgi_authorized_keys");
+    assert_inside("web1");
+    assert_inside("30001");
+}
+
+/// As nss-unbit(8) says: a rule about users is about the name in use, one about groups about the container.
+#[test]
+#[ignore = "needs the node: make test"]
+fn rules_of_sshd() {
+    let _name = second_name("web1", "30001");
+    {
+        let _sshd = sshd_with("-o DenyUsers=30001");
+        assert_eq!(ssh(30001, "true").status, Some(255));
+        assert_inside("web1");
+    }
+    let _sshd = sshd_with("-o DenyGroups=30001");
+    for user in ["30001", "web1"] {
+        assert_eq!(ssh(user, "true").status, Some(255), "{user}");
+    }
+    assert_eq!(ssh(30000, "hostname").ok(), "c30000");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn passwords_are_refused() {
+    let _name = second_name("web1", "30001");
+    let lines = "auth required pam_unbit.so\nauth required pam_permit.so\n";
+    fs::write("/etc/pam.d/unbit-test", lines).unwrap();
+    let _end = AtEnd(|| drop(fs::remove_file("/etc/pam.d/unbit-test")));
+    let log = Log::from_now();
+    assert_ne!(sh("pamtester unbit-test web1 authenticate </dev/null").status, Some(0));
+    assert!(log.one_line("refused:").contains("container 30001 (web1) refused: a password was offered"));
+    assert_eq!(sh("pamtester unbit-test alice authenticate </dev/null").status, Some(0), "the witness");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_name_in_the_nodes_own_files_comes_first() {
+    let _name = second_name("web1", "30001");
+    let _account = add_account("web1:x:1007:1007::/home/web1:/bin/bash");
+    let log = Log::from_now();
+    assert_eq!(ssh("web1", "echo $(hostname) $(id -u) $HOME").ok(), "node 1007 /home/web1");
+    assert_eq!(log.lines("web1"), [""; 0], "none of this module's business");
+    assert_eq!(ssh(30001, "hostname").ok(), "c30001");
+}
+
+/// A passwd line of another name with a container's uid is refused, whatever links there are to something else.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_uid_without_a_link_of_that_name_to_it_is_refused() {
+    const CAUSE: &str = "uid 30001 belongs to container 30001 but not to an account of this name";
+    for line in ["web1:x:30001:30001::/home/web1:/bin/bash", "Web1:x:30001:30001::/home/Web1:/bin/bash"] {
+        let user = line.split(':').next().unwrap();
+        let _account = add_account(line);
+        refused(user, &format!("Container {user} is not on this node."), CAUSE);
+        for target in ["30000", "./30001", "30001/", "/containers/30001", "web2"] {
+            let _name = second_name(user, target);
+            refused(user, &format!("Container {user} is not on this node."), CAUSE);
+        }
+    }
+    let _name = second_name("web1", "30001");
+    let _account = add_account("web1:x:30001:100::/home/web1:/bin/bash");
+    refused("web1", "Container web1 is not on this node.", CAUSE);
+    honest_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_link_that_another_than_root_can_have_made_is_refused() {
+    let _name = second_name("web1", "30001");
+    let _mode = AtEnd(|| drop(sh("chown root:root /containers; chmod 755 /containers")));
+    for (change, cause) in [
+        (
+            "chown -h alice /containers/web1",
+            "/containers/web1 is a link to 30001, but uid 1000 has made it, and not root",
+        ),
+        ("chown -h root /containers/web1; chmod 775 /containers", "/containers has mode 40775 and belongs to uid 0"),
+        ("chmod 1777 /containers", "/containers has mode 41777 and belongs to uid 0"),
+        ("chmod 755 /containers; chown alice /containers", "/containers has mode 40755 and belongs to uid 1000"),
+    ] {
+        sh(change).ok();
+        refused("web1", NODE_NOT_SET_UP, cause);
+        assert_eq!(ssh(30001, "hostname").ok(), "c30001", "{change}: a number needs no link");
+    }
+    sh("chown root:root /containers; chmod 755 /containers").ok();
+    assert_inside("web1");
+}
+
+/// Only root can do that; it must not end in a session on the node.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_link_that_changes_during_a_login() {
+    let _end = AtEnd(|| drop(sh("rm -f /containers/web1")));
+    for (change, cause) in [
+        ("rm /containers/web1", "could not identify user"), // pam_unix, of common-account
+        ("ln -sfn 30000 /containers/web1", "the session is another user's"),
+    ] {
+        sh("ln -sfn 30001 /containers/web1").ok();
+        let _between = between_check_and_join(change);
+        drop(fs::remove_file(MARK));
+        let log = Log::from_now();
+        let done = ssh("web1", &format!("hostname; touch {MARK}"));
+        assert!(done.status == Some(255) && done.out.is_empty(), "{change}: {done:?}\n{}", log.text());
+        assert!(!fs::exists(MARK).unwrap(), "{change}: a session on the node");
+        assert!(log.text().contains(cause), "{change}: {}", log.text());
+        assert_no_session_on_the_host();
+    }
+    honest_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn su_by_a_second_name() {
+    let _name = second_name("web1", "30001");
+    let _su = join_now("su");
+    let log = Log::from_now();
+    assert_eq!(sh("su web1 -c 'hostname; id -u; id -G; echo $HOME'").ok(), "c30001\n30001\n30001\n/containers/30001");
+    let line = log.one_line("session opened");
+    assert!(line.contains("pam_unbit(su:session): container 30001 (web1): session opened"), "{line}");
+    drop(log);
+    sh("node-wait-container 30001").ok();
+    let _wrong = linked::Link::to(30001, "/sys/fs/cgroup/no-such-group");
+    let log = Log::from_now();
+    let done = sh(format!("su web1 -c 'touch {MARK}'"));
+    assert!(done.err.contains("Container web1 cannot be entered: this node has a wrong link to it."), "{done:?}");
+    assert!(log.one_line("refused:").contains("container 30001 (web1) refused: "));
+    assert!(!fs::exists(MARK).unwrap(), "a session on the node");
+}
+
+/// utmp has the name in use, as for everybody.
+#[test]
+#[ignore = "needs the node: make test"]
+fn who_shows_the_name_in_use() {
+    let _name = second_name("web1", "30001");
+    let _others = Session::open("alice", &["-tt"], 1803);
+    let _session = Session::open("web1", &["-tt"], 1804);
+    let who = sh("who").ok();
+    if !who.contains("alice") {
+        return not_tried("this sshd writes no utmp", true);
+    }
+    assert!(who.lines().any(|line| line.starts_with("web1 ")), "{who}");
+}
+
+/// Step by step: whose session it is has been decided in account.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_link_that_goes_between_account_and_session_of_another_service() {
+    let _end = AtEnd(|| drop(sh("rm -f /containers/web1 /etc/pam.d/unbit-test")));
+    let lines = |change: &str| {
+        format!(
+            "account required pam_unbit.so join=now\naccount required pam_exec.so quiet /bin/{change}\n\
+             session required pam_unbit.so join=now\nsession required pam_permit.so\n"
+        )
+    };
+    for (change, opens) in [("rm /containers/web1", false), ("ln -sfn 30000 /containers/web1", false), ("true", true)] {
+        sh("ln -sfn 30001 /containers/web1").ok();
+        fs::write("/etc/pam.d/unbit-test", lines(change)).unwrap();
+        let log = Log::from_now();
+        let done = sh("pamtester unbit-test web1 acct_mgmt open_session");
+        assert_eq!(done.status == Some(0), opens, "{change}: {done:?}\n{}", log.text());
+        if !opens {
+            assert!(log.one_line("refused:").contains("that of container 30001 (web1)"), "{}", log.text());
+        }
+    }
+}
