@@ -35,7 +35,7 @@ impl ContainerUid {
         }
     }
 
-    /// Reads an account name: the canonical decimal number and nothing else, so that each container has one name.
+    /// Reads an account name: the canonical decimal number and nothing else. For other names see [`SecondName`].
     pub fn parse(name: &[u8]) -> Option<Self> {
         Self::read(name.iter().copied())
     }

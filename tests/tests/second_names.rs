@@ -225,7 +225,6 @@ fn su_by_a_second_name() {
     assert_eq!(sh("su web1 -c 'hostname; id -u; id -G; echo $HOME'").ok(), "c30001\n30001\n30001\n/containers/30001");
     let line = log.one_line("session opened");
     assert!(line.contains("pam_unbit(su:session): container 30001 (web1): session opened"), "{line}");
-    drop(log);
     sh("node-wait-container 30001").ok();
     let _wrong = linked::Link::to(30001, "/sys/fs/cgroup/no-such-group");
     let log = Log::from_now();
@@ -270,4 +269,154 @@ fn a_link_that_goes_between_account_and_session_of_another_service() {
             assert!(log.one_line("refused:").contains("that of container 30001 (web1)"), "{}", log.text());
         }
     }
+}
+
+// unbitctl
+
+fn unbitctl(arguments: &str) -> Done {
+    sh(format!("unbitctl {arguments}"))
+}
+
+/// The lines of a check that are about accounts, names and whom sshd lets in.
+fn findings(check: &str) -> Vec<String> {
+    let wanted = |line: &&str| line.contains(" account ") || line.contains(" names ") || line.contains(" sshd ");
+    unbitctl(check).out.lines().filter(wanted).map(str::to_owned).collect()
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn attach_gives_names_and_detach_takes_them() {
+    let _end = AtEnd(|| drop(sh("rm -rf /containers/web1 /containers/www /etc/unbit")));
+    // An Emperor's container, which needs no link.
+    let done = unbitctl("attach 30001 --name web1 --name www");
+    assert_eq!(done.status, Some(0), "{done:?}");
+    assert!(done.out.starts_with("/containers/web1 -> 30001: made\n/containers/www -> 30001: made\n"), "{done:?}");
+    assert!(done.out.contains("web1 is a second name of 30001, by the link /containers/web1"), "{done:?}");
+    assert_eq!(sh("stat -c '%N %U' /containers/web1").ok(), "'/containers/web1' -> '30001' root");
+    assert_inside("web1");
+    let again = unbitctl("attach web1 --name www").ok();
+    assert!(again.starts_with("/containers/www -> 30001: is there already\n"), "{again}");
+
+    let listed = unbitctl("list").ok();
+    assert!(listed.lines().any(|line| line.starts_with("30001  web1,www  10.0.0.3")), "{listed}");
+    assert!(listed.lines().any(|line| line.starts_with("30000  -         10.0.0.2")), "{listed}");
+    let json =
+        unbitctl("list --json | python3 -c 'import json, sys; print([c[\"names\"] for c in json.load(sys.stdin)])'")
+            .ok();
+    assert_eq!(json, "[[], ['web1', 'www']]");
+    assert_eq!(
+        unbitctl("enter web1 -- sh -c 'hostname; id -u; echo $HOME $USER'").ok(),
+        "c30001\n30001\n/containers/30001 web1"
+    );
+    assert_eq!(unbitctl("enter --root www -- hostname").ok(), "c30001");
+    let tip = unbitctl("enter web1 ps --full").failed();
+    assert!(tip.contains("unbitctl enter web1 -- ps --full"), "{tip}");
+
+    let said = unbitctl("detach www").ok();
+    assert_eq!(said, "/containers/www -> 30001: removed");
+    assert_inside("web1");
+    let container = linked::Engine::new("engine1").start();
+    let group = container.groups().remove(0);
+    let done = unbitctl(&format!("attach web1 --cgroup {group} --name www"));
+    assert!(done.status == Some(0) && done.out.contains("/containers/www -> 30001: made\n"), "{done:?}");
+    assert_eq!(ssh("web1", "hostname").ok(), "engine1");
+    let said = unbitctl("detach 30001").ok();
+    for gone in [
+        "/containers/web1 -> 30001: removed",
+        "/containers/www -> 30001: removed",
+        &format!("/etc/unbit/30001 -> {group}: removed"),
+    ] {
+        assert!(said.contains(gone), "{said}");
+    }
+    assert_eq!(sh("getent passwd web1").status, Some(2));
+    assert!(!unbitctl("list").ok().contains("NAME"), "no column without names");
+    assert!(unbitctl("detach web1").failed().contains("no container has the name web1"));
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn attach_takes_no_name_that_is_anybodys() {
+    let _end = AtEnd(|| drop(sh("rm -rf /containers/web1 /containers/taken /containers/data; chmod 755 /containers")));
+    sh("ln -s 30000 /containers/taken; mkdir /containers/data").ok();
+    for (name, status, cause) in [
+        ("alice", 1, "alice is an account already, with the uid 1000"),
+        ("root", 1, "root is an account already"),
+        ("taken", 1, "taken is a name of 30000"),
+        ("data", 1, "/containers/data is not a symbolic link"),
+        ("Web1", 2, "a name has at most 32 lower case letters"),
+        ("30002", 2, "a name has at most 32 lower case letters"),
+    ] {
+        let done = unbitctl(&format!("attach 30001 --name web1 --name {name}"));
+        assert!(done.status == Some(status) && done.err.contains(cause), "{name}: {done:?}");
+        assert!(fs::symlink_metadata("/containers/web1").is_err(), "{name}: nothing has been changed");
+    }
+    sh("chmod 775 /containers").ok();
+    let done = unbitctl("attach 30001 --name web1");
+    assert!(done.status == Some(1) && done.err.contains("/containers has mode 40775"), "{done:?}");
+    assert!(fs::symlink_metadata("/containers/web1").is_err());
+    assert_eq!(unbitctl("attach 30001").status, Some(2), "neither a container nor a name");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn check_goes_the_way_of_a_name() {
+    let _end = AtEnd(|| drop(sh("rm -f /containers/web1; chown root:root /containers; chmod 755 /containers")));
+    let ends_with = |cause: &str| {
+        let done = unbitctl("check web1");
+        assert!(done.status == Some(1) && done.out.contains("FAIL  ") && done.out.contains(cause), "{cause}: {done:?}");
+        // And a login by that name does not get into the container.
+        assert_ne!(ssh("web1", "hostname").out, "c30001\n", "{cause}");
+    };
+    ends_with("no container has the name web1");
+    sh("ln -s 030001 /containers/web1").ok();
+    ends_with("/containers/web1 is a link to \"030001\", which is not the number of a container");
+    sh("ln -sfn 30009 /containers/web1").ok();
+    ends_with("there is no directory /containers/30009");
+    sh("ln -sfn 30001 /containers/web1").ok();
+    assert_eq!(unbitctl("check web1").status, Some(0));
+    assert_inside("web1");
+    sh("chown -h alice /containers/web1").ok();
+    ends_with("/containers/web1 is a link of uid 1000: logins by it are refused");
+    sh("chown -h root /containers/web1; chmod 777 /containers").ok();
+    ends_with("/containers has mode 40777");
+    sh("chmod 755 /containers").ok();
+    {
+        let _account = add_account("web1:x:1007:1007::/home/web1:/bin/bash");
+        ends_with("the account web1 is uid 1007 and gid 1007, not 30001's");
+    }
+    // sshd is asked about the name.
+    let _denied = Changed::file("/etc/ssh/sshd_config", |text| format!("{text}DenyUsers web1\n"));
+    assert!(findings("check web1").iter().any(|line| line.contains("DenyUsers web1: web1 is shut out")));
+    assert_eq!(unbitctl("check 30001").status, Some(0));
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn check_of_the_node_looks_at_every_name() {
+    let names = |want: &str| {
+        let lines: Vec<_> = findings("check").into_iter().filter(|line| line.contains(" names ")).collect();
+        assert!(
+            if want.is_empty() { lines.is_empty() } else { lines.iter().any(|line| line.contains(want)) },
+            "{want}: {lines:#?}"
+        );
+    };
+    names("");
+    let _name = second_name("web1", "30001");
+    names("ok    names  ");
+    {
+        let _gone = second_name("gone", "30009");
+        names("gone is a name of 30009, and there is no such container on this node");
+    }
+    {
+        let _almost = second_name("www", "/containers/30001");
+        names("/containers/www leads to \"/containers/30001\", and is no second name");
+    }
+    {
+        let _account = add_account("web1:x:1007:1007::/home/web1:/bin/bash");
+        names("/etc/passwd has an account web1 too, which comes first");
+    }
+    let _mode = AtEnd(|| drop(sh("chmod 755 /containers")));
+    sh("chmod 775 /containers").ok();
+    let out = unbitctl("check").out;
+    assert!(out.lines().any(|line| line.starts_with("FAIL  folders ") && line.contains("/containers is")), "{out}");
 }

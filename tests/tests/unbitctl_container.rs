@@ -757,7 +757,7 @@ fn who_is_not_root() {
         ("check 29999", "containers have the numbers from 30000 to 2147483647; `unbitctl list` shows"),
         ("check 4294967296", "containers have the numbers from 30000 to 2147483647"),
         ("check 65534", "that of nobody"),
-        ("check root", "a container's number is needed, such as 30001: `unbitctl list` shows"),
+        ("check Root", "a container's number is needed, such as 30001, or a name of it: `unbitctl list` shows"),
         ("enter", "required arguments were not provided"),
         ("enter 030001", "without zeros before it: 30001"),
         ("list --watch --json", "cannot be used with"),
@@ -765,6 +765,8 @@ fn who_is_not_root() {
         let done = sh(format!("unbitctl {arguments}"));
         assert!(done.status == Some(2) && done.err.contains(words), "{arguments}: {done:?}");
     }
+    let done = sh("unbitctl enter root -- true");
+    assert!(done.status == Some(1) && done.err.contains("no container has the name root"), "{done:?}");
     let done = sh("unbitctl enter 30999 -- true");
     assert!(done.status == Some(1) && done.err.contains("there is no container 30999 on this node"), "{done:?}");
     let done = as_alice("list");

@@ -4,10 +4,11 @@
 //! ([`Attachment`]) before it is written, and by the whole of `unbitctl check UID` afterwards.
 
 use crate::check;
-use crate::command_line::{container, must_be_root};
+use crate::command_line::must_be_root;
 use crate::engine::{Engine, Found};
+use crate::names::{self, Account};
 use crate::node::Node;
-use crate::report::{self, Format, lines_of, say};
+use crate::report::{self, Format, State, lines_of, say};
 use anyhow::{Context, Result, bail};
 use join::attach::Attachment;
 use join::link::{DIRECTORY, Link, TRUST};
@@ -15,7 +16,7 @@ use join::options::Options;
 use join::refusal::{Reason, Refusal};
 use join::sessions;
 use nix::sys::stat::{Mode, umask};
-use shared::ContainerUid;
+use shared::{ContainerUid, SecondName};
 use std::fs::{self, DirBuilder, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown, symlink};
@@ -27,27 +28,32 @@ use std::time::{Duration, Instant};
 pub const EXAMPLES: &str = "\
 Examples:
   unbitctl attach 30001 --machine web1 --create-home
-  unbitctl attach 30001 --podman web1
-  unbitctl attach 30001 --cgroup /sys/fs/cgroup/lxc.payload.web1";
+  unbitctl attach 30001 --podman web1 --name web1
+  unbitctl attach 30001 --cgroup /sys/fs/cgroup/lxc.payload.web1
+  unbitctl attach 30001 --name web1       `ssh web1@node` leads where `ssh 30001@node` does";
 
 pub const DETACH_EXAMPLES: &str = "\
 Examples:
-  unbitctl detach 30001             no login reaches its container from now on";
+  unbitctl detach 30001             no login reaches its container from now on
+  unbitctl detach web1              30001 has this name no longer; nothing else changes";
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The account
-    #[arg(value_parser = container)]
-    uid: ContainerUid,
+    /// The account: its number, or a second name that it has
+    #[arg(value_name = "UID", value_parser = Account::parse)]
+    account: Account,
     #[command(flatten)]
     place: Place,
+    /// Give the account this second name; may be said more than once, and without a container
+    #[arg(long = "name", value_name = "NAME", value_parser = names::second_name, required_unless_present = "place")]
+    names: Vec<SecondName>,
     /// Make the account's directory in /containers if there is none
     #[arg(long)]
     create_home: bool,
 }
 
 #[derive(clap::Args)]
-#[group(required = true, multiple = false)]
+#[group(id = "place", multiple = false)]
 struct Place {
     /// A machine of machinectl: systemd-nspawn's
     #[arg(long, value_name = "NAME", value_parser = name)]
@@ -73,7 +79,7 @@ struct Place {
 }
 
 impl Place {
-    /// The one that is given: clap sees to that.
+    /// The one that is given, if there is one: clap sees that there are no two.
     fn engine(&self) -> Option<Engine> {
         let of = |name: &Option<String>, engine: fn(String) -> Engine| name.clone().map(engine);
         of(&self.machine, Engine::Machine)
@@ -124,19 +130,39 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     must_be_root("attach")?;
-    let uid = arguments.uid;
-    let engine = arguments.place.engine().context("no container is named")?;
-    let found = engine.find(&Node::at(None))?;
-    let target = found.cgroup.display();
-    let pid = find(&found.cgroup, uid).map_err(|refusal| {
-        anyhow::anyhow!("{target} cannot be linked to {uid}: {}; nothing has been changed", refusal.cause)
-    })?;
+    let uid = arguments.account.uid()?;
+    let node = Node::at(None);
+    let found = arguments.place.engine().map(|engine| {
+        let found = engine.find(&node)?;
+        let pid = find(&found.cgroup, uid).map_err(|refusal| {
+            let target = found.cgroup.display();
+            anyhow::anyhow!("{target} cannot be linked to {uid}: {}; nothing has been changed", refusal.cause)
+        })?;
+        anyhow::Ok((engine, found, pid))
+    });
+    let found = found.transpose()?;
+    for name in &arguments.names {
+        names::can_be_given(name, uid)
+            .with_context(|| format!("{uid} cannot have the name {name}; nothing has been changed"))?;
+    }
     // Root and everybody who looks it up read what is made here.
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
     home(uid, arguments.create_home)?;
-    let before = write(uid, &found.cgroup)?;
-    say!("{}", lines_of(&words(uid, &engine, &found, pid, before.as_deref())));
-    report::show(&check::container(uid)?, Format::new(false))
+    if let Some((engine, found, pid)) = found {
+        let before = write(uid, &found.cgroup)?;
+        say!("{}", lines_of(&words(uid, &engine, &found, pid, before.as_deref())));
+    }
+    for name in &arguments.names {
+        let done = if names::give(name, uid)? { "made" } else { "is there already" };
+        say!("{} -> {uid}: {done}\n", names::place(name).display());
+    }
+    let shown = arguments.names.first().map_or(Account::Number(uid), |name| Account::Name(*name));
+    let mut findings = check::container(&shown)?;
+    if !arguments.names.is_empty() {
+        // A mail server that knows the numbers need not know the names.
+        findings.extend(check::mail::check(&node).into_iter().filter(|finding| finding.state == State::Fail));
+    }
+    report::show(&findings, Format::new(false))
 }
 
 /// The container's pid 1, if a login would enter. One that is still starting is waited for.
@@ -251,14 +277,23 @@ fn remove(path: &Path) -> Result<bool> {
 
 #[derive(clap::Args)]
 pub struct DetachArguments {
-    /// The account
-    #[arg(value_parser = container)]
-    uid: ContainerUid,
+    /// The account, by its number: its link goes, and all its second names. Or a second name, which alone goes
+    #[arg(value_name = "UID", value_parser = Account::parse)]
+    account: Account,
 }
 
 pub fn detach(arguments: &DetachArguments) -> Result<ExitCode> {
     must_be_root("detach")?;
-    let uid = arguments.uid;
+    let uid = match &arguments.account {
+        Account::Number(uid) => *uid,
+        Account::Name(name) => {
+            let uid = names::look(name)?;
+            return detach_name(name, uid).map(|()| ExitCode::SUCCESS);
+        }
+    };
+    for name in names::of(uid) {
+        detach_name(&name, uid)?;
+    }
     let link = place(uid);
     let before = read(&link)?;
     // The word first: it must never be there for a container that is linked later.
@@ -275,6 +310,13 @@ pub fn detach(arguments: &DetachArguments) -> Result<ExitCode> {
         say!("note: sessions that are open stay so: {open}\n");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn detach_name(name: &SecondName, uid: ContainerUid) -> Result<()> {
+    let link = names::place(name);
+    remove(&link)?;
+    say!("{} -> {uid}: removed\n", link.display());
+    Ok(())
 }
 
 #[cfg(test)]

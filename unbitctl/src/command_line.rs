@@ -47,13 +47,13 @@ pub fn container(text: &str) -> Result<ContainerUid, String> {
         match text.parse::<u64>() {
             Ok(65534 | 65535) => "no container has this number: it is that of nobody".to_owned(),
             Ok(0..) if ContainerUid::parse(digits.as_bytes()).is_some() => {
-                format!("a container has one name, without zeros before it: {digits}")
+                format!("a container's number has no zeros before it: {digits}")
             }
             Ok(0..) => format!(
                 "containers have the numbers from {FIRST_UID} to {LAST}; `unbitctl list` shows those of this node"
             ),
             Err(_) => format!(
-                "a container's number is needed, such as {}: `unbitctl list` shows those of this node",
+                "a container's number is needed, such as {}, or a name of it: `unbitctl list` shows those of this node",
                 FIRST_UID + 1
             ),
         }

@@ -8,6 +8,7 @@ use crate::check::pam;
 use crate::command_line::tell;
 use crate::inside::{self, Inside, Words};
 use crate::keeper::{self, Begun, Keeper, Sent};
+use crate::names::Account;
 use crate::node::Node;
 use crate::relay::{self, End, Seen, Stream};
 use crate::terminal::{Pty, Raw};
@@ -48,9 +49,9 @@ pub struct Arguments {
     /// Stay root inside. Whatever runs there then is the tenant's to bend: enter as the user wherever that will do
     #[arg(long)]
     root: bool,
-    /// The container
-    #[arg(value_parser = crate::command_line::container)]
-    uid: ContainerUid,
+    /// The container: its number, or a second name
+    #[arg(value_name = "UID", value_parser = Account::parse)]
+    account: Account,
     /// The command; without one, a login shell
     #[arg(last = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -62,7 +63,8 @@ pub fn with_tip(mut error: clap::Error, arguments: &[OsString]) -> clap::Error {
     let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else { return error };
     let at = words.iter().position(|other| other == word);
     let Some((before, command)) = at.and_then(|at| words.split_at_checked(at)) else { return error };
-    let is_container = before.iter().any(|word| crate::command_line::container(word).is_ok());
+    let is_container =
+        before.iter().skip(1).any(|word| Account::parse(word).is_ok_and(|account| account.uid().is_ok()));
     let is_command = before.first().is_some_and(|first| first == "enter") && is_container;
     if is_command && error.kind() == ErrorKind::UnknownArgument && error.get(ContextKind::Suggested).is_none() {
         let tip = format!("to run a command, put -- before it: unbitctl {} -- {}", before.join(" "), command.join(" "));
@@ -83,9 +85,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         DANGER.iter().for_each(tell);
     }
     join::sys::close_on_exec()?;
-    let container = arguments.uid;
+    let container = arguments.account.uid()?;
     let options = pam::options_of_a_login(&Node::at(None))?;
-    let session = Session::new(arguments)?;
+    let session = Session::new(arguments, container)?;
     let attachment =
         Attachment::prepare(container, &options, &mut |_, _| {}).map_err(|refusal| refused(container, &refusal))?;
 
@@ -142,14 +144,13 @@ struct Session {
 }
 
 impl Session {
-    fn new(arguments: &Arguments) -> Result<Self> {
-        let container = arguments.uid;
+    fn new(arguments: &Arguments, container: ContainerUid) -> Result<Self> {
         let home = container.home().as_c_str().to_string_lossy().into_owned();
         // For root nothing of /usr/local, which is the tenant's home in a container of uwsgi.it.
         let (user, home, path) = if arguments.root {
             ("root".to_owned(), "/root".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin")
         } else {
-            (container.to_string(), home, "/usr/local/bin:/usr/bin:/bin")
+            (arguments.account.to_string(), home, "/usr/local/bin:/usr/bin:/bin")
         };
         let shell = shared::settings::SHELL;
         let (programs, words) = match arguments.command.split_first() {

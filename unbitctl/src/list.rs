@@ -7,7 +7,7 @@ mod processes;
 mod resources;
 mod table;
 
-use crate::{engine, report, terminal};
+use crate::{engine, names, node, report, terminal};
 use anyhow::{Context, Result};
 use join::attach::Attachment;
 use join::options::Options;
@@ -40,6 +40,7 @@ Examples:
   unbitctl list --json | jq '.[] | select(.state != \"running\") | .uid'
 
 Columns:
+  NAME      second names, by links in /containers, where there are any
   ENGINE    what runs it, by its link in /etc/unbit; uwsgi where it has none and the Emperor runs it
   STATE     running, or why a login would be refused; the cause is at the end of the line
   PID       its pid 1, as this node counts, and since when it runs
@@ -64,6 +65,8 @@ pub struct Arguments {
 #[derive(Clone, Debug, Serialize)]
 struct Container {
     uid: u32,
+    /// Second names.
+    names: Vec<String>,
     address: Option<Ipv4Addr>,
     host_name: Option<String>,
     engine: &'static str,
@@ -246,6 +249,11 @@ impl Node {
             workers.into_iter().filter_map(|worker| worker.join().ok()).flatten().collect()
         });
         seen.sort_by_key(|(container, _)| container.uid);
+        for (name, uid) in names::links(&node::Node::at(None)).iter().filter_map(names::Link::second_name) {
+            if let Ok(at) = seen.binary_search_by_key(&uid.get(), |(container, _)| container.uid) {
+                seen.get_mut(at).into_iter().for_each(|(container, _)| container.names.push(name.to_string()));
+            }
+        }
         self.running = seen.iter().filter_map(|(container, known)| Some((container.uid, known.clone()?))).collect();
         Ok(seen.into_iter().map(|(container, _)| container).collect())
     }
@@ -298,6 +306,7 @@ fn look_at(
     let link = engine::link_of(uid);
     let container = Container {
         uid: uid.get(),
+        names: Vec::new(),
         address: uid.address(),
         host_name: running.as_ref().and_then(|known| known.host_name.clone()),
         engine: link.as_deref().map_or(engine::UWSGI, engine::of),
@@ -343,6 +352,7 @@ mod tests {
         let first = Instant::now();
         let at = |millis, pid, seconds| Container {
             uid: 30001,
+            names: Vec::new(),
             address: None,
             host_name: None,
             engine: engine::UWSGI,

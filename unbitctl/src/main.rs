@@ -14,6 +14,7 @@ mod firewall;
 mod inside;
 mod keeper;
 mod list;
+mod names;
 mod node;
 mod program;
 mod relay;

@@ -8,6 +8,7 @@ use super::server::{self, Answering, Place};
 use super::sshd::{self, Says};
 use crate::containers::has_vassal;
 use crate::inside::{self, Words};
+use crate::names::{self, Account};
 use crate::node::Node;
 use crate::report::{Finding, State};
 use anyhow::Result;
@@ -23,7 +24,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Uid, User, chdir, getgroups, pipe2, setfsgid, setfsuid, setgroups};
-use shared::{ContainerUid, escape};
+use shared::{ContainerUid, SecondName, escape};
 use std::ffi::CString;
 use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read, Write};
@@ -70,12 +71,12 @@ fn fail(name: &str, seen: impl Into<String>, mend: impl Into<String>) -> Finding
     Finding::fail(check, why, seen, mend)
 }
 
-/// Goes the way until it ends.
-pub fn check(container: ContainerUid) -> Result<Vec<Finding>> {
+/// Goes the way until it ends, by the name that is in use.
+pub fn check(account: &Account) -> Result<Vec<Finding>> {
     crate::command_line::must_be_root("check UID")?;
     join::sys::close_on_exec()?;
     let mut findings = Vec::new();
-    if let Err(end) = go(container, &mut findings) {
+    if let Err(end) = go(account, &mut findings) {
         let next = STEPS.into_iter().skip_while(|(name, _)| *name != end.check).nth(1);
         findings.push(end);
         findings.extend(next.map(|(check, why)| {
@@ -85,10 +86,20 @@ pub fn check(container: ContainerUid) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-fn go(container: ContainerUid, findings: &mut Vec<Finding>) -> Result<(), Finding> {
+fn go(login: &Account, findings: &mut Vec<Finding>) -> Result<(), Finding> {
+    let container = match login {
+        Account::Number(container) => *container,
+        Account::Name(name) => names::look(name).map_err(|error| {
+            let mend = format!("give it to a container: unbitctl attach UID --name {name}");
+            fail("account", format!("{error:#}"), mend)
+        })?,
+    };
     findings.extend(account(container)?);
+    if let Account::Name(name) = login {
+        findings.push(second_name(name, container)?);
+    }
     let node = Node::at(None);
-    let says = sshd(&node, container)?;
+    let says = sshd(&node, login, container)?;
     let Some(server) = server::find(&says.addresses()) else {
         let seen = format!("no sshd runs, and nobody listens on {}", says.of("ListenAddress"));
         return Err(fail("sshd", seen, "systemctl start ssh; its log tells why it ended"));
@@ -105,11 +116,12 @@ fn go(container: ContainerUid, findings: &mut Vec<Finding>) -> Result<(), Findin
         ),
     });
     let options = pam(&node, findings)?;
-    in_sshds_place(container, &says, &options, answering.as_ref(), findings)
+    in_sshds_place(login, container, &says, &options, answering.as_ref(), findings)
 }
 
 /// The rest of the way, in a process that can do what sshd's can and no more. It may end in ways of its own: a filter of sshd's may kill it.
 fn in_sshds_place(
+    login: &Account,
     container: ContainerUid,
     says: &Says,
     options: &Options,
@@ -127,11 +139,11 @@ fn in_sshds_place(
         let mut told = Told { sink: File::from(writer) };
         let taken = place.and_then(|place| place.map(|place| place.take().map(|()| place.limits())).transpose());
         let (limits, end) = match taken {
-            Ok(limits) => (limits.flatten(), the_rest(container, says, options, &mut told)),
+            Ok(limits) => (limits.flatten(), the_rest(login, container, says, options, &mut told)),
             Err(error) => {
                 let seen = format!("what follows is not tried with what sshd's process may do: {error:#}");
                 told.push(warn("sshd", seen, "run it as root of the node, with all of root's capabilities"));
-                (None, the_rest(container, says, options, &mut told))
+                (None, the_rest(login, container, says, options, &mut told))
             }
         };
         if let Err(end) = end {
@@ -172,12 +184,18 @@ fn in_sshds_place(
     }
 }
 
-fn the_rest(container: ContainerUid, says: &Says, options: &Options, told: &mut Told) -> Result<(), Finding> {
+fn the_rest(
+    login: &Account,
+    container: ContainerUid,
+    says: &Says,
+    options: &Options,
+    told: &mut Told,
+) -> Result<(), Finding> {
     account(container)?; // which sshd may see otherwise
-    let keys = keys(container, says)?;
+    let keys = keys(login, container, says)?;
     told.push(keys);
-    let attachment = prepare(container, options, told)?;
-    join(container, attachment, options, told)
+    let attachment = prepare(login, container, options, told)?;
+    join(login, container, attachment, options, told)
 }
 
 /// Findings on their way to the process that shows them, a line each: step, state, what was seen, what to do.
@@ -295,6 +313,47 @@ fn account(container: ContainerUid) -> Result<Vec<Finding>, Finding> {
     Ok(findings)
 }
 
+/// Whether a second name's login is the container's: as pam_unbit.so asks, and as glibc answers.
+fn second_name(name: &SecondName, container: ContainerUid) -> Result<Finding, Finding> {
+    let link = names::place(name);
+    let link = link.display();
+    names::folder_is_roots().map_err(|error| fail("account", format!("{error:#}"), "unbitctl setup folders"))?;
+    match std::fs::symlink_metadata(names::place(name)) {
+        Ok(status) if status.uid() == 0 => {}
+        Ok(status) => {
+            let seen = format!("{link} is a link of uid {}: logins by it are refused", status.uid());
+            return Err(fail(
+                "account",
+                seen,
+                format!("if {name} is to be a name of {container}: chown -h root:root {link}"),
+            ));
+        }
+        Err(error) => return Err(fail("account", format!("{link}: {error}"), "make the link again")),
+    }
+    let user =
+        User::from_name(name.as_str()).map_err(|errno| fail("account", format!("{name}: {errno}"), "getent passwd"))?;
+    match user {
+        Some(user) if is_the_containers(&user, container) => {
+            Ok(ok("account", format!("{name} is a second name of {container}, by the link {link}")))
+        }
+        Some(user) => Err(fail(
+            "account",
+            format!(
+                "the account {name} is uid {} and gid {}, not {container}'s: it comes before the link {link}, and logs in to this node",
+                user.uid, user.gid
+            ),
+            format!("give the container another name, or the account: usermod --login ANOTHER_NAME {name}"),
+        )),
+        None => Err(fail(
+            "account",
+            format!(
+                "glibc knows no account {name}, though {link} leads to {container}: libnss_unbit.so.2 is older than this"
+            ),
+            "install the libnss_unbit.so.2 of this version",
+        )),
+    }
+}
+
 /// There is no container of this number. An account there may be all the same.
 fn no_directory(container: ContainerUid, home: &str) -> Finding {
     let (name, uid) = (container.to_string(), Uid::from_raw(container.get()));
@@ -341,13 +400,13 @@ fn take_out(name: &str) -> String {
 }
 
 /// What sshd goes by for this user, and whom it lets in at all.
-fn sshd(node: &Node, container: ContainerUid) -> Result<Says, Finding> {
-    let says = sshd::ask(node, container.get())
+fn sshd(node: &Node, login: &Account, container: ContainerUid) -> Result<Says, Finding> {
+    let says = sshd::ask(node, &login.to_string())
         .map_err(|error| fail("sshd", format!("{error:#}"), "mend what it complains of, then: sshd -t"))?;
     if !says.asks_pam() {
         return Err(fail("sshd", "it does not ask PAM, or not by the name sshd", "unbitctl setup sshd"));
     }
-    match sshd::obstacles(&says, container.get()).into_iter().next() {
+    match sshd::obstacles(&says, &login.to_string(), &container.to_string()).into_iter().next() {
         Some(obstacle) => Err(obstacle),
         None => Ok(says),
     }
@@ -367,7 +426,7 @@ fn pam(node: &Node, findings: &mut Vec<Finding>) -> Result<Options, Finding> {
 }
 
 /// Whether sshd would take a key of the user's.
-fn keys(container: ContainerUid, says: &Says) -> Result<Finding, Finding> {
+fn keys(login: &Account, container: ContainerUid, says: &Says) -> Result<Finding, Finding> {
     if says.of("PubkeyAuthentication") == "no" {
         return Err(fail("keys", "sshd takes no keys: PubkeyAuthentication no", "unbitctl setup sshd"));
     }
@@ -378,7 +437,7 @@ fn keys(container: ContainerUid, says: &Says) -> Result<Finding, Finding> {
     let _user = AsTheUser::become_it(container).map_err(|errno| {
         fail("keys", format!("leave root's groups: {errno}"), "run it as root, with all of root's capabilities")
     })?;
-    for file in files.split_whitespace().filter(|file| *file != "none").map(|file| expand(file, container)) {
+    for file in files.split_whitespace().filter(|file| *file != "none").map(|file| expand(file, login, container)) {
         match look_at_keys(container, &file, is_strict, &mut doubts) {
             Ok(true) => good.push(file),
             Ok(false) => {}
@@ -416,14 +475,15 @@ fn is_userdbctl(command: &str) -> bool {
 }
 
 /// The tokens of AuthorizedKeysFile, sshd_config(5).
-fn expand(file: &str, container: ContainerUid) -> String {
-    let (name, home) = (container.to_string(), home(container));
+fn expand(file: &str, login: &Account, container: ContainerUid) -> String {
+    let (name, uid, home) = (login.to_string(), container.to_string(), home(container));
     let mut text = String::new();
     let mut characters = file.chars();
     while let Some(character) = characters.next() {
         match (character, character == '%').1.then(|| characters.next()).flatten() {
             None => text.push(character),
-            Some('u' | 'U') => text.push_str(&name),
+            Some('u') => text.push_str(&name),
+            Some('U') => text.push_str(&uid),
             Some('h') => text.push_str(&home),
             Some(other) => text.push(other),
         }
@@ -535,7 +595,12 @@ fn check_modes(
 }
 
 /// The whole verification, in the module's own code.
-fn prepare(container: ContainerUid, options: &Options, findings: &mut Told) -> Result<Attachment, Finding> {
+fn prepare(
+    login: &Account,
+    container: ContainerUid,
+    options: &Options,
+    findings: &mut Told,
+) -> Result<Attachment, Finding> {
     const TOLD: [&str; 4] = ["reach", "verify", "namespaces", "cgroups"];
     let mut told = 0;
     let mut tell = |name: &str, seen: std::fmt::Arguments<'_>| {
@@ -545,12 +610,12 @@ fn prepare(container: ContainerUid, options: &Options, findings: &mut Told) -> R
     let attachment = Attachment::prepare(container, options, &mut tell);
     // After the last step the first one that can change is looked at again.
     let ends_at = TOLD.get(told).copied().unwrap_or("verify");
-    attachment.map_err(|refusal| refused(container, ends_at, &refusal))
+    attachment.map_err(|refusal| refused(login, container, ends_at, &refusal))
 }
 
 /// A login ends here, with these words in the log and for the user.
-fn refused(container: ContainerUid, name: &str, refusal: &Refusal) -> Finding {
-    let seen = format!("{}; the user reads: {}", refusal.cause, refusal.sentence(&container.to_string()));
+fn refused(login: &Account, container: ContainerUid, name: &str, refusal: &Refusal) -> Finding {
+    let seen = format!("{}; the user reads: {}", refusal.cause, refusal.sentence(&login.to_string()));
     fail(name, seen, mend(container, name, refusal))
 }
 
@@ -628,6 +693,7 @@ fn mend_link(container: ContainerUid, reason: Reason) -> Option<String> {
 
 /// The join itself: a process of ours enters as sshd's child does, and runs the shell there.
 fn join(
+    login: &Account,
     container: ContainerUid,
     attachment: Attachment,
     options: &Options,
@@ -636,11 +702,11 @@ fn join(
     let limit = options.timeout;
     let terminals = attachment
         .try_terminals(Deadline::after(limit))
-        .map_err(|refusal| refused(container, "terminals", &refusal))?;
+        .map_err(|refusal| refused(login, container, "terminals", &refusal))?;
     findings.push(ok("terminals", format!("sshd opens terminals {terminals}")));
     let before = || inside::forget_the_operator(container).and_then(|()| inside::silence());
     let mut inside = inside::send(attachment, Who::User, limit, before, |words| life(container, words))
-        .map_err(|refusal| refused(container, "join", &refusal))?;
+        .map_err(|refusal| refused(login, container, "join", &refusal))?;
     let heard = inside.listen(limit);
     let hung = heard.is_none();
     let (mut has_joined, mut has_shell) = (false, false);

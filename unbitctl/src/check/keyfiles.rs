@@ -22,7 +22,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
     } else if !nix::unistd::geteuid().is_root() {
         Finding::not_applicable(CHECK, WHY, "root is needed to see where sshd looks for keys")
     } else {
-        match sshd::ask(node, FIRST_UID) {
+        match sshd::ask(node, &FIRST_UID.to_string()) {
             Err(error) => Finding::not_applicable(CHECK, WHY, format!("{error:#}")),
             Ok(says) if !says.of("AuthorizedKeysFile").split_whitespace().any(is_tenants) => {
                 Finding::ok(CHECK, WHY, "sshd looks for keys outside the tenants' directories alone")

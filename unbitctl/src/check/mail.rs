@@ -1,6 +1,7 @@
 //! The node's mail server, which takes a container's user for one of its own: it must run no program that the tenant names in ~/.forward.
 
 use crate::containers::some_container;
+use crate::names;
 use crate::node::Node;
 use crate::program;
 use crate::report::Finding;
@@ -162,8 +163,10 @@ struct Postfix {
     forward_path: String,
     commands: String,
     mailbox_command: String,
-    /// An alias takes the mail of every number before anything of the user's is looked at.
+    /// An alias takes the mail of every number, and of every second name, before anything of the user's is looked at.
     has_alias: bool,
+    /// The second names of the node's containers.
+    names: Vec<String>,
 }
 
 impl Postfix {
@@ -184,13 +187,20 @@ impl Postfix {
             (.., Some(command)) => format!("what {command} finds in the home directory: mailbox_command"),
             _ => return ok("starts no program for containers' users"),
         };
-        Finding::fail(CHECK, WHY, format!("postfix starts for containers' users {what}"), MEND_POSTFIX)
+        Finding::fail(CHECK, WHY, format!("postfix starts for containers' users {what}"), mend_postfix(&self.names))
     }
 }
 
-const MEND_POSTFIX: &str = r#"give that mail to root before ~/.forward is looked at:
-echo '/^[1-9][0-9]{4,9}$/ root' >/etc/postfix/unbit-aliases
-postconf -e "alias_maps = $(postconf -h alias_maps), regexp:/etc/postfix/unbit-aliases" && postfix reload"#;
+/// Numbers by a pattern, and the names that there are.
+fn mend_postfix(names: &[String]) -> String {
+    let names: String = names.iter().map(|name| format!("|{name}")).collect();
+    format!(
+        "give that mail to root before ~/.forward is looked at:\n\
+         echo '/^([1-9][0-9]{{4,9}}{names})$/ root' >/etc/postfix/unbit-aliases\n\
+         maps=$(postconf -h alias_maps | sed 's|, regexp:/etc/postfix/unbit-aliases||')\n\
+         postconf -e \"alias_maps = $maps, regexp:/etc/postfix/unbit-aliases\" && postfix reload"
+    )
+}
 
 fn ask_postfix(node: &Node) -> Result<Finding> {
     let ask = |how: &str, name: &str| -> Result<String> {
@@ -203,8 +213,11 @@ fn ask_postfix(node: &Node) -> Result<Finding> {
     let alias_maps = ask("-hx", "alias_maps")?;
     let maps: Vec<_> = alias_maps.split([',', ' ']).filter(|map| map.contains(':')).collect();
     // The first and nearly the last of the numbers that containers have.
-    let has_alias = [FIRST_UID, i32::MAX.unsigned_abs() - 1].iter().all(|uid| {
-        let takes = |map: &&str| program::run(node, "/usr/sbin/postalias", &["-q", &uid.to_string(), map]);
+    let numbers = [FIRST_UID, i32::MAX.unsigned_abs() - 1].map(|uid| uid.to_string());
+    let links = names::links(node);
+    let names: Vec<_> = links.iter().filter_map(|link| Some(link.second_name()?.0.to_string())).collect();
+    let has_alias = numbers.iter().chain(&names).all(|user| {
+        let takes = |map: &&str| program::run(node, "/usr/sbin/postalias", &["-q", user, map]);
         maps.iter().any(|map| takes(map).is_ok_and(|answer| answer.ok() && !answer.out.trim().is_empty()))
     });
     let postfix = Postfix {
@@ -214,6 +227,7 @@ fn ask_postfix(node: &Node) -> Result<Finding> {
         commands: ask("-hx", "allow_mail_to_commands")?,
         mailbox_command: ask("-h", "mailbox_command")?,
         has_alias,
+        names,
     };
     Ok(postfix.judge())
 }
@@ -281,6 +295,10 @@ mod tests {
             ..Postfix::default()
         };
         assert_eq!(debian.judge().state, State::Fail);
+        assert!(debian.judge().mend.unwrap().contains("\necho '/^([1-9][0-9]{4,9})$/ root' >"));
+        assert!(
+            mend_postfix(&["web1".into(), "www".into()]).contains("\necho '/^([1-9][0-9]{4,9}|web1|www)$/ root' >")
+        );
         let state = |change: fn(&mut Postfix)| {
             let mut postfix = debian.clone();
             change(&mut postfix);

@@ -11,12 +11,13 @@ mod keyfiles;
 mod library;
 mod limits;
 mod log;
-mod mail;
+pub mod mail;
 mod mounts;
 pub mod nscd;
 pub mod nsswitch;
 pub mod pam;
 mod ports;
+mod second_names;
 mod secrets;
 mod server;
 mod service;
@@ -27,10 +28,10 @@ mod systemd;
 mod time;
 mod vassals;
 
+use crate::names::Account;
 use crate::node::Node;
 use crate::report::{self, Finding, Format, GUIDE, Profile};
 use anyhow::Result;
-use shared::ContainerUid;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -43,14 +44,14 @@ Examples:
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The container whose way in is to be checked; without it, the node
-    #[arg(value_parser = crate::command_line::container)]
-    uid: Option<ContainerUid>,
+    /// The container whose way in is to be checked, by its number or a second name; without it, the node
+    #[arg(value_name = "UID", value_parser = Account::parse)]
+    account: Option<Account>,
     /// Check this root directory instead of the running node
-    #[arg(long, value_name = "DIR", conflicts_with = "uid")]
+    #[arg(long, value_name = "DIR", conflicts_with = "account")]
     root: Option<PathBuf>,
     /// Check the steps of this guide to a node as well
-    #[arg(long, value_name = "GUIDE", value_parser = [GUIDE], conflicts_with = "uid")]
+    #[arg(long, value_name = "GUIDE", value_parser = [GUIDE], conflicts_with = "account")]
     guide: Option<String>,
     /// JSON for machines
     #[arg(long)]
@@ -58,8 +59,8 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let findings = match arguments.uid {
-        Some(uid) => container::check(uid)?,
+    let findings = match &arguments.account {
+        Some(account) => container::check(account)?,
         None => {
             let node = Node::named(arguments.root.as_deref())?;
             self::node(&node, arguments.guide.is_some())
@@ -69,8 +70,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// The verdict of `check UID`.
-pub fn container(uid: ContainerUid) -> Result<Vec<Finding>> {
-    container::check(uid)
+pub fn container(account: &Account) -> Result<Vec<Finding>> {
+    container::check(account)
 }
 
 /// A check of a node.
@@ -90,6 +91,7 @@ const CHECKS: &[(Profile, Check)] = &[
     (Profile::Login, emperor::check),
     (Profile::Login, vassals::check),
     (Profile::Login, accounts::check),
+    (Profile::Login, second_names::check),
     (Profile::Login, subids::check),
     (Profile::Login, mail::check),
     (Profile::Login, log::check),

@@ -41,7 +41,10 @@ pub fn check(node: &Node) -> Vec<Finding> {
 
 /// An sshd listens, or systemd in its place; and none that ends and is started again and again.
 fn listens(node: &Node) -> Vec<Finding> {
-    let says = nix::unistd::geteuid().is_root().then(|| sshd::ask(node, shared::settings::FIRST_UID).ok()).flatten();
+    let says = nix::unistd::geteuid()
+        .is_root()
+        .then(|| sshd::ask(node, &shared::settings::FIRST_UID.to_string()).ok())
+        .flatten();
     let server = server::find(&says.map(|says| says.addresses()).unwrap_or_default());
     let units = systemd::units(node, &["ssh.service"]).unwrap_or_default();
     let of_unit = units.iter().find_map(|unit| match (unit.health(), &server) {

@@ -80,13 +80,13 @@ impl Says {
         faults(self).into_iter().filter(|(setting, _)| matches!(setting.keyword, "UsePAM" | "PAMServiceName"))
     }
 
-    /// The keyword by which it does not let in a user whose only group has the user's name, as allowed_user() of OpenSSH's auth.c
-    /// finds it. Where a pattern is about the client's address too, it depends.
-    fn shuts_out(&self, user: &str) -> Option<String> {
+    /// The keyword by which it does not let in a user with one group, as allowed_user() of OpenSSH's auth.c finds it. Where a pattern is about the client's address too, it depends.
+    fn shuts_out(&self, user: &str, group: &str) -> Option<String> {
         let names = |keyword: &str, with_an_address: bool| {
             let patterns = self.each(keyword).iter().flat_map(|value| value.split_whitespace());
             let mut counted = patterns.filter(|pattern| with_an_address || !pattern.contains('@'));
-            counted.any(|pattern| matches(pattern.split('@').next().unwrap_or(pattern), user))
+            let who = if keyword.ends_with("Groups") { group } else { user };
+            counted.any(|pattern| matches(pattern.split('@').next().unwrap_or(pattern), who))
         };
         let denies = ["DenyUsers", "DenyGroups"].into_iter().find(|keyword| names(keyword, false));
         let mut allowing = ["AllowUsers", "AllowGroups"].into_iter();
@@ -226,7 +226,7 @@ pub const STEP: Step = Step {
 
 /// What the guide asks for besides. That sshd cannot be asked is told there.
 pub fn check_guide(node: &Node) -> Vec<Finding> {
-    let says = node.has(SSHD).then(|| ask(node, any_user(node)).ok()).flatten();
+    let says = node.has(SSHD).then(|| ask(node, &any_user(node)).ok()).flatten();
     says.map(|says| judge_guide(node, &says)).unwrap_or_default()
 }
 
@@ -234,7 +234,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
     let mut findings = Vec::new();
     if node.has(SSHD) {
         if nix::unistd::geteuid().is_root() {
-            match ask(node, any_user(node)) {
+            match ask(node, &any_user(node)) {
                 Ok(says) => findings.extend(judge(node, &says)),
                 Err(error) => {
                     findings.push(Finding::fail(
@@ -262,7 +262,7 @@ pub fn uses_pam(node: &Node, mended: bool) -> Result<bool> {
     if !node.has(SSHD) {
         return Ok(true);
     }
-    let says = ask(node, any_user(node))?;
+    let says = ask(node, &any_user(node))?;
     Ok(says.faults_of_pam().all(|(setting, value)| mended && cannot_mend(node, setting, &value).is_none()))
 }
 
@@ -271,20 +271,20 @@ pub fn will_use_pam(node: &Node, instead: &[(PathBuf, Option<PathBuf>)]) -> Resu
     if !node.has(SSHD) {
         return Ok(true);
     }
-    Ok(ask_with(node, any_user(node), instead)?.asks_pam())
+    Ok(ask_with(node, &any_user(node), instead)?.asks_pam())
 }
 
 /// A container's user, any of them.
-fn any_user(node: &Node) -> u32 {
-    some_container(node).map_or(FIRST_UID, |container| container.get())
+fn any_user(node: &Node) -> String {
+    some_container(node).map_or(FIRST_UID, |container| container.get()).to_string()
 }
 
 /// What sshd would do with a user, from anywhere.
-pub fn ask(node: &Node, user: u32) -> Result<Says> {
+pub fn ask(node: &Node, user: &str) -> Result<Says> {
     ask_with(node, user, &[])
 }
 
-fn ask_with(node: &Node, user: u32, instead: &[(PathBuf, Option<PathBuf>)]) -> Result<Says> {
+fn ask_with(node: &Node, user: &str, instead: &[(PathBuf, Option<PathBuf>)]) -> Result<Says> {
     crate::command_line::root_or("root is needed to ask sshd what it is configured to do")?;
     let who = format!("user={user},host=client.invalid,addr=192.0.2.1,laddr=192.0.2.2,lport=22");
     let answer = program::run_sshd_with(node, instead, &["-T", "-C", &who])?;
@@ -309,7 +309,7 @@ fn judge(node: &Node, says: &Says) -> Vec<Finding> {
         findings.push(Finding::fail(NAME, why, seen, mend));
     }
     findings.extend(judge_sftp(node, says));
-    findings.extend(obstacles(says, any_user(node)));
+    findings.extend(obstacles(says, &any_user(node), &any_user(node)));
     if findings.is_empty() {
         findings.push(Finding::ok(NAME, WHY, "sshd -T says what it should, for containers' users"));
     }
@@ -368,12 +368,14 @@ fn judge_sftp(node: &Node, says: &Says) -> Option<Finding> {
     })
 }
 
-/// What keeps a container's user out, and what to do about it by hand: it is a decision of somebody's.
-pub fn obstacles(says: &Says, user: u32) -> Vec<Finding> {
+/// What keeps a container's user out, and what to do about it by hand: it is a decision of somebody's. The group has the number.
+pub fn obstacles(says: &Says, user: &str, group: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut found = |why, seen, mend| findings.push(Finding::fail(NAME, why, seen, mend));
-    if let Some(seen) = says.shuts_out(&user.to_string()) {
-        let mend = format!("let containers' users in there, in {MAIN}: AllowUsers 3* or the like, see sshd_config(5)");
+    if let Some(seen) = says.shuts_out(user, group) {
+        let pattern = if user == group { "3*" } else { user };
+        let mend =
+            format!("let containers' users in there, in {MAIN}: AllowUsers {pattern} or the like, see sshd_config(5)");
         found("whom sshd does not let in, no container is asked for", seen, mend);
     }
     if says.of("RefuseConnection") == "yes" {
@@ -472,7 +474,7 @@ fn mend(node: &Node, wishes: Wishes) -> Result<Vec<Change>> {
     if !node.has(SSHD) {
         return Ok(Vec::new());
     }
-    let says = ask(node, any_user(node))?;
+    let says = ask(node, &any_user(node))?;
     let mut lines: Vec<_> = faults(&says)
         .into_iter()
         .filter(|(setting, _)| is_wished(setting, &says, wishes))
@@ -528,7 +530,7 @@ fn example(keys_only: bool) -> String {
 
 /// Whether sshd takes passwords from somebody.
 pub fn takes_passwords(node: &Node) -> bool {
-    let says = node.has(SSHD).then(|| ask(node, any_user(node)).ok()).flatten();
+    let says = node.has(SSHD).then(|| ask(node, &any_user(node)).ok()).flatten();
     says.is_some_and(|says| PASSWORDS.iter().any(|keyword| says.of(keyword) == "yes"))
 }
 
@@ -655,9 +657,15 @@ mod tests {
             ("denygroups *", true),
             ("allowusers 30001\nallowgroups ssh", true),
         ] {
-            assert_eq!(Says::parse(out).shuts_out("30001").is_some(), is_out, "{out}");
+            assert_eq!(Says::parse(out).shuts_out("30001", "30001").is_some(), is_out, "{out}");
         }
-        assert_eq!(Says::parse("allowusers a\nallowusers b").shuts_out("1").unwrap(), "AllowUsers a b: 1 is shut out");
+        assert_eq!(
+            Says::parse("allowusers a\nallowusers b").shuts_out("1", "1").unwrap(),
+            "AllowUsers a b: 1 is shut out"
+        );
+        let by_name = |out: &str| Says::parse(out).shuts_out("web1", "30001").is_some();
+        assert!(by_name("denyusers web*") && by_name("denygroups 30001") && by_name("allowusers 3*"));
+        assert!(!by_name("denyusers 30001") && !by_name("allowgroups 3*") && !by_name("denygroups web1"));
     }
 
     #[test]

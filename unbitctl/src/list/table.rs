@@ -4,11 +4,11 @@ use super::{Container, State};
 use crate::report::wrap;
 use jiff::{Timestamp, tz::TimeZone};
 
-const HEADS: [&str; 11] =
-    ["UID", "ADDRESS", "HOST", "ENGINE", "STATE", "PID", "SINCE", "MEMORY", "CPU", "SESSIONS", "QUOTA"];
+const HEADS: [&str; 12] =
+    ["UID", "NAME", "ADDRESS", "HOST", "ENGINE", "STATE", "PID", "SINCE", "MEMORY", "CPU", "SESSIONS", "QUOTA"];
 
 /// In a narrow window the columns go in this order: the rest says which container does how, and what it uses.
-const LEAST_USE: [&str; 8] = ["SINCE", "ADDRESS", "HOST", "QUOTA", "ENGINE", "PID", "SESSIONS", "MEMORY"];
+const LEAST_USE: [&str; 9] = ["SINCE", "ADDRESS", "HOST", "QUOTA", "ENGINE", "PID", "SESSIONS", "NAME", "MEMORY"];
 
 /// The lines, with their heading. With shares of a processor in percent where the CPU time would be. In a window of this many columns a cause for which
 /// the line has no room comes below it.
@@ -25,16 +25,24 @@ pub fn lines(containers: &[Container], shares: Option<&[Option<f64>]>, window: O
             *width = (*width).max(cell.chars().count());
         }
     }
+    // A column that would be empty is not shown.
+    if containers.iter().all(|container| container.names.is_empty()) {
+        hide(&mut widths, "NAME");
+    }
     let window = window.unwrap_or(usize::MAX);
     for least in LEAST_USE {
         let needed: usize = widths.iter().filter(|width| **width > 0).map(|width| width + GAP.len()).sum();
         if needed > window.saturating_add(GAP.len()) {
-            let column = widths.iter_mut().zip(HEADS).find(|(_, head)| *head == least);
-            column.into_iter().for_each(|(width, _)| *width = 0);
+            hide(&mut widths, least);
         }
     }
     let causes = std::iter::once(None).chain(containers.iter().map(|container| container.cause.as_deref()));
     rows.iter().zip(causes).flat_map(|(row, cause)| with_cause(line(row, &widths), cause, window)).collect()
+}
+
+fn hide(widths: &mut [usize; HEADS.len()], least: &str) {
+    let column = widths.iter_mut().zip(HEADS).find(|(_, head)| *head == least);
+    column.into_iter().for_each(|(width, _)| *width = 0);
 }
 
 const GAP: &str = "  ";
@@ -69,6 +77,7 @@ fn row(container: &Container, share: Option<Option<f64>>, zone: &TimeZone) -> [S
     };
     [
         container.uid.to_string(),
+        if container.names.is_empty() { nothing() } else { container.names.join(",") },
         container.address.map_or_else(nothing, |address| address.to_string()),
         container.host_name.clone().unwrap_or_else(roots),
         container.engine.to_owned(),
@@ -156,6 +165,7 @@ mod tests {
     fn columns_are_aligned_and_the_cause_is_last() {
         let mut one = Container {
             uid: 30001,
+            names: Vec::new(),
             address: "10.0.0.3".parse().ok(),
             host_name: Some("c30001".into()),
             engine: "uwsgi",
@@ -168,9 +178,12 @@ mod tests {
             sessions: Some(2),
         };
         let running = row(&one, None, &TimeZone::UTC);
-        assert_eq!(running.join("|"), "30001|10.0.0.3|c30001|uwsgi|running|42|1970-01-01 00:00|1.0M/1.0G|0:01:01|2|-");
-        assert_eq!(row(&one, Some(Some(12.34)), &TimeZone::UTC)[8], "12.3%");
-        assert_eq!(row(&one, Some(None), &TimeZone::UTC)[8], "-");
+        assert_eq!(
+            running.join("|"),
+            "30001|-|10.0.0.3|c30001|uwsgi|running|42|1970-01-01 00:00|1.0M/1.0G|0:01:01|2|-"
+        );
+        assert_eq!(row(&one, Some(Some(12.34)), &TimeZone::UTC)[9], "12.3%");
+        assert_eq!(row(&one, Some(None), &TimeZone::UTC)[9], "-");
 
         let down = Container {
             uid: 16_807_213,
@@ -187,16 +200,25 @@ mod tests {
         assert_eq!(at(&lines[0], "STATE"), at(&lines[2], "not running"));
         assert!(lines[2].ends_with("  why") && !lines[1].ends_with(' '));
         assert_eq!(super::lines(&both, None, Some(200)), lines, "a window with room enough");
+        let named = Container { names: vec!["web1".into(), "www".into()], ..one.clone() };
+        let named = super::lines(&[named, both[1].clone()], None, Some(80));
+        assert!(named[0].starts_with("     UID  NAME      ENGINE"), "{named:#?}");
+        assert!(
+            named[1].starts_with("   30001  web1,www  uwsgi ") && named[2].starts_with("16807213  -  "),
+            "{named:#?}"
+        );
+        assert!(named.iter().all(|line| line.len() <= 80), "{named:#?}");
 
         (one.state, one.host_name, one.sessions) = (State::Unknown, None, None);
         let unknown = row(&one, None, &TimeZone::UTC);
-        assert_eq!([2, 4, 9, 10].map(|cell: usize| unknown[cell].as_str()), ["?"; 4]);
+        assert_eq!([3, 5, 10, 11].map(|cell: usize| unknown[cell].as_str()), ["?"; 4]);
     }
 
     #[test]
     fn in_a_narrow_window_the_cause_is_below_and_columns_of_less_use_go() {
         let down = Container {
             uid: 30001,
+            names: Vec::new(),
             address: "10.0.0.3".parse().ok(),
             host_name: None,
             engine: "uwsgi",

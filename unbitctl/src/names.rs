@@ -1,0 +1,177 @@
+//! Second names of containers, root's links `/containers/web1 -> 30001`: as arguments, and as they are on a node. See nss-unbit(8).
+
+use crate::command_line;
+use crate::node::Node;
+use anyhow::{Context, Result, bail};
+use join::roots_path::must_be_roots;
+use join::sys::retry;
+use nix::sys::stat::stat;
+use shared::settings::{CONTAINERS, CONTAINERS_PATH};
+use shared::{ContainerUid, SecondName, escape};
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+
+/// An argument: the number of a container, or a second name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Account {
+    Number(ContainerUid),
+    Name(SecondName),
+}
+
+impl Account {
+    /// Reads it, and looks at no file.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match SecondName::parse(text.as_bytes()) {
+            Some(name) => Ok(Self::Name(name)),
+            None => command_line::container(text).map(Self::Number),
+        }
+    }
+
+    /// Whose it is.
+    pub fn uid(&self) -> Result<ContainerUid> {
+        match self {
+            Self::Number(uid) => Ok(*uid),
+            Self::Name(name) => look(name),
+        }
+    }
+}
+
+impl std::fmt::Display for Account {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Number(uid) => uid.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
+
+/// An argument: a second name.
+pub fn second_name(text: &str) -> Result<SecondName, String> {
+    SecondName::parse(text.as_bytes()).ok_or_else(|| {
+        "a name has at most 32 lower case letters, digits, _ and -, and begins with a letter or _".to_owned()
+    })
+}
+
+/// The link that makes a name.
+pub fn place(name: &SecondName) -> PathBuf {
+    Path::new(CONTAINERS).join(name.as_str())
+}
+
+/// The container that a name is one of, by its link.
+pub fn look(name: &SecondName) -> Result<ContainerUid> {
+    let place = place(name);
+    let link = place.display();
+    match fs::read_link(&place) {
+        Ok(text) => SecondName::leads_to(text.as_os_str().as_bytes()).with_context(|| {
+            let text = escape::quoted(text.as_os_str().as_bytes());
+            format!("{link} is a link to {text}, which is not the number of a container and nothing else")
+        }),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            bail!(
+                "no container has the name {name}: there is no link {link}; unbitctl list shows the names that there are"
+            )
+        }
+        Err(error) if error.kind() == ErrorKind::InvalidInput => {
+            bail!("{link} is not a symbolic link, so {name} is no name")
+        }
+        Err(error) => Err(error).with_context(|| link.to_string()),
+    }
+}
+
+/// Whether root alone can have made the links in /containers; if not, why.
+pub fn folder_is_roots() -> Result<()> {
+    let folder = retry(|| stat(CONTAINERS_PATH)).with_context(|| CONTAINERS.to_owned())?;
+    must_be_roots(&folder).map_err(|seen| anyhow::anyhow!("{CONTAINERS} {seen}"))
+}
+
+/// A symbolic link in /containers.
+pub struct Link {
+    /// What it is called.
+    pub name: String,
+    /// Its text.
+    pub text: Vec<u8>,
+    /// Who made it.
+    pub owner: u32,
+}
+
+impl Link {
+    /// The name and the container, if it makes one.
+    pub fn second_name(&self) -> Option<(SecondName, ContainerUid)> {
+        Some((SecondName::parse(self.name.as_bytes())?, SecondName::leads_to(&self.text)?))
+    }
+}
+
+/// All symbolic links in a node's /containers but those of numbers, by name.
+pub fn links(node: &Node) -> Vec<Link> {
+    let entries = node.resolve(CONTAINERS).and_then(fs::read_dir).into_iter().flatten().flatten();
+    let mut links: Vec<_> = entries
+        .filter_map(|entry| {
+            let name = entry.file_name();
+            if ContainerUid::parse(name.as_encoded_bytes()).is_some() {
+                return None;
+            }
+            let status = entry.metadata().ok().filter(std::fs::Metadata::is_symlink)?;
+            let text = fs::read_link(entry.path()).ok()?.as_os_str().as_bytes().to_owned();
+            Some(Link { name: name.to_string_lossy().into_owned(), text, owner: status.uid() })
+        })
+        .collect();
+    links.sort_by(|one, other| one.name.cmp(&other.name));
+    links
+}
+
+/// The second names of a container.
+pub fn of(uid: ContainerUid) -> Vec<SecondName> {
+    let names = links(&Node::at(None)).into_iter().filter_map(|link| link.second_name());
+    names.filter(|(_, container)| *container == uid).map(|(name, _)| name).collect()
+}
+
+/// Whether a name can be given to a container: it is nobody's, or already this container's.
+pub fn can_be_given(name: &SecondName, uid: ContainerUid) -> Result<()> {
+    let link = place(name);
+    match fs::symlink_metadata(&link) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| link.display().to_string()),
+        Ok(_) => match look(name)? {
+            other if other == uid => {}
+            other => bail!("{name} is a name of {other}: unbitctl detach {name}"),
+        },
+    }
+    folder_is_roots().context("a name is only as good as its folder (unbitctl setup folders)")?;
+    let user = nix::unistd::User::from_name(name.as_str()).with_context(|| format!("look up the account {name}"))?;
+    match user {
+        Some(user) if user.uid.as_raw() != uid.get() => {
+            bail!("{name} is an account already, with the uid {}", user.uid)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes the link, atomically. Whether it is new.
+pub fn give(name: &SecondName, uid: ContainerUid) -> Result<bool> {
+    let link = place(name);
+    if fs::symlink_metadata(&link).is_ok() {
+        return Ok(false);
+    }
+    // Not over what somebody else has put there since: a name is given once.
+    symlink(uid.to_string(), &link).with_context(|| link.display().to_string())?;
+    File::open(CONTAINERS).and_then(|folder| folder.sync_all()).with_context(|| CONTAINERS.to_owned())?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_argument_is_a_number_or_a_name() {
+        assert_eq!(Account::parse("30001").map(|account| account.to_string()).as_deref(), Ok("30001"));
+        assert_eq!(Account::parse("web1").map(|account| account.to_string()).as_deref(), Ok("web1"));
+        for text in ["030001", "1", "Web1", "", "-a", "web.1", "65534", "../web1"] {
+            assert!(Account::parse(text).is_err(), "{text}");
+        }
+        assert!(second_name("30001").is_err() && second_name("web1").is_ok());
+    }
+}
