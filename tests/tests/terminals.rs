@@ -206,7 +206,7 @@ fn a_connections_own_terminals_are_bounded() {
         sh("pkill -KILL -f '^sleep 1207$'");
     });
     let keep = "(trap '' HUP; exec setsid sleep 1207) <&0 >/dev/null 2>&1 & sleep 0.1; echo kept";
-    sh("rm -f /tmp/terminals.sock; ssh -fNM -S /tmp/terminals.sock 30001@node").ok();
+    sh("rm -f /tmp/terminals.sock; ssh -fNM -S /tmp/terminals.sock 30001@node >/dev/null 2>&1").ok();
     let _close = AtEnd(|| drop(sh("ssh -S /tmp/terminals.sock -O exit 30001@node")));
     let kept = (0..70)
         .take_while(|_| {
