@@ -28,7 +28,7 @@ pub mod mountinfo;
 pub mod namespaces;
 pub mod options;
 mod pid_namespaces;
-mod power;
+pub mod power;
 pub mod refusal;
 mod root_directory;
 pub mod roots_path;

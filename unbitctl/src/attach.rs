@@ -275,6 +275,21 @@ fn remove(path: &Path) -> Result<bool> {
     }
 }
 
+/// Removes root's word and the link of an account; which of them were there, and where the link led.
+pub fn unlink(uid: ContainerUid) -> Result<Vec<(PathBuf, Option<PathBuf>)>> {
+    let link = place(uid);
+    let before = read(&link)?;
+    let mut removed = Vec::new();
+    // The word first: it must never be there for a container that is linked later.
+    if remove(&trusted(uid))? {
+        removed.push((trusted(uid), None));
+    }
+    if before.is_some() && remove(&link)? {
+        removed.push((link, before));
+    }
+    Ok(removed)
+}
+
 #[derive(clap::Args)]
 pub struct DetachArguments {
     /// The account, by its number: its link goes, and all its second names. Or a second name, which alone goes
@@ -294,18 +309,16 @@ pub fn detach(arguments: &DetachArguments) -> Result<ExitCode> {
     for name in names::of(uid) {
         detach_name(&name, uid)?;
     }
-    let link = place(uid);
-    let before = read(&link)?;
-    // The word first: it must never be there for a container that is linked later.
-    if remove(&trusted(uid))? {
-        say!("{}: removed\n", trusted(uid).display());
-    }
-    let Some(before) = before else {
-        say!("{}: there is no such link\n", link.display());
+    let removed = unlink(uid)?;
+    if !removed.iter().any(|(name, _)| *name == place(uid)) {
+        removed.iter().for_each(|(name, _)| say!("{}: removed\n", name.display()));
+        say!("{}: there is no such link\n", place(uid).display());
         return Ok(ExitCode::SUCCESS);
-    };
-    remove(&link)?;
-    say!("{}", lines_of(&format!("{} -> {}: removed\n", link.display(), before.display())));
+    }
+    for (name, target) in removed {
+        let target = target.map_or_else(String::new, |target| format!(" -> {}", target.display()));
+        say!("{}", lines_of(&format!("{}{target}: removed\n", name.display())));
+    }
     if let Some(open) = sessions::count(Path::new(sessions::DIRECTORY), uid).filter(|open| *open > 0) {
         say!("note: sessions that are open stay so: {open}\n");
     }

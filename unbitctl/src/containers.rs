@@ -4,6 +4,7 @@ use crate::node::Node;
 use shared::ContainerUid;
 use shared::settings::CONTAINERS;
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// Where a file is a container.
 pub const VASSALS: &str = "/etc/uwsgi/vassals";
@@ -52,8 +53,13 @@ pub fn has_emperor(node: &Node) -> bool {
 
 /// Whether the Emperor has a file to start this container from.
 pub fn has_vassal(container: ContainerUid) -> bool {
-    let path = |format: &&str| format!("{VASSALS}/{container}.{format}");
-    FORMATS.iter().any(|format| std::fs::symlink_metadata(path(format)).is_ok())
+    !vassals_of(container).is_empty()
+}
+
+/// The files that the Emperor has to start this container from.
+pub fn vassals_of(container: ContainerUid) -> Vec<PathBuf> {
+    let path = |format: &&str| Path::new(VASSALS).join(format!("{container}.{format}"));
+    FORMATS.iter().map(path).filter(|path| path.symlink_metadata().is_ok()).collect()
 }
 
 /// A container of the node's, any of them.

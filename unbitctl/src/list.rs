@@ -3,7 +3,7 @@
 //! Whether a container runs is asked in the way that a login asks ([`join::attach`]); the rest comes from one look at /proc and from the container's
 //! cgroups. Nothing of a tenant's is opened.
 
-mod processes;
+pub mod processes;
 mod resources;
 mod table;
 

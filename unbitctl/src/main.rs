@@ -1,6 +1,6 @@
 //! unbitctl: checks, sets up and shows a node. See unbitctl(8).
 //!
-//! [`check`] looks and changes nothing; [`setup`] mends what it finds; [`attach`] links accounts to containers of other engines; [`list`] and
+//! [`check`] looks and changes nothing; [`setup`] mends what it finds; [`create`] and [`remove`] make and remove the Emperor's containers, [`attach`] links accounts to containers of other engines; [`list`] and
 //! [`enter`] are about containers; [`firewall`] about ports.
 //! What a check says, and how it is shown, is in [`report`].
 
@@ -8,23 +8,34 @@ mod attach;
 mod check;
 mod command_line;
 mod containers;
+mod create;
+mod emperor;
 mod engine;
 mod enter;
 mod firewall;
 mod inside;
+mod interrupt;
 mod keeper;
+mod keys;
 mod list;
+mod lock;
 mod names;
 mod node;
 mod program;
+mod progress;
+mod purge;
+mod quota;
 mod relay;
+mod remove;
 mod report;
 mod sealed;
 mod setup;
 mod shell;
 mod step;
+mod stop;
 mod sys;
 mod terminal;
+mod vassal;
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -59,6 +70,12 @@ enum Command {
     /// Mend what check finds: shows the difference first, keeps each file beside the new one
     #[command(after_help = setup::EXAMPLES)]
     Setup(setup::Arguments),
+    /// Make a container of the Emperor's: directory, keys, limits; and wait until a login works
+    #[command(after_help = create::EXAMPLES)]
+    Create(create::Arguments),
+    /// Stop and remove one; its user's files stay unless told otherwise
+    #[command(after_help = remove::EXAMPLES)]
+    Remove(remove::Arguments),
     /// Link an account to a container of another engine, which ssh then leads into
     #[command(after_help = attach::EXAMPLES)]
     Attach(attach::Arguments),
@@ -101,6 +118,8 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Check(arguments) => check::run(&arguments),
         Command::Setup(arguments) => setup::run(&arguments),
+        Command::Create(arguments) => create::run(&arguments),
+        Command::Remove(arguments) => remove::run(&arguments),
         Command::Attach(arguments) => attach::run(&arguments),
         Command::Detach(arguments) => attach::detach(&arguments),
         Command::List(arguments) => list::run(&arguments),
@@ -125,7 +144,10 @@ mod tests {
         let end = |command: &clap::Command| command.get_after_help().map(ToString::to_string).unwrap_or_default();
         assert!(end(&command).starts_with("Exit status:\n  0 "));
         let names: Vec<_> = command.get_subcommands().map(clap::Command::get_name).collect();
-        assert_eq!(names, ["check", "setup", "attach", "detach", "list", "enter", "firewall", "completions"]);
+        assert_eq!(
+            names,
+            ["check", "setup", "create", "remove", "attach", "detach", "list", "enter", "firewall", "completions"]
+        );
         for subcommand in command.get_subcommands() {
             let name = subcommand.get_name();
             let end = end(subcommand);

@@ -158,3 +158,52 @@ fn owned(descriptor: libc::c_long) -> nix::Result<OwnedFd> {
     // SAFETY: the kernel has just given it to us, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
+
+/// `QCMD(command, USRQUOTA)` of a user, quotactl_fd(2), or quotactl(2) with the device before Linux 5.14.
+fn quotactl(command: libc::c_int, file: &OwnedFd, device: &str, uid: u32, block: &mut libc::dqblk) -> nix::Result<()> {
+    let command = command << 8;
+    let target: *mut libc::dqblk = block;
+    // SAFETY: an open descriptor, numbers, and the struct that these commands read or write.
+    let asked = unsafe { libc::syscall(libc::SYS_quotactl_fd, file.as_raw_fd(), command, uid, target) };
+    match Errno::result(asked) {
+        Err(Errno::ENOSYS) => {
+            let device = CString::new(device).map_err(|_| Errno::EINVAL)?;
+            // SAFETY: a string and a struct that live through the call.
+            Errno::result(unsafe { libc::quotactl(command, device.as_ptr(), uid as libc::c_int, target.cast()) })
+                .map(drop)
+        }
+        other => other.map(drop),
+    }
+}
+
+/// The blocks of these limits, QIF_DQBLKSIZE.
+const QUOTA_BLOCK: u64 = 1024;
+
+/// How many bytes a user may have at most; 0 is no limit.
+pub fn disk_limit(file: &OwnedFd, device: &str, uid: u32) -> nix::Result<u64> {
+    // SAFETY: all zeros is a value of this plain C struct.
+    let mut block: libc::dqblk = unsafe { std::mem::zeroed() };
+    match quotactl(libc::Q_GETQUOTA, file, device, uid, &mut block) {
+        Err(Errno::ENOENT) => Ok(0), // nothing is known of this user, as on xfs before its first file
+        other => other.map(|()| block.dqb_bhardlimit.saturating_mul(QUOTA_BLOCK)),
+    }
+}
+
+/// Sets that, and no other limit.
+pub fn set_disk_limit(file: &OwnedFd, device: &str, uid: u32, bytes: u64) -> nix::Result<()> {
+    const QIF_BLIMITS: u32 = 1;
+    // SAFETY: all zeros is a value of this plain C struct.
+    let mut block: libc::dqblk = unsafe { std::mem::zeroed() };
+    block.dqb_bhardlimit = bytes.div_ceil(QUOTA_BLOCK);
+    block.dqb_valid = QIF_BLIMITS;
+    quotactl(libc::Q_SETQUOTA, file, device, uid, &mut block)
+}
+
+/// Sends a signal to the process behind a pidfd, pidfd_send_signal(2).
+pub fn pidfd_send_signal(process: &OwnedFd, signal: nix::sys::signal::Signal) -> nix::Result<()> {
+    let no_info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: an open descriptor, numbers, and no memory of ours.
+    let sent =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal as libc::c_int, no_info, 0) };
+    Errno::result(sent).map(drop)
+}

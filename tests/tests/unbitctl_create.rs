@@ -1,0 +1,440 @@
+//! `unbitctl create` and `remove` of the Emperor's containers: what they make and take away, what stays when something fails, and what a tenant that
+//! was there before can do to them.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use unbit_tests::*;
+
+const UID: u32 = 30005;
+const KEY: &str = "/root/.ssh/id_ed25519.pub";
+const HOME: &str = "/containers/30005";
+const VASSAL: &str = "/etc/uwsgi/vassals/30005.ini";
+/// A tree of a distribution's shape in which nothing is: no container starts from it.
+const BROKEN: &str = "/distros/broken";
+
+fn unbitctl(words: &str) -> Done {
+    run("unbitctl", &words.split_whitespace().collect::<Vec<_>>(), b"")
+}
+
+fn create(words: &str) -> Done {
+    unbitctl(&format!("create {UID} {words}"))
+}
+
+/// However a test ends, the next one finds nothing of its container.
+fn afterwards() -> AtEnd<impl FnMut() + use<>> {
+    AtEnd(|| {
+        sh("umount -R /containers/30005/mnt");
+        sh("unbitctl remove 30005 --purge --yes; rm -rf /containers/30005 /distros/broken");
+    })
+}
+
+/// What is there of the container: its directory with the inode numbers below it, its file, its processes and its cgroups.
+fn state() -> String {
+    sh(format!(
+        "find /containers -path '*30005*' -printf '%p %y %U:%G %m %i %s\\n' | grep -vE '/(logs|run|vassals)' | sort
+        ls -a /etc/uwsgi/vassals; cat {VASSAL} 2>&1 | cksum
+        ps -eo uid=,stat=,args= | grep '^ *{UID} [^Z]'
+        find /sys/fs/cgroup -name {UID} | sort; cksum /root/.ssh/authorized_keys"
+    ))
+    .out
+}
+
+/// A limit of one of its cgroups; `None` where this layout has no such controller.
+fn limit(files: &[&str]) -> Option<String> {
+    let find =
+        files.iter().map(|file| format!("find -L /sys/fs/cgroup -maxdepth 3 -path '*/{UID}/{file}' 2>/dev/null"));
+    let found = sh(format!("({}) | head -1", find.collect::<Vec<_>>().join("; "))).ok();
+    (!found.is_empty()).then(|| fs::read_to_string(found).unwrap().trim().to_owned())
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_container_is_made_changed_stopped_and_purged() {
+    let _end = afterwards();
+    let began = Instant::now();
+    let said = create(&format!("--key {KEY}")).ok();
+    let landed = ssh(UID, "hostname; id -un; pwd").ok();
+    let took = began.elapsed();
+    assert_eq!(landed, format!("c{UID}\n{UID}\n{HOME}"));
+    println!("from create to the end of an ssh session: {took:.1?}");
+    assert!(took < Duration::from_secs(10), "{took:?}: {said}");
+    assert!(said.ends_with("\nssh 30005@node"), "{said}");
+    for line in [
+        "directory     /containers/30005: made",
+        "node (ED25519): added",
+        "vassal        /etc/uwsgi/vassals/30005.ini: made; memory 1G, pids 1000, on /distros/base",
+        "start         its pid 1 is ",
+        "\ncheck         ",
+        " ok\nssh 30005@node",
+    ] {
+        assert!(said.contains(line), "{line} in {said}");
+    }
+    assert_eq!(
+        sh(format!("cmp {VASSAL} /usr/share/doc/unbit/examples/container.ini && stat -c '%U:%G %a' {VASSAL}")).ok(),
+        "root:root 644"
+    );
+    let stat = sh(format!("stat -c '%u:%g %a' {HOME} {HOME}/.ssh {HOME}/.ssh/authorized_keys; ls -A {HOME}/.ssh")).ok();
+    assert_eq!(stat, "30005:30005 755\n30005:30005 700\n30005:30005 600\nauthorized_keys");
+
+    // A second time, and with the same limits, it finds all of it.
+    let before = state() + &leader(UID);
+    for words in [format!("--key {KEY}"), "--memory 1G --pids 1000 --distribution base".to_owned(), String::new()] {
+        let said = create(&format!("{words} --json")).ok();
+        assert!(said.contains("\"changed\": false") && !said.contains("\"changed\": true"), "{said}");
+        assert!(said.contains("\"login\": \"ssh 30005@node\"") && said.contains("\"check\": \"shell\""), "{said}");
+        assert_eq!(state() + &leader(UID), before, "{words}");
+    }
+
+    // Other limits are another vassal, and the container restarts; a session that is open ends.
+    let session = Session::open(UID, &[], 3301);
+    let said = create("--memory 512M --pids 400 --cpus 1.5").ok();
+    let changed = "30005.ini: memory 512M, pids 400, cpus 1.5, on /distros/base, where it was memory 1G, pids 1000, on /distros/base; it restarts, which ends its 1 open sessions";
+    assert!(said.contains(changed), "{said}");
+    assert_eq!(ssh(UID, "hostname").ok(), "c30005");
+    eventually("the end of the session", || (!fs::exists(format!("/proc/{}", session.process)).unwrap()).then_some(()));
+    drop(session);
+    for (files, value) in [
+        (["memory.max", "memory.limit_in_bytes"], "536870912"),
+        (["pids.max", "pids.max"], "400"),
+        (["cpu.max", "cpu.cfs_quota_us"], "150000"),
+    ] {
+        match limit(&files) {
+            Some(found) => assert_eq!(found.split(' ').next(), Some(value), "{files:?}"),
+            None => not_tried(
+                format_args!("{files:?}: no such controller here"),
+                layout_lacks_controllers() || files[1].starts_with("cpu"),
+            ),
+        }
+    }
+
+    // Its files stay, and it is made again from them.
+    sh(format!("setpriv --reuid {UID} --regid {UID} --clear-groups touch {HOME}/kept")).ok();
+    let said = unbitctl("remove 30005").ok();
+    assert!(said.contains("vassal        /etc/uwsgi/vassals/30005.ini: removed\nstop          it has ended"), "{said}");
+    assert_eq!(
+        sh(format!(
+            "ps -eo uid=,stat=,args= | grep '^ *{UID} [^Z]'; find /sys/fs/cgroup -name {UID}; ls /etc/uwsgi/vassals"
+        ))
+        .out,
+        "30000.ini\n30001.ini\n"
+    );
+    assert!(ssh(UID, "true").failed().contains("is not running"));
+    let said = unbitctl("remove 30005").ok();
+    assert!(said.contains("it did not run") && !said.contains(": removed"), "{said}");
+    let said = create("").ok();
+    assert!(said.contains("there are some") && said.contains("memory 1G"), "{said}");
+    assert_eq!(ssh(UID, "ls").ok(), "kept\nlogs\nrun\nvassals");
+
+    let err = unbitctl("remove 30005 --purge").failed();
+    assert!(err.contains("all files in it would be removed: say --yes"), "{err}");
+    assert_eq!(ssh(UID, "hostname").ok(), "c30005", "nothing was done");
+    sh("ln -s 30005 /containers/web5").ok();
+    let said = unbitctl("remove 30005 --purge --yes --json").ok();
+    assert!(said.contains("/containers/30005: removed, with") && said.contains("/containers/web5: removed"), "{said}");
+    assert_eq!(sh("ls -A /containers").ok(), "30000\n30001");
+    let said = unbitctl("remove 30005 --purge --yes").ok();
+    assert!(said.ends_with("30005: there is nothing to remove"), "{said}");
+    honest_login_works();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn what_is_wrong_is_found_before_anything_is_made() {
+    let _end = afterwards();
+    sh(format!(
+        "mkdir -p {BROKEN}/.old_root; ssh-keygen -q -t ed25519 -N '' -f /tmp/other <<<y; echo hello >/tmp/words"
+    ))
+    .ok();
+    let before = state();
+    for (words, status, cause) in [
+        ("", 1, "nobody could log in to 30005 without a key: --key FILE, or --without-key"),
+        ("--key /is/not/there", 1, "/is/not/there: No such file or directory"),
+        ("--key /root/.ssh/id_ed25519", 1, "is a private key"),
+        ("--key /tmp/words", 1, "/tmp/words, line 1: it is no public key"),
+        ("--key - --key /tmp/other.pub", 1, "standard input holds no public key"),
+        (
+            "--key /tmp/other.pub --distribution none",
+            1,
+            "there is no distribution /distros/none: unbitctl setup distribution none",
+        ),
+        ("--key /tmp/other.pub --distribution broken", 1, "/distros/broken has no directory containers"),
+        ("--key /tmp/other.pub --distribution ../base", 2, "the name of a directory in /distros is needed"),
+        ("--key /tmp/other.pub --memory 1", 2, "a container needs 32M at least"),
+        ("--key /tmp/other.pub --memory 1X", 2, "a size is needed"),
+        ("--key /tmp/other.pub --pids 1", 2, "1 is not in 10..=4194304"),
+        ("--key /tmp/other.pub --cpus 0", 2, "a number of processors is needed"),
+        ("--key /tmp/other.pub --disk 10G", 1, "has no user quota"),
+        ("--key /tmp/other.pub --without-key", 2, "cannot be used with"),
+    ] {
+        let done = create(words);
+        assert_eq!(done.status, Some(status), "{words}: {done:?}");
+        assert!(done.err.contains(cause), "{words}: {done:?}");
+        assert_eq!(state(), before, "{words}");
+    }
+    for (change, undo, cause) in [
+        ("mkdir /containers/30005", "rmdir /containers/30005", "/containers/30005 is there, and belongs to 0:0"),
+        ("ln -s nowhere /containers/30005", "rm /containers/30005", "is a link that leads nowhere"),
+        (
+            "echo 'bob:x:30005:100::/:/bin/sh' >>/etc/passwd",
+            "sed -i '$d' /etc/passwd",
+            "30005 is an account already: bob has the uid 30005",
+        ),
+        (
+            "mkdir -p /etc/unbit; ln -s /sys/fs/cgroup/x /etc/unbit/30005",
+            "rm -r /etc/unbit",
+            "30005 is a container of another engine",
+        ),
+        (
+            "touch /etc/uwsgi/vassals/30005.yml",
+            "rm /etc/uwsgi/vassals/30005.yml",
+            "another file of /etc/uwsgi/vassals starts 30005 already",
+        ),
+        (
+            "ln -s /etc/passwd /etc/uwsgi/vassals/30005.ini",
+            "rm /etc/uwsgi/vassals/30005.ini",
+            "30005.ini is no regular file",
+        ),
+        (
+            "chmod o+w /etc/uwsgi/vassals",
+            "chmod o-w /etc/uwsgi/vassals",
+            "others than root may write to /etc/uwsgi/vassals",
+        ),
+        ("mv /etc/uwsgi/cgroup.ini /tmp", "mv /tmp/cgroup.ini /etc/uwsgi", "the Emperor is not set up here"),
+        ("mv /distros /distributions", "mv /distributions /distros", "unbitctl setup distribution base"),
+    ] {
+        sh(change).ok();
+        let before = state();
+        let done = create(&format!("--key {KEY}"));
+        let after = state();
+        sh(undo).ok();
+        assert!(done.failed().contains(cause), "{change}");
+        assert_eq!(before, after, "{change}");
+    }
+    let done = sh(format!("setpriv --reuid 1000 --regid 1000 --clear-groups unbitctl create {UID} --key {KEY}"));
+    assert_eq!((done.status, done.err.as_str()), (Some(3), "unbitctl: create needs root\n"));
+    for words in ["create 30001x", "create 7", "remove 030001"] {
+        assert_eq!(unbitctl(words).status, Some(2), "{words}");
+    }
+    honest_login_works();
+}
+
+/// `create` while something keeps the container from being entered: it ends by itself, or by a signal. All is as before.
+#[test]
+#[ignore = "needs the node: make test"]
+fn what_was_made_is_undone_when_a_step_fails() {
+    let _end = afterwards();
+    sh(format!("mkdir -p {BROKEN}/.old_root {BROKEN}/containers")).ok();
+    let before = state();
+    let log = sh("wc -c </var/log/emperor.log").ok();
+    let done = create(&format!("--key {KEY} --distribution broken --timeout 3"));
+    let err = done.failed();
+    assert!(err.contains("30005 has not been made; /etc/uwsgi/vassals/30005.ini is removed again, the keys are taken out again, /containers/30005 is removed again: "), "{err}");
+    assert_eq!(state(), before, "{}", sh(format!("tail -c +{log} /var/log/emperor.log")).out);
+
+    {
+        let _pam = without_line("session");
+        let done = create(&format!("--key {KEY}"));
+        assert!(
+            done.out.contains("FAIL  pam") && !done.out.contains("vassal"),
+            "before the container is started: {done:?}"
+        );
+        assert!(done.failed().contains("a login would end at pam: "));
+        assert_eq!(state(), before);
+    }
+
+    for (signal, name) in [("INT", "SIGINT"), ("TERM", "SIGTERM"), ("HUP", "SIGHUP")] {
+        let mut create = begin(&format!("--key {KEY} --distribution broken"));
+        eventually("its vassal", || fs::exists(VASSAL).unwrap().then_some(()));
+        let err = end_by(&mut create, signal);
+        assert!(err.contains(&format!("/containers/30005 is removed again: ended by {name}")), "{err}");
+        assert_eq!(state(), before, "{signal}");
+    }
+
+    // What was there stays: the directory, a key, the vassal, and the container runs again.
+    create(&format!("--key {KEY}")).ok();
+    sh("ssh-keygen -q -t ed25519 -N '' -f /tmp/other <<<y").ok();
+    let keys = fs::read_to_string(format!("{HOME}/.ssh/authorized_keys")).unwrap();
+    let vassal = fs::read_to_string(VASSAL).unwrap();
+    let err = create("--key /tmp/other.pub --distribution broken --timeout 3").failed();
+    assert!(
+        err.contains(
+            "30005 has not been made; /etc/uwsgi/vassals/30005.ini is as before, the keys are taken out again: "
+        ),
+        "{err}"
+    );
+    assert_eq!(fs::read_to_string(format!("{HOME}/.ssh/authorized_keys")).unwrap(), keys);
+    assert_eq!(fs::read_to_string(VASSAL).unwrap(), vassal);
+    create("").ok();
+    assert_eq!(ssh(UID, "hostname").ok(), "c30005");
+    honest_login_works();
+}
+
+fn begin(words: &str) -> Child {
+    let words = format!("create {UID} {words}");
+    let mut command = Command::new("unbitctl");
+    command.args(words.split_whitespace()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+fn end_by(create: &mut Child, signal: &str) -> String {
+    sh(format!("kill -{signal} {}", create.id())).ok();
+    let mut err = String::new();
+    std::io::Read::read_to_string(&mut create.stderr.take().unwrap(), &mut err).unwrap();
+    assert_eq!(create.wait().unwrap().code(), Some(1), "{err}");
+    err
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn two_at_once_are_one() {
+    let _end = afterwards();
+    sh(format!("mkdir -p {BROKEN}/.old_root {BROKEN}/containers")).ok();
+    let mut first = begin(&format!("--key {KEY} --distribution broken"));
+    eventually("its vassal", || fs::exists(VASSAL).unwrap().then_some(()));
+    for words in [format!("create {UID} --key {KEY}"), format!("remove {UID}")] {
+        assert!(unbitctl(&words).failed().contains("another unbitctl is at work on 30005"), "{words}");
+    }
+    end_by(&mut first, "TERM");
+}
+
+/// The directory is there, and is the tenant's. Each of these is in it when the operator adds a key.
+#[test]
+#[ignore = "needs the node: make test"]
+fn nothing_of_a_tenants_leads_root_astray() {
+    let _end = afterwards();
+    for (tenants, cause) in [
+        ("ln -s /root/.ssh .ssh", ".ssh is a link or no directory"),
+        ("ln -s ../30001/.ssh .ssh", ".ssh is a link or no directory"),
+        ("touch .ssh", ".ssh is a link or no directory"),
+        ("mkfifo .ssh", ".ssh is a link or no directory"),
+        ("mkdir -m 0 .ssh", ".ssh: EACCES"),
+        ("mkdir .ssh; ln -s /root/.ssh/authorized_keys .ssh/", ".ssh/authorized_keys is a link"),
+        ("mkdir .ssh; ln -s nowhere .ssh/authorized_keys", ".ssh/authorized_keys is a link"),
+        ("mkdir .ssh; ln -s /proc/self/fd/1 .ssh/authorized_keys", ".ssh/authorized_keys is a link"),
+        ("mkdir .ssh; mkfifo .ssh/authorized_keys", ".ssh/authorized_keys is no regular file"),
+        ("mkdir -p .ssh/authorized_keys", ".ssh/authorized_keys is no regular file"),
+        (
+            "mkdir .ssh; python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\".ssh/authorized_keys\")'",
+            ".ssh/authorized_keys is no regular file",
+        ),
+        ("mkdir .ssh; truncate -s 20G .ssh/authorized_keys", ".ssh/authorized_keys is longer than any file of keys"),
+        ("mkdir -p .ssh/.authorized_keys.unbitctl", "remove .ssh/.authorized_keys.unbitctl: EISDIR"),
+        ("mkdir .ssh; touch .ssh/authorized_keys; chmod 500 .ssh", "make .ssh/.authorized_keys.unbitctl: EACCES"),
+    ] {
+        sh(format!("install -d -o {UID} -g {UID} {HOME}")).ok();
+        as_tenant(tenants);
+        let before = state() + &sh("cksum /root/.ssh/* /containers/30001/.ssh/*; ls -l /root/.ssh").ok();
+        let began = Instant::now();
+        let done = create(&format!("--key {KEY}"));
+        assert!(began.elapsed() < Duration::from_secs(5), "{tenants}: {:?}", began.elapsed());
+        let err = done.failed();
+        assert!(err.contains(cause) && err.contains("nothing has been changed"), "{tenants}: {err}");
+        assert_eq!(
+            state() + &sh("cksum /root/.ssh/* /containers/30001/.ssh/*; ls -l /root/.ssh").ok(),
+            before,
+            "{tenants}"
+        );
+        assert!(!fs::exists(VASSAL).unwrap(), "{tenants}");
+        sh(format!("rm -rf {HOME}")).ok();
+    }
+    // What was left by one that was killed, and what the tenant has put in the way, is replaced and not followed.
+    for tenants in [
+        "mkdir .ssh; ln -s /root/.ssh/authorized_keys .ssh/.authorized_keys.unbitctl",
+        "mkdir .ssh; mkfifo .ssh/.authorized_keys.unbitctl",
+        "mkdir .ssh; printf 'no newline at the end' >.ssh/authorized_keys",
+    ] {
+        sh(format!("install -d -o {UID} -g {UID} {HOME}")).ok();
+        as_tenant(tenants);
+        let roots = sh("cksum /root/.ssh/*").ok();
+        create(&format!("--key {KEY}")).ok();
+        assert_eq!(sh("cksum /root/.ssh/*").ok(), roots, "{tenants}");
+        assert_eq!(ssh(UID, "hostname").ok(), "c30005", "{tenants}");
+        assert_eq!(
+            sh(format!("ls -A {HOME}/.ssh; stat -c %u {HOME}/.ssh/authorized_keys")).ok(),
+            "authorized_keys\n30005"
+        );
+        unbitctl("remove 30005 --purge --yes").ok();
+    }
+    honest_login_works();
+}
+
+fn as_tenant(script: &str) {
+    sh(format!("cd {HOME} && setpriv --reuid {UID} --regid {UID} --clear-groups bash -euc {script:?}")).ok();
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_container_that_does_not_end_is_killed() {
+    let _end = afterwards();
+    create(&format!("--key {KEY}")).ok();
+    let pid = leader(UID);
+    sh(format!("kill -STOP {pid}")).ok();
+    let began = Instant::now();
+    let said = unbitctl("remove 30005").ok();
+    // The Emperor has 30 s of patience.
+    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+    assert!(said.contains("it did not end by itself and was killed; its cgroups are gone"), "{said}");
+    eventually("the Emperor's wait for it", || (!fs::exists(format!("/proc/{pid}")).unwrap()).then_some(()));
+    assert_eq!(sh(format!("find /sys/fs/cgroup -name {UID}")).ok(), "");
+    honest_login_works();
+}
+
+/// Where an engine has delegated a group, a tenant can make one of any name below it.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_group_of_that_name_elsewhere_is_left_alone() {
+    let top = sh("ls /sys/fs/cgroup/{memory,unified,.}/cgroup.procs 2>/dev/null | head -1 | xargs dirname").ok();
+    let group = format!("{top}/delegated.slice/{UID}");
+    sh(format!("mkdir -p {group}")).ok();
+    let mut sleep = Command::new("setpriv")
+        .args(["--reuid", "30005", "--regid", "30005", "--clear-groups", "sleep", "8888"])
+        .spawn()
+        .unwrap();
+    sh(format!("echo {} >{group}/cgroup.procs", sleep.id())).ok();
+    let _end = AtEnd(|| {
+        drop((sleep.kill(), sleep.wait()));
+        sh(format!("unbitctl remove {UID} --purge --yes; rmdir {group} {top}/delegated.slice"));
+    });
+    create(&format!("--key {KEY}")).ok();
+    let began = Instant::now();
+    unbitctl("remove 30005").ok();
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    assert_eq!(sh(format!("cat {group}/cgroup.procs | wc -l")).ok(), "1");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_purge_stays_in_the_directory() {
+    let _end = afterwards();
+    create(&format!("--key {KEY}")).ok();
+    let hostile = "mkdir -p a/b/c; ln -s / root; ln -s /etc/passwd a/passwd; ln -s ../30001 a/b/neighbour; mkfifo a/b/c/fifo; \
+        ln -s /root/.ssh .unbitctl-1; mkdir -m 0 a/closed; touch -- -rf 'a\nb'; chmod 500 a/b";
+    as_tenant(hostile);
+    as_tenant("python3 -c 'import os; [(os.mkdir(\"d\"), os.chdir(\"d\")) for _ in range(5000)]'");
+    sh(format!("touch {HOME}/roots && chown 0:0 {HOME}/roots && mkdir {HOME}/mnt && mount -t tmpfs none {HOME}/mnt && touch {HOME}/mnt/kept")).ok();
+    let outside = sh("ls -lR /root /etc/ssh /containers/30000 | cksum").ok();
+
+    // Another file system stays, and the container is no account meanwhile; the rest is done the next time.
+    let err = unbitctl("remove 30005 --purge --yes").failed();
+    assert!(
+        err.contains("mnt: a file system is mounted there") && err.contains("once more: unbitctl remove 30005 --purge"),
+        "{err}"
+    );
+    assert_eq!(sh("ls -A /containers/*30005*/mnt; ls /containers/.30005.purge/mnt").out.trim(), "kept");
+    assert_eq!(sh("getent passwd 30005").status, Some(2));
+    sh("umount /containers/.30005.purge/mnt").ok();
+    let said = unbitctl("remove 30005 --purge --yes").ok();
+    assert!(said.contains("/containers/30005: removed, with"), "{said}");
+    assert_eq!(sh("ls -A /containers").ok(), "30000\n30001");
+    assert_eq!(sh("ls -lR /root /etc/ssh /containers/30000 | cksum").ok(), outside);
+
+    // A link of the operator's, and a directory that is not the container's, are nobody's to purge.
+    for (change, cause) in [("ln -s /root", "is a link"), ("mkdir", "belongs to 0:0, so it is not 30005's")] {
+        sh(format!("{change} {HOME}")).ok();
+        let err = unbitctl("remove 30005 --purge --yes").failed();
+        assert!(err.contains(cause), "{err}");
+        sh(format!("rm -d {HOME}")).ok();
+    }
+    honest_login_works();
+}

@@ -1,0 +1,92 @@
+//! What `create` has made so far, and how each of it is undone.
+
+use super::replace;
+use crate::command_line::tell;
+use crate::emperor::Service;
+use crate::interrupt::Interrupt;
+use crate::keys::{self, Added};
+use crate::purge::purge;
+use crate::quota;
+use crate::stop;
+use anyhow::{Context, Result};
+use shared::ContainerUid;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A thing that was not so before.
+pub enum Made {
+    /// The directory that is the account.
+    Directory(PathBuf),
+    Keys(Added),
+    /// With the limit before.
+    Quota(quota::State, Option<u64>),
+    /// A file of the Emperor's, with what was in it before.
+    Vassal(PathBuf, Option<String>),
+    Service(Service),
+}
+
+/// All of it, in its order.
+pub struct Undo {
+    uid: ContainerUid,
+    made: Vec<Made>,
+}
+
+/// For the container to end.
+const LIMIT: Duration = Duration::from_secs(30);
+
+impl Undo {
+    pub const fn new(uid: ContainerUid) -> Self {
+        Self { uid, made: Vec::new() }
+    }
+
+    pub fn note(&mut self, made: Made) {
+        self.made.push(made);
+    }
+
+    /// Undoes it, the last first; what was undone. What cannot be is said, and the rest is undone all the same.
+    pub fn run(self) -> Vec<String> {
+        let uid = self.uid;
+        let mut undone = Vec::new();
+        for made in self.made.into_iter().rev() {
+            match undo(uid, &made) {
+                Ok(what) => undone.push(what),
+                Err(error) => tell(format_args!("this could not be undone: {error:#}")),
+            }
+        }
+        undone
+    }
+}
+
+fn undo(uid: ContainerUid, made: &Made) -> Result<String> {
+    Ok(match made {
+        Made::Directory(home) => {
+            let (parent, name) = (home.parent().unwrap_or(Path::new("/")), home.file_name().unwrap_or_default());
+            purge(parent, &name.to_string_lossy(), &mut |_| Ok(()))?;
+            format!("{} is removed again", home.display())
+        }
+        Made::Keys(added) => {
+            keys::take_back(uid, added)?;
+            "the keys are taken out again".to_owned()
+        }
+        Made::Quota(state, before) => {
+            state.set(uid, before.unwrap_or(0))?;
+            "the limit on the disk is as before".to_owned()
+        }
+        Made::Vassal(file, None) => {
+            let groups = stop::groups(uid);
+            fs::remove_file(file).with_context(|| file.display().to_string())?;
+            // The signal that ended `create` has been read; another one ends this wait.
+            stop::wait(uid, groups, LIMIT, &Interrupt::hold()?, &mut |_| {})?;
+            format!("{} is removed again", file.display())
+        }
+        Made::Vassal(file, Some(before)) => {
+            replace(file, before)?;
+            format!("{} is as before", file.display())
+        }
+        Made::Service(service) => {
+            service.undo()?;
+            service.undone().to_owned()
+        }
+    })
+}

@@ -1,0 +1,153 @@
+//! The node's Emperor: whether it is set up and runs, and how systemd starts it.
+
+use crate::containers::VASSALS;
+use crate::node::Node;
+use crate::program;
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+/// What each vassal of the examples includes.
+const CGROUPS: &str = "/etc/uwsgi/cgroup.ini";
+/// The unit of the examples.
+const UNIT: &str = "containers.service";
+const UNIT_FILE: &str = "/etc/systemd/system/containers.service";
+
+/// Who starts it, as far as it does not run yet.
+pub struct Emperor {
+    start: Start,
+}
+
+enum Start {
+    Runs,
+    BySystemd,
+}
+
+impl Emperor {
+    /// Refuses where it is not set up, or nobody could start it.
+    pub fn find(node: &Node) -> Result<Self> {
+        let directory = fs::metadata(VASSALS);
+        if !directory.as_ref().is_ok_and(|found| found.is_dir()) || !node.has(CGROUPS) {
+            bail!("the Emperor is not set up here, {VASSALS} or {CGROUPS} is missing: unbitctl setup emperor");
+        }
+        if directory.is_ok_and(|found| found.uid() != 0 || found.mode() & 0o022 != 0) {
+            bail!(
+                "others than root may write to {VASSALS}, and what is there runs as root: chown root:root {VASSALS} && chmod go-w {VASSALS}"
+            );
+        }
+        if !pids().is_empty() {
+            return Ok(Self { start: Start::Runs });
+        }
+        if has_systemd(node) && node.has(UNIT_FILE) {
+            return Ok(Self { start: Start::BySystemd });
+        }
+        let first = if has_systemd(node) {
+            "unbitctl setup emperor"
+        } else {
+            "start it: uwsgi --ini /etc/uwsgi/containers.ini"
+        };
+        bail!("no Emperor runs: {first}")
+    }
+
+    /// Starts it, unless it runs. Once there is a vassal: without one its unit starts nothing.
+    pub fn start(&self) -> Result<Option<Service>> {
+        match self.start {
+            Start::Runs => Ok(None),
+            Start::BySystemd => Ok(Some(Service::enable()?)),
+        }
+    }
+
+    /// Where its operator reads why it does not do what it should.
+    pub fn look(&self) -> &'static str {
+        if fs::exists(UNIT_FILE).unwrap_or(false) && fs::exists("/run/systemd/system").unwrap_or(false) {
+            "journalctl -u containers"
+        } else {
+            "its log tells why"
+        }
+    }
+}
+
+/// Whether systemd is pid 1, sd_booted(3).
+pub fn has_systemd(node: &Node) -> bool {
+    node.is_running() && node.has("/run/systemd/system")
+}
+
+/// The processes of root's that run uWSGI and are in no container.
+pub fn pids() -> Vec<i32> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_one = |pid: &i32| {
+        let status = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
+        let status = String::from_utf8_lossy(&status);
+        let field =
+            |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim).unwrap_or_default();
+        field("Name:").starts_with("uwsgi")
+            && field("Uid:").split_whitespace().next() == Some("0")
+            && field("NSpid:").split_whitespace().count() == 1
+            && !field("State:").starts_with(['Z', 'X'])
+    };
+    pids.filter(is_one).collect()
+}
+
+/// The unit, as it was before it was enabled and started and as it is now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Service {
+    was_enabled: bool,
+    was_active: bool,
+    is_active: bool,
+}
+
+impl Service {
+    /// Enables and starts it. Without a vassal it does not start (ConditionDirectoryNotEmpty= of systemd.unit(5)), and that is no error.
+    pub fn enable() -> Result<Self> {
+        let is = |what| systemctl(&[what, "--quiet", UNIT]).is_ok();
+        let (was_enabled, was_active) = (is("is-enabled"), is("is-active"));
+        systemctl(&["daemon-reload"])?;
+        systemctl(&["enable", "--now", UNIT])?;
+        Ok(Self { was_enabled, was_active, is_active: is("is-active") })
+    }
+
+    pub const fn said(self) -> &'static str {
+        match (self.was_enabled, self.was_active, self.is_active) {
+            (true, true, _) => "containers.service: is enabled and runs",
+            (true, false, true) => "containers.service: started",
+            (false, _, true) => "containers.service: enabled and started",
+            (true, false, false) => "containers.service: is enabled, and starts with the first container",
+            (false, _, false) => "containers.service: enabled; it starts with the first container",
+        }
+    }
+
+    /// Stops it, and disables it if it was not enabled before.
+    pub fn undo(self) -> Result<()> {
+        match (self.was_enabled, self.was_active) {
+            (true, true) => Ok(()),
+            (true, false) => systemctl(&["stop", UNIT]),
+            (false, true) => systemctl(&["disable", UNIT]),
+            (false, false) => systemctl(&["disable", "--now", UNIT]),
+        }
+    }
+
+    pub const fn undone(self) -> &'static str {
+        "containers.service is as before"
+    }
+}
+
+fn systemctl(arguments: &[&str]) -> Result<()> {
+    let words = arguments.join(" ");
+    let answer = program::run(&Node::at(None), "systemctl", arguments).with_context(|| format!("systemctl {words}"))?;
+    if !answer.ok() {
+        bail!("systemctl {words}: {}", answer.complaint());
+    }
+    Ok(())
+}
+
+/// Refuses where `cpu-max` of a vassal would change nothing.
+pub fn must_limit_processors(node: &Node) -> Result<()> {
+    let text = node.read(CGROUPS).context(CGROUPS)?.unwrap_or_default();
+    if !text.lines().any(|line| !line.trim_start().starts_with([';', '#']) && line.contains("%(cpu-max)")) {
+        bail!(
+            "--cpus would change nothing: {CGROUPS} does not use %(cpu-max) (see the examples in /usr/share/doc/unbit)"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,361 @@
+//! Public keys for a container's user: read from the operator, checked by ssh-keygen(1), and written by a process that is the container's user.
+//!
+//! The directory is the tenant's, and anything may be in it. So no process of root's opens a path below it. The one that does is the tenant, has no
+//! group and no capability, follows no link, waits for nobody, and is ended if it takes too long.
+
+use crate::inside::is_ready;
+use anyhow::{Context, Result, bail};
+use join::power;
+use join::sys::{close_all_but, exit_now};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat, renameat};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, umask};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, UnlinkatFlags, fsync, pipe2, setsid, unlinkat};
+use serde::{Deserialize, Serialize};
+use shared::{ContainerUid, escape};
+use std::fs::File;
+use std::io::{Read, Write, stdin};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Where sshd looks, and the file that is written there.
+const DIRECTORY: &str = ".ssh";
+const FILE: &str = "authorized_keys";
+/// Its name until it is complete.
+const NEW: &str = ".authorized_keys.unbitctl";
+
+/// More than anybody's keys.
+const LONGEST: u64 = 1 << 20;
+/// For the process that writes.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// One public key.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Key {
+    /// The line of authorized_keys(5), options and comment included.
+    line: String,
+    /// Its bits, fingerprint, comment and type, as ssh-keygen shows them.
+    pub shown: String,
+}
+
+impl Key {
+    /// Whether it is one of these lines.
+    pub fn is_in(&self, lines: &[String]) -> bool {
+        lines.contains(&self.line)
+    }
+}
+
+/// Reads the keys of a file, or of standard input for `-`. A line that is none is refused.
+pub fn read(file: &Path) -> Result<Vec<Key>> {
+    let name = if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() };
+    let mut bytes = Vec::new();
+    let mut source: Box<dyn Read> = if file == Path::new("-") {
+        Box::new(stdin())
+    } else {
+        Box::new(File::open(file).with_context(|| name.clone())?)
+    };
+    source.by_ref().take(LONGEST + 1).read_to_end(&mut bytes).with_context(|| name.clone())?;
+    if bytes.len() as u64 > LONGEST {
+        bail!("{name} is longer than any file of keys");
+    }
+    let text = String::from_utf8(bytes).ok().with_context(|| format!("{name} is not text, so it is no public key"))?;
+    if text.contains("PRIVATE KEY-----") {
+        bail!("{name} is a private key, which never leaves its owner: the public one is in the file with .pub");
+    }
+    let lines = text.lines().map(str::trim).enumerate();
+    let keys = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+    let keys = keys.map(|(at, line)| check(line).with_context(|| format!("{name}, line {}", at + 1)));
+    let keys = keys.collect::<Result<Vec<_>>>()?;
+    if keys.is_empty() {
+        bail!("{name} holds no public key");
+    }
+    Ok(keys)
+}
+
+/// Asks ssh-keygen whether sshd could read this line.
+fn check(line: &str) -> Result<Key> {
+    if let Some(odd) = line.chars().find(|letter| letter.is_control() && *letter != '\t') {
+        bail!("the character {} is in it", odd.escape_unicode());
+    }
+    if identity(line).is_some_and(|(kind, _)| kind.contains("-cert-v01@")) {
+        bail!("it is a certificate: sshd takes those by TrustedUserCAKeys or cert-authority, not from a user's file");
+    }
+    let mut command = Command::new("ssh-keygen");
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C");
+    command.args(["-l", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().context("run ssh-keygen (package openssh-client)")?;
+    if let Some(mut stdin) = child.stdin.take() {
+        let _ = writeln!(stdin, "{line}"); // if it reads no more, its answer says why
+    }
+    let answer = child.wait_with_output().context("ssh-keygen")?;
+    let shown = String::from_utf8_lossy(&answer.stdout).trim().to_owned();
+    match identity(line) {
+        Some(_) if answer.status.success() && shown.lines().count() == 1 => Ok(Key { line: line.to_owned(), shown }),
+        _ => bail!("it is no public key: ssh-keygen -l does not know it"),
+    }
+}
+
+/// The type and the base64 of a line, which tell keys apart; options come before them and a comment behind.
+fn identity(line: &str) -> Option<(&str, &str)> {
+    let is_kind = |word: &str| ["ssh-", "ecdsa-", "sk-"].iter().any(|begin| word.starts_with(begin));
+    let words = line.split_whitespace();
+    words.clone().zip(words.skip(1)).find(|(kind, blob)| is_kind(kind) && blob.starts_with("AAAA"))
+}
+
+/// What the container's user has done to its file of keys.
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Added {
+    /// Which of the keys were not there.
+    pub lines: Vec<String>,
+    made_directory: bool,
+    made_file: bool,
+}
+
+/// Adds those of the keys that are not there, as the container's user.
+pub fn add(uid: ContainerUid, keys: &[Key]) -> Result<Added> {
+    as_the_user(uid, || {
+        let home = open_home(uid)?;
+        let (directory, made_directory) = open_directory(&home)?;
+        let result = add_to(&directory, keys);
+        if made_directory && result.is_err() {
+            let _ = unlinkat(&home, DIRECTORY, UnlinkatFlags::RemoveDir);
+        }
+        result.map(|added| Added { made_directory, ..added })
+    })
+}
+
+fn add_to(directory: &OwnedFd, keys: &[Key]) -> Result<Added> {
+    let old = read_file(directory)?;
+    let text = old.clone().unwrap_or_default();
+    let has = |key: &Key| {
+        let known = String::from_utf8_lossy(&text);
+        let mut lines = known.lines().filter(|line| !line.trim_start().starts_with('#'));
+        lines.any(|line| identity(line).is_some() && identity(line) == identity(&key.line))
+    };
+    let mut lines: Vec<String> = Vec::new();
+    for key in keys.iter().filter(|key| !has(key)) {
+        if !lines.contains(&key.line) {
+            lines.push(key.line.clone());
+        }
+    }
+    if lines.is_empty() {
+        return Ok(Added::default());
+    }
+    let mut new = text;
+    if new.last().is_some_and(|byte| *byte != b'\n') {
+        new.push(b'\n');
+    }
+    lines.iter().for_each(|line| new.extend(format!("{line}\n").bytes()));
+    write_file(directory, &new)?;
+    Ok(Added { lines, made_file: old.is_none(), made_directory: false })
+}
+
+/// Takes the lines out again that were added, and removes what was made for them.
+pub fn take_back(uid: ContainerUid, added: &Added) -> Result<()> {
+    as_the_user(uid, || {
+        let home = open_home(uid)?;
+        let (directory, _) = open_directory(&home)?;
+        let text = read_file(&directory)?.unwrap_or_default();
+        let is_ours = |line: &[u8]| added.lines.iter().any(|other| other.as_bytes() == line.trim_ascii());
+        let kept: Vec<_> = text.split_inclusive(|byte| *byte == b'\n').filter(|line| !is_ours(line)).collect();
+        if added.made_file && kept.is_empty() {
+            unlinkat(&directory, FILE, UnlinkatFlags::NoRemoveDir).context(FILE)?;
+        } else {
+            write_file(&directory, &kept.concat())?;
+        }
+        if added.made_directory {
+            let _ = unlinkat(&home, DIRECTORY, UnlinkatFlags::RemoveDir); // unless there is more in it by now
+        }
+        Ok(())
+    })
+}
+
+/// Whether there is anything in one of the files that sshd reads by default.
+pub fn any(uid: ContainerUid) -> Result<bool> {
+    as_the_user(uid, || {
+        let home = open_home(uid)?;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let Ok(directory) = openat(&home, DIRECTORY, flags, Mode::empty()) else { return Ok(false) };
+        let has = |name: &str| {
+            let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let found = openat(&directory, name, flags, Mode::empty()).and_then(fstat);
+            found.is_ok_and(|status| status.st_size > 0)
+        };
+        Ok([FILE, "uwsgi_authorized_keys"].into_iter().any(has))
+    })
+}
+
+/// The directory of the account. A link of root's in its place is followed.
+fn open_home(uid: ContainerUid) -> Result<OwnedFd> {
+    let home = uid.home();
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let home = open(home.as_c_str(), flags, Mode::empty())?;
+    let status = fstat(&home)?;
+    if !uid.is_owner_of(status.st_mode, status.st_uid, status.st_gid) {
+        bail!("it belongs to {}:{}", status.st_uid, status.st_gid);
+    }
+    Ok(home)
+}
+
+/// The directory of keys, and whether it was made.
+fn open_directory(home: &OwnedFd) -> Result<(OwnedFd, bool)> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let try_it = || openat(home, DIRECTORY, flags, Mode::empty());
+    match try_it() {
+        Ok(directory) => Ok((directory, false)),
+        Err(Errno::ENOENT) => {
+            mkdirat(home, DIRECTORY, Mode::S_IRWXU).with_context(|| format!("make {DIRECTORY}"))?;
+            Ok((try_it().context(DIRECTORY)?, true))
+        }
+        Err(Errno::ELOOP | Errno::ENOTDIR) => bail!("{DIRECTORY} is a link or no directory, and is left as it is"),
+        Err(errno) => Err(errno).context(DIRECTORY),
+    }
+}
+
+/// What is in the file of keys, if there is one. Nothing but a regular file is read.
+fn read_file(directory: &OwnedFd) -> Result<Option<Vec<u8>>> {
+    let name = format!("{DIRECTORY}/{FILE}");
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let file = match openat(directory, FILE, flags, Mode::empty()) {
+        Err(Errno::ENOENT) => return Ok(None),
+        Err(Errno::ELOOP) => bail!("{name} is a link, and is left as it is"),
+        Err(Errno::ENXIO) => bail!("{name} is no regular file, and is left as it is"),
+        other => other.with_context(|| name.clone())?,
+    };
+    let status = fstat(&file)?;
+    if SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+        bail!("{name} is no regular file, and is left as it is");
+    }
+    let mut bytes = Vec::new();
+    File::from(file).take(LONGEST + 1).read_to_end(&mut bytes).with_context(|| name.clone())?;
+    if bytes.len() as u64 > LONGEST {
+        bail!("{name} is longer than any file of keys, and is left as it is");
+    }
+    Ok(Some(bytes))
+}
+
+/// Puts a whole new file in its place, atomically.
+fn write_file(directory: &OwnedFd, bytes: &[u8]) -> Result<()> {
+    match unlinkat(directory, NEW, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => {}
+        Err(errno) => return Err(errno).with_context(|| format!("remove {DIRECTORY}/{NEW}")),
+    }
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    let new = openat(directory, NEW, flags, mode).with_context(|| format!("make {DIRECTORY}/{NEW}"))?;
+    let mut new = File::from(new);
+    let written = new.write_all(bytes).map_err(anyhow::Error::from).and_then(|()| Ok(fsync(new.as_fd())?));
+    let placed = written.and_then(|()| Ok(renameat(directory, NEW, directory, FILE)?));
+    placed
+        .inspect_err(|_| {
+            let _ = unlinkat(directory, NEW, UnlinkatFlags::NoRemoveDir);
+        })
+        .with_context(|| format!("write {DIRECTORY}/{FILE}"))
+}
+
+/// Does something in a process that is the container's user on the node, with no group and no power; and gives back what it says.
+fn as_the_user<T: Serialize + for<'a> Deserialize<'a>>(
+    uid: ContainerUid,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let home = uid.home();
+    let home = home.as_c_str().to_string_lossy();
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+    let ForkResult::Parent { child } = join::sys::fork().context("fork")? else {
+        drop(reader);
+        let _ = set_pdeathsig(Signal::SIGKILL);
+        let said = become_it(uid, &writer).and_then(|()| work()).map_err(|error| format!("{error:#}"));
+        let _ = File::from(writer).write_all(&serde_json::to_vec(&said).unwrap_or_default());
+        exit_now(0)
+    };
+    drop(writer);
+    let end = Instant::now() + LIMIT;
+    let (mut pipe, mut text) = (File::from(reader), Vec::new());
+    let is_whole = loop {
+        if !is_ready(&pipe, end.saturating_duration_since(Instant::now())) {
+            break false;
+        }
+        let mut some = [0; 4096];
+        match pipe.read(&mut some) {
+            Ok(length) if length > 0 && (text.len() as u64) < 2 * LONGEST => text.extend(some.iter().take(length)),
+            _ => break true,
+        }
+    };
+    let _ = kill(child, Signal::SIGKILL);
+    if !is_whole {
+        bail!("{home}: its file system does not answer within {} s", LIMIT.as_secs());
+    }
+    waitpid(child, None)?;
+    let said: Result<T, String> =
+        serde_json::from_slice(&text).with_context(|| format!("{home}: the process that works there was ended"))?;
+    said.map_err(|error| anyhow::anyhow!("{home}: {}", escape::line(&error)))
+}
+
+fn become_it(uid: ContainerUid, kept: &OwnedFd) -> Result<()> {
+    let refused = |refusal: join::refusal::Refusal| anyhow::anyhow!(refusal.cause);
+    setsid()?;
+    close_all_but(kept)?;
+    umask(Mode::from_bits_truncate(0o077));
+    power::leave_groups().map_err(refused)?;
+    join::sys::become_user(uid.get(), uid.get())?;
+    power::give_up_all(uid, &[]).map_err(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ4Zu4cnLJAy0BNJDrKZLHPCDRIDRpBKGLFTcYIxKuyn ada@home";
+
+    fn read_text(name: &str, text: &[u8]) -> Result<Vec<Key>> {
+        let file = std::env::temp_dir().join(format!("unbitctl-key-{name}-{}", std::process::id()));
+        std::fs::write(&file, text).unwrap();
+        let keys = read(&file);
+        std::fs::remove_file(&file).unwrap();
+        keys
+    }
+
+    #[test]
+    fn a_key_is_what_ssh_keygen_knows() {
+        let text = format!("# ada's\n\n  {ED25519}\r\nno-pty,command=\"a \\\" ssh-x\" {ED25519}\n");
+        let keys = read_text("good", text.as_bytes()).unwrap();
+        assert_eq!(keys.len(), 2);
+        assert_eq!(keys[0].line, ED25519);
+        assert!(keys[0].shown.starts_with("256 SHA256:") && keys[0].shown.ends_with("ada@home (ED25519)"), "{keys:?}");
+        assert_eq!(keys[0].shown, keys[1].shown);
+    }
+
+    #[test]
+    fn whatever_else_is_refused_and_named() {
+        let key = "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n";
+        for (name, text, cause) in [
+            ("empty", "", "holds no public key"),
+            ("comment", "# only this\n", "holds no public key"),
+            ("private", key, "is a private key"),
+            ("words", "hello\n", "line 1: it is no public key"),
+            ("short", &format!("{ED25519}\nssh-ed25519 AAAAC3Nz x\n"), "line 2: it is no public key"),
+            ("control", &ED25519.replace(" ada", " \u{1b}[2Jada"), "the character \\u{1b}"),
+            ("certificate", "ssh-ed25519-cert-v01@openssh.com AAAA x", "it is a certificate"),
+        ] {
+            let error = format!("{:#}", read_text(name, text.as_bytes()).unwrap_err());
+            assert!(error.contains(cause), "{name}: {error}");
+        }
+        assert!(format!("{:#}", read_text("bytes", b"\xff\xfe").unwrap_err()).contains("is not text"));
+        assert!(format!("{:#}", read(Path::new("/is/not/there")).unwrap_err()).contains("/is/not/there"));
+    }
+
+    #[test]
+    fn two_lines_are_one_key_if_type_and_base64_are_the_same() {
+        assert_eq!(
+            identity(ED25519),
+            identity(&format!("no-pty,from=\"a b\" {} other", ED25519.replace(" ada@home", "")))
+        );
+        assert_eq!(identity("ssh-ed25519"), None);
+        assert_eq!(identity("command=\"ssh-x\" nothing"), None);
+    }
+}

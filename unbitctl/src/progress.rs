@@ -1,0 +1,81 @@
+//! What a command that takes several steps says of each as soon as it is done: a line for people, or all of them at the end as JSON.
+
+use crate::report::{lines_of, say};
+use serde::Serialize;
+use shared::escape;
+use std::io::{IsTerminal, Write, stdout};
+
+/// One step, done.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Done {
+    /// Its name: `directory`, `key`, `vassal`.
+    pub step: &'static str,
+    /// Whether it has changed anything.
+    pub changed: bool,
+    /// What it found or did.
+    pub what: String,
+}
+
+/// The steps so far.
+pub struct Progress {
+    json: bool,
+    done: Vec<Done>,
+}
+
+/// As wide as the longest name of a step.
+const NAMES: usize = 12;
+
+impl Progress {
+    /// With `--json` nothing is said on the way.
+    pub const fn new(json: bool) -> Self {
+        Self { json, done: Vec::new() }
+    }
+
+    /// Something was made, changed or removed.
+    pub fn changed(&mut self, step: &'static str, what: impl std::fmt::Display) {
+        self.tell(step, true, &what.to_string());
+    }
+
+    /// All is as it should be already.
+    pub fn found(&mut self, step: &'static str, what: impl std::fmt::Display) {
+        self.tell(step, false, &what.to_string());
+    }
+
+    fn tell(&mut self, step: &'static str, changed: bool, what: &str) {
+        let what = escape::line(what).to_string();
+        if !self.json {
+            let over = if stdout().is_terminal() { "\x1b[K" } else { "" }; // what `now` has left there
+            say!("{over}{step:NAMES$}  {what}\n");
+            let _ = stdout().flush();
+        }
+        self.done.push(Done { step, changed, what });
+    }
+
+    /// What goes on at this moment, on a terminal: the next line takes its place.
+    pub fn now(&self, what: impl std::fmt::Display) {
+        if !self.json && stdout().is_terminal() {
+            let columns = crate::terminal::size().map_or(80, |(_, columns)| columns);
+            let line: String =
+                escape::line(&what.to_string()).to_string().chars().take(columns.saturating_sub(1)).collect();
+            say!("{line}\x1b[K\r");
+            let _ = stdout().flush();
+        }
+    }
+
+    /// More text for people, of several lines.
+    pub fn text(&self, text: &str) {
+        if !self.json {
+            say!("{}", lines_of(text));
+        }
+    }
+
+    /// Whether any step has changed anything.
+    pub fn has_changed(&self) -> bool {
+        self.done.iter().any(|done| done.changed)
+    }
+
+    /// All of them.
+    pub fn done(&self) -> &[Done] {
+        &self.done
+    }
+}

@@ -1,0 +1,231 @@
+//! `unbitctl remove`: stops a container of the Emperor's, and takes away what `create` made. Its user's files stay, unless they are to be purged.
+
+use crate::attach;
+use crate::command_line::must_be_root;
+use crate::containers::{VASSALS, vassals_of};
+use crate::interrupt::Interrupt;
+use crate::lock::Lock;
+use crate::names::{self, Account};
+use crate::node::Node;
+use crate::progress::{Done, Progress};
+use crate::purge::purge;
+use crate::report::{self, say};
+use crate::{quota, stop};
+use anyhow::{Context, Result, bail};
+use join::link::{DIRECTORY, Link};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use serde::Serialize;
+use shared::ContainerUid;
+use shared::settings::CONTAINERS;
+use std::fs;
+use std::io::{ErrorKind, IsTerminal, Write, stdin, stdout};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+pub const EXAMPLES: &str = "\
+Examples:
+  unbitctl remove 30001             it ends, and its files stay: create starts it again
+  unbitctl remove 30001 --purge     and all of its user's files go";
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The container: its number, or a second name that it has
+    #[arg(value_name = "UID", value_parser = Account::parse)]
+    account: Account,
+    /// Remove its directory too, with all files in it: the account is gone then
+    #[arg(long)]
+    purge: bool,
+    /// Purge without a question
+    #[arg(long, requires = "purge")]
+    yes: bool,
+    /// How many seconds it has to end
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=600))]
+    timeout: u64,
+    /// JSON for machines
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is written to standard output with --json.
+#[derive(Serialize)]
+struct Answer<'a> {
+    uid: u32,
+    changed: bool,
+    steps: &'a [Done],
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    must_be_root("remove")?;
+    let uid = arguments.account.uid()?;
+    let _lock = Lock::take(uid)?;
+    let home = Home::find(uid)?;
+    if arguments.purge {
+        must_not_be_anothers(uid)?;
+        home.must_be_purgeable()?;
+        if home.is_there() && !arguments.yes && !is_sure(&home)? {
+            bail!("nothing has been changed");
+        }
+    }
+    let interrupt = Interrupt::hold()?;
+    let mut progress = Progress::new(arguments.json);
+    stop_it(uid, arguments.timeout, &interrupt, &mut progress)?;
+    unlink(uid, &mut progress)?;
+    if arguments.purge {
+        home.purge(&interrupt, &mut progress)?;
+    } else if home.is_there() {
+        progress.found("directory", format!("{}: stays; --purge removes it", home.path.display()));
+    }
+    if !progress.has_changed() {
+        progress.text(&format!("{uid}: there is nothing to remove\n"));
+    }
+    if arguments.json {
+        let answer = Answer { uid: uid.get(), changed: progress.has_changed(), steps: progress.done() };
+        report::print(&(serde_json::to_string_pretty(&answer)? + "\n"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Takes its file from the Emperor, and waits for its end.
+fn stop_it(uid: ContainerUid, timeout: u64, interrupt: &Interrupt, progress: &mut Progress) -> Result<()> {
+    let groups = stop::groups(uid);
+    let vassals = vassals_of(uid);
+    for file in &vassals {
+        fs::remove_file(file).with_context(|| format!("remove {}", file.display()))?;
+        progress.changed("vassal", format!("{}: removed", file.display()));
+    }
+    if vassals.is_empty() && is_linked(uid) {
+        return Ok(()); // another engine's, which ends it
+    }
+    if vassals.is_empty() {
+        progress.found("vassal", format!("{VASSALS} has none"));
+    }
+    let end = stop::wait(uid, groups, Duration::from_secs(timeout), interrupt, &mut |what| progress.now(what))?;
+    match end {
+        stop::End::DidNotRun => progress.found("stop", "it did not run"),
+        stop::End::Stopped => progress.changed("stop", "it has ended, and its cgroups are gone"),
+        stop::End::Killed => progress.changed("stop", "it did not end by itself and was killed; its cgroups are gone"),
+    }
+    Ok(())
+}
+
+fn is_linked(uid: ContainerUid) -> bool {
+    Path::new(DIRECTORY).join(uid.to_string()).is_symlink()
+}
+
+/// Another engine's container uses the directory, and ends when that engine says so.
+fn must_not_be_anothers(uid: ContainerUid) -> Result<()> {
+    let limit = join::Deadline::after(Duration::from_secs(3));
+    let link = Link::of(uid).ok().flatten();
+    let runs = link.is_some_and(|link| link.find_leader(limit).is_ok());
+    if runs {
+        bail!("{uid} is a container of another engine ({DIRECTORY}/{uid}), and runs: stop it there first");
+    }
+    Ok(())
+}
+
+fn unlink(uid: ContainerUid, progress: &mut Progress) -> Result<()> {
+    for (what, target) in attach::unlink(uid)? {
+        let target = target.map_or_else(String::new, |target| format!(" -> {}", target.display()));
+        progress.changed("link", format!("{}{target}: removed", what.display()));
+    }
+    Ok(())
+}
+
+/// The directory of the account.
+struct Home {
+    uid: ContainerUid,
+    path: PathBuf,
+    /// Its name while it is purged: no account's.
+    doomed: String,
+    found: Option<fs::Metadata>,
+}
+
+impl Home {
+    fn find(uid: ContainerUid) -> Result<Self> {
+        let path = Path::new(CONTAINERS).join(uid.to_string());
+        let found = match fs::symlink_metadata(&path) {
+            Ok(found) => Some(found),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        };
+        Ok(Self { uid, path, doomed: format!(".{uid}.purge"), found })
+    }
+
+    fn is_there(&self) -> bool {
+        self.found.is_some() || self.doomed().symlink_metadata().is_ok()
+    }
+
+    fn doomed(&self) -> PathBuf {
+        Path::new(CONTAINERS).join(&self.doomed)
+    }
+
+    fn must_be_purgeable(&self) -> Result<()> {
+        let (uid, shown) = (self.uid, self.path.display());
+        match &self.found {
+            Some(found) if found.is_symlink() => {
+                bail!("{shown} is a link: what is behind it, and the link, have to be removed by hand")
+            }
+            Some(found) if !uid.is_owner_of(found.mode(), found.uid(), found.gid()) => {
+                bail!("{shown} belongs to {}:{}, so it is not {uid}'s", found.uid(), found.gid())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// First it loses its name, and is no account any more; one that was cut short is gone on with.
+    fn purge(&self, interrupt: &Interrupt, progress: &mut Progress) -> Result<()> {
+        let shown = self.path.display().to_string();
+        let containers = Path::new(CONTAINERS);
+        let mut removed = 0;
+        let mut go = |name: &str, progress: &Progress| {
+            purge(containers, name, &mut |count| {
+                removed = count;
+                if count % 1000 == 0 {
+                    progress.now(format!("removing {shown}: {count} files"));
+                }
+                interrupt.check()
+            })
+            .with_context(|| format!("not all is removed; once more: unbitctl remove {} --purge", self.uid))
+        };
+        let had_doomed = self.doomed().symlink_metadata().is_ok();
+        go(&self.doomed, progress)?;
+        if self.found.is_some() {
+            match renameat2(AT_FDCWD, &self.path, AT_FDCWD, &self.doomed(), RenameFlags::RENAME_NOREPLACE) {
+                Err(nix::errno::Errno::EBUSY) => {
+                    bail!("{shown} is a mount point: umount {shown}, and remove what was mounted")
+                }
+                other => other.with_context(|| shown.clone())?,
+            }
+            go(&self.doomed, progress)?;
+        }
+        if self.found.is_some() || had_doomed {
+            progress.changed("directory", format!("{shown}: removed, with {removed} files"));
+        }
+        for name in names::of(self.uid) {
+            let link = names::place(&name);
+            fs::remove_file(&link).with_context(|| link.display().to_string())?;
+            progress.changed("name", format!("{}: removed", link.display()));
+        }
+        let node = Node::at(None);
+        if let Some(state) = quota::state(&node, self.uid).ok().filter(|state| state.limit().is_some()) {
+            state.set(self.uid, 0)?;
+            progress.changed("disk", "the limit is removed");
+        }
+        Ok(())
+    }
+}
+
+/// Asks the operator, on a terminal.
+fn is_sure(home: &Home) -> Result<bool> {
+    let shown = home.path.display();
+    if !stdin().is_terminal() || !stdout().is_terminal() {
+        bail!("{shown} and all files in it would be removed: say --yes");
+    }
+    say!("{shown} and all files in it will be removed, for good. Type {} to go on: ", home.uid);
+    let _ = stdout().flush();
+    let mut answer = String::new();
+    stdin().read_line(&mut answer)?;
+    Ok(answer.trim() == home.uid.to_string())
+}

@@ -1,0 +1,137 @@
+//! The end of a container whose file the Emperor no longer has: its pid 1 goes, and with it every process, and then its cgroups.
+
+use crate::emperor;
+use crate::interrupt::Interrupt;
+use crate::list::processes::Processes;
+use anyhow::{Result, bail};
+use join::cgroups::Hierarchies;
+use join::leader::Proc;
+use join::mountinfo::Mount;
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use shared::ContainerUid;
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// What the Emperor has to end it itself. Then it is killed.
+const GRACE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The unit of the examples, below which cgroup-v2.ini puts a container's group.
+const UNIT: &str = "system.slice/containers.service";
+
+/// The container's cgroups: those that its pid 1 is in, and where the examples put them. Nowhere else: in a group that an engine has delegated a
+/// tenant can make one of any name.
+pub fn groups(uid: ContainerUid) -> Vec<PathBuf> {
+    let name = uid.to_string();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = mounts.lines().filter_map(Mount::parse).filter(|mount| mount.filesystem.starts_with("cgroup"));
+    let mut found: BTreeSet<PathBuf> = mounts
+        .flat_map(|mount| [Path::new(&mount.point).join(&name), Path::new(&mount.point).join(UNIT).join(&name)])
+        .collect();
+    let of = |pid: i32| {
+        let hierarchies = Hierarchies::mounted().ok()?;
+        hierarchies.directories(&Proc::of(pid).ok()?).ok()
+    };
+    for directory in emperor::pids().into_iter().filter_map(of).flatten() {
+        found.insert(directory.join(&name));
+        found.extend(directory.parent().map(|parent| parent.join(&name)));
+    }
+    let leader = Processes::look().ok().and_then(|processes| processes.first_of(uid.get()).map(|first| first.pid));
+    let own = leader.and_then(of).into_iter().flatten();
+    found.extend(own.filter(|directory| directory.file_name().is_some_and(|last| last == name.as_str())));
+    found.into_iter().filter(|directory| directory.is_dir()).collect()
+}
+
+/// How it has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// It did not run.
+    DidNotRun,
+    /// The Emperor has ended it.
+    Stopped,
+    /// It did not end by itself.
+    Killed,
+}
+
+/// Waits until nothing of it is left, and removes its cgroups. After a while it is killed.
+pub fn wait(
+    uid: ContainerUid,
+    groups: Vec<PathBuf>,
+    limit: Duration,
+    interrupt: &Interrupt,
+    now: &mut dyn FnMut(&str),
+) -> Result<End> {
+    let began = Instant::now();
+    let mut end = End::DidNotRun;
+    loop {
+        let left = left(uid, &groups)?;
+        if left.is_empty() && groups.iter().all(|group| remove(group)) {
+            return Ok(end);
+        }
+        if !left.is_empty() && end == End::DidNotRun {
+            end = End::Stopped;
+        }
+        if began.elapsed() >= limit {
+            let stays: Vec<_> =
+                groups.iter().filter(|group| group.exists()).map(|group| group.display().to_string()).collect();
+            bail!(
+                "{uid} has not ended within {} s: {}; {}: is one of its cgroups frozen, or a file system of it hung?",
+                limit.as_secs(),
+                if left.is_empty() { "no process is left".to_owned() } else { format!("pid {}", numbers(&left)) },
+                if stays.is_empty() { "no cgroup is left".to_owned() } else { stays.join(" ") },
+            );
+        }
+        if began.elapsed() >= GRACE && !left.is_empty() {
+            end = End::Killed;
+            left.iter().for_each(|pid| kill(uid, *pid));
+        }
+        now(&format!("waiting for {uid} to end: pid {}", numbers(&left)));
+        interrupt.pause(PAUSE)?;
+    }
+}
+
+fn numbers(pids: &[i32]) -> String {
+    let some: Vec<_> = pids.iter().take(5).map(i32::to_string).collect();
+    format!("{}{}", some.join(" "), if pids.len() > 5 { " ..." } else { "" })
+}
+
+/// Its pid 1, also one that still starts and is root; and whoever is in its cgroups.
+fn left(uid: ContainerUid, groups: &[PathBuf]) -> Result<Vec<i32>> {
+    let processes = Processes::look()?;
+    let mut left: Vec<i32> = processes.first_of(uid.get()).map(|process| process.pid).into_iter().collect();
+    left.extend(processes.first_of(0).filter(|first| is_starting(uid, first.pid)).map(|first| first.pid));
+    let members = groups.iter().filter_map(|group| fs::read_to_string(group.join("cgroup.procs")).ok());
+    left.extend(members.flat_map(|text| text.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()));
+    left.sort_unstable();
+    left.dedup();
+    Ok(left)
+}
+
+/// Whether a pid 1 that is root is uWSGI on its way to be this container.
+fn is_starting(uid: ContainerUid, pid: i32) -> bool {
+    let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words = String::from_utf8_lossy(&words).into_owned();
+    let is_uwsgi = fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("uwsgi"));
+    is_uwsgi && words.split(['\0', '/', ' ']).any(|word| word == format!("{uid}.ini") || word == format!("[{uid}]"))
+}
+
+/// Kills one of them if it is the container's user: another's may be in a cgroup of that name.
+fn kill(uid: ContainerUid, pid: i32) {
+    let Ok(pinned) = join::sys::pidfd_open(pid) else { return };
+    // Looked at while it is pinned, so that the number is still its own.
+    if fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == uid.get()) {
+        let _ = crate::sys::pidfd_send_signal(&pinned, Signal::SIGKILL);
+    }
+}
+
+/// Whether the cgroup is gone. The kernel says that it is busy for a moment after its last process.
+fn remove(group: &Path) -> bool {
+    match nix::unistd::unlinkat(nix::fcntl::AT_FDCWD, group, nix::unistd::UnlinkatFlags::RemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => true,
+        Err(_) => false,
+    }
+}
