@@ -20,6 +20,8 @@
 #                 set up and operate a node from the packages, on a real Debian in qemu with its own kernel and systemd; as root
 # make test-engines  [ENGINES="nspawn podman ..."]
 #                 logins into containers of systemd-nspawn, podman, Docker, LXC, Incus and plain units, on Debian 13 with systemd; as root
+# make test-distribution
+#                 `unbitctl setup distribution` with the real debootstrap and mmdebstrap, from Debian's mirrors; as root
 # make check      formatting, lints, man pages, links
 # make dist       target/dist/unbit-VERSION.tar.xz, of what is committed
 #
@@ -55,7 +57,7 @@ STAGED_NSS = $(STAGE)/usr/lib/$(MULTIARCH)/libnss_unbit.so.2
 HERE = --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/usr/src/cargo --remap-path-prefix=$(CURDIR)=/usr/src/unbit --remap-path-prefix=$(CARGO_TARGET_DIR)=/usr/src/unbit/target
 NODE = tests/node/run --release $(RELEASE) --modules $(STAGE)
 
-.PHONY: build install uninstall demo test test-releases test-cgroups test-load test-faults test-reproducible fuzz miri bench bench-login deb test-packages test-mail test-vm test-engines check dist stage clean
+.PHONY: build install uninstall demo test test-releases test-cgroups test-load test-faults test-reproducible fuzz miri bench bench-login deb test-packages test-mail test-vm test-engines test-distribution check dist stage clean
 build:
 	@tests/prepare build
 	RUSTFLAGS="$(strip $(RUSTFLAGS) $(HERE))" $(CARGO) build --release --locked -p nss_unbit -p pam_unbit -p unbitctl
@@ -175,6 +177,9 @@ test-engines:
 	@tests/prepare node
 	@$(MAKE) --no-print-directory stage
 	tests/engines/run $(ENGINES)
+
+test-distribution: stage
+	tests/distribution $(RELEASE)
 
 check:
 	@tests/prepare check

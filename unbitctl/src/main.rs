@@ -21,6 +21,7 @@ mod list;
 mod lock;
 mod names;
 mod node;
+mod packages;
 mod program;
 mod progress;
 mod purge;

@@ -3,6 +3,8 @@
 //! For each step: what would change is shown, and noted in the [`journal`]; each old file is kept, and the new one put in its place at once
 //! ([`file`]); then the programs that read it must still be content, or the old files are put back. [`undo`] does that later. It goes on to its end though nobody reads what it says.
 
+pub mod distribution;
+pub mod emperor;
 mod file;
 mod journal;
 mod undo;
@@ -26,10 +28,14 @@ Examples:
   unbitctl setup --guide uwsgi.it    and go the steps of uwsgi.it's guide to a node
   unbitctl setup --keys-only sshd    and refuse everybody's passwords
   unbitctl setup nsswitch --root /distros/precise
-  unbitctl setup --undo              as before the last time";
+  unbitctl setup --undo              as before the last time
+  unbitctl setup emperor             and what containers of uWSGI's Emperor need";
 
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 pub struct Arguments {
+    #[command(subcommand)]
+    part: Option<Part>,
     /// The steps to go, by the names that check shows; without one, all
     #[arg(value_parser = clap::builder::PossibleValuesParser::new(STEPS.iter().map(|step| step.name)))]
     steps: Vec<String>,
@@ -53,10 +59,25 @@ pub struct Arguments {
     force: bool,
 }
 
+#[derive(clap::Subcommand)]
+enum Part {
+    /// Set up uWSGI's Emperor, and what lets the users of its containers in
+    #[command(after_help = emperor::EXAMPLES)]
+    Emperor(emperor::Arguments),
+    /// Make a distribution that containers start from, with debootstrap or mmdebstrap
+    #[command(after_help = distribution::EXAMPLES)]
+    Distribution(distribution::Arguments),
+}
+
 /// In this order. PAM comes before nsswitch.conf: an account that sshd knows and PAM does not would get a session on the node.
 const STEPS: [Step; 6] = [folders::STEP, pam::STEP, sshd::STEP, nsswitch::STEP, nscd::STEP, distributions::STEP];
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    match &arguments.part {
+        Some(Part::Emperor(arguments)) => return emperor::run(arguments),
+        Some(Part::Distribution(arguments)) => return distribution::run(arguments),
+        None => {}
+    }
     let node = Node::named(arguments.root.as_deref())?;
     if !arguments.dry_run {
         crate::command_line::must_be_root("setup")?;
@@ -69,9 +90,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         keys_only: arguments.keys_only || wants_keys_only(&node, &chosen, arguments.dry_run),
         guide: arguments.guide.is_some(),
     };
-    if arguments.dry_run {
+    run_steps(&node, &chosen, wishes, arguments.dry_run)
+}
+
+/// Goes these steps.
+fn run_steps(node: &Node, chosen: &[&Step], wishes: Wishes, dry_run: bool) -> Result<ExitCode> {
+    if dry_run {
         let mut any = false;
-        let outcome = Outcome::of(&chosen, |step, done| rehearse(&node, step, wishes, done, &mut any));
+        let outcome = Outcome::of(chosen, |step, done| rehearse(node, step, wishes, done, &mut any));
         if !any && outcome.code.is_none() {
             say!("nothing to do\n");
         }
@@ -79,14 +105,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(outcome.code.unwrap_or(ExitCode::SUCCESS));
     }
     nix::sys::stat::umask(Mode::S_IWGRP | Mode::S_IWOTH); // whatever the caller's: sshd and PAM's users read what is made
-    let _lock = Lock::take(&node)?;
-    let mut journal = Journal::begin(&node)?;
+    let _lock = Lock::take(node)?;
+    let mut journal = Journal::begin(node)?;
     let mut counts = Counts::default();
-    let outcome = Outcome::of(&chosen, |step, _| go(&node, step, wishes, &mut journal, &mut counts));
+    let outcome = Outcome::of(chosen, |step, _| go(node, step, wishes, &mut journal, &mut counts));
     let ended = journal.end();
-    counts.tell(&node, outcome.code.is_none());
-    let begun: Vec<_> = chosen.into_iter().filter(|step| !outcome.not_begun.contains(&step.name)).collect();
-    let left = left(&node, &begun, wishes);
+    counts.tell(node, outcome.code.is_none());
+    let begun: Vec<_> = chosen.iter().copied().filter(|step| !outcome.not_begun.contains(&step.name)).collect();
+    let left = left(node, &begun, wishes);
     outcome.tell("");
     ended?;
     outcome.code.map_or(left, Ok)

@@ -1,0 +1,308 @@
+//! `unbitctl setup distribution NAME`: a root file system that containers start from, by debootstrap(8) or mmdebstrap(1), with our library in it.
+//!
+//! It is made under a name that is no distribution's, and gets its own when it is complete. What is left of one that was cut short is thrown away by
+//! the next. A distribution that is there only gets what it lacks.
+
+use super::file;
+use crate::check::{self, distributions};
+use crate::command_line::must_be_root;
+use crate::interrupt::Interrupt;
+use crate::node::Node;
+use crate::packages::{self, Package};
+use crate::program::library_folders;
+use crate::progress::Progress;
+use crate::purge::purge;
+use crate::report::{self, Finding, Format, State};
+use crate::step::Wishes;
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Pid, pipe2};
+use std::collections::VecDeque;
+use std::fs::{self, DirBuilder, File};
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+pub const EXAMPLES: &str = "\
+Examples:
+  unbitctl setup distribution base
+  unbitctl setup distribution bookworm --suite bookworm --include vim-tiny,git";
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Its name: it is made in /distros/NAME
+    #[arg(value_parser = crate::create::distribution)]
+    name: String,
+    /// The release of Debian
+    #[arg(long, default_value = "stable", value_parser = word)]
+    suite: String,
+    /// Where its packages come from; without it where the tool looks
+    #[arg(long, value_name = "URL", value_parser = word)]
+    mirror: Option<String>,
+    /// More packages, by commas
+    #[arg(long, value_name = "PACKAGE,...", value_delimiter = ',', value_parser = word)]
+    include: Vec<String>,
+    /// Install debootstrap, with apt-get, if neither it nor mmdebstrap is there
+    #[arg(long)]
+    install: bool,
+    /// More words for debootstrap or mmdebstrap, behind --
+    #[arg(last = true, value_name = "OPTION")]
+    more: Vec<String>,
+}
+
+/// Nothing that a tool takes for an option.
+fn word(text: &str) -> Result<String, String> {
+    let is_plain = !text.is_empty() && !text.starts_with('-') && text.chars().all(|letter| letter.is_ascii_graphic());
+    if is_plain { Ok(text.to_owned()) } else { Err("a word is needed".to_owned()) }
+}
+
+const DISTRIBUTIONS: &str = "/distros";
+const MODULE: &str = "libnss_unbit.so.2";
+/// For `ip`, and for sftp and scp.
+const PACKAGES: [&str; 2] = ["iproute2", "openssh-sftp-server"];
+const DEBOOTSTRAP: &str = "/usr/sbin/debootstrap";
+const MMDEBSTRAP: &str = "/usr/bin/mmdebstrap";
+
+/// The one of this name, with what a set-up of the whole node makes of it.
+pub fn make(name: &str, install: bool) -> Result<ExitCode> {
+    let stable = "stable".to_owned();
+    run(&Arguments {
+        name: name.to_owned(),
+        suite: stable,
+        mirror: None,
+        include: Vec::new(),
+        install,
+        more: Vec::new(),
+    })
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    must_be_root("setup distribution")?;
+    umask(Mode::S_IWGRP | Mode::S_IWOTH);
+    let node = Node::at(None);
+    let place = Path::new(DISTRIBUTIONS).join(&arguments.name);
+    let shown = place.display();
+    let library = library(&node)?;
+    let mut progress = Progress::new(false);
+    let is_there = place.symlink_metadata().is_ok();
+    if !is_there && !Path::new(MMDEBSTRAP).exists() {
+        packages::need(&[Package { program: DEBOOTSTRAP, name: "debootstrap" }], arguments.install, false)?;
+    }
+    DirBuilder::new().recursive(true).mode(0o755).create(DISTRIBUTIONS).context(DISTRIBUTIONS)?;
+    let _lock = super::journal::Lock::take(&node)?;
+    if is_there {
+        progress.found("system", format!("{shown}: is there"));
+        must_be_roots(&place)?;
+        complete(&place, &library, &mut progress)?;
+        return verdict(&place);
+    }
+    let interrupt = Interrupt::hold()?;
+    let hidden = format!(".{}.unbitctl", arguments.name);
+    let new = Path::new(DISTRIBUTIONS).join(&hidden);
+    let forget = || purge(Path::new(DISTRIBUTIONS), &hidden, &mut |_| Ok(()));
+    forget()?;
+    let made = bootstrap(arguments, &new, &interrupt, &mut progress)
+        .and_then(|()| complete(&new, &library, &mut progress))
+        .and_then(|()| interrupt.check())
+        .and_then(|()| {
+            let placed = renameat2(AT_FDCWD, &new, AT_FDCWD, &place, RenameFlags::RENAME_NOREPLACE);
+            placed.with_context(|| format!("make {shown}"))
+        });
+    if let Err(error) = made {
+        progress.now("removing what has been made");
+        forget()?;
+        progress.now("");
+        return Err(error.context(format!("{shown} has not been made, and nothing of it is left")));
+    }
+    verdict(&place)
+}
+
+/// What check says of it.
+fn verdict(place: &Path) -> Result<ExitCode> {
+    let node = Node::at(Some(place));
+    let mut findings: Vec<Finding> = distributions::check_one(&node);
+    findings.extend(check::nsswitch::check(&node).into_iter().filter(|finding| finding.state == State::Fail));
+    report::show(&findings, Format::new(false))
+}
+
+/// The library that the node's own glibc loads.
+fn library(node: &Node) -> Result<PathBuf> {
+    let folders = library_folders(node);
+    let is_beside_libc = |folder: &&String| node.has(&format!("{folder}/libc.so.6"));
+    let folder = folders.iter().find(is_beside_libc).context("this node has no libc.so.6")?;
+    let library = Path::new(folder).join(MODULE);
+    if !library.exists() {
+        bail!("there is no {} on this node: install libnss-unbit first", library.display());
+    }
+    Ok(library)
+}
+
+/// Only where nobody but root can change what is there meanwhile.
+fn must_be_roots(place: &Path) -> Result<()> {
+    let shown = place.display();
+    let found = place.symlink_metadata().with_context(|| shown.to_string())?;
+    if !found.is_dir() || found.uid() != 0 || found.mode() & 0o022 != 0 {
+        bail!("{shown} is not a directory of root's that nobody else may write to, and is left as it is");
+    }
+    Ok(())
+}
+
+/// What a distribution has besides Debian's: the library, its line in nsswitch.conf, and where a container's start mounts.
+fn complete(root: &Path, library: &Path, progress: &mut Progress) -> Result<()> {
+    let node = Node::at(Some(root));
+    for folder in distributions::NEEDED {
+        let path = format!("/{folder}");
+        match node.open_link(&path) {
+            Ok(_) => progress.found("directory", format!("{path}: is there")),
+            Err(_) => {
+                DirBuilder::new().mode(0o755).create(node.path(&path)).with_context(|| path.clone())?;
+                progress.changed("directory", format!("{path}: made"));
+            }
+        }
+    }
+    let inside = library.to_string_lossy();
+    let ours = fs::read(library).with_context(|| inside.to_string())?;
+    if node.read_bytes(&inside).is_ok_and(|found| found == ours) {
+        progress.found("library", format!("{inside}: is there"));
+    } else {
+        // In its folder, wherever links lead inside: it is on the node's path only as long as they stay there.
+        let folder = library.parent().and_then(Path::to_str).context("a library is in a folder")?;
+        let folder =
+            node.resolve(folder).with_context(|| format!("{folder} in it: is it of this machine's architecture?"))?;
+        let new = folder.join(format!(".{MODULE}.unbitctl"));
+        let _ = fs::remove_file(&new);
+        let copied = fs::write(&new, &ours).and_then(|()| fs::rename(&new, folder.join(MODULE)));
+        copied.inspect_err(|_| drop(fs::remove_file(&new))).with_context(|| inside.to_string())?;
+        progress.changed("library", format!("{inside}: copied from the node"));
+    }
+    let changes =
+        file::pending(&node, (check::nsswitch::STEP.changes)(&node, Wishes { keys_only: false, guide: false })?)?;
+    if changes.is_empty() {
+        progress.found("nsswitch", "unbit has its place");
+    }
+    for change in changes {
+        change.make()?;
+        progress.changed("nsswitch", "unbit is in its place, right behind files");
+    }
+    Ok(())
+}
+
+/// Runs the tool in mount and pid namespaces of its own: however it ends, no mount and no process of it stays.
+fn bootstrap(arguments: &Arguments, new: &Path, interrupt: &Interrupt, progress: &mut Progress) -> Result<()> {
+    const SCRIPT: &str = r#"mount -t proc -o nosuid,nodev,noexec proc /proc; exec "$@""#;
+    let (tool, packages) = {
+        let packages = PACKAGES.into_iter().chain(arguments.include.iter().map(String::as_str));
+        let packages = packages.collect::<Vec<_>>().join(",");
+        if Path::new(DEBOOTSTRAP).exists() { (DEBOOTSTRAP, packages) } else { (MMDEBSTRAP, packages) }
+    };
+    let name = Path::new(tool).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", SCRIPT, "sh", tool]);
+    command.args(["--variant=minbase", &format!("--include={packages}")]);
+    if tool == MMDEBSTRAP {
+        command.args(["--mode=root", "--format=directory"]);
+    }
+    command.args(&arguments.more).arg(&arguments.suite).arg(new).args(&arguments.mirror);
+    command.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C.UTF-8");
+    // Not of the terminal's foreground: a signal of the operator's comes to us, and we end it.
+    command.stdin(Stdio::null()).process_group(0);
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+    command.stdout(writer.try_clone()?).stderr(writer);
+    progress.text(&format!("{name} makes a Debian {}, which takes a minute or so\n", arguments.suite));
+    let began = Instant::now();
+    let child = command.spawn().context("run unshare")?;
+    drop(command); // and with it the other end of the pipe
+    let mut running = Running(child);
+    let mut said = Said::default();
+    let mut pipe = File::from(reader);
+    loop {
+        if !interrupt.wait_for(Some(pipe.as_fd()), Duration::from_secs(3600))? {
+            bail!("{name} has said nothing for an hour");
+        }
+        let mut some = [0; 4096];
+        match pipe.read(&mut some) {
+            Ok(length) if length > 0 => {
+                for line in said.hear(some.get(..length).unwrap_or_default()) {
+                    progress.now(format!("{name}, {} s: {line}", began.elapsed().as_secs()));
+                }
+            }
+            _ => break,
+        }
+    }
+    let status = running.0.wait()?;
+    if !status.success() {
+        bail!("{name} {}: {status}: {}", arguments.suite, said.last.into_iter().collect::<Vec<_>>().join("; "));
+    }
+    let (seconds, place) = (began.elapsed().as_secs(), format!("{DISTRIBUTIONS}/{}", arguments.name));
+    progress.changed("system", format!("{place}: Debian {} by {name}, in {seconds} s", arguments.suite));
+    Ok(())
+}
+
+/// A process that does not live longer than this.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        // It kills its child, which is pid 1 of its namespace, as it ends.
+        let _ = kill(Pid::from_raw(self.0.id() as i32), Signal::SIGKILL);
+        let _ = self.0.wait();
+    }
+}
+
+/// What the tool says, by lines, and the last of them.
+#[derive(Default)]
+struct Said {
+    rest: Vec<u8>,
+    last: VecDeque<String>,
+}
+
+impl Said {
+    fn hear(&mut self, bytes: &[u8]) -> Vec<String> {
+        const KEPT: usize = 4;
+        self.rest.extend(bytes);
+        let mut lines = Vec::new();
+        while let Some(end) = self.rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')) {
+            let line: Vec<u8> = self.rest.drain(..=end).collect();
+            let line = String::from_utf8_lossy(&line).trim().trim_start_matches("I: ").to_owned();
+            if !line.is_empty() {
+                self.last.push_back(line.clone());
+                lines.push(line);
+            }
+            if self.last.len() > KEPT {
+                self.last.pop_front();
+            }
+        }
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_heard_whole_and_the_last_are_kept() {
+        let mut said = Said::default();
+        assert_eq!(said.hear(b"I: Retrieving a\nI: Re"), ["Retrieving a"]);
+        assert_eq!(said.hear(b"trieving b\r\n\n"), ["Retrieving b"]);
+        said.hear(b"1\n2\n3\nE: 4\n");
+        assert_eq!(said.last, ["1", "2", "3", "E: 4"]);
+    }
+
+    #[test]
+    fn a_word_is_no_option() {
+        assert!(word("stable").is_ok() && word("http://deb.debian.org/debian").is_ok());
+        for bad in ["", "-x", "--keyring=x", "a b", "ä"] {
+            assert!(word(bad).is_err(), "{bad}");
+        }
+    }
+}
