@@ -11,6 +11,7 @@ use crate::inside::{self, Words};
 use crate::names::{self, Account};
 use crate::node::Node;
 use crate::report::{Finding, State};
+use crate::shell::quoted;
 use anyhow::Result;
 use join::Deadline;
 use join::attach::{Attachment, Who};
@@ -444,7 +445,10 @@ fn keys(login: &Account, container: ContainerUid, says: &Says) -> Result<Finding
             Err(what) => bad.push(what),
         }
     }
-    let mend = "as the user: chmod go-w ~ ~/.ssh ~/.ssh/*authorized_keys";
+    let mend = as_the_user(
+        container,
+        &format!("cd {home} && chmod go-w . .ssh .ssh/authorized_keys .ssh/uwsgi_authorized_keys"),
+    );
     if let (false, Some(doubt)) = (good.is_empty(), doubts.first().or(bad.first())) {
         return Ok(warn("keys", format!("there are keys in {}, but: {doubt}", good.join(" and ")), mend));
     }
@@ -463,10 +467,21 @@ fn keys(login: &Account, container: ContainerUid, says: &Says) -> Result<Finding
         return Err(fail(
             "keys",
             format!("there is no file of keys: sshd reads {files} in {home}"),
-            format!("put a public key of the user's into {home}/.ssh/uwsgi_authorized_keys"),
+            if has_vassal(container) { format!("unbitctl create {container} --key FILE") } else { add_key(container) },
         ));
     }
     Err(fail("keys", format!("no file of keys that sshd reads: {}", bad.join("; ")), mend))
+}
+
+/// The command that does something in the tenant's directory as the tenant: root would follow whatever links are there.
+fn as_the_user(container: ContainerUid, script: &str) -> String {
+    format!("setpriv --reuid {container} --regid {container} --clear-groups sh -c {}", quoted(script))
+}
+
+/// The command that adds a public key.
+fn add_key(container: ContainerUid) -> String {
+    let script = format!("cd {} && umask 077 && mkdir -p .ssh && cat >>.ssh/authorized_keys", home(container));
+    format!("{} <KEY.pub", as_the_user(container, &script))
 }
 
 /// Debian 13's default (20-systemd-userdb.conf). systemd has no record for a user whose name is a number, see its User/Group Name Syntax.
