@@ -759,7 +759,7 @@ fn who_is_not_root() {
         ("check 65534", "that of nobody"),
         ("check Root", "a container's number is needed, such as 30001, or a name of it: `unbitctl list` shows"),
         ("enter", "required arguments were not provided"),
-        ("enter 030001", "without zeros before it: 30001"),
+        ("enter 030001", "has no zeros before it: 30001"),
         ("list --watch --json", "cannot be used with"),
     ] {
         let done = sh(format!("unbitctl {arguments}"));
