@@ -234,20 +234,6 @@ fn su_by_a_second_name() {
     assert!(!fs::exists(MARK).unwrap(), "a session on the node");
 }
 
-/// utmp has the name in use, as for everybody.
-#[test]
-#[ignore = "needs the node: make test"]
-fn who_shows_the_name_in_use() {
-    let _name = second_name("web1", "30001");
-    let _others = Session::open("alice", &["-tt"], 1803);
-    let _session = Session::open("web1", &["-tt"], 1804);
-    let who = sh("who").ok();
-    if !who.contains("alice") {
-        return not_tried("this sshd writes no utmp", true);
-    }
-    assert!(who.lines().any(|line| line.starts_with("web1 ")), "{who}");
-}
-
 /// Step by step: whose session it is has been decided in account.
 #[test]
 #[ignore = "needs the node: make test"]
