@@ -1362,7 +1362,7 @@ fn a_tenant_who_traces_the_visitor_does_not_hold_check_up() {
     let has_said = |word: &str| fs::read_to_string("/tmp/tracer").unwrap().contains(word);
     eventually("the tracer", || has_said("here").then_some(()));
     let mut last = Done { status: None, out: String::new(), err: String::new() };
-    for _ in 0..12 {
+    for _ in 0..60 {
         last = sh("timeout -k 1 10 unbitctl check 30001");
         if has_said("seized") {
             break;
