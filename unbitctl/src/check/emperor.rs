@@ -150,7 +150,7 @@ mod tests {
         }
         let looping = UNIT.replace("=running", "=auto-restart").replace("=active", "=activating");
         let [(_, seen, _), ..] = &judged(Some(7), &looping, &[30001])[..] else { panic!() };
-        assert_eq!(seen, "containers.service has ended (success) and is to be started anew, for the 1. time");
+        assert_eq!(seen, "containers.service has ended (success) after 0 restarts, and is to be started again");
     }
 
     #[test]

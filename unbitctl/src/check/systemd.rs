@@ -110,8 +110,7 @@ impl Unit {
                 (State::Fail, seen, log)
             }
             Health::Waits(restarts, result) => {
-                let seen =
-                    format!("{name} has ended ({result}) and is to be started anew, for the {}. time", restarts + 1);
+                let seen = format!("{name} has ended ({result}) after {restarts} restarts, and is to be started again");
                 (State::Fail, seen, log)
             }
             Health::Failed(result) => {
