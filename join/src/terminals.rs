@@ -18,8 +18,9 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::stat::{Mode, fstat, stat};
 use nix::sys::statfs::{DEVPTS_SUPER_MAGIC, fstatfs};
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, create_dir};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
 
 /// Whose terminals they are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -155,25 +156,37 @@ fn lead_ptmx_there() -> Result<(), Refusal> {
     bind("/dev/pts/ptmx", "/dev/ptmx").step(Reason::Broken, "bind the session's ptmx")
 }
 
-/// The names of these terminals are the node's terminals' as well. sshd would write over their lines in utmp(5), and `who` and `last` would show
-/// root's terminals as the tenant's. It writes a file of this connection's instead, because without one it logs an error for each session. The
-/// file is in a tmpfs below the mount that follows.
+/// The names of these terminals are the node's terminals' as well. sshd would write over their lines in utmp(5) and end root's entries in
+/// wtmpdb(8), and `who` and `last` would show root's terminals as the tenant's. It writes files of this connection's instead, because without
+/// them it logs an error for each session. They are in a tmpfs below the mount that follows. Directories are covered, because what lies on a
+/// file moves away with it when logrotate(8) renames it. lastlog is an array by uid, and stays the node's.
 fn keep_from_the_nodes_records() -> Result<(), Refusal> {
-    let keep = "keep the session from the node's utmp";
+    let keep = "keep the session from the node's records";
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    retry(|| mount(Some("tmpfs"), DIRECTORY, Some("tmpfs"), flags, Some("mode=700,size=16k,nr_inodes=4")))
+    retry(|| mount(Some("tmpfs"), DIRECTORY, Some("tmpfs"), flags, Some("mode=700,size=64k,nr_inodes=16")))
         .step(Reason::Broken, keep)?;
-    let ours = format!("{DIRECTORY}/utmp");
-    File::create(&ours).step(Reason::Broken, keep)?;
-    for (what, file) in [(ours.as_str(), "/run/utmp"), ("/dev/null", "/var/log/wtmp")] {
-        match bind(what, file) {
+    let [utmp, log, lastlog] = ["utmp", "log", "log/lastlog"].map(|name| format!("{DIRECTORY}/{name}"));
+    create_dir(&log)
+        .and_then(|()| File::create(&utmp))
+        .and_then(|_| File::create(&lastlog))
+        .and_then(|_| symlink("/dev/null", format!("{log}/wtmp")))
+        .step(Reason::Broken, keep)?;
+    let covered = [
+        (utmp.as_str(), "/run/utmp"),
+        ("/var/log/lastlog", &lastlog),
+        (&log, "/var/log"),
+        (&log, "/var/lib/wtmpdb"),
+        (&log, "/run/wtmpdb"),
+    ];
+    for (what, place) in covered {
+        match bind(what, place) {
             Ok(()) | Err(Errno::ENOENT) => {}
-            Err(errno) => return Err(Refusal::failed(Reason::Broken, format!("{keep}: bind over {file}"), errno)),
+            Err(errno) => return Err(Refusal::failed(Reason::Broken, format!("{keep}: bind over {place}"), errno)),
         }
     }
     Ok(())
 }
 
 fn bind(what: &str, place: &str) -> nix::Result<()> {
-    retry(|| mount(Some(what), place, None::<&str>, MsFlags::MS_BIND, None::<&str>))
+    retry(|| mount(Some(what), place, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>))
 }
