@@ -178,6 +178,8 @@ const UIDS: [u32; 2] = [30000, 30001];
 
 /// Each call fails in a login of its own. A sample leaves out the kinds of calls in `elsewhere`.
 fn sweep(way: Way, calls: &[Call], elsewhere: &[Call]) {
+    // On a loaded machine the tracer alone can take the three seconds that a login has.
+    let _patience = with_option("timeout=30");
     let all = std::env::var("FAULTS").is_ok_and(|faults| faults == "all");
     let whole = UIDS.map(|uid| whole(way, uid));
     let before = UIDS.map(inventory);
