@@ -7,13 +7,14 @@
 use crate::attach::Attachment;
 use crate::deadline::Deadline;
 use crate::helper;
+use crate::leader::Proc;
 use crate::refusal::{Reason, Refusal, Step};
 use crate::sys::{self, retry};
 use caps::Capability;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::stat::{Mode, fstat, stat};
 use nix::sys::statfs::{DEVPTS_SUPER_MAGIC, fstatfs};
@@ -33,6 +34,10 @@ pub enum Terminals {
     Nodes,
 }
 
+impl Terminals {
+    const ALL: [Self; 3] = [Self::Containers, Self::Connections, Self::Nodes];
+}
+
 impl fmt::Display for Terminals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -50,9 +55,47 @@ const OWN: &str = "newinstance,gid=5,mode=620,ptmxmode=666,max=64";
 
 impl Attachment {
     /// In sshd's monitor, before it opens a terminal: moves it to a mount namespace of its own, in which `/dev/pts` is the session's.
+    ///
+    /// A helper makes that namespace. Every mount needs a lock that the kernel has once for all namespaces, and a tenant who copies many mounts
+    /// holds it for some time: the monitor itself waits for no longer than until the deadline.
     pub fn take_terminals(&self, deadline: Deadline) -> Result<Terminals, Refusal> {
-        let theirs = if self.is_safe_to_look_up() { self.open_terminals(deadline)? } else { None };
+        let (ours, helpers) =
+            retry(|| socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC))
+                .step(Reason::Broken, "make a socket pair")?;
+        let found = helper::run(deadline, || {
+            let terminals = self.make_namespace()?;
+            if terminals != Terminals::Nodes {
+                let made = own_mount_namespace()?;
+                sys::send_descriptor(&helpers, &made)
+                    .step(Reason::Broken, "hand over the monitor's mount namespace")?;
+            }
+            Ok(Terminals::ALL.iter().position(|kind| *kind == terminals).unwrap_or_default())
+        })?;
+        drop(helpers);
+        let made = sys::receive_descriptor(&ours).step(Reason::Broken, "take over the monitor's mount namespace")?;
+        match (Terminals::ALL.get(found).copied(), made) {
+            (Some(Terminals::Nodes), None) => Ok(Terminals::Nodes),
+            (Some(terminals), Some(made)) => enter(&made).map(|()| terminals),
+            _ => Err(Refusal::new(Reason::Broken, "the helper has made no mount namespace")),
+        }
+    }
+
+    /// The same in a process that ends: what would come of it.
+    pub fn try_terminals(&self, deadline: Deadline) -> Result<Terminals, Refusal> {
+        let found = helper::run(deadline, || {
+            let taken = self.take_terminals(deadline)?;
+            Ok(Terminals::ALL.iter().position(|kind| *kind == taken).unwrap_or_default())
+        })?;
+        Terminals::ALL
+            .get(found)
+            .copied()
+            .ok_or_else(|| Refusal::new(Reason::Broken, "the helper has found no terminals"))
+    }
+
+    /// In the helper.
+    fn make_namespace(&self) -> Result<Terminals, Refusal> {
         let ours = retry(|| stat(DIRECTORY)).step(Reason::Misconfigured, "look at the node's /dev/pts")?.st_dev;
+        let theirs = if self.is_safe_to_look_up() { self.open_terminals()? } else { None };
         if let Some(theirs) = &theirs {
             let theirs = retry(|| fstat(theirs)).step(Reason::Broken, "fstat the container's /dev/pts")?;
             if theirs.st_dev == ours {
@@ -78,16 +121,6 @@ impl Attachment {
         Ok(terminals)
     }
 
-    /// The same in a process that ends: what would come of it.
-    pub fn try_terminals(&self, deadline: Deadline) -> Result<Terminals, Refusal> {
-        let kinds = [Terminals::Containers, Terminals::Connections, Terminals::Nodes];
-        let found = helper::run(deadline, || {
-            let taken = self.take_terminals(deadline)?;
-            Ok(kinds.iter().position(|kind| *kind == taken).unwrap_or_default())
-        })?;
-        kinds.get(found).copied().ok_or_else(|| Refusal::new(Reason::Broken, "the helper has found no terminals"))
-    }
-
     /// A lookup in the container must not wait on a file system that the tenant has mounted. Its pid 1's mounts can be changed by nobody inside
     /// who has no CAP_SYS_ADMIN in the user namespace that they belong to.
     fn is_safe_to_look_up(&self) -> bool {
@@ -95,20 +128,29 @@ impl Attachment {
             && (!self.leader().is_linked() || self.bounding_set() & Capability::CAP_SYS_ADMIN.bitmask() == 0)
     }
 
-    /// A copy of the mount on the container's `/dev/pts`, if that is a devpts. A helper goes there for it.
-    fn open_terminals(&self, deadline: Deadline) -> Result<Option<OwnedFd>, Refusal> {
-        let (ours, helpers) =
-            retry(|| socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC))
-                .step(Reason::Broken, "make a socket pair")?;
-        helper::run(deadline, || {
-            self.join_mount_namespace()?;
-            let Some(mount) = copy_of_the_mount()? else { return Ok(0) };
-            sys::send_descriptor(&helpers, &mount).step(Reason::Broken, "hand over the container's /dev/pts")?;
-            Ok(1)
-        })?;
-        drop(helpers);
-        sys::receive_descriptor(&ours).step(Reason::Broken, "take over the container's /dev/pts")
+    /// A copy of the mount on the container's `/dev/pts`, if that is a devpts. The helper goes there for it, and comes back.
+    fn open_terminals(&self) -> Result<Option<OwnedFd>, Refusal> {
+        let here = own_mount_namespace()?;
+        self.join_mount_namespace()?;
+        let found = copy_of_the_mount()?;
+        retry(|| setns(&here, CloneFlags::CLONE_NEWNS)).step(Reason::Broken, "return to the node's mount namespace")?;
+        Ok(found)
     }
+}
+
+fn own_mount_namespace() -> Result<OwnedFd, Refusal> {
+    Proc::of_self().and_then(|own| own.open("ns/mnt")).step(Reason::Broken, "open our own mount namespace")
+}
+
+/// In the monitor. setns(2) leads to the top of the namespace: an sshd in a chroot(2) would leave that.
+fn enter(made: &OwnedFd) -> Result<(), Refusal> {
+    let root = || retry(|| stat("/")).map(|root| (root.st_dev, root.st_ino)).step(Reason::Broken, "look at /");
+    let before = root()?;
+    retry(|| setns(made, CloneFlags::CLONE_NEWNS)).step(Reason::Broken, "give sshd's monitor its mount namespace")?;
+    if root()? == before {
+        return Ok(());
+    }
+    Err(Refusal::new(Reason::Misconfigured, "sshd's root directory is not that of its mount namespace"))
 }
 
 /// In the container's mount namespace. Links could lead anywhere.
