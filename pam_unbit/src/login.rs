@@ -10,7 +10,7 @@
 //! 5. [`close_session`], in the monitor.
 //!
 //! The monitor, which stays root, joins nothing of the container. It has a mount namespace of its own, see [`join::terminals`].
-//! enters has lost them before it forks, see [`join::attach`]. Until then nobody can become anybody, see [`setuid_guard`].
+//! Nothing with an id, a capability or a descriptor of the node's is ever in the container: whoever enters has lost them before it forks, see [`join::attach`]. Until then nobody can become anybody, see [`setuid_guard`].
 //! Whatever is missing or out of order refuses.
 
 use crate::account::{Account, ContainerUser};
