@@ -10,6 +10,7 @@ use join::leader::Proc;
 use join::link::DIRECTORY;
 use serde_json::Value;
 use shared::ContainerUid;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Who runs a container, and its name there.
@@ -212,13 +213,19 @@ fn payload(process: &Path, name: &str) -> Result<Found> {
         ));
     }
     // With lxc.cgroup.dir the groups of a container are below one that keeps its name, whatever LXC calls them.
-    let around = cgroup.parent().filter(|around| around.join("cgroup.type").exists());
+    let around = cgroup.parent().filter(|around| around.join("cgroup.type").exists() && !is_mounted_at(around));
     if let Some(around) = around {
         let stays = format!("as long as lxc.cgroup.dir of {name} leads to it");
         let warnings = vec![format!("{} must be this container's alone", around.display())];
         return Ok(Found { cgroup: around.to_owned(), stays, warnings });
     }
     Ok(Found { stays: format!("as long as the container is named {name}"), cgroup, warnings })
+}
+
+/// Whether a file system is mounted right there. In a cgroup namespace the top of the hierarchy looks like any other group.
+fn is_mounted_at(path: &Path) -> bool {
+    let device = |path: &Path| std::fs::metadata(path).map(|status| status.dev()).ok();
+    path.parent().is_none_or(|parent| device(parent) != device(path))
 }
 
 /// Slices that units of many kinds are in.
@@ -310,6 +317,12 @@ mod tests {
         let found = payload(Path::new("/sys/fs/cgroup/lxc.payload.web1-1"), "web1").unwrap();
         assert!(found.warnings[0].contains("lxc.payload.web1 again"), "{found:?}");
         assert!(payload(Path::new("/sys/fs/cgroup/system.slice/x.service"), "web1").is_err());
+    }
+
+    #[test]
+    fn the_top_of_a_hierarchy_is_mounted() {
+        assert!(is_mounted_at(Path::new("/")) && is_mounted_at(Path::new("/proc")));
+        assert!(!is_mounted_at(Path::new("/proc/self")));
     }
 
     #[test]
