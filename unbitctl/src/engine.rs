@@ -80,6 +80,14 @@ pub fn link_of(uid: ContainerUid) -> Option<PathBuf> {
     std::fs::read_link(Path::new(DIRECTORY).join(uid.to_string())).ok()
 }
 
+/// Where LXC runs the container of this cgroup, if that is in another one: `lxc.payload.web1-1` while a group of an earlier start is left.
+pub fn renamed_by_lxc(cgroup: &Path) -> Option<PathBuf> {
+    let name = cgroup.file_name()?.to_str()?.strip_prefix(PAYLOAD)?;
+    let process = directory_of(lxc_pid(&Node::at(None), name).ok()?).ok()?;
+    let now = ancestor(&process, |part| part.starts_with(PAYLOAD))?;
+    (now != cgroup).then_some(now)
+}
+
 /// Which engine a cgroup is of, in a word, by its path.
 pub fn of(cgroup: &Path) -> &'static str {
     let names: Vec<_> = cgroup.iter().filter_map(|name| name.to_str()).collect();
@@ -87,10 +95,10 @@ pub fn of(cgroup: &Path) -> &'static str {
     let last = names.last().copied().unwrap_or_default();
     if has("systemd-nspawn@") {
         "nspawn"
-    } else if let Some(name) = names.iter().find_map(|name| name.strip_prefix("lxc.payload.")) {
+    } else if let Some(name) = names.iter().find_map(|name| name.strip_prefix(PAYLOAD)) {
         // Incus uses LXC's library and its names; what it keeps of a running instance is below /run.
         if Path::new("/run/incus").join(name).exists() { "incus" } else { "lxc" }
-    } else if holds(cgroup, "lxc.payload.") {
+    } else if holds(cgroup, PAYLOAD) {
         "lxc"
     } else if has("libpod") || holds(cgroup, "libpod") {
         "podman"
@@ -198,17 +206,19 @@ fn directory_of(pid: i32) -> Result<PathBuf> {
     directories.into_iter().next().with_context(|| format!("process {pid} is in no cgroup that is mounted here"))
 }
 
+/// What the names of LXC's groups begin with.
+const PAYLOAD: &str = "lxc.payload.";
+
 /// LXC's, and Incus's: `lxc.payload.NAME`, and below it whatever the container's own init makes.
 fn payload(process: &Path, name: &str) -> Result<Found> {
-    const BEGIN: &str = "lxc.payload.";
-    let Some(cgroup) = ancestor(process, |part| part.starts_with(BEGIN)) else {
-        bail!("its pid 1 is in {}, and no part of that begins with {BEGIN}", process.display());
+    let Some(cgroup) = ancestor(process, |part| part.starts_with(PAYLOAD)) else {
+        bail!("its pid 1 is in {}, and no part of that begins with {PAYLOAD}", process.display());
     };
     let group = cgroup.file_name().and_then(|part| part.to_str()).unwrap_or_default();
     let mut warnings = Vec::new();
-    if group.strip_prefix(BEGIN).is_none_or(|rest| rest != name) {
+    if group.strip_prefix(PAYLOAD).is_none_or(|rest| rest != name) {
         warnings.push(format!(
-            "it should be {BEGIN}{name}: LXC takes another name while a group of an earlier start is left, and {BEGIN}{name} again once \
+            "it should be {PAYLOAD}{name}: LXC takes another name while a group of an earlier start is left, and {PAYLOAD}{name} again once \
              that is gone; remove it (rmdir), restart the container, and attach it again"
         ));
     }

@@ -7,6 +7,7 @@ use super::pam;
 use super::server::{self, Answering, Place};
 use super::sshd::{self, Says};
 use crate::containers::has_vassal;
+use crate::engine;
 use crate::inside::{self, Words};
 use crate::names::{self, Account};
 use crate::node::Node;
@@ -688,9 +689,16 @@ fn mend_link(container: ContainerUid, reason: Reason) -> Option<String> {
     let to_its_group =
         format!("unbitctl attach {container} --machine NAME, or whatever engine it is: unbitctl attach --help");
     match reason {
-        Reason::NotRunning => Some(format!(
-            "start the container with its engine; if it runs, {link} leads to another cgroup: {to_its_group}"
-        )),
+        Reason::NotRunning => Some(match engine::link_of(container).as_deref().and_then(engine::renamed_by_lxc) {
+            Some(group) => format!(
+                "LXC runs it in {}, because the group that {link} leads to was left from an earlier start: stop the container, remove that group \
+                 (rmdir), and start it; lxc.cgroup.dir keeps this from happening again",
+                group.display()
+            ),
+            None => format!(
+                "start the container with its engine; if it runs, {link} leads to another cgroup: {to_its_group}"
+            ),
+        }),
         Reason::Starting => Some("try again once the container has started".to_owned()),
         Reason::BadLink | Reason::NoPidNamespace | Reason::TwoContainers => Some(to_its_group),
         Reason::TooManyGroups => Some("remove cgroups that nobody uses, as root in the container".to_owned()),
