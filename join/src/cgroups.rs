@@ -93,14 +93,19 @@ pub fn must_not_be_frozen(process: &Proc) -> Result<(), Refusal> {
     })
 }
 
-/// Whether what is asked holds for the directory of any of a process's cgroups.
-pub fn any_of(process: &Proc, holds: impl Fn(&OwnedFd) -> nix::Result<bool>) -> Result<bool, Refusal> {
+/// Whether what is asked holds for the directory of any of a process's cgroups of this version. Those of the other one are not looked for: a
+/// hierarchy that is mounted nowhere takes as long as this node has mounts.
+pub fn any_of(
+    process: &Proc,
+    version: Version,
+    holds: impl Fn(&OwnedFd) -> nix::Result<bool>,
+) -> Result<bool, Refusal> {
     let mut any = false;
     let look = |membership: &Membership, directory: &OwnedFd| {
         any |= holds(directory).step(Reason::Broken, format_args!("look at the cgroup {}", membership.name()))?;
         Ok(())
     };
-    each_of(process, |_| true, look)?;
+    each_of(process, |membership| membership.version() == version, look)?;
     Ok(any)
 }
 
@@ -253,6 +258,12 @@ fn usual_place(membership: &Membership, ours: &[Membership]) -> Option<OwnedFd> 
         .iter()
         .filter(|place| below(place, &own.path).is_some_and(|own| is_it(&own)))
         .find_map(|place| below(place, &membership.path).filter(is_it))
+}
+
+/// Which version a directory of cgroups is of.
+pub fn version_of(directory: &OwnedFd) -> nix::Result<Version> {
+    let filesystem = retry(|| fstatfs(directory))?.filesystem_type();
+    Ok(if filesystem == FsType(libc::CGROUP2_SUPER_MAGIC as _) { Version::Two } else { Version::One })
 }
 
 /// A line of /proc/PID/cgroup: `4:memory:/30001`, `3:name=systemd:/30001`, or `0::/30001` for version 2.

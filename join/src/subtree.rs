@@ -3,7 +3,7 @@
 //! Root inside a container makes groups below its own, as many and as deep as it likes. So the walk opens one name at a time and holds one
 //! descriptor, whatever the depth, and it ends by the deadline and by a number of groups.
 
-use crate::cgroups;
+use crate::cgroups::{self, Version};
 use crate::deadline::Deadline;
 use crate::leader::{Inode, Proc};
 use crate::refusal::{Reason, Refusal};
@@ -27,6 +27,7 @@ const DIRECTORY: OFlag =
 pub struct Subtree {
     directory: OwnedFd,
     inode: Inode,
+    version: Version,
 }
 
 /// A group on the way down, and its children that are still to be entered.
@@ -39,12 +40,13 @@ impl Subtree {
     /// The cgroup of this directory, unless it is the top of what is mounted there.
     pub fn of(directory: OwnedFd) -> nix::Result<Option<Self>> {
         let inode = inode_of(&directory)?;
-        Ok(above(&directory, inode)?.map(|_| Self { directory, inode }))
+        let version = cgroups::version_of(&directory)?;
+        Ok(above(&directory, inode)?.map(|_| Self { directory, inode, version }))
     }
 
     /// Whether a process is in this group or in one below it.
     pub fn holds(&self, process: &Proc) -> Result<bool, Refusal> {
-        cgroups::any_of(process, |group| {
+        cgroups::any_of(process, self.version, |group| {
             let mut inode = inode_of(group)?;
             if !inode.is_on_the_device_of(self.inode) {
                 return Ok(false); // another hierarchy

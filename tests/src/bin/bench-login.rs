@@ -6,6 +6,7 @@
 use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use unbit_tests::linked::{Engine, Link};
 use unbit_tests::{Log, eventually, pgrep, sh, ssh};
 
 const ROUNDS: usize = 40;
@@ -17,17 +18,24 @@ struct Case {
     user: &'static str,
     host: &'static str,
     pam: String,
+    /// Where root's link leads, if there is to be one.
+    cgroup: Option<String>,
     times: Vec<Duration>,
     calls: Vec<usize>,
 }
 
 impl Case {
     fn new(name: &'static str, user: &'static str, host: &'static str, pam: String) -> Self {
-        Self { name, user, host, pam, times: Vec::new(), calls: Vec::new() }
+        Self { name, user, host, pam, cgroup: None, times: Vec::new(), calls: Vec::new() }
+    }
+
+    fn linked_to(self, cgroup: String) -> Self {
+        Self { cgroup: Some(cgroup), ..self }
     }
 
     fn login(&self) -> Duration {
         fs::write(PAM, &self.pam).unwrap();
+        let _link = self.cgroup.as_ref().map(|cgroup| Link::to(30001, cgroup));
         let started = Instant::now();
         let done = ssh(self.user, "echo $HOSTNAME");
         let took = started.elapsed();
@@ -88,9 +96,11 @@ fn median<T: Ord + Copy>(figures: &[T]) -> T {
 
 fn main() {
     let ours = fs::read_to_string(PAM).unwrap();
+    let linked = Engine::new("web1").start();
     let mut cases = vec![
         Case::new("alice", "alice", "node", ours.clone()),
-        Case::new("30001, this module", "30001", "c30001", ours.clone()),
+        Case::new("30001, by socket", "30001", "c30001", ours.clone()),
+        Case::new("30001, by link", "30001", "web1", ours.clone()).linked_to(linked.group()),
     ];
     if let Some(against) = std::env::args().nth(1) {
         let theirs = |line: &str| match line.contains("pam_unbit.so") {
@@ -131,29 +141,38 @@ fn main() {
     println!("medians of {ROUNDS} logins each, in turns; system calls of sshd's processes, not of the shell");
 
     fs::write(PAM, &ours).unwrap();
-    let small = verified_in();
+    let small = verified_in(&linked.group());
     let _large = LargeNode::make();
-    let large = verified_in();
+    let large = verified_in(&linked.group());
     println!(
-        "\nverified in {small:.2} ms; with {MOUNTS} mounts, {PROCESSES} processes and {CONTAINERS} containers more {large:.2} ms: {:.2}",
-        large / small
+        "\nverified in ms, of that many logins each; with {MOUNTS} mounts, {PROCESSES} processes and {CONTAINERS} containers more"
     );
+    println!("{:20} {:>10} {:>10} {:>8}", "", "small", "large", "ratio");
+    for (name, small, large) in [("by socket", small.0, large.0), ("by link", small.1, large.1)] {
+        println!("{name:20} {small:10.2} {large:10.2} {:8.2}", large / small);
+    }
 }
 
-/// What the module says of a login, in milliseconds.
-fn verified_in() -> f64 {
+/// What the module says of a login by socket, and of one by a link to this cgroup, in milliseconds. They take turns.
+fn verified_in(cgroup: &str) -> (f64, f64) {
     let log = Log::from_now();
     for _ in 0..ROUNDS {
         ssh("30001", "true").ok();
+        let _link = Link::to(30001, cgroup);
+        ssh("30001", "true").ok();
     }
-    let mut times: Vec<f64> = eventually("a line for each login", || {
+    let times = eventually("a line for each login", || {
         let lines = log.lines("; verified in ");
         let times =
             lines.iter().filter_map(|line| line.rsplit_once("; verified in ")?.1.strip_suffix(" ms")?.parse().ok());
-        Some(times.collect::<Vec<f64>>()).filter(|times| times.len() == ROUNDS)
+        Some(times.collect::<Vec<f64>>()).filter(|times| times.len() == 2 * ROUNDS)
     });
-    times.sort_by(f64::total_cmp);
-    times[ROUNDS / 2]
+    let median = |first: usize| {
+        let mut times: Vec<_> = times.iter().skip(first).step_by(2).copied().collect();
+        times.sort_by(f64::total_cmp);
+        times[ROUNDS / 2]
+    };
+    (median(0), median(1))
 }
 
 const MOUNTS: usize = 5_000;
