@@ -6,29 +6,70 @@ use crate::refusal::{Reason, Refusal, Step};
 use crate::sys::retry;
 use nix::errno::Errno;
 use nix::unistd::write;
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 
 /// From Linux 5.8 on. `attr/current` may be another security module's.
 const FILE: &str = "attr/apparmor/current";
 const FILE_BEFORE_LINUX_5_8: &str = "attr/current";
+/// The kernel gives a page at most (fs/proc/base.c).
+const LONGEST: usize = 4096;
+/// Where this is on, a process without CAP_MAC_OVERRIDE on the node does not leave `unconfined`: the kernel stacks the profile on it, and then
+/// signals between a session and the container's other processes are denied (Linux 6.7, aa_change_profile() in security/apparmor/domain.c).
+const RESTRICTION: &str = "/proc/sys/kernel/apparmor_restrict_unprivileged_unconfined";
 
 /// The label that confines a process; `None` if nothing does, or if this kernel does not use AppArmor.
 pub fn label_of(process: &Proc) -> io::Result<Option<String>> {
     Ok(read(process)?.and_then(|text| label(&text).map(str::to_owned)))
 }
 
-/// Confines this process, and sees to it that it is. `own` is its directory in the node's /proc.
-pub fn apply(label: &str, own: &Proc) -> Result<(), Refusal> {
-    let step = || format!("take over pid 1's AppArmor label {}", label.escape_debug());
-    let file = own.open_to_write(FILE).or_else(|_| own.open_to_write(FILE_BEFORE_LINUX_5_8));
-    let file = file.step(Reason::Broken, step())?;
-    // One write is one command.
-    retry(|| write(&file, format!("changeprofile {label}").as_bytes())).step(Reason::Broken, step())?;
-    let now = label_of(own).step(Reason::Broken, "read our own AppArmor label")?;
-    if now.as_deref() == Some(label) {
-        return Ok(());
+/// pid 1's label, to be taken over.
+pub struct Takeover<'a> {
+    label: &'a str,
+    theirs: File,
+    takes_root: bool,
+}
+
+impl<'a> Takeover<'a> {
+    /// For a process that may still look at pid 1, where /proc is the node's.
+    pub fn of(label: &'a str, leader: &Proc) -> Result<Self, Refusal> {
+        let theirs = leader.open(FILE).or_else(|_| leader.open(FILE_BEFORE_LINUX_5_8));
+        let theirs = theirs.step(Reason::NotRunning, "open the AppArmor label of its pid 1")?.into();
+        Ok(Self {
+            label,
+            theirs,
+            takes_root: std::fs::read_to_string(RESTRICTION).is_ok_and(|text| text.trim() != "0"),
+        })
     }
-    Err(Refusal::new(Reason::Broken, format!("{}: it is {now:?} afterwards", step())))
+
+    /// As root, if that is what it takes. A profile may forbid what there is left to do; the login is refused then.
+    pub fn apply_as_root(&self, own: &Proc) -> Result<(), Refusal> {
+        if self.takes_root { self.apply(own) } else { Ok(()) }
+    }
+
+    /// Confines this process, and sees to it that it is. `own` is its directory in the node's /proc.
+    pub fn apply(&self, own: &Proc) -> Result<(), Refusal> {
+        let step = || format!("take over pid 1's AppArmor label {}", self.label.escape_debug());
+        if self.is_there(own)?.is_ok() {
+            return Ok(()); // already, as root
+        }
+        let file = own.open_to_write(FILE).or_else(|_| own.open_to_write(FILE_BEFORE_LINUX_5_8));
+        let file = file.step(Reason::Broken, step())?;
+        // One write is one command.
+        retry(|| write(&file, format!("changeprofile {}", self.label).as_bytes())).step(Reason::Broken, step())?;
+        self.is_there(own)?.map_err(|now| Refusal::new(Reason::Broken, format!("{}: it is {now:?} afterwards", step())))
+    }
+
+    /// Whether this process has it; otherwise what it has. In a policy namespace, as Incus makes them, a process reads the names of that alone:
+    /// `unconfined`. So both labels are read by this process, and must be the same.
+    fn is_there(&self, own: &Proc) -> Result<Result<(), String>, Refusal> {
+        let now = read(own).step(Reason::Broken, "read our own AppArmor label")?.unwrap_or_default();
+        let mut theirs = [0; LONGEST];
+        let length =
+            self.theirs.read_at(&mut theirs, 0).step(Reason::Broken, "read the AppArmor label of its pid 1")?;
+        Ok(if theirs.get(..length) == Some(now.as_bytes()) { Ok(()) } else { Err(now) })
+    }
 }
 
 fn read(process: &Proc) -> io::Result<Option<String>> {

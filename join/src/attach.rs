@@ -3,6 +3,7 @@
 //! [`Attachment::fork_into`] is how a session begins. A helper process joins everything while nobody in the container can see it, gives up
 //! all power, and only then forks: the first process that exists in the container's pid namespace has been the container's user from birth.
 
+use crate::apparmor::Takeover;
 use crate::cgroups::{self, Cgroup};
 use crate::confinement::Confinement;
 use crate::deadline::Deadline;
@@ -197,15 +198,16 @@ impl Attachment {
         let own = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
         // As root: the container's user may not look at everybody's (hidepid=2).
         let theirs = self.leader.proc.open("cgroup").step(Reason::NotRunning, "open /proc/PID/cgroup")?;
+        let label = self.confinement.apparmor_label(&self.leader)?;
         for cgroup in self.cgroups.iter_mut().filter(|cgroup| cgroup.needs_root() && !is_in_version_2) {
             cgroup.join()?;
         }
         self.confinement.apply_as_root()?;
         match &self.users {
-            None => self.join_namespaces()?,
+            None => self.join_namespaces(&own, label.as_ref())?,
             Some(users) => {
                 power::leave_groups()?;
-                self.join_namespaces()?;
+                self.join_namespaces(&own, label.as_ref())?;
                 users.join()?;
                 power::become_user_inside(self.container)?;
                 sys::new_session_keyring().step(Reason::Broken, "join a new session keyring")?;
@@ -227,7 +229,7 @@ impl Attachment {
         }
         cgroups::must_be_joined(&self.cgroups, &own, theirs)?;
         self.confinement.apply_affinity()?;
-        self.confinement.apply_apparmor_label(&own)?;
+        label.map_or(Ok(()), |label| label.apply(&own))?;
         sys::set_not_dumpable().step(Reason::Broken, "keep others from the session's process")?;
         self.must_be_alive()
     }
@@ -273,22 +275,23 @@ impl Attachment {
         // A directory of the host's that the application has open would be a way out for the user's shell.
         sys::close_on_exec().step(Reason::Broken, "keep the application's descriptors from the user's programs")?;
         let own = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
+        let label = self.confinement.apparmor_label(&self.leader)?;
         for cgroup in &mut self.cgroups {
             cgroup.join()?;
         }
         self.confinement.apply_as_root()?;
         self.confinement.apply_affinity()?;
-        self.join_namespaces()?;
+        self.join_namespaces(&own, label.as_ref())?;
         self.confinement.apply_capabilities()?;
         power::keep_what_an_application_needs(self.container)?;
         self.root.must_be_here()?;
-        self.confinement.apply_apparmor_label(&own)?;
+        label.map_or(Ok(()), |label| label.apply(&own))?;
         self.confinement.apply_soft_limits()?;
         self.must_be_alive()
     }
 
-    /// The mount namespace last, so that everything before it happens in the host's file system.
-    fn join_namespaces(&self) -> Result<(), Refusal> {
+    /// The mount namespace last, so that everything before it happens in the host's file system. `process` is our own directory in the node's /proc.
+    fn join_namespaces(&self, process: &Proc, label: Option<&Takeover<'_>>) -> Result<(), Refusal> {
         crate::failpoint("enter");
         let own = Proc::of_self().and_then(|own| own.namespace("pid_for_children"));
         let own = own.step(Reason::Broken, "look at our own pid namespace")?;
@@ -298,7 +301,8 @@ impl Attachment {
                 namespace.join()?;
             }
         }
-        Ok(())
+        // Before a user namespace, in which root is not the node's any more.
+        label.map_or(Ok(()), |label| label.apply_as_root(process))
     }
 
     /// Asked last of all, and when nothing is left to do as root: the mount namespace of a container that has ended can still be joined, by its

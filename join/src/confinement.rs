@@ -3,8 +3,8 @@
 //!
 //! pam_unbit(8) lists what is taken over and what is not.
 
-use crate::apparmor;
-use crate::leader::{Leader, Proc, numbers};
+use crate::apparmor::{self, Takeover};
+use crate::leader::{Leader, numbers};
 use crate::refusal::{Reason, Refusal, Step};
 use crate::seccomp;
 use crate::sys::{self, CpuSet, Scheduling, retry};
@@ -115,9 +115,10 @@ impl Confinement {
         Ok(())
     }
 
-    /// Confines the process as pid 1 is, when all else is done: a profile may forbid what there was to do. `own` is its directory in the node's /proc.
-    pub fn apply_apparmor_label(&self, own: &Proc) -> Result<(), Refusal> {
-        self.apparmor_label.as_ref().map_or(Ok(()), |label| apparmor::apply(label, own))
+    /// Its AppArmor label, where it has one: to be taken over when all else is done, for a profile may forbid what there was to do. Asked as root on
+    /// the node.
+    pub fn apparmor_label(&self, leader: &Leader) -> Result<Option<Takeover<'_>>, Refusal> {
+        self.apparmor_label.as_ref().map(|label| Takeover::of(label, &leader.proc)).transpose()
     }
 
     /// Runs on pid 1's CPUs. Only after the cgroups are joined: a cpuset sets the CPUs anew.
