@@ -23,6 +23,7 @@ const DENIED: &[c_long] = &[
     libc::SYS_acct,
     libc::SYS_add_key,
     libc::SYS_bpf,
+    CACHESTAT,
     libc::SYS_chroot,
     libc::SYS_clock_settime,
     libc::SYS_delete_module,
@@ -32,8 +33,10 @@ const DENIED: &[c_long] = &[
     libc::SYS_fsmount,
     libc::SYS_fsopen,
     libc::SYS_fspick,
+    FUTEX_WAITV,
     libc::SYS_get_mempolicy,
     libc::SYS_init_module,
+    IO_PGETEVENTS,
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
     libc::SYS_io_uring_setup,
@@ -74,6 +77,7 @@ const DENIED: &[c_long] = &[
     libc::SYS_unshare,
     libc::SYS_userfaultfd,
     libc::SYS_vhangup,
+    libc::SYS_vmsplice,
 ];
 
 /// The same of those that x86 has besides, most of them for long gone.
@@ -90,11 +94,14 @@ const DENIED_ON_X86: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const DENIED_ON_X86: &[c_long] = &[libc::SYS_kexec_load];
 
+const IO_PGETEVENTS: c_long = if cfg!(target_arch = "x86_64") { 333 } else { 292 };
 /// These have the same number everywhere.
 const QUOTACTL_FD: c_long = 443;
+const FUTEX_WAITV: c_long = 449;
 const SET_MEMPOLICY_HOME_NODE: c_long = 450;
-/// What is newer than futex_requeue (Linux 6.7) no profile knows: it does not exist in a session.
-const NEWEST: u32 = 456;
+const CACHESTAT: c_long = 451;
+/// What is newer than fchmodat2 (Linux 6.6) not every profile allows: it does not exist in a session.
+const NEWEST: u32 = 452;
 /// The numbers of x32, which are x86_64's with this bit.
 const X32: u32 = 0x4000_0000;
 /// Every kind of namespace of clone(2): CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET.
@@ -241,7 +248,7 @@ mod tests {
         for number in ordinary {
             assert_eq!(verdict(number, [0; 3]), ALLOW, "{number}");
         }
-        for number in [457, 462, 1000, libc::SYS_clone3] {
+        for number in [453, 456, 462, 1000, libc::SYS_clone3] {
             assert_eq!(verdict(number, [0; 3]), NO_SUCH_CALL, "{number}");
         }
         assert_eq!(run(&program, 0x4000_0003, libc::SYS_read, [0; 3]), NOT_PERMITTED, "32-bit x86");
