@@ -142,14 +142,18 @@ pub(super) fn emperors() -> BTreeSet<i32> {
     leaders().map(|(.., parent)| parent).collect()
 }
 
-/// The pid 1 of each container that runs, by its number and as a process, and the number of its parent.
+/// The pid 1 of each container that runs, by its number and as a process, and the number of its parent. Another engine's container with a user
+/// namespace is none: its root is 1000000 here, which is no account.
 pub(super) fn leaders() -> impl Iterator<Item = (ContainerUid, i32, Proc, i32)> {
+    let own = Proc::of_self().and_then(|own| own.namespace("user")).ok();
     let processes = fs::read_dir("/proc").into_iter().flatten();
     let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter_map(|pid: i32| {
+    pids.filter_map(move |pid: i32| {
         let process = Proc::of(pid).ok()?;
         let (uid, parent) = leader_of(&process.read("status").ok()?)?;
-        Some((uid, pid, process, parent))
+        // Root alone may look.
+        let is_elsewhere = process.namespace("user").is_ok_and(|users| Some(users) != own);
+        (!is_elsewhere).then_some((uid, pid, process, parent))
     })
 }
 
