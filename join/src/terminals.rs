@@ -12,16 +12,16 @@ use crate::refusal::{Reason, Refusal, Step};
 use crate::sys::{self, retry};
 use caps::Capability;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{AT_FDCWD, OFlag, open, openat};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::stat::{Mode, fstat, stat};
 use nix::sys::statfs::{DEVPTS_SUPER_MAGIC, fstatfs};
+use nix::unistd::{mkdir, symlinkat};
 use std::fmt;
-use std::fs::{File, create_dir};
+use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::symlink;
 
 /// Whose terminals they are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -208,11 +208,10 @@ fn keep_from_the_nodes_records() -> Result<(), Refusal> {
     retry(|| mount(Some("tmpfs"), DIRECTORY, Some("tmpfs"), flags, Some("mode=700,size=64k,nr_inodes=16")))
         .step(Reason::Broken, keep)?;
     let [utmp, log, lastlog] = ["utmp", "log", "log/lastlog"].map(|name| format!("{DIRECTORY}/{name}"));
-    create_dir(&log)
-        .and_then(|()| File::create(&utmp))
-        .and_then(|_| File::create(&lastlog))
-        .and_then(|_| symlink("/dev/null", format!("{log}/wtmp")))
+    retry(|| mkdir(log.as_str(), Mode::S_IRWXU))
+        .and_then(|()| retry(|| symlinkat("/dev/null", AT_FDCWD, format!("{log}/wtmp").as_str())))
         .step(Reason::Broken, keep)?;
+    File::create(&utmp).and_then(|_| File::create(&lastlog)).step(Reason::Broken, keep)?;
     let covered = [
         (utmp.as_str(), "/run/utmp"),
         ("/var/log/lastlog", &lastlog),

@@ -331,10 +331,10 @@ fn a_line_that_denies_everybody() {
     assert!(!Stack::ran_for("30001"));
 }
 
-/// A limit that the tenant reaches at will, by the sessions that it keeps open.
+/// A limit that alice reaches at will by the sessions that she keeps open. Those of containers are not in utmp, so nobody counts them.
 #[test]
 #[ignore = "needs the node: make test"]
-fn a_tenant_at_its_limit_of_logins_has_nothing_run_for_it() {
+fn a_tenant_reaches_no_limit_of_logins_and_has_nothing_run_for_it() {
     if sh("grep -q 'with systemd-logind' /usr/lib/*/security/pam_limits.so").status == Some(0) {
         return not_tried(
             "this release's pam_limits counts the sessions of systemd-logind, which does not run here",
@@ -344,15 +344,15 @@ fn a_tenant_at_its_limit_of_logins_has_nothing_run_for_it() {
     let limits = "session required pam_limits.so conf=/run/logins.conf\n";
     fs::write("/run/logins.conf", "* - maxlogins 1\n").unwrap();
     let _end = AtEnd(|| drop(fs::remove_file("/run/logins.conf")));
-    for (before, behind, runs) in [(limits, "", true), ("", limits, false)] {
+    for (before, behind) in [(limits, ""), ("", limits)] {
         let mut held = Terminal::open("30001", 1110);
         {
             let _stack = Stack::with(before, behind);
             let log = Log::from_now();
             let done = ssh(30001, "hostname");
-            assert_eq!(done.out, if runs { "" } else { "c30001\n" }, "{done:?} {}", log.text());
-            assert_eq!(log.text().contains("Too many logins (max 1) for 30001"), runs, "{}", log.text());
-            assert_eq!(Stack::ran_for("30001"), runs);
+            assert_eq!(done.out, "c30001\n", "{done:?} {}", log.text());
+            assert!(!log.text().contains("Too many logins"), "{}", log.text());
+            assert!(!Stack::ran_for("30001"));
         }
         held.close();
     }

@@ -144,7 +144,7 @@ const KNOWN: &[Known] = &[
     (libc::SYS_exit_group, "exit_group", Object::Nothing),
     (libc::SYS_unshare, "unshare", Object::Nothing),
     (libc::SYS_mkdir, "mkdir", Object::Path),
-    (libc::SYS_symlink, "symlink", Object::PathInSecond),
+    (libc::SYS_symlinkat, "symlinkat", Object::Nothing),
     (libc::SYS_mount, "mount", Object::PathInSecond),
     (libc::SYS_open_tree, "open_tree", Object::PathAt),
     (libc::SYS_move_mount, "move_mount", Object::PathAt),
