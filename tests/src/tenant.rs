@@ -289,7 +289,9 @@ impl Look {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let is_ours =
             |kind| Some(fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok()?.to_string_lossy() == host[kind]);
-        let (inside, of_our_users) = (!is_ours("mnt")?, is_ours("user")?);
+        // A supervisor stays in the mount namespace of sshd's monitor, which is another than the node's.
+        let is_supervisor = is_ours("pid")? && field(&status, "Name").starts_with("pam_unbit:");
+        let (inside, of_our_users) = (!is_ours("mnt")? && !is_supervisor, is_ours("user")?);
         // The helper that joins for a session: nobody inside sees it, and it forks when it has nothing left.
         if inside && is_ours("pid")? && field(&status, "Name").starts_with("sshd") {
             return None;
