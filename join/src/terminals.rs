@@ -55,10 +55,20 @@ const OWN: &str = "newinstance,gid=5,mode=620,ptmxmode=666,max=64";
 
 impl Attachment {
     /// In sshd's monitor, before it opens a terminal: moves it to a mount namespace of its own, in which `/dev/pts` is the session's.
-    ///
-    /// A helper makes that namespace. Every mount needs a lock that the kernel has once for all namespaces, and a tenant who copies many mounts
-    /// holds it for some time: the monitor itself waits for no longer than until the deadline.
     pub fn take_terminals(&self, deadline: Deadline) -> Result<Terminals, Refusal> {
+        let (terminals, made) = self.make_terminals(deadline)?;
+        made.map_or(Ok(()), |made| enter(&made))?;
+        Ok(terminals)
+    }
+
+    /// What would come of it: the namespace is made, and nobody enters it.
+    pub fn try_terminals(&self, deadline: Deadline) -> Result<Terminals, Refusal> {
+        self.make_terminals(deadline).map(|(terminals, _)| terminals)
+    }
+
+    /// A helper makes the namespace. Every mount needs a lock that the kernel has once for all namespaces, and a tenant who copies many mounts
+    /// holds it for some time: the monitor itself waits for no longer than until the deadline.
+    fn make_terminals(&self, deadline: Deadline) -> Result<(Terminals, Option<OwnedFd>), Refusal> {
         let (ours, helpers) =
             retry(|| socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC))
                 .step(Reason::Broken, "make a socket pair")?;
@@ -73,23 +83,10 @@ impl Attachment {
         })?;
         drop(helpers);
         let made = sys::receive_descriptor(&ours).step(Reason::Broken, "take over the monitor's mount namespace")?;
-        match (Terminals::ALL.get(found).copied(), made) {
-            (Some(Terminals::Nodes), None) => Ok(Terminals::Nodes),
-            (Some(terminals), Some(made)) => enter(&made).map(|()| terminals),
+        match Terminals::ALL.get(found) {
+            Some(terminals) if made.is_none() == (*terminals == Terminals::Nodes) => Ok((*terminals, made)),
             _ => Err(Refusal::new(Reason::Broken, "the helper has made no mount namespace")),
         }
-    }
-
-    /// The same in a process that ends: what would come of it.
-    pub fn try_terminals(&self, deadline: Deadline) -> Result<Terminals, Refusal> {
-        let found = helper::run(deadline, || {
-            let taken = self.take_terminals(deadline)?;
-            Ok(Terminals::ALL.iter().position(|kind| *kind == taken).unwrap_or_default())
-        })?;
-        Terminals::ALL
-            .get(found)
-            .copied()
-            .ok_or_else(|| Refusal::new(Reason::Broken, "the helper has found no terminals"))
     }
 
     /// In the helper.
