@@ -44,7 +44,7 @@ pub fn vassals(node: &Node) -> Vec<Vassal> {
 }
 
 /// The unit of examples/ that starts the Emperor.
-const UNIT: &str = "/etc/systemd/system/containers.service";
+pub const UNIT: &str = "/etc/systemd/system/containers.service";
 
 /// Whether an Emperor starts containers here: it has a vassal, or a unit. A node of linked containers has neither, nor has a bare Debian.
 pub fn has_emperor(node: &Node) -> bool {

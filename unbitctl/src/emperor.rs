@@ -1,6 +1,6 @@
 //! The node's Emperor: whether it is set up and runs, and how systemd starts it.
 
-use crate::containers::VASSALS;
+use crate::containers::{self, VASSALS};
 use crate::node::Node;
 use crate::program;
 use anyhow::{Context, Result, bail};
@@ -11,7 +11,6 @@ use std::os::unix::fs::MetadataExt;
 const CGROUPS: &str = "/etc/uwsgi/cgroup.ini";
 /// The unit of the examples.
 const UNIT: &str = "containers.service";
-const UNIT_FILE: &str = "/etc/systemd/system/containers.service";
 
 /// Who starts it, as far as it does not run yet.
 pub struct Emperor {
@@ -38,7 +37,7 @@ impl Emperor {
         if !pids().is_empty() {
             return Ok(Self { start: Start::Runs });
         }
-        if has_systemd(node) && node.has(UNIT_FILE) {
+        if has_systemd(node) && node.has(containers::UNIT) {
             return Ok(Self { start: Start::BySystemd });
         }
         let first = if has_systemd(node) {
@@ -59,11 +58,8 @@ impl Emperor {
 
     /// Where its operator reads why it does not do what it should.
     pub fn look(&self) -> &'static str {
-        if fs::exists(UNIT_FILE).unwrap_or(false) && fs::exists("/run/systemd/system").unwrap_or(false) {
-            "journalctl -u containers"
-        } else {
-            "its log tells why"
-        }
+        let node = Node::at(None);
+        if has_systemd(&node) && node.has(containers::UNIT) { "journalctl -u containers" } else { "its log tells why" }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::cgroups::{self, list};
 use super::systemd::{self, Health, Unit};
 use crate::containers::{VASSALS, has_emperor, vassal_containers};
+use crate::emperor;
 use crate::node::Node;
 use crate::report::{Finding, State};
 use shared::ContainerUid;
@@ -34,7 +35,13 @@ pub fn check(node: &Node) -> Vec<Finding> {
         return not_applicable("root is needed to see its processes");
     }
     let leaders = cgroups::leaders().map(|(uid, pid, ..)| (uid, pid)).collect();
-    judge(&files, emperor(), &systemd::units(node, &UNITS).unwrap_or_default(), &leaders, &|pid| listens(pid))
+    judge(
+        &files,
+        emperor::pids().into_iter().min(),
+        &systemd::units(node, &UNITS).unwrap_or_default(),
+        &leaders,
+        &|pid| listens(pid),
+    )
 }
 
 fn judge(
@@ -82,18 +89,6 @@ fn judge(
         findings.push(Finding::ok(CHECK, WHY, format!("the Emperor runs (pid {pid}), and {seen}")));
     }
     findings
-}
-
-/// The oldest uWSGI of root's in our pid namespace: a tenant may name a process alike, but not there.
-fn emperor() -> Option<i32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid: &i32| {
-        let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
-        let status = read("status");
-        read("comm").starts_with(b"uwsgi") && super::server::is_roots(&String::from_utf8_lossy(&status))
-    })
-    .min()
 }
 
 /// More sockets than a container of people's has; one of a tenant's that has more takes no longer.

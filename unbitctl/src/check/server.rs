@@ -64,7 +64,7 @@ fn is_roots_process(pid: i32) -> bool {
 }
 
 /// /proc/PID/status, proc_pid_status(5): of root, and of no pid namespace but ours.
-pub(super) fn is_roots(status: &str) -> bool {
+fn is_roots(status: &str) -> bool {
     let words = |key: &str| {
         status
             .lines()

@@ -2,6 +2,7 @@
 
 use super::systemd::{self, Health};
 use super::{server, sshd};
+use crate::emperor::has_systemd;
 use crate::node::Node;
 use crate::program::{self, SSHD};
 use crate::report::{Finding, State};
@@ -63,7 +64,7 @@ fn listens(node: &Node) -> Vec<Finding> {
 }
 
 fn sandbox(node: &Node) -> Vec<Finding> {
-    if !node.is_running() || !node.has("/run/systemd/system") {
+    if !has_systemd(node) {
         return vec![Finding::not_applicable(CHECK, WHY, "systemd does not run")];
     }
     let properties =

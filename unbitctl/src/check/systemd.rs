@@ -1,5 +1,6 @@
 //! Whether services run, as `systemctl show` tells it: one that ends again and again looks well in between.
 
+use crate::emperor::has_systemd;
 use crate::node::Node;
 use crate::program;
 use crate::report::{Finding, State};
@@ -41,7 +42,7 @@ pub enum Health {
 
 /// Those of these units that there are; `None` where systemd does not run or does not answer.
 pub fn units(node: &Node, names: &[&str]) -> Option<Vec<Unit>> {
-    if !node.is_running() || !node.has("/run/systemd/system") {
+    if !has_systemd(node) {
         return None;
     }
     let arguments = [&["show"], names, &["--property", PROPERTIES]].concat();

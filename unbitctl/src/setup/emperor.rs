@@ -5,6 +5,7 @@
 use super::distribution;
 use crate::check::{nscd, nsswitch, pam, sshd};
 use crate::command_line::must_be_root;
+use crate::containers;
 use crate::emperor::{Service, has_systemd};
 use crate::node::Node;
 use crate::packages::{self, Package};
@@ -58,10 +59,7 @@ struct Example {
 
 const EXAMPLE_FILES: [Example; 3] = [
     Example { path: "/etc/uwsgi/containers.ini", text: include_str!("../../../examples/containers.ini") },
-    Example {
-        path: "/etc/systemd/system/containers.service",
-        text: include_str!("../../../examples/containers.service"),
-    },
+    Example { path: containers::UNIT, text: include_str!("../../../examples/containers.service") },
     Example { path: "/etc/sysctl.d/60-unbit.conf", text: include_str!("../../../examples/sysctl.d-unbit.conf") },
 ];
 
