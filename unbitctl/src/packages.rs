@@ -1,8 +1,9 @@
 //! Packages of Debian's that a set-up needs: named, and installed only when the operator has said so.
 
 use crate::report::say;
+use crate::terminal;
 use anyhow::{Context, Result, bail};
-use std::io::{IsTerminal, Write, stdin, stdout};
+use std::io::{Write, stdout};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -44,11 +45,7 @@ pub fn need(packages: &[Package], install: bool, dry_run: bool) -> Result<()> {
 }
 
 fn is_agreed(names: &str) -> bool {
-    if !stdin().is_terminal() || !stdout().is_terminal() {
-        return false;
-    }
-    say!("These packages are missing: {names}. Install them with apt-get? [Y/n] ");
-    let _ = stdout().flush();
-    let mut answer = String::new();
-    stdin().read_line(&mut answer).is_ok_and(|read| read > 0) && matches!(answer.trim(), "" | "y" | "Y" | "yes")
+    let question = format!("These packages are missing: {names}. Install them with apt-get? [Y/n]");
+    let is_yes = |answer: String| !answer.is_empty() && matches!(answer.trim(), "" | "y" | "Y" | "yes");
+    terminal::can_ask() && terminal::ask(&question).is_ok_and(is_yes)
 }

@@ -9,8 +9,8 @@ use crate::names::{self, Account};
 use crate::node::Node;
 use crate::progress::{Done, Progress};
 use crate::purge::purge;
-use crate::report::{self, say};
-use crate::{quota, stop};
+use crate::report;
+use crate::{quota, stop, terminal};
 use anyhow::{Context, Result, bail};
 use join::link::{DIRECTORY, Link};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -18,7 +18,7 @@ use serde::Serialize;
 use shared::ContainerUid;
 use shared::settings::CONTAINERS;
 use std::fs;
-use std::io::{ErrorKind, IsTerminal, Write, stdin, stdout};
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -220,12 +220,9 @@ impl Home {
 /// Asks the operator, on a terminal.
 fn is_sure(home: &Home) -> Result<bool> {
     let shown = home.path.display();
-    if !stdin().is_terminal() || !stdout().is_terminal() {
+    if !terminal::can_ask() {
         bail!("{shown} and all files in it would be removed: say --yes");
     }
-    say!("{shown} and all files in it will be removed, for good. Type {} to go on: ", home.uid);
-    let _ = stdout().flush();
-    let mut answer = String::new();
-    stdin().read_line(&mut answer)?;
-    Ok(answer.trim() == home.uid.to_string())
+    let question = format!("{shown} and all files in it will be removed, for good. Type {} to go on:", home.uid);
+    Ok(terminal::ask(&question)?.trim() == home.uid.to_string())
 }

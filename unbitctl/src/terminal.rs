@@ -1,12 +1,13 @@
 //! The operator's terminal, and the one of a session in a container.
 
+use crate::report::say;
 use crate::sys;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::openpty;
 use nix::sys::stat::{Mode, fchmod};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{Gid, Uid, fchown};
-use std::io::{Stdin, stdin, stdout};
+use std::io::{IsTerminal, Stdin, Write, stdin, stdout};
 use std::os::fd::OwnedFd;
 
 /// How many rows and columns the terminal on standard output has; nothing if that is none. A serial console may not know: then it is 24 and 80.
@@ -14,6 +15,20 @@ pub fn size() -> Option<(usize, usize)> {
     let size = sys::window_size(stdout()).ok()?;
     let or = |count: u16, usual| if count == 0 { usual } else { usize::from(count) };
     Some((or(size.ws_row, 24), or(size.ws_col, 80)))
+}
+
+/// Whether somebody is there to be asked.
+pub fn can_ask() -> bool {
+    stdin().is_terminal() && stdout().is_terminal()
+}
+
+/// Asks the operator for a line, which comes back with its end. It is empty if there is none.
+pub fn ask(question: &str) -> std::io::Result<String> {
+    say!("{question} ");
+    let _ = stdout().flush();
+    let mut answer = String::new();
+    stdin().read_line(&mut answer)?;
+    Ok(answer)
 }
 
 /// The operator's terminal in raw mode: every key goes to the session. It is as before when this is dropped.

@@ -14,10 +14,10 @@ use crate::command_line::tell;
 use crate::node::Node;
 use crate::report::{self, Format, GUIDE, Profile, State, say};
 use crate::step::{Step, Wishes};
+use crate::terminal;
 use anyhow::{Context, Result, bail};
 use journal::{Journal, Lock};
 use nix::sys::stat::Mode;
-use std::io::{IsTerminal, Write, stdin, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -138,13 +138,12 @@ fn chosen(node: &Node, names: &[String]) -> Result<Vec<&'static Step>> {
 /// Asks the operator, on a terminal and where it would change something. Whoever is not there to answer has not wished for it.
 fn wants_keys_only(node: &Node, chosen: &[&Step], dry_run: bool) -> bool {
     let concerns = chosen.iter().any(|step| step.name == sshd::STEP.name);
-    if dry_run || !concerns || !stdin().is_terminal() || !stdout().is_terminal() || !sshd::takes_passwords(node) {
+    if dry_run || !concerns || !terminal::can_ask() || !sshd::takes_passwords(node) {
         return false;
     }
-    say!("sshd takes passwords. Shall it refuse everybody's from now on, so that only keys let anybody in? [y/N] ");
-    let _ = stdout().flush();
-    let mut answer = String::new();
-    stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
+    let question =
+        "sshd takes passwords. Shall it refuse everybody's from now on, so that only keys let anybody in? [y/N]";
+    terminal::ask(question).is_ok_and(|answer| matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// What has become of the steps, by their names.
