@@ -12,11 +12,11 @@ pub mod wire;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -443,20 +443,67 @@ impl Session {
 
     /// Its processes, from the one that it runs up to sshd's monitor, which is root's.
     pub fn processes(&self) -> Vec<String> {
-        let mut processes = vec![self.process.clone()];
-        loop {
-            let last = processes.last().unwrap();
-            if status_field(last, "Uid").is_some_and(|uid| uid.starts_with("0\t")) {
-                return processes;
-            }
-            let parent = status_field(last, "PPid");
-            processes.push(parent.unwrap_or_else(|| panic!("the parent of {last} in {}", sh("ps -efww").out)));
-        }
+        up_to_the_monitor(&self.process)
     }
 
     /// sshd's monitor.
     pub fn monitor(&self) -> String {
         self.processes().pop().unwrap()
+    }
+}
+
+fn up_to_the_monitor(process: &str) -> Vec<String> {
+    let mut processes = vec![process.to_owned()];
+    loop {
+        let last = processes.last().unwrap();
+        if status_field(last, "Uid").is_some_and(|uid| uid.starts_with("0\t")) {
+            return processes;
+        }
+        let parent = status_field(last, "PPid");
+        processes.push(parent.unwrap_or_else(|| panic!("the parent of {last} in {}", sh("ps -efww").out)));
+    }
+}
+
+/// A session with a terminal, which stays open until this is dropped.
+pub struct Terminal {
+    ssh: Child,
+    /// Open as long as the client, which writes to it.
+    out: ChildStdout,
+    marker: u32,
+}
+
+impl Terminal {
+    /// It has run this command, and waits; and what that has printed. `marker` as in [`Session::open`].
+    pub fn open(user: &str, command: &str, marker: u32) -> (Self, String) {
+        let script = format!("{command}; echo END; sleep {marker}");
+        let mut ssh = Command::new("ssh");
+        ssh.args(["-tt", "-q", &format!("{user}@node"), &script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut ssh = ssh.spawn().unwrap();
+        let out = ssh.stdout.take().unwrap();
+        let mut open = Self { ssh, out, marker };
+        let mut said = Vec::new();
+        while !said.ends_with(b"END\r\n") {
+            let mut byte = [0];
+            assert_eq!(open.out.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&said));
+            said.push(byte[0]);
+        }
+        (open, String::from_utf8(said).unwrap().replace("END\r\n", ""))
+    }
+
+    fn process(&self) -> Option<String> {
+        pgrep(&format!("^sleep {}$", self.marker))
+    }
+
+    /// sshd's monitor.
+    pub fn monitor(&self) -> String {
+        up_to_the_monitor(&eventually("the session's process", || self.process())).pop().unwrap()
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        drop((self.ssh.kill(), self.ssh.wait()));
+        eventually("its end", || self.process().is_none().then_some(()));
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 use unbit_tests::*;
 
@@ -345,7 +345,7 @@ fn a_tenant_reaches_no_limit_of_logins_and_has_nothing_run_for_it() {
     fs::write("/run/logins.conf", "* - maxlogins 1\n").unwrap();
     let _end = AtEnd(|| drop(fs::remove_file("/run/logins.conf")));
     for (before, behind) in [(limits, ""), ("", limits)] {
-        let mut held = Terminal::open("30001", 1110);
+        let _held = Terminal::open("30001", "true", 1110);
         {
             let _stack = Stack::with(before, behind);
             let log = Log::from_now();
@@ -354,38 +354,12 @@ fn a_tenant_reaches_no_limit_of_logins_and_has_nothing_run_for_it() {
             assert!(!log.text().contains("Too many logins"), "{}", log.text());
             assert!(!Stack::ran_for("30001"));
         }
-        held.close();
     }
-    let mut held = Terminal::open("alice", 1111);
+    let _held = Terminal::open("alice", "true", 1111);
     let _stack = Stack::with("", limits);
     let log = Log::from_now();
     assert_ne!(ssh("alice", "hostname").status, Some(0), "the witness");
     assert!(log.text().contains("Too many logins (max 1) for alice"), "{}", log.text());
-    held.close();
-}
-
-/// A session with a terminal, which utmp(5) counts.
-struct Terminal(Child, u32);
-
-impl Terminal {
-    fn open(user: &str, marker: u32) -> Self {
-        let mut ssh = Command::new("ssh");
-        ssh.args(["-tt", &format!("{user}@node"), &format!("sleep {marker}")]);
-        let child = ssh.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        eventually("the session", || pgrep(&format!("^sleep {marker}$")));
-        Self(child, marker)
-    }
-
-    fn close(&mut self) {
-        drop((self.0.kill(), self.0.wait()));
-        eventually("its end", || pgrep(&format!("^sleep {}$", self.1)).is_none().then_some(()));
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        drop((self.0.kill(), self.0.wait()));
-    }
 }
 
 /// pam_env reads it in sshd's monitor, which waits for the tenant then.

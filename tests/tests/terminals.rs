@@ -1,8 +1,6 @@
 //! The terminals of sessions: whose they are, who counts them, and that the node's own stay the node's.
 
 use std::fs;
-use std::io::Read;
-use std::process::{Child, ChildStdout, Command, Stdio};
 use unbit_tests::linked::{Engine, Users};
 use unbit_tests::*;
 
@@ -13,47 +11,6 @@ fn on_a_terminal(user: &str, command: &str) -> Done {
 /// The terminals that the kernel counts for the whole machine.
 fn taken() -> u32 {
     fs::read_to_string("/proc/sys/kernel/pty/nr").unwrap().trim().parse().unwrap()
-}
-
-/// A session with a terminal that stays open.
-struct Open {
-    ssh: Child,
-    out: ChildStdout,
-    marker: u32,
-}
-
-impl Open {
-    /// It has printed this, and waits.
-    fn with(user: &str, command: &str, marker: u32) -> (Self, String) {
-        let script = format!("{command}; echo END; sleep {marker}");
-        let mut ssh = Command::new("ssh");
-        ssh.args(["-tt", "-q", &format!("{user}@node"), &script]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut ssh = ssh.spawn().unwrap();
-        let out = ssh.stdout.take().unwrap();
-        let mut open = Self { ssh, out, marker };
-        let mut said = Vec::new();
-        while !said.ends_with(b"END\r\n") {
-            let mut byte = [0];
-            assert_eq!(open.out.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&said));
-            said.push(byte[0]);
-        }
-        (open, String::from_utf8(said).unwrap().replace("END\r\n", ""))
-    }
-
-    fn monitor(&self) -> String {
-        let mut pid = eventually("the session's process", || pgrep(&format!("^sleep {}$", self.marker)));
-        while status_field(&pid, "Uid").is_none_or(|uid| !uid.starts_with("0\t")) {
-            pid = status_field(&pid, "PPid").unwrap();
-        }
-        pid
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        drop((self.ssh.kill(), self.ssh.wait()));
-        eventually("its end", || pgrep(&format!("^sleep {}$", self.marker)).is_none().then_some(()));
-    }
 }
 
 #[test]
@@ -69,7 +26,7 @@ fn a_terminal_has_its_name_in_the_container() {
     assert_eq!(lines.next(), Some("30001 tty 620"), "{out}");
     assert_eq!(lines.next(), Some("0 0"), "{out}");
     // It is one of the container's, and none of the node's.
-    let (open, inside) = Open::with("30001", "ls /dev/pts", 1201);
+    let (open, inside) = Terminal::open("30001", "ls /dev/pts", 1201);
     assert!(inside.contains("ptmx") && inside.split_whitespace().count() == 2, "{inside}");
     assert_eq!(sh("ls /dev/pts").ok(), "ptmx");
     drop(open);
@@ -113,13 +70,13 @@ const WHO: &str = r#"perl -0777 -ne 'for (unpack "(a384)*") { my ($type, $line, 
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_nodes_records_have_the_nodes_users_alone() {
-    let (_root, name) = Open::with("root", "tty", 1203);
+    let (_root, name) = Terminal::open("root", "tty", 1203);
     let name = name.trim().trim_start_matches("/dev/").to_owned();
     let who = || sh(WHO).ok();
     assert_eq!(who(), format!("root {name}"));
     let log = Log::from_now();
     {
-        let (_tenant, theirs) = Open::with("30001", "tty", 1204);
+        let (_tenant, theirs) = Terminal::open("30001", "tty", 1204);
         assert_eq!(theirs.trim(), format!("/dev/{name}"), "the witness: the same name");
         assert_eq!(who(), format!("root {name}"));
     }
@@ -132,12 +89,12 @@ fn the_nodes_records_have_the_nodes_users_alone() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn wtmp_has_the_nodes_users_alone() {
-    let (_root, _) = Open::with("root", "tty", 1208);
+    let (_root, _) = Terminal::open("root", "tty", 1208);
     let records = || sh("cksum /var/log/wtmp*").ok();
     let lastlog = || sh("stat -c %y /var/log/lastlog").ok(); // in the same second the same login has the same bytes
     assert_ne!(sh("grep -al root /var/log/wtmp*").ok(), "", "the witness");
     let before = records();
-    drop(Open::with("30001", "tty", 1209));
+    drop(Terminal::open("30001", "tty", 1209));
     assert_eq!(records(), before);
     // As logrotate does it, while a connection is open.
     sh("rm -f /tmp/terminals.sock; ssh -fNM -S /tmp/terminals.sock 30001@node >/dev/null 2>&1").ok();
@@ -160,7 +117,7 @@ fn the_monitors_mounts_are_nobody_elses() {
     let _private = AtEnd(|| drop(sh("mount --make-rprivate /").ok()));
     let mounts = |pid: &str| fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
     let before = mounts("self");
-    let (open, _) = Open::with("30001", "tty", 1205);
+    let (open, _) = Terminal::open("30001", "tty", 1205);
     let monitor = open.monitor();
     assert_eq!(mounts("self"), before, "the node has the same mounts");
     let devpts =
@@ -214,7 +171,7 @@ fn whose_terminals_a_linked_container_has() {
         assert!(log.text().contains(&format!("terminals: {whose}")), "{what}: {done:?}\n{}", log.text());
         assert!(done.out.contains(name) && done.out.ends_with("terminals\r\n"), "{what}: {done:?}");
         if whose == container {
-            let (_first, _) = Open::with("30001", "tty", 1206);
+            let (_first, _) = Terminal::open("30001", "tty", 1206);
             let second = run("ssh", &["-tt", "30001@node", "true"], b"");
             assert!(second.err.contains("PTY allocation request failed"), "{what}: max=1: {second:?}");
         }
