@@ -34,8 +34,8 @@ pub fn present(container: ContainerUid) -> Result<Account, Failure> {
 
 /// The account of the container that this is a second name of.
 ///
-/// Nearly every name that gets here is in no database at all, so that must cost no more than the one `readlink`: it is not looked whether the
-/// whole folder is missing.
+/// Nearly every name that gets here is in no database at all, and must cost no more than the one `readlink`: so a missing /containers is not
+/// reported here.
 pub fn linked(name: &SecondName) -> Result<Account, Failure> {
     let mut text = [0; TEXT_SIZE];
     let container = loop {

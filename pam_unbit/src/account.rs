@@ -83,7 +83,7 @@ fn exists(container: ContainerUid) -> Result<bool, Refusal> {
     }
 }
 
-/// Whether root has made this a second name of the container. A link that somebody else can have made is no word of root's.
+/// Whether root has made this a second name of the container. Root alone must be able to make links there.
 fn is_linked(name: &SecondName, container: ContainerUid) -> Result<bool, Refusal> {
     let link = name.link().to_string_lossy();
     match retry(|| readlink(name.link())) {
@@ -92,13 +92,13 @@ fn is_linked(name: &SecondName, container: ContainerUid) -> Result<bool, Refusal
         Err(errno) => return Err(errno).step(Reason::Broken, format_args!("readlink {link}")),
     }
     let status = retry(|| lstat(name.link())).step(Reason::Broken, format_args!("lstat {link}"))?;
-    let folder = retry(|| stat(CONTAINERS_PATH)).step(Reason::Broken, format_args!("stat {CONTAINERS}"))?;
+    let directory = retry(|| stat(CONTAINERS_PATH)).step(Reason::Broken, format_args!("stat {CONTAINERS}"))?;
     let misconfigured =
         |cause| Refusal::new(Reason::Misconfigured, format!("{link} is a link to {container}, but {cause}"));
     if status.st_uid != 0 {
         return Err(misconfigured(format!("uid {} has made it, and not root", status.st_uid)));
     }
-    must_be_roots(&folder).map_err(|seen| misconfigured(format!("{CONTAINERS} {seen}")))?;
+    must_be_roots(&directory).map_err(|seen| misconfigured(format!("{CONTAINERS} {seen}")))?;
     Ok(true)
 }
 

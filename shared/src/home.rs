@@ -11,16 +11,16 @@ use core::ffi::CStr;
 /// Room for a name: at most ten digits, and zeros. [`ContainerUid::name`] makes it out of a `u128`.
 pub(crate) const NAME_SIZE: usize = size_of::<u128>();
 /// The bytes of `/containers/`.
-pub(crate) const FOLDER: usize = CONTAINERS.len() + 1;
+pub(crate) const PREFIX: usize = CONTAINERS.len() + 1;
 /// Room for `/containers/` and a name.
-const HOME_SIZE: usize = FOLDER + NAME_SIZE;
+const HOME_SIZE: usize = PREFIX + NAME_SIZE;
 
 /// `/containers/` with room for a name.
-const NOBODYS_HOME: [u8; HOME_SIZE] = folder();
+const NOBODYS_HOME: [u8; HOME_SIZE] = with_prefix();
 
 /// `/containers/`, with zeros after it.
 #[allow(clippy::indexing_slicing)] // evaluated by the compiler
-pub(crate) const fn folder<const N: usize>() -> [u8; N] {
+pub(crate) const fn with_prefix<const N: usize>() -> [u8; N] {
     let mut path = [0; N];
     let mut i = 0;
     while i < CONTAINERS.len() {
@@ -49,7 +49,7 @@ impl ContainerUid {
     #[inline]
     pub fn home(self) -> Home {
         let name = self.name();
-        let mut home = Home { path: NOBODYS_HOME, len: FOLDER + name.len };
+        let mut home = Home { path: NOBODYS_HOME, len: PREFIX + name.len };
         if let Some(last) = home.path.last_chunk_mut() {
             *last = name.text;
         }
@@ -82,7 +82,7 @@ impl Home {
     /// The path, for a system call.
     #[inline]
     pub const fn as_c_str(&self) -> &CStr {
-        // SAFETY: `home` has made the path of `len` bytes that are not zero (settings.rs refuses a folder with one) and at least six
+        // SAFETY: `home` has made the path of `len` bytes that are not zero (settings.rs refuses a directory with one) and at least six
         // zeros. A search for the first of them costs about as many instructions as a bare stat does outside the kernel.
         unsafe { CStr::from_bytes_with_nul_unchecked(core::slice::from_raw_parts(self.path.as_ptr(), self.len + 1)) }
     }

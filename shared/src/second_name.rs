@@ -2,16 +2,16 @@
 #![allow(unsafe_code)]
 
 use crate::ContainerUid;
-use crate::home::{FOLDER, folder};
+use crate::home::{PREFIX, with_prefix};
 use core::ffi::CStr;
 use core::fmt;
 
 /// The longest name, as with useradd(8).
 const LONGEST: usize = 32;
 /// Room for `/containers/`, a name, and the end mark.
-const LINK_SIZE: usize = FOLDER + LONGEST + 1;
+const LINK_SIZE: usize = PREFIX + LONGEST + 1;
 /// `/containers/` with room for a name.
-const NOBODYS_LINK: [u8; LINK_SIZE] = folder();
+const NOBODYS_LINK: [u8; LINK_SIZE] = with_prefix();
 /// Room for the text of a link: more than the ten digits of the largest number, so that a longer text is seen to be longer.
 pub const TEXT_SIZE: usize = 16;
 
@@ -35,7 +35,7 @@ impl SecondName {
     pub fn read(mut name: impl Iterator<Item = u8>) -> Option<Self> {
         let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
         let first = name.next().filter(|byte| is_letter(*byte))?;
-        let (mut link, mut len) = (NOBODYS_LINK, FOLDER);
+        let (mut link, mut len) = (NOBODYS_LINK, PREFIX);
         *link.get_mut(len)? = first;
         len += 1;
         for byte in name {
@@ -51,7 +51,7 @@ impl SecondName {
     /// The path of the link, for a system call.
     #[inline]
     pub const fn link(&self) -> &CStr {
-        // SAFETY: `read` has made the path of `len` bytes that are not zero (settings.rs refuses a folder with one), and left at least one zero.
+        // SAFETY: `read` has made the path of `len` bytes that are not zero (settings.rs refuses a directory with one), and left at least one zero.
         // A search for it costs as much as all the rest of a lookup.
         unsafe { CStr::from_bytes_with_nul_unchecked(core::slice::from_raw_parts(self.link.as_ptr(), self.len + 1)) }
     }
@@ -63,13 +63,13 @@ impl SecondName {
 
     /// The name, with zeros after it.
     pub fn padded(&self) -> [u8; LONGEST] {
-        let name = self.link.get(FOLDER..).and_then(|name| name.first_chunk());
+        let name = self.link.get(PREFIX..).and_then(|name| name.first_chunk());
         name.copied().unwrap_or_default()
     }
 
     /// The name.
     pub fn as_str(&self) -> &str {
-        self.link().to_str().ok().and_then(|link| link.get(FOLDER..)).unwrap_or_default()
+        self.link().to_str().ok().and_then(|link| link.get(PREFIX..)).unwrap_or_default()
     }
 }
 

@@ -62,7 +62,7 @@ fn judge(
     );
     match emperor {
         None if findings.iter().all(|finding| finding.state != State::Fail) => {
-            let seen = format!("no Emperor runs (a process of root's named uwsgi), and {VASSALS} has files");
+            let seen = format!("no Emperor runs (a root process named uwsgi), and {VASSALS} has files");
             findings.push(Finding::fail(CHECK, WHY, seen, "uwsgi --ini /etc/uwsgi/containers.ini"));
         }
         None => {}
