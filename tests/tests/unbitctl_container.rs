@@ -1567,7 +1567,7 @@ fn enter_goes_no_way_that_a_login_does_not() {
     {
         sh("chown 0:0 /containers/30001").ok();
         let _back = AtEnd(|| drop(sh("chown 30001:30001 /containers/30001")));
-        refused("there is no container 30001 on this node (/containers/30001 belongs to 0:0): unbitctl list shows");
+        refused("there is no container 30001 on this node (/containers/30001 belongs to 0:0); unbitctl list shows");
     }
     assert_eq!(run("unbitctl", &["enter", "30001", "--", "hostname"], b"").ok(), "c30001", "the witness");
 }

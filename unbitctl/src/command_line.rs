@@ -3,6 +3,7 @@
 use anyhow::Result;
 use shared::{ContainerUid, escape};
 use std::io::{self, Write};
+use std::num::IntErrorKind;
 use std::process::ExitCode;
 
 /// With which an error ends the command.
@@ -42,6 +43,8 @@ pub fn root_or(sentence: impl Into<String>) -> Result<()> {
 pub fn container(text: &str) -> Result<ContainerUid, String> {
     use shared::settings::FIRST_UID;
     const LAST: i32 = i32::MAX;
+    let out_of_range =
+        || format!("containers have the numbers from {FIRST_UID} to {LAST}; `unbitctl list` shows those of this node");
     ContainerUid::parse(text.as_bytes()).ok_or_else(|| {
         let digits = text.trim_start_matches('0');
         match text.parse::<u64>() {
@@ -49,13 +52,32 @@ pub fn container(text: &str) -> Result<ContainerUid, String> {
             Ok(0..) if ContainerUid::parse(digits.as_bytes()).is_some() => {
                 format!("a container's number has no zeros before it: {digits}")
             }
-            Ok(0..) => format!(
-                "containers have the numbers from {FIRST_UID} to {LAST}; `unbitctl list` shows those of this node"
-            ),
+            Ok(0..) => out_of_range(),
+            Err(error) if *error.kind() == IntErrorKind::PosOverflow => out_of_range(),
             Err(_) => format!(
                 "a container's number is needed, such as {}, or a name of it: `unbitctl list` shows those of this node",
                 FIRST_UID + 1
             ),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_container_says_why() {
+        for (text, why) in [
+            ("29999", "containers have the numbers from 30000 to 2147483647"),
+            ("2147483648", "containers have the numbers from 30000 to 2147483647"),
+            ("99999999999999999999999", "containers have the numbers from 30000 to 2147483647"),
+            ("65534", "that of nobody"),
+            ("030001", "no zeros before it: 30001"),
+            ("Web1", "a container's number is needed, such as 30001"),
+        ] {
+            let said = container(text).map(|_| ()).expect_err(text);
+            assert!(said.contains(why), "{text}: {said}");
+        }
+    }
 }

@@ -102,7 +102,9 @@ struct Answer<'a> {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     must_be_root("create")?;
     let began = Instant::now();
-    let uid = arguments.account.uid()?;
+    let uid = arguments.account.uid().with_context(|| {
+        format!("{} is not made by a name: give a number, and the name by `unbitctl attach`", arguments.account)
+    })?;
     umask(Mode::S_IWGRP | Mode::S_IWOTH); // whatever the caller's: everybody looks up what is made in /containers
     let _lock = Lock::take(uid)?;
     let plan = Plan::make(arguments, uid)?;

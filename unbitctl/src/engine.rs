@@ -3,7 +3,7 @@
 //! An engine is asked only when a container is attached. From then on its cgroup says which engine it is, by the names that engines give.
 
 use crate::node::Node;
-use crate::program;
+use crate::program::{self, Answer};
 use anyhow::{Context, Result, bail};
 use join::cgroups::Hierarchies;
 use join::leader::Proc;
@@ -119,9 +119,15 @@ fn holds(cgroup: &Path, begin: &str) -> bool {
     entries.into_iter().any(|entry| entry.file_name().as_encoded_bytes().starts_with(begin.as_bytes()))
 }
 
+/// Runs the tool of an engine.
+fn ask(node: &Node, tool: &str, arguments: &[&str]) -> Result<Answer> {
+    program::run(node, tool, arguments)
+        .with_context(|| format!("cannot ask {tool} for the container (--cgroup PATH does without it)"))
+}
+
 /// systemd-machined knows the unit, and systemd its cgroup.
 fn machine(node: &Node, name: &str) -> Result<Found> {
-    let answer = program::run(node, "machinectl", &["show", "--property=Unit", "--value", "--", name])?;
+    let answer = ask(node, "machinectl", &["show", "--property=Unit", "--value", "--", name])?;
     let unit = answer.out.trim();
     if !answer.ok() || unit.is_empty() {
         bail!("no machine {name} is running ({}); start it first: machinectl start {name}", answer.complaint());
@@ -145,7 +151,7 @@ fn unit(node: &Node, name: &str) -> Result<Found> {
 
 /// The directory of a unit that runs.
 fn control_group(node: &Node, unit: &str) -> Result<PathBuf> {
-    let answer = program::run(node, "systemctl", &["show", "--property=ControlGroup", "--value", "--", unit])?;
+    let answer = ask(node, "systemctl", &["show", "--property=ControlGroup", "--value", "--", unit])?;
     let group = answer.out.trim();
     if !answer.ok() || !group.starts_with('/') {
         let why = if answer.ok() { "it has no cgroup".to_owned() } else { answer.complaint() };
@@ -158,7 +164,7 @@ fn control_group(node: &Node, unit: &str) -> Result<PathBuf> {
 }
 
 fn lxc_pid(node: &Node, name: &str) -> Result<i32> {
-    let answer = program::run(node, "lxc-info", &["--name", name, "--pid", "--no-humanize"])?;
+    let answer = ask(node, "lxc-info", &["--name", name, "--pid", "--no-humanize"])?;
     match answer.out.trim().parse() {
         Ok(pid) if answer.ok() && pid > 0 => Ok(pid),
         _ => bail!("no LXC container {name} is running; start it first: lxc-start {name}"),
@@ -169,7 +175,7 @@ fn lxc_pid(node: &Node, name: &str) -> Result<i32> {
 fn incus(node: &Node, name: &str) -> Result<Found> {
     let (project, instance) = name.split_once('/').unwrap_or(("default", name));
     let path = format!("/1.0/instances/{instance}/state?project={project}");
-    let answer = program::run(node, "incus", &["query", &path])?;
+    let answer = ask(node, "incus", &["query", &path])?;
     if !answer.ok() {
         bail!("Incus has no instance {name}: {}", answer.complaint());
     }
@@ -183,7 +189,7 @@ fn incus(node: &Node, name: &str) -> Result<Found> {
 
 /// podman and Docker describe a container in the same words.
 fn oci_pid(node: &Node, engine: &str, name: &str) -> Result<i32> {
-    let answer = program::run(node, engine, &["container", "inspect", "--", name])?;
+    let answer = ask(node, engine, &["container", "inspect", "--", name])?;
     if !answer.ok() {
         bail!("{engine} has no container {name}: {}", answer.complaint());
     }

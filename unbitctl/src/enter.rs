@@ -126,7 +126,7 @@ fn refused(container: ContainerUid, refusal: &Refusal) -> anyhow::Error {
     match reason {
         Reason::NoContainer => {
             anyhow!(
-                "there is no container {container} on this node ({cause}): unbitctl list shows those that there are"
+                "there is no container {container} on this node ({cause}); unbitctl list shows those that there are, unbitctl create makes one"
             )
         }
         _ => anyhow!("container {container} refused: {cause}; unbitctl check {container} says more, and what to do"),

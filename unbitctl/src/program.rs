@@ -108,7 +108,7 @@ fn answer(mut command: Command, program: &str) -> Result<Answer> {
     // timeout(1) says 124 of its own, and 128 and the number of a signal for what ended by that.
     let status = done.status.code().filter(|status| *status != 124 && !(129..=192).contains(status));
     if status == Some(127) {
-        bail!("{program} is not there");
+        bail!("{program} is not installed");
     }
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ok(Answer { status, out: text(&done.stdout), err: text(&done.stderr) })

@@ -360,7 +360,9 @@ fn second_name(name: &SecondName, container: ContainerUid) -> Result<Finding, Fi
 fn no_directory(container: ContainerUid, home: &str) -> Finding {
     let (name, uid) = (container.to_string(), Uid::from_raw(container.get()));
     let seen = format!("there is no directory {home}");
-    let absent = "the container is not on this node, or has not been made yet";
+    let absent = format!(
+        "if it should be here, make it: `unbitctl create {name} --key FILE`, or `unbitctl attach {name} --create-home` with a container of another engine"
+    );
     // That glibc has no answer changes nothing of the first.
     match (User::from_name(&name).ok().flatten(), User::from_uid(uid).ok().flatten()) {
         (Some(user), _) if !is_the_containers(&user, container) => {
