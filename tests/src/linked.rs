@@ -142,8 +142,10 @@ impl Engine {
         let mut container = Container { outside, leader: String::new(), name: self.name.clone() };
         container.leader = eventually(format!("pid 1 of {self:?}"), || {
             let pid = sh(format!("pgrep -P {pid}")).out.trim().to_owned();
-            let program = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-            (program.trim() == self.program).then_some(pid)
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            // The shell that makes it has other children before, some of them with the same name.
+            let is_pid_1 = status.lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1"));
+            (is_pid_1 && status.starts_with(&format!("Name:\t{}\n", self.program))).then_some(pid)
         });
         container
     }
