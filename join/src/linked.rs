@@ -27,33 +27,33 @@ impl Linked {
     /// Looks at the pid 1, whose `status` is given.
     /// One with a user namespace of its own has no power of the node's: [`user_namespace`](crate::user_namespace) sees to that.
     pub fn check(&self, process: &Proc, status: &str, has_own_users: bool) -> Result<(), Refusal> {
-        let not_trusted = |cause: &str| Err(Refusal::new(Reason::NotTrusted, cause));
+        let refuse = |reason: Reason, cause: &str| Err(Refusal::new(reason, cause));
+        // systemd changes the process further: it takes away what the unit may not have, and starts its program.
+        let unless_starting = |reason| if is_systemds_child(status) { Reason::Starting } else { reason };
         let its =
             |name: &str| process.namespace(name).step(Reason::NotRunning, format_args!("look at its {name} namespace"));
         // 2. It has a number of the namespace's that was found, and stays in the groups where that was found.
         if its("pid")? != self.pid_namespace {
-            return not_trusted("its pid 1 is in another pid namespace by now");
+            return refuse(Reason::NotTrusted, "its pid 1 is in another pid namespace by now");
         }
         if !self.subtree.holds(process)? {
-            return not_trusted("its pid 1 is not in the cgroup that the link leads to, nor below it");
+            return refuse(Reason::NotTrusted, "its pid 1 is not in the cgroup that the link leads to, nor below it");
         }
         // 3. Before that an engine's own program is pid 1, with root's power and the node's root directory.
         if !runs_its_own_program(process)? {
-            return Err(Refusal::new(
-                Reason::Starting,
-                "its pid 1 runs a program that is not on a mount of its own yet",
-            ));
+            return refuse(Reason::Starting, "its pid 1 runs a program that is not on a mount of its own yet");
         }
         // 4. Root with our cgroup namespace can move itself to the group of another account, and be its pid 1.
         if !has_own_users && has_our_cgroup_namespace(process)? && can_be_root(status)? {
-            return not_trusted("it has no cgroup namespace of its own, and can be root");
+            let cause = "it has no cgroup namespace of its own, and can be root";
+            return refuse(unless_starting(Reason::NotTrusted), cause);
         }
         // 5.
         cgroups::must_not_be_frozen(process)?;
         // 6. Such a root process reaches the node's sshd through /proc/PID/exe of a session.
         if !has_own_users && !self.root_is_trusted && can_trace(status)? {
             let cause = "its root can have CAP_SYS_PTRACE in the node's user namespace, and root has not said that it is trusted";
-            return Err(Refusal::new(Reason::RootTooPowerful, cause));
+            return refuse(unless_starting(Reason::RootTooPowerful), cause);
         }
         Ok(())
     }
@@ -80,6 +80,13 @@ fn has_our_cgroup_namespace(process: &Proc) -> Result<bool, Refusal> {
             Ok(process.namespace("cgroup").step(Reason::NotRunning, "look at its cgroup namespace")? == ours)
         }
     }
+}
+
+/// Whether systemd has not yet executed the program of a unit: until then it puts the process's name in brackets (systemd.exec(5) does not
+/// promise it; src/core/exec-invoke.c does it). Nothing but the sentence for the user depends on it.
+fn is_systemds_child(status: &str) -> bool {
+    let name = status.lines().find_map(|line| line.strip_prefix("Name:\t"));
+    name.is_some_and(|name| name.starts_with('(') && name.ends_with(')'))
 }
 
 /// Whether a process, or what it starts, can be root: now, by a capability, or by a set-user-ID program.
@@ -119,6 +126,14 @@ mod tests {
             assert!(can_be_root(&status(uids, permitted, no_new_privs)).unwrap(), "{uids} {permitted} {no_new_privs}");
         }
         assert!(can_be_root("").is_err());
+    }
+
+    #[test]
+    fn what_systemd_has_not_started_yet() {
+        assert!(is_systemds_child("Name:\t(sleep)\nUmask:\t0022\n"));
+        for name in ["sleep", "(sleep", "sleep)", ""] {
+            assert!(!is_systemds_child(&format!("Name:\t{name}\nUid:\t(0)\n")), "{name}");
+        }
     }
 
     #[test]

@@ -121,9 +121,8 @@ fn directory(text: &str) -> Result<PathBuf, String> {
 /// How long a container may be so right after its start.
 const fn time_for(reason: Reason) -> Duration {
     Duration::from_secs(match reason {
-        Reason::Starting => 10,       // until its own program is pid 1
-        Reason::NoPidNamespace => 2,  // until the engine has made the namespace
-        Reason::RootTooPowerful => 3, // until systemd, in the namespace already, has given up what the unit may not have
+        Reason::Starting => 10,      // until its own program is pid 1
+        Reason::NoPidNamespace => 2, // until the engine has made the namespace
         _ => 0,
     })
 }
