@@ -34,8 +34,8 @@ LIBDIR = $(PREFIX)/lib/$(MULTIARCH)
 NSS_FILE = $(LIBDIR)/libnss_unbit.so.2
 PAM_FILE = $(LIBDIR)/security/pam_unbit.so
 SBINDIR = $(PREFIX)/sbin
-MANDIR = $(PREFIX)/share/man/man8
-MANUALS = nss-unbit.8 pam_unbit.8 unbitctl.8
+MANDIR = $(PREFIX)/share/man
+MANUALS = unbit.7 nss-unbit.8 pam_unbit.8 unbitctl.8
 DOCDIR = $(PREFIX)/share/doc/unbit
 # Where the shells of Debian look: zsh leaves a folder to packages and another to the operator's own.
 ZSHDIR = $(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
@@ -68,15 +68,15 @@ $(NSS) $(PAM) $(CTL) &: $(SOURCES)
 	@$(MAKE) --no-print-directory build
 
 install: $(NSS) $(PAM) $(CTL)
-	$(INSTALL) -d $(DESTDIR)$(LIBDIR)/security $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)
+	$(INSTALL) -d $(DESTDIR)$(LIBDIR)/security $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)/man7 $(DESTDIR)$(MANDIR)/man8
 	$(INSTALL) -m 0644 -s $(NSS) $(DESTDIR)$(NSS_FILE).new
 	$(INSTALL) -m 0644 -s $(PAM) $(DESTDIR)$(PAM_FILE).new
 	mv -f $(DESTDIR)$(NSS_FILE).new $(DESTDIR)$(NSS_FILE) # in one step: every process of the node may be about to load it
 	mv -f $(DESTDIR)$(PAM_FILE).new $(DESTDIR)$(PAM_FILE)
 	$(INSTALL) -m 0755 -s $(CTL) $(DESTDIR)$(SBINDIR)/unbitctl
-	$(INSTALL) -m 0644 $(MANUALS:%=man/%) $(DESTDIR)$(MANDIR)
+	set -e; for page in $(MANUALS); do $(INSTALL) -m 0644 man/$$page $(DESTDIR)$(MANDIR)/man$${page##*.}; done
 	$(if $(DESTDIR),,ldconfig)
-	ln -sf nss-unbit.8 $(DESTDIR)$(MANDIR)/libnss_unbit.so.2.8
+	ln -sf nss-unbit.8 $(DESTDIR)$(MANDIR)/man8/libnss_unbit.so.2.8
 	install -d $(DESTDIR)$(DOCDIR)/examples
 	install -m 0644 examples/* $(DESTDIR)$(DOCDIR)/examples
 	set -e; for each in $(COMPLETIONS); do \
@@ -89,7 +89,7 @@ install: $(NSS) $(PAM) $(CTL)
 uninstall:
 	@! grep -qs '^[^#]*\bpam_unbit\.so' $(DESTDIR)/etc/pam.d/* || echo 'note: /etc/pam.d still names pam_unbit.so; container users are refused, all others log in'
 	@! grep -qsE '^[^#]*\bunbit\b' $(DESTDIR)/etc/nsswitch.conf || echo 'note: /etc/nsswitch.conf still names unbit; glibc passes over a module that is not there'
-	rm -f $(DESTDIR)$(NSS_FILE) $(DESTDIR)$(PAM_FILE) $(DESTDIR)$(SBINDIR)/unbitctl $(MANUALS:%=$(DESTDIR)$(MANDIR)/%) $(DESTDIR)$(MANDIR)/libnss_unbit.so.2.8
+	rm -f $(DESTDIR)$(NSS_FILE) $(DESTDIR)$(PAM_FILE) $(DESTDIR)$(SBINDIR)/unbitctl $(foreach page,$(MANUALS),$(DESTDIR)$(MANDIR)/man$(lastword $(subst ., ,$(page)))/$(page)) $(DESTDIR)$(MANDIR)/man8/libnss_unbit.so.2.8
 	rm -f $(foreach each,$(COMPLETIONS),$(DESTDIR)$(lastword $(subst :, ,$(each))))
 	rm -rf $(DESTDIR)$(DOCDIR)
 
