@@ -16,7 +16,7 @@ use std::io::{self, Write};
 use std::mem;
 use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::process::{self, Command};
 use std::ptr;
@@ -242,6 +242,14 @@ impl Looker {
             Ok(_) => {}
             Err(_) => look.whole = false,
         }
+        // A working directory is a way out as well: CVE-2024-21626.
+        match mount_of_working_directory(pid) {
+            Some(mount) if !self.mounts.contains(&mount) => {
+                wrong("has a working directory on a mount of the node's".to_owned())
+            }
+            Some(_) => {}
+            None => look.whole = false,
+        }
         for kind in NAMESPACES {
             let [its, ours] = [pid, 1].map(|pid| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok());
             look.whole &= its.is_some();
@@ -372,6 +380,13 @@ fn grab(pid: i32) -> Vec<String> {
         }
     }
     got
+}
+
+/// By its number in mountinfo.
+fn mount_of_working_directory(pid: i32) -> Option<String> {
+    let place = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(format!("/proc/{pid}/cwd")).ok()?;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", place.as_raw_fd())).ok()?;
+    Some(field(&info, "mnt_id").to_owned())
 }
 
 /// By its name, which everybody may read.
