@@ -2,7 +2,9 @@
 //! for the user, and never a session on the host.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::time::Instant;
 use unbit_tests::*;
 
 #[test]
@@ -68,21 +70,23 @@ fn a_silent_emperor_is_no_reason_to_refuse_a_living_container() {
     assert_eq!(ssh(30001, "hostname").ok(), "c30001");
 }
 
+/// Holds as many connections as the listener of a stopped container takes.
+fn full_backlog() -> AtEnd<impl FnMut()> {
+    let fill = "use Socket qw(:DEFAULT SOCK_NONBLOCK); my @held; while (1) { socket(my $s, AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0) or die;
+        connect($s, sockaddr_un('/containers/30001/run/ns.socket')) or last; push @held, $s } $| = 1; print qq(full\n); sleep 600";
+    let mut holder = Command::new("perl").args(["-e", fill]).stdout(Stdio::piped()).spawn().unwrap();
+    holder.stdout.as_mut().unwrap().read_exact(&mut [0; 4]).unwrap();
+    AtEnd(move || drop((holder.kill(), holder.wait())))
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_full_backlog_costs_the_timeout_and_no_more() {
     let pid = leader(30001);
     sh(format!("kill -STOP {pid}")).ok();
     {
-        // perl holds as many connections as the listener takes.
-        let fill = "use Socket qw(:DEFAULT SOCK_NONBLOCK); my @held; while (1) { socket(my $s, AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0) or die;
-            connect($s, sockaddr_un('/containers/30001/run/ns.socket')) or last; push @held, $s } print scalar @held, qq(\n); sleep 600";
-        let mut holder = std::process::Command::new("perl").args(["-e", &format!("$| = 1; {fill}")]).spawn().unwrap();
-        let _end = AtEnd(|| {
-            drop((holder.kill(), holder.wait()));
-            drop(sh(format!("kill -CONT {pid}")));
-        });
-        std::thread::sleep(Duration::from_secs(1));
+        let _go = AtEnd(|| drop(sh(format!("kill -CONT {pid}"))));
+        let _full = full_backlog();
         let _options = with_option("timeout=1");
         let started = Instant::now();
         let log = Log::from_now();
@@ -90,6 +94,30 @@ fn a_full_backlog_costs_the_timeout_and_no_more() {
         assert!(done.err.contains("Container 30001 does not answer."), "{done:?}");
         assert!(log.one_line("refused:").contains("connect to run/ns.socket: ETIMEDOUT"));
         assert!((1..5).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
+    }
+    honest_login_works();
+}
+
+/// sshd's LoginGraceTime counts on while the module waits for the tenant. The signal that ends it must find nothing that waits on, and leave
+/// nothing of the container's.
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_grace_time_ends_while_the_module_waits() {
+    let _options = with_option("timeout=40");
+    sh("node-sshd restart -o LoginGraceTime=2").ok();
+    let _sshd = AtEnd(|| drop(sh("node-sshd restart")));
+    let pid = leader(30001);
+    sh(format!("kill -STOP {pid}")).ok();
+    {
+        let _go = AtEnd(|| drop(sh(format!("kill -CONT {pid}"))));
+        let _full = full_backlog();
+        let before = sh("pgrep -c '^sshd'").ok();
+        let started = Instant::now();
+        let done = ssh(30001, "touch /tmp/landed-on-the-host");
+        assert_eq!((done.status, done.out.as_str()), (Some(255), ""), "{done:?}");
+        assert!((2..20).contains(&started.elapsed().as_secs()), "{:?}: {done:?}", started.elapsed());
+        eventually("the end of sshd's processes", || (sh("pgrep -c '^sshd'").ok() == before).then_some(()));
+        assert_no_session_on_the_host();
     }
     honest_login_works();
 }
