@@ -446,3 +446,24 @@ fn soft_limits_too_low_to_enter_with() {
     bind(30000, &leader, "prlimit -p PID --nofile=18: --fsize=0:");
     assert_eq!(ssh(30000, "ulimit -Sn; ulimit -Sf").ok(), "18\n0");
 }
+
+/// Capabilities that are inherited give power to programs that have them as inheritable, also those beyond the bounding set (capabilities(7)):
+/// CVE-2022-24769. None of sshd's, of an operator's or of another service's is in a session.
+#[test]
+#[ignore = "needs the node: make test"]
+fn inheritable_and_ambient_capabilities_stay_outside() {
+    const GIVEN: &str = "setpriv --inh-caps +net_raw,+sys_admin --ambient-caps +net_raw,+sys_admin";
+    const ASK: &str = "grep -E \"^Cap(Inh|Prm|Eff|Amb)\" /proc/self/status | cut -f2";
+    let none = ["0000000000000000"; 4].join("\n");
+    let _sshd = restart_sshd_by(GIVEN);
+    let _su = join_now("su");
+    for alices in [ssh("alice", ASK), sh(format!("{GIVEN} su alice -c '{ASK}'"))] {
+        assert_eq!(alices.ok().lines().next(), Some("0000000000202000"), "the witness: an ordinary user inherits them");
+    }
+    assert_eq!(ssh(30000, ASK).ok(), none);
+    assert_eq!(sh(format!("{GIVEN} unbitctl enter 30000 -- sh -c '{ASK}'")).ok(), none);
+    assert_eq!(sh(format!("{GIVEN} su 30000 -c '{ASK}'")).ok(), none);
+    let as_root = sh(format!("{GIVEN} unbitctl enter --root 30000 -- sh -c '{ASK}'")).ok();
+    let [inheritable, ambient] = [0, 3].map(|line| as_root.lines().nth(line).unwrap().to_owned());
+    assert_eq!([inheritable, ambient], ["0000000000000000"; 2]);
+}
