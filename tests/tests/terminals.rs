@@ -135,6 +135,12 @@ fn the_monitors_mounts_are_nobody_elses() {
 #[ignore = "needs the node: make test"]
 fn whose_terminals_a_linked_container_has() {
     const BARE: &str = "umount -R /ns/dev; mount -t tmpfs none /ns/dev; cp -a /dev/null /dev/tty /ns/dev";
+    // All in a layer of its own above the distribution.
+    const LINKED: &str = "umount -R /ns/dev; mkdir /ns/tmp/up /ns/tmp/work
+        mount -t overlay -o lowerdir=/distros/base,upperdir=/ns/tmp/up,workdir=/ns/tmp/work none /ns; mkdir -p /ns/real/pts
+        cp -a /dev/null /dev/tty /ns/real; mount -t devpts -o newinstance,gid=5,mode=620,ptmxmode=666,max=1 none /ns/real/pts
+        rm -r /ns/dev; ln -s real /ns/dev; mount -t proc proc /ns/proc; mount -t tmpfs none /ns/containers
+        mkdir /ns/containers/30001; mount --bind /containers/30001 /ns/containers/30001";
     const NO_ADMIN: &str = "setpriv --bounding-set=-sys_ptrace,-sys_admin sleep 86400";
     let own = "mkdir /ns/dev/pts; mount -t devpts -o newinstance,gid=5,mode=620,ptmxmode=666,max=1 none /ns/dev/pts";
     let own_on_the_nodes = "mount -t devpts -o newinstance,gid=5,mode=620,ptmxmode=666,max=1 none /ns/dev/pts";
@@ -155,6 +161,7 @@ fn whose_terminals_a_linked_container_has() {
             connection,
             "",
         ),
+        ("a /dev that is a link", plain().after(LINKED), connection, ""), // CVE-2026-41579
         ("with CAP_SYS_ADMIN", Engine::new("terminals").after(&format!("{BARE}; {own}")), connection, ""),
         (
             "in a user namespace",
