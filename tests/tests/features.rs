@@ -224,6 +224,27 @@ fn unix_sockets_are_forwarded_both_ways() {
     nothing_on_the_host();
 }
 
+/// A unix socket without a file belongs to a network namespace (unix(7), abstract): CVE-2020-15257.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_socket_without_a_file_is_out_of_reach() {
+    let listen = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Local => qq(\\0unbit-test), Listen => 5) or die;
+        while (my $c = $s->accept) { print $c `hostname`; close $c }";
+    let ask = "perl -MIO::Socket::UNIX -e 'print readline(IO::Socket::UNIX->new(Peer => qq(\\0unbit-test)) // exit 1)'";
+    let _nodes = Running::start("perl", &["-e", listen]);
+    eventually("the node's socket", || (sh(ask).out == "node\n").then_some(()));
+    let reach = |user: &str| {
+        let done = ssh(user, ask);
+        (done.status, done.out)
+    };
+    assert_eq!(reach("30001"), (Some(1), String::new()));
+    let _theirs = Running::start("ssh", &["-tt", "30000@node", &format!("exec perl -e '{listen}'")]);
+    eventually("the other container's socket", || (reach("30000").1 == "c30000\n").then_some(()));
+    assert_eq!(reach("30001"), (Some(1), String::new()));
+    let _shared = with_option("namespaces=mnt,pid");
+    assert_eq!(reach("30001"), (Some(0), "node\n".to_owned()), "the witness: in the node's network namespace");
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn many_sessions_on_one_connection_are_all_inside() {
