@@ -1443,6 +1443,44 @@ print(outside, inside, new, status, sep='|')"#,
     assert_eq!((new, status), ("40 100", "9"), "{said}");
 }
 
+/// A program can push keys into its terminal (TIOCSTI, ioctl_tty(2)), and the operator's shell would read them afterwards: CVE-2016-10124.
+#[test]
+#[ignore = "needs the node: make test"]
+fn keys_that_a_session_pushes_into_its_terminal_reach_no_shell_of_the_operators() {
+    let program = "/containers/30001/push.pl";
+    let _gone = AtEnd(|| drop(fs::remove_file(program)));
+    let text = r#"
+        my @terminals = (*STDIN, *STDOUT, *STDERR);
+        if (open my $tty, "+<", "/dev/tty") { push @terminals, $tty }
+        sub push_keys {
+            my $pushed = 0;
+            for my $terminal (@terminals) { ioctl($terminal, 0x5412, $_) and $pushed++ for split //, "echo pushed\n" }
+            return $pushed;
+        }
+        $| = 1; print push_keys(), " keys;\n";
+        exit if fork; $SIG{HUP} = "IGNORE"; # and again when the session has ended
+        for (1 .. 5) { select undef, undef, undef, 0.2; push_keys() }"#;
+    fs::write(program, text).unwrap();
+    let pushes = |command: &str| {
+        let shell = format!("{command} perl {program}; bash -c \"read -r -t 2 line; echo READ \\$line END\"");
+        let go = "import re; keys = re.search('[0-9]+$', until(' keys;')).group(); until('READ '); print(keys, until('END').strip())";
+        let said = on_a_terminal(&shell, go);
+        let (keys, read) = said.split_once(' ').unwrap_or((&said, ""));
+        (keys.parse::<u32>().unwrap(), read.to_owned())
+    };
+    let (keys, read) = pushes("");
+    assert!(keys > 0 && read.ends_with("echo pushed"), "the witness, on the operator's own terminal: {keys} {read}");
+    for enter in ["unbitctl enter 30001 --", "unbitctl enter --root 30001 --"] {
+        let (keys, read) = pushes(enter);
+        assert_eq!(read, "", "{enter}");
+        let forbidden = fs::read_to_string("/proc/sys/dev/tty/legacy_tiocsti").is_ok_and(|allowed| allowed == "0\n");
+        assert!(keys > 0 || forbidden, "{enter}: it has no terminal of its own to push them into");
+        if forbidden {
+            not_tried(format!("{enter}: this kernel lets a session push no keys (dev.tty.legacy_tiocsti=0)"), true);
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_operators_terminal_is_as_it_was() {
