@@ -438,3 +438,42 @@ fn a_purge_stays_in_the_directory() {
     }
     honest_login_works();
 }
+
+/// Links lead root nowhere if root writes nothing: of the commands, `create` and `remove` alone change what is below a tenant's directory, and those
+/// that enter the container are the tenant there.
+#[test]
+#[ignore = "needs the node: make test"]
+fn no_other_command_writes_in_a_tenants_directory() {
+    let _end = afterwards();
+    let _links = AtEnd(|| drop(sh("rm -rf /etc/unbit /containers/web5 /tmp/other /tmp/other.pub")));
+    create(&format!("--key {KEY}")).ok();
+    sh("ssh-keygen -q -t ed25519 -N '' -f /tmp/other <<<y").ok();
+    // With the time of each change; the container itself writes its log.
+    let state =
+        || sh(format!("find {HOME} -path {HOME}/logs -prune -o -printf '%p %y %m %U %G %s %C@ %l\\n' | sort")).ok();
+    let before = state();
+    let group = sh(format!("find /sys/fs/cgroup -maxdepth 2 -type d -name {UID} | head -1")).ok();
+    let commands = [
+        "check",
+        "check --guide uwsgi.it",
+        &format!("check {UID}"),
+        "list",
+        "list --json",
+        "setup --dry-run",
+        "setup folders",
+        &format!("attach {UID} --cgroup {group}"),
+        &format!("attach {UID} --name web5 --create-home"),
+        "detach web5",
+        &format!("detach {UID}"),
+        &format!("enter {UID} -- true"),
+        &format!("enter --root {UID} -- true"),
+        "completions bash",
+    ];
+    for command in commands {
+        let done = unbitctl(command);
+        assert_ne!(done.status, Some(2), "{command}: {done:?}");
+        assert_eq!(state(), before, "{command}");
+    }
+    create("--key /tmp/other.pub").ok();
+    assert_ne!(state(), before, "the witness");
+}
