@@ -528,3 +528,31 @@ fn a_container_that_restarts_while_people_log_in() {
     println!("{inside} inside, {refused} refused");
     assert_login_in(&container.unwrap(), "web1");
 }
+
+/// In the place of the container's /proc is something of its root's making, which waits for whoever opens a file of it. Root would
+/// take what it reads there for the kernel's word, and what it writes there would bind nobody: CVE-2015-1334, CVE-2023-28642, CVE-2025-52881.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_container_whose_proc_is_not_the_kernels() {
+    const OWN: &str = "attr/current attr/exec attr/apparmor/current attr/apparmor/exec cgroup status stat mountinfo mounts uid_map gid_map \
+        setgroups loginuid oom_score_adj timerslack_ns limits";
+    let container = Engine::new("web1").start();
+    let made = format!(
+        "mount -t tmpfs none /proc; cd /proc; umask 0
+        for own in self thread-self 1; do
+            mkdir -p $own/attr/apparmor $own/ns $own/fd; for file in {OWN}; do mkfifo $own/$file; done
+            for kind in mnt pid net ipc uts user cgroup; do mkfifo $own/ns/$kind; done
+        done
+        mkfifo mounts filesystems"
+    );
+    sh(format!("nsenter -m -t {} bash -ec '{made}'", container.leader)).ok();
+    let _link = container.link(30001);
+    let witness = sh(format!("nsenter -m -t {} timeout 1 cat /proc/self/cgroup || echo $?", container.leader));
+    assert_eq!(witness.ok(), "124", "the witness: who opens one waits");
+    for options in [&["-q"][..], &["-q", "-tt"]] {
+        let done = run("ssh", &[options, &["30001@node", "hostname; echo $UID"]].concat(), b"");
+        assert_eq!(done.ok().replace('\r', ""), "web1\n30001", "{}", Log::all().lines().last().unwrap_or_default());
+    }
+    assert_eq!(sh("unbitctl enter 30001 -- hostname").ok(), "web1");
+    sh("unbitctl check 30001").ok();
+}
