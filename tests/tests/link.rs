@@ -529,6 +529,46 @@ fn a_container_that_restarts_while_people_log_in() {
     assert_login_in(&container.unwrap(), "web1");
 }
 
+/// Root of a container can make programs of root's, and what it makes in the account's directory is a file of the node's. There another user of the
+/// node would run it: CVE-2021-41091. A mount with its ids mapped gives root of a user namespace the node's ids in that directory, and so the
+/// same: CVE-2025-64507. Mount options of /containers keep the node's users from that.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_set_user_id_program_of_a_containers_root_gives_nobody_on_the_node_more_power() {
+    // open_tree(2), mount_setattr(2) and move_mount(2), in the container's mount namespace. 9 is its user namespace.
+    let map_ids = r#"my ($at, $home) = (-100, "/containers/30001\0");
+        my $tree = syscall(428, $at, $home, 1 | 0x80000); $tree >= 0 or die "open_tree: $!";
+        my $map = pack "Q4", 0x100000, 0, 0, 9; my $empty = "\0";
+        syscall(442, $tree, $empty, 0x1000, $map, 32) == 0 or die "mount_setattr: $!";
+        syscall(429, $tree, $empty, $at, $home, 4) == 0 or die "move_mount: $!""#;
+    let as_alice = |command: &str| sh(format!("setpriv --reuid alice --regid alice --clear-groups {command}"));
+    let run_it = || as_alice("/containers/30001/root-cat /proc/self/status");
+    let has_power = || run_it().ok().contains("Uid:\t1000\t0\t0\t0");
+    let can_read = || as_alice("head -c 1 /containers/30001/device").status == Some(0);
+    for engine in [Engine::new("web1"), Engine::new("web1").with_users(Users::usual())] {
+        let _made = AtEnd(|| drop(sh("rm -f /containers/30001/root-cat /containers/30001/device")));
+        let container = engine.start();
+        let leader = &container.leader;
+        let has_users = engine.users.is_some();
+        if has_users {
+            let script = "exec nsenter -t $1 -m perl -e \"$0\" 9</proc/$1/ns/user";
+            let mapped = run("bash", &["-c", script, map_ids, leader], b"");
+            if mapped.err.starts_with("mount_setattr") {
+                return not_tried("this kernel maps no ids of a mount of tmpfs, Linux 6.3 does", true);
+            }
+            mapped.ok();
+        }
+        let inside = |command: &str| sh(format!("nsenter -a -t {leader} sh -c 'cd /containers/30001 && {command}'"));
+        inside("install -m 4755 /bin/cat root-cat").ok();
+        assert_eq!(inside("mknod -m 666 device c 1 5").status == Some(0), !has_users, "root of the node alone");
+        assert!(has_power() && can_read() != has_users, "the witness: without the options it has root's power");
+        sh("mount --bind /containers /containers && mount -o remount,bind,nosuid,nodev /containers").ok();
+        let _back = AtEnd(|| drop(sh("umount /containers").ok()));
+        assert!(!has_power(), "{:?}", run_it());
+        assert!(!can_read(), "a device");
+    }
+}
+
 /// In the place of the container's /proc is something of its root's making, which waits for whoever opens a file of it. Root would
 /// take what it reads there for the kernel's word, and what it writes there would bind nobody: CVE-2015-1334, CVE-2023-28642, CVE-2025-52881.
 #[test]

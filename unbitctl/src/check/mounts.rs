@@ -3,16 +3,25 @@
 use crate::containers::{Vassal, has_emperor, vassals};
 use crate::node::Node;
 use crate::report::{Finding, State};
+use join::link;
 use join::mountinfo::Mount;
+use shared::ContainerUid;
 use shared::settings::CONTAINERS;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 const CHECK: &str = "mounts";
 
 pub fn check(node: &Node) -> Vec<Finding> {
+    let mut findings = check_propagation(node);
+    findings.extend(check_linked(node));
+    findings
+}
+
+fn check_propagation(node: &Node) -> Vec<Finding> {
     if !node.is_running() {
         let seen = "a root directory is not mounted as it will be";
         return vec![Finding::not_applicable(CHECK, PROPAGATION, seen)];
@@ -30,6 +39,39 @@ pub fn check(node: &Node) -> Vec<Finding> {
     };
     let held: Vec<_> = HELD.iter().filter_map(|path| at(node, &mounts, path).ok().map(|(_, mount)| mount)).collect();
     vec![judge_started(node, judge_propagation(&held))]
+}
+
+const LINKED: &str = "root of a container can make a set-user-ID program or a device in its directory, and on the node any user could use it";
+
+/// The Emperor's containers have no root. Nothing is said where root has linked no container.
+fn check_linked(node: &Node) -> Option<Finding> {
+    let links = node.resolve(link::DIRECTORY).and_then(fs::read_dir).ok()?;
+    let linked = links.flatten().filter_map(|entry| ContainerUid::parse(entry.file_name().as_bytes()));
+    let homes: Vec<_> = linked.map(|uid| format!("{CONTAINERS}/{uid}")).collect();
+    let mounts = own().ok().filter(|_| node.is_running() && !homes.is_empty())?;
+    let held: Vec<_> = homes.iter().filter_map(|home| at(node, &mounts, home).ok().map(|(_, mount)| mount)).collect();
+    (!held.is_empty()).then(|| judge_linked(&held))
+}
+
+/// Judges the mounts that the directories of linked containers are on.
+fn judge_linked(held: &[&Mount]) -> Finding {
+    let has = |mount: &Mount, option: &str| mount.options.split(',').any(|other| other == option);
+    let lacking = held.iter().filter(|mount| !["nosuid", "nodev"].iter().all(|option| has(mount, option)));
+    let mut points: Vec<_> = lacking.map(|mount| mount.point.as_str()).collect();
+    points.sort_unstable();
+    points.dedup();
+    let Some(first) = points.first() else {
+        return Finding::ok(CHECK, LINKED, "directories of linked containers are mounted nosuid and nodev");
+    };
+    let seen = format!("directories of linked containers are on {}, without nosuid or nodev", points.join(", "));
+    let mend = if Path::new(first).starts_with(CONTAINERS) {
+        format!(
+            "add nosuid,nodev to the options of {first} in /etc/fstab, then\nmount -o remount,bind,nosuid,nodev {first}"
+        )
+    } else {
+        format!("echo '{CONTAINERS} {CONTAINERS} none bind,nosuid,nodev 0 0' >>/etc/fstab && mount {CONTAINERS}")
+    };
+    Finding::warn(CHECK, LINKED, seen, mend)
 }
 
 /// The mounts of our own mount namespace.
@@ -178,6 +220,24 @@ mod tests {
         assert_eq!((both.state, both.seen.as_str()), (State::Fail, "/ is a shared mount"));
         let other = judge(&[PRIVATE_ROOT, &OWN.replace("relatime", "relatime shared:7")]);
         assert_eq!((other.state, other.seen.as_str()), (State::Fail, "/containers is a shared mount"));
+    }
+
+    #[test]
+    fn powers_of_files_matter_where_containers_are_linked() {
+        let judge = |lines: &[&str]| {
+            let mounts: Vec<_> = lines.iter().map(|line| mount(line)).collect();
+            judge_linked(&mounts.iter().collect::<Vec<_>>())
+        };
+        let safe = OWN.replace("relatime", "nosuid,nodev,relatime");
+        assert_eq!(judge(&[&safe, &safe]).state, State::Ok);
+        let root = judge(&[ROOT, ROOT]);
+        assert_eq!((root.state, root.seen.contains(" are on /, without ")), (State::Warn, true));
+        assert!(root.mend.unwrap().contains("/containers /containers none bind,nosuid,nodev"));
+        for half in [OWN, &OWN.replace("relatime", "nosuid"), &OWN.replace("relatime", "nodev")] {
+            let half = judge(&[&safe, half]);
+            assert_eq!(half.state, State::Warn);
+            assert!(half.mend.unwrap().ends_with("mount -o remount,bind,nosuid,nodev /containers"));
+        }
     }
 
     #[test]
