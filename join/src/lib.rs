@@ -33,6 +33,7 @@ pub mod refusal;
 mod root_directory;
 pub mod roots_path;
 mod seccomp;
+pub mod session_record;
 pub mod sessions;
 mod subtree;
 pub mod supervisor;

@@ -1,9 +1,11 @@
 //! How many sessions a container has, counted by the kernel.
 //!
 //! Each session holds a record lock (F_SETLK of fcntl(2)) on one byte of `/run/unbit/sessions/30001`. The lock is its monitor's and ends with it, however
-//! that ends, so nothing has to be cleaned up and nothing can be miscounted.
+//! that ends, so nothing has to be cleaned up and nothing can be miscounted. The file's content says whose session it is, see
+//! [`Record`](crate::session_record::Record): the kernel names the process that holds a lock, and what another process wrote does not count.
 
 use crate::refusal::{Reason, Refusal, Step};
+use crate::session_record::{Record, SIZE};
 use crate::sys::retry;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open, openat};
@@ -13,7 +15,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 /// The largest number of sessions that `sessions=` allows.
@@ -24,8 +26,8 @@ pub const MOST: u32 = 1024;
 /// A process must not hold two for the same container: to close one file drops every lock that the process has on it.
 #[derive(Debug)]
 pub struct Slot {
-    #[allow(dead_code)] // open as long as the session
-    file: OwnedFd,
+    file: File,
+    number: u32,
     /// Whose.
     pub container: ContainerUid,
 }
@@ -39,7 +41,9 @@ impl Slot {
             let mut lock = record(number);
             lock.l_type = libc::F_WRLCK as _;
             match retry(|| fcntl(&file, FcntlArg::F_SETLK(&lock))) {
-                Ok(_) if has_room(&file, limit).step(Reason::Broken, counting)? => return Ok(Self { file, container }),
+                Ok(_) if has_room(&file, limit).step(Reason::Broken, counting)? => {
+                    return Ok(Self { file: file.into(), number, container });
+                }
                 Ok(_) => break,
                 Err(Errno::EAGAIN | Errno::EACCES) => {}
                 Err(errno) => return Err(Refusal::failed(Reason::Broken, counting, errno)),
@@ -48,6 +52,16 @@ impl Slot {
         let cause = format!("{limit} sessions are open (sessions={limit})");
         Err(Refusal::new(Reason::TooManySessions, cause))
     }
+
+    /// Writes down what session it is. Without that the session is seen all the same, by its lock.
+    pub fn describe(&self, record: &Record) -> io::Result<()> {
+        self.file.write_all_at(&record.to_bytes(), place_of(self.number))
+    }
+}
+
+/// Where the record of a slot begins.
+fn place_of(number: u32) -> u64 {
+    u64::from(number) * SIZE as u64
 }
 
 /// Where the files are, one for each container that has had a session since boot.
@@ -55,39 +69,82 @@ pub const DIRECTORY: &str = "/run/unbit/sessions";
 
 /// The number of sessions that are open. `None` if only root can see it.
 pub fn count(directory: &Path, container: ContainerUid) -> Option<usize> {
+    let Some(file) = open_to_read(directory, container).ok()? else { return Some(0) };
+    held(&file, 0..MOST.into()).ok().map(|held| held.len())
+}
+
+/// A session that is open.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Open {
+    /// The process that holds its lock: sshd's monitor, or the application that entered by `join=now`.
+    pub pid: i32,
+    /// What that process wrote. Nothing as long as it logs in.
+    pub record: Option<Record>,
+}
+
+/// All sessions of a container.
+pub fn open_sessions(directory: &Path, container: ContainerUid) -> io::Result<Vec<Open>> {
+    let Some(file) = open_to_read(directory, container)? else { return Ok(Vec::new()) };
+    let open = held(&file, 0..MOST.into())?.into_iter().map(|(slot, pid)| {
+        let read = || {
+            let mut bytes = [0; SIZE];
+            file.read_exact_at(&mut bytes, place_of(slot)).ok()?;
+            Record::parse(&bytes)
+        };
+        // Another may have begun to write in between: what is read twice is whole.
+        let record = read().filter(|record| Some(record) == read().as_ref());
+        Open { pid, record: record.filter(|record| i32::try_from(record.pid) == Ok(pid)) }
+    });
+    Ok(open.collect())
+}
+
+/// The containers that have had a session since boot.
+pub fn containers(directory: &Path) -> io::Result<Vec<ContainerUid>> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut all: Vec<_> =
+        entries.filter_map(|entry| ContainerUid::parse(entry.ok()?.file_name().as_encoded_bytes())).collect();
+    all.sort_by_key(|container| container.get());
+    Ok(all)
+}
+
+/// The file of a container's, if it has had a session since boot.
+fn open_to_read(directory: &Path, container: ContainerUid) -> io::Result<Option<File>> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     match File::options().read(true).custom_flags(flags.bits()).open(directory.join(container.to_string())) {
-        Ok(file) => held(&file, 0..MOST.into()).ok(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(0),
-        Err(_) => None,
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
 /// Whether a place below the limit is enough. Where the limit was higher until now, others are taken above it, and all of them count.
 fn has_room(file: &OwnedFd, limit: u32) -> nix::Result<bool> {
     let above = limit.into()..MOST.into();
-    Ok(held(file, above)? == 0 || held(file, 0..MOST.into())? < limit as usize)
+    Ok(held(file, above)?.is_empty() || held(file, 0..MOST.into())?.len() < limit as usize)
 }
 
-/// Counts the locked bytes of a range. fcntl(2) reports one lock of the range, in no particular order, so the bytes on either side are
-/// asked about too.
-fn held(file: &impl AsFd, range: Range<libc::off_t>) -> nix::Result<usize> {
-    let (mut count, mut left) = (0, vec![range]);
+/// The locked bytes of a range, each with the process that holds it. fcntl(2) reports one lock of the range, in no particular order, so the bytes on
+/// either side are asked about too.
+fn held(file: &impl AsFd, range: Range<libc::off_t>) -> nix::Result<Vec<(u32, i32)>> {
+    let (mut held, mut left) = (Vec::new(), vec![range]);
     while let Some(range) = left.pop().filter(|range| !range.is_empty()) {
-        if let Some(lock) = lock_in(file, &range)? {
+        if let Some((lock, pid)) = lock_in(file, &range)? {
             let lock = lock.start.max(range.start)..lock.end.min(range.end);
             if lock.is_empty() {
                 return Err(Errno::EPROTO);
             }
-            count += usize::try_from(lock.end - lock.start).unwrap_or(0);
+            held.extend(lock.clone().filter_map(|byte| Some((u32::try_from(byte).ok()?, pid))));
             left.extend([range.start..lock.start, lock.end..range.end].into_iter().filter(|part| !part.is_empty()));
         }
     }
-    Ok(count)
+    Ok(held)
 }
 
-/// A lock of another process in this range.
-fn lock_in(file: &impl AsFd, range: &Range<libc::off_t>) -> nix::Result<Option<Range<libc::off_t>>> {
+/// A lock of another process in this range, and the number of that process.
+fn lock_in(file: &impl AsFd, range: &Range<libc::off_t>) -> nix::Result<Option<(Range<libc::off_t>, i32)>> {
     let mut lock = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
@@ -98,7 +155,7 @@ fn lock_in(file: &impl AsFd, range: &Range<libc::off_t>) -> nix::Result<Option<R
     retry(|| fcntl(file.as_fd(), FcntlArg::F_GETLK(&mut lock)))?;
     // A length of 0 reaches to the end of the file, wherever that will be.
     let end = if lock.l_len == 0 { libc::off_t::MAX } else { lock.l_start + lock.l_len };
-    Ok((lock.l_type != libc::F_UNLCK as libc::c_short).then_some(lock.l_start..end))
+    Ok((lock.l_type != libc::F_UNLCK as libc::c_short).then_some((lock.l_start..end, lock.l_pid)))
 }
 
 fn record(number: u32) -> libc::flock {
@@ -197,6 +254,20 @@ time.sleep(60)";
 
         let first = Holder::of(&path, "0 1 7");
         assert_eq!(sessions(30001), Some(3), "neighbours of one process are one lock");
+        let pid = i32::try_from(first.0.id()).unwrap();
+        let described = |slot: u32, pid: i32| {
+            let record = Record { pid: pid.try_into().unwrap(), service: "sshd".into(), ..Record::default() };
+            let file = File::options().write(true).open(&path).unwrap().into();
+            // Its lock is the other process's, and closing the file here takes nothing from that.
+            Slot { file, number: slot, container: ContainerUid::new(30001).unwrap() }.describe(&record).unwrap();
+            record
+        };
+        let (mine, _other) = (described(7, pid), described(1, pid + 1));
+        let mut open = open_sessions(&directory, ContainerUid::new(30001).unwrap()).unwrap();
+        open.sort_by_key(|open| open.record.is_none());
+        let bare = Open { pid, record: None };
+        assert_eq!(open, [Open { pid, record: Some(mine) }, bare.clone(), bare], "what another process wrote is not theirs");
+        assert_eq!(containers(&directory).unwrap(), [ContainerUid::new(30001).unwrap()]);
         let second = Holder::of(&path, "2 6 1023");
         assert_eq!(sessions(30001), Some(6));
         let beyond = Holder::of(&path, "1024");

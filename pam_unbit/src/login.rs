@@ -24,12 +24,14 @@ use join::Deadline;
 use join::attach::{Attachment, Forked, Who};
 use join::options::Options;
 use join::refusal::{Reason, Refusal, Step};
+use join::session_record::{self, Record};
 use join::sessions::Slot;
 use join::supervisor::{self, Signals};
 use join::sys::exit_now;
 use nix::unistd::{Pid, getppid};
 use shared::{ContainerUid, escape};
 use std::cell::RefCell;
+use std::ffi::CStr;
 use std::fmt;
 use std::process;
 use std::time::{Duration, Instant};
@@ -247,6 +249,7 @@ fn bind_session(call: &mut Call) -> Result<Verdict, Refusal> {
     setuid_guard::arm(attachment)?;
 
     call.pam.log(libc::LOG_INFO, &line);
+    login.slot.iter().for_each(|slot| describe(call, user, slot));
     login.session = Session::Open;
     login.opened = Some(Instant::now());
     Ok(Verdict::Success)
@@ -292,6 +295,7 @@ fn join_now(call: &mut Call, user: ContainerUser, options: &Options, started: In
         None => (prepare(call, user, options)?, Duration::ZERO),
     };
     attachment.must_be_safe_for_root()?;
+    describe(call, user, &slot);
     remember(call, Login { session: Session::Entered, slot: Some(slot), ..Login::of(user) })?;
     begin_kernel_session(container, options)?;
     call.pam.log(libc::LOG_INFO, &opened(call, user, &attachment, verified_in + started.elapsed()));
@@ -342,9 +346,32 @@ fn begin_kernel_session(container: ContainerUid, options: &Options) -> Result<()
 
 /// The line that a login leaves in the log when its session opens.
 fn opened(call: &Call, user: ContainerUser, attachment: &Attachment, took: Duration) -> String {
-    let origin = record::origin(call.pam.remote_host(), call.pam.environment(c"SSH_AUTH_INFO_0"));
+    let origin = record::origin(call.pam.remote_host(), &record::keys(call.pam.environment(AUTH_INFO)));
     let took = took.as_secs_f64() * 1e3;
     format!("container {user}: session opened{origin}; {attachment}; verified in {took:.1} ms")
+}
+
+/// What sshd has accepted, in the PAM environment.
+const AUTH_INFO: &CStr = c"SSH_AUTH_INFO_0";
+
+/// Writes down for `unbitctl sessions` what session it is. No login is refused for want of that.
+fn describe(call: &Call, user: ContainerUser, slot: &Slot) {
+    let text = |text: Option<&CStr>| text.map(|text| escape::word(text.to_bytes()).to_string()).unwrap_or_default();
+    let (address, port) = record::client(call.pam.environment(c"SSH_CONNECTION"))
+        .unwrap_or_else(|| (text(call.pam.remote_host()), String::new()));
+    let record = Record {
+        pid: process::id(),
+        opened: session_record::now(),
+        service: text(call.pam.service()),
+        address,
+        port,
+        terminal: text(call.pam.terminal()),
+        key: record::keys(call.pam.environment(AUTH_INFO)),
+    };
+    if let Err(error) = slot.describe(&record) {
+        let line = format!("container {user}: unbitctl sessions will not know whose this session is: {error}");
+        call.pam.log(libc::LOG_WARNING, &line);
+    }
 }
 
 fn is_sshd(call: &Call) -> bool {

@@ -25,6 +25,7 @@ pub mod flag {
 }
 
 const PAM_SERVICE: c_int = 1;
+const PAM_TTY: c_int = 3;
 const PAM_RHOST: c_int = 4;
 const PAM_CONV: c_int = 5;
 const PAM_ERROR_MSG: c_int = 3;
@@ -104,6 +105,13 @@ impl Handle {
         let host = self.item(PAM_RHOST)?;
         // SAFETY: PAM_RHOST is a string and lives until it is set anew, which nobody does in a hook.
         Some(unsafe { borrowed(host.as_ptr().cast()) })
+    }
+
+    /// PAM_TTY: the terminal of who uses su or login; sshd says "ssh", cron "cron".
+    pub fn terminal(&self) -> Option<&CStr> {
+        let terminal = self.item(PAM_TTY)?;
+        // SAFETY: PAM_TTY is a string and lives until it is set anew, which nobody does in a hook.
+        Some(unsafe { borrowed(terminal.as_ptr().cast()) })
     }
 
     /// A variable of the PAM environment, pam_getenv(3). The application and every module before this one can set it.

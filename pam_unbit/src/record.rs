@@ -11,6 +11,7 @@ use base64ct::{Base64, Base64Unpadded, Encoding};
 use sha2::{Digest, Sha256};
 use shared::escape::{quoted, word};
 use std::ffi::CStr;
+use std::net::IpAddr;
 use std::str;
 
 /// sshd may require several methods (`AuthenticationMethods` in `sshd_config(5)`); of those after
@@ -18,25 +19,45 @@ use std::str;
 const MAX_METHODS: usize = 4;
 
 /// The words for the log, each clause with a space before it: ` from 192.0.2.7 with ssh-ed25519
-/// SHA256:...`. Empty if nothing is known.
-///
-/// `remote_host` is PAM_RHOST, `auth_info` is `SSH_AUTH_INFO_0`, which sshd completes only before
-/// it opens the session: in the account hook the last method can be missing.
-pub fn origin(remote_host: Option<&CStr>, auth_info: Option<&CStr>) -> String {
+/// SHA256:...`. Empty if nothing is known. `remote_host` is PAM_RHOST, `keys` are those of [`keys`].
+pub fn origin(remote_host: Option<&CStr>, keys: &str) -> String {
     let mut words = String::new();
     if let Some(host) = remote_host.filter(|host| !host.is_empty()) {
         words += &format!(" from {}", word(host.to_bytes()));
     }
+    if !keys.is_empty() {
+        words += &format!(" with {keys}");
+    }
+    words
+}
+
+/// What sshd accepted: `ssh-ed25519 SHA256:... and password`.
+///
+/// `auth_info` is `SSH_AUTH_INFO_0`, which sshd completes only before it opens the session: in the
+/// account hook the last method can be missing.
+pub fn keys(auth_info: Option<&CStr>) -> String {
+    let mut words = String::new();
     let lines = auth_info.map(CStr::to_bytes).unwrap_or_default().split(|byte| *byte == b'\n');
     for (number, line) in lines.filter(|line| !line.is_empty()).enumerate() {
         match number {
-            0 => words += &format!(" with {}", method(line)),
+            0 => words += &method(line),
             1..MAX_METHODS => words += &format!(" and {}", method(line)),
             MAX_METHODS => words += " and more",
             _ => {}
         }
     }
     words
+}
+
+/// The client's address and port, as `SSH_CONNECTION` has them: `192.0.2.7 40022 192.0.2.1 22`. sshd puts
+/// that into the PAM environment, too (OpenSSH `auth-pam.c` sshpam_init).
+pub fn client(connection: Option<&CStr>) -> Option<(String, String)> {
+    let mut words = connection?.to_bytes().split(|byte| *byte == b' ');
+    let (address, port) = (words.next()?, words.next()?);
+    // What is no connection of TCP has the port 65535 and an address that is none.
+    let is_address = str::from_utf8(address).is_ok_and(|address| address.parse::<IpAddr>().is_ok());
+    let is_port = str::from_utf8(port).is_ok_and(|port| port.parse::<u16>().is_ok());
+    (is_address && is_port).then(|| (word(address).to_string(), word(port).to_string()))
 }
 
 /// One line of `SSH_AUTH_INFO_0`: `METHOD[/SUBMETHOD] [TYPE BASE64] [INFORMATION]`.

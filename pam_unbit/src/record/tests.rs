@@ -7,7 +7,7 @@ use std::{env, fs, process};
 fn words(remote_host: &str, auth_info: &[u8]) -> String {
     let words = origin(
         Some(&CString::new(remote_host).unwrap()),
-        Some(&CString::new(auth_info).expect("sshd's variable has no NUL")),
+        &keys(Some(&CString::new(auth_info).expect("sshd's variable has no NUL"))),
     );
     assert!(words.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()), "{words:?}");
     assert!(words.len() < 4096, "{words}");
@@ -82,10 +82,10 @@ fn what_sshd_adds_behind_a_key() {
 
 #[test]
 fn nothing_known() {
-    assert_eq!(origin(None, None), "");
+    assert_eq!(origin(None, ""), "");
     assert_eq!(words("", b""), "");
     assert_eq!(words("192.0.2.7", b"\n"), " from 192.0.2.7");
-    assert_eq!(origin(None, Some(c"password")), " with password");
+    assert_eq!(origin(None, &keys(Some(c"password"))), " with password");
 }
 
 #[test]
@@ -277,4 +277,15 @@ fn fingerprints_ids_and_serials_are_those_of_ssh_keygen() {
             );
         }
     }
+}
+
+#[test]
+fn the_client_of_a_connection() {
+    let of = |text: &str| client(Some(&CString::new(text).unwrap()));
+    assert_eq!(of("192.0.2.7 40022 192.0.2.1 22"), Some(("192.0.2.7".into(), "40022".into())));
+    assert_eq!(of("2001:db8::7 40022 2001:db8::1 22"), Some(("2001:db8::7".into(), "40022".into())));
+    for other in ["UNKNOWN 65535 UNKNOWN 65535", "192.0.2.7", "192.0.2.7 x", "192.0.2.7 65536", "", "\n1 2"] {
+        assert_eq!(of(other), None, "{other}");
+    }
+    assert_eq!(client(None), None);
 }
