@@ -42,7 +42,7 @@ pub enum Reason {
 
 impl Reason {
     /// Each of them, in the order of their numbers.
-    pub(crate) const ALL: [Self; 16] = [
+    pub const ALL: [Self; 16] = [
         Self::NoContainer,
         Self::KeysOnly,
         Self::NotRunning,
@@ -60,6 +60,28 @@ impl Reason {
         Self::Misconfigured,
         Self::Broken,
     ];
+
+    /// Its name for machines.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoContainer => "no-container",
+            Self::KeysOnly => "keys-only",
+            Self::NotRunning => "not-running",
+            Self::Starting => "starting",
+            Self::Paused => "paused",
+            Self::TooManySessions => "too-many-sessions",
+            Self::NotAnswering => "not-answering",
+            Self::BadLink => "bad-link",
+            Self::NoPidNamespace => "no-pid-namespace",
+            Self::TwoContainers => "two-containers",
+            Self::TooManyGroups => "too-many-groups",
+            Self::BadMap => "bad-map",
+            Self::RootTooPowerful => "root-too-powerful",
+            Self::NotTrusted => "not-trusted",
+            Self::Misconfigured => "misconfigured",
+            Self::Broken => "broken",
+        }
+    }
 
     /// What the user reads after "Container 30001 ".
     const fn sentence(self) -> &'static str {

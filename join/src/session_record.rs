@@ -4,6 +4,7 @@
 //! moment, so that one that an earlier session has left in the slot is not taken for this one's.
 
 use nix::time::{ClockId, clock_gettime};
+use std::str;
 
 /// The bytes of a record. A page has a whole number of them.
 pub const SIZE: usize = 1024;
@@ -64,15 +65,8 @@ impl Record {
         }
         let (pid, opened) = (lines.next()?.parse().ok()?, lines.next()?.parse().ok()?);
         let mut next = || lines.next().map(str::to_owned);
-        let record = Self {
-            pid,
-            opened,
-            service: next()?,
-            address: next()?,
-            port: next()?,
-            terminal: next()?,
-            key: next()?,
-        };
+        let record =
+            Self { pid, opened, service: next()?, address: next()?, port: next()?, terminal: next()?, key: next()? };
         lines.next().is_none().then_some(record)
     }
 }

@@ -5,11 +5,11 @@
 //! [`Record`](crate::session_record::Record): the kernel names the process that holds a lock, and what another process wrote does not count.
 
 use crate::refusal::{Reason, Refusal, Step};
+use crate::run_directory;
 use crate::session_record::{Record, SIZE};
 use crate::sys::retry;
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl, open, openat};
-use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use shared::ContainerUid;
 use std::fs::File;
 use std::io;
@@ -35,7 +35,7 @@ pub struct Slot {
 impl Slot {
     /// Takes the first free place of so many.
     pub fn take(container: ContainerUid, limit: u32) -> Result<Self, Refusal> {
-        let file = open_for(container)?;
+        let file = run_directory::open_file("sessions", &container.to_string())?;
         let counting = "count the container's sessions";
         for number in 0..limit {
             let mut lock = record(number);
@@ -168,47 +168,6 @@ fn record(number: u32) -> libc::flock {
     }
 }
 
-/// Opens the file of a container's, which is made if it is not there. Root alone may write on the way to it.
-fn open_for(container: ContainerUid) -> Result<OwnedFd, Refusal> {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut directory = retry(|| open("/run", flags, Mode::empty())).step(Reason::Broken, "open /run")?;
-    for (name, mode) in [("unbit", 0o755), ("sessions", 0o700)] {
-        let step = format!("make the directory {name} of {DIRECTORY} (is /run writable for this service?)");
-        match retry(|| openat(&directory, name, flags, Mode::empty())) {
-            Err(Errno::ENOENT) => {
-                match retry(|| mkdirat(&directory, name, Mode::from_bits_truncate(mode))) {
-                    Ok(()) | Err(Errno::EEXIST) => {}
-                    Err(errno) => return Err(Refusal::failed(Reason::Broken, step, errno)),
-                }
-                directory = retry(|| openat(&directory, name, flags, Mode::empty())).step(Reason::Broken, step)?;
-            }
-            opened => {
-                directory = opened.step(Reason::Broken, format_args!("open the directory {name} of {DIRECTORY}"))?
-            }
-        }
-        must_be_roots(&directory, SFlag::S_IFDIR, name)?;
-    }
-    let name = container.to_string();
-    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let file = retry(|| openat(&directory, name.as_str(), flags, Mode::from_bits_truncate(0o600)))
-        .step(Reason::Broken, format_args!("open {DIRECTORY}/{container} (is /run writable for this service?)"))?;
-    must_be_roots(&file, SFlag::S_IFREG, &name)?;
-    Ok(file)
-}
-
-fn must_be_roots(file: &OwnedFd, kind: SFlag, name: &str) -> Result<(), Refusal> {
-    let status = retry(|| fstat(file)).step(Reason::Broken, format_args!("fstat {name} of {DIRECTORY}"))?;
-    let is_kind = SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT == kind;
-    if status.st_uid == 0 && is_kind && status.st_mode & 0o022 == 0 {
-        return Ok(());
-    }
-    let seen = format!("mode {:o} of uid {}", status.st_mode, status.st_uid);
-    Err(Refusal::new(
-        Reason::Misconfigured,
-        format!("{name} of {DIRECTORY} has {seen}, and root alone may write there"),
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,7 +216,7 @@ time.sleep(60)";
         let pid = i32::try_from(first.0.id()).unwrap();
         let described = |slot: u32, pid: i32| {
             let record = Record { pid: pid.try_into().unwrap(), service: "sshd".into(), ..Record::default() };
-            let file = File::options().write(true).open(&path).unwrap().into();
+            let file = File::options().write(true).open(&path).unwrap();
             // Its lock is the other process's, and closing the file here takes nothing from that.
             Slot { file, number: slot, container: ContainerUid::new(30001).unwrap() }.describe(&record).unwrap();
             record
@@ -266,7 +225,11 @@ time.sleep(60)";
         let mut open = open_sessions(&directory, ContainerUid::new(30001).unwrap()).unwrap();
         open.sort_by_key(|open| open.record.is_none());
         let bare = Open { pid, record: None };
-        assert_eq!(open, [Open { pid, record: Some(mine) }, bare.clone(), bare], "what another process wrote is not theirs");
+        assert_eq!(
+            open,
+            [Open { pid, record: Some(mine) }, bare.clone(), bare],
+            "what another process wrote is not theirs"
+        );
         assert_eq!(containers(&directory).unwrap(), [ContainerUid::new(30001).unwrap()]);
         let second = Holder::of(&path, "2 6 1023");
         assert_eq!(sessions(30001), Some(6));

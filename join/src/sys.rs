@@ -14,7 +14,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicI32, AtomicU8};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
 
 /// Makes a call again when a signal interrupts it. Nobody who logs in asked for that signal.
 pub fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
@@ -546,6 +546,25 @@ fn close_on_exec_before_linux_5_11() -> nix::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Adds one to a number in a file that has so many bytes at least, where others may do the same.
+pub fn add_one(file: &OwnedFd, size: usize, place: usize) -> nix::Result<()> {
+    const NUMBER: usize = size_of::<AtomicU64>();
+    if place.checked_add(1).and_then(|end| end.checked_mul(NUMBER)).is_none_or(|end| end > size) {
+        return Err(Errno::EINVAL);
+    }
+    // SAFETY: a new mapping of an open file; the kernel chooses where.
+    let page = unsafe {
+        libc::mmap(null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd(), 0)
+    };
+    if page == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    // SAFETY: a mapping begins with a page, and the place is within it, see above. Every process that writes there does it by this function.
+    unsafe { AtomicU64::from_ptr(page.cast::<u64>().add(place)) }.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: the mapping from above, to which nothing refers any more.
+    Errno::result(unsafe { libc::munmap(page, size) }).map(drop)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use crate::pam::{Handle, RawHandle, code, flag, printable};
 use crate::sys;
 use join::options::Options;
 use join::refusal::Refusal;
+use join::refusals;
 use join::sys::exit_now;
 use shared::escape;
 use std::ffi::{CStr, c_char, c_int};
@@ -54,6 +55,13 @@ impl Call<'_> {
             self.pam.tell(&refusal.sentence(&name));
         }
     }
+
+    /// Counts a refusal. Not from inside a container, where /run is the tenant's.
+    pub fn count(&self, refusal: &Refusal) {
+        if let Err(failed) = refusals::count(self.user.map(|user| user.container), refusal.reason) {
+            self.debug(format_args!("the refusal is not counted: {}", failed.cause));
+        }
+    }
 }
 
 fn run(
@@ -79,6 +87,9 @@ fn run(
         Ok(Verdict::Ignore) => code::IGNORE,
         Err(refusal) => {
             call.refuse(&refusal);
+            if !login::is_inside(&call) {
+                call.count(&refusal);
+            }
             refused
         }
     }

@@ -134,6 +134,7 @@ pub fn setcred(call: &mut Call) -> Result<Verdict, Refusal> {
     match establish_credentials(call) {
         Err(refusal) if is_sshd(call) => {
             call.refuse(&refusal);
+            call.count(&refusal);
             if recall(call).is_some_and(|login| !login.borrow().is_in_monitor()) {
                 // A helper that a frozen cgroup holds would keep the monitor and the client waiting.
                 sys::end_connections();
@@ -376,6 +377,11 @@ fn describe(call: &Call, user: ContainerUser, slot: &Slot) {
 
 fn is_sshd(call: &Call) -> bool {
     call.pam.service() == Some(c"sshd")
+}
+
+/// Whether this process has entered a container, by `join=now`.
+pub fn is_inside(call: &Call) -> bool {
+    recall(call).is_some_and(|login| login.borrow().session == Session::Entered)
 }
 
 fn remember(call: &mut Call, login: Login) -> Result<(), Refusal> {
