@@ -62,7 +62,7 @@ fn one_more_than_may_be_open_is_refused_by_every_way_in() {
         for (path, kind, modes) in [
             ("/run/unbit", "directory", &["700", "755"][..]),
             (DIRECTORY, "directory", &["700", "755"]),
-            (&format!("{DIRECTORY}/30001"), "regular empty file", &["600"]),
+            (&format!("{DIRECTORY}/30001"), "regular file", &["600"]),
         ] {
             let found = sh(format!("stat -c '%F %U:%G %a' {path}")).ok();
             assert!(modes.iter().any(|mode| found == format!("{kind} root:root {mode}")), "{path}: {found}");

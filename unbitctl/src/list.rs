@@ -3,20 +3,19 @@
 //! Whether a container runs is asked in the way that a login asks ([`join::attach`]); the rest comes from one look at /proc and from the container's
 //! cgroups. Nothing of a tenant's is opened.
 
+mod metrics;
 pub mod processes;
 mod resources;
 mod table;
+mod watch;
 
-use crate::{engine, names, node, report, terminal};
+use crate::columns::Window;
+use crate::{engine, names, node, report};
 use anyhow::{Context, Result};
 use join::attach::Attachment;
 use join::options::Options;
 use join::refusal::{Reason, Refusal};
 use join::sessions;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::utsname::uname;
 use processes::{Process, Processes};
 use resources::{Resources, Use};
@@ -25,7 +24,6 @@ use shared::settings::CONTAINERS;
 use shared::{ContainerUid, escape};
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -36,29 +34,39 @@ use std::time::{Duration, Instant};
 pub const EXAMPLES: &str = "\
 Examples:
   unbitctl list
-  unbitctl list --watch             again every 2 seconds, until Ctrl-C
+  unbitctl list --watch             again every 2 seconds, until q or Ctrl-C
   unbitctl list --json | jq '.[] | select(.state != \"running\") | .uid'
+  unbitctl list --openmetrics >/var/lib/prometheus/node-exporter/unbit.prom.new
 
 Columns:
   NAME      second names, by links in /containers, where there are any
   ENGINE    what runs it, by its link in /etc/unbit; uwsgi where it has none and the Emperor runs it
-  STATE     running, or why a login would be refused; the cause is at the end of the line
-  PID       its pid 1, as this node counts, and since when it runs
+  STATE     running, or why a login would be refused; the cause is below the table
+  SESSIONS  sessions that are open, see unbitctl sessions
+  TASKS     processes and threads in its pids cgroup, of the limit if there is one
+  OOM       processes that the kernel killed because its memory was full
   MEMORY    of its memory cgroup, of the limit if there is one
   CPU       time used by its cgroup, in hours:minutes:seconds; with --watch, percent of one processor since the last look
-  SESSIONS  connections by ssh that are logged in, however many channels each carries
+  PID       its pid 1, as this node counts, and since when it runs
   QUOTA     used by its user on the file system of the containers, of the limit if there is one
 
+What does not fit into the terminal, or into 80 columns where there is none, is left out; --wide shows every column.
 - is nothing there, ? is what only root can see.";
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Refresh every 2 seconds; needs a terminal
-    #[arg(long, conflicts_with = "json")]
+    /// Refresh every 2 seconds, until q; needs a terminal
+    #[arg(long, conflicts_with_all = ["json", "openmetrics"])]
     watch: bool,
+    /// Show every column, whole, however wide the terminal is
+    #[arg(long, conflicts_with_all = ["json", "openmetrics"])]
+    wide: bool,
     /// JSON for machines: sizes in bytes, times in seconds
-    #[arg(long)]
+    #[arg(long, conflicts_with = "openmetrics")]
     json: bool,
+    /// Metrics for Prometheus, by the textfile collector of its node_exporter
+    #[arg(long)]
+    openmetrics: bool,
 }
 
 /// A container, as far as it can be seen. `None` is nothing there, or not for us to see.
@@ -73,14 +81,14 @@ struct Container {
     state: State,
     cause: Option<String>,
     pid: Option<i32>,
-    /// Seconds since 1970.
-    since: Option<u64>,
+    /// Since 1970.
+    since_seconds: Option<u64>,
     #[serde(flatten)]
     used: Use,
     /// When that was.
     #[serde(skip)]
     seen: Instant,
-    /// Logins by ssh.
+    /// Open sessions.
     sessions: Option<usize>,
 }
 
@@ -93,9 +101,14 @@ impl Container {
     }
 }
 
+impl Serialize for State {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
 /// What a login would meet, by the reason of the refusal.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     Running,
     NoAccount,
@@ -111,6 +124,35 @@ enum State {
 }
 
 impl State {
+    const ALL: [Self; 10] = [
+        Self::Running,
+        Self::NoAccount,
+        Self::NotRunning,
+        Self::Starting,
+        Self::Paused,
+        Self::NotAnswering,
+        Self::NotTrusted,
+        Self::Misconfigured,
+        Self::Broken,
+        Self::Unknown,
+    ];
+
+    /// Its name for machines; with spaces it is the one for people.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::NoAccount => "no-account",
+            Self::NotRunning => "not-running",
+            Self::Starting => "starting",
+            Self::Paused => "paused",
+            Self::NotAnswering => "not-answering",
+            Self::NotTrusted => "not-trusted",
+            Self::Misconfigured => "misconfigured",
+            Self::Broken => "broken",
+            Self::Unknown => "unknown",
+        }
+    }
+
     const fn of(reason: Reason) -> Self {
         match reason {
             Reason::NoContainer | Reason::KeysOnly => Self::NoAccount,
@@ -129,65 +171,23 @@ impl State {
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut node = Node::new()?;
-    if !node.is_root {
-        crate::command_line::tell("without root states, host names, sessions and quotas are not seen");
-    }
     if arguments.watch {
-        watch(&mut node)?;
+        watch::run(&mut node, arguments.wide)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let containers = node.look()?;
+    let text = if arguments.json {
+        serde_json::to_string_pretty(&containers)? + "\n"
+    } else if arguments.openmetrics {
+        metrics::text(&containers)
     } else {
-        let containers = node.look()?;
-        let lines = if arguments.json {
-            vec![serde_json::to_string_pretty(&containers)?]
-        } else {
-            table::lines(&containers, None, None)
-        };
-        report::print(&(lines.join("\n") + "\n"))?;
+        table::lines(&containers, None, Window::new(arguments.wide)).join("\n") + "\n"
+    };
+    report::print(&text)?;
+    if let Some(warning) = node.warning() {
+        crate::command_line::tell(warning);
     }
     Ok(ExitCode::SUCCESS)
-}
-
-const PAUSE: Duration = Duration::from_secs(2);
-
-/// Until Ctrl-C, or whatever else asks it to end.
-fn watch(node: &mut Node) -> Result<()> {
-    const NO_TERMINAL: &str = "--watch needs a terminal";
-    terminal::size().context(NO_TERMINAL)?;
-    let mut ends = SigSet::empty();
-    ends.extend([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&ends), None)?;
-    let ends = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC)?;
-    let mut before: HashMap<u32, Container> = HashMap::new();
-    loop {
-        let containers = node.look()?;
-        let percent = |container: &Container| container.share(before.get(&container.uid)?);
-        let shares: Vec<Option<f64>> = containers.iter().map(percent).collect();
-        let (rows, columns) = terminal::size().context(NO_TERMINAL)?;
-        let columns = columns.max(20);
-        draw(&table::lines(&containers, Some(&shares), Some(columns)), rows.max(4), columns)?;
-        before = containers.into_iter().map(|container| (container.uid, container)).collect();
-
-        let mut asked = [PollFd::new(ends.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut asked, PollTimeout::try_from(PAUSE)?) {
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return report::print("\n"),
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-}
-
-/// As much as the window has room for, over what was there, without a flicker.
-fn draw(lines: &[String], rows: usize, columns: usize) -> Result<()> {
-    let room = rows - 2;
-    let mut text = String::from("\x1b[H");
-    for line in lines.iter().take(room) {
-        text.extend(line.chars().take(columns));
-        text.push_str("\x1b[K\n");
-    }
-    if lines.len() > room {
-        text.push_str(&format!("more lines: {}", lines.len() - room));
-    }
-    text.push_str("\x1b[J");
-    report::print(&text)
 }
 
 /// What is kept between two looks.
@@ -219,6 +219,11 @@ impl Node {
     fn new() -> Result<Self> {
         let is_root = nix::unistd::geteuid().is_root();
         Ok(Self { is_root, resources: Resources::new(is_root)?, running: HashMap::new() })
+    }
+
+    /// What the operator has to know of what is shown.
+    const fn warning(&self) -> Option<&'static str> {
+        if self.is_root { None } else { Some("without root states, host names, sessions and quotas are not seen") }
     }
 
     /// All containers, by uid.
@@ -313,7 +318,7 @@ fn look_at(
         state,
         cause,
         pid: leader.map(|leader| leader.pid),
-        since: leader.and_then(Process::started).map(|ticks| processes.time_of(ticks)),
+        since_seconds: leader.and_then(Process::started).map(|ticks| processes.time_of(ticks)),
         used: resources.of(uid, leader),
         seen: Instant::now(),
         sessions: sessions::count(Path::new(sessions::DIRECTORY), uid),
@@ -359,7 +364,7 @@ mod tests {
             state: State::Running,
             cause: None,
             pid,
-            since: None,
+            since_seconds: None,
             used: Use { cpu_seconds: seconds, ..Use::default() },
             seen: first + Duration::from_millis(millis),
             sessions: Some(0),

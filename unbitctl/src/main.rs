@@ -1,11 +1,12 @@
 //! unbitctl: checks, sets up and shows a node. See unbitctl(8).
 //!
-//! [`check`] looks and changes nothing; [`setup`] mends what it finds; [`create`] and [`remove`] make and remove the Emperor's containers, [`attach`] links accounts to containers of other engines; [`list`] and
+//! [`check`] looks and changes nothing; [`setup`] mends what it finds; [`create`] and [`remove`] make and remove the Emperor's containers, [`attach`] links accounts to containers of other engines; [`list`], [`sessions`] and
 //! [`enter`] are about containers; [`firewall`] about ports.
 //! What a check says, and how it is shown, is in [`report`].
 
 mod attach;
 mod check;
+mod columns;
 mod command_line;
 mod containers;
 mod create;
@@ -21,6 +22,7 @@ mod list;
 mod lock;
 mod names;
 mod node;
+mod openmetrics;
 mod packages;
 mod program;
 mod progress;
@@ -30,6 +32,7 @@ mod relay;
 mod remove;
 mod report;
 mod sealed;
+mod sessions;
 mod setup;
 mod shell;
 mod step;
@@ -86,6 +89,9 @@ enum Command {
     /// Show the containers of this node
     #[command(after_help = list::EXAMPLES)]
     List(list::Arguments),
+    /// Show who is in, since when, from where and with which key, or end a session
+    #[command(after_help = sessions::EXAMPLES)]
+    Sessions(sessions::Arguments),
     /// Run a shell or a command in a container
     #[command(after_help = enter::EXAMPLES)]
     Enter(enter::Arguments),
@@ -124,6 +130,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Attach(arguments) => attach::run(&arguments),
         Command::Detach(arguments) => attach::detach(&arguments),
         Command::List(arguments) => list::run(&arguments),
+        Command::Sessions(arguments) => sessions::run(&arguments),
         Command::Enter(arguments) => enter::run(&arguments),
         Command::Firewall(arguments) => firewall::run(&arguments),
         Command::Completions { shell } => {
@@ -147,7 +154,19 @@ mod tests {
         let names: Vec<_> = command.get_subcommands().map(clap::Command::get_name).collect();
         assert_eq!(
             names,
-            ["check", "setup", "create", "remove", "attach", "detach", "list", "enter", "firewall", "completions"]
+            [
+                "check",
+                "setup",
+                "create",
+                "remove",
+                "attach",
+                "detach",
+                "list",
+                "sessions",
+                "enter",
+                "firewall",
+                "completions"
+            ]
         );
         for subcommand in command.get_subcommands() {
             let name = subcommand.get_name();

@@ -28,6 +28,16 @@ pub enum Profile {
     Guide,
 }
 
+impl Profile {
+    /// Its name for machines.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Login => "login",
+            Self::Guide => GUIDE,
+        }
+    }
+}
+
 /// The name of the guide that `--guide` takes.
 pub const GUIDE: &str = "uwsgi.it";
 

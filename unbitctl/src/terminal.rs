@@ -5,10 +5,10 @@ use crate::sys;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::openpty;
 use nix::sys::stat::{Mode, fchmod};
-use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
-use nix::unistd::{Gid, Uid, fchown};
+use nix::sys::termios::{LocalFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use nix::unistd::{Gid, Uid, fchown, getpgrp, read, tcgetpgrp};
 use std::io::{IsTerminal, Stdin, Write, stdin, stdout};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// How many rows and columns the terminal on standard output has; nothing if that is none. A serial console may not know: then it is 24 and 80.
 pub fn size() -> Option<(usize, usize)> {
@@ -56,6 +56,55 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         let _ = tcsetattr(&self.terminal, SetArg::TCSADRAIN, &self.before);
+    }
+}
+
+/// The operator's terminal, which gives each key as it is typed and shows none. Signals are made as before. It is as before when this is dropped.
+pub struct Keys {
+    terminal: Stdin,
+    before: Termios,
+}
+
+impl Keys {
+    /// The one on standard input, if there is one and it is ours to change: who does that in the background is stopped.
+    pub fn new() -> Option<Self> {
+        let terminal = stdin();
+        let before = tcgetattr(&terminal).ok()?;
+        (tcgetpgrp(&terminal) == Ok(getpgrp())).then_some(())?;
+        let keys = Self { terminal, before };
+        keys.again();
+        Some(keys)
+    }
+
+    /// After a stop, as above.
+    pub fn again(&self) {
+        let mut keys = self.before.clone();
+        keys.local_flags.remove(LocalFlags::ICANON | LocalFlags::ECHO);
+        self.set(&keys);
+    }
+
+    fn set(&self, how: &Termios) {
+        if tcgetpgrp(&self.terminal) == Ok(getpgrp()) {
+            let _ = tcsetattr(&self.terminal, SetArg::TCSANOW, how);
+        }
+    }
+
+    /// A key that was typed; nothing if the terminal is gone.
+    pub fn typed(&self) -> Option<u8> {
+        let mut key = [0];
+        (read(&self.terminal, &mut key) == Ok(1)).then_some(key[0])
+    }
+}
+
+impl AsFd for Keys {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.terminal.as_fd()
+    }
+}
+
+impl Drop for Keys {
+    fn drop(&mut self) {
+        self.set(&self.before);
     }
 }
 

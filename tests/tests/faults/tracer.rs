@@ -86,6 +86,8 @@ const KNOWN: &[Known] = &[
     (libc::SYS_fstatfs, "fstatfs", Object::Open),
     (libc::SYS_read, "read", Object::Open),
     (libc::SYS_write, "write", Object::Open),
+    (libc::SYS_pwrite64, "pwrite64", Object::Open),
+    (libc::SYS_fallocate, "fallocate", Object::Open),
     (libc::SYS_lseek, "lseek", Object::Open),
     (libc::SYS_close, "close", Object::Open),
     (libc::SYS_ioctl, "ioctl", Object::OpenAnd(1)),

@@ -12,6 +12,7 @@ mod library;
 mod limits;
 mod log;
 pub mod mail;
+mod metrics;
 mod mounts;
 pub mod nscd;
 pub mod nsswitch;
@@ -54,8 +55,11 @@ pub struct Arguments {
     #[arg(long, value_name = "GUIDE", value_parser = [GUIDE], conflicts_with = "account")]
     guide: Option<String>,
     /// JSON for machines
-    #[arg(long)]
+    #[arg(long, conflicts_with = "openmetrics")]
     json: bool,
+    /// Metrics for Prometheus, by the textfile collector of its node_exporter; the exit status is 0 whatever was found
+    #[arg(long)]
+    openmetrics: bool,
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
@@ -66,6 +70,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             self::node(&node, arguments.guide.is_some())
         }
     };
+    if arguments.openmetrics {
+        let container = arguments.account.as_ref().map(Account::uid).transpose()?;
+        report::print(&metrics::text(&findings, container))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     report::show(&findings, Format::new(arguments.json))
 }
 

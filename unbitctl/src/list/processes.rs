@@ -4,13 +4,14 @@ use anyhow::{Context, Result};
 use nix::unistd::{SysconfVar, sysconf};
 use std::collections::HashMap;
 use std::fs;
+use std::str::FromStr;
 
 /// A process.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Process {
     pub pid: i32,
     pub parent: i32,
-    uids: Vec<u32>,
+    pub uids: Vec<u32>,
     /// Its numbers, from this pid namespace to its own.
     numbers: Vec<i32>,
 }
@@ -19,9 +20,36 @@ pub struct Process {
 pub struct Processes {
     by_pid: HashMap<i32, Process>,
     first: HashMap<u32, i32>,
+    clock: Clock,
+}
+
+/// By which the kernel tells when a process started.
+#[derive(Clone, Copy)]
+pub struct Clock {
     /// When the machine started, in seconds since 1970.
     boot: u64,
+    /// In a second.
     ticks: u64,
+}
+
+impl Clock {
+    /// That of this machine.
+    pub fn new() -> Result<Self> {
+        let stat = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
+        let boot = stat.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok()).unwrap_or(0);
+        let ticks = sysconf(SysconfVar::CLK_TCK)?.and_then(|ticks| u64::try_from(ticks).ok()).unwrap_or(100);
+        Ok(Self { boot, ticks })
+    }
+
+    /// The time, in seconds since 1970, of a number of milliseconds after the machine's start.
+    pub const fn time_of(self, milliseconds: u64) -> u64 {
+        self.boot + milliseconds / 1000
+    }
+
+    /// A number of ticks after the machine's start in milliseconds.
+    pub const fn milliseconds(self, ticks: u64) -> u64 {
+        ticks.saturating_mul(1000) / self.ticks
+    }
 }
 
 impl Processes {
@@ -30,19 +58,16 @@ impl Processes {
         let entries = fs::read_dir("/proc").context("read /proc")?;
         let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         let all = pids.filter_map(|pid: i32| Process::parse(pid, &read(pid, "status")?));
-        let stat = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
-        let boot = stat.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok()).unwrap_or(0);
-        let ticks = sysconf(SysconfVar::CLK_TCK)?.and_then(|ticks| u64::try_from(ticks).ok()).unwrap_or(100);
-        Ok(Self::new(all.collect(), boot, ticks))
+        Ok(Self::new(all.collect(), Clock::new()?))
     }
 
-    fn new(all: Vec<Process>, boot: u64, ticks: u64) -> Self {
+    fn new(all: Vec<Process>, clock: Clock) -> Self {
         let by_pid: HashMap<i32, Process> = all.into_iter().map(|process| (process.pid, process)).collect();
         let first = by_pid.values().filter_map(|process| match (process.numbers.as_slice(), process.uids.as_slice()) {
             ([pid, 1], [uid, others @ ..]) if others.iter().all(|other| other == uid) => Some((*uid, *pid)),
             _ => None,
         });
-        Self { first: first.collect(), by_pid, boot, ticks }
+        Self { first: first.collect(), by_pid, clock }
     }
 
     /// The process of this number.
@@ -57,7 +82,17 @@ impl Processes {
 
     /// The time, in seconds since 1970, of a number of ticks after the machine's start.
     pub const fn time_of(&self, ticks: u64) -> u64 {
-        self.boot + ticks / self.ticks
+        self.clock.time_of(self.clock.milliseconds(ticks))
+    }
+
+    /// The processes that this one has started.
+    pub fn children(&self, pid: i32) -> impl Iterator<Item = &Process> {
+        self.by_pid.values().filter(move |process| process.parent == pid)
+    }
+
+    /// Every one.
+    pub fn all(&self) -> impl Iterator<Item = &Process> {
+        self.by_pid.values()
     }
 }
 
@@ -81,8 +116,23 @@ impl Process {
 
     /// When it started, in ticks after the machine. With its number that tells it from every other process.
     pub fn started(&self) -> Option<u64> {
-        start_of(&read(self.pid, "stat")?)
+        started(self.pid)
     }
+
+    /// The session of processes that it is in, setsid(2), by the number of the one that made it.
+    pub fn session(&self) -> Option<i32> {
+        field_of(&read(self.pid, "stat")?, 6)
+    }
+}
+
+/// When the process of this number started.
+pub fn started(pid: i32) -> Option<u64> {
+    start_of(&read(pid, "stat")?)
+}
+
+/// The parent that it has now.
+pub fn parent(pid: i32) -> Option<i32> {
+    field_of(&read(pid, "stat")?, 4)
 }
 
 /// A file of a process. The process's name is in it, which it can set to any bytes, prctl(2).
@@ -91,9 +141,13 @@ fn read(pid: i32, file: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The 22nd field of /proc/PID/stat. The second is a name in parentheses, which may hold anything.
 fn start_of(stat: &str) -> Option<u64> {
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    field_of(stat, 22)
+}
+
+/// A field of /proc/PID/stat behind the second, counted from one. The second is a name in parentheses, which may hold anything.
+fn field_of<T: FromStr>(stat: &str, field: usize) -> Option<T> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(field.checked_sub(3)?)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -118,7 +172,7 @@ mod tests {
             process(24, 22, 30001, &[24, 10, 1]), // a namespace of the tenant's own
             process(30, 20, 30000, &[30, 5]),     // another's
         ];
-        let processes = Processes::new(all, 1000, 100);
+        let processes = Processes::new(all, Clock { boot: 1000, ticks: 100 });
         assert_eq!(processes.first_of(30001).map(|process| process.pid), Some(11));
         assert_eq!(processes.first_of(30000), None);
         assert_eq!(processes.time_of(250), 1002);
@@ -138,6 +192,7 @@ mod tests {
     #[test]
     fn a_name_may_hold_anything() {
         assert_eq!(start_of("7 (a) b (c) S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 99"), Some(4711));
+        assert_eq!(field_of("7 (a) b (c) S 1 7 6 0 -1", 6), Some(6));
         assert_eq!(start_of("7 (x"), None);
         assert!(Process::parse(7, "State:\tZ (zombie)\nPPid:\t1\nUid:\t0\t0\t0\t0\nNSpid:\t7\n").is_none());
     }

@@ -14,15 +14,38 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// In bytes and seconds. `None`: there is no such cgroup, limit or quota, or it is not for us to see.
+/// `None`: there is no such cgroup, limit or quota, or it is not for us to see.
 #[derive(Clone, Copy, Default, PartialEq, Debug, Serialize)]
 pub struct Use {
-    pub memory: Option<u64>,
-    pub memory_limit: Option<u64>,
+    pub memory_bytes: Option<u64>,
+    pub memory_limit_bytes: Option<u64>,
+    /// The most that it ever was.
+    pub memory_peak_bytes: Option<u64>,
+    /// Processes that the kernel has killed because memory was short.
+    pub oom_kills: Option<u64>,
+    /// Processes and threads.
+    pub tasks: Option<u64>,
+    pub tasks_limit: Option<u64>,
     pub cpu_seconds: Option<f64>,
-    pub quota_used: Option<u64>,
-    pub quota_limit: Option<u64>,
+    pub quota_used_bytes: Option<u64>,
+    pub quota_limit_bytes: Option<u64>,
 }
+
+/// The names of a controller's files, in version 1 and 2.
+struct Names {
+    controller: &'static str,
+    used: [&'static str; 2],
+    limit: [&'static str; 2],
+}
+
+const MEMORY: Names = Names {
+    controller: "memory",
+    used: ["memory.usage_in_bytes", "memory.current"],
+    limit: ["memory.limit_in_bytes", "memory.max"],
+};
+
+const TASKS: Names =
+    Names { controller: "pids", used: ["pids.current", "pids.current"], limit: ["pids.max", "pids.max"] };
 
 /// Where to look.
 pub struct Resources {
@@ -48,8 +71,9 @@ impl Resources {
     pub fn look<'a>(&mut self, leaders: impl Iterator<Item = &'a Process>) {
         self.members.clear();
         for (process, parent) in leaders.filter_map(both) {
-            let groups =
-                ["memory", "cpuacct"].into_iter().filter_map(|name| self.hierarchies.of(&process, &parent, name));
+            let groups = ["memory", "cpuacct", "pids"]
+                .into_iter()
+                .filter_map(|name| self.hierarchies.of(&process, &parent, name));
             let mut directories: Vec<_> = groups.flat_map(|(_, directories)| directories).collect();
             directories.sort();
             directories.dedup();
@@ -69,47 +93,63 @@ impl Resources {
         let quota =
             self.device.as_deref().and_then(|device| quotactl_get(QuotaType::USRQUOTA, device, uid.get() as i32).ok());
         let mut used = Use {
-            quota_used: quota.and_then(|quota| quota.occupied_space()),
+            quota_used_bytes: quota.and_then(|quota| quota.occupied_space()),
             // In blocks of 1 KiB (QIF_DQBLKSIZE of quotactl(2)); 0 is no limit.
-            quota_limit: quota
+            quota_limit_bytes: quota
                 .and_then(|quota| quota.blocks_hard_limit())
                 .filter(|blocks| *blocks > 0)
                 .map(|blocks| blocks * 1024),
             ..Use::default()
         };
         if let Some((process, parent)) = leader.and_then(both) {
-            (used.memory, used.memory_limit) = self.memory(&process, &parent);
+            (used.memory_bytes, used.memory_limit_bytes) = self.used_of(&MEMORY, &process, &parent);
+            (used.tasks, used.tasks_limit) = self.used_of(&TASKS, &process, &parent);
+            (used.memory_peak_bytes, used.oom_kills) = self.memory(&process, &parent).unwrap_or_default();
             used.cpu_seconds = self.cpu_seconds(&process, &parent);
         }
         used
     }
 
     /// Of the nearest cgroup that has a limit, as its pid 1 may be in one below that; of the outermost of its own if none has.
-    fn memory(&self, process: &Proc, parent: &Proc) -> (Option<u64>, Option<u64>) {
-        let Some((version, directories)) = self.hierarchies.of(process, parent, "memory") else { return (None, None) };
-        let (usage, limit) = match version {
-            Version::One => ("memory.usage_in_bytes", "memory.limit_in_bytes"),
-            Version::Two => ("memory.current", "memory.max"),
+    fn used_of(&self, names: &Names, process: &Proc, parent: &Proc) -> (Option<u64>, Option<u64>) {
+        let Some((version, directories)) = self.hierarchies.of(process, parent, names.controller) else {
+            return (None, None);
+        };
+        let ([one, two], [limit_one, limit_two]) = (names.used, names.limit);
+        let (used, limit) = match version {
+            Version::One => (one, limit_one),
+            Version::Two => (two, limit_two),
         };
         let limited = directories.iter().find_map(|directory| {
             let limit = number(directory, limit).filter(|limit| *limit < NO_LIMIT)?;
             Some((directory, limit))
         });
         match limited {
-            Some((directory, limit)) => (number(directory, usage), Some(limit)),
-            None => (self.own(&directories).and_then(|own| number(own, usage)), None),
+            Some((directory, limit)) => (number(directory, used), Some(limit)),
+            None => (self.own(&directories).and_then(|own| number(own, used)), None),
         }
+    }
+
+    /// The peak, and how often memory was short: of the outermost of its own cgroups. Those of version 1 do not count for the ones below.
+    fn memory(&self, process: &Proc, parent: &Proc) -> Option<(Option<u64>, Option<u64>)> {
+        let (version, directories) = self.hierarchies.of(process, parent, MEMORY.controller)?;
+        let own = self.own(&directories)?;
+        Some(match version {
+            Version::One => {
+                let until_own = directories.iter().take_while(|directory| *directory != own).chain([own]);
+                let kills: Vec<_> =
+                    until_own.filter_map(|directory| field(directory, "memory.oom_control", "oom_kill")).collect();
+                let kills = (!kills.is_empty()).then(|| kills.iter().sum());
+                (number(own, "memory.max_usage_in_bytes"), kills)
+            }
+            Version::Two => (number(own, "memory.peak"), field(own, "memory.events", "oom_kill")),
+        })
     }
 
     fn cpu_seconds(&self, process: &Proc, parent: &Proc) -> Option<f64> {
         match self.hierarchies.of(process, parent, "cpuacct")? {
             (Version::One, directories) => Some(number(self.own(&directories)?, "cpuacct.usage")? as f64 / 1e9),
-            (Version::Two, directories) => {
-                let text = fs::read_to_string(self.own(&directories)?.join("cpu.stat")).ok()?;
-                let micros =
-                    text.lines().find_map(|line| line.strip_prefix("usage_usec ")?.trim().parse::<u64>().ok())?;
-                Some(micros as f64 / 1e6)
-            }
+            (Version::Two, directories) => Some(field(self.own(&directories)?, "cpu.stat", "usage_usec")? as f64 / 1e6),
         }
     }
 }
@@ -125,6 +165,12 @@ const NO_LIMIT: u64 = 1 << 62;
 /// The number in a cgroup's file; `None` for "max" as for a file that is not there.
 fn number(directory: &Path, file: &str) -> Option<u64> {
     fs::read_to_string(directory.join(file)).ok()?.trim().parse().ok()
+}
+
+/// The number behind a word in a cgroup's file.
+fn field(directory: &Path, file: &str, key: &str) -> Option<u64> {
+    let text = fs::read_to_string(directory.join(file)).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 fn device_of_the_containers() -> Option<PathBuf> {

@@ -1,0 +1,160 @@
+//! `--openmetrics` of list, check and sessions: what Prometheus' own tool and a strict reader of OpenMetrics make of it, and whether the numbers are true.
+
+use std::fs;
+use unbit_tests::*;
+
+const TOOLS: &str = "/unbit/target/metrics";
+
+/// Reads the text as OpenMetrics says it is, and prints each sample with sorted labels.
+const STRICT: &str = r#"import sys
+sys.path.insert(0, sys.argv[1])
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+for family in text_string_to_metric_families(sys.stdin.read()):
+    assert family.documentation and family.samples, family
+    for s in family.samples: print(s.name, *[f'{k}={v}' for k, v in sorted(s.labels.items())], s.value, sep='|')"#;
+
+/// What a command tells, read by both.
+fn metrics(command: &str) -> String {
+    let text = run("sh", &["-c", &format!("unbitctl {command} --openmetrics")], b"").ok() + "\n";
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    let tool = format!("{TOOLS}/promtool");
+    if run("sh", &["-c", &format!("{tool} --version")], b"").status == Some(0) {
+        let checked = run(&tool, &["check", "metrics"], text.as_bytes());
+        assert_eq!((checked.status, checked.out.as_str(), checked.err.as_str()), (Some(0), "", ""), "{text}");
+    } else {
+        not_tried("there is no promtool for this release, or it could not be fetched", true);
+    }
+    if fs::exists(format!("{TOOLS}/python")).unwrap() {
+        let read = run("python3", &["-c", STRICT, &format!("{TOOLS}/python")], text.as_bytes()).ok();
+        assert_eq!(read.lines().count(), text.lines().filter(|line| !line.starts_with('#')).count(), "{read}\n{text}");
+    } else {
+        not_tried("python3-prometheus-client could not be fetched", true);
+    }
+    text
+}
+
+/// The value of a sample; nothing if there is none.
+fn value(text: &str, sample: &str) -> Option<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '))?;
+    Some(line.parse().unwrap_or_else(|_| panic!("{sample}: {line}")))
+}
+
+#[track_caller]
+fn number(text: &str, sample: &str) -> f64 {
+    value(text, sample).unwrap_or_else(|| panic!("{sample}\n{text}"))
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_containers() {
+    let pid = leader(30001);
+    let session = Session::open(30001, &[], 4001);
+    let text = metrics("list");
+    let of = |name: &str| format!("unbit_container_{name}{{uid=\"30001\",engine=\"uwsgi\"}}");
+    let state = |state: &str| number(&text, &of("state").replace('}', &format!(",state=\"{state}\"}}")));
+    assert_eq!((state("running"), state("not-running"), state("unknown")), (1.0, 0.0, 0.0));
+    assert!(number(&text, &of("sessions")) >= 1.0);
+    assert!(number(&text, &of("cpu_seconds_total")) > 0.0);
+    let started: f64 = sh(format!("date -d \"$(ps -o lstart= -p {pid})\" +%s")).ok().parse().unwrap();
+    assert!((number(&text, &of("start_time_seconds")) - started).abs() <= 1.0, "{started}\n{text}");
+    match value(&text, &of("memory_limit_bytes")) {
+        Some(limit) => {
+            assert_eq!(limit, f64::from(1 << 30), "that of examples/container.ini");
+            let (used, peak) = (number(&text, &of("memory_bytes")), number(&text, &of("memory_peak_bytes")));
+            assert!(0.0 < used && used <= peak && peak <= limit, "{text}");
+            assert_eq!(number(&text, &of("oom_kills_total")), 0.0);
+        }
+        None => not_tried("no controller memory", layout_lacks_controllers()),
+    }
+    drop(session);
+    let _account = AtEnd(|| drop(sh("rmdir /containers/30005")));
+    fs::create_dir("/containers/30005").unwrap();
+    assert_eq!(
+        number(&metrics("list"), "unbit_container_state{uid=\"30005\",engine=\"uwsgi\",state=\"no-account\"}"),
+        1.0
+    );
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn sessions_and_refusals() {
+    let refused = |reason: &str| {
+        let sample = format!("unbit_refusals_total{{uid=\"30001\",engine=\"uwsgi\",reason=\"{reason}\"}}");
+        value(&metrics("sessions"), &sample).unwrap_or(0.0)
+    };
+    let sessions = |service: &str| {
+        let sample = format!("unbit_sessions{{uid=\"30001\",engine=\"uwsgi\",service=\"{service}\"}}");
+        value(&metrics("sessions"), &sample).unwrap_or(0.0)
+    };
+    let before = sessions("sshd");
+    let session = Session::open(30001, &[], 4002);
+    assert_eq!(sessions("sshd"), before + 1.0);
+    drop(session);
+
+    let [misconfigured, too_many, not_running] = ["misconfigured", "too-many-sessions", "not-running"].map(refused);
+    for _ in 0..2 {
+        let _option = with_option("timout=5");
+        assert_eq!(ssh(30001, "true").status, Some(255));
+    }
+    assert_eq!(refused("misconfigured"), misconfigured + 2.0, "{}", sh("ls -lR /run/unbit").out);
+    assert_eq!(refused("too-many-sessions"), too_many);
+    assert_eq!(refused("not-running"), not_running);
+    {
+        let _su = join_now("su");
+        let _option = Changed::file("/etc/pam.d/su", |text| text.replace("join=now", "join=now unheard-of"));
+        assert_ne!(run("su", &["30001", "-c", "true"], b"").status, Some(0));
+        assert!(refused("misconfigured") > misconfigured + 2.0, "su's are counted, too");
+    }
+    // Nobody but root sees or writes them.
+    assert_eq!(sh("stat -c '%a %u' /run/unbit/refusals /run/unbit/refusals/30001").ok(), "700 0\n600 0");
+    // A file that is not root's is not written to, and the login is refused all the same.
+    let counted = refused("misconfigured");
+    sh("chown 30001 /run/unbit/refusals").ok();
+    {
+        let _back = AtEnd(|| drop(sh("chown 0 /run/unbit/refusals")));
+        let _option = with_option("timout=5");
+        let (log, done) = (Log::from_now(), ssh(30001, "true"));
+        assert_eq!(done.status, Some(255));
+        log.one_line("unknown option: timout=5");
+    }
+    assert_eq!(refused("misconfigured"), counted);
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn verdicts() {
+    leader(30001);
+    let node = metrics("check");
+    let pam = |state: &str| format!("unbit_check_findings{{profile=\"login\",check=\"pam\",state=\"{state}\"}}");
+    assert_eq!(number(&node, &pam("fail")), 0.0);
+    assert!(number(&node, &pam("ok")) >= 1.0);
+    let step = |state: &str| {
+        format!("unbit_container_check_findings{{uid=\"30001\",engine=\"uwsgi\",check=\"shell\",state=\"{state}\"}}")
+    };
+    assert_eq!(number(&metrics("check 30001"), &step("ok")), 1.0);
+    let _option = with_option("timout=5");
+    assert_eq!(sh("unbitctl check --openmetrics >/dev/null").status, Some(0), "the text has the verdict");
+    assert!(number(&metrics("check"), &pam("fail")) >= 1.0);
+    let failed = metrics("check 30001");
+    assert_eq!(number(&failed, &step("ok").replace("shell", "pam").replace("\"ok\"", "\"fail\"")), 1.0);
+}
+
+/// As the manual says to do it.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_file_for_node_exporter() {
+    let page = fs::read_to_string("/unbit/man/unbitctl.8").unwrap();
+    let line = page.lines().find(|line| line.contains("openmetrics >")).unwrap();
+    let directory = "/var/lib/prometheus/node-exporter";
+    assert!(line.contains(directory), "{line}");
+    fs::create_dir_all(directory).unwrap();
+    let _end = AtEnd(|| fs::remove_dir_all(directory).unwrap());
+    let command = line.split_once(" root ").unwrap().1.replace("\\-", "-");
+    sh(&command).ok();
+    assert_eq!(sh(format!("ls {directory}")).ok(), "unbit.prom");
+    assert!(fs::read_to_string(format!("{directory}/unbit.prom")).unwrap().ends_with("# EOF\n"));
+    // One that fails leaves the last text.
+    let failed = sh(command.replace("unbitctl list", "unbitctl lisst"));
+    assert_ne!(failed.status, Some(0));
+    assert!(fs::read_to_string(format!("{directory}/unbit.prom")).unwrap().ends_with("# EOF\n"));
+}

@@ -1,0 +1,137 @@
+//! The end of one session, as when its connection is lost: the monitor ends with all that is its own, and the processes of its channels hear a hang-up.
+//! What a user has left in the background (nohup(1), setsid(1), a server of tmux(1)) belongs to the container and goes on, as it would then.
+
+use super::seen::{self, Id, Session};
+use crate::interrupt::Interrupt;
+use crate::list::processes::{Process, Processes, parent};
+use crate::sys::pidfd_send_signal;
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use serde::Serialize;
+use shared::ContainerUid;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+/// For sshd to say goodbye. A container that is frozen keeps it from that.
+const GRACE: Duration = Duration::from_secs(5);
+const AFTER_A_KILL: Duration = Duration::from_secs(5);
+
+/// How it has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum End {
+    Ended,
+    /// It did not end by itself.
+    Killed,
+}
+
+/// A session that is over.
+#[derive(Serialize)]
+pub struct Ended {
+    #[serde(flatten)]
+    session: Session,
+    end: End,
+}
+
+impl Ended {
+    /// For people.
+    pub fn sentence(&self) -> String {
+        let Session { id, uid, .. } = &self.session;
+        let from = self.session.from().map(|from| format!(" from {from}")).unwrap_or_default();
+        let how = match self.end {
+            End::Ended => "has ended",
+            End::Killed => "did not end within 5 s and was killed",
+        };
+        format!("{id}: the session of {uid}{from} {how}\n")
+    }
+}
+
+/// Ends it. Of the container, if one is given.
+pub fn end(container: Option<ContainerUid>, id: Id) -> Result<Ended> {
+    // First its process is pinned, then looked at: the number cannot become another's in between.
+    let pinned = join::sys::pidfd_open(id.pid);
+    let session = seen::sessions(container)?.into_iter().find(|session| session.id == id);
+    let (Ok(pinned), Some(session)) = (pinned, session) else {
+        let of = container.map(|container| format!(" of {container}")).unwrap_or_default();
+        bail!("no open session{of} has the ID {id}; unbitctl sessions shows those that are open");
+    };
+    let family = Family::of(&session)?;
+    let interrupt = Interrupt::hold()?;
+    let mut end = End::Ended;
+    signal(&pinned, Signal::SIGTERM)?;
+    if !interrupt.wait_for(Some(pinned.as_fd()), GRACE)? {
+        end = End::Killed;
+        signal(&pinned, Signal::SIGKILL)?;
+        family.kill()?;
+        if !interrupt.wait_for(Some(pinned.as_fd()), AFTER_A_KILL)? {
+            bail!("{id} has not ended within {} s after SIGKILL: is a file system hung?", AFTER_A_KILL.as_secs());
+        }
+    }
+    family.hang_up()?;
+    Ok(Ended { session, end })
+}
+
+fn signal(process: &OwnedFd, signal: Signal) -> Result<()> {
+    match pidfd_send_signal(process, signal) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(errno).with_context(|| format!("send {signal}")),
+    }
+}
+
+/// What runs for a session.
+struct Family {
+    /// Those below the monitor up to the channels, which end with it: sshd's own, or the application that has entered.
+    own: Vec<OwnedFd>,
+    /// The first process of each channel: sshd gives each a session of processes (setsid(2)) of its own.
+    leaders: Vec<Leader>,
+}
+
+struct Leader {
+    session: i32,
+    uids: Vec<u32>,
+}
+
+impl Family {
+    /// Not what is below the first process of a channel: what that has started in sessions of their own is in the background.
+    fn of(session: &Session) -> Result<Self> {
+        let processes = Processes::look()?;
+        let (mut own, mut leaders, mut left) = (Vec::new(), Vec::new(), vec![session.pid]);
+        while let Some(pid) = left.pop() {
+            for child in processes.children(pid) {
+                if child.session() == Some(child.pid) {
+                    leaders.push(Leader { session: child.pid, uids: child.uids.clone() });
+                } else if let Ok(pinned) = join::sys::pidfd_open(child.pid) {
+                    // Looked at once more now that it is pinned.
+                    own.extend((parent(child.pid) == Some(pid)).then_some(pinned));
+                    left.push(child.pid);
+                }
+            }
+        }
+        Ok(Self { own, leaders })
+    }
+
+    /// Where the monitor was killed.
+    fn kill(&self) -> Result<()> {
+        self.own.iter().try_for_each(|process| signal(process, Signal::SIGKILL))
+    }
+
+    /// A terminal's end does this for its channel; a channel without one has nobody who would.
+    fn hang_up(&self) -> Result<()> {
+        if self.leaders.is_empty() {
+            return Ok(());
+        }
+        let is_of_a_channel = |process: &Process| {
+            let session = process.session();
+            self.leaders.iter().any(|leader| Some(leader.session) == session && leader.uids == process.uids)
+        };
+        for process in Processes::look()?.all() {
+            // Pinned before it is looked at.
+            let Ok(pinned) = join::sys::pidfd_open(process.pid) else { continue };
+            if is_of_a_channel(process) {
+                signal(&pinned, Signal::SIGHUP)?;
+                signal(&pinned, Signal::SIGCONT)?;
+            }
+        }
+        Ok(())
+    }
+}
