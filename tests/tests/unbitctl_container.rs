@@ -567,6 +567,47 @@ fn the_keys() {
     a_login_works();
 }
 
+/// A file that is regular when it is looked at and a device when it is opened: its folder is swapped with a link to /dev.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_file_of_keys_that_turns_into_a_device() {
+    const TRACE: &str = "/tmp/keys.trace";
+    const FILES: usize = 100;
+    let files: String = (0..FILES).map(|number| format!(" .ssh/swapped/{number}")).collect();
+    let file = "/etc/ssh/sshd_config.d/00-a.conf";
+    fs::write(file, format!("AuthorizedKeysFile .ssh/uwsgi_authorized_keys{files}\n")).unwrap();
+    let swap = format!(
+        "chdir q(/containers/30001) or die; mkdir $_ or die for qw(keys .ssh/swapped); symlink q(/dev), q(evil) or die;
+         open(F, q(>), q(keys/zero)); print F qq(ssh-ed25519 AAAA\n); close F;
+         symlink qq(../../keys/zero), qq(.ssh/swapped/$_) or die for 0 .. {FILES} - 1; $| = 1; print qq(ready\n);
+         my ($one, $other) = qw(keys evil); while (1) {{ syscall({}, -100, $one, -100, $other, 2) }}",
+        libc::SYS_renameat2
+    );
+    let as_the_tenant = ["--reuid", "30001", "--regid", "30001", "--clear-groups", "perl", "-e", &swap];
+    let mut swapper = Command::new("setpriv").args(as_the_tenant).stdout(Stdio::piped()).spawn().unwrap();
+    let mut ready = [0; 6];
+    std::io::Read::read_exact(swapper.stdout.as_mut().unwrap(), &mut ready).unwrap();
+    let end = AtEnd(move || {
+        drop((swapper.kill(), swapper.wait()));
+        sh(format!("cd /containers/30001; rm -rf keys evil .ssh/swapped; rm -f {file} {TRACE}")).ok();
+    });
+    let (mut regular, mut devices) = (0, Vec::new());
+    for _ in 0..10 {
+        sh(format!("strace -f -y -e trace=open,openat -o {TRACE} unbitctl check 30001")).ok();
+        let trace = fs::read_to_string(TRACE).unwrap();
+        let opened = trace.lines().filter(|line| !line.contains("O_PATH"));
+        // `openat(...) = 3</dev/zero<char 1:5>>`
+        for path in opened.filter_map(|line| line.rsplit_once(" = ")?.1.split_once('<')).map(|(_, path)| path) {
+            regular += usize::from(path.starts_with("/containers/30001/keys/zero"));
+            devices.extend(path.starts_with("/dev/zero").then(|| path.to_owned()));
+        }
+    }
+    drop(end);
+    assert!(regular > 0, "no file of keys was read");
+    assert!(devices.is_empty(), "{} devices were opened, and {regular} files", devices.len());
+    a_login_works();
+}
+
 /// What a tenant names, wherever it is shown: a path of keys, the container's host name, a cgroup.
 #[test]
 #[ignore = "needs the node: make test"]

@@ -30,7 +30,7 @@ use shared::{ContainerUid, SecondName, escape};
 use std::ffi::CString;
 use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
@@ -558,13 +558,16 @@ fn look_at_keys(
             break;
         }
     }
-    if !real.symlink_metadata().map_err(failed)?.is_file() {
+    // The tenant may have put something else there since. So what is looked at is pinned, and that is what is read.
+    let pinned = File::options().read(true).custom_flags((OFlag::O_PATH | OFlag::O_NOFOLLOW).bits()).open(&real);
+    let pinned = pinned.map_err(failed)?;
+    if !pinned.metadata().map_err(failed)?.is_file() {
         return Err(format!("{} is not a regular file", shown(&real)));
     }
     let mut text = Vec::new();
-    // What is in its place by now must not keep us waiting.
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let opened = File::options().read(true).custom_flags(flags.bits()).open(&real).map_err(failed)?;
+    let flags = OFlag::O_NONBLOCK.bits(); // a lease (fcntl(2)) of the tenant's would keep us waiting
+    let opened = File::options().read(true).custom_flags(flags).open(format!("/proc/self/fd/{}", pinned.as_raw_fd()));
+    let opened = opened.map_err(failed)?;
     opened.take(LONGEST).read_to_end(&mut text).map_err(failed)?;
     if !text.is_empty() && !has_key(&text) {
         return Err(format!("{} holds no key", shown(&real)));
