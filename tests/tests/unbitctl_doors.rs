@@ -187,6 +187,28 @@ fn files_of_keys_that_sshd_reads_whole() {
     assert_eq!(ssh(30001, "echo still here").ok(), "still here");
 }
 
+/// To read a command line takes the lock of its process's memory, which a tenant's process can hold for seconds.
+#[test]
+#[ignore = "needs the node: make test"]
+fn no_command_line_of_a_tenants_is_read() {
+    const TRACE: &str = "/tmp/doors.trace";
+    // sshd is looked for by number, and comes behind the containers' processes.
+    sh("node-sshd restart").ok();
+    let tenants = ["30000", "30001"].map(|uid| leader(uid.parse().unwrap()));
+    let sshd = fs::read_to_string("/run/sshd.pid").unwrap().trim().to_owned();
+    let after = tenants.iter().all(|pid| pid.parse::<i32>().unwrap() < sshd.parse().unwrap());
+    assert!(after, "{tenants:?} {sshd}");
+    let _gone = AtEnd(|| drop(fs::remove_file(TRACE)));
+    sh(format!(
+        "strace -f -e trace=open,openat -o {TRACE} unbitctl check --guide uwsgi.it >/dev/null; test -s {TRACE}"
+    ))
+    .ok();
+    let trace = fs::read_to_string(TRACE).unwrap();
+    let is_read = |pid: &String| trace.contains(&format!("\"/proc/{pid}/cmdline\""));
+    assert!(is_read(&sshd) || trace.contains("/cmdline\""), "no command line is read: {trace}");
+    assert!(!tenants.iter().any(is_read), "{tenants:?}: {trace}");
+}
+
 /// A container made by hand: a process that is pid 1 of its own pid namespace and a container's user, with mounts of its own.
 struct Made(Child);
 
