@@ -298,6 +298,19 @@ fn two_at_once_are_one() {
     end_by(&mut first, "TERM");
 }
 
+#[test]
+#[ignore = "needs the node: make test"]
+fn what_a_tenant_keeps_from_being_undone_is_told() {
+    let _end = afterwards();
+    sh(format!("mkdir -p {BROKEN}/.old_root {BROKEN}/containers; install -d -o {UID} -g {UID} {HOME}")).ok();
+    let mut create = begin(&format!("--key {KEY} --distribution broken"));
+    eventually("its vassal", || fs::exists(VASSAL).unwrap().then_some(()));
+    as_tenant("mv .ssh kept; ln -s /root/.ssh .ssh");
+    let err = end_by(&mut create, "TERM");
+    assert!(err.contains(&format!("this could not be undone: {HOME}: .ssh is a link")), "{err}");
+    assert!(err.contains("30005 has not been made;") && err.contains("and the rest could not be undone"), "{err}");
+}
+
 /// The directory is there, and is the tenant's. Each of these is in it when the operator adds a key.
 #[test]
 #[ignore = "needs the node: make test"]

@@ -119,7 +119,6 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 report::show(&findings, Format::new(false))?;
             }
             let undone = undo.run();
-            let undone = if undone.is_empty() { "nothing has been changed".to_owned() } else { undone.join(", ") };
             return Err(error.context(format!("{uid} has not been made; {undone}")));
         }
     };

@@ -44,17 +44,25 @@ impl Undo {
         self.made.push(made);
     }
 
-    /// Undoes it, the last first; what was undone. What cannot be is said, and the rest is undone all the same.
-    pub fn run(self) -> Vec<String> {
+    /// Undoes it, the last first; what has become of it. What cannot be is said, and the rest is undone all the same.
+    pub fn run(self) -> String {
         let uid = self.uid;
-        let mut undone = Vec::new();
+        let (mut undone, mut is_all) = (Vec::new(), true);
         for made in self.made.into_iter().rev() {
             match undo(uid, &made) {
                 Ok(what) => undone.push(what),
-                Err(error) => tell(format_args!("this could not be undone: {error:#}")),
+                Err(error) => {
+                    is_all = false;
+                    tell(format_args!("this could not be undone: {error:#}"));
+                }
             }
         }
-        undone
+        match (undone.is_empty(), is_all) {
+            (true, true) => "nothing has been changed".to_owned(),
+            (true, false) => "nothing could be undone".to_owned(),
+            (false, true) => undone.join(", "),
+            (false, false) => format!("{}, and the rest could not be undone", undone.join(", ")),
+        }
     }
 }
 
