@@ -311,6 +311,60 @@ fn what_a_tenant_keeps_from_being_undone_is_told() {
     assert!(err.contains("30005 has not been made;") && err.contains("and the rest could not be undone"), "{err}");
 }
 
+/// The kernel keeps a user's keyrings until the next boot, and sshd its last login.
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_next_user_of_a_number_finds_nothing_of_the_one_before() {
+    const LASTLOG: &str = "/var/log/lastlog";
+    let _end = afterwards();
+    let keyctl = libc::SYS_keyctl;
+    let perl = |script: &str| run("ssh", &[&format!("{UID}@node"), "perl", "-"], script.as_bytes()).ok();
+    // -3 is the session's keyring, -4 the user's; 22 is KEYCTL_GET_PERSISTENT, 8 KEYCTL_LINK, 11 KEYCTL_READ.
+    let open = format!(
+        "my @rings = (-4); my $persistent = syscall({keyctl}, 22, -1, -3); push @rings, $persistent if $persistent > 0;
+         syscall({keyctl}, 8, -4, -3) == 0 or die qq(link: $!);"
+    );
+    let add = format!(
+        "{open} for my $ring (@rings) {{ my ($type, $name, $secret) = (q(user), q(unbit), q(secret));
+         syscall({}, $type, $name, $secret, length $secret, $ring) > 0 or die qq(add: $!); print qq(added\n) }}",
+        libc::SYS_add_key
+    );
+    let read = format!(
+        "{open} for my $ring (@rings) {{ my $keys = qq(\\0) x 4096; my $length = syscall({keyctl}, 11, $ring, $keys, 4096);
+         for my $key (unpack q(l*), substr $keys, 0, $length) {{ my $value = qq(\\0) x 9;
+         my $length = syscall({keyctl}, 11, $key, $value, 9); print substr($value, 0, 6), qq(\n) if $length == 6 }} }}"
+    );
+    let last_login = || {
+        let file = fs::read(LASTLOG).unwrap_or_default();
+        let record = file.chunks_exact(292).nth(UID as usize).unwrap_or_default();
+        record.iter().any(|byte| *byte != 0)
+    };
+    // By `remove --purge`, and by hand.
+    for gone in ["unbitctl remove 30005 --purge --yes", "unbitctl remove 30005 && rm -r /containers/30005"] {
+        create(&format!("--key {KEY}")).ok();
+        let added = perl(&add);
+        assert!(["added", "added\nadded"].contains(&added.as_str()), "{added}");
+        assert_eq!(perl(&read), added.replace("added", "secret"), "it is there in the next session");
+        if fs::exists(LASTLOG).unwrap() {
+            run("ssh", &["-tt", &format!("{UID}@node"), "true"], b"").ok();
+            assert!(last_login(), "sshd writes none");
+        }
+        sh(gone).ok();
+        create(&format!("--key {KEY}")).ok();
+        assert!(!last_login(), "{gone}");
+        assert_eq!(perl(&read), "", "{gone}");
+        assert!(!last_login(), "{gone}");
+        unbitctl("remove 30005 --purge --yes").ok();
+    }
+    // A record of lastlog is removed, and none is made.
+    let size = || fs::metadata(LASTLOG).map_or(0, |file| file.len());
+    let before = size();
+    sh("install -d -o 2000000000 -g 2000000000 /containers/2000000000").ok();
+    unbitctl("remove 2000000000 --purge --yes").ok();
+    assert_eq!(size(), before);
+    honest_login_works();
+}
+
 /// The directory is there, and is the tenant's. Each of these is in it when the operator adds a key.
 #[test]
 #[ignore = "needs the node: make test"]

@@ -19,6 +19,7 @@ use crate::progress::{Done, Progress};
 use crate::quota;
 use crate::report::{self, Finding, Format, State};
 use crate::shell::quoted;
+use crate::traces;
 use crate::vassal::{self, Choice};
 use anyhow::{Context, Result, bail};
 use join::link;
@@ -242,6 +243,8 @@ impl<'a> Plan<'a> {
             progress.found("directory", format!("{shown}: is there"));
             return Ok(());
         }
+        // Whoever had this number before may have been removed by hand.
+        traces::remove(self.uid).context("what the node remembers of an earlier user of this number")?;
         // Complete before it has its name, from which on it is an account.
         let new = Path::new(CONTAINERS).join(format!(".{}.unbitctl", self.uid));
         match fs::remove_dir(&new) {

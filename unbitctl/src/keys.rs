@@ -259,7 +259,7 @@ fn write_file(directory: &OwnedFd, bytes: &[u8]) -> Result<()> {
 }
 
 /// Does something in a process that is the container's user on the node, with no group and no power; and gives back what it says.
-fn as_the_user<T: Serialize + for<'a> Deserialize<'a>>(
+pub fn as_the_user<T: Serialize + for<'a> Deserialize<'a>>(
     uid: ContainerUid,
     work: impl FnOnce() -> Result<T>,
 ) -> Result<T> {

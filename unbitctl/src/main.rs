@@ -39,6 +39,7 @@ mod step;
 mod stop;
 mod sys;
 mod terminal;
+mod traces;
 mod vassal;
 
 use anyhow::Result;

@@ -10,7 +10,7 @@ use crate::node::Node;
 use crate::progress::{Done, Progress};
 use crate::purge::purge;
 use crate::report;
-use crate::{quota, stop, terminal};
+use crate::{quota, stop, terminal, traces};
 use anyhow::{Context, Result, bail};
 use join::link::{DIRECTORY, Link};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -201,6 +201,7 @@ impl Home {
             go(&self.doomed, progress)?;
         }
         if self.found.is_some() || had_doomed {
+            traces::remove(self.uid).context("what the node remembers of its user")?;
             progress.changed("directory", format!("{shown}: removed, with {removed} files"));
         }
         for name in names::of(self.uid) {

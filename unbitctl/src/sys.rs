@@ -207,3 +207,30 @@ pub fn pidfd_send_signal(process: &OwnedFd, signal: nix::sys::signal::Signal) ->
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal as libc::c_int, no_info, 0) };
     Errno::result(sent).map(drop)
 }
+
+/// Empties the keyrings that the kernel keeps for the calling user, whether a process of that user's runs or not: user-keyring(7),
+/// user-session-keyring(7), persistent-keyring(7).
+pub fn clear_user_keyrings() -> nix::Result<()> {
+    const CLEAR: libc::c_int = 7; // linux/keyctl.h, as are the others
+    const LINK: libc::c_int = 8;
+    const GET_PERSISTENT: libc::c_int = 22;
+    const PROCESS: i64 = -2;
+    const USER: i64 = -4;
+    const USER_SESSION: i64 = -5;
+    let keyctl = |operation: libc::c_int, keyring: i64, other: i64| {
+        // SAFETY: these operations take numbers.
+        Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, operation, keyring, other, 0, 0) })
+    };
+    let done = match keyctl(GET_PERSISTENT, -1, PROCESS) {
+        Err(Errno::EOPNOTSUPP) => Ok(0), // the kernel keeps none
+        Err(errno) => Err(errno),
+        Ok(persistent) => keyctl(CLEAR, persistent, 0),
+    };
+    let done = done.and_then(|_| keyctl(CLEAR, USER, 0)).and_then(|_| keyctl(CLEAR, USER_SESSION, 0));
+    // Where it was made the other one is in it.
+    match done.and_then(|_| keyctl(LINK, USER, USER_SESSION)) {
+        // A kernel without keys, or a filter that forbids them; or as many keys as the user may have, in other keyrings.
+        Ok(_) | Err(Errno::ENOSYS | Errno::EPERM | Errno::EDQUOT) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
