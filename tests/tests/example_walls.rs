@@ -1,6 +1,7 @@
 //! `examples/container.ini` against its tenant: what the tenant puts into its directory must not make
 //! root do anything for it when the container starts, restarts or stops.
 
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
@@ -492,6 +493,55 @@ fn a_container_shares_no_keyring_with_another() {
     assert!(seen.starts_with("added\n4 bytes of keys\nsecret of 30001"), "{seen}");
     assert!(!seen.contains("secret of 30000") && seen.ends_with("\nrevoked\n"), "{seen}");
     assert_eq!(below_pid_1(30000, "again", &add), "added\n", "after the other tenant has revoked its keyring");
+}
+
+/// An Emperor that root has started from a terminal, as from a login without systemd.
+struct OnATerminal(Child);
+
+impl OnATerminal {
+    fn start() -> Self {
+        sh("node-emperor stop").ok();
+        let command = sh("sed -n 's/^ExecStart=//p' /etc/systemd/system/containers.service").ok();
+        let command = format!("echo $$ >/run/emperor.pid; exec {command} >>{EMPERORS_LOG} 2>&1");
+        let mut script = Command::new("script");
+        script.args(["-qec", &command, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::null());
+        let terminal = Self(script.spawn().unwrap());
+        eventually("the Emperor", || fs::exists("/run/emperor.pid").unwrap().then_some(()));
+        leader(30001);
+        leader(30000);
+        terminal
+    }
+}
+
+impl Drop for OnATerminal {
+    fn drop(&mut self) {
+        sh("node-emperor stop");
+        drop((self.0.kill(), self.0.wait()));
+        sh("node-emperor start; node-wait-container 30000; node-wait-container 30001");
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_terminal_that_the_emperor_was_started_from_is_not_the_tenants() {
+    let open = "open(my $terminal, q(+<), q(/dev/tty)) ? print qq(opened\n) : print qq($!\n);";
+    let check = || {
+        let all: Value = serde_json::from_str(&sh("unbitctl check --json").out).unwrap();
+        let found = all.as_array().unwrap().iter().find(|finding| finding["check"] == "emperor").unwrap();
+        ["state", "seen", "mend"].map(|key| found[key].as_str().unwrap_or_default().to_owned()).join("\n")
+    };
+    let terminal = OnATerminal::start();
+    assert_eq!(below_pid_1(30001, "tty", open), "No such device or address\n");
+    let found = check();
+    assert!(found.starts_with("ok\n"), "{found}");
+    drop(terminal);
+    // What the line is for, and what `unbitctl check` says of a file without it.
+    let _back = Changed::file(VASSAL, |text| text.replace("hook-asap = call:setsid\n", ""));
+    let _terminal = OnATerminal::start();
+    assert_eq!(below_pid_1(30001, "tty", open), "opened\n");
+    let found = check();
+    assert!(found.starts_with("fail\nhas the terminal that the Emperor was started from: 30001\n"), "{found}");
+    assert!(found.contains("\nsetsid --fork env -i PATH="), "{found}");
 }
 
 #[test]

@@ -606,7 +606,9 @@ fn an_emperor_that_is_dead() {
         let found = findings(sh("unbitctl check --json"));
         let finding = one(&found, "fail", "no Emperor runs");
         assert_eq!((finding.check.as_str(), finding.profile.as_str()), ("emperor", "login"));
-        assert_eq!(finding.mend.as_deref(), Some("uwsgi --ini /etc/uwsgi/containers.ini"));
+        let mend = finding.mend.as_deref().unwrap();
+        let by_hand = "setsid --fork env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin uwsgi --ini /etc/uwsgi/containers.ini";
+        assert!(mend.starts_with(by_hand), "{mend}");
         // A tenant's process does not pass for it.
         sh("cp /usr/bin/sleep /run/uwsgi").ok();
         let tenant = ["--reuid", "30001", "--regid", "30001", "--clear-groups", "/run/uwsgi", "60"];

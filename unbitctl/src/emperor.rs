@@ -12,6 +12,10 @@ const CGROUPS: &str = "/etc/uwsgi/cgroup.ini";
 /// The unit of the examples.
 const UNIT: &str = "containers.service";
 
+/// How root starts it without systemd: without a terminal, on which tenants could type, and without root's variables, which they could read.
+pub const BY_HAND: &str = "setsid --fork env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin uwsgi --ini /etc/uwsgi/containers.ini \
+     </dev/null >>/var/log/containers.log 2>&1";
+
 /// Who starts it, as far as it does not run yet.
 pub struct Emperor {
     start: Start,
@@ -40,12 +44,10 @@ impl Emperor {
         if has_systemd(node) && node.has(containers::UNIT) {
             return Ok(Self { start: Start::BySystemd });
         }
-        let first = if has_systemd(node) {
-            "unbitctl setup emperor"
-        } else {
-            "start it: uwsgi --ini /etc/uwsgi/containers.ini"
-        };
-        bail!("no Emperor runs: {first}")
+        if has_systemd(node) {
+            bail!("no Emperor runs: unbitctl setup emperor");
+        }
+        bail!("no Emperor runs: start it: {BY_HAND}")
     }
 
     /// Starts it, unless it runs. Once there is a vassal: without one its unit starts nothing.

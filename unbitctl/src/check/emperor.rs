@@ -15,6 +15,8 @@ const CHECK: &str = "emperor";
 const WHY: &str =
     "it starts the containers, and each one again that has ended: nobody logs in to one that does not run";
 const WHY_SOCKET: &str = "a login asks the container's socket who its pid 1 is";
+const WHY_TERMINAL: &str =
+    "the tenant opens it as /dev/tty, and types commands into the shell of whoever has started the Emperor";
 
 /// That of examples/, and that of uwsgi.it.
 const UNITS: [&str; 2] = ["containers.service", "emperor.service"];
@@ -41,6 +43,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
         &systemd::units(node, &UNITS).unwrap_or_default(),
         &leaders,
         &|pid| listens(pid),
+        &|pid| has_terminal(pid),
     )
 }
 
@@ -50,6 +53,7 @@ fn judge(
     units: &[Unit],
     leaders: &BTreeMap<ContainerUid, i32>,
     listens: &dyn Fn(i32) -> bool,
+    has_terminal: &dyn Fn(i32) -> bool,
 ) -> Vec<Finding> {
     // Of two units one is enough, and none is needed by an Emperor that somebody else has started.
     let is_idle = |unit: &Unit| matches!(unit.health(), Health::Stopped | Health::Condition | Health::Masked);
@@ -63,7 +67,7 @@ fn judge(
     match emperor {
         None if findings.iter().all(|finding| finding.state != State::Fail) => {
             let seen = format!("no Emperor runs (a root process named uwsgi), and {VASSALS} has files");
-            findings.push(Finding::fail(CHECK, WHY, seen, "uwsgi --ini /etc/uwsgi/containers.ini"));
+            findings.push(Finding::fail(CHECK, WHY, seen, emperor::BY_HAND));
         }
         None => {}
         Some(_) => {
@@ -81,6 +85,13 @@ fn judge(
         let mend = format!("grep -n setns {VASSALS}/*: each needs setns-socket = /containers/%n/run/ns.socket");
         findings.push(Finding::fail(CHECK, WHY_SOCKET, seen, mend));
     }
+    let has_one = |uid: &&ContainerUid| leaders.get(uid).is_some_and(|pid| has_terminal(*pid));
+    let on_a_terminal: Vec<_> = files.iter().filter(has_one).copied().collect();
+    if !on_a_terminal.is_empty() {
+        let seen = format!("has the terminal that the Emperor was started from: {}", list(&on_a_terminal));
+        let end = emperor.map_or_else(String::new, |pid| format!("kill -INT {pid}\n"));
+        findings.push(Finding::fail(CHECK, WHY_TERMINAL, seen, format!("{end}{}", emperor::BY_HAND)));
+    }
     if let Some(pid) = emperor.filter(|_| findings.is_empty()) {
         let seen = match files.len() {
             1 => "the one container that has a file runs and listens".to_owned(),
@@ -89,6 +100,17 @@ fn judge(
         findings.push(Finding::ok(CHECK, WHY, format!("the Emperor runs (pid {pid}), and {seen}")));
     }
     findings
+}
+
+/// Whether it has a controlling terminal, tty_nr of proc_pid_stat(5).
+fn has_terminal(pid: i32) -> bool {
+    let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    terminal_of(&String::from_utf8_lossy(&stat)).is_some_and(|terminal| terminal != 0)
+}
+
+/// The 7th field. The second is a name in parentheses, which may hold anything.
+fn terminal_of(stat: &str) -> Option<i32> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(4)?.parse().ok()
 }
 
 /// More sockets than a container of people's has; one of a tenant's that has more takes no longer.
@@ -117,14 +139,14 @@ mod tests {
     fn judged(emperor: Option<i32>, units: &str, running: &[u32]) -> Vec<(State, String, String)> {
         let files: Vec<_> = [30001, 30002].into_iter().filter_map(ContainerUid::new).collect();
         let leaders = running.iter().filter_map(|uid| Some((ContainerUid::new(*uid)?, *uid as i32))).collect();
-        let findings = judge(&files, emperor, &systemd::parse(units), &leaders, &|pid| pid != 30002);
+        let findings = judge(&files, emperor, &systemd::parse(units), &leaders, &|pid| pid != 30002, &|_| false);
         findings.into_iter().map(|finding| (finding.state, finding.seen, finding.mend.unwrap_or_default())).collect()
     }
 
     #[test]
     fn a_dead_emperor_is_told_by_its_unit_if_there_is_one() {
         let [(state, seen, mend)] = &judged(None, "", &[])[..] else { panic!() };
-        assert_eq!((*state, mend.as_str()), (State::Fail, "uwsgi --ini /etc/uwsgi/containers.ini"));
+        assert_eq!((*state, mend.as_str()), (State::Fail, emperor::BY_HAND));
         assert!(seen.starts_with("no Emperor runs"), "{seen}");
         let failed =
             UNIT.replace("=active", "=failed").replace("=running", "=failed").replace("=success", "=exit-code");
@@ -156,6 +178,13 @@ mod tests {
         let found = judged(Some(7), UNIT, &[30001, 30002]);
         let [(_, silent, _)] = &found[..] else { panic!("{found:?}") };
         assert_eq!(silent, "runs, and listens on no run/ns.socket: 30002");
+    }
+
+    #[test]
+    fn a_terminal_is_the_seventh_field() {
+        assert_eq!(terminal_of("7 (a) b (c) S 1 7 7 34816 -1"), Some(34816));
+        assert_eq!(terminal_of("7 (uwsgi) S 1 7 7 0 -1"), Some(0));
+        assert_eq!(terminal_of("7 (x"), None);
     }
 
     #[test]
