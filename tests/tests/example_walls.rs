@@ -495,6 +495,18 @@ fn a_container_shares_no_keyring_with_another() {
     assert_eq!(below_pid_1(30000, "again", &add), "added\n", "after the other tenant has revoked its keyring");
 }
 
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_audit_log_has_the_containers_number() {
+    if !fs::exists("/proc/self/loginuid").unwrap() {
+        return not_tried("a kernel without audit", true);
+    }
+    let write = "open(my $own, q(+<), q(/proc/self/loginuid)); syswrite($own, q(0)) or print qq($!\n);
+        open($own, q(<), q(/proc/self/loginuid)); print <$own>, qq(\n);";
+    assert_eq!(below_pid_1(30001, "loginuid", write), "Operation not permitted\n30001\n");
+    assert_eq!(ssh(30001, "cat /proc/self/loginuid").ok(), "30001");
+}
+
 /// An Emperor that root has started from a terminal, as from a login without systemd.
 struct OnATerminal(Child);
 
