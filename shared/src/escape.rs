@@ -79,7 +79,7 @@ impl Escaped<'_> {
                         return Ok(true);
                     }
                     f.write_char(letter)?;
-                } else if matches!(letter, '"' | '\\') {
+                } else if matches!(letter, '"' | '\\') && !(self.plain)('\\') {
                     if !fits(2) {
                         return Ok(true);
                     }
@@ -134,6 +134,8 @@ mod tests {
         assert_eq!(quoted(text).to_string(), r#""it's \"a\\b\" (c); d=e""#);
         assert_eq!(word("c d=e\"").to_string(), r#"c\u{20}d\u{3d}e\""#);
         assert_eq!(cgroup(r":/a.slice/b\x2dc.scope").to_string(), r":/a.slice/b\x2dc.scope");
+        // After a backslash of its own, `\"` would be read as a backslash and a quote.
+        assert_eq!(cgroup(r#":/a\"b"#).to_string(), r":/a\\u{22}b");
     }
 
     #[test]
