@@ -92,7 +92,7 @@ fn is(error: &io::Error, errno: Errno) -> bool {
 }
 
 /// The label in what the kernel says: `docker-default (enforce)`, or `unconfined`.
-fn label(text: &str) -> Option<&str> {
+pub(crate) fn label(text: &str) -> Option<&str> {
     let text = text.trim_end_matches(['\n', '\0']);
     let modes = [" (enforce)", " (complain)", " (kill)", " (unconfined)", " (mixed)", " (prompt)", " (user)"];
     let label = modes.iter().find_map(|mode| text.strip_suffix(mode)).unwrap_or(text);

@@ -67,9 +67,9 @@ impl Cgroup {
 
 /// Whether everything in a group is stopped. Version 2 says so once it is done, the freezer of version 1 as soon as it is asked for.
 fn is_frozen(directory: &OwnedFd, version: Version) -> std::io::Result<bool> {
-    let (file, word) = match version {
-        Version::One => ("freezer.state", "F"), // FREEZING or FROZEN, and not THAWED
-        Version::Two => ("cgroup.events", "frozen 1"),
+    let file = match version {
+        Version::One => "freezer.state",
+        Version::Two => "cgroup.events",
     };
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut text = String::new();
@@ -78,7 +78,15 @@ fn is_frozen(directory: &OwnedFd, version: Version) -> std::io::Result<bool> {
         Err(Errno::ENOENT) => return Ok(false),
         opened => File::from(opened?).read_to_string(&mut text)?,
     };
-    Ok(text.lines().any(|line| line.starts_with(word)))
+    Ok(says_frozen(&text, version))
+}
+
+pub(crate) fn says_frozen(text: &str, version: Version) -> bool {
+    let word = match version {
+        Version::One => "F", // FREEZING or FROZEN, and not THAWED
+        Version::Two => "frozen 1",
+    };
+    text.lines().any(|line| line.starts_with(word))
 }
 
 /// Refuses a process whose group is frozen, in any hierarchy.
@@ -268,9 +276,9 @@ pub fn version_of(directory: &OwnedFd) -> nix::Result<Version> {
 
 /// A line of /proc/PID/cgroup: `4:memory:/30001`, `3:name=systemd:/30001`, or `0::/30001` for version 2.
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Membership {
-    controllers: String,
-    path: String,
+pub(crate) struct Membership {
+    pub(crate) controllers: String,
+    pub(crate) path: String,
 }
 
 impl Membership {
@@ -285,7 +293,12 @@ impl Membership {
     }
 
     fn read(file: OwnedFd) -> std::io::Result<Vec<Self>> {
-        Ok(leader::read_whole(file)?.lines().filter_map(Self::parse).collect())
+        Ok(Self::all_in(&leader::read_whole(file)?))
+    }
+
+    /// Not by lines(), which takes a carriage return from their ends: a cgroup's name can end in one.
+    pub(crate) fn all_in(text: &str) -> Vec<Self> {
+        text.split('\n').filter_map(Self::parse).collect()
     }
 
     /// Whether it is not where the process's parent is: a container's own, and not its Emperor's.
@@ -297,7 +310,7 @@ impl Membership {
         self.controllers.is_empty()
     }
 
-    fn version(&self) -> Version {
+    pub(crate) fn version(&self) -> Version {
         if self.is_v2() { Version::Two } else { Version::One }
     }
 
@@ -306,7 +319,7 @@ impl Membership {
     }
 
     /// For people. Who may make groups in a container can name one as if it were the rest of a line of the log.
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         escape::cgroup(&format!("{}:{}", self.controllers, self.path)).to_string()
     }
 }
@@ -388,14 +401,14 @@ impl Hierarchies {
 
 /// A mount that shows a cgroup hierarchy, or a part of one.
 #[derive(Debug)]
-struct Hierarchy {
+pub(crate) struct Hierarchy {
     mount: Mount,
     /// The controllers and name of version 1; `None` for version 2.
     controllers: Option<Vec<String>>,
 }
 
 impl Hierarchy {
-    fn of(mount: Mount) -> Option<Self> {
+    pub(crate) fn of(mount: Mount) -> Option<Self> {
         let controllers = match mount.filesystem.as_str() {
             "cgroup2" => None,
             "cgroup" => Some(mount.super_options.split(',').map(str::to_owned).collect()),
@@ -405,7 +418,7 @@ impl Hierarchy {
     }
 
     /// Whether it is the membership's hierarchy, and shows the part of it where the membership's cgroup is.
-    fn shows(&self, membership: &Membership) -> bool {
+    pub(crate) fn shows(&self, membership: &Membership) -> bool {
         let same_hierarchy = match &self.controllers {
             None => membership.is_v2(),
             Some(options) => {
@@ -417,7 +430,7 @@ impl Hierarchy {
     }
 
     /// The membership's path as seen from the mount point.
-    fn relative<'a>(&self, membership: &'a Membership) -> Option<&'a str> {
+    pub(crate) fn relative<'a>(&self, membership: &'a Membership) -> Option<&'a str> {
         self.below(&membership.path)
     }
 

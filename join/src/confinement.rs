@@ -130,13 +130,13 @@ impl Confinement {
     }
 }
 
-fn capabilities(status: &str) -> Option<(u64, bool)> {
+pub(crate) fn capabilities(status: &str) -> Option<(u64, bool)> {
     let no_new_privs = numbers(status, "NoNewPrivs").ok()?;
     Some((mask(status, "CapBnd")?, no_new_privs != [0]))
 }
 
 /// Whether a process has a filter of system calls: 2 is SECCOMP_MODE_FILTER. A kernel without them has no such line.
-fn has_filter(status: &str) -> bool {
+pub(crate) fn has_filter(status: &str) -> bool {
     numbers(status, "Seccomp").is_ok_and(|mode| mode != [0])
 }
 
@@ -148,10 +148,10 @@ pub fn mask(status: &str, key: &str) -> Option<u64> {
 
 /// A limit of getrlimit(2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Limit {
-    resource: Resource,
-    soft: rlim_t,
-    hard: rlim_t,
+pub(crate) struct Limit {
+    pub(crate) resource: Resource,
+    pub(crate) soft: rlim_t,
+    pub(crate) hard: rlim_t,
 }
 
 impl Limit {
@@ -201,7 +201,7 @@ const LIMITS: [(&str, Resource); 16] = [
     ("Max realtime timeout", Resource::RLIMIT_RTTIME),
 ];
 
-fn limits(text: &str) -> Option<Vec<Limit>> {
+pub(crate) fn limits(text: &str) -> Option<Vec<Limit>> {
     let number = |word: &str| if word == "unlimited" { Some(libc::RLIM_INFINITY) } else { word.parse().ok() };
     LIMITS
         .iter()

@@ -93,7 +93,19 @@ impl Proc {
 pub fn read_whole(file: OwnedFd) -> std::io::Result<String> {
     let mut text = Vec::with_capacity(4096); // the kernel gives no size, and std would begin with 32 bytes
     File::from(file).read_to_end(&mut text)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    Ok(text_of(&text))
+}
+
+/// A NUL stands where bytes are no UTF-8, and not U+FFFD: a tenant can give that name to a directory next to the one that is meant.
+pub(crate) fn text_of(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        if !chunk.invalid().is_empty() {
+            text.push('\0');
+        }
+    }
+    text
 }
 
 /// The container's pid 1, pinned by a pidfd.

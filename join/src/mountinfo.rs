@@ -55,7 +55,8 @@ fn unescape(field: &str) -> String {
     let mut rest = field;
     while let Some((before, after)) = rest.split_once('\\') {
         text.push_str(before);
-        let code = after.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok()).map(char::from);
+        let digits = after.get(..3).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_digit())); // and no sign
+        let code = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()).map(char::from);
         match code {
             Some(code) => {
                 text.push(code);
@@ -96,5 +97,6 @@ mod tests {
         }
         assert_eq!(unescape("a\\"), "a\\");
         assert_eq!(unescape("a\\0é"), "a\\0é");
+        assert_eq!(unescape("a\\+12"), "a\\+12");
     }
 }

@@ -4,6 +4,7 @@ use crate::namespaces::Kind;
 use crate::refusal::{Reason, Refusal};
 use crate::sessions;
 use shared::escape;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// What the words after the module's name say.
@@ -58,15 +59,20 @@ impl Options {
 }
 
 fn parse_timeout(seconds: &str) -> Result<Duration, Refusal> {
-    match seconds.parse() {
-        Ok(seconds @ 1..=60) => Ok(Duration::from_secs(seconds)),
+    match decimal(seconds) {
+        Some(seconds @ 1..=60) => Ok(Duration::from_secs(seconds)),
         _ => Err(bad(format!("option timeout={}: a number of seconds from 1 to 60 is needed", escape::name(seconds)))),
     }
 }
 
+/// A number as people write it: std would take a sign as well.
+fn decimal<T: FromStr>(text: &str) -> Option<T> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
 fn parse_sessions(number: &str) -> Result<u32, Refusal> {
-    match number.parse() {
-        Ok(sessions @ 1..=sessions::MOST) => Ok(sessions),
+    match decimal(number) {
+        Some(sessions @ 1..=sessions::MOST) => Ok(sessions),
         _ => Err(bad(format!(
             "option sessions={}: a number of sessions from 1 to {} is needed",
             escape::name(number),
@@ -130,12 +136,14 @@ mod tests {
             "timeout=0",
             "timeout=61",
             "timeout=-1",
+            "timeout=+3",
             "timeout=3s",
             "sessions",
             "sessions=",
             "sessions=0",
             "sessions=1025",
             "sessions=-1",
+            "sessions=+1",
             "sessions=two",
             "cgroup",
             "cgroup=no",

@@ -113,8 +113,7 @@ fn enter(
     let failed = |errno| Refusal::failed(Reason::Broken, "look at one of its cgroups", errno);
     match read_processes(group) {
         Ok(text) => {
-            // 0 is a process that is in no pid namespace below ours.
-            for pid in text.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(|pid| *pid > 0) {
+            for pid in processes(&text) {
                 if deadline.left().is_none() {
                     return Err(Refusal::new(
                         Reason::NotAnswering,
@@ -139,6 +138,11 @@ fn enter(
     let has_children = status.st_nlink > 2;
     let children = if has_children { names_of_children(group).map_err(failed)? } else { Vec::new() };
     Ok(Level { inode: status.into(), children })
+}
+
+/// The numbers of a cgroup.procs. 0 is a process that is in no pid namespace below ours.
+pub(crate) fn processes(text: &str) -> impl Iterator<Item = i32> {
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(|pid| *pid > 0)
 }
 
 /// Reads the numbers of a group's processes. std would ask for the size first, twice for each of so many files.

@@ -147,13 +147,14 @@ impl Kind {
     }
 }
 
-/// The id outside of one inside: each line of a map has the first inside, the first outside, and their number.
-fn mapped(map: &str, inside: u32) -> Option<u32> {
+/// The id outside of one inside: each line of a map has the first inside, the first outside, and their number. The last of all numbers is no id:
+/// setresuid(2) takes it for "as it is".
+pub(crate) fn mapped(map: &str, inside: u32) -> Option<u32> {
     map.lines().find_map(|line| {
         let mut numbers = line.split_whitespace().map(str::parse::<u32>);
         let (first, outside, count) = (numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next()?.ok()?);
         let offset = inside.checked_sub(first)?;
-        if offset < count { outside.checked_add(offset) } else { None }
+        (offset < count).then(|| outside.checked_add(offset).filter(|id| *id != u32::MAX))?
     })
 }
 
@@ -171,6 +172,7 @@ mod tests {
         assert_eq!(mapped(map, 65535), Some(1_065_535));
         assert_eq!(mapped(map, 65536), None);
         assert_eq!(mapped("0 4294967295 4294967295\n", 1), None, "beyond all ids");
+        assert_eq!(mapped("30001 4294967295 1\n", 30001), None, "-1");
         assert_eq!(mapped("", 0), None);
         assert_eq!(mapped("0 x 1\n", 0), None);
     }
