@@ -4,7 +4,7 @@
 //! goes on (_pam_dispatch_aux() of its pam_dispatch.c), and every later module runs as root for the container's user.
 
 mod services;
-mod stack;
+pub(crate) mod stack;
 
 use super::library;
 use crate::node::Node;

@@ -66,32 +66,81 @@ pub struct Control {
     default: Action,
 }
 
+/// The answers and actions that libpam knows, in its order (pam_tokens.h).
+const ANSWERS: [&str; 33] = [
+    "success",
+    "open_err",
+    "symbol_err",
+    "service_err",
+    "system_err",
+    "buf_err",
+    "perm_denied",
+    "auth_err",
+    "cred_insufficient",
+    "authinfo_unavail",
+    "user_unknown",
+    "maxtries",
+    "new_authtok_reqd",
+    "acct_expired",
+    "session_err",
+    "cred_unavail",
+    "cred_expired",
+    "cred_err",
+    "no_module_data",
+    "conv_err",
+    "authtok_err",
+    "authtok_recover_err",
+    "authtok_lock_busy",
+    "authtok_disable_aging",
+    "try_again",
+    "ignore",
+    "abort",
+    "authtok_expired",
+    "module_unknown",
+    "bad_item",
+    "conv_again",
+    "incomplete",
+    "default",
+];
+const ACTIONS: [(&str, Action); 6] = [
+    ("ignore", Action::Ignore),
+    ("ok", Action::Ok),
+    ("done", Action::Done),
+    ("bad", Action::Bad),
+    ("die", Action::Die),
+    ("reset", Action::Reset),
+];
+
 impl Control {
-    fn parse(words: &str) -> Self {
-        let words = match words.to_ascii_lowercase().as_str() {
-            "required" => "success=ok new_authtok_reqd=ok ignore=ignore default=bad".to_owned(),
-            "requisite" => "success=ok new_authtok_reqd=ok ignore=ignore default=die".to_owned(),
-            "sufficient" => "success=done new_authtok_reqd=done default=ignore".to_owned(),
-            "optional" => "success=ok new_authtok_reqd=ok default=ignore".to_owned(),
-            other => other.trim_matches(['[', ']']).to_owned(),
+    /// What libpam cannot read makes every answer a failure, _pam_parse_control() of its pam_misc.c.
+    pub(crate) fn parse(word: &str) -> Self {
+        let pairs = match word.to_ascii_lowercase().as_str() {
+            "required" => "success=ok new_authtok_reqd=ok ignore=ignore default=bad",
+            "requisite" => "success=ok new_authtok_reqd=ok ignore=ignore default=die",
+            "sufficient" => "success=done new_authtok_reqd=done default=ignore",
+            "optional" => "success=ok new_authtok_reqd=ok default=ignore",
+            _ => word,
         };
-        // What is not named is a failure.
-        let mut control = Self { named: Vec::new(), default: Action::Bad };
-        for (answer, action) in words.split_whitespace().filter_map(|pair| pair.split_once('=')) {
-            let action = match action {
-                "ok" => Action::Ok,
-                "done" => Action::Done,
-                "die" => Action::Die,
-                "ignore" => Action::Ignore,
-                "reset" => Action::Reset,
-                number => number.parse().map_or(Action::Bad, Action::Jump),
-            };
-            match answer {
-                "default" => control.default = action,
-                _ => control.named.push((answer.to_owned(), action)),
+        Self::read(pairs).unwrap_or(Self { named: Vec::new(), default: Action::Bad })
+    }
+
+    fn read(pairs: &str) -> Option<Self> {
+        let is_space = |letter: char| letter.is_ascii_whitespace() || letter == '\x0b';
+        let (mut named, mut default) = (Vec::new(), None);
+        let mut rest = pairs.trim_start_matches(is_space);
+        while !rest.is_empty() {
+            let answer = ANSWERS.into_iter().find(|answer| rest.starts_with(answer))?;
+            let after = rest.strip_prefix(answer)?.trim_start_matches(is_space);
+            let (action, after) = action(after.strip_prefix('=')?.trim_start_matches(is_space))?;
+            rest = after.trim_start_matches(is_space);
+            if answer == "default" {
+                default = default.or(Some(action)); // it is for what has no action yet, so a second one is for nothing
+            } else {
+                named.retain(|(other, _)| other != answer);
+                named.push((answer.to_owned(), action));
             }
         }
-        control
+        Some(Self { named, default: default.unwrap_or(Action::Bad) }) // what is not named is a failure
     }
 
     /// What comes of an answer, named as in pam.d(5).
@@ -103,6 +152,16 @@ impl Control {
     pub fn all(&self) -> Vec<Action> {
         self.named.iter().map(|(_, action)| *action).chain([self.default]).collect()
     }
+}
+
+/// The action at the start of a text, and what follows it at once.
+fn action(text: &str) -> Option<(Action, &str)> {
+    if let Some((word, action)) = ACTIONS.into_iter().find(|(word, _)| text.starts_with(word)) {
+        return Some((action, text.strip_prefix(word)?));
+    }
+    let (digits, after) = text.split_at(text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len()));
+    let lines = if digits.is_empty() { 0 } else { digits.parse().unwrap_or(usize::MAX) };
+    (lines > 0).then_some((Action::Jump(lines), after))
 }
 
 /// A line that names a module.
@@ -137,14 +196,18 @@ impl Entry {
     }
 }
 
-/// Files that include each other end somewhere.
-const DEPTH: usize = 8;
+/// Files that include each other end somewhere; libpam's own limit (PAM_SUBSTACK_MAX_LEVEL).
+const DEPTH: usize = 16;
+/// As many files as are read: one that includes itself twice would be read 65536 times.
+pub(crate) const FILES: usize = 1024;
+/// What is between two words. Not a carriage return: libpam takes that for a part of a module's name.
+const BLANKS: [char; 2] = [' ', '\t'];
 
 /// Reads a service: `read` is asked for it and for what it includes, by name.
 pub fn flatten(read: &dyn Fn(&str) -> Option<String>, service: &str) -> Vec<Entry> {
-    let mut stack = Vec::new();
+    let (mut stack, mut left) = (Vec::new(), FILES);
     let include = Include { only: None, substack: false, within: None, depth: 0 };
-    add(&mut stack, read, service, include);
+    add(&mut stack, &mut left, read, service, include);
     stack
 }
 
@@ -156,25 +219,29 @@ struct Include {
     depth: usize,
 }
 
-fn add(stack: &mut Vec<Entry>, read: &dyn Fn(&str) -> Option<String>, file: &str, include: Include) {
-    let Some(text) = read(file).filter(|_| include.depth < DEPTH) else { return };
+fn add(stack: &mut Vec<Entry>, left: &mut usize, read: &dyn Fn(&str) -> Option<String>, file: &str, include: Include) {
+    if include.depth == DEPTH || *left == 0 {
+        return;
+    }
+    *left -= 1;
+    let Some(text) = read(file) else { return };
     for (first, last, line) in logical_lines(&text) {
         let (top, bottom) = include.within.unwrap_or((first, last));
         let deeper = Include { within: Some((top, bottom)), depth: include.depth + 1, ..include };
         let name = |word: &str| word.trim_start_matches("/etc/pam.d/").to_owned();
         let words = words(&line);
         match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-            ["@include", other, ..] => add(stack, read, &name(other), deeper),
+            ["@include", other, ..] => add(stack, left, read, &name(other), deeper),
             [kind, control, module, arguments @ ..] => {
                 let silent = kind.starts_with('-');
-                let Some(kind) = Kind::parse(kind.trim_start_matches('-')) else { continue };
+                let Some(kind) = Kind::parse(kind.strip_prefix('-').unwrap_or(kind)) else { continue };
                 if include.only.is_some_and(|only| only != kind) {
                     continue;
                 }
-                match *control {
-                    "include" => add(stack, read, &name(module), Include { only: Some(kind), ..deeper }),
+                match control.to_ascii_lowercase().as_str() {
+                    "include" => add(stack, left, read, &name(module), Include { only: Some(kind), ..deeper }),
                     "substack" => {
-                        add(stack, read, &name(module), Include { only: Some(kind), substack: true, ..deeper })
+                        add(stack, left, read, &name(module), Include { only: Some(kind), substack: true, ..deeper })
                     }
                     _ => stack.push(Entry {
                         kind,
@@ -195,15 +262,21 @@ fn add(stack: &mut Vec<Entry>, read: &dyn Fn(&str) -> Option<String>, file: &str
     }
 }
 
-/// The lines without comments, joined where one ends in a backslash: the numbers of the first and the last, and the text.
+/// The lines without comments, joined where one ends in a backslash: the numbers of the first and the last, and the text. As in libpam's
+/// _pam_assemble_line(), a comment ends a line, and blank lines between two parts of one do not.
 fn logical_lines(text: &str) -> Vec<(usize, usize, String)> {
     let mut lines: Vec<(usize, usize, String)> = Vec::new();
     let mut open = false;
-    for (at, line) in text.lines().enumerate() {
-        let body = line.split('#').next().unwrap_or_default();
-        let (body, goes_on) = match body.trim_end().strip_suffix('\\') {
-            Some(body) => (body, true),
-            None => (body, false),
+    for (at, line) in text.split('\n').enumerate() {
+        let line = line.trim_start_matches(BLANKS);
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let continued = line.trim_end_matches(BLANKS).strip_suffix('\\');
+        let (body, goes_on) = match (line.split_once('#'), continued) {
+            (Some((body, _comment)), _) => (body, false),
+            (None, Some(body)) => (body, true),
+            (None, None) => (line, false),
         };
         match lines.last_mut().filter(|_| open) {
             Some((_, last, joined)) => {
@@ -218,19 +291,25 @@ fn logical_lines(text: &str) -> Vec<(usize, usize, String)> {
     lines
 }
 
-/// The words of a line; what is in brackets is one.
+/// The words of a line. What is in brackets is one, without them (_pam_StrTok() of libpam).
 fn words(line: &str) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
-    let mut rest = line.trim();
+    let mut rest = line.trim_start_matches(BLANKS);
     while !rest.is_empty() {
-        let end = if rest.starts_with('[') {
-            rest.find(']').map_or(rest.len(), |end| end + 1)
-        } else {
-            rest.find(char::is_whitespace).unwrap_or(rest.len())
+        let (word, after) = match rest.strip_prefix('[') {
+            Some(rest) => {
+                let is_end = |(at, _): &(usize, &str)| !rest.get(..*at).is_some_and(|before| before.ends_with('\\'));
+                let end = rest.match_indices(']').find(is_end).map_or(rest.len(), |(at, _)| at);
+                let (word, after) = rest.split_at(end);
+                (word.replace("\\]", "]"), after.strip_prefix(']').unwrap_or(after))
+            }
+            None => {
+                let (word, after) = rest.split_at(rest.find(BLANKS).unwrap_or(rest.len()));
+                (word.to_owned(), after)
+            }
         };
-        let (word, after) = rest.split_at(end);
-        words.push(word.to_owned());
-        rest = after.trim_start();
+        words.push(word);
+        rest = after.trim_start_matches(BLANKS);
     }
     words
 }
