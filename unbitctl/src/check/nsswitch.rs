@@ -193,12 +193,12 @@ pub fn names_accounts(text: &str) -> bool {
 }
 
 /// A service in a line, with what follows it in brackets.
-struct Service<'a> {
-    name: &'a str,
-    actions: &'a str,
+pub(crate) struct Service<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) actions: &'a str,
     /// Where the two are in the text.
-    name_at: Range<usize>,
-    end: usize,
+    pub(crate) name_at: Range<usize>,
+    pub(crate) end: usize,
 }
 
 impl Service<'_> {
@@ -224,21 +224,22 @@ impl Service<'_> {
     }
 }
 
-/// The line of a database: where its text ends, and its services.
-struct Line<'a> {
-    end: usize,
-    services: Vec<Service<'a>>,
+/// The line of a database: where the text behind its colon starts and ends, and its services.
+pub(crate) struct Line<'a> {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+    pub(crate) services: Vec<Service<'a>>,
 }
 
 /// The lines of a database: one, if nobody has made a mistake.
-fn lines<'a>(text: &'a str, database: &str) -> Vec<Line<'a>> {
+pub(crate) fn lines<'a>(text: &'a str, database: &str) -> Vec<Line<'a>> {
     let mut found = Vec::new();
     let mut start = 0;
     for line in text.split_inclusive('\n') {
         let body = line.split('#').next().unwrap_or_default().trim_end();
         if let Some((name, list)) = body.split_once(':').filter(|(name, _)| name.trim() == database) {
             let from = start + name.len() + 1;
-            found.push(Line { end: start + body.len(), services: services(list, from) });
+            found.push(Line { start: from, end: start + body.len(), services: services(list, from) });
         }
         start += line.len();
     }
@@ -249,7 +250,7 @@ fn services(list: &str, from: usize) -> Vec<Service<'_>> {
     let mut services: Vec<Service<'_>> = Vec::new();
     let mut at = 0;
     while let Some(rest) = list.get(at..).filter(|rest| !rest.is_empty()) {
-        let blank = rest.len() - rest.trim_start().len();
+        let blank = rest.len() - rest.trim_start_matches(is_space).len();
         if blank > 0 {
             at += blank;
         } else if rest.starts_with('[') {
@@ -260,7 +261,7 @@ fn services(list: &str, from: usize) -> Vec<Service<'_>> {
             }
             at = end;
         } else {
-            let end = at + rest.find(|c: char| c.is_whitespace() || c == '[').unwrap_or(rest.len());
+            let end = at + rest.find(|letter| is_space(letter) || letter == '[').unwrap_or(rest.len());
             let name_at = from + at..from + end;
             services.push(Service {
                 name: list.get(at..end).unwrap_or_default(),
@@ -285,9 +286,9 @@ fn asks_others(service: &Service<'_>) -> bool {
 }
 
 /// What is wrong with a database.
-struct Fault {
-    state: State,
-    seen: String,
+pub(crate) struct Fault {
+    pub(crate) state: State,
+    pub(crate) seen: String,
     why: &'static str,
 }
 
@@ -301,7 +302,7 @@ impl Fault {
     }
 }
 
-fn fault(text: &str, database: &str) -> Option<Fault> {
+pub(crate) fn fault(text: &str, database: &str) -> Option<Fault> {
     let lines = lines(text, database);
     if lines.is_empty() {
         return Some(Fault::fail("there is no such line"));
@@ -323,7 +324,10 @@ fn line_fault(line: &Line<'_>, database: &str) -> Option<Fault> {
         return Some(Fault::fail(format!("{} is asked before unbit", other.name)));
     }
     // Nobody gets to what is behind a service that ends the search.
-    let reached = after.iter().position(Service::ends_search).map_or(after.len(), |end| end + 1);
+    let reached = match unbit.ends_search() {
+        true => 0,
+        false => after.iter().position(Service::ends_search).map_or(after.len(), |end| end + 1),
+    };
     if let Some(late) = after.iter().take(reached).find(|service| is_local(service)) {
         let seen = format!("{} comes after unbit, so accounts of the node's own give way", late.name);
         return Some(Fault::warn(WHY_FIRST, seen));
@@ -340,7 +344,7 @@ fn line_fault(line: &Line<'_>, database: &str) -> Option<Fault> {
 }
 
 /// The text with unbit where it belongs: right behind the node's own accounts; among hosts, right behind files.
-fn mended(text: &str, database: &str) -> String {
+pub(crate) fn mended(text: &str, database: &str) -> String {
     let mut text = text.to_owned();
     if lines(&text, database).is_empty() {
         if !text.is_empty() && !text.ends_with('\n') {
@@ -353,15 +357,25 @@ fn mended(text: &str, database: &str) -> String {
     for index in 0..lines(&text, database).len() {
         // Each edit moves what is behind it, so the line is read anew.
         let faulty = |line: &&Line<'_>| line_fault(line, database).is_some();
-        if let Some(old) = lines(&text, database).get(index).filter(faulty).and_then(cut) {
+        while let Some(old) = lines(&text, database).get(index).filter(faulty).and_then(cut) {
             text.replace_range(old, "");
         }
         let new = lines(&text, database).get(index).filter(faulty).map(|line| place(line, database));
         if let Some((at, word)) = new {
-            text.insert_str(at, &word);
+            let touches = text.get(at..).is_some_and(|rest| rest.starts_with(is_of_a_name));
+            text.insert_str(at, &(word + if touches { " " } else { "" }));
         }
     }
     text
+}
+
+fn is_of_a_name(letter: char) -> bool {
+    !is_space(letter) && !matches!(letter, '[' | '#')
+}
+
+/// As isspace(3) has it, by which glibc parts words.
+fn is_space(letter: char) -> bool {
+    letter.is_ascii_whitespace() || letter == '\x0b'
 }
 
 /// The service unbit, its actions, and the blank before them.
@@ -369,9 +383,14 @@ fn cut(line: &Line<'_>) -> Option<Range<usize>> {
     let at = line.services.iter().position(|service| service.name == "unbit")?;
     let start = match at.checked_sub(1).and_then(|before| line.services.get(before)) {
         Some(before) => before.end,
-        None => line.services.first()?.name_at.start.checked_sub(1)?,
+        None => before(line.services.first()?, line),
     };
     Some(start..line.services.get(at)?.end)
+}
+
+/// Where the blank before the first service is, if there is one: the colon is none.
+fn before(first: &Service<'_>, line: &Line<'_>) -> usize {
+    first.name_at.start.saturating_sub(1).max(line.start)
 }
 
 /// Where unbit goes, behind the service that it follows or at the start, and what is written there.
@@ -387,7 +406,7 @@ fn place(line: &Line<'_>, database: &str) -> (usize, String) {
         // Groups are merged from one service to the next, so unbit must hand on what it is handed.
         Some([service, _, ..]) if service.merges() => (service.end, word + service.actions),
         Some([service, ..]) => (service.end, word),
-        _ => (line.services.first().map_or(line.end, |first| first.name_at.start.saturating_sub(1)), word),
+        _ => (line.services.first().map_or(line.end, |first| before(first, line)), word),
     }
 }
 
@@ -427,6 +446,7 @@ mod tests {
             "hosts: unbit files dns",
             "hosts: files myhostname unbit mdns4_minimal [NOTFOUND=return] dns",
             "hosts: files unbit",
+            "passwd: files unbit [!SUCCESS=return] files",
         ] {
             assert_eq!(seen(line), None, "{line}");
             assert_eq!(mend_line(line), line);
@@ -441,6 +461,18 @@ mod tests {
             ("passwd: files # unbit", "unbit is missing", "passwd: files unbit # unbit"),
             ("passwd:", "unbit is missing", "passwd: unbit"),
             ("passwd: ldap", "unbit is missing", "passwd: unbit ldap"),
+            ("passwd:ldap", "unbit is missing", "passwd: unbit ldap"),
+            (
+                "passwd: ldap unbit unbit files",
+                "files comes after unbit, so accounts of the node's own give way",
+                "passwd: ldap files unbit",
+            ),
+            ("passwd: files[UNAVAIL=return]ldap", "unbit is missing", "passwd: files[UNAVAIL=return] unbit ldap"),
+            (
+                "shadow:unbit files",
+                "files comes after unbit, so accounts of the node's own give way",
+                "shadow: files unbit",
+            ),
             ("passwd: files ldap", "unbit is missing", "passwd: files unbit ldap"),
             ("passwd: files nounbit", "unbit is missing", "passwd: files unbit nounbit"),
             ("passwd: systemd", "unbit is missing", "passwd: unbit systemd"),
