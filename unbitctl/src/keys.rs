@@ -101,7 +101,7 @@ fn check(line: &str) -> Result<Key> {
 }
 
 /// The type and the base64 of a line, which tell keys apart; options come before them and a comment behind.
-fn identity(line: &str) -> Option<(&str, &str)> {
+pub(crate) fn identity(line: &str) -> Option<(&str, &str)> {
     let is_kind = |word: &str| ["ssh-", "ecdsa-", "sk-"].iter().any(|begin| word.starts_with(begin));
     let words = line.split_whitespace();
     words.clone().zip(words.skip(1)).find(|(kind, blob)| is_kind(kind) && blob.starts_with("AAAA"))

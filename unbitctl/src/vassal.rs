@@ -155,7 +155,9 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "" => Some(1),
         letter => UNITS.into_iter().find(|(name, _)| *name == letter).map(|(_, unit)| unit),
     };
-    let bytes = unit.and_then(|unit| digits.parse::<u64>().ok()?.checked_mul(unit)).filter(|bytes| *bytes > 0);
+    let is_number = digits.bytes().all(|digit| digit.is_ascii_digit()); // std would take a sign as well
+    let number = unit.filter(|_| is_number).and_then(|unit| digits.parse::<u64>().ok()?.checked_mul(unit));
+    let bytes = number.filter(|bytes| *bytes > 0);
     bytes.ok_or_else(|| "a size is needed, such as 512M, 1G or 1T (K, M, G and T are powers of 1024)".to_owned())
 }
 

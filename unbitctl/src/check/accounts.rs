@@ -25,7 +25,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
     findings
 }
 
-fn judge(passwd: &str, has_container: &dyn Fn(ContainerUid) -> bool) -> Vec<Finding> {
+pub(crate) fn judge(passwd: &str, has_container: &dyn Fn(ContainerUid) -> bool) -> Vec<Finding> {
     let accounts = passwd.lines().filter_map(|line| {
         let mut fields = line.split(':');
         let (name, uid) = (fields.next()?, fields.nth(1)?.parse::<u32>().ok()?);

@@ -587,7 +587,7 @@ fn link_in(path: &Path) -> Option<String> {
 const LONGEST: u64 = 1 << 20;
 
 /// Whether there is a line with a key, by the names with which all types of keys begin (ssh -Q key).
-fn has_key(text: &[u8]) -> bool {
+pub(crate) fn has_key(text: &[u8]) -> bool {
     String::from_utf8_lossy(text).lines().filter(|line| !line.trim_start().starts_with('#')).any(|line| {
         line.split_whitespace().any(|word| ["ssh-", "ecdsa-", "sk-"].iter().any(|begin| word.starts_with(begin)))
     })

@@ -1,8 +1,8 @@
 //! `unbitctl check`: looks, and changes nothing. Beside what a check finds stands what [`setup`](crate::setup) does about it, its [`Step`](crate::step::Step).
 
-mod accounts;
+pub(crate) mod accounts;
 mod cgroups;
-mod container;
+pub(crate) mod container;
 pub mod distributions;
 mod emperor;
 mod filesystem;
@@ -24,10 +24,10 @@ mod server;
 mod service;
 mod services;
 pub mod sshd;
-mod subids;
+pub(crate) mod subids;
 mod systemd;
 mod time;
-mod vassals;
+pub(crate) mod vassals;
 
 use crate::names::Account;
 use crate::node::Node;

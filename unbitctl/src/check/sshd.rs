@@ -1,6 +1,6 @@
 //! What sshd does with containers' users, as it says itself (`sshd -T`), see sshd_config(5).
 
-mod files;
+pub(crate) mod files;
 
 use super::{distributions, pam};
 use crate::containers::{has_emperor, some_container};
@@ -37,7 +37,7 @@ pub struct Says {
 }
 
 impl Says {
-    fn parse(out: &str) -> Self {
+    pub(crate) fn parse(out: &str) -> Self {
         let mut keywords: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for line in out.lines() {
             let (keyword, value) = line.split_once(' ').unwrap_or((line, ""));
@@ -47,7 +47,7 @@ impl Says {
     }
 
     /// The values of a keyword, one for each line that it has.
-    fn each(&self, keyword: &str) -> &[String] {
+    pub(crate) fn each(&self, keyword: &str) -> &[String] {
         self.keywords.get(&keyword.to_ascii_lowercase()).map_or(&[], Vec::as_slice)
     }
 
@@ -96,14 +96,26 @@ impl Says {
 }
 
 /// A pattern of sshd's, in which * is any letters and ? any one (PATTERNS in ssh_config(5)).
-fn matches(pattern: &str, text: &str) -> bool {
+pub(crate) fn matches(pattern: &str, text: &str) -> bool {
     let (mut letters, mut left) = (pattern.chars(), text.chars());
-    match letters.next() {
-        None => text.is_empty(),
-        Some('*') => (0..=text.len()).any(|from| text.get(from..).is_some_and(|rest| matches(letters.as_str(), rest))),
-        Some(letter) => {
-            left.next().is_some_and(|other| letter == '?' || letter == other)
-                && matches(letters.as_str(), left.as_str())
+    // What is behind the last star, and the text that it need not cover. Earlier ones never have to cover more than they do.
+    let mut star = None;
+    loop {
+        let uncovered = left.clone();
+        match (letters.next(), left.next()) {
+            (None, None) => return true,
+            (Some('*'), _) => {
+                left = uncovered.clone();
+                star = Some((letters.clone(), uncovered));
+            }
+            (Some(letter), Some(other)) if letter == '?' || letter == other => {}
+            _ => {
+                let Some((behind, uncovered)) = &mut star else { return false };
+                if uncovered.next().is_none() {
+                    return false;
+                }
+                (letters, left) = (behind.clone(), uncovered.clone());
+            }
         }
     }
 }
@@ -562,7 +574,7 @@ fn prove(node: &Node) -> Result<()> {
 }
 
 /// The text with these lines: each in the place of the first for the same keyword, or of one that is commented out, else at the end.
-fn with_lines(old: &str, lines: &[(&str, String)]) -> String {
+pub(crate) fn with_lines(old: &str, lines: &[(&str, String)]) -> String {
     let about = |line: &str| {
         let keyword = line.split([' ', '\t', '=']).find(|word| !word.is_empty()).unwrap_or_default();
         lines.iter().find(|(ours, _)| *ours != "Subsystem" && is_about(ours, keyword, line))

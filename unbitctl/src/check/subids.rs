@@ -74,7 +74,7 @@ fn containers(node: &Node) -> Vec<ContainerUid> {
 }
 
 /// A line `name:first:count`. What newuidmap(1) does not understand it passes over.
-fn range(line: &str) -> Option<(&str, RangeInclusive<u64>)> {
+pub(crate) fn range(line: &str) -> Option<(&str, RangeInclusive<u64>)> {
     match line.split(':').collect::<Vec<_>>().as_slice() {
         [name, first, count] => {
             let (first, count) = (first.parse::<u64>().ok()?, count.parse::<u64>().ok()?);

@@ -4,7 +4,7 @@
 //! run no program once that directory is mounted (the head of examples/container.ini).
 
 mod plugins;
-mod start;
+pub(crate) mod start;
 
 use super::cgroups::list;
 use crate::containers::{VASSALS, Vassal, has_emperor, vassals};

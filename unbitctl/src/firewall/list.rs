@@ -25,7 +25,7 @@ impl Addresses {
         Ok(addresses)
     }
 
-    fn parse(text: &[u8], containers: &Network) -> (Self, Vec<(usize, String)>) {
+    pub(crate) fn parse(text: &[u8], containers: &Network) -> (Self, Vec<(usize, String)>) {
         let mut addresses = Self::default();
         let mut bad = Vec::new();
         for (line, number) in text.split(|&byte| byte == b'\n').zip(1..) {
@@ -37,7 +37,7 @@ impl Addresses {
             match address(word, containers) {
                 Ok(IpAddr::V4(address)) => drop(addresses.ipv4.insert(address)),
                 Ok(IpAddr::V6(address)) => drop(addresses.ipv6.insert(address)),
-                Err(reason) => bad.push((number, format!("{word:?} {reason}"))),
+                Err(reason) => bad.push((number, format!("{} {reason}", escape::quoted(word)))),
             }
         }
         (addresses, bad)

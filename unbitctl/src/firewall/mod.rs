@@ -2,11 +2,11 @@
 //!
 //! [`source`] is what the rules are made of, its arguments are [`values`]; [`list`] reads the lists of nodes, [`ruleset`] makes the rules, [`nft`] talks to nft(8). What the rules are, and why, is in unbitctl(8).
 
-mod list;
+pub(crate) mod list;
 pub mod nft;
 pub mod ruleset;
 pub mod source;
-mod values;
+pub(crate) mod values;
 
 use crate::command_line::{must_be_root, tell};
 use crate::report::{self, say};

@@ -81,7 +81,7 @@ pub struct Table {
 }
 
 impl Table {
-    fn parse(json: &str) -> Result<Self> {
+    pub(crate) fn parse(json: &str) -> Result<Self> {
         let listing: Value = serde_json::from_str(json).context("the answer of nft")?;
         let mut table = Self { sets: BTreeMap::new(), rest: Vec::new(), comments: Vec::new() };
         for entry in entries(&listing) {

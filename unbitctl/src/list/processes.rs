@@ -98,7 +98,7 @@ impl Processes {
 
 impl Process {
     /// Reads /proc/PID/status, see proc_pid_status(5). What has ended is none.
-    fn parse(pid: i32, status: &str) -> Option<Self> {
+    pub(crate) fn parse(pid: i32, status: &str) -> Option<Self> {
         let field =
             |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(str::trim);
         if field("State")?.starts_with(['Z', 'X']) {
@@ -141,7 +141,7 @@ fn read(pid: i32, file: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn start_of(stat: &str) -> Option<u64> {
+pub(crate) fn start_of(stat: &str) -> Option<u64> {
     field_of(stat, 22)
 }
 

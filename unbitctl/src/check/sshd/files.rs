@@ -13,6 +13,8 @@ pub struct Directive {
 
 /// Files that include each other end somewhere; sshd's own limit.
 const DEPTH: usize = 16;
+/// As many files as are read: one that includes itself twice would be read 65536 times.
+const FILES: usize = 1024;
 
 /// Reads a file and what it includes: `read` is asked for files, `list` for the names in a folder.
 pub fn directives(
@@ -20,20 +22,25 @@ pub fn directives(
     list: &dyn Fn(&str) -> Vec<String>,
     file: &str,
 ) -> Vec<Directive> {
-    let mut found = Vec::new();
-    add(&mut found, read, list, file, false, 0);
+    let (mut found, mut left) = (Vec::new(), FILES);
+    add(&mut found, &mut left, read, list, file, false, 0);
     found
 }
 
 fn add(
     found: &mut Vec<Directive>,
+    left: &mut usize,
     read: &dyn Fn(&str) -> Option<String>,
     list: &dyn Fn(&str) -> Vec<String>,
     file: &str,
     mut conditional: bool,
     depth: usize,
 ) {
-    let Some(text) = read(file).filter(|_| depth < DEPTH) else { return };
+    if depth == DEPTH || *left == 0 {
+        return;
+    }
+    *left -= 1;
+    let Some(text) = read(file) else { return };
     for (at, line) in text.lines().enumerate() {
         let line = line.trim();
         let end = line.find(|c: char| c.is_whitespace() || c == '=').unwrap_or(line.len());
@@ -46,7 +53,7 @@ fn add(
             conditional = true;
         } else if keyword.eq_ignore_ascii_case("Include") {
             for path in value.split_whitespace().flat_map(|pattern| expand(pattern.trim_matches('"'), list)) {
-                add(found, read, list, &path, conditional, depth + 1);
+                add(found, left, read, list, &path, conditional, depth + 1);
             }
         } else {
             let (file, value) = (file.to_owned(), value.to_owned());

@@ -52,6 +52,9 @@ const LOGS: [&str; 6] = ["logto", "daemonize", "pidfile", "safe-pidfile", "log-b
 const CONTAINERS: &str = "/containers";
 /// Files that include each other end somewhere.
 const DEPTH: usize = 8;
+/// As many options as are looked at, and as long as a value grows by placeholders in placeholders.
+const MOST: usize = 4096;
+const LONGEST: usize = 4096;
 
 /// All of them in a file, which may include others; only .ini files are read.
 pub fn faults(path: &str, read: &dyn Fn(&str) -> Option<String>, text: &str) -> Vec<Fault> {
@@ -96,6 +99,9 @@ impl Start {
     ) {
         let mut is_ours = true;
         for (at, line) in text.lines().enumerate() {
+            if settings.len() >= MOST {
+                return;
+            }
             let line = line.trim();
             if let Some(section) = line.strip_prefix('[') {
                 is_ours = section.trim_end_matches(']') == "uwsgi";
@@ -117,7 +123,7 @@ impl Start {
                 let path = setting.value.split(':').next().unwrap_or_default().to_owned();
                 if self.is_tenants(&path, 0) {
                     self.fault(Kind::Include, &setting);
-                } else if let Some(text) = read(&path).filter(|_| depth < DEPTH) {
+                } else if let Some(text) = Some(&path).filter(|_| depth < DEPTH).and_then(|path| read(path)) {
                     self.read(settings, values, read, &path, &text, depth + 1);
                 }
             }
@@ -279,16 +285,15 @@ fn filled(value: &str, values: &BTreeMap<String, String>) -> String {
     while let Some((before, after)) = rest.split_once('%') {
         text.push_str(before);
         let named = after.strip_prefix('(').and_then(|name| name.split_once(')'));
-        match named {
-            Some((name, after)) if values.contains_key(name) => {
-                text.push_str(values.get(name).map_or("", String::as_str));
+        let short = after.strip_prefix('n').map(|after| ("n", after));
+        let known = named.and_then(|(name, after)| Some((values.get(name)?, after)));
+        let known = known.or_else(|| short.and_then(|(name, after)| Some((values.get(name)?, after))));
+        match known.filter(|(value, _)| text.len() + value.len() <= LONGEST) {
+            Some((value, after)) => {
+                text.push_str(value);
                 rest = after;
             }
-            _ if after.starts_with('n') => {
-                text.push_str(values.get("n").map_or("", String::as_str));
-                rest = after.get(1..).unwrap_or_default();
-            }
-            _ => {
+            None => {
                 text.push('%');
                 rest = after;
             }
