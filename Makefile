@@ -1,8 +1,12 @@
 # make            build both modules in release
 # make demo       show a login on a private node, from a fresh Debian 12 or 13 on; as root
 # make test       every test, on the same; as root
-# make test-releases, test-cgroups, test-load, test-faults, fuzz
-#                 other releases of Debian, every cgroup layout, 500 logins, every fault on every call, minutes of fuzzing; as root
+# make test-releases, test-cgroups, test-load, test-faults
+#                 other releases of Debian, every cgroup layout, 500 logins, every fault on every call; as root
+# make fuzz       [TARGET=name] [SECONDS=60]
+#                 every parser, or one, with coverage feedback; with cargo-fuzz and a nightly toolchain
+# make fuzz-nss   [SECONDS=60]
+#                 the NSS module itself, called as glibc calls it; as root
 # make test-reproducible
 #                 two builds in different directories, to the byte
 # make miri       the NSS module's unit tests under Miri
@@ -57,7 +61,7 @@ STAGED_NSS = $(STAGE)/usr/lib/$(MULTIARCH)/libnss_unbit.so.2
 HERE = --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/usr/src/cargo --remap-path-prefix=$(CURDIR)=/usr/src/unbit --remap-path-prefix=$(CARGO_TARGET_DIR)=/usr/src/unbit/target
 NODE = tests/node/run --release $(RELEASE) --modules $(STAGE)
 
-.PHONY: build install uninstall demo test test-releases test-cgroups test-load test-faults test-reproducible fuzz miri bench bench-login deb test-packages test-mail test-vm test-engines test-distribution check dist stage clean
+.PHONY: build install uninstall demo test test-releases test-cgroups test-load test-faults test-reproducible fuzz fuzz-nss miri bench bench-login deb test-packages test-mail test-vm test-engines test-distribution check dist stage clean
 build:
 	@tests/prepare build
 	RUSTFLAGS="$(strip $(RUSTFLAGS) $(HERE))" $(CARGO) build --release --locked -p nss_unbit -p pam_unbit -p unbitctl
@@ -105,6 +109,7 @@ demo:
 test:
 	@tests/prepare node
 	$(CARGO) test --locked --workspace --exclude unbit-tests
+	$(CARGO) test --locked --manifest-path fuzz/Cargo.toml -p unbit-properties # the corpora, without a fuzzer
 	$(CARGO) test --locked -p unbit-tests --lib --bins # those of tests/tests need a node: tests/run
 	@$(MAKE) --no-print-directory stage
 	tests/weight --node $(RELEASE) $(NSS) $(STAGED_NSS)
@@ -142,8 +147,12 @@ test-reproducible:
 miri:
 	$(CARGO) +nightly miri test --locked -p nss_unbit -p unbit-shared
 
-SECONDS = 300
+SECONDS = 60
+TARGET =
 fuzz:
+	@CARGO='$(CARGO)' fuzz/run $(SECONDS) $(TARGET)
+
+fuzz-nss:
 	@tests/prepare node
 	@$(MAKE) --no-print-directory stage
 	$(CARGO) build --release --locked -p unbit-tests --bin fuzz-nss
@@ -185,6 +194,8 @@ check:
 	@tests/prepare check
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --all --check
+	$(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml -p unbit-properties -p unbitctl-library --all-targets -- -D warnings
 	tests/documents
 	tests/supply-chain
 

@@ -46,6 +46,11 @@ pub mod user_namespace;
 
 pub use deadline::Deadline;
 
+/// What must hold for any input of the parsers here, for the fuzzer.
+#[cfg(feature = "fuzz")]
+#[path = "../../fuzz/properties/join.rs"]
+pub mod properties;
+
 /// A failure on demand: panics if that is what the file says.
 #[cfg(feature = "test-panics")]
 #[allow(clippy::panic)]

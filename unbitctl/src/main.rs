@@ -42,6 +42,11 @@ mod terminal;
 mod traces;
 mod vassal;
 
+/// What must hold for any input of the parsers here, for the fuzzer.
+#[cfg(feature = "fuzz")]
+#[path = "../../fuzz/properties/unbitctl.rs"]
+pub mod properties;
+
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
