@@ -115,7 +115,7 @@ fn distribution(line: &str) -> Option<&str> {
         }
         _ => None,
     }
-    .filter(|name| !name.contains('/'))
+    .filter(|name| !name.contains(['/', ':', '=', ','])) // which part the words of such lines
 }
 
 fn set(text: &str, key: &str, value: u64) -> Option<String> {

@@ -199,7 +199,7 @@ impl Entry {
 /// Files that include each other end somewhere; libpam's own limit (PAM_SUBSTACK_MAX_LEVEL).
 const DEPTH: usize = 16;
 /// As many files as are read: one that includes itself twice would be read 65536 times.
-pub(crate) const FILES: usize = 1024;
+pub(crate) const FILES: usize = 128;
 /// What is between two words. Not a carriage return: libpam takes that for a part of a module's name.
 const BLANKS: [char; 2] = [' ', '\t'];
 

@@ -14,7 +14,7 @@ pub struct Directive {
 /// Files that include each other end somewhere; sshd's own limit.
 const DEPTH: usize = 16;
 /// As many files as are read: one that includes itself twice would be read 65536 times.
-const FILES: usize = 1024;
+const FILES: usize = 256;
 
 /// Reads a file and what it includes: `read` is asked for files, `list` for the names in a folder.
 pub fn directives(
