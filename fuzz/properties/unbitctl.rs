@@ -323,7 +323,7 @@ pub fn nsswitch(data: &[u8]) {
             }
             assert!(!text[..line.end].ends_with('\n'));
         }
-        // Brackets that glibc cannot read either are for people to mend: those that nothing closes, and those behind no service.
+        // Brackets that glibc cannot read either are for people to fix: those that nothing closes, and those behind no service.
         let is_odd = |line: &nsswitch::Line<'_>| {
             let line = &text[line.start..line.end];
             line.rfind('[') > line.rfind(']') || line.trim_start().starts_with('[')
@@ -331,11 +331,11 @@ pub fn nsswitch(data: &[u8]) {
         if nsswitch::lines(&text, database).iter().any(is_odd) {
             continue;
         }
-        let new = nsswitch::mended(&text, database);
+        let new = nsswitch::fixed(&text, database);
         if let Some(fault) = nsswitch::fault(&new, database) {
             assert!(fault.state != State::Fail, "{database} after set-up: {} in {new:?}", fault.seen);
         }
-        assert_eq!(nsswitch::mended(&new, database), new, "a second time");
+        assert_eq!(nsswitch::fixed(&new, database), new, "a second time");
         let others = |text: &str| -> Vec<String> {
             let lines = text.lines().filter(|line| line.split(':').next().unwrap_or_default().trim() != database);
             lines.map(|line| line.trim_end_matches('\r').to_owned()).collect()

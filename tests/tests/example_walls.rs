@@ -540,7 +540,7 @@ fn the_terminal_that_the_emperor_was_started_from_is_not_the_tenants() {
     let check = || {
         let all: Value = serde_json::from_str(&sh("unbitctl check --json").out).unwrap();
         let found = all.as_array().unwrap().iter().find(|finding| finding["check"] == "emperor").unwrap();
-        ["state", "seen", "mend"].map(|key| found[key].as_str().unwrap_or_default().to_owned()).join("\n")
+        ["state", "seen", "fix"].map(|key| found[key].as_str().unwrap_or_default().to_owned()).join("\n")
     };
     let terminal = OnATerminal::start();
     assert_eq!(below_pid_1(30001, "tty", open), "No such device or address\n");

@@ -87,9 +87,9 @@ fn nothing_is_wrong_with_a_node_of_linked_containers() {
     };
     assert_eq!(faults(), ["warn  mounts         directories of linked containers are on /, without nosuid or nodev"]);
     let text = sh("unbitctl check").out;
-    let mend = text.lines().find_map(|line| line.find("echo '/containers ").map(|at| &line[at..]));
+    let fix = text.lines().find_map(|line| line.find("echo '/containers ").map(|at| &line[at..]));
     let _mounted = AtEnd(|| drop(sh("umount /containers; mv /tmp/fstab /etc/fstab").ok()));
-    sh(format!("touch /etc/fstab; cp /etc/fstab /tmp/fstab; {}", mend.unwrap_or(&text))).ok();
+    sh(format!("touch /etc/fstab; cp /etc/fstab /tmp/fstab; {}", fix.unwrap_or(&text))).ok();
     let text = sh("unbitctl check").out;
     assert_eq!(faults(), [""; 0], "{text}");
     for seen in ["mounts         no Emperor starts containers here", "distributions  no Emperor starts containers here"]

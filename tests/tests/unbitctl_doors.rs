@@ -21,7 +21,7 @@ fn check_by(command: &str, name: &str) -> Vec<Finding> {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let of_it = json.as_array().unwrap().iter().filter(|finding| finding["check"] == name);
     of_it
-        .map(|finding| (text(&finding["state"]).unwrap(), text(&finding["seen"]).unwrap(), text(&finding["mend"])))
+        .map(|finding| (text(&finding["state"]).unwrap(), text(&finding["seen"]).unwrap(), text(&finding["fix"])))
         .collect()
 }
 
@@ -54,10 +54,9 @@ fn an_account_with_a_containers_name_or_number() {
         let _gone = AtEnd(|| drop(sh("userdel 30555; userdel other; rmdir /containers/30555")));
         one(&check("accounts"), "warn", "the account 30555 has the uid 2001, and a container's name");
         sh("install -d -o 30555 -g 30555 /containers/30555").ok();
-        let mend =
-            one(&check("accounts"), "fail", "the account 30555 has the uid 2001, and /containers/30555 is there");
-        assert_eq!(mend.as_deref(), Some("usermod --login ANOTHER_NAME 30555"));
-        sh(mend.unwrap().replace("ANOTHER_NAME", "other")).ok();
+        let fix = one(&check("accounts"), "fail", "the account 30555 has the uid 2001, and /containers/30555 is there");
+        assert_eq!(fix.as_deref(), Some("usermod --login ANOTHER_NAME 30555"));
+        sh(fix.unwrap().replace("ANOTHER_NAME", "other")).ok();
         is_well("accounts");
     }
     {
@@ -102,7 +101,7 @@ fn subordinate_ids_that_are_containers() {
     let given = check("subids");
     assert_eq!(given.len(), 3, "{given:#?}");
     one(&given, "ok", "no range in /etc/subuid or /etc/subgid has the number of a container");
-    let mends = [one(&given, "warn", "(/etc/subuid)").unwrap(), one(&given, "warn", "(/etc/subgid)").unwrap()];
+    let fixes = [one(&given, "warn", "(/etc/subuid)").unwrap(), one(&given, "warn", "(/etc/subgid)").unwrap()];
     sh("useradd carol").ok();
     let range = sh("sed -n 's/^carol://p' /etc/subuid").ok();
     assert_eq!(range, "100000:65536");
@@ -118,8 +117,8 @@ fn subordinate_ids_that_are_containers() {
     sh(usermod).ok();
     sh(one(&check("subids"), "fail", "/etc/subgid: carol").unwrap()).ok();
     // What useradd gives after what is to be done is done.
-    for (mend, kind) in mends.iter().zip(["SUB_UID", "SUB_GID"]) {
-        assert_eq!(mend, &format!("set {kind}_COUNT 0 in /etc/login.defs"));
+    for (fix, kind) in fixes.iter().zip(["SUB_UID", "SUB_GID"]) {
+        assert_eq!(fix, &format!("set {kind}_COUNT 0 in /etc/login.defs"));
         sh(format!("sed -i '/^{kind}_COUNT/d' /etc/login.defs; echo {kind}_COUNT 0 >>/etc/login.defs")).ok();
     }
     is_well("subids");
@@ -249,8 +248,8 @@ fn a_log_that_containers_write_into() {
     {
         let _made = Made::with(30007, ":");
         eventually("the forged line", || log.text().contains(FORGED).then_some(()));
-        let mend = one(&check("log"), "warn", "can reach the node's log, by /dev/log: 30007").unwrap();
-        assert!(mend.contains("a /dev of its own"), "{mend}");
+        let fix = one(&check("log"), "warn", "can reach the node's log, by /dev/log: 30007").unwrap();
+        assert!(fix.contains("a /dev of its own"), "{fix}");
         let _other = Made::with(30008, "mkdir -p /srv/deep && mount --bind /dev /srv/deep");
         one(&check("log"), "warn", "by /dev/log: 30007 30008");
     }

@@ -647,12 +647,12 @@ fn the_check_sees_what_the_lists_say_now() {
         parts.iter().for_each(|part| assert!(seen.contains(part), "{part:?} is not in {seen}"))
     };
 
-    holds(&check(), &["warn ports the table inet unbit is not loaded", "mend unbitctl firewall --apply"]);
+    holds(&check(), &["warn ports the table inet unbit is not loaded", "fix unbitctl firewall --apply"]);
     sh("rm /etc/uwsgi/nodes /etc/uwsgi/legion_nodes").ok();
     holds(
         &check(),
         &[
-            "mend write /etc/uwsgi/nodes and /etc/uwsgi/legion_nodes, one address a line, then: unbitctl firewall --apply",
+            "fix write /etc/uwsgi/nodes and /etc/uwsgi/legion_nodes, one address a line, then: unbitctl firewall --apply",
         ],
     );
     fs::write("/etc/uwsgi/nodes", NODES).unwrap();
@@ -662,14 +662,14 @@ fn the_check_sees_what_the_lists_say_now() {
     holds(&check(), &[good]);
 
     fs::write("/etc/uwsgi/nodes", NODES.replace("192.0.2.11", "192.0.2.12")).unwrap();
-    let mend = "mend unbitctl firewall --legion-ports=2000 --apply";
-    holds(&check(), &["FAIL ports ", "nodes ipv4 lacks 192.0.2.12; nodes ipv4 holds 192.0.2.11", mend]);
-    on_node(mend.trim_start_matches("mend ")).ok();
+    let fix = "fix unbitctl firewall --legion-ports=2000 --apply";
+    holds(&check(), &["FAIL ports ", "nodes ipv4 lacks 192.0.2.12; nodes ipv4 holds 192.0.2.11", fix]);
+    on_node(fix.trim_start_matches("fix ")).ok();
     holds(&check(), &[good]);
 
     on_node("nft insert rule inet unbit input accept").ok();
-    holds(&check(), &["FAIL ports ", "its rules are others", mend]);
-    on_node(mend.trim_start_matches("mend ")).ok();
+    holds(&check(), &["FAIL ports ", "its rules are others", fix]);
+    on_node(fix.trim_start_matches("fix ")).ok();
     holds(&check(), &[good]);
 
     fs::write("/etc/uwsgi/nodes", "192.0.2.300\n").unwrap();
@@ -682,7 +682,7 @@ fn the_check_sees_what_the_lists_say_now() {
         &check(),
         &[
             "FAIL ports /etc/uwsgi/nodes: No such file",
-            "mend write /etc/uwsgi/nodes, one address a line, then: unbitctl firewall --legion-ports=2000 --apply",
+            "fix write /etc/uwsgi/nodes, one address a line, then: unbitctl firewall --legion-ports=2000 --apply",
         ],
     );
     load("table inet unbit\ndelete table inet unbit\ntable inet unbit { }\n");
@@ -691,7 +691,7 @@ fn the_check_sees_what_the_lists_say_now() {
     fs::write("/etc/uwsgi/nodes", NODES).unwrap();
     fs::rename("/usr/sbin/nft", "/usr/sbin/nft.away").unwrap();
     let _back = AtEnd(|| fs::rename("/usr/sbin/nft.away", "/usr/sbin/nft").unwrap());
-    holds(&check(), &["warn ports nft is not installed", "mend apt install nftables, then: unbitctl firewall --apply"]);
+    holds(&check(), &["warn ports nft is not installed", "fix apt install nftables, then: unbitctl firewall --apply"]);
     assert!(on_node("unbitctl firewall --apply").failed().contains("apt install nftables"));
     assert!(on_node("unbitctl firewall").ok().contains("table inet unbit"), "printing needs no nft");
 }

@@ -1,5 +1,5 @@
 // node: --stock
-//! `unbitctl setup`, and the checks that it mends: on a node whose nsswitch.conf, pam.d/sshd and sshd_config are Debian's own.
+//! `unbitctl setup`, and the checks that it fixes: on a node whose nsswitch.conf, pam.d/sshd and sshd_config are Debian's own.
 
 use serde_json::Value;
 use std::fs;
@@ -62,14 +62,14 @@ impl Drop for Away {
     }
 }
 
-/// What a command that ends in `unbitctl check` finds: "STATE CHECK: SEEN", and "mend: MEND".
+/// What a command that ends in `unbitctl check` finds: "STATE CHECK: SEEN", and "fix: MEND".
 fn said(arguments: &str) -> Vec<String> {
     let found = sh(format!("{arguments} --json"));
     let json: Value = serde_json::from_str(&found.out).unwrap_or_else(|error| panic!("{error}: {found:?}"));
     let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
     let line = |finding: &Value| {
-        let [state, check, seen, mend] = ["state", "check", "seen", "mend"].map(|key| text(finding, key));
-        format!("{state} {check}: {seen}\nmend: {mend}\n")
+        let [state, check, seen, fix] = ["state", "check", "seen", "fix"].map(|key| text(finding, key));
+        format!("{state} {check}: {seen}\nfix: {fix}\n")
     };
     json.as_array().unwrap().iter().map(line).collect()
 }
@@ -113,7 +113,7 @@ fn a_fresh_debian_becomes_a_node_by_setup_alone() {
     }
     assert!(done.out.contains("reload ssh") && done.err.contains("sshd will refuse everybody's"), "{done:?}");
     let [distribution] = &faults("distributions", "")[..] else { panic!("{done:?}") };
-    assert!(distribution.ends_with("\nmend: unbitctl setup --root /distros/base nsswitch\n"), "{distribution}");
+    assert!(distribution.ends_with("\nfix: unbitctl setup --root /distros/base nsswitch\n"), "{distribution}");
     sh("unbitctl setup nsswitch --root /distros/base").ok(); // scp and sftp look themselves up in there
     assert_eq!(faults("distributions", ""), [""; 0]);
     sh("kill -HUP $(cat /run/sshd.pid)").ok(); // systemctl reload ssh
@@ -146,13 +146,13 @@ fn a_plain_setup_makes_what_a_login_needs_and_no_more() {
     let done = sh("unbitctl setup");
     assert_eq!(done.status, Some(0), "{done:?}");
     let [distribution] = &well()[..] else { panic!("{:?}", well()) };
-    assert!(distribution.ends_with("\nmend: unbitctl setup --root /distros/base nsswitch\n"), "{distribution}");
+    assert!(distribution.ends_with("\nfix: unbitctl setup --root /distros/base nsswitch\n"), "{distribution}");
     assert_eq!(sh(format!("cmp {SSHD} /tmp/stock{SSHD}; ls -d {OF_GUIDE} 2>/dev/null")).out, "");
 
     // A distribution that has no sftp-server.
     let _back = AtEnd(|| drop(sh("mv /distros/base/usr/lib/openssh/away /distros/base/usr/lib/openssh/sftp-server")));
     sh("mv /distros/base/usr/lib/openssh/sftp-server /distros/base/usr/lib/openssh/away").ok();
-    let seen = "warn sshd: Subsystem sftp /usr/lib/openssh/sftp-server, which is not in /distros/base\nmend: unbitctl setup sshd\n";
+    let seen = "warn sshd: Subsystem sftp /usr/lib/openssh/sftp-server, which is not in /distros/base\nfix: unbitctl setup sshd\n";
     assert!(well().contains(&seen.to_owned()), "{:?}", well());
     sh("unbitctl setup sshd").ok();
     assert!(!well().concat().contains("Subsystem"), "{:?}", well());
@@ -193,7 +193,7 @@ fn sshd_must_look_for_keys_somewhere() {
     ))
     .ok();
     let [fault] = &faults()[..] else { panic!("{:?}", faults()) };
-    assert!(fault.ends_with("\nmend: unbitctl setup sshd\n"), "{fault}");
+    assert!(fault.ends_with("\nfix: unbitctl setup sshd\n"), "{fault}");
     sh("unbitctl setup sshd").ok();
     assert_eq!(faults(), [""; 0]);
 }
@@ -213,7 +213,7 @@ fn passwords_are_refused_only_if_that_is_wished() {
     assert!(!done.err.contains("passwords:"), "{done:?}");
     let of_sshd = faults("sshd", "");
     let password = of_sshd.iter().find(|fault| fault.contains("PasswordAuthentication")).unwrap();
-    assert!(password.contains("PasswordAuthentication yes\nmend: unbitctl setup --keys-only sshd\n"), "{password}");
+    assert!(password.contains("PasswordAuthentication yes\nfix: unbitctl setup --keys-only sshd\n"), "{password}");
     // The file is that of examples/, without the lines on passwords; PerSourcePenalties where sshd knows it.
     let plain = |text: &str| {
         text.replace(" .ssh/authorized_keys2", "")
@@ -260,7 +260,7 @@ fn a_distribution_is_set_up_as_one() {
     .ok();
     let checks = said(&format!("unbitctl check --root {OTHER}")).concat();
     let missing =
-        "fail distributions: /.old_root is missing\nmend: unbitctl setup --root /distros/other distributions\n";
+        "fail distributions: /.old_root is missing\nfix: unbitctl setup --root /distros/other distributions\n";
     for (has, words) in [(true, missing), (true, " nsswitch: "), (false, " folders: "), (false, " sshd: ")] {
         assert_eq!(checks.contains(words), has, "{words}: {checks}");
     }
@@ -354,7 +354,7 @@ fn what_setup_would_refuse_a_dry_run_refuses() {
     // Lines that sshd does not ask for, and setup does not change.
     sh("unbitctl setup pam sshd; echo UsePAM no >/etc/ssh/sshd_config.d/00-a.conf").ok();
     end("pam sshd nsswitch", session, "done: pam, sshd; failed: nsswitch\n");
-    // Those that the steps before would mend are no obstacle.
+    // Those that the steps before would fix are no obstacle.
     sh("rm /etc/ssh/sshd_config.d/00-a.conf; echo UsePAM no >/etc/ssh/sshd_config.d/00-unbit.conf").ok();
     end("nsswitch", session, session);
     sh("unbitctl setup --dry-run sshd nsswitch && unbitctl setup sshd nsswitch").ok();
@@ -466,7 +466,7 @@ fn undo_takes_back_the_last_set_up_that_replaced_files() {
     for (come_to_nothing, said) in [
         ("! unbitctl setup nsswitch", "/etc/nsswitch.conf is as it was before"),
         (&format!("! {READ_ONLY} unbitctl setup nscd"), "Read-only file system"),
-        ("chmod 700 /subscribe; unbitctl setup --guide uwsgi.it folders", "\n1 folder mended; it stays\n"),
+        ("chmod 700 /subscribe; unbitctl setup --guide uwsgi.it folders", "\n1 folder fixed; it stays\n"),
         ("unbitctl setup --guide uwsgi.it folders pam", "nothing to do"),
     ] {
         assert!(
@@ -534,10 +534,10 @@ fn of_a_link_the_target_is_replaced() {
     assert!(fs::symlink_metadata(NSSWITCH).unwrap().is_symlink());
 }
 
-/// Each thing that a step looks at, broken alone and mended by it.
+/// Each thing that a step looks at, broken alone and fixed by it.
 #[test]
 #[ignore = "needs the node: make test"]
-fn each_check_fails_by_its_one_thing_and_passes_after_its_mend() {
+fn each_check_fails_by_its_one_thing_and_passes_after_its_fix() {
     let _stock = Stock::again();
     sh(format!("unbitctl setup {STEPS}")).ok();
     assert_eq!(all_faults(), [""; 0], "the witness");
@@ -652,13 +652,13 @@ fn each_check_fails_by_its_one_thing_and_passes_after_its_mend() {
         for other in STEPS.split(' ').filter(|other| *other != step) {
             assert_eq!(faults(other, ""), [""; 0], "{broken}");
         }
-        let mended = sh(format!("unbitctl setup --guide uwsgi.it --keys-only {step}"));
+        let fixed = sh(format!("unbitctl setup --guide uwsgi.it --keys-only {step}"));
         if let Some((_, line)) = broken.strip_suffix("' /etc/pam.d/sshd").and_then(|begin| begin.split_once("unbit/i"))
         {
             // It is somebody's, so it stays, and ours goes before it.
             assert!(fs::read_to_string(PAM).unwrap().contains(&format!("{line}\n")), "{broken}");
         }
-        assert_eq!((mended.status, all_faults()), (Some(0), Vec::new()), "{broken}: {mended:?}");
+        assert_eq!((fixed.status, all_faults()), (Some(0), Vec::new()), "{broken}: {fixed:?}");
     }
 }
 
@@ -684,7 +684,7 @@ fn the_session_line_is_moved_up_from_its_former_place() {
         let fault = format!("{module} runs for containers' users");
         let is_told = |seen: &&String| seen.starts_with("fail pam: /etc/pam.d/sshd line ") && seen.contains(&fault);
         assert_eq!(seen.iter().filter(is_told).count(), 1, "{module}: {seen:#?}");
-        assert!(seen.iter().all(|seen| seen.ends_with("mend: unbitctl setup pam\n")), "{seen:#?}");
+        assert!(seen.iter().all(|seen| seen.ends_with("fix: unbitctl setup pam\n")), "{seen:#?}");
     }
     let before = everything();
     let shown = sh("unbitctl setup --dry-run pam").ok();
@@ -709,39 +709,36 @@ fn the_session_line_is_moved_up_from_its_former_place() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn what_setup_cannot_mend_is_told_with_the_place() {
+fn what_setup_cannot_fix_is_told_with_the_place() {
     let _stock = Stock::again();
     let said = |root: &str| said(&format!("unbitctl check --guide uwsgi.it {root}")).concat();
-    for (broken, mend) in [
+    for (broken, fix) in [
         (
             "echo X11Forwarding yes >/etc/ssh/sshd_config.d/00-a.conf",
-            "mend: in /etc/ssh/sshd_config.d/00-a.conf line 1: X11Forwarding no",
+            "fix: in /etc/ssh/sshd_config.d/00-a.conf line 1: X11Forwarding no",
         ),
         (
             "sed -i '/^Include/d' /etc/ssh/sshd_config",
-            "mend: at the top of /etc/ssh/sshd_config: Include /etc/ssh/sshd_config.d/*.conf\n",
+            "fix: at the top of /etc/ssh/sshd_config: Include /etc/ssh/sshd_config.d/*.conf\n",
         ),
-        ("sed -i 's/^auth.*unbit.so/& debig/' /etc/pam.d/sshd", "mend the options by hand"),
+        ("sed -i 's/^auth.*unbit.so/& debig/' /etc/pam.d/sshd", "fix the options by hand"),
         (
             "grep ^auth.*unbit /etc/pam.d/sshd >/etc/pam.d/ours; sed -i 's/^auth.*unbit.*/@include ours/; /^session.*unbit/s/done/ok/' /etc/pam.d/sshd",
             "take the line of pam_unbit.so out of /etc/pam.d/ours",
         ),
         (
             "printf 'Match User 3*\\n ChrootDirectory /srv\\n' >>/etc/ssh/sshd_config",
-            "mend: keep it from containers' users",
+            "fix: keep it from containers' users",
         ),
         (
             "printf 'Match User 3*\\n AuthenticationMethods publickey,password\\n' >>/etc/ssh/sshd_config",
-            "mend: let containers' users in by publickey alone",
+            "fix: let containers' users in by publickey alone",
         ),
-        (
-            "printf 'Match User 3*\\n X11Forwarding yes\\n' >>/etc/ssh/sshd_config",
-            "mend: in /etc/ssh/sshd_config line ",
-        ),
+        ("printf 'Match User 3*\\n X11Forwarding yes\\n' >>/etc/ssh/sshd_config", "fix: in /etc/ssh/sshd_config line "),
         ("echo Nonsense yes >>/etc/ssh/sshd_config", "Bad configuration option: Nonsense"),
         (
             "sed -i 's/^session.*unbit.*/# M\\xfcller/' /etc/pam.d/sshd",
-            "mend: write the lines of /etc/pam.d/sshd in UTF-8 that this shows: LC_ALL=C.UTF-8 grep -naxv '.*' /etc/pam.d/sshd\n",
+            "fix: write the lines of /etc/pam.d/sshd in UTF-8 that this shows: LC_ALL=C.UTF-8 grep -naxv '.*' /etc/pam.d/sshd\n",
         ),
     ] {
         let _stock = Stock::again();
@@ -751,7 +748,7 @@ fn what_setup_cannot_mend_is_told_with_the_place() {
         let before = said("");
         sh(broken).ok();
         let after = said("");
-        assert!(after.contains(mend) && !before.contains(mend), "{broken}: {after}");
+        assert!(after.contains(fix) && !before.contains(fix), "{broken}: {after}");
         let refused = sh("unbitctl setup --guide uwsgi.it pam sshd");
         // What fails of the guide alone has a status of its own; warnings have none.
         let status = if broken.contains("X11") { 0 } else { 1 + 3 * i32::from(broken.contains("Include")) };
@@ -854,7 +851,7 @@ fn a_step_that_fails_keeps_back_those_that_need_it_and_no_others() {
             "{done:?}"
         );
         assert!(done.out.contains("5 files changed; unbitctl setup --undo takes them back\n"), "{done:?}");
-        assert!(done.out.contains("mend  adduser"), "what is left is told: {done:?}");
+        assert!(done.out.contains("fix   adduser"), "what is left is told: {done:?}");
         assert_eq!(all_faults(), [""; 0]);
         sh("unbitctl setup --undo").ok();
     }
@@ -912,7 +909,7 @@ fn accounts_come_after_the_lines_of_pam() {
     sh("echo UsePAM no >/etc/ssh/sshd_config.d/00-a.conf").ok();
     let refused = sh("unbitctl setup nsswitch").failed();
     assert!(refused.contains("first: unbitctl setup pam sshd"), "{refused}");
-    sh("rm /etc/ssh/sshd_config.d/00-a.conf; cp -a /etc/pam.d/sshd /tmp/mended").ok();
+    sh("rm /etc/ssh/sshd_config.d/00-a.conf; cp -a /etc/pam.d/sshd /tmp/fixed").ok();
     // The node has other names, a comment may be of another time, and without a file of sshd's own libpam takes `other`.
     for (broken, command) in [
         ("cp -a /tmp/stock/etc/pam.d/sshd /etc/pam.d", "cd / && unbitctl setup --root . nsswitch"),
@@ -925,7 +922,7 @@ fn accounts_come_after_the_lines_of_pam() {
     ] {
         let refused = sh(format!("{broken}; {command}")).failed();
         assert!(refused.contains("first: unbitctl setup pam sshd"), "{broken}: {refused}");
-        sh("cp -a /tmp/mended /etc/pam.d/sshd").ok();
+        sh("cp -a /tmp/fixed /etc/pam.d/sshd").ok();
     }
     sh("unbitctl setup nsswitch && unbitctl setup --undo").ok();
     // Nor do they stay behind those lines.
@@ -1022,7 +1019,7 @@ fn advice_about_a_root_directory_is_about_that_one() {
     let _end = AtEnd(|| fs::remove_dir_all(ROOT).unwrap());
     let said = || said(&format!("unbitctl check --guide uwsgi.it --root {QUOTED}")).concat();
     let adduser = "adduser --system --group --home /var/www --no-create-home www-data";
-    assert!(said().contains(&format!("\nmend: chroot {QUOTED} {adduser}\n")), "{}", said());
+    assert!(said().contains(&format!("\nfix: chroot {QUOTED} {adduser}\n")), "{}", said());
 
     for file in ["/etc/passwd", "/etc/group"] {
         fs::copy(file, format!("{ROOT}{file}")).unwrap();
@@ -1041,7 +1038,7 @@ fn advice_about_a_root_directory_is_about_that_one() {
     ];
     for command in advised {
         let before = said();
-        assert!(before.contains(&format!("mend: {command}\n")), "{command}: {before}");
+        assert!(before.contains(&format!("fix: {command}\n")), "{command}: {before}");
         sh(&command).ok();
         assert_ne!(said(), before, "{command}");
     }
@@ -1068,7 +1065,7 @@ fn a_root_directory_is_set_up_from_outside_and_nothing_else() {
     assert!(
         said(&format!("unbitctl check --root {ROOT}"))
             .concat()
-            .contains(&format!("mend: unbitctl setup --root {ROOT} pam\n"))
+            .contains(&format!("fix: unbitctl setup --root {ROOT} pam\n"))
     );
     let done = sh(format!("unbitctl setup --root {ROOT} {STEPS}"));
     assert_eq!(done.status, Some(0), "{done:?}");

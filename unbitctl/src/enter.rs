@@ -207,7 +207,7 @@ impl Session {
         if theirs.is_terminal {
             sys::set_controlling_terminal(stdin()).step(Reason::Broken, "take the terminal (TIOCSCTTY)")?;
         }
-        // No home is no reason to stay away: somebody has to mend it.
+        // No home is no reason to stay away: somebody has to fix it.
         let _ = self.homes.iter().find(|home| chdir(home.as_c_str()).is_ok());
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(signals_before), None).step(Reason::Broken, "restore signals")?;
         let programs: Vec<&CStr> = self.programs.iter().map(CString::as_c_str).collect();

@@ -1,6 +1,6 @@
 //! unbitctl: checks, sets up and shows a node. See unbitctl(8).
 //!
-//! [`check`] looks and changes nothing; [`setup`] mends what it finds; [`create`] and [`remove`] make and remove the Emperor's containers, [`attach`] links accounts to containers of other engines; [`list`], [`sessions`] and
+//! [`check`] looks and changes nothing; [`setup`] fixes what it finds; [`create`] and [`remove`] make and remove the Emperor's containers, [`attach`] links accounts to containers of other engines; [`list`], [`sessions`] and
 //! [`enter`] are about containers; [`firewall`] about ports.
 //! What a check says, and how it is shown, is in [`report`].
 
@@ -77,7 +77,7 @@ enum Command {
     /// Check the node, or one container's way from the account to the joined namespaces
     #[command(after_help = check::EXAMPLES)]
     Check(check::Arguments),
-    /// Mend what check finds: shows the difference first, keeps each file beside the new one
+    /// Fix what check finds: shows the difference first, keeps each file beside the new one
     #[command(after_help = setup::EXAMPLES)]
     Setup(setup::Arguments),
     /// Make a container of the Emperor's: directory, keys, limits; and wait until a login works

@@ -117,7 +117,7 @@ impl Node {
         self.open(absolute).is_ok()
     }
 
-    /// The command that mends what a check of this name found.
+    /// The command that fixes what a check of this name found.
     pub fn setup(&self, step: &str) -> String {
         if self.is_running() {
             format!("unbitctl setup {step}")

@@ -55,7 +55,7 @@ pub struct Finding {
     /// Why it matters, in one line.
     pub why: &'static str,
     /// What to do: a command, or a sentence. Nothing where all is well.
-    pub mend: Option<String>,
+    pub fix: Option<String>,
     #[serde(skip)]
     #[expect(dead_code, reason = "only what is in this file can make one")]
     made: Made,
@@ -72,10 +72,10 @@ impl Finding {
         state: State,
         why: &'static str,
         seen: impl AsRef<str>,
-        mend: Option<String>,
+        fix: Option<String>,
     ) -> Self {
         let seen = escape::line(seen.as_ref()).to_string();
-        Self { profile: Profile::Login, check, state, seen, why, mend: mend.map(|mend| lines_of(&mend)), made: Made }
+        Self { profile: Profile::Login, check, state, seen, why, fix: fix.map(|fix| lines_of(&fix)), made: Made }
     }
 
     /// The same, as an answer to this question.
@@ -86,13 +86,13 @@ impl Finding {
     /// The same, with other words for what was seen.
     pub fn with_seen(self, words: impl FnOnce(&str) -> String) -> Self {
         let seen = words(&self.seen);
-        Self::new(self.check, self.state, self.why, seen, self.mend).of(self.profile)
+        Self::new(self.check, self.state, self.why, seen, self.fix).of(self.profile)
     }
 
     /// The same, with one more line of what to do.
     pub fn with_more_to_do(self, line: &str) -> Self {
-        let mend = self.mend.map_or_else(|| line.to_owned(), |mend| format!("{mend}\n{line}"));
-        Self::new(self.check, self.state, self.why, self.seen, Some(mend)).of(self.profile)
+        let fix = self.fix.map_or_else(|| line.to_owned(), |fix| format!("{fix}\n{line}"));
+        Self::new(self.check, self.state, self.why, self.seen, Some(fix)).of(self.profile)
     }
 
     /// All is well.
@@ -101,13 +101,13 @@ impl Finding {
     }
 
     /// It works, but something that depends on it does not, or could be better.
-    pub fn warn(check: &'static str, why: &'static str, seen: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self::new(check, State::Warn, why, seen.into(), Some(mend.into()))
+    pub fn warn(check: &'static str, why: &'static str, seen: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self::new(check, State::Warn, why, seen.into(), Some(fix.into()))
     }
 
     /// Somebody cannot log in, or gets to what is not theirs; of the guide: a service does not work, or somebody may do too much.
-    pub fn fail(check: &'static str, why: &'static str, seen: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self::new(check, State::Fail, why, seen.into(), Some(mend.into()))
+    pub fn fail(check: &'static str, why: &'static str, seen: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self::new(check, State::Fail, why, seen.into(), Some(fix.into()))
     }
 
     /// There is nothing to check, or no way to from here.
@@ -190,15 +190,15 @@ fn text(findings: &[Finding], colour: bool, width: Option<usize>) -> String {
         };
         let head = format!("{}  {:names$}  ", paint(&format!("{word:4}"), style, colour), finding.check);
         block(&mut text, &head, &margin, &finding.seen, room);
-        let is_mended_alike = |other: &Finding| {
-            (other.check, other.state, other.why, &other.mend)
-                == (finding.check, finding.state, finding.why, &finding.mend)
+        let is_fixed_alike = |other: &Finding| {
+            (other.check, other.state, other.why, &other.fix)
+                == (finding.check, finding.state, finding.why, &finding.fix)
         };
-        if let Some(mend) = finding.mend.as_ref().filter(|_| !next.is_some_and(is_mended_alike)) {
-            let (why, do_this) = (paint("why ", "2", colour), paint("mend", "2", colour));
+        if let Some(fix) = finding.fix.as_ref().filter(|_| !next.is_some_and(is_fixed_alike)) {
+            let (why, do_this) = (paint("why ", "2", colour), paint("fix ", "2", colour));
             let below = format!("{margin}      ");
             block(&mut text, &format!("{margin}{why}  "), &below, finding.why, room.map(|room| room.saturating_sub(6)));
-            block(&mut text, &format!("{margin}{do_this}  "), &below, mend, None); // it may be a command to copy
+            block(&mut text, &format!("{margin}{do_this}  "), &below, fix, None); // it may be a command to copy
         }
     }
     text + &summary(findings)
@@ -273,7 +273,7 @@ mod tests {
     fn findings() -> Vec<Finding> {
         vec![
             Finding::ok("nscd", "why", "does not run"),
-            Finding::fail("distributions", "nobody can log in", "first\nmend  \x1b[2Jthis", "do this\nand that"),
+            Finding::fail("distributions", "nobody can log in", "first\nfix  \x1b[2Jthis", "do this\nand that"),
             Finding::warn("time", "because", "drifts", "wait"),
             Finding::not_applicable("nscd", "why", "root is needed to see"),
             Finding::ok("time", "why", "well"),
@@ -284,13 +284,13 @@ mod tests {
     fn people_read_an_aligned_text_and_a_count() {
         let expected = "\
 ok    nscd           does not run
-FAIL  distributions  first\\u{a}mend  \\u{1b}[2Jthis
+FAIL  distributions  first\\u{a}fix  \\u{1b}[2Jthis
                      why   nobody can log in
-                     mend  do this
+                     fix   do this
                            and that
 warn  time           drifts
                      why   because
-                     mend  wait
+                     fix   wait
 -     nscd           root is needed to see
 ok    time           well
 2 ok, 1 warn, 1 fail, 1 not applicable
@@ -315,7 +315,7 @@ FAIL  pam  there is no
                  in by a file
                  that is not
                  there
-           mend  setup pam && systemctl restart something
+           fix   setup pam && systemctl restart something
 1 fail
 ";
         assert_eq!(text(&findings, false, Some(32)), expected);
@@ -323,8 +323,8 @@ FAIL  pam  there is no
     }
 
     #[test]
-    fn what_is_mended_alike_is_mended_once() {
-        let fail = |seen: &str, mend: &str| Finding::fail("folders", "others may write there", seen, mend);
+    fn what_is_fixed_alike_is_fixed_once() {
+        let fail = |seen: &str, fix: &str| Finding::fail("folders", "others may write there", seen, fix);
         let findings = [
             fail("/a", "setup folders"),
             fail("/b", "setup folders"),
@@ -336,16 +336,16 @@ FAIL  pam  there is no
 FAIL  folders  /a
 FAIL  folders  /b
                why   others may write there
-               mend  setup folders
+               fix   setup folders
 warn  folders  /c
                why   others may write there
-               mend  setup folders
+               fix   setup folders
 FAIL  folders  /d
                why   others may write there
-               mend  setup folders
+               fix   setup folders
 FAIL  folders  /e
                why   others may write there
-               mend  by hand
+               fix   by hand
 1 warn, 4 fail
 ";
         assert_eq!(text(&findings, false, None), expected);
@@ -381,14 +381,14 @@ FAIL  folders  /e
         assert_eq!(
             json[1],
             serde_json::json!({
-                "profile": "login", "check": "distributions", "state": "fail", "seen": r"first\u{a}mend  \u{1b}[2Jthis",
-                "why": "nobody can log in", "mend": "do this\nand that"
+                "profile": "login", "check": "distributions", "state": "fail", "seen": r"first\u{a}fix  \u{1b}[2Jthis",
+                "why": "nobody can log in", "fix": "do this\nand that"
             })
         );
         assert_eq!(json[3]["state"], "not-applicable");
         for finding in json.as_array().unwrap() {
             let keys: Vec<_> = finding.as_object().unwrap().keys().cloned().collect();
-            assert_eq!(keys, ["check", "mend", "profile", "seen", "state", "why"]);
+            assert_eq!(keys, ["check", "fix", "profile", "seen", "state", "why"]);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A step of a set-up: what a check finds, and what is done about it. Each topic below [`check`](crate::check) that set-up can mend has one.
+//! A step of a set-up: what a check finds, and what is done about it. Each topic below [`check`](crate::check) that set-up can fix has one.
 
 use crate::node::Node;
 use crate::report::Finding;
@@ -29,7 +29,7 @@ pub struct Step {
     pub check: fn(&Node) -> Vec<Finding>,
     /// What the guide asks for besides.
     pub guide: fn(&Node) -> Vec<Finding>,
-    /// What would mend it; nothing, if all is well.
+    /// What would fix it; nothing, if all is well.
     pub changes: fn(&Node, Wishes) -> Result<Vec<Change>>,
     /// What the operator has to know before these changes are made.
     pub warning: fn(&Node, Wishes) -> Vec<String>,

@@ -44,24 +44,24 @@ fn judge_one(
     match (named, ContainerUid::new(uid).filter(|uid| has_container(*uid))) {
         (Some(container), _) if container.get() == uid => {
             let seen = format!("{FILE} has a line of its own for the container {container}");
-            let mend = format!("remove that line with vipw: {CONTAINERS}/{container} is the account");
-            Some(Finding::warn(CHECK, WHY_NAME, seen, mend))
+            let fix = format!("remove that line with vipw: {CONTAINERS}/{container} is the account");
+            Some(Finding::warn(CHECK, WHY_NAME, seen, fix))
         }
         (Some(container), _) => {
-            let mend = format!("usermod --login ANOTHER_NAME {container}");
+            let fix = format!("usermod --login ANOTHER_NAME {container}");
             Some(if has_container(container) {
                 let seen =
                     format!("{FILE}: the account {name} has the uid {uid}, and {CONTAINERS}/{container} is there");
-                Finding::fail(CHECK, WHY_NAME, seen, mend)
+                Finding::fail(CHECK, WHY_NAME, seen, fix)
             } else {
                 let seen = format!("{FILE}: the account {name} has the uid {uid}, and a container's name");
-                Finding::warn(CHECK, WHY_NAME, seen, mend)
+                Finding::warn(CHECK, WHY_NAME, seen, fix)
             })
         }
         (None, Some(container)) => {
             let seen = format!("{FILE}: the account {name} has the uid of the container {container}");
-            let mend = "give the account another number (usermod --uid), and look for what belongs to the old one";
-            Some(Finding::fail(CHECK, WHY_NUMBER, seen, mend))
+            let fix = "give the account another number (usermod --uid), and look for what belongs to the old one";
+            Some(Finding::fail(CHECK, WHY_NUMBER, seen, fix))
         }
         (None, None) => None,
     }
@@ -89,6 +89,6 @@ mod tests {
                 (State::Fail, "/etc/passwd: the account web\\u{1b} has the uid of the container 30008"),
             ]
         );
-        assert_eq!(judged[0].mend.as_deref(), Some("usermod --login ANOTHER_NAME 30005"));
+        assert_eq!(judged[0].fix.as_deref(), Some("usermod --login ANOTHER_NAME 30005"));
     }
 }

@@ -68,7 +68,7 @@ fn judge_layout(version_1: &[&str], version_2: Option<&str>, read: &dyn Fn(&str)
         (_, Some(_)) => "versions 1 and 2 (hybrid)",
     };
     let has_word = |text: &str, word: &str| text.split_whitespace().any(|other| other == word);
-    let (mut faults, mut mends) = (Vec::new(), Vec::new());
+    let (mut faults, mut fixes) = (Vec::new(), Vec::new());
     for controller in ["memory", "cpu"] {
         if version_1.contains(&controller) {
             continue;
@@ -78,12 +78,12 @@ fn judge_layout(version_1: &[&str], version_2: Option<&str>, read: &dyn Fn(&str)
                 let handed_down = format!("{top}/cgroup.subtree_control");
                 if !has_word(&read(&handed_down), controller) {
                     faults.push(format!("{controller} is not handed down to containers"));
-                    mends.push(format!("echo +{controller} >{handed_down}"));
+                    fixes.push(format!("echo +{controller} >{handed_down}"));
                 }
             }
             _ => {
                 faults.push(format!("there is no controller {controller}"));
-                mends.push(match (controller, version_1) {
+                fixes.push(match (controller, version_1) {
                     // Debian's kernels of old came with it turned off.
                     ("memory", _) if !offers(read, "memory") => {
                         "boot with cgroup_enable=memory on the kernel's command line".to_owned()
@@ -99,7 +99,7 @@ fn judge_layout(version_1: &[&str], version_2: Option<&str>, read: &dyn Fn(&str)
     if faults.is_empty() {
         Finding::ok(CHECK, LAYOUT, format!("{layout}, with memory and cpu"))
     } else {
-        Finding::fail(CHECK, LAYOUT, format!("{layout}, but {}", faults.join(", and ")), mends.join("\n"))
+        Finding::fail(CHECK, LAYOUT, format!("{layout}, but {}", faults.join(", and ")), fixes.join("\n"))
     }
 }
 
@@ -191,8 +191,8 @@ fn judge_containers(
     let homeless: Vec<_> = containers.iter().filter(|(_, container)| !container.has_own).map(|(uid, _)| *uid).collect();
     let mut findings = Vec::new();
     if !homeless.is_empty() {
-        let mend = "see that its file in /etc/uwsgi/vassals makes a cgroup and puts the container there: cgroup = for version 1, a hook for version 2";
-        findings.push(Finding::fail(CHECK, OWN, format!("no cgroup of its own: {}", list(&homeless)), mend));
+        let fix = "see that its file in /etc/uwsgi/vassals makes a cgroup and puts the container there: cgroup = for version 1, a hook for version 2";
+        findings.push(Finding::fail(CHECK, OWN, format!("no cgroup of its own: {}", list(&homeless)), fix));
     }
     findings.extend(memory.finding(LIMIT, "memory", "BYTES"));
     findings.extend(pids.finding(PIDS, "processes", "1000"));
@@ -260,7 +260,7 @@ impl Limits {
         if !self.shared.is_empty() {
             seen.push_str(&format!("; counted with others: {}", list(&self.shared)));
         }
-        let mend = match self.file {
+        let fix = match self.file {
             Some(file) => format!(
                 "echo {limit} >{}\nand at each start by a hook in its file in {VASSALS}: hook-asap = write:{0} {limit}",
                 shell::quoted(&file.to_string_lossy())
@@ -270,7 +270,7 @@ impl Limits {
                 if of_what == "memory" { "memory" } else { "pids" }
             ),
         };
-        Some(Finding::warn(CHECK, why, seen, mend))
+        Some(Finding::warn(CHECK, why, seen, fix))
     }
 }
 
@@ -307,7 +307,7 @@ mod tests {
             other => panic!("{other}"),
         };
         let finding = judge_layout(version_1, version_2, &read);
-        (finding.state, finding.seen, finding.mend.unwrap_or_default())
+        (finding.state, finding.seen, finding.fix.unwrap_or_default())
     }
 
     #[test]
@@ -320,14 +320,14 @@ mod tests {
             let (state, seen, _) = layout(version_1, version_2, "cpuset cpu io memory\n", "cpu memory\n");
             assert_eq!((state, seen.as_str()), (State::Ok, name));
         }
-        let (state, seen, mend) = layout(&[], Some("/cg"), "cpu memory", "cpu");
+        let (state, seen, fix) = layout(&[], Some("/cg"), "cpu memory", "cpu");
         assert_eq!((state, seen.as_str()), (State::Fail, "version 2, but memory is not handed down to containers"));
-        assert_eq!(mend, "echo +memory >/cg/cgroup.subtree_control");
-        let (state, seen, mend) = layout(&["cpu", "cpuacct"], None, "", "");
+        assert_eq!(fix, "echo +memory >/cg/cgroup.subtree_control");
+        let (state, seen, fix) = layout(&["cpu", "cpuacct"], None, "", "");
         assert_eq!((state, seen.as_str()), (State::Fail, "version 1, but there is no controller memory"));
-        assert!(mend.contains("cgroup_enable=memory"), "{mend}");
-        let (state, _, mend) = layout(&["memory", "cpuset"], Some("/cg"), "cpuset", "");
-        assert_eq!((state, mend.as_str()), (State::Fail, "mount -t cgroup -o cpu none DIRECTORY"));
+        assert!(fix.contains("cgroup_enable=memory"), "{fix}");
+        let (state, _, fix) = layout(&["memory", "cpuset"], Some("/cg"), "cpuset", "");
+        assert_eq!((state, fix.as_str()), (State::Fail, "mount -t cgroup -o cpu none DIRECTORY"));
         assert!(layout(&[], Some("/cg"), "", "").2.ends_with("so that version 2 has it"));
         assert_eq!(layout(&[], None, "", "").0, State::Fail);
     }

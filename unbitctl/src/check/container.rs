@@ -63,14 +63,14 @@ fn ok(name: &str, seen: impl Into<String>) -> Finding {
     Finding::ok(check, why, seen)
 }
 
-fn warn(name: &str, seen: impl Into<String>, mend: impl Into<String>) -> Finding {
+fn warn(name: &str, seen: impl Into<String>, fix: impl Into<String>) -> Finding {
     let (check, why) = step(name);
-    Finding::warn(check, why, seen, mend)
+    Finding::warn(check, why, seen, fix)
 }
 
-fn fail(name: &str, seen: impl Into<String>, mend: impl Into<String>) -> Finding {
+fn fail(name: &str, seen: impl Into<String>, fix: impl Into<String>) -> Finding {
     let (check, why) = step(name);
-    Finding::fail(check, why, seen, mend)
+    Finding::fail(check, why, seen, fix)
 }
 
 /// Goes the way until it ends, by the name that is in use.
@@ -92,8 +92,8 @@ fn go(login: &Account, findings: &mut Vec<Finding>) -> Result<(), Finding> {
     let container = match login {
         Account::Number(container) => *container,
         Account::Name(name) => names::look(name).map_err(|error| {
-            let mend = format!("give it to a container: unbitctl attach UID --name {name}");
-            fail("account", format!("{error:#}"), mend)
+            let fix = format!("give it to a container: unbitctl attach UID --name {name}");
+            fail("account", format!("{error:#}"), fix)
         })?,
     };
     findings.extend(account(container)?);
@@ -175,8 +175,8 @@ fn in_sshds_place(
         }
         Ok(WaitStatus::Signaled(_, signal, _)) => {
             let seen = format!("a process in sshd's place was ended by {signal}");
-            let mend = "SIGSYS is a seccomp filter: remove SystemCallFilter= and the like from ssh.service (systemctl edit ssh)";
-            Err(fail(next, seen, mend))
+            let fix = "SIGSYS is a seccomp filter: remove SystemCallFilter= and the like from ssh.service (systemctl edit ssh)";
+            Err(fail(next, seen, fix))
         }
         _ if findings.last().is_some_and(|finding| finding.state == State::Fail) => match findings.pop() {
             Some(end) => Err(end),
@@ -210,8 +210,8 @@ const ANOTHER_LINE: &str = "\x1e";
 impl Told {
     fn push(&mut self, finding: Finding) {
         let state = finding.state as u8;
-        let mend = finding.mend.unwrap_or_default().replace('\n', ANOTHER_LINE);
-        let line = format!("{}\t{state}\t{}\t{mend}\n", finding.check, finding.seen);
+        let fix = finding.fix.unwrap_or_default().replace('\n', ANOTHER_LINE);
+        let line = format!("{}\t{state}\t{}\t{fix}\n", finding.check, finding.seen);
         let _ = self.sink.write_all(line.as_bytes()); // then nobody is there to be told
     }
 }
@@ -222,8 +222,8 @@ fn heard(line: &str) -> Option<Finding> {
     let number: u8 = fields.next()?.parse().ok()?;
     let state =
         [State::Ok, State::Warn, State::Fail, State::NotApplicable].into_iter().find(|state| *state as u8 == number)?;
-    let (seen, mend) = (fields.next()?, fields.next()?.replace(ANOTHER_LINE, "\n"));
-    Some(Finding::new(check, state, why, seen, Some(mend).filter(|mend| !mend.is_empty())))
+    let (seen, fix) = (fields.next()?, fields.next()?.replace(ANOTHER_LINE, "\n"));
+    Some(Finding::new(check, state, why, seen, Some(fix).filter(|fix| !fix.is_empty())))
 }
 
 /// What is told within this time, and whether that is all.
@@ -378,10 +378,10 @@ fn no_directory(container: ContainerUid, home: &str) -> Finding {
                 "{seen}, so {name} is no container; the uid is that of {}, an ordinary account, which logs in to this node",
                 user.name
             );
-            let mend = format!(
+            let fix = format!(
                 "nothing, unless there should be a container {name}: that needs a number that is no account's uid"
             );
-            fail("account", seen, mend)
+            fail("account", seen, fix)
         }
         (None, None) => fail("account", seen, absent),
     }
@@ -406,7 +406,7 @@ fn take_out(name: &str) -> String {
 /// What sshd goes by for this user, and whom it lets in at all.
 fn sshd(node: &Node, login: &Account, container: ContainerUid) -> Result<Says, Finding> {
     let says = sshd::ask(node, &login.to_string())
-        .map_err(|error| fail("sshd", format!("{error:#}"), "mend what it complains of, then: sshd -t"))?;
+        .map_err(|error| fail("sshd", format!("{error:#}"), "fix what it complains of, then: sshd -t"))?;
     if !says.asks_pam() {
         return Err(fail("sshd", "it does not ask PAM, or not by the name sshd", "unbitctl setup sshd"));
     }
@@ -418,7 +418,7 @@ fn sshd(node: &Node, login: &Account, container: ContainerUid) -> Result<Says, F
 
 /// The lines of PAM, and on which terms they let a session in.
 fn pam(node: &Node, findings: &mut Vec<Finding>) -> Result<Options, Finding> {
-    let let_in = pam::let_in(node).map_err(|error| fail("pam", format!("{error:#}"), pam::mend_of(node)))?;
+    let let_in = pam::let_in(node).map_err(|error| fail("pam", format!("{error:#}"), pam::fix_of(node)))?;
     let module = pam::module(node);
     if module.state == State::Fail {
         return Err(module);
@@ -448,12 +448,12 @@ fn keys(login: &Account, container: ContainerUid, says: &Says) -> Result<Finding
             Err(what) => bad.push(what),
         }
     }
-    let mend = as_the_user(
+    let fix = as_the_user(
         container,
         &format!("cd {home} && chmod go-w . .ssh .ssh/authorized_keys .ssh/uwsgi_authorized_keys"),
     );
     if let (false, Some(doubt)) = (good.is_empty(), doubts.first().or(bad.first())) {
-        return Ok(warn("keys", format!("there are keys in {}, but: {doubt}", good.join(" and ")), mend));
+        return Ok(warn("keys", format!("there are keys in {}, but: {doubt}", good.join(" and ")), fix));
     }
     if !good.is_empty() {
         return Ok(ok("keys", format!("there are keys in {}", good.join(" and "))));
@@ -473,7 +473,7 @@ fn keys(login: &Account, container: ContainerUid, says: &Says) -> Result<Finding
             if has_vassal(container) { format!("unbitctl create {container} --key FILE") } else { add_key(container) },
         ));
     }
-    Err(fail("keys", format!("no file of keys that sshd reads: {}", bad.join("; ")), mend))
+    Err(fail("keys", format!("no file of keys that sshd reads: {}", bad.join("; ")), fix))
 }
 
 /// The command that does something in the tenant's directory as the tenant: root would follow whatever links are there.
@@ -637,13 +637,13 @@ fn prepare(
 /// A login ends here, with these words in the log and for the user.
 fn refused(login: &Account, container: ContainerUid, name: &str, refusal: &Refusal) -> Finding {
     let seen = format!("{}; the user reads: {}", refusal.cause, refusal.sentence(&login.to_string()));
-    fail(name, seen, mend(container, name, refusal))
+    fail(name, seen, fix(container, name, refusal))
 }
 
-fn mend(container: ContainerUid, name: &str, refusal: &Refusal) -> String {
+fn fix(container: ContainerUid, name: &str, refusal: &Refusal) -> String {
     let restart = format!("touch --no-dereference /etc/uwsgi/vassals/{container}.ini");
-    if let Some(mend) = mend_link(container, refusal.reason) {
-        return mend;
+    if let Some(fix) = fix_link(container, refusal.reason) {
+        return fix;
     }
     match (name, refusal.reason) {
         (_, Reason::NotRunning) if !has_vassal(container) && !Path::new(&format!("/etc/unbit/{container}")).is_symlink() => format!(
@@ -688,7 +688,7 @@ fn mend(container: ContainerUid, name: &str, refusal: &Refusal) -> String {
 }
 
 /// What to do about a container that root has linked to its cgroup.
-fn mend_link(container: ContainerUid, reason: Reason) -> Option<String> {
+fn fix_link(container: ContainerUid, reason: Reason) -> Option<String> {
     let link = format!("{}/{container}", link::DIRECTORY);
     Path::new(&link).symlink_metadata().ok()?;
     let to_its_group =
@@ -764,18 +764,18 @@ fn join(
             }
             "fork" => {
                 let refusal = Refusal::new(Reason::Broken, format!("fork the shell: {about}"));
-                return Err(fail("shell", refusal.cause.clone(), mend(container, "shell", &refusal)));
+                return Err(fail("shell", refusal.cause.clone(), fix(container, "shell", &refusal)));
             }
             "shell" => {
                 let shell = shared::settings::SHELL;
-                let mend = format!(
+                let fix = format!(
                     "see that {shell} is in the container's distribution, with all that it needs (below /distros), and mounted without noexec"
                 );
-                return Err(fail("shell", format!("run {shell}: {about}"), mend));
+                return Err(fail("shell", format!("run {shell}: {about}"), fix));
             }
             _ => {
                 let refusal = Refusal::new(Reason::Broken, about);
-                return Err(fail("join", refusal.cause.clone(), mend(container, "join", &refusal)));
+                return Err(fail("join", refusal.cause.clone(), fix(container, "join", &refusal)));
             }
         }
     }

@@ -29,7 +29,7 @@ const NAMES: &str =
     "inside a container scp, sftp-server and prompts look its user up, and fail where nobody knows the number";
 const WRITERS: &str = "every container of it runs what is in it";
 
-pub const STEP: Step = Step { guide: check_guide, ..Step::new(CHECK, check, mend) };
+pub const STEP: Step = Step { guide: check_guide, ..Step::new(CHECK, check, fix) };
 
 /// Where an Emperor starts containers from them.
 pub fn check(node: &Node) -> Vec<Finding> {
@@ -55,14 +55,14 @@ fn look(node: &Node) -> Vec<Finding> {
     if distributions.is_empty() {
         let why = "a container starts from one";
         let stable = node.quoted(&format!("{DISTRIBUTIONS}/stable"));
-        let mend = format!("debootstrap stable {stable}, and check again");
-        return vec![Finding::warn(CHECK, why, format!("{DISTRIBUTIONS} is empty"), mend)];
+        let fix = format!("debootstrap stable {stable}, and check again");
+        return vec![Finding::warn(CHECK, why, format!("{DISTRIBUTIONS} is empty"), fix)];
     }
     distributions.iter().flat_map(|distribution| distribution.check(node)).collect()
 }
 
 /// Makes the folders that are missing. Only where nobody but root can change what is there meanwhile.
-fn mend(node: &Node, _: Wishes) -> Result<Vec<Change>> {
+fn fix(node: &Node, _: Wishes) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     for distribution in all(node).unwrap_or_default() {
         for folder in NEEDED.into_iter().filter(|folder| distribution.can_make(folder)) {
@@ -133,19 +133,19 @@ impl Distribution {
         }
         let mut findings = Vec::new();
         if let Some(writers) = self.writers() {
-            let mend = format!("chown root:root {0} && chmod go-w {0}", self.root.quoted("/"));
-            findings.push(Finding::warn(CHECK, WRITERS, format!("{name} {writers}"), mend));
+            let fix = format!("chown root:root {0} && chmod go-w {0}", self.root.quoted("/"));
+            findings.push(Finding::warn(CHECK, WRITERS, format!("{name} {writers}"), fix));
         }
         for folder in NEEDED {
             if let Some(lack) = self.lack(folder) {
                 let real = self.root.quoted(folder);
-                let mend = match lack {
+                let fix = match lack {
                     _ if self.can_make(folder) => node.setup(CHECK),
                     Lack::Missing => format!("mkdir -m 755 {real}"),
                     Lack::NoFolder => format!("rm {real} && mkdir -m 755 {real}"),
                 };
                 let word = if lack == Lack::Missing { "missing" } else { "not a folder" };
-                findings.push(Finding::fail(CHECK, START, format!("{path}/{folder} is {word}"), mend));
+                findings.push(Finding::fail(CHECK, START, format!("{path}/{folder} is {word}"), fix));
             }
         }
         match self.naming() {
@@ -153,7 +153,7 @@ impl Distribution {
                 findings.push(Finding::ok(CHECK, START, format!("{name}: both folders, {how}")))
             }
             Ok(_) => {}
-            Err((seen, mend)) => findings.push(Finding::warn(CHECK, NAMES, format!("{name}: {seen}"), mend)),
+            Err((seen, fix)) => findings.push(Finding::warn(CHECK, NAMES, format!("{name}: {seen}"), fix)),
         }
         findings
     }
@@ -196,32 +196,32 @@ impl Distribution {
                 format!("for each container that uses it: echo {line} >>{}", self.root.quoted("/etc/passwd")),
             ));
         };
-        let (mut lacks, mut mends) = (Vec::new(), Vec::new());
+        let (mut lacks, mut fixes) = (Vec::new(), Vec::new());
         let module = self.loaded(&folder).unwrap_or_else(|| format!("{folder}/{MODULE}"));
         let real = self.root.quoted(&module);
         match (self.machine(&module), self.machine(&format!("{folder}/libc.so.6"))) {
             (Some(machine), Some(libc)) if machine == libc && library::is_ours(&self.root, &module) => {}
             (Some(machine), Some(libc)) if machine == libc => {
                 lacks.push(format!("{module}, which glibc loads there, is {}", library::whose(&module)));
-                mends.push(format!("mv {real} /root/ && install -m 644 {MODULE} {}", self.root.quoted(&folder)));
+                fixes.push(format!("mv {real} /root/ && install -m 644 {MODULE} {}", self.root.quoted(&folder)));
             }
             (None, _) if !self.root.has(&module) => {
                 lacks.push(format!("no {module}"));
-                mends.push(format!("install -m 644 {MODULE} of its architecture as {real}"));
+                fixes.push(format!("install -m 644 {MODULE} of its architecture as {real}"));
             }
             _ => {
                 lacks.push(format!("{module} is not of its architecture"));
-                mends.push(format!("install -m 644 {MODULE} of its architecture as {real}"));
+                fixes.push(format!("install -m 644 {MODULE} of its architecture as {real}"));
             }
         }
         let nsswitch = self.root.read_bytes("/etc/nsswitch.conf").unwrap_or_default();
         if !names_unbit(&String::from_utf8_lossy(&nsswitch)) {
             lacks.push("no unbit in the passwd line of /etc/nsswitch.conf".to_owned());
-            mends.push(self.root.setup("nsswitch"));
+            fixes.push(self.root.setup("nsswitch"));
         }
         match (lacks.is_empty(), named) {
             (true, _) => Ok(format!("{module} and its line in nsswitch.conf")),
-            (false, 0) => Err((lacks.join(", "), mends.join("\n"))),
+            (false, 0) => Err((lacks.join(", "), fixes.join("\n"))),
             (false, named) => Ok(format!("lines of passwd for {named} containers")),
         }
     }

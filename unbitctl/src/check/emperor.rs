@@ -82,8 +82,8 @@ fn judge(
     let silent: Vec<_> = files.iter().filter(is_silent).copied().collect();
     if !silent.is_empty() {
         let seen = format!("runs, and listens on no run/ns.socket: {}", list(&silent));
-        let mend = format!("grep -n setns {VASSALS}/*: each needs setns-socket = /containers/%n/run/ns.socket");
-        findings.push(Finding::fail(CHECK, WHY_SOCKET, seen, mend));
+        let fix = format!("grep -n setns {VASSALS}/*: each needs setns-socket = /containers/%n/run/ns.socket");
+        findings.push(Finding::fail(CHECK, WHY_SOCKET, seen, fix));
     }
     let has_one = |uid: &&ContainerUid| leaders.get(uid).is_some_and(|pid| has_terminal(*pid));
     let on_a_terminal: Vec<_> = files.iter().filter(has_one).copied().collect();
@@ -140,23 +140,23 @@ mod tests {
         let files: Vec<_> = [30001, 30002].into_iter().filter_map(ContainerUid::new).collect();
         let leaders = running.iter().filter_map(|uid| Some((ContainerUid::new(*uid)?, *uid as i32))).collect();
         let findings = judge(&files, emperor, &systemd::parse(units), &leaders, &|pid| pid != 30002, &|_| false);
-        findings.into_iter().map(|finding| (finding.state, finding.seen, finding.mend.unwrap_or_default())).collect()
+        findings.into_iter().map(|finding| (finding.state, finding.seen, finding.fix.unwrap_or_default())).collect()
     }
 
     #[test]
     fn a_dead_emperor_is_told_by_its_unit_if_there_is_one() {
-        let [(state, seen, mend)] = &judged(None, "", &[])[..] else { panic!() };
-        assert_eq!((*state, mend.as_str()), (State::Fail, emperor::BY_HAND));
+        let [(state, seen, fix)] = &judged(None, "", &[])[..] else { panic!() };
+        assert_eq!((*state, fix.as_str()), (State::Fail, emperor::BY_HAND));
         assert!(seen.starts_with("no Emperor runs"), "{seen}");
         let failed =
             UNIT.replace("=active", "=failed").replace("=running", "=failed").replace("=success", "=exit-code");
-        let [(_, seen, mend)] = &judged(None, &failed, &[])[..] else { panic!() };
+        let [(_, seen, fix)] = &judged(None, &failed, &[])[..] else { panic!() };
         assert_eq!(seen, "containers.service has failed (exit-code)");
-        assert_eq!(mend, "journalctl -u containers -n 50, and then: systemctl restart containers");
+        assert_eq!(fix, "journalctl -u containers -n 50, and then: systemctl restart containers");
         let stopped = UNIT.replace("=active", "=inactive").replace("=running", "=dead");
-        let [(_, seen, mend)] = &judged(None, &stopped, &[])[..] else { panic!() };
+        let [(_, seen, fix)] = &judged(None, &stopped, &[])[..] else { panic!() };
         assert_eq!(
-            (seen.as_str(), mend.as_str()),
+            (seen.as_str(), fix.as_str()),
             ("containers.service does not run", "systemctl enable --now containers")
         );
         // By whom it was started does not matter, nor a second unit that is not used.
@@ -172,9 +172,9 @@ mod tests {
 
     #[test]
     fn each_container_runs_and_listens() {
-        let [(_, away, mend), ..] = &judged(Some(7), UNIT, &[30001])[..] else { panic!() };
+        let [(_, away, fix), ..] = &judged(Some(7), UNIT, &[30001])[..] else { panic!() };
         assert_eq!(away, "has a file in /etc/uwsgi/vassals and does not run: 30002");
-        assert_eq!(mend, "journalctl -u containers -n 50\nunbitctl check 30002");
+        assert_eq!(fix, "journalctl -u containers -n 50\nunbitctl check 30002");
         let found = judged(Some(7), UNIT, &[30001, 30002]);
         let [(_, silent, _)] = &found[..] else { panic!("{found:?}") };
         assert_eq!(silent, "runs, and listens on no run/ns.socket: 30002");

@@ -28,7 +28,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
             let quota = match sys::user_quota(&folder, &mount.source) {
                 Ok(quota) => judge_quota(mount, quota),
                 Err(errno) => {
-                    Finding::fail(CHECK, QUOTA, format!("{}: quotactl: {errno}", mount.point), quota_mend(mount))
+                    Finding::fail(CHECK, QUOTA, format!("{}: quotactl: {errno}", mount.point), quota_fix(mount))
                 }
             };
             vec![quota, judge_schedulers(mount, &schedulers(mount))]
@@ -46,18 +46,18 @@ fn judge_quota(mount: &Mount, quota: UserQuota) -> Finding {
             Finding::ok(CHECK, QUOTA, format!("user quota is on: {place}"))
         }
         (_, UserQuota { counts: true, .. }) => {
-            Finding::fail(CHECK, QUOTA, format!("user quota is counted but no limit holds: {place}"), quota_mend(mount))
+            Finding::fail(CHECK, QUOTA, format!("user quota is counted but no limit holds: {place}"), quota_fix(mount))
         }
         ("zfs" | "nfs" | "nfs4" | "ceph" | "lustre" | "cifs", _) => Finding::not_applicable(
             CHECK,
             QUOTA,
             format!("this file system has quotas that the kernel does not tell: {place}"),
         ),
-        _ => Finding::fail(CHECK, QUOTA, format!("user quota is off: {place}"), quota_mend(mount)),
+        _ => Finding::fail(CHECK, QUOTA, format!("user quota is off: {place}"), quota_fix(mount)),
     }
 }
 
-fn quota_mend(mount: &Mount) -> String {
+fn quota_fix(mount: &Mount) -> String {
     let Mount { point, source, super_options, .. } = mount;
     let has = |option: &str| super_options.split(',').any(|other| other.split('=').next() == Some(option));
     match mount.filesystem.as_str() {
@@ -207,14 +207,14 @@ mod tests {
     }
 
     #[test]
-    fn each_file_system_is_told_its_own_mend() {
-        let mend = |line: &str| quota(line, false, false).mend.unwrap();
-        assert!(mend(ROOT).contains("usrjquota=aquota.user,jqfmt=vfsv1 to the options of / in /etc/fstab"));
-        assert_eq!(mend(JOURNALED), "quotacheck -cum / && quotaon -u /");
-        assert_eq!(mend(OWN), "quotacheck -cum /containers && quotaon -u /containers");
-        assert!(mend(&OWN.replace(",quota,usrquota", "")).contains("tune2fs -O quota -Q usrquota /dev/vdb"));
-        assert!(mend(XFS).contains("uquota"));
-        assert!(mend(TMPFS).contains("ext4"));
+    fn each_file_system_is_told_its_own_fix() {
+        let fix = |line: &str| quota(line, false, false).fix.unwrap();
+        assert!(fix(ROOT).contains("usrjquota=aquota.user,jqfmt=vfsv1 to the options of / in /etc/fstab"));
+        assert_eq!(fix(JOURNALED), "quotacheck -cum / && quotaon -u /");
+        assert_eq!(fix(OWN), "quotacheck -cum /containers && quotaon -u /containers");
+        assert!(fix(&OWN.replace(",quota,usrquota", "")).contains("tune2fs -O quota -Q usrquota /dev/vdb"));
+        assert!(fix(XFS).contains("uquota"));
+        assert!(fix(TMPFS).contains("ext4"));
     }
 
     #[test]
@@ -244,12 +244,9 @@ mod tests {
         );
         let finding = judge(&[("sda", "none [bfq]"), ("sdb", "[none] mq-deadline")]);
         assert_eq!((finding.state, finding.seen.as_str()), (State::Warn, "I/O scheduler: none on sdb"));
-        let mend = finding.mend.unwrap();
-        assert!(
-            mend.starts_with("modprobe bfq") && mend.contains("KERNEL==\"sdb\"") && !mend.contains("sda"),
-            "{mend}"
-        );
-        assert!(!judge(&[("sdb", "[none] bfq")]).mend.unwrap().contains("modprobe"));
+        let fix = finding.fix.unwrap();
+        assert!(fix.starts_with("modprobe bfq") && fix.contains("KERNEL==\"sdb\"") && !fix.contains("sda"), "{fix}");
+        assert!(!judge(&[("sdb", "[none] bfq")]).fix.unwrap().contains("modprobe"));
     }
 
     #[test]

@@ -90,7 +90,7 @@ const STICKY: u32 = 0o1000;
 
 const WHY: &str = "accounts, containers and the node's services are what is in them";
 
-pub const STEP: Step = Step { guide: check_guide, ..Step::new(CHECK, check, mend) };
+pub const STEP: Step = Step { guide: check_guide, ..Step::new(CHECK, check, fix) };
 
 /// Those that a login needs, on this node.
 fn needed(node: &Node) -> Vec<&'static Folder> {
@@ -107,13 +107,13 @@ pub fn check_guide(node: &Node) -> Vec<Finding> {
         Ok(accounts) => judge_all(node, &OF_GUIDE.iter().collect::<Vec<_>>(), accounts, &node.setup_by_guide(CHECK)),
         Err(error) => {
             let why = "the routers run as www-data, and some folders are theirs";
-            let mend = node.command("adduser --system --group --home /var/www --no-create-home www-data");
-            vec![Finding::fail(CHECK, why, format!("{error:#}"), mend)]
+            let fix = node.command("adduser --system --group --home /var/www --no-create-home www-data");
+            vec![Finding::fail(CHECK, why, format!("{error:#}"), fix)]
         }
     }
 }
 
-/// `setup` is the command that mends them.
+/// `setup` is the command that fixes them.
 fn judge_all(node: &Node, folders: &[&Folder], accounts: Accounts, setup: &str) -> Vec<Finding> {
     let (mut faults, mut missing, mut well) = (Vec::new(), Vec::new(), 0);
     for folder in folders {
@@ -132,7 +132,7 @@ fn judge_all(node: &Node, folders: &[&Folder], accounts: Accounts, setup: &str) 
                 Finding::warn(CHECK, why, format!("{} lacks the sticky bit", place.name), setup)
             }
             Verdict::Wrong(place, seen) => Finding::fail(CHECK, why, format!("{} is {seen}", place.name), setup),
-            Verdict::InTheWay(seen, mend) => Finding::fail(CHECK, why, format!("{path} {seen}"), mend),
+            Verdict::InTheWay(seen, fix) => Finding::fail(CHECK, why, format!("{path} {seen}"), fix),
         });
     }
     let mut findings = Vec::new();
@@ -152,7 +152,7 @@ fn judge_all(node: &Node, folders: &[&Folder], accounts: Accounts, setup: &str) 
 }
 
 /// Makes the folders that are missing, and gives the others their owner and mode. What is in the way stays for the operator.
-fn mend(node: &Node, wishes: Wishes) -> Result<Vec<Change>> {
+fn fix(node: &Node, wishes: Wishes) -> Result<Vec<Change>> {
     let mut folders = needed(node);
     let mut accounts = Accounts::ROOT;
     if wishes.guide {

@@ -7,19 +7,19 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
 /// Whether a library of ours is there, and its own dynamic linker can load it.
-pub fn check(node: &Node, check: &'static str, why: &'static str, path: &str, mend: String) -> Finding {
+pub fn check(node: &Node, check: &'static str, why: &'static str, path: &str, fix: String) -> Finding {
     if !node.has(path) {
-        return Finding::fail(check, why, format!("there is no {path}"), mend);
+        return Finding::fail(check, why, format!("there is no {path}"), fix);
     }
     if !program::possible(node) {
         return Finding::not_applicable(check, why, format!("{path}: root is needed to see whether it can be loaded"));
     }
     match program::cannot_load(node, path) {
         Ok(None) if !is_ours(node, path) => {
-            Finding::fail(check, why, format!("{path} is not of unbit: it is {}", whose(path)), mend)
+            Finding::fail(check, why, format!("{path} is not of unbit: it is {}", whose(path)), fix)
         }
         Ok(None) => Finding::ok(check, why, format!("{path} can be loaded")),
-        Ok(Some(complaint)) => Finding::fail(check, why, format!("{path} cannot be loaded: {complaint}"), mend),
+        Ok(Some(complaint)) => Finding::fail(check, why, format!("{path} cannot be loaded: {complaint}"), fix),
         Err(error) => Finding::not_applicable(check, why, format!("{path} cannot be tried: {error:#}")),
     }
 }

@@ -105,7 +105,7 @@ impl Exim {
                 return Finding::ok(CHECK, WHY, format!("{program} starts no program for containers' users"));
             }
         };
-        Finding::fail(CHECK, WHY, format!("{program} starts for containers' users {what}"), mend_exim())
+        Finding::fail(CHECK, WHY, format!("{program} starts for containers' users {what}"), fix_exim())
     }
 }
 
@@ -119,7 +119,7 @@ fn runs_files_of_users(commands: &[String]) -> Option<&str> {
     commands.iter().find_map(|command| programs(command))
 }
 
-fn mend_exim() -> String {
+fn fix_exim() -> String {
     format!(
         "put this router before system_aliases: into a file conf.d/router/350_unbit where dc_use_split_config is 'true',\n\
          else into exim4.conf.template; then: update-exim4.conf && systemctl reload exim4\n\
@@ -187,12 +187,12 @@ impl Postfix {
             (.., Some(command)) => format!("what {command} finds in the home directory: mailbox_command"),
             _ => return ok("starts no program for containers' users"),
         };
-        Finding::fail(CHECK, WHY, format!("postfix starts for containers' users {what}"), mend_postfix(&self.names))
+        Finding::fail(CHECK, WHY, format!("postfix starts for containers' users {what}"), fix_postfix(&self.names))
     }
 }
 
 /// Numbers by a pattern, and the names that there are.
-fn mend_postfix(names: &[String]) -> String {
+fn fix_postfix(names: &[String]) -> String {
     let names: String = names.iter().map(|name| format!("|{name}")).collect();
     format!(
         "give that mail to root before ~/.forward is looked at:\n\
@@ -260,12 +260,12 @@ mod tests {
             (finding.state, finding.seen.as_str()),
             (State::Fail, "exim4 starts for containers' users a command in ~/.forward")
         );
-        let mend = finding.mend.unwrap();
+        let fix = finding.fix.unwrap();
         assert!(
-            mend.contains(
+            fix.contains(
                 "\n  condition = ${if and{{>={$local_user_uid}{30000}}{exists{/containers/$local_user_uid}}}}\n"
             ),
-            "{mend}"
+            "{fix}"
         );
 
         let judge = |out: &str, commands: &[&str]| {
@@ -295,10 +295,8 @@ mod tests {
             ..Postfix::default()
         };
         assert_eq!(debian.judge().state, State::Fail);
-        assert!(debian.judge().mend.unwrap().contains("\necho '/^([1-9][0-9]{4,9})$/ root' >"));
-        assert!(
-            mend_postfix(&["web1".into(), "www".into()]).contains("\necho '/^([1-9][0-9]{4,9}|web1|www)$/ root' >")
-        );
+        assert!(debian.judge().fix.unwrap().contains("\necho '/^([1-9][0-9]{4,9})$/ root' >"));
+        assert!(fix_postfix(&["web1".into(), "www".into()]).contains("\necho '/^([1-9][0-9]{4,9}|web1|www)$/ root' >"));
         let state = |change: fn(&mut Postfix)| {
             let mut postfix = debian.clone();
             change(&mut postfix);

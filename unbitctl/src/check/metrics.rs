@@ -53,9 +53,9 @@ mod tests {
     fn each_check_has_a_number_for_each_state() {
         let findings = [
             Finding::ok("pam", "why", "well"),
-            Finding::fail("pam", "why", "ill", "mend"),
-            Finding::fail("pam", "why", "worse", "mend"),
-            Finding::warn("ports", "why", "open", "mend").of(Profile::Guide),
+            Finding::fail("pam", "why", "ill", "fix"),
+            Finding::fail("pam", "why", "worse", "fix"),
+            Finding::warn("ports", "why", "open", "fix").of(Profile::Guide),
         ];
         let text = text(&findings, None);
         let pam = |state: &str| format!("unbit_check_findings{{profile=\"login\",check=\"pam\",state=\"{state}\"}}");

@@ -64,14 +64,14 @@ fn judge_linked(held: &[&Mount]) -> Finding {
         return Finding::ok(CHECK, LINKED, "directories of linked containers are mounted nosuid and nodev");
     };
     let seen = format!("directories of linked containers are on {}, without nosuid or nodev", points.join(", "));
-    let mend = if Path::new(first).starts_with(CONTAINERS) {
+    let fix = if Path::new(first).starts_with(CONTAINERS) {
         format!(
             "add nosuid,nodev to the options of {first} in /etc/fstab, then\nmount -o remount,bind,nosuid,nodev {first}"
         )
     } else {
         format!("echo '{CONTAINERS} {CONTAINERS} none bind,nosuid,nodev 0 0' >>/etc/fstab && mount {CONTAINERS}")
     };
-    Finding::warn(CHECK, LINKED, seen, mend)
+    Finding::warn(CHECK, LINKED, seen, fix)
 }
 
 /// The mounts of our own mount namespace.
@@ -232,11 +232,11 @@ mod tests {
         assert_eq!(judge(&[&safe, &safe]).state, State::Ok);
         let root = judge(&[ROOT, ROOT]);
         assert_eq!((root.state, root.seen.contains(" are on /, without ")), (State::Warn, true));
-        assert!(root.mend.unwrap().contains("/containers /containers none bind,nosuid,nodev"));
+        assert!(root.fix.unwrap().contains("/containers /containers none bind,nosuid,nodev"));
         for half in [OWN, &OWN.replace("relatime", "nosuid"), &OWN.replace("relatime", "nodev")] {
             let half = judge(&[&safe, half]);
             assert_eq!(half.state, State::Warn);
-            assert!(half.mend.unwrap().ends_with("mount -o remount,bind,nosuid,nodev /containers"));
+            assert!(half.fix.unwrap().ends_with("mount -o remount,bind,nosuid,nodev /containers"));
         }
     }
 

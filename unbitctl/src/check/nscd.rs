@@ -21,7 +21,7 @@ const CONFIGURATION: &str = "/etc/nscd.conf";
 const DATABASES: [(&str, i32, &[u8]); 2] = [("passwd", 1, b"0\0"), ("group", 3, b"0\0")];
 
 pub const STEP: Step =
-    Step { then: "nscd reads its file again by: systemctl restart nscd", ..Step::new(CHECK, check, mend) };
+    Step { then: "nscd reads its file again by: systemctl restart nscd", ..Step::new(CHECK, check, fix) };
 
 pub fn check(node: &Node) -> Vec<Finding> {
     let text = node.read(CONFIGURATION).ok().flatten().unwrap_or_default();
@@ -30,11 +30,11 @@ pub fn check(node: &Node) -> Vec<Finding> {
 }
 
 /// `enable-cache passwd no`, and the same for group.
-fn mend(node: &Node, _: Wishes) -> Result<Vec<Change>> {
+fn fix(node: &Node, _: Wishes) -> Result<Vec<Change>> {
     let text = node.read(CONFIGURATION)?.unwrap_or_default();
-    let mended = without_caches(&text);
-    let change = Change::File { path: CONFIGURATION.to_owned(), content: mended.clone(), mode: 0o644 };
-    Ok(if mended == text { Vec::new() } else { vec![change] })
+    let fixed = without_caches(&text);
+    let change = Change::File { path: CONFIGURATION.to_owned(), content: fixed.clone(), mode: 0o644 };
+    Ok(if fixed == text { Vec::new() } else { vec![change] })
 }
 
 fn installed(node: &Node, configured: &[&str]) -> Finding {
@@ -164,11 +164,11 @@ mod tests {
     }
 
     #[test]
-    fn the_mend_turns_ours_off_and_leaves_the_rest() {
-        let mended = without_caches(DEBIAN);
-        assert!(cached(&mended).is_empty());
-        assert_eq!(without_caches(&mended), mended);
-        let changed: Vec<_> = DEBIAN.lines().zip(mended.lines()).filter(|(before, after)| before != after).collect();
+    fn the_fix_turns_ours_off_and_leaves_the_rest() {
+        let fixed = without_caches(DEBIAN);
+        assert!(cached(&fixed).is_empty());
+        assert_eq!(without_caches(&fixed), fixed);
+        let changed: Vec<_> = DEBIAN.lines().zip(fixed.lines()).filter(|(before, after)| before != after).collect();
         assert_eq!(
             changed,
             [
@@ -176,6 +176,6 @@ mod tests {
                 ("\tenable-cache\t\tgroup\t\tyes", "\tenable-cache\t\tgroup\t\tno"),
             ]
         );
-        assert_eq!(DEBIAN.lines().count(), mended.lines().count());
+        assert_eq!(DEBIAN.lines().count(), fixed.lines().count());
     }
 }

@@ -26,7 +26,7 @@ const WHY_ANSWER: &str = "what glibc answers is what sshd, ls and the routers se
 /// The databases that name the service.
 const DATABASES: [&str; 4] = ["passwd", "group", "shadow", "hosts"];
 
-pub const STEP: Step = Step { needs: &[pam::NAME, sshd::NAME], first: may_be, prove, ..Step::new(NAME, check, mend) };
+pub const STEP: Step = Step { needs: &[pam::NAME, sshd::NAME], first: may_be, prove, ..Step::new(NAME, check, fix) };
 
 pub fn check(node: &Node) -> Vec<Finding> {
     let text = match node.read(FILE) {
@@ -66,8 +66,8 @@ fn module(node: &Node) -> Finding {
         return Finding::not_applicable(NAME, WHY_MODULE, "there is no libc.so.6");
     };
     let path = format!("{folder}/{MODULE}");
-    let mend = format!("install {MODULE} in {folder} (make install)");
-    let of_ours = library::check(node, NAME, WHY_MODULE, &path, mend);
+    let fix = format!("install {MODULE} in {folder} (make install)");
+    let of_ours = library::check(node, NAME, WHY_MODULE, &path, fix);
     if !program::possible(node) || !node.has("/usr/bin/getent") {
         return of_ours;
     }
@@ -127,10 +127,10 @@ fn answers(node: &Node) -> Vec<Finding> {
 
 fn ask(node: &Node, database: &str, name: &str, expected: impl Fn(&str) -> bool) -> Finding {
     let question = format!("getent {database} {name}");
-    let mend = format!("{}; then, if nscd runs: nscd -i passwd; nscd -i group; nscd -i hosts", node.setup(NAME));
+    let fix = format!("{}; then, if nscd runs: nscd -i passwd; nscd -i group; nscd -i hosts", node.setup(NAME));
     let fail = |seen: String| {
         let (state, why) = weigh(database, State::Fail, WHY_ANSWER);
-        Finding::new(NAME, state, why, seen, Some(mend.clone()))
+        Finding::new(NAME, state, why, seen, Some(fix.clone()))
     };
     match program::run(node, "getent", &[database, name]) {
         Ok(answer) if answer.ok() && answer.out.lines().next().is_some_and(&expected) => {
@@ -153,7 +153,7 @@ fn may_be(node: &Node, done: &[&str]) -> Result<()> {
 }
 
 /// The new text, unless all is well. A library that crashes must not get into every process of the node.
-fn mend(node: &Node, _: Wishes) -> Result<Vec<Change>> {
+fn fix(node: &Node, _: Wishes) -> Result<Vec<Change>> {
     let old = node.read(FILE)?;
     let text = old.clone().unwrap_or_default();
     if DATABASES.iter().all(|database| fault(&text, database).is_none()) {
@@ -166,7 +166,7 @@ fn mend(node: &Node, _: Wishes) -> Result<Vec<Change>> {
             bail!("{MODULE} cannot be used, getent -s unbit passwd root: {}", answer.complaint());
         }
     }
-    let content = DATABASES.iter().fold(text, |text, database| mended(&text, database));
+    let content = DATABASES.iter().fold(text, |text, database| fixed(&text, database));
     Ok(vec![Change::File { path: FILE.to_owned(), content, mode: 0o644 }])
 }
 
@@ -344,7 +344,7 @@ fn line_fault(line: &Line<'_>, database: &str) -> Option<Fault> {
 }
 
 /// The text with unbit where it belongs: right behind the node's own accounts; among hosts, right behind files.
-pub(crate) fn mended(text: &str, database: &str) -> String {
+pub(crate) fn fixed(text: &str, database: &str) -> String {
     let mut text = text.to_owned();
     if lines(&text, database).is_empty() {
         if !text.is_empty() && !text.ends_with('\n') {
@@ -419,12 +419,12 @@ mod tests {
         fault(line, database).map(|fault| fault.seen)
     }
 
-    /// The mended line; it is well, and mending it again changes nothing.
-    fn mend_line(line: &str) -> String {
+    /// The fixed line; it is well, and fixing it again changes nothing.
+    fn fix_line(line: &str) -> String {
         let database = line.split(':').next().unwrap();
-        let new = mended(line, database);
+        let new = fixed(line, database);
         assert_eq!(fault(&new, database).map(|fault| fault.seen), None, "{new}");
-        assert_eq!(mended(&new, database), new);
+        assert_eq!(fixed(&new, database), new);
         new
     }
 
@@ -449,12 +449,12 @@ mod tests {
             "passwd: files unbit [!SUCCESS=return] files",
         ] {
             assert_eq!(seen(line), None, "{line}");
-            assert_eq!(mend_line(line), line);
+            assert_eq!(fix_line(line), line);
         }
     }
 
     #[test]
-    fn each_fault_is_seen_and_mended() {
+    fn each_fault_is_seen_and_fixed() {
         for (line, fault, new) in [
             ("passwd: files", "unbit is missing", "passwd: files unbit"),
             ("passwd:         files systemd\n", "unbit is missing", "passwd:         files unbit systemd\n"),
@@ -544,21 +544,21 @@ mod tests {
             ("passwd:\tfiles\r\n", "unbit is missing", "passwd:\tfiles unbit\r\n"),
         ] {
             assert_eq!(seen(line).as_deref(), Some(fault), "{line}");
-            assert_eq!(mend_line(line), new);
+            assert_eq!(fix_line(line), new);
         }
     }
 
     #[test]
     fn a_line_that_is_not_there_is_added() {
         assert_eq!(fault("#passwd: files unbit\n", "passwd").unwrap().seen, "there is no such line");
-        assert_eq!(mended("", "hosts"), "hosts:          files unbit dns\n");
-        assert_eq!(mended("group: files", "passwd"), "group: files\npasswd:         files unbit\n");
+        assert_eq!(fixed("", "hosts"), "hosts:          files unbit dns\n");
+        assert_eq!(fixed("group: files", "passwd"), "group: files\npasswd:         files unbit\n");
     }
 
     #[test]
-    fn of_two_lines_both_are_mended() {
+    fn of_two_lines_both_are_fixed() {
         assert_eq!(
-            mended("passwd: files\nx\npasswd: compat\n", "passwd"),
+            fixed("passwd: files\nx\npasswd: compat\n", "passwd"),
             "passwd: files unbit\nx\npasswd: compat unbit\n"
         );
     }

@@ -35,7 +35,7 @@ const COMMENT: &str = "# Containers' users, see pam_unbit(8): for them this line
 const FORMER_COMMENT: &str =
     "# Containers' users, see pam_unbit(8): for them nothing runs on the node after this line.";
 
-pub const STEP: Step = Step { prove, foresee, ..Step::new(NAME, check, |node, _| mend(node)) };
+pub const STEP: Step = Step { prove, foresee, ..Step::new(NAME, check, |node, _| fix(node)) };
 
 pub fn check(node: &Node) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -44,8 +44,8 @@ pub fn check(node: &Node) -> Vec<Finding> {
             return vec![Finding::not_applicable(NAME, WHY_LINES, format!("{}: root is needed to see", path(SERVICE)))];
         }
         if error.kind() != ErrorKind::NotFound {
-            let mend = format!("put a file there: namei -l {}", path(SERVICE));
-            return vec![Finding::fail(NAME, WHY_LINES, format!("{}: {error}", path(SERVICE)), mend)];
+            let fix = format!("put a file there: namei -l {}", path(SERVICE));
+            return vec![Finding::fail(NAME, WHY_LINES, format!("{}: {error}", path(SERVICE)), fix)];
         }
         let seen = format!("there is no {}", path(SERVICE));
         if !node.is_running() {
@@ -57,8 +57,8 @@ pub fn check(node: &Node) -> Vec<Finding> {
         if faults.is_empty() {
             findings.push(Finding::ok(NAME, WHY_LINES, format!("the lines of {MODULE} are in their places")));
         }
-        let mend = mend_of(node);
-        findings.extend(faults.into_iter().map(|fault| fault.finding(mend.clone())));
+        let fix = fix_of(node);
+        findings.extend(faults.into_iter().map(|fault| fault.finding(fix.clone())));
     }
     findings.extend(services::check(node));
     findings.push(module(node));
@@ -70,8 +70,8 @@ pub fn module(node: &Node) -> Finding {
     let Some(path) = module_path(node, MODULE) else {
         return Finding::not_applicable(NAME, WHY_MODULE, "there are no PAM modules");
     };
-    let mend = format!("install {path} (make install)");
-    library::check(node, NAME, WHY_MODULE, &path, mend)
+    let fix = format!("install {path} (make install)");
+    library::check(node, NAME, WHY_MODULE, &path, fix)
 }
 
 /// Where a module is: beside pam_permit.so, which every libpam has.
@@ -84,7 +84,7 @@ fn module_path(node: &Node, module: &str) -> Option<String> {
     Some(format!("{folder}/security/{module}"))
 }
 
-fn mend(node: &Node) -> Result<Vec<Change>> {
+fn fix(node: &Node) -> Result<Vec<Change>> {
     match node.read(&path(SERVICE)) {
         Err(error) if error.kind() == ErrorKind::InvalidData => {
             let file = node.quoted(&path(SERVICE));
@@ -96,13 +96,13 @@ fn mend(node: &Node) -> Result<Vec<Change>> {
         Ok(None) if !node.is_running() => return Ok(Vec::new()),
         found => drop(found?),
     }
-    let content = mended(&reader(node))?;
+    let content = fixed(&reader(node))?;
     Ok(content.map(|content| Change::File { path: path(SERVICE), content, mode: 0o644 }).into_iter().collect())
 }
 
 /// What to do about faults: a command, or a sentence where none will do.
-pub fn mend_of(node: &Node) -> String {
-    mend(node).map_or_else(|reason| format!("{reason:#}"), |_| node.setup(NAME))
+pub fn fix_of(node: &Node) -> String {
+    fix(node).map_or_else(|reason| format!("{reason:#}"), |_| node.setup(NAME))
 }
 
 /// How sshd's lines let a container's user in: on the terms of these options, and with what is wrong that does not keep it out.
@@ -120,7 +120,7 @@ pub fn let_in(node: &Node) -> Result<LetIn> {
     if let Some(fault) = faults.iter().find(|fault| fault.harm == Harm::Shut) {
         bail!("{}", fault.seen);
     }
-    let doubts = faults.into_iter().map(|fault| fault.finding(mend_of(node))).collect();
+    let doubts = faults.into_iter().map(|fault| fault.finding(fix_of(node))).collect();
     let stack = stack::flatten(&reader(node), SERVICE);
     let words = account_line(&stack).map(|entry| entry.arguments.join(" ")).unwrap_or_default();
     Ok(LetIn { options: options_of_the_account_line(&stack)?, words, doubts })
@@ -139,10 +139,10 @@ fn options_of_the_account_line(stack: &[Entry]) -> Result<Options> {
     account_line(stack).map_or(Ok(Options::default()), |entry| options_of(entry).map_err(|fault| anyhow!(fault.seen)))
 }
 
-/// Whether sshd's lines keep containers' users out of the node, or will, once they are `mended`; without sshd there is nothing to keep them
+/// Whether sshd's lines keep containers' users out of the node, or will, once they are `fixed`; without sshd there is nothing to keep them
 /// out of. Without its file libpam takes `other`, which has no line of ours.
-pub fn keeps_out(node: &Node, mended: bool) -> bool {
-    let faults = || if mended { mended_reader(node).map(|read| faults_by(&read)) } else { Ok(faults_of(node)) };
+pub fn keeps_out(node: &Node, fixed: bool) -> bool {
+    let faults = || if fixed { fixed_reader(node).map(|read| faults_by(&read)) } else { Ok(faults_of(node)) };
     match node.read_bytes(&path(SERVICE)) {
         Ok(_) => faults().is_ok_and(|faults| are_small(&faults)),
         Err(error) => error.kind() == ErrorKind::NotFound && !node.has(SSHD),
@@ -180,10 +180,10 @@ fn reader(node: &Node) -> impl Fn(&str) -> Option<String> {
 }
 
 /// The same files as they will be.
-fn mended_reader(node: &Node) -> Result<impl Fn(&str) -> Option<String>> {
+fn fixed_reader(node: &Node) -> Result<impl Fn(&str) -> Option<String>> {
     let read = reader(node);
-    let mended = mended(&read)?;
-    Ok(move |name: &str| if name == SERVICE { mended.clone().or_else(|| read(name)) } else { read(name) })
+    let fixed = fixed(&read)?;
+    Ok(move |name: &str| if name == SERVICE { fixed.clone().or_else(|| read(name)) } else { read(name) })
 }
 
 /// All that is wrong with the node's stack, and with the files that it is made of.
@@ -215,7 +215,7 @@ fn foresee(node: &Node) -> Result<()> {
     if !crate::program::possible(node) {
         crate::command_line::root_or("root is needed to see whether the modules can be loaded")?;
     }
-    prove_by(node, &mended_reader(node)?)
+    prove_by(node, &fixed_reader(node)?)
 }
 
 fn prove_by(node: &Node, read: &dyn Fn(&str) -> Option<String>) -> Result<()> {
@@ -267,9 +267,9 @@ impl Fault {
         Self { harm: Harm::Small, seen: seen.into() }
     }
 
-    fn finding(self, mend: String) -> Finding {
+    fn finding(self, fix: String) -> Finding {
         let state = if self.harm == Harm::Small { State::Warn } else { State::Fail };
-        Finding::new(NAME, state, WHY_LINES, self.seen, Some(mend))
+        Finding::new(NAME, state, WHY_LINES, self.seen, Some(fix))
     }
 }
 
@@ -468,7 +468,7 @@ fn options_of(entry: &Entry) -> Result<Options, Fault> {
 }
 
 /// The new text of the service's file; nothing if the old one is well.
-fn mended(read: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>> {
+fn fixed(read: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>> {
     let Some(old) = read(SERVICE) else { bail!("there is no {FOLDER}/{SERVICE}: install openssh-server") };
     let stack = stack::flatten(read, SERVICE);
     if faults(&stack).is_empty() {
@@ -477,7 +477,7 @@ fn mended(read: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>> {
     let options = match options(&stack) {
         Ok([]) => String::new(),
         Ok(words) => format!(" {}", words.join(" ")),
-        Err(fault) => bail!("mend the options by hand, they are a decision of somebody's: {}", fault.seen),
+        Err(fault) => bail!("fix the options by hand, they are a decision of somebody's: {}", fault.seen),
     };
     if let Some(entry) = stack.iter().find(|entry| is_ours(entry) && entry.file != SERVICE) {
         bail!("take the line of {MODULE} out of {FOLDER}/{}, then: unbitctl setup {NAME}", entry.file);
@@ -504,7 +504,7 @@ fn mended(read: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>> {
 
     let with = |name: &str| if name == SERVICE { Some(new.clone()) } else { read(name) };
     match faults(&stack::flatten(&with, SERVICE)).into_iter().find(|fault| fault.harm != Harm::Small) {
-        Some(fault) => bail!("mend this by hand: {}", fault.seen),
+        Some(fault) => bail!("fix this by hand: {}", fault.seen),
         None if new == old => Ok(None),
         None => Ok(Some(new)),
     }

@@ -28,12 +28,12 @@ fn look() -> Result<Finding> {
     let table = match nft::loaded() {
         Ok(Some(table)) => table,
         Ok(None) => {
-            let mend = load(&Source::from_arguments(&[])?)?;
-            return Ok(Finding::warn(NAME, WHY, "the table inet unbit is not loaded", mend));
+            let fix = load(&Source::from_arguments(&[])?)?;
+            return Ok(Finding::warn(NAME, WHY, "the table inet unbit is not loaded", fix));
         }
         Err(error) if error.is::<nft::Missing>() => {
-            let mend = format!("apt install nftables, then: {}", load(&Source::from_arguments(&[])?)?);
-            return Ok(Finding::warn(NAME, WHY, "nft is not installed", mend));
+            let fix = format!("apt install nftables, then: {}", load(&Source::from_arguments(&[])?)?);
+            return Ok(Finding::warn(NAME, WHY, "nft is not installed", fix));
         }
         Err(error) => return Err(error),
     };
@@ -44,8 +44,8 @@ fn look() -> Result<Finding> {
     let ruleset = match Ruleset::made_of(&source) {
         Ok(ruleset) => ruleset,
         Err(error) => {
-            let mend = if source.missing().is_empty() { format!("correct the list, then: {again}") } else { again };
-            return Ok(Finding::fail(NAME, WHY, format!("{error:#}"), mend));
+            let fix = if source.missing().is_empty() { format!("correct the list, then: {again}") } else { again };
+            return Ok(Finding::fail(NAME, WHY, format!("{error:#}"), fix));
         }
     };
     let differences = table.differences(&nft::made_of(&ruleset.to_string())?);

@@ -61,9 +61,9 @@ fn judge_one(link: &Link, accounts: &[&str], is_container: &dyn Fn(ContainerUid)
     } else if accounts.contains(&name.as_str()) {
         let seen =
             format!("{PASSWD} has an account {name} too, which comes first: {CONTAINERS}/{name} is no name of {uid}");
-        let mend =
+        let fix =
             format!("unbitctl detach {name}, or give the account another name: usermod --login ANOTHER_NAME {name}");
-        Finding::fail(CHECK, WHY, seen, mend)
+        Finding::fail(CHECK, WHY, seen, fix)
     } else if !is_container(uid) {
         let seen = format!("{name} is a name of {uid}, and there is no such container on this node");
         Finding::warn(CHECK, WHY, seen, format!("unbitctl detach {name}"))
@@ -78,8 +78,8 @@ fn almost(link: &Link) -> Option<Finding> {
     let text = std::str::from_utf8(&link.text).ok()?;
     if SecondName::leads_to(&link.text).is_some() {
         let seen = format!("{CONTAINERS}/{shown} leads to {text}, and is no name that an account can have");
-        let mend = "a name has at most 32 lower case letters, digits, _ and -, and begins with a letter or _";
-        return Some(Finding::warn(CHECK, WHY, seen, mend));
+        let fix = "a name has at most 32 lower case letters, digits, _ and -, and begins with a letter or _";
+        return Some(Finding::warn(CHECK, WHY, seen, fix));
     }
     SecondName::parse(link.name.as_bytes())?;
     let last = text.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
@@ -125,7 +125,7 @@ mod tests {
                 (State::Warn, "/containers/web2 leads to \"030001\", and is no second name"),
             ]
         );
-        assert_eq!(findings[3].mend.as_deref(), Some("ln -sfn 30001 /containers/far"));
+        assert_eq!(findings[3].fix.as_deref(), Some("ln -sfn 30001 /containers/far"));
         assert!(judge(&links[2..3], "", &|_| true).is_empty());
     }
 }

@@ -40,9 +40,9 @@ pub fn check(node: &Node) -> Vec<Finding> {
     let text = match node.read(LOCAL) {
         Ok(Some(text)) => text,
         Ok(None) => {
-            let mend =
+            let fix =
                 format!("write {LOCAL} as the guide has it, then: chown root:www-data {LOCAL} && chmod 640 {LOCAL}");
-            return vec![Finding::fail(CHECK, WHY_LOCAL, format!("there is no {LOCAL}"), mend)];
+            return vec![Finding::fail(CHECK, WHY_LOCAL, format!("there is no {LOCAL}"), fix)];
         }
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             return vec![Finding::not_applicable(CHECK, WHY_LOCAL, format!("{LOCAL}: root is needed to see"))];
@@ -98,8 +98,8 @@ fn judge_local(text: &str) -> Option<Finding> {
 
 fn missing(node: &Node, path: &str, what: Use) -> Finding {
     let word = if what == Use::Key { "key" } else { "certificate" };
-    let mend = format!("put the {word} there: ls -l {}", node.quoted(path));
-    Finding::fail(CHECK, WHY_LOCAL, format!("there is no {path}"), mend)
+    let fix = format!("put the {word} there: ls -l {}", node.quoted(path));
+    Finding::fail(CHECK, WHY_LOCAL, format!("there is no {path}"), fix)
 }
 
 /// Root and www-data may read it, for the services that are not root any more; only root may write.
@@ -108,8 +108,8 @@ fn judge_mode(node: &Node, path: &str) -> Option<Finding> {
     let mode = status.mode() & 0o7777;
     (mode & 0o027 != 0).then(|| {
         let real = node.quoted(path);
-        let mend = format!("chown root:www-data {real} && chmod 640 {real}");
-        Finding::fail(CHECK, WHY_MODE, format!("{path} has mode {mode:04o}"), mend)
+        let fix = format!("chown root:www-data {real} && chmod 640 {real}");
+        Finding::fail(CHECK, WHY_MODE, format!("{path} has mode {mode:04o}"), fix)
     })
 }
 
@@ -138,8 +138,8 @@ fn judge_certificate(node: &Node, path: &str) -> Option<Finding> {
     };
     if !end.ok() {
         let seen = format!("{path} is no certificate: {}", end.complaint());
-        let mend = format!("openssl x509 -noout -text -in {}", node.quoted(path));
-        return Some(Finding::fail(CHECK, WHY_CERTIFICATE, seen, mend));
+        let fix = format!("openssl x509 -noout -text -in {}", node.quoted(path));
+        return Some(Finding::fail(CHECK, WHY_CERTIFICATE, seen, fix));
     }
     // `notAfter=Nov 29 16:00:00 2026 GMT`
     let end = end.out.trim().trim_start_matches("notAfter=").to_owned();
@@ -149,8 +149,8 @@ fn judge_certificate(node: &Node, path: &str) -> Option<Finding> {
         (true, false) => (State::Warn, format!("{path} ends on {end}")),
         (true, true) => return None,
     };
-    let mend = format!("renew it: openssl x509 -noout -subject -issuer -enddate -in {}", node.quoted(path));
-    Some(Finding::new(CHECK, state, WHY_CERTIFICATE, seen, Some(mend)))
+    let fix = format!("renew it: openssl x509 -noout -subject -issuer -enddate -in {}", node.quoted(path));
+    Some(Finding::new(CHECK, state, WHY_CERTIFICATE, seen, Some(fix)))
 }
 
 #[cfg(test)]

@@ -96,11 +96,11 @@ fn judge(unit: &str, shown: &str) -> Vec<Finding> {
         return vec![Finding::not_applicable(CHECK, WHY, format!("there is no {unit}"))];
     }
     let fail = |seen: String, line: String| {
-        let mend = match unit.strip_suffix("@.service") {
+        let fix = match unit.strip_suffix("@.service") {
             None => format!("systemctl edit ssh, and below [Service]: {line}\nsystemctl restart ssh"),
             Some(_) => format!("systemctl edit {unit}, and below [Service]: {line}"),
         };
-        Finding::fail(CHECK, WHY, seen, mend)
+        Finding::fail(CHECK, WHY, seen, fix)
     };
     let mut findings = Vec::new();
     if !matches!(of("ProtectControlGroups"), "no" | "") {

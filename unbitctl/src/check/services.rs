@@ -41,16 +41,16 @@ fn judge(has: &dyn Fn(&str) -> bool, listening: &[SocketAddrV4]) -> Vec<Finding>
         let silent: Vec<_> = ports.iter().filter(|port| !is_local(port) && is_any(port).is_none()).collect();
         if let Some(port) = silent.first() {
             let seen = format!("{FOLDER}/{name}.ini is there, and nobody listens on 127.0.0.1:{port}");
-            let mend = format!(
+            let fix = format!(
                 "tail -n 50 /var/log/uwsgi/{name}.log; its file should have the port: grep -n stats {FOLDER}/{name}.ini"
             );
-            findings.push(Finding::fail(CHECK, WHY, seen, mend));
+            findings.push(Finding::fail(CHECK, WHY, seen, fix));
         }
         if let Some(address) = ports.iter().find_map(is_any) {
             let seen = format!("{name} tells its statistics on {address}, and not on 127.0.0.1 alone");
-            let mend =
+            let fix =
                 format!("write 127.0.0.1:{} there: grep -n {} {FOLDER}/{name}.ini", address.port(), address.port());
-            findings.push(Finding::fail(CHECK, WHY_OPEN, seen, mend));
+            findings.push(Finding::fail(CHECK, WHY_OPEN, seen, fix));
         }
         well.push(*name);
     }

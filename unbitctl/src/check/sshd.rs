@@ -233,7 +233,7 @@ pub const STEP: Step = Step {
     prove,
     warning,
     then: "sshd reads its files again by: systemctl reload ssh",
-    ..Step::new(NAME, check, mend)
+    ..Step::new(NAME, check, fix)
 };
 
 /// What the guide asks for besides. That sshd cannot be asked is told there.
@@ -249,12 +249,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
             match ask(node, &any_user(node)) {
                 Ok(says) => findings.extend(judge(node, &says)),
                 Err(error) => {
-                    findings.push(Finding::fail(
-                        NAME,
-                        WHY,
-                        format!("{error:#}"),
-                        format!("mend {MAIN}, then: sshd -t"),
-                    ));
+                    findings.push(Finding::fail(NAME, WHY, format!("{error:#}"), format!("fix {MAIN}, then: sshd -t")));
                 }
             }
         } else {
@@ -269,13 +264,13 @@ pub fn check(node: &Node) -> Vec<Finding> {
     findings
 }
 
-/// Whether sshd, if it is there, asks PAM, and by the name of the service that has our lines; or will, once it is `mended`.
-pub fn uses_pam(node: &Node, mended: bool) -> Result<bool> {
+/// Whether sshd, if it is there, asks PAM, and by the name of the service that has our lines; or will, once it is `fixed`.
+pub fn uses_pam(node: &Node, fixed: bool) -> Result<bool> {
     if !node.has(SSHD) {
         return Ok(true);
     }
     let says = ask(node, &any_user(node))?;
-    Ok(says.faults_of_pam().all(|(setting, value)| mended && cannot_mend(node, setting, &value).is_none()))
+    Ok(says.faults_of_pam().all(|(setting, value)| fixed && cannot_fix(node, setting, &value).is_none()))
 }
 
 /// Whether it will, with other files in the place of some: each pair is a place and what will be there, if anything.
@@ -317,8 +312,8 @@ fn judge(node: &Node, says: &Says) -> Vec<Finding> {
     if has_no_keys(says) {
         let why = "keys are the only way in for containers' users, and sshd looks for none";
         let seen = format!("{KEYS} {}, and neither AuthorizedKeysCommand nor TrustedUserCAKeys", says.of(KEYS));
-        let mend = cannot_mend(node, &KEYS_SETTING, &says.of(KEYS)).unwrap_or_else(|| node.setup(NAME));
-        findings.push(Finding::fail(NAME, why, seen, mend));
+        let fix = cannot_fix(node, &KEYS_SETTING, &says.of(KEYS)).unwrap_or_else(|| node.setup(NAME));
+        findings.push(Finding::fail(NAME, why, seen, fix));
     }
     findings.extend(judge_sftp(node, says));
     findings.extend(obstacles(says, &any_user(node), &any_user(node)));
@@ -345,8 +340,8 @@ fn judge_settings(node: &Node, says: &Says, profile: Profile) -> Vec<Finding> {
     let faults = faults(says).into_iter().filter(|(setting, _)| setting.profile == profile);
     let finding = |(setting, value): (&Setting, String)| {
         let seen = format!("{} {value}", setting.keyword);
-        let mend = cannot_mend(node, setting, &value).unwrap_or_else(|| setup_of(node, setting));
-        Finding::new(NAME, setting.state, setting.why, seen, Some(mend))
+        let fix = cannot_fix(node, setting, &value).unwrap_or_else(|| setup_of(node, setting));
+        Finding::new(NAME, setting.state, setting.why, seen, Some(fix))
     };
     faults.map(finding).collect()
 }
@@ -383,30 +378,30 @@ fn judge_sftp(node: &Node, says: &Says) -> Option<Finding> {
 /// What keeps a container's user out, and what to do about it by hand: it is a decision of somebody's. The group has the number.
 pub fn obstacles(says: &Says, user: &str, group: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut found = |why, seen, mend| findings.push(Finding::fail(NAME, why, seen, mend));
+    let mut found = |why, seen, fix| findings.push(Finding::fail(NAME, why, seen, fix));
     if let Some(seen) = says.shuts_out(user, group) {
         let pattern = if user == group { "3*" } else { user };
-        let mend =
+        let fix =
             format!("let containers' users in there, in {MAIN}: AllowUsers {pattern} or the like, see sshd_config(5)");
-        found("whom sshd does not let in, no container is asked for", seen, mend);
+        found("whom sshd does not let in, no container is asked for", seen, fix);
     }
     if says.of("RefuseConnection") == "yes" {
-        let mend = format!("keep it from containers' users: RefuseConnection no in a Match for them, in {MAIN}");
-        found("sshd ends the connection at once", "RefuseConnection yes".to_owned(), mend);
+        let fix = format!("keep it from containers' users: RefuseConnection no in a Match for them, in {MAIN}");
+        found("sshd ends the connection at once", "RefuseConnection yes".to_owned(), fix);
     }
     let methods = says.of("AuthenticationMethods");
     if !methods.is_empty() && !methods.split_whitespace().any(|method| matches!(method, "any" | "publickey")) {
-        let mend = format!(
+        let fix = format!(
             "let containers' users in by publickey alone: Match User 3*, AuthenticationMethods publickey, at the end of {MAIN}"
         );
-        found("containers' users have keys alone", format!("AuthenticationMethods {methods}"), mend);
+        found("containers' users have keys alone", format!("AuthenticationMethods {methods}"), fix);
     }
     if says.names("ChrootDirectory") {
-        let mend = format!(
+        let fix = format!(
             "keep it from containers' users: ChrootDirectory none in a Match for them, before the other one, in {MAIN}"
         );
         let why = "containers' users are no longer root when sshd gets to it, and are refused";
-        found(why, format!("ChrootDirectory {}", says.of("ChrootDirectory")), mend);
+        found(why, format!("ChrootDirectory {}", says.of("ChrootDirectory")), fix);
     }
     findings
 }
@@ -432,7 +427,7 @@ fn shell(node: &Node) -> Finding {
 }
 
 /// What to do by hand, where a file of our own would not be heard.
-fn cannot_mend(node: &Node, setting: &Setting, value: &str) -> Option<String> {
+fn cannot_fix(node: &Node, setting: &Setting, value: &str) -> Option<String> {
     let read = |path: &str| node.read(path).ok().flatten();
     let line = format!("{} {}", setting.keyword, (setting.value)(value));
     let with_ours = |path: &str| if path == OURS { Some(line.clone()) } else { read(path) };
@@ -482,7 +477,7 @@ fn list(node: &Node, folder: &str) -> Vec<String> {
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-fn mend(node: &Node, wishes: Wishes) -> Result<Vec<Change>> {
+fn fix(node: &Node, wishes: Wishes) -> Result<Vec<Change>> {
     if !node.has(SSHD) {
         return Ok(Vec::new());
     }
@@ -490,7 +485,7 @@ fn mend(node: &Node, wishes: Wishes) -> Result<Vec<Change>> {
     let mut lines: Vec<_> = faults(&says)
         .into_iter()
         .filter(|(setting, _)| is_wished(setting, &says, wishes))
-        .filter(|(setting, value)| cannot_mend(node, setting, value).is_none())
+        .filter(|(setting, value)| cannot_fix(node, setting, value).is_none())
         .map(|(setting, value)| (setting.keyword, (setting.value)(&value)))
         .collect();
     let mut changes = Vec::new();

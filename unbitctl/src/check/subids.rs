@@ -97,15 +97,15 @@ fn judge(kind: &Kind, line: &str, containers: &[ContainerUid]) -> Option<Finding
     // Root needs none of it, and gives such ranges to containers of other engines.
     if matches!(name, "root" | "0") {
         let seen = format!("{seen}, and so has what root starts with them the number of the container {}", first?);
-        let mend = format!("give root another range in {}, and the containers that use it", kind.file);
-        return Some(Finding::warn(CHECK, WHY, seen, mend));
+        let fix = format!("give root another range in {}, and the containers that use it", kind.file);
+        return Some(Finding::warn(CHECK, WHY, seen, fix));
     }
-    let mend = format!("usermod {} {numbers} {}", kind.option, crate::shell::quoted(name));
+    let fix = format!("usermod {} {numbers} {}", kind.option, crate::shell::quoted(name));
     Some(match first {
         Some(container) => {
-            Finding::fail(CHECK, WHY, format!("{seen}, and so the number of the container {container}"), mend)
+            Finding::fail(CHECK, WHY, format!("{seen}, and so the number of the container {container}"), fix)
         }
-        None => Finding::warn(CHECK, WHY, format!("{seen}: no container may get one of these numbers"), mend)
+        None => Finding::warn(CHECK, WHY, format!("{seen}: no container may get one of these numbers"), fix)
             .of(Profile::Guide),
     })
 }
@@ -124,8 +124,8 @@ fn judge_defaults(kind: &Kind, login_defs: &str) -> Option<Finding> {
     (count > 0 && has_container_numbers(&(first..=last))).then(|| {
         let seen =
             format!("{LOGIN_DEFS}: useradd gives each new user {count} of the numbers {first}-{last} ({})", kind.file);
-        let mend = format!("set {}_COUNT 0 in {LOGIN_DEFS}", kind.settings);
-        Finding::warn(CHECK, WHY, seen, mend).of(Profile::Guide)
+        let fix = format!("set {}_COUNT 0 in {LOGIN_DEFS}", kind.settings);
+        Finding::warn(CHECK, WHY, seen, fix).of(Profile::Guide)
     })
 }
 
@@ -161,7 +161,7 @@ mod tests {
         }
         let finding = judge(subgid, "1000:100000:65536", &containers).unwrap();
         assert_eq!(finding.seen, "/etc/subgid: 1000 has 100000-165535, and so the number of the container 100005");
-        assert_eq!(finding.mend.as_deref(), Some("usermod --del-subgids 100000-165535 1000"));
+        assert_eq!(finding.fix.as_deref(), Some("usermod --del-subgids 100000-165535 1000"));
     }
 
     #[test]

@@ -100,7 +100,7 @@ impl Unit {
     pub fn finding(&self, check: &'static str, why: &'static str) -> Option<Finding> {
         let (name, short) = (self.name(), self.short());
         let log = format!("journalctl -u {short} -n 50");
-        let (state, seen, mend) = match self.health() {
+        let (state, seen, fix) = match self.health() {
             Health::Runs => return None,
             Health::NotEnabled => {
                 (State::Warn, format!("{name} runs, and is not started at boot"), format!("systemctl enable {short}"))
@@ -115,18 +115,18 @@ impl Unit {
                 (State::Fail, seen, log)
             }
             Health::Failed(result) => {
-                let mend = format!("{log}, and then: systemctl restart {short}");
-                (State::Fail, format!("{name} has failed ({result})"), mend)
+                let fix = format!("{log}, and then: systemctl restart {short}");
+                (State::Fail, format!("{name} has failed ({result})"), fix)
             }
             Health::Stopped | Health::Condition => {
                 (State::Fail, format!("{name} does not run"), format!("systemctl enable --now {short}"))
             }
             Health::Masked => {
-                let mend = format!("systemctl unmask {short} && systemctl enable --now {short}");
-                (State::Fail, format!("{name} is masked"), mend)
+                let fix = format!("systemctl unmask {short} && systemctl enable --now {short}");
+                (State::Fail, format!("{name} is masked"), fix)
             }
         };
-        Some(Finding::new(check, state, why, seen, Some(mend)))
+        Some(Finding::new(check, state, why, seen, Some(fix)))
     }
 }
 

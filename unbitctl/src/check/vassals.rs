@@ -57,8 +57,8 @@ fn judge_writers(node: &Node, files: &[Vassal]) -> Vec<Finding> {
         let is_open = uid != 0 || mode & 0o002 != 0 || mode & 0o020 != 0 && status.gid() != 0;
         is_open.then(|| {
             let real = node.quoted(path);
-            let mend = format!("chown root:root {real} && chmod go-w {real}, after a look at what is in there");
-            Finding::fail(CHECK, WHY, format!("{path} is uid {uid}'s, mode {mode:04o}"), mend)
+            let fix = format!("chown root:root {real} && chmod go-w {real}, after a look at what is in there");
+            Finding::fail(CHECK, WHY, format!("{path} is uid {uid}'s, mode {mode:04o}"), fix)
         })
     });
     open.collect()
@@ -93,7 +93,7 @@ fn finding(node: &Node, kind: Kind, files: &[(&Vassal, Vec<Fault>)]) -> Option<F
     }
     let real = node.quoted(&first.file);
     let compare = format!("diff {EXAMPLE} {}", node.quoted(&file.path));
-    let (state, why, mend) = match kind {
+    let (state, why, fix) = match kind {
         Kind::Log => (
             State::Fail,
             "root opens this log wherever a link of the tenant's leads, such as to root's authorized_keys",
@@ -130,5 +130,5 @@ fn finding(node: &Node, kind: Kind, files: &[(&Vassal, Vec<Fault>)]) -> Option<F
             format!("add a line for each after it, mount:none none TARGET bind,remount,nosuid: {compare}"),
         ),
     };
-    Some(Finding::new(CHECK, state, why, seen, Some(mend)))
+    Some(Finding::new(CHECK, state, why, seen, Some(fix)))
 }

@@ -38,7 +38,7 @@ pub struct Arguments {
 const NAME: &str = "emperor";
 const WHY: &str = "it starts each container, and starts it again";
 
-const STEP: Step = Step { needs: &["nsswitch"], ..Step::new(NAME, check, mend) };
+const STEP: Step = Step { needs: &["nsswitch"], ..Step::new(NAME, check, fix) };
 
 /// Before it, what a login needs: accounts that sshd knows and PAM does not would get a session on the node.
 const STEPS: [&Step; 5] = [&pam::STEP, &sshd::STEP, &nsswitch::STEP, &nscd::STEP, &STEP];
@@ -94,7 +94,7 @@ fn check(node: &Node) -> Vec<Finding> {
     findings
 }
 
-fn mend(node: &Node, _: Wishes) -> Result<Vec<Change>> {
+fn fix(node: &Node, _: Wishes) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     for path in DIRECTORIES.into_iter().filter(|path| node.open_link(path).is_err()) {
         let parent = std::path::Path::new(path).parent().and_then(std::path::Path::to_str).unwrap_or("/");

@@ -1,4 +1,4 @@
-//! `unbitctl setup`: mends what check finds. What each step changes stands beside its [`check`](crate::check).
+//! `unbitctl setup`: fixes what check finds. What each step changes stands beside its [`check`](crate::check).
 //!
 //! For each step: what would change is shown, and noted in the [`journal`]; each old file is kept, and the new one put in its place at once
 //! ([`file`]); then the programs that read it must still be content, or the old files are put back. [`undo`] does that later. It goes on to its end though nobody reads what it says.
@@ -24,7 +24,7 @@ use std::process::ExitCode;
 pub const EXAMPLES: &str = "\
 Examples:
   unbitctl setup --dry-run           what would change?
-  unbitctl setup                     mend all that can be mended
+  unbitctl setup                     fix all that can be fixed
   unbitctl setup --guide uwsgi.it    and go the steps of uwsgi.it's guide to a node
   unbitctl setup --keys-only sshd    and refuse everybody's passwords
   unbitctl setup nsswitch --root /distros/precise
@@ -223,16 +223,16 @@ struct Counts {
     files: usize,
     /// Folders that were made, and those that were there and have their owner and mode now.
     made: usize,
-    mended: usize,
+    fixed: usize,
 }
 
 impl Counts {
     fn tell(&self, node: &Node, all: bool) {
         let undo = node.setup("--undo");
-        match self.mended {
+        match self.fixed {
             0 => {}
-            1 => say!("1 folder mended; it stays\n"),
-            folders => say!("{folders} folders mended; they stay\n"),
+            1 => say!("1 folder fixed; it stays\n"),
+            folders => say!("{folders} folders fixed; they stay\n"),
         }
         match self.made {
             0 => {}
@@ -240,7 +240,7 @@ impl Counts {
             folders => say!("{folders} folders made; {undo} removes those that are empty\n"),
         }
         match self.files {
-            0 if self.made + self.mended == 0 && all => say!("nothing to do\n"),
+            0 if self.made + self.fixed == 0 && all => say!("nothing to do\n"),
             0 => {}
             1 => say!("1 file changed; {undo} takes it back\n"),
             files => say!("{files} files changed; {undo} takes them back\n"),
@@ -264,7 +264,7 @@ fn go(node: &Node, step: &Step, wishes: Wishes, journal: &mut Journal, counts: &
         made.extend(noted);
         change.make()?;
         counts.made += usize::from(is_folder && !is_there);
-        counts.mended += usize::from(is_folder && is_there);
+        counts.fixed += usize::from(is_folder && is_there);
         Ok(())
     });
     let result = result.and_then(|()| (step.prove)(node).context("the new files do not do"));
@@ -293,7 +293,7 @@ fn go(node: &Node, step: &Step, wishes: Wishes, journal: &mut Journal, counts: &
     Err(error)
 }
 
-/// What the steps have not mended, and what is to be done for the rest to be heard.
+/// What the steps have not fixed, and what is to be done for the rest to be heard.
 fn left(node: &Node, steps: &[&Step], wishes: Wishes) -> Result<ExitCode> {
     let mut findings: Vec<_> = steps.iter().flat_map(|step| (step.check)(node)).collect();
     if wishes.guide {

@@ -69,11 +69,11 @@ fn findings(stack: &[Entry], name: &str) -> Vec<Finding> {
         let seen = format!("{FOLDER}/{name} lets containers' users in, and nothing runs for them before {MODULE}");
         return vec![Finding::ok(NAME, WHY, seen)];
     }
-    let mend = format!(
+    let fix = format!(
         "in {FOLDER}/{name} write the session line of {MODULE} before every other session line, and its auth line, if there is one, \
          before all but pam_rootok and pam_faildelay; pam_unbit(8), Other services, has them"
     );
-    faults.into_iter().map(|seen| Finding::fail(NAME, WHY, seen, mend.clone())).collect()
+    faults.into_iter().map(|seen| Finding::fail(NAME, WHY, seen, fix.clone())).collect()
 }
 
 /// What asks who calls, or waits, and does nothing in pam_setcred(3): with pam_rootok first root runs su without a password.

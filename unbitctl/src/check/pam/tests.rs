@@ -92,16 +92,16 @@ fn seen(sshd: &str) -> Vec<String> {
     faults(&stack::flatten(&reader(sshd), "sshd")).into_iter().map(|fault| fault.seen).collect()
 }
 
-fn mend_text(sshd: &str) -> Result<Option<String>> {
-    mended(&reader(sshd))
+fn fix_text(sshd: &str) -> Result<Option<String>> {
+    fixed(&reader(sshd))
 }
 
 #[test]
-fn the_stock_file_is_mended_and_then_left_alone() {
+fn the_stock_file_is_fixed_and_then_left_alone() {
     assert_eq!(seen(STOCK).len(), 3, "{:?}", seen(STOCK));
-    assert_eq!(mend_text(STOCK).unwrap().unwrap(), MENDED);
+    assert_eq!(fix_text(STOCK).unwrap().unwrap(), MENDED);
     assert_eq!(seen(MENDED), [""; 0]);
-    assert_eq!(mend_text(MENDED).unwrap(), None);
+    assert_eq!(fix_text(MENDED).unwrap(), None);
 }
 
 #[test]
@@ -114,9 +114,9 @@ fn a_session_line_in_its_former_place_is_moved_up() {
             "/etc/pam.d/sshd line 18: pam_keyinit.so runs for containers' users: pam_unbit.so must be the first session line",
         ]
     );
-    assert_eq!(mend_text(&former()).unwrap().unwrap(), MENDED);
+    assert_eq!(fix_text(&former()).unwrap().unwrap(), MENDED);
     let debug = former().replace("pam_unbit.so", "pam_unbit.so debug");
-    assert_eq!(mend_text(&debug).unwrap().unwrap(), MENDED.replace("pam_unbit.so", "pam_unbit.so debug"));
+    assert_eq!(fix_text(&debug).unwrap().unwrap(), MENDED.replace("pam_unbit.so", "pam_unbit.so debug"));
 }
 
 /// Of whatever kind, and wherever it is written.
@@ -141,7 +141,7 @@ fn no_session_or_auth_line_may_come_before_ours() {
             let [fault] = faults.as_slice() else { panic!("{before}: {}", faults.len()) };
             assert!(fault.seen.starts_with(&format!("/etc/pam.d/{place} ")), "{before}: {}", fault.seen);
             assert_ne!(fault.harm, Harm::Small, "{before}: {}", fault.seen);
-            let new = mended(&read).unwrap().unwrap();
+            let new = fixed(&read).unwrap().unwrap();
             let read = |name: &str| if name == "sshd" { Some(new.clone()) } else { read(name) };
             assert!(super::faults(&stack::flatten(&read, "sshd")).is_empty(), "{before}: {new}");
         }
@@ -164,9 +164,9 @@ fn the_lines_of_the_manual_page_are_good_anywhere_they_may_be() {
     assert_eq!(seen(manual), [""; 0]);
 }
 
-/// Each change of the good file is seen, and mended to the good file or one without a fault.
+/// Each change of the good file is seen, and fixed to the good file or one without a fault.
 #[test]
-fn each_fault_is_seen_and_mended() {
+fn each_fault_is_seen_and_fixed() {
     let session = format!("session    {CONTROL} pam_unbit.so\n");
     for (old, new, fault) in [
         (format!("auth       {CONTROL} pam_unbit.so\n"), String::new(), "there is no auth line of pam_unbit.so"),
@@ -238,7 +238,7 @@ fn each_fault_is_seen_and_mended() {
         let broken = MENDED.replacen(&old, &new, 1);
         let seen = seen(&broken);
         assert!(seen.iter().any(|seen| seen.contains(fault)), "{fault}: {seen:?}");
-        let again = mend_text(&broken).unwrap().unwrap();
+        let again = fix_text(&broken).unwrap().unwrap();
         assert_eq!(super::tests::seen(&again), [""; 0], "{fault}: {again}");
     }
 }
@@ -247,7 +247,7 @@ fn each_fault_is_seen_and_mended() {
 fn who_refuses_everybody_before_ours_is_somebodys_decision() {
     let broken = MENDED.replacen("account    required     pam_nologin.so", "account    required     pam_deny.so", 1);
     assert_eq!(seen(&broken), ["/etc/pam.d/sshd line 7: pam_deny.so refuses everybody before pam_unbit.so"]);
-    assert!(mend_text(&broken).unwrap_err().to_string().contains("by hand"));
+    assert!(fix_text(&broken).unwrap_err().to_string().contains("by hand"));
 }
 
 #[test]
@@ -263,7 +263,7 @@ fn a_line_behind_the_common_ones_is_too_late() {
     ] {
         assert!(seen.iter().any(|seen| seen == fault), "{fault}: {seen:?}");
     }
-    assert_eq!(super::tests::seen(&mend_text(&late).unwrap().unwrap()), [""; 0]);
+    assert_eq!(super::tests::seen(&fix_text(&late).unwrap().unwrap()), [""; 0]);
 }
 
 #[test]
@@ -271,14 +271,14 @@ fn options_stay_and_bad_ones_are_left_to_people() {
     let debug = MENDED.replace("pam_unbit.so", "pam_unbit.so debug timeout=5");
     assert_eq!(seen(&debug), [""; 0]);
     let broken = debug.replacen("=done", "=ok", 1);
-    assert_eq!(mend_text(&broken).unwrap().unwrap(), debug);
+    assert_eq!(fix_text(&broken).unwrap().unwrap(), debug);
 
     for (words, fault) in
         [("debig", "unknown option: debig"), ("join=now", "join=now is not for sshd"), ("timeout=0", "timeout=0")]
     {
         let bad = MENDED.replace("pam_unbit.so\n", &format!("pam_unbit.so {words}\n"));
         assert!(seen(&bad).iter().any(|seen| seen.contains(fault)), "{:?}", seen(&bad));
-        assert!(mend_text(&bad).unwrap_err().to_string().contains("by hand"));
+        assert!(fix_text(&bad).unwrap_err().to_string().contains("by hand"));
     }
     let unlike = MENDED.replacen("pam_unbit.so\n", "pam_unbit.so debug\n", 1);
     assert!(seen(&unlike).iter().any(|seen| seen.contains("other options than in")), "{:?}", seen(&unlike));
@@ -297,7 +297,7 @@ fn substacks_and_includes_of_one_kind_are_followed() {
     };
     let faults: Vec<_> = faults(&stack::flatten(&read, "sshd")).into_iter().map(|fault| fault.seen).collect();
     assert_eq!(faults, ["/etc/pam.d/ours line 2: in a substack, which is all that its control words end"]);
-    assert!(mended(&read).unwrap_err().to_string().contains("out of /etc/pam.d/ours"));
+    assert!(fixed(&read).unwrap_err().to_string().contains("out of /etc/pam.d/ours"));
 }
 
 #[test]

@@ -39,9 +39,9 @@ fn finding(uwsgi: &str, name: &str, files: &[&Vassal]) -> Finding {
     let uids: Vec<_> = uids.into_iter().filter_map(ContainerUid::new).collect();
     let name = escape::name(name).to_string();
     let seen = format!("{uwsgi} has no plugin {name}, which is named by the file of: {}", list(&uids));
-    let mend =
+    let fix =
         format!("apt-get install uwsgi-plugins-all, or build {name}; then see: {uwsgi} --need-plugin {name} --version");
-    Finding::new(CHECK, if is_needed { State::Fail } else { State::Warn }, WHY_PLUGINS, seen, Some(mend))
+    Finding::new(CHECK, if is_needed { State::Fail } else { State::Warn }, WHY_PLUGINS, seen, Some(fix))
 }
 
 fn uid(file: &Vassal) -> Option<ContainerUid> {
