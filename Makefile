@@ -41,7 +41,7 @@ SBINDIR = $(PREFIX)/sbin
 MANDIR = $(PREFIX)/share/man
 MANUALS = unbit.7 nss-unbit.8 pam_unbit.8 unbitctl.8
 DOCDIR = $(PREFIX)/share/doc/unbit
-# Where the shells of Debian look: zsh leaves a folder to packages and another to the operator's own.
+# Where the shells of Debian look: zsh leaves a directory to packages and another to the operator's own.
 ZSHDIR = $(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 COMPLETIONS = bash:$(PREFIX)/share/bash-completion/completions/unbitctl fish:$(PREFIX)/share/fish/vendor_completions.d/unbitctl.fish zsh:$(ZSHDIR)/_unbitctl
 

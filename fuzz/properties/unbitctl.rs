@@ -259,8 +259,8 @@ pub fn sshd(data: &[u8]) {
     }
     let _ = (says.addresses(), says.asks_pam(), says.forced_command());
 
-    let list = |folder: &str| {
-        let below = |name: &String| name.strip_prefix(folder)?.strip_prefix('/').map(str::to_owned);
+    let list = |directory: &str| {
+        let below = |name: &String| name.strip_prefix(directory)?.strip_prefix('/').map(str::to_owned);
         files.keys().filter_map(below).collect()
     };
     let found = files::directives(&|name| files.get(name).cloned(), &list, "/etc/ssh/sshd_config");

@@ -26,7 +26,7 @@ impl Emperor {
         let home = open_home(container)?;
         let no_link = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let run = retry(|| openat(&home, "run", no_link | OFlag::O_DIRECTORY, Mode::empty()))
-            .map_err(|errno| missing_or_odd(errno, "open its folder run"))?;
+            .map_err(|errno| missing_or_odd(errno, "open its directory run"))?;
         let socket = retry(|| openat(&run, "ns.socket", no_link, Mode::empty()))
             .map_err(|errno| missing_or_odd(errno, "open run/ns.socket"))?;
 

@@ -1,4 +1,4 @@
-//! The folder of the containers, as the kernel lists it.
+//! The directory of the containers, as the kernel lists it.
 //!
 //! The descriptor lives in a process that knows nothing of it: a daemon that closes "all" descriptors may have closed it, and opened
 //! something else under its number. So it is looked at again each time before it is read or closed.

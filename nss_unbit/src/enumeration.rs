@@ -32,7 +32,7 @@ pub static SHADOW: Enumeration = Enumeration::new();
 pub struct Enumeration {
     /// NULL until somebody enumerates.
     page: AtomicPtr<Page>,
-    /// The offset in the folder after the last entry that was given out. Never half-written.
+    /// The offset in the directory after the last entry that was given out. Never half-written.
     position: AtomicU64,
 }
 
@@ -45,7 +45,7 @@ struct Page {
     walk: UnsafeCell<Walk>,
 }
 
-/// How much of the folder is read at once.
+/// How much of the directory is read at once.
 const READ: usize = 4096;
 /// No entry of getdents64 is shorter.
 const SHORTEST_ENTRY: usize = 24;
@@ -55,7 +55,7 @@ const _: () = assert!(size_of::<Page>() <= 4096);
 /// What a process remembers between two calls.
 #[repr(C)]
 struct Walk {
-    folder: Folder,
+    source: Source,
     /// Containers that were read and not given out yet, with the offset after each: `batch[next..count]`.
     batch: [(u32, u64); BATCH],
     next: usize,
@@ -64,7 +64,7 @@ struct Walk {
 
 /// C's layout has the number of the variant first.
 #[repr(C)]
-enum Folder {
+enum Source {
     Closed,
     Open(Directory),
     Ended,
@@ -159,18 +159,18 @@ impl Walk {
         }
     }
 
-    /// Reads the next batch, which may turn out empty. At the end of the folder there is none.
+    /// Reads the next batch, which may turn out empty. At the end of the directory there is none.
     fn read(&mut self, position: &AtomicU64) -> Result<(), Failure> {
-        if matches!(self.folder, Folder::Ended) {
+        if matches!(self.source, Source::Ended) {
             return Err(Failure::ABSENT);
         }
-        if !matches!(&self.folder, Folder::Open(directory) if directory.is_ours()) {
+        if !matches!(&self.source, Source::Open(directory) if directory.is_ours()) {
             let directory = open(settings::CONTAINERS_PATH, position.load(Ordering::Relaxed));
-            self.folder = Folder::Open(directory.map_err(Failure::unavailable)?);
+            self.source = Source::Open(directory.map_err(Failure::unavailable)?);
         }
         (self.next, self.count) = (0, 0);
         let mut ended = true;
-        if let Folder::Open(directory) = &self.folder {
+        if let Source::Open(directory) = &self.source {
             for entry in directory.read(&mut [MaybeUninit::uninit(); READ]).map_err(Failure::unavailable)? {
                 ended = false;
                 let container = ContainerUid::parse(entry.name).filter(|_| entry.may_be_directory);
@@ -182,14 +182,14 @@ impl Walk {
         }
         if ended {
             self.forget();
-            self.folder = Folder::Ended;
+            self.source = Source::Ended;
         }
         Ok(())
     }
 
-    /// Closes the folder and drops the batch.
+    /// Closes the directory and drops the batch.
     fn forget(&mut self) {
-        if let Folder::Open(directory) = replace(&mut self.folder, Folder::Closed) {
+        if let Source::Open(directory) = replace(&mut self.source, Source::Closed) {
             directory.close();
         }
         (self.next, self.count) = (0, 0);

@@ -18,7 +18,7 @@ pub struct Account {
 /// The account of the container, if it is here.
 ///
 /// Only a system that can tell says that there is no such account: not one that answers EACCES, EIO or ELOOP, and not one
-/// where the whole folder is missing, because it is not mounted, say.
+/// where the whole directory is missing, because it is not mounted, say.
 #[inline(always)] // so that an account is never copied from one function's stack to another's
 pub fn present(container: ContainerUid) -> Result<Account, Failure> {
     let home = container.home();

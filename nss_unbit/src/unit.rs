@@ -67,7 +67,7 @@ pub fn readlink(path: &CStr, text: &mut [u8]) -> Result<usize, Errno> {
     Ok(length)
 }
 
-/// In the place of the real folder: what [`ENUMERATED`] says.
+/// In the place of the real directory: what [`ENUMERATED`] says.
 pub fn open(_: &CStr, offset: u64) -> Result<Directory, c_int> {
     crate::directory::open(&ENUMERATED.with_borrow(Clone::clone), offset)
 }
@@ -448,7 +448,7 @@ fn a_system_that_cannot_tell_has_not_said_no() {
 }
 
 #[test]
-fn a_missing_folder_has_not_said_no() {
+fn a_missing_directory_has_not_said_no() {
     every_function(|name, _, call| {
         if name.starts_with("gethostbyname") {
             return;
@@ -648,31 +648,31 @@ fn no_account_gets_a_group_by_its_name_and_no_system_call_is_made() {
 
 // Enumeration
 
-/// A folder with these containers, all of them present unless told otherwise, and things that are none.
-struct Folder(std::path::PathBuf);
+/// A directory with these containers, all of them present unless told otherwise, and things that are none.
+struct Containers(std::path::PathBuf);
 
-impl Folder {
+impl Containers {
     fn new(uids: impl IntoIterator<Item = u32>) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("unbit-enumeration-{}-{count}", std::process::id()));
-        let folder = Self(path);
+        let containers = Self(path);
         for uid in uids {
-            std::fs::create_dir_all(folder.0.join(uid.to_string())).unwrap();
+            std::fs::create_dir_all(containers.0.join(uid.to_string())).unwrap();
             put(&CString::new(format!("/containers/{uid}")).unwrap(), directory(uid, uid));
         }
         for other in ["lost+found", "030005", "29999", "30001.old", "a"] {
-            std::fs::create_dir_all(folder.0.join(other)).unwrap();
+            std::fs::create_dir_all(containers.0.join(other)).unwrap();
         }
-        std::fs::write(folder.0.join("31999"), "no directory").unwrap();
+        std::fs::write(containers.0.join("31999"), "no directory").unwrap();
         put(c"/containers/31999", directory(31999, 31999)); // so that only the entry's type can tell
         put(c"/containers", directory(0, 0));
-        ENUMERATED.set(CString::new(folder.0.to_str().unwrap()).unwrap());
-        folder
+        ENUMERATED.set(CString::new(containers.0.to_str().unwrap()).unwrap());
+        containers
     }
 }
 
-impl Drop for Folder {
+impl Drop for Containers {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
@@ -695,7 +695,7 @@ fn sorted(mut uids: Vec<u32>) -> Vec<u32> {
 #[cfg_attr(miri, ignore = "makes system calls")]
 fn every_container_once_and_then_the_end() {
     for count in [0, 1, 41, 42, 43, 1000] {
-        let _folder = Folder::new(30000..30000 + count);
+        let _containers = Containers::new(30000..30000 + count);
         let walk = Enumeration::new();
         assert_eq!(sorted(rest(&walk)), Vec::from_iter(30000..30000 + count));
         assert_eq!(next(&walk), Err(Failure::ABSENT), "the end stays the end");
@@ -707,7 +707,7 @@ fn every_container_once_and_then_the_end() {
 #[test]
 #[cfg_attr(miri, ignore = "makes system calls")]
 fn what_is_not_present_is_passed_over() {
-    let _folder = Folder::new(30000..30200);
+    let _containers = Containers::new(30000..30200);
     put(c"/containers/30007", Err(Errno::IO));
     put(c"/containers/30008", directory(0, 0));
     put(c"/containers/30009", Err(Errno::NOENT));
@@ -720,7 +720,7 @@ fn what_is_not_present_is_passed_over() {
 #[test]
 #[cfg_attr(miri, ignore = "makes system calls")]
 fn a_small_buffer_loses_no_entry() {
-    let _folder = Folder::new(30000..30100);
+    let _containers = Containers::new(30000..30100);
     let walk = Enumeration::new();
     let mut found = vec![];
     loop {
@@ -740,7 +740,7 @@ fn a_small_buffer_loses_no_entry() {
 
 #[test]
 #[cfg_attr(miri, ignore = "makes system calls")]
-fn a_folder_that_cannot_be_opened_is_unavailable() {
+fn a_directory_that_cannot_be_opened_is_unavailable() {
     ENUMERATED.set(c"/nonexistent".to_owned());
     assert_eq!(next(&Enumeration::new()), Err(Failure::unavailable(libc::ENOENT)));
     ENUMERATED.set(c"/proc/self/exe".to_owned());
@@ -750,13 +750,13 @@ fn a_folder_that_cannot_be_opened_is_unavailable() {
 #[test]
 #[cfg_attr(miri, ignore = "makes system calls")]
 fn a_walk_goes_on_where_it_was_when_its_descriptor_is_taken_away() {
-    let _folder = Folder::new(30000..30300);
+    let _containers = Containers::new(30000..30300);
     let walk = Enumeration::new();
     let mut found = Vec::from_iter((0..100).map(|_| next(&walk).unwrap()));
     let ours = std::fs::read_dir("/proc/self/fd")
         .unwrap()
         .map(|fd| fd.unwrap().path())
-        .find(|fd| std::fs::read_link(fd).is_ok_and(|target| target == _folder.0));
+        .find(|fd| std::fs::read_link(fd).is_ok_and(|target| target == _containers.0));
     let ours: c_int = ours.unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
     // SAFETY: the descriptors are this test's.
     let innocent = unsafe {
@@ -776,7 +776,7 @@ fn a_walk_goes_on_where_it_was_when_its_descriptor_is_taken_away() {
 #[test]
 #[cfg_attr(miri, ignore = "makes system calls")]
 fn a_child_goes_on_where_its_parent_was_and_neither_disturbs_the_other() {
-    let _folder = Folder::new(30000..31000);
+    let _containers = Containers::new(30000..31000);
     let walk = Enumeration::new();
     let begun = Vec::from_iter((0..500).map(|_| next(&walk).unwrap()));
     let mut ends = [0; 2];
@@ -807,7 +807,7 @@ fn a_child_goes_on_where_its_parent_was_and_neither_disturbs_the_other() {
 #[test]
 #[cfg_attr(miri, ignore = "makes system calls")]
 fn a_child_of_a_process_with_a_thread_inside_is_not_kept_waiting() {
-    let _folder = Folder::new(30000..30010);
+    let _containers = Containers::new(30000..30010);
     let walk = Enumeration::new();
     next(&walk).unwrap();
     // A thread that is inside for good is, for the child, one that never comes out again.
@@ -833,14 +833,14 @@ fn a_child_of_a_process_with_a_thread_inside_is_not_kept_waiting() {
 #[test]
 #[cfg_attr(miri, ignore = "makes system calls")]
 fn threads_take_turns_in_a_walk() {
-    let folder = Folder::new(30000..31000);
+    let containers = Containers::new(30000..31000);
     let walk = Enumeration::new();
     let inside = AtomicBool::new(false);
     let files = FILES.with_borrow(Clone::clone);
     let found = std::thread::scope(|scope| {
         let ask = || {
             FILES.set(files.clone());
-            ENUMERATED.set(CString::new(folder.0.to_str().unwrap()).unwrap());
+            ENUMERATED.set(CString::new(containers.0.to_str().unwrap()).unwrap());
             let alone = |account: &Account| {
                 assert!(!inside.swap(true, Ordering::Relaxed), "two threads inside");
                 std::thread::yield_now();

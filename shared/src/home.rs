@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_home_is_the_folder_and_the_number() {
+    fn the_home_is_the_directory_and_the_number() {
         let longest = ContainerUid::new(i32::MAX as u32).map(|c| c.home().as_c_str().to_owned());
         assert_eq!(longest.as_deref(), Some(c"/containers/2147483647"));
         let home = ContainerUid::new(30001).map(ContainerUid::home).unwrap();

@@ -6,9 +6,9 @@
 
 use core::ffi::CStr;
 
-/// The folder that holds one directory per container. `UNBIT_CONTAINERS`.
+/// The directory that holds one directory per container. `UNBIT_CONTAINERS`.
 pub const CONTAINERS: &str = match option_env!("UNBIT_CONTAINERS") {
-    Some(folder) => folder,
+    Some(directory) => directory,
     None => "/containers",
 };
 
@@ -51,11 +51,11 @@ const _: () = {
         true
     }
 
-    let folder = CONTAINERS.as_bytes();
-    assert!(!folder.is_empty() && folder.len() <= 100, "UNBIT_CONTAINERS: 1 to 100 bytes");
-    assert!(folder[0] == b'/', "UNBIT_CONTAINERS: an absolute path");
-    assert!(folder[folder.len() - 1] != b'/', "UNBIT_CONTAINERS: no slash at the end");
-    assert!(fits_a_passwd_field(folder), "UNBIT_CONTAINERS: no colon, newline or NUL");
+    let directory = CONTAINERS.as_bytes();
+    assert!(!directory.is_empty() && directory.len() <= 100, "UNBIT_CONTAINERS: 1 to 100 bytes");
+    assert!(directory[0] == b'/', "UNBIT_CONTAINERS: an absolute path");
+    assert!(directory[directory.len() - 1] != b'/', "UNBIT_CONTAINERS: no slash at the end");
+    assert!(fits_a_passwd_field(directory), "UNBIT_CONTAINERS: no colon, newline or NUL");
     assert!(FIRST_UID >= 1000, "UNBIT_FIRST_UID: below 1000 are the system's own accounts");
     assert!(FIRST_UID < i32::MAX as u32, "UNBIT_FIRST_UID: at most 2147483646");
     assert!(SHELL.as_bytes()[0] == b'/', "UNBIT_SHELL: an absolute path");

@@ -33,7 +33,7 @@ impl fmt::Debug for Input {
     }
 }
 
-/// The seeds of `tests/fuzz`, in the folder of the project.
+/// The seeds of `tests/fuzz`, in the directory of the project.
 pub fn seeds(project: &Path) -> Vec<Input> {
     let mut seeds = vec![];
     for (file, kind) in [("names", Kind::Name), ("hosts", Kind::Host), ("addresses", Kind::Address)] {

@@ -70,16 +70,16 @@ pub fn told(uid: u32) -> BTreeSet<String> {
     told.lines().map(str::to_owned).collect()
 }
 
-/// Puts a file or folder back in its place when this ends, wherever in its folder it has gone.
+/// Puts a file or directory back in its place when this ends, wherever in its directory it has gone.
 pub struct Restored(String);
 
 impl Restored {
     /// The one that is there now.
     pub fn later(path: &str) -> Self {
-        let (folder, name) = path.rsplit_once('/').unwrap();
+        let (directory, name) = path.rsplit_once('/').unwrap();
         let inode = sh(format!("stat -c %i {path}")).ok();
         Self(format!(
-            "cd {folder} && real=$(find . -maxdepth 1 -inum {inode}) && [ \"$real\" = ./{name} ] || {{ rm -rf {name}; mv \"$real\" {name}; }}"
+            "cd {directory} && real=$(find . -maxdepth 1 -inum {inode}) && [ \"$real\" = ./{name} ] || {{ rm -rf {name}; mv \"$real\" {name}; }}"
         ))
     }
 }

@@ -233,7 +233,7 @@ fn another_containers_pid_1_listens() {
     let watch = Watch::start();
     {
         let _socket = Restored::later(SOCKET);
-        // Two tenants cannot do this alone, they have no folder in common.
+        // Two tenants cannot do this alone, they have no directory in common.
         sh(format!("mv {SOCKET} {SOCKET}.kept; ln /containers/30000/run/ns.socket {SOCKET}; chown 30001 {SOCKET}"))
             .ok();
         let _owner = AtEnd(|| drop(sh("chown 30000 /containers/30000/run/ns.socket")));
@@ -248,12 +248,12 @@ fn the_path_leads_somewhere_else() {
     let watch = Watch::start();
     let run = "/containers/30001/run";
     for (path, made, cause) in [
-        (run, "ln -s /containers/30000/run P", "open its folder run: ENOTDIR"),
-        (run, "ln -s ../30000/run P", "open its folder run: ENOTDIR"),
-        (run, "ln -s /nowhere P", "open its folder run: ENOTDIR"),
-        (run, "ln -s run P", "open its folder run: ENOTDIR"),
-        (run, "mkfifo P", "open its folder run: ENOTDIR"),
-        (run, "touch P", "open its folder run: ENOTDIR"),
+        (run, "ln -s /containers/30000/run P", "open its directory run: ENOTDIR"),
+        (run, "ln -s ../30000/run P", "open its directory run: ENOTDIR"),
+        (run, "ln -s /nowhere P", "open its directory run: ENOTDIR"),
+        (run, "ln -s run P", "open its directory run: ENOTDIR"),
+        (run, "mkfifo P", "open its directory run: ENOTDIR"),
+        (run, "touch P", "open its directory run: ENOTDIR"),
         (run, "mkdir P", "open run/ns.socket: ENOENT"),
         (run, "mkdir -m 0 P", "open run/ns.socket: ENOENT"),
         (SOCKET, "ln -s /containers/30000/run/ns.socket P", "run/ns.socket is not a socket"),
@@ -380,13 +380,13 @@ fn the_socket_is_swapped_with_a_link_to_another_containers() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn the_folder_is_swapped_with_a_link_to_another_containers() {
+fn the_directory_is_swapped_with_a_link_to_another_containers() {
     swapped("ln -s ../30000/run ~/evil;", "/containers/30001/run", "/containers/30001/evil");
 }
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn the_folder_is_swapped_with_one_where_the_tenant_listens() {
+fn the_directory_is_swapped_with_one_where_the_tenant_listens() {
     swapped(
         "mkdir ~/evil; TENANT serve ~/evil/ns.socket & sleep 0.3;",
         "/containers/30001/run",

@@ -402,7 +402,7 @@ fn with_an_initgroups_line() {
 /// A login must not walk /containers: without `initgroups_dyn` glibc would look through every group for members.
 #[test]
 #[ignore = "needs the node: make test"]
-fn a_login_does_not_list_the_folder() {
+fn a_login_does_not_list_the_directory() {
     let trace = "strace -f -qq -e trace=getdents64,openat -o /tmp/login.strace";
     sh(format!("{trace} setpriv --reuid 30001 --regid 30001 --init-groups true")).ok();
     let calls = fs::read_to_string("/tmp/login.strace").unwrap();

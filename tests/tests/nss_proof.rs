@@ -248,7 +248,7 @@ fn filter(allowed: &[libc::c_long], otherwise: u32) {
 
 /// What a lookup asks of the kernel, says nss-unbit(8).
 const LOOKUP: [libc::c_long; 1] = [libc::SYS_newfstatat];
-/// And what an enumeration asks besides: a page at the first one, the folder, and futex when two threads enumerate at once.
+/// And what an enumeration asks besides: a page at the first one, the directory, and futex when two threads enumerate at once.
 const ENUMERATION: [libc::c_long; 8] = [
     libc::SYS_mmap,
     libc::SYS_madvise,
@@ -351,7 +351,7 @@ fn assert_unavailable(module: Module, errno: c_int) {
             assert_eq!(answer.status, SUCCESS, "{}", function.name);
         }
     }
-    // Where the folder is missing, no link is there, and that is all that is asked.
+    // Where the directory is missing, no link is there, and that is all that is asked.
     let by_name = if errno == libc::ENOENT { (NOTFOUND, errno) } else { (UNAVAIL, errno) };
     for function in module.by_second_name("web1") {
         let answer = roomy(&function);
@@ -379,7 +379,7 @@ fn without_descriptors_lookups_work_and_enumerations_say_so() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn a_folder_that_is_not_there_has_not_said_no() {
+fn a_directory_that_is_not_there_has_not_said_no() {
     let module = Module::installed();
     fs::rename("/containers", "/containers.away").unwrap();
     let _undo = Undo(|| fs::rename("/containers.away", "/containers").unwrap());
@@ -393,7 +393,7 @@ fn a_folder_that_is_not_there_has_not_said_no() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn a_folder_that_may_not_be_searched_has_not_said_no() {
+fn a_directory_that_may_not_be_searched_has_not_said_no() {
     let module = Module::installed();
     fs::set_permissions("/containers", fs::Permissions::from_mode(0o700)).unwrap();
     let _undo = Undo(|| fs::set_permissions("/containers", fs::Permissions::from_mode(0o755)).unwrap());

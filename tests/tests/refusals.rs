@@ -21,7 +21,7 @@ fn the_emperor_is_down() {
         sh("mv /containers/30001/run/ns.socket /tmp/").ok();
         refused("30001", "Container 30001 is not running.", "open run/ns.socket: ENOENT");
         sh("rm /tmp/ns.socket; mv /containers/30001/run /containers/30001/away").ok();
-        refused("30001", "Container 30001 is not running.", "open its folder run: ENOENT");
+        refused("30001", "Container 30001 is not running.", "open its directory run: ENOENT");
         sh("mv /containers/30001/away /containers/30001/run").ok();
     }
     honest_login_works();

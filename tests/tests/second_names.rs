@@ -404,5 +404,5 @@ fn check_of_the_node_looks_at_every_name() {
     let _mode = AtEnd(|| drop(sh("chmod 755 /containers")));
     sh("chmod 775 /containers").ok();
     let out = unbitctl("check").out;
-    assert!(out.lines().any(|line| line.starts_with("FAIL  folders ") && line.contains("/containers is")), "{out}");
+    assert!(out.lines().any(|line| line.starts_with("FAIL  directories ") && line.contains("/containers is")), "{out}");
 }

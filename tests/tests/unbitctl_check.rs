@@ -101,7 +101,7 @@ fn nothing_is_wrong_with_the_node_of_the_examples() {
     assert_eq!(sh("unbitctl check --guide another").status, Some(2));
     assert_eq!(sh("unbitctl check --guide uwsgi.it 30001").status, Some(2));
     let guide: Vec<_> = findings(sh(CHECK)).into_iter().filter(|finding| finding.profile == "uwsgi.it").collect();
-    for check in ["filesystem", "cgroups", "time", "folders", "sshd", "ports", "subids", "keyfiles"] {
+    for check in ["filesystem", "cgroups", "time", "directories", "sshd", "ports", "subids", "keyfiles"] {
         assert!(guide.iter().any(|finding| finding.check == check), "{check}: {guide:#?}");
     }
     // A fault in both: what a login needs decides.
@@ -110,7 +110,7 @@ fn nothing_is_wrong_with_the_node_of_the_examples() {
     assert_eq!(sh(CHECK).status, Some(1));
 }
 
-// Folders
+// Directories
 
 /// All of them, as set-up makes them.
 const MADE: &str = "
@@ -122,9 +122,9 @@ const MADE: &str = "
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn folders() {
+fn directories() {
     sh(MADE).ok();
-    is_well(&check("folders"), "all 13 are there");
+    is_well(&check("directories"), "all 13 are there");
     for (path, breaks, seen, fixes) in [
         ("/containers", "chmod o+w", "is root:root 0757 where root:root 0755 is needed", "chmod 755"),
         ("/containers", "chmod g+w", "root:root 0775", "chmod 755"),
@@ -146,107 +146,107 @@ fn folders() {
         ("/var/log/uwsgi", "chmod o+rx", "root:www-data 0775", "chmod 770"),
     ] {
         sh(format!("{breaks} {path}")).ok();
-        let found = check("folders");
+        let found = check("directories");
         let finding = one(&found, "fail", seen);
         assert!(finding.seen.contains(path), "{finding:?}");
         let (command, profile, others) = match path {
-            "/containers" => ("unbitctl setup folders", "login", "all 13 are there"),
-            _ => ("unbitctl setup --guide uwsgi.it folders", "uwsgi.it", "12 of 13 are there"),
+            "/containers" => ("unbitctl setup directories", "login", "all 13 are there"),
+            _ => ("unbitctl setup --guide uwsgi.it directories", "uwsgi.it", "12 of 13 are there"),
         };
         assert_eq!((finding.fix.as_deref(), finding.profile.as_str()), (Some(command), profile));
         one(&found, "ok", others);
         let well = found.iter().filter(|finding| finding.state == "ok").count();
         assert_eq!(found.len(), well + 1, "nothing else is the matter: {found:?}");
         sh(format!("{fixes} {path}")).ok();
-        is_well(&check("folders"), "all 13");
+        is_well(&check("directories"), "all 13");
     }
     sh("chmod 777 /etc/uwsgi/alarms").ok();
-    one(&check("folders"), "warn", "/etc/uwsgi/alarms lacks the sticky bit");
+    one(&check("directories"), "warn", "/etc/uwsgi/alarms lacks the sticky bit");
     sh(MADE).ok();
-    is_well(&check("folders"), "all 13");
+    is_well(&check("directories"), "all 13");
 }
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn what_is_in_the_way_of_a_folder() {
+fn what_is_in_the_way_of_a_directory() {
     sh(MADE).ok();
     let _back = AtEnd(|| {
         sh(format!("rm -rf /etc/uwsgi/ssl /etc/uwsgi/ssl.old /srv/ssl; {MADE}")).ok();
     });
     for (breaks, seen) in [
-        ("touch /etc/uwsgi/ssl", "/etc/uwsgi/ssl is not a folder"),
+        ("touch /etc/uwsgi/ssl", "/etc/uwsgi/ssl is not a directory"),
         ("ln -s /srv/nowhere /etc/uwsgi/ssl", "/etc/uwsgi/ssl is a link that leads nowhere"),
         ("ln -s ssl /etc/uwsgi/ssl", "/etc/uwsgi/ssl cannot be opened"),
     ] {
         sh(format!("rm -rf /etc/uwsgi/ssl; {breaks}")).ok();
-        let found = check("folders");
+        let found = check("directories");
         assert_ne!(
             one(&found, "fail", seen).fix.as_deref(),
-            Some("unbitctl setup --guide uwsgi.it folders"),
+            Some("unbitctl setup --guide uwsgi.it directories"),
             "set-up leaves it alone"
         );
     }
     // A link is the operator's right, and what counts is behind it.
     sh("rm -rf /etc/uwsgi/ssl; install -d /srv/ssl; ln -s /srv/ssl /etc/uwsgi/ssl").ok();
-    is_well(&check("folders"), "all 13");
+    is_well(&check("directories"), "all 13");
     sh("chmod o+w /srv/ssl").ok();
-    one(&check("folders"), "fail", "/etc/uwsgi/ssl (a link to /srv/ssl) is root:root 0757");
+    one(&check("directories"), "fail", "/etc/uwsgi/ssl (a link to /srv/ssl) is root:root 0757");
 }
 
 /// Whoever owns what is above /containers owns every account.
 #[test]
 #[ignore = "needs the node: make test"]
-fn containers_below_a_folder_of_somebody_elses() {
+fn containers_below_a_directory_of_somebody_elses() {
     sh(MADE).ok();
     sh("mkdir /srv/of && mv /containers /srv/of && ln -s /srv/of/containers /containers").ok();
     let _back = AtEnd(|| {
         sh("rm /containers && mv /srv/of/containers / && rmdir /srv/of").ok();
     });
-    is_well(&check("folders"), "all 13");
+    is_well(&check("directories"), "all 13");
     for (breaks, seen) in
         [("chown alice", "uid 1000's, mode 0755"), ("chmod 777", "uid 0's, mode 0777"), ("chmod 775", "")]
     {
         sh(format!("{breaks} /srv/of; chgrp 1000 /srv/of")).ok();
-        let found = check("folders");
+        let found = check("directories");
         let finding = one(&found, "fail", "/containers is below /srv/of, which is ");
         assert!(finding.seen.ends_with(seen), "{finding:?}");
         assert_eq!(finding.fix.as_deref(), Some("chown root:root /srv/of && chmod go-w /srv/of"));
         sh(finding.fix.as_ref().unwrap()).ok();
-        is_well(&check("folders"), "all 13");
+        is_well(&check("directories"), "all 13");
     }
     sh("chmod 1777 /srv/of").ok(); // like /tmp: nobody renames what is another's
-    is_well(&check("folders"), "all 13");
+    is_well(&check("directories"), "all 13");
 }
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn folders_of_a_root_directory_are_its_own() {
+fn directories_of_a_root_directory_are_its_own() {
     let root = "/srv/root";
     let _gone = AtEnd(|| {
         sh(format!("rm -rf {root} /srv/outside")).ok();
     });
     sh(format!("mkdir -p {root}/etc /srv/outside && chmod 777 /srv/outside")).ok();
-    let folders = || {
+    let directories = || {
         let found = findings(sh(format!("{CHECK} --root {root}")));
-        found.into_iter().filter(|finding| finding.check == "folders").collect::<Vec<_>>()
+        found.into_iter().filter(|finding| finding.check == "directories").collect::<Vec<_>>()
     };
-    one(&folders(), "fail", "/etc/passwd has no www-data");
+    one(&directories(), "fail", "/etc/passwd has no www-data");
     // Another number than this machine's.
     fs::write(format!("{root}/etc/passwd"), "root:x:0:0::/:/bin/sh\nwww-data:x:48:48::/:/bin/sh\n").unwrap();
     fs::write(format!("{root}/etc/group"), "root:x:0:\nwww-data:x:49:\n").unwrap();
-    let missing = folders();
+    let missing = directories();
     let finding = one(&missing, "fail", "missing: /distros");
-    assert_eq!(finding.fix.as_deref(), Some("unbitctl setup --root /srv/root --guide uwsgi.it folders"));
+    assert_eq!(finding.fix.as_deref(), Some("unbitctl setup --root /srv/root --guide uwsgi.it directories"));
     let finding = one(&missing, "fail", "missing: /containers");
-    assert_eq!(finding.fix.as_deref(), Some("unbitctl setup --root /srv/root folders"));
+    assert_eq!(finding.fix.as_deref(), Some("unbitctl setup --root /srv/root directories"));
     let made = MADE.replace(" /", &format!(" {root}/")).replace("www-data", "48").replace("-g 48", "-g 49");
     sh(&made).ok();
-    is_well(&folders(), "all 13");
+    is_well(&directories(), "all 13");
     // A link of the root directory's leads where it would lead there.
     sh(format!("rmdir {root}/ns; ln -s /srv/outside {root}/ns")).ok();
-    one(&folders(), "fail", "/ns is a link that leads nowhere");
+    one(&directories(), "fail", "/ns is a link that leads nowhere");
     sh(format!("mkdir -p {root}/srv/outside")).ok();
-    is_well(&folders(), "all 13");
+    is_well(&directories(), "all 13");
     // What needs a node that runs says so.
     let found = findings(sh(format!("{CHECK} --root {root}")));
     for check in ["filesystem", "mounts", "cgroups", "time"] {
@@ -846,7 +846,7 @@ impl Drop for Other {
 fn distributions() {
     is_well(&check("distributions"), "libnss_unbit.so.2 and its line in nsswitch.conf");
     let _other = Other::new();
-    is_well(&check("distributions"), "/distros/other: both folders, /usr/lib");
+    is_well(&check("distributions"), "/distros/other: both directories, /usr/lib");
     let module = sh("find /distros/other -name libnss_unbit.so.2").ok();
     for (breaks, state, seen, fix) in [
         ("rmdir .old_root", "fail", "/distros/other/.old_root is missing", "unbitctl setup distributions"),
@@ -854,13 +854,13 @@ fn distributions() {
         (
             "rmdir containers; ln -s /containers",
             "fail",
-            "/distros/other/containers is not a folder",
+            "/distros/other/containers is not a directory",
             "rm /distros/other/containers",
         ),
         (
             "rmdir .old_root; touch .old_root",
             "fail",
-            "/distros/other/.old_root is not a folder",
+            "/distros/other/.old_root is not a directory",
             "rm /distros/other/.old_root",
         ),
         ("rm $MODULE", "warn", "/distros/other: no /usr/lib", "install -m 644 libnss_unbit.so.2"),
@@ -912,7 +912,7 @@ fn distributions() {
     }
     // A line of passwd does as well.
     sh("find /distros/other -name 'lib*' -type f -delete; echo 30001:x:30001:30001::/:/bin/sh >>/distros/other/etc/passwd").ok();
-    is_well(&check("distributions"), "/distros/other: both folders, lines of passwd for 1 containers");
+    is_well(&check("distributions"), "/distros/other: both directories, lines of passwd for 1 containers");
 }
 
 #[test]
@@ -1118,7 +1118,7 @@ fn root_is_not_needed_and_what_needs_it_says_so() {
     let _other = Other::new();
     let alice = "setpriv --reuid 1000 --regid 1000 --clear-groups";
     let (roots, alices) = (findings(sh(CHECK)), findings(sh(format!("{alice} {CHECK}"))));
-    for check in ["filesystem", "mounts", "cgroups", "time", "nscd", "folders", "distributions"] {
+    for check in ["filesystem", "mounts", "cgroups", "time", "nscd", "directories", "distributions"] {
         let of_it = |all: &[Finding]| all.iter().filter(|finding| finding.check == check).cloned().collect::<Vec<_>>();
         assert_eq!(of_it(&roots), of_it(&alices));
     }
@@ -1127,7 +1127,7 @@ fn root_is_not_needed_and_what_needs_it_says_so() {
         sh("chmod 755 /etc/uwsgi").ok();
     });
     one(&check_by(alice, "distributions"), "not-applicable", "/distros/other: root is needed to see");
-    one(&check_by(alice, "folders"), "not-applicable", "/etc/uwsgi/ssl: root is needed to see");
+    one(&check_by(alice, "directories"), "not-applicable", "/etc/uwsgi/ssl: root is needed to see");
     let hidden = "unshare --mount sh -euc 'mount -t proc -o hidepid=2 proc /proc; exec setpriv --reuid 1000 --regid 1000 --clear-groups \"$@\"' sh";
     one(&check_by(hidden, "cgroups"), "not-applicable", "root is needed to see the processes of containers");
 }
@@ -1137,7 +1137,7 @@ fn root_is_not_needed_and_what_needs_it_says_so() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn setup_fixes_what_check_finds() {
-    const STEPS: &str = "--guide uwsgi.it nscd folders distributions";
+    const STEPS: &str = "--guide uwsgi.it nscd directories distributions";
     let _other = Other::new();
     let _configuration = Changed::file("/etc/nscd.conf", |text| format!("# as it was\n{text}"));
     sh(MADE).ok();
@@ -1148,13 +1148,13 @@ fn setup_fixes_what_check_finds() {
     let _no_link = AtEnd(|| {
         sh(format!("rm /etc/uwsgi/ssl; rmdir /srv/ssl; {MADE}")).ok();
     });
-    one(&check("folders"), "fail", "missing: /subscribe /opt/unbit/uwsgi/plugins /etc/uwsgi/tmp_ssl");
+    one(&check("directories"), "fail", "missing: /subscribe /opt/unbit/uwsgi/plugins /etc/uwsgi/tmp_ssl");
     one(&check("distributions"), "fail", "/distros/other/.old_root is missing");
 
     sh(format!("unbitctl setup --dry-run {STEPS}")).ok();
-    one(&check("folders"), "fail", "missing: /subscribe");
+    one(&check("directories"), "fail", "missing: /subscribe");
     sh(format!("unbitctl setup {STEPS}")).ok();
-    is_well(&check("folders"), "all 13 are there");
+    is_well(&check("directories"), "all 13 are there");
     is_well(&check("distributions"), "/distros/other: ");
     assert_eq!(sh("stat -c %u:%g:%a /srv/ssl /opt/unbit /etc/uwsgi/tmp_ssl").ok(), "0:0:755\n0:0:755\n33:33:700");
     assert!(fs::symlink_metadata("/etc/uwsgi/ssl").unwrap().is_symlink(), "the operator's link stays");

@@ -519,12 +519,12 @@ fn the_keys() {
         ends_at("keys", "Permission denied");
         assert_eq!(ssh(30001, "true").status, Some(255), "{path}");
     }
-    for (folder, cause) in [
+    for (directory, cause) in [
         ("/containers/30001", "bad ownership or modes for directory /containers/30001"),
         ("/containers/30001/.ssh", "bad ownership or modes for directory /containers/30001/.ssh"),
     ] {
-        let before = sh(format!("stat -c %a {folder}; chmod o+w {folder}")).ok();
-        let _back = AtEnd(|| drop(sh(format!("chmod {before} {folder}"))));
+        let before = sh(format!("stat -c %a {directory}; chmod o+w {directory}")).ok();
+        let _back = AtEnd(|| drop(sh(format!("chmod {before} {directory}"))));
         ends_at("keys", cause);
         let log = Log::from_now();
         assert_eq!(ssh(30001, "true").status, Some(255));
@@ -540,7 +540,7 @@ fn the_keys() {
         assert_eq!((findings[3].state.as_str(), status), ("ok", Some(0)), "{findings:#?}");
     }
     {
-        // Outside the home directory every folder counts.
+        // Outside the home directory every directory counts.
         let _keys = instead(keys, "true");
         let file = "/etc/ssh/sshd_config.d/00-a.conf";
         fs::write(file, "AuthorizedKeysFile /etc/ssh/keys/%u\n").unwrap();
@@ -567,7 +567,7 @@ fn the_keys() {
     a_login_works();
 }
 
-/// A file that is regular when it is looked at and a device when it is opened: its folder is swapped with a link to /dev.
+/// A file that is regular when it is looked at and a device when it is opened: its directory is swapped with a link to /dev.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_file_of_keys_that_turns_into_a_device() {
@@ -675,7 +675,7 @@ fn something_else_in_the_sockets_place() {
     }
     {
         let _instead = instead("/containers/30001/run", "ln -s /containers/30000/run /containers/30001/run");
-        ends_as_a_login_does("reach", "open its folder run: ENOTDIR");
+        ends_as_a_login_does("reach", "open its directory run: ENOTDIR");
     }
     a_login_works();
 }
@@ -1342,7 +1342,7 @@ fn bash_completes_commands_options_and_steps() {
     };
     for (words, all) in [
         ("fi", "firewall"),
-        ("setup fo", "folders"),
+        ("setup dire", "directories"),
         ("list --wa", "--watch"),
         ("sessions --e", "--end"),
         ("completions b", "bash"),

@@ -527,7 +527,7 @@ fn no_other_command_writes_in_a_tenants_directory() {
         "list",
         "list --json",
         "setup --dry-run",
-        "setup folders",
+        "setup directories",
         &format!("attach {UID} --cgroup {group}"),
         &format!("attach {UID} --name web5 --create-home"),
         "detach web5",

@@ -86,7 +86,7 @@ fn all_faults() -> Vec<String> {
     STEPS.split(' ').flat_map(|step| faults(step, "")).collect()
 }
 
-/// All that is in the folders that setup writes to: names, inodes, times and content.
+/// All that is in the directories that setup writes to: names, inodes, times and content.
 fn everything() -> String {
     sh("find /etc /var/lib -xdev -printf '%p %i %C@ %m %U:%G\\n' | sort; sha256sum /etc/nsswitch.conf* /etc/pam.d/* /etc/ssh/sshd_config*").out
 }
@@ -108,7 +108,7 @@ fn a_fresh_debian_becomes_a_node_by_setup_alone() {
 
     let done = sh("unbitctl setup --guide uwsgi.it --keys-only");
     assert_eq!(done.status, Some(0), "{done:?}");
-    for step in ["folders", "pam", "sshd", "nsswitch", "nscd"] {
+    for step in ["directories", "pam", "sshd", "nsswitch", "nscd"] {
         assert_eq!(faults(step, ""), [""; 0]);
     }
     assert!(done.out.contains("reload ssh") && done.err.contains("sshd will refuse everybody's"), "{done:?}");
@@ -157,7 +157,7 @@ fn a_plain_setup_makes_what_a_login_needs_and_no_more() {
     sh("unbitctl setup sshd").ok();
     assert!(!well().concat().contains("Subsystem"), "{:?}", well());
 
-    let by_guide = sh("unbitctl setup --guide uwsgi.it folders");
+    let by_guide = sh("unbitctl setup --guide uwsgi.it directories");
     assert_eq!(
         (by_guide.status, sh(format!("ls -d {OF_GUIDE}")).ok().as_str()),
         (Some(0), "/etc/uwsgi/ssl\n/subscribe")
@@ -165,8 +165,8 @@ fn a_plain_setup_makes_what_a_login_needs_and_no_more() {
     // Only steps of the guide fail: setup ends as check does.
     sh("rmdir /etc/uwsgi/ssl; touch /etc/uwsgi/ssl").ok();
     let _file = AtEnd(|| drop(sh("rm /etc/uwsgi/ssl")));
-    assert_eq!(sh("unbitctl setup --guide uwsgi.it folders").status, Some(4));
-    assert_eq!(sh("unbitctl setup folders").status, Some(0));
+    assert_eq!(sh("unbitctl setup --guide uwsgi.it directories").status, Some(4));
+    assert_eq!(sh("unbitctl setup directories").status, Some(0));
 }
 
 /// sshd may look for keys in other places, but somewhere.
@@ -261,17 +261,17 @@ fn a_distribution_is_set_up_as_one() {
     let checks = said(&format!("unbitctl check --root {OTHER}")).concat();
     let missing =
         "fail distributions: /.old_root is missing\nfix: unbitctl setup --root /distros/other distributions\n";
-    for (has, words) in [(true, missing), (true, " nsswitch: "), (false, " folders: "), (false, " sshd: ")] {
+    for (has, words) in [(true, missing), (true, " nsswitch: "), (false, " directories: "), (false, " sshd: ")] {
         assert_eq!(checks.contains(words), has, "{words}: {checks}");
     }
-    let refused = sh(format!("unbitctl setup --root {OTHER} folders")).failed();
-    assert!(refused.contains("/distros/other is a distribution, and the folders are a node's"), "{refused}");
+    let refused = sh(format!("unbitctl setup --root {OTHER} directories")).failed();
+    assert!(refused.contains("/distros/other is a distribution, and the directories are a node's"), "{refused}");
     sh(format!("unbitctl setup --root {OTHER}")).ok();
     assert_eq!(sh(format!("ls -A {OTHER}")).ok(), ".old_root\ncontainers\netc\nusr\nvar");
     assert_eq!(sh(format!("ls -A {OTHER}/etc | grep -v unbit-")).ok(), "nsswitch.conf\npasswd");
     let checks = said(&format!("unbitctl check --root {OTHER}")).concat();
     assert!(
-        checks.contains("ok distributions: it: both folders") && !checks.contains("fail distributions"),
+        checks.contains("ok distributions: it: both directories") && !checks.contains("fail distributions"),
         "{checks}"
     );
     // What was made goes if nothing is in it.
@@ -284,7 +284,7 @@ fn a_distribution_is_set_up_as_one() {
     let is_about_one = |said: &String| said.contains(" nsswitch: ") || said.contains(" distributions: ");
     assert!(said("unbitctl check --root /srv/other").iter().all(is_about_one));
     sh("rmdir /srv/other/.old_root").ok();
-    assert!(said("unbitctl check --root /srv/other").concat().contains(" folders: "));
+    assert!(said("unbitctl check --root /srv/other").concat().contains(" directories: "));
 }
 
 /// A node's image, which goes with this: all of /distros/base but what makes it a distribution.
@@ -410,10 +410,10 @@ fn each_file_is_on_the_disk_before_its_name_is() {
             let (before, after) = calls.split_at(at);
             let next =
                 after.iter().skip(1).position(|call| call.starts_with("rename")).map_or(after.len(), |next| next + 1);
-            let folder = Path::new(to).parent().unwrap().to_str().unwrap();
+            let directory = Path::new(to).parent().unwrap().to_str().unwrap();
             // What is put back has been on the disk all the time.
             assert!(from.contains(".unbit-") || is_synced(before, from), "{to}: {calls:#?}");
-            assert!(is_synced(&after[..next], folder), "{to}: {calls:#?}");
+            assert!(is_synced(&after[..next], directory), "{to}: {calls:#?}");
             replaced.push(to);
         }
         for name in names {
@@ -460,14 +460,14 @@ fn undo_puts_all_back() {
 #[ignore = "needs the node: make test"]
 fn undo_takes_back_the_last_set_up_that_replaced_files() {
     let _stock = Stock::again();
-    let _all = AtEnd(|| drop(sh("unbitctl setup --guide uwsgi.it folders")));
-    sh("unbitctl setup --guide uwsgi.it folders").ok();
+    let _all = AtEnd(|| drop(sh("unbitctl setup --guide uwsgi.it directories")));
+    sh("unbitctl setup --guide uwsgi.it directories").ok();
     const READ_ONLY: &str = "unshare --mount sh -c 'mount --bind /etc /etc; mount -o remount,bind,ro /etc; $0 $*'";
     for (come_to_nothing, said) in [
         ("! unbitctl setup nsswitch", "/etc/nsswitch.conf is as it was before"),
         (&format!("! {READ_ONLY} unbitctl setup nscd"), "Read-only file system"),
-        ("chmod 700 /subscribe; unbitctl setup --guide uwsgi.it folders", "\n1 folder fixed; it stays\n"),
-        ("unbitctl setup --guide uwsgi.it folders pam", "nothing to do"),
+        ("chmod 700 /subscribe; unbitctl setup --guide uwsgi.it directories", "\n1 directory fixed; it stays\n"),
+        ("unbitctl setup --guide uwsgi.it directories pam", "nothing to do"),
     ] {
         assert!(
             sh("unbitctl setup --guide uwsgi.it --keys-only pam sshd")
@@ -845,9 +845,9 @@ fn a_step_that_fails_keeps_back_those_that_need_it_and_no_others() {
         let _passwd = Changed::file("/etc/passwd", |text| text.replace("www-data", "web"));
         let done = sh("unbitctl setup --guide uwsgi.it --keys-only");
         assert_eq!(done.status, Some(1), "{done:?}");
-        assert!(done.err.contains("unbitctl: folders: /etc/passwd has no www-data\n"), "{done:?}");
+        assert!(done.err.contains("unbitctl: directories: /etc/passwd has no www-data\n"), "{done:?}");
         assert!(
-            done.err.ends_with("unbitctl: done: pam, sshd, nsswitch, nscd, distributions; failed: folders\n"),
+            done.err.ends_with("unbitctl: done: pam, sshd, nsswitch, nscd, distributions; failed: directories\n"),
             "{done:?}"
         );
         assert!(done.out.contains("5 files changed; unbitctl setup --undo takes them back\n"), "{done:?}");
@@ -1013,8 +1013,8 @@ fn advice_about_a_root_directory_is_about_that_one() {
     const ROOT: &str = "/tmp/it's an image";
     const QUOTED: &str = r"'/tmp/it'\''s an image'";
     let quoted = |path: &str| format!(r"'/tmp/it'\''s an image/{path}'");
-    for folder in ["etc", "containers", "distros/a b"] {
-        fs::create_dir_all(format!("{ROOT}/{folder}")).unwrap();
+    for directory in ["etc", "containers", "distros/a b"] {
+        fs::create_dir_all(format!("{ROOT}/{directory}")).unwrap();
     }
     let _end = AtEnd(|| fs::remove_dir_all(ROOT).unwrap());
     let said = || said(&format!("unbitctl check --guide uwsgi.it --root {QUOTED}")).concat();
@@ -1024,14 +1024,14 @@ fn advice_about_a_root_directory_is_about_that_one() {
     for file in ["/etc/passwd", "/etc/group"] {
         fs::copy(file, format!("{ROOT}{file}")).unwrap();
     }
-    for no_folder in ["ns", "distros/a b/containers"] {
-        fs::write(format!("{ROOT}/{no_folder}"), "").unwrap();
+    for no_directory in ["ns", "distros/a b/containers"] {
+        fs::write(format!("{ROOT}/{no_directory}"), "").unwrap();
     }
     sh(format!("chown 33 {QUOTED}; chmod o+w {}", quoted("distros/a b"))).ok();
     let (ns, distribution, container) = (quoted("ns"), quoted("distros/a b"), quoted("distros/a b/containers"));
     let advised = [
         format!("chown root:root {QUOTED} && chmod go-w {QUOTED}"),
-        format!("mv {ns} {ns}.old && unbitctl setup --root {QUOTED} --guide uwsgi.it folders"),
+        format!("mv {ns} {ns}.old && unbitctl setup --root {QUOTED} --guide uwsgi.it directories"),
         format!("chown root:root {distribution} && chmod go-w {distribution}"),
         format!("rm {container} && mkdir -m 755 {container}"),
         format!("unbitctl setup --root {QUOTED} distributions"),
@@ -1042,7 +1042,7 @@ fn advice_about_a_root_directory_is_about_that_one() {
         sh(&command).ok();
         assert_ne!(said(), before, "{command}");
     }
-    assert!(!said().contains("fail folders"), "{}", said());
+    assert!(!said().contains("fail directories"), "{}", said());
 }
 
 #[test]
@@ -1145,10 +1145,10 @@ fn killed_before_any_write_each_file_is_old_or_new() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn killed_before_any_call_no_folder_is_too_open_and_the_next_setup_finishes_it() {
+fn killed_before_any_call_no_directory_is_too_open_and_the_next_setup_finishes_it() {
     const REMOVE: &str =
         "rm -rf /opt/unbit /etc/uwsgi/{tmp_ssl,alarms} /var/log/uwsgi /distros/base/{containers,.old_root}";
-    const STEPS: &str = "--guide uwsgi.it folders distributions";
+    const STEPS: &str = "--guide uwsgi.it directories distributions";
     let state = || {
         let paths = "/opt/unbit /opt/unbit/uwsgi /etc/uwsgi/{tmp_ssl,alarms} /var/log/uwsgi /distros/base/{containers,.old_root}";
         sh(format!("stat -c '%n %u:%g %a' {paths} 2>/dev/null")).out
@@ -1166,10 +1166,10 @@ fn killed_before_any_call_no_folder_is_too_open_and_the_next_setup_finishes_it()
             let umask = if nth % 2 == 0 { "000" } else { "077" }; // of whoever runs it
             let setup = format!("sh -c 'umask {umask}; exec unbitctl setup {STEPS}'");
             let was_killed = killed(&setup, call, nth);
-            for folder in state().lines() {
-                let path = folder.split(' ').next().unwrap();
+            for directory in state().lines() {
+                let path = directory.split(' ').next().unwrap();
                 let well = well.lines().find(|well| well.starts_with(&format!("{path} "))).unwrap();
-                assert!(mode(folder) & !mode(well) == 0, "{call} {nth}: {folder}, but {well}");
+                assert!(mode(directory) & !mode(well) == 0, "{call} {nth}: {directory}, but {well}");
             }
             sh(format!("unbitctl setup {STEPS}")).ok();
             assert_eq!(state(), well, "{call} {nth}");
@@ -1218,7 +1218,7 @@ fn killed_before_any_write_the_set_up_before_can_still_be_undone() {
             }
             // Half of the time another set-up comes between, which replaces nothing and ends.
             if nth % 2 == 0 {
-                sh("unbitctl setup --guide uwsgi.it folders").ok();
+                sh("unbitctl setup --guide uwsgi.it directories").ok();
             }
             let notes: Value = serde_json::from_slice(&fs::read("/var/lib/unbitctl/setup.json").unwrap()).unwrap();
             let is_replaced = files()[1] != old[1];

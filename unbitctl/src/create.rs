@@ -499,7 +499,7 @@ fn must_be_whole(name: &str) -> Result<()> {
     }
     let needed = check::distributions::NEEDED;
     if let Some(lack) =
-        needed.iter().find(|folder| !root.join(folder).symlink_metadata().is_ok_and(|found| found.is_dir()))
+        needed.iter().find(|directory| !root.join(directory).symlink_metadata().is_ok_and(|found| found.is_dir()))
     {
         bail!("{shown} has no directory {lack}, which a container's start needs: unbitctl setup distribution {name}");
     }

@@ -160,7 +160,7 @@ impl Session {
                 (vec![program.clone()], arguments.command.clone())
             }
             Some((program, _)) => {
-                let below = |folder| Path::new(folder).join(program).into_os_string();
+                let below = |directory| Path::new(directory).join(program).into_os_string();
                 (path.split(':').map(below).collect(), arguments.command.clone())
             }
         };

@@ -266,7 +266,7 @@ impl Node {
 
 const WORKERS: u32 = 8;
 
-/// Everything in the folder of the containers that is named as one.
+/// Everything in the directory of the containers that is named as one.
 fn uids() -> Result<Vec<ContainerUid>> {
     let entries = std::fs::read_dir(CONTAINERS).with_context(|| format!("read {CONTAINERS}"))?;
     Ok(entries.filter_map(|entry| ContainerUid::parse(entry.ok()?.file_name().as_encoded_bytes())).collect())

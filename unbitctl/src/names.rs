@@ -82,9 +82,9 @@ pub fn look(name: &SecondName) -> Result<ContainerUid> {
 }
 
 /// Whether root alone can have made the links in /containers; if not, why.
-pub fn folder_is_roots() -> Result<()> {
-    let folder = retry(|| stat(CONTAINERS_PATH)).with_context(|| CONTAINERS.to_owned())?;
-    must_be_roots(&folder).map_err(|seen| anyhow::anyhow!("{CONTAINERS} {seen}"))
+pub fn directory_is_roots() -> Result<()> {
+    let directory = retry(|| stat(CONTAINERS_PATH)).with_context(|| CONTAINERS.to_owned())?;
+    must_be_roots(&directory).map_err(|seen| anyhow::anyhow!("{CONTAINERS} {seen}"))
 }
 
 /// A symbolic link in /containers.
@@ -139,7 +139,7 @@ pub fn can_be_given(name: &SecondName, uid: ContainerUid) -> Result<()> {
             other => bail!("{name} is a name of {other}: unbitctl detach {name}"),
         },
     }
-    folder_is_roots().context("a name is only as good as its folder (unbitctl setup folders)")?;
+    directory_is_roots().context("a name is only as good as its directory (unbitctl setup directories)")?;
     let user = nix::unistd::User::from_name(name.as_str()).with_context(|| format!("look up the account {name}"))?;
     match user {
         Some(user) if user.uid.as_raw() != uid.get() => {
@@ -157,7 +157,7 @@ pub fn give(name: &SecondName, uid: ContainerUid) -> Result<bool> {
     }
     // Not over what somebody else has put there since: a name is given once.
     symlink(uid.to_string(), &link).with_context(|| link.display().to_string())?;
-    File::open(CONTAINERS).and_then(|folder| folder.sync_all()).with_context(|| CONTAINERS.to_owned())?;
+    File::open(CONTAINERS).and_then(|directory| directory.sync_all()).with_context(|| CONTAINERS.to_owned())?;
     Ok(true)
 }
 

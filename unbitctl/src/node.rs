@@ -164,9 +164,9 @@ mod tests {
         std::fs::write(root.join("etc/passwd"), "inside").unwrap();
         symlink("/etc/passwd", root.join("absolute")).unwrap();
         symlink("../../../../../../etc/passwd", root.join("etc/upwards")).unwrap();
-        symlink("/etc", root.join("folder")).unwrap();
+        symlink("/etc", root.join("directory")).unwrap();
         let node = Node::at(Some(&root));
-        for path in ["/etc/passwd", "/absolute", "/etc/upwards", "/folder/passwd"] {
+        for path in ["/etc/passwd", "/absolute", "/etc/upwards", "/directory/passwd"] {
             assert_eq!(node.read(path).unwrap().as_deref(), Some("inside"), "{path}");
         }
         assert_eq!(node.read("/etc").unwrap_err().kind(), ErrorKind::InvalidInput);

@@ -115,18 +115,18 @@ fn answer(mut command: Command, program: &str) -> Result<Answer> {
 }
 
 /// Where the libraries of a root directory may be: of one architecture, or of several beside each other.
-pub fn library_folders(node: &Node) -> Vec<String> {
-    let mut folders = Vec::new();
+pub fn library_directories(node: &Node) -> Vec<String> {
+    let mut directories = Vec::new();
     for base in ["/usr/lib", "/lib"] {
         let entries = node.resolve(base).and_then(std::fs::read_dir).into_iter().flatten().flatten();
         let mut several: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
         several.retain(|name| name.contains("-linux-gnu"));
         several.sort();
-        folders.extend(several.iter().map(|name| format!("{base}/{name}")));
-        folders.push(base.to_owned());
-        folders.push(format!("{base}64"));
+        directories.extend(several.iter().map(|name| format!("{base}/{name}")));
+        directories.push(base.to_owned());
+        directories.push(format!("{base}64"));
     }
-    folders
+    directories
 }
 
 /// Why a library cannot be loaded, as its own dynamic linker says.

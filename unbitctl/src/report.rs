@@ -46,7 +46,7 @@ pub const GUIDE: &str = "uwsgi.it";
 pub struct Finding {
     /// The question that it answers.
     pub profile: Profile,
-    /// The name by which check and setup know it: `nsswitch`, `pam`, `folders`.
+    /// The name by which check and setup know it: `nsswitch`, `pam`, `directories`.
     pub check: &'static str,
     /// How it ended.
     pub state: State,
@@ -324,28 +324,28 @@ FAIL  pam  there is no
 
     #[test]
     fn what_is_fixed_alike_is_fixed_once() {
-        let fail = |seen: &str, fix: &str| Finding::fail("folders", "others may write there", seen, fix);
+        let fail = |seen: &str, fix: &str| Finding::fail("directories", "others may write there", seen, fix);
         let findings = [
-            fail("/a", "setup folders"),
-            fail("/b", "setup folders"),
-            Finding::warn("folders", "others may write there", "/c", "setup folders"),
-            fail("/d", "setup folders"),
+            fail("/a", "setup directories"),
+            fail("/b", "setup directories"),
+            Finding::warn("directories", "others may write there", "/c", "setup directories"),
+            fail("/d", "setup directories"),
             fail("/e", "by hand"),
         ];
         let expected = "\
-FAIL  folders  /a
-FAIL  folders  /b
-               why   others may write there
-               fix   setup folders
-warn  folders  /c
-               why   others may write there
-               fix   setup folders
-FAIL  folders  /d
-               why   others may write there
-               fix   setup folders
-FAIL  folders  /e
-               why   others may write there
-               fix   by hand
+FAIL  directories  /a
+FAIL  directories  /b
+                   why   others may write there
+                   fix   setup directories
+warn  directories  /c
+                   why   others may write there
+                   fix   setup directories
+FAIL  directories  /d
+                   why   others may write there
+                   fix   setup directories
+FAIL  directories  /e
+                   why   others may write there
+                   fix   by hand
 1 warn, 4 fail
 ";
         assert_eq!(text(&findings, false, None), expected);
@@ -353,7 +353,7 @@ FAIL  folders  /e
 
     #[test]
     fn each_question_has_its_own_count() {
-        let guide = Finding::fail("folders", "why", "missing: /ns", "setup folders").of(Profile::Guide);
+        let guide = Finding::fail("directories", "why", "missing: /ns", "setup directories").of(Profile::Guide);
         let both = [Finding::ok("pam", "why", "well"), guide.clone()];
         let counted = |findings: &[Finding]| summary(findings);
         assert_eq!(counted(&both), "login: 1 ok\nuwsgi.it: 1 fail\n");

@@ -10,7 +10,7 @@ pub enum Change {
     /// The file's whole new content. A new file gets this mode and is root's; one that is there keeps its mode and owner.
     File { path: String, content: String, mode: u32 },
     /// A directory of this owner, group and mode, made if it is not there.
-    Folder { path: String, uid: u32, gid: u32, mode: u32 },
+    Directory { path: String, uid: u32, gid: u32, mode: u32 },
 }
 
 /// What the operator has decided about the whole node.

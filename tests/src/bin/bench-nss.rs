@@ -1,7 +1,7 @@
 //! What the NSS module costs, on a node: `make bench [AGAINST=other.so]`.
 //!
 //! Ratios, not times, wherever there is something to compare with in the same run: a bare `stat`, a library with one
-//! function, a loop over the folder. Every figure is the median of many rounds, and those that are compared take turns.
+//! function, a loop over the directory. Every figure is the median of many rounds, and those that are compared take turns.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use libc::{c_char, c_int, c_long};
@@ -323,14 +323,14 @@ fn bare_loop() -> (f64, f64) {
     let mut buffer = [0u64; 4096];
     // SAFETY: the kernel fills the buffer with whole entries (getdents(2)), and `found`.
     unsafe {
-        let folder = libc::open(c"/containers".as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY);
+        let directory = libc::open(c"/containers".as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY);
         loop {
-            let filled = libc::syscall(libc::SYS_getdents64, folder, buffer.as_mut_ptr(), size_of_val(&buffer));
+            let filled = libc::syscall(libc::SYS_getdents64, directory, buffer.as_mut_ptr(), size_of_val(&buffer));
             let mut at = 0;
             while at < filled {
                 let entry = &*buffer.as_ptr().cast::<u8>().offset(at as isize).cast::<libc::dirent64>();
                 let mut found = MaybeUninit::<libc::stat>::uninit();
-                if libc::fstatat(folder, entry.d_name.as_ptr(), found.as_mut_ptr(), 0) == 0
+                if libc::fstatat(directory, entry.d_name.as_ptr(), found.as_mut_ptr(), 0) == 0
                     && entry.d_name[0] != b'.' as c_char
                 {
                     entries += 1.0;
@@ -341,7 +341,7 @@ fn bare_loop() -> (f64, f64) {
                 break;
             }
         }
-        libc::close(folder);
+        libc::close(directory);
     }
     (start.elapsed().as_nanos() as f64, entries)
 }

@@ -319,7 +319,7 @@ fn account(container: ContainerUid) -> Result<Vec<Finding>, Finding> {
 fn second_name(name: &SecondName, container: ContainerUid) -> Result<Finding, Finding> {
     let link = names::place(name);
     let link = link.display();
-    names::folder_is_roots().map_err(|error| fail("account", format!("{error:#}"), "unbitctl setup folders"))?;
+    names::directory_is_roots().map_err(|error| fail("account", format!("{error:#}"), "unbitctl setup directories"))?;
     match std::fs::symlink_metadata(names::place(name)) {
         Ok(status) if status.uid() == 0 => {}
         Ok(status) => {
@@ -546,7 +546,7 @@ fn look_at_keys(
         let leads = link_in(&Path::new(&home).join(file)).unwrap_or_default();
         format!("{}: {error}{leads}", escape::name(file))
     };
-    // Links are followed first, and then every folder is looked at, up to the home directory or else to the root: safe_path() of OpenSSH's misc.c.
+    // Links are followed first, and then every directory is looked at, up to the home directory or else to the root: safe_path() of OpenSSH's misc.c.
     let real = match Path::new(&home).join(file).canonicalize() {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         other => other.map_err(failed)?,

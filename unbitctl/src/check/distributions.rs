@@ -24,7 +24,7 @@ const MODULE: &str = "libnss_unbit.so.2";
 /// What pivot_root(2) and the binds of a container's start need.
 pub const NEEDED: [&str; 2] = [".old_root", "containers"];
 
-const START: &str = "a container starts by pivot_root(2) into it, which takes both folders";
+const START: &str = "a container starts by pivot_root(2) into it, which takes both directories";
 const NAMES: &str =
     "inside a container scp, sftp-server and prompts look its user up, and fail where nobody knows the number";
 const WRITERS: &str = "every container of it runs what is in it";
@@ -61,13 +61,13 @@ fn look(node: &Node) -> Vec<Finding> {
     distributions.iter().flat_map(|distribution| distribution.check(node)).collect()
 }
 
-/// Makes the folders that are missing. Only where nobody but root can change what is there meanwhile.
+/// Makes the directories that are missing. Only where nobody but root can change what is there meanwhile.
 fn fix(node: &Node, _: Wishes) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     for distribution in all(node).unwrap_or_default() {
-        for folder in NEEDED.into_iter().filter(|folder| distribution.can_make(folder)) {
-            let path = format!("{}/{folder}", distribution.path);
-            changes.push(Change::Folder { path, uid: 0, gid: 0, mode: 0o755 });
+        for directory in NEEDED.into_iter().filter(|directory| distribution.can_make(directory)) {
+            let path = format!("{}/{directory}", distribution.path);
+            changes.push(Change::Directory { path, uid: 0, gid: 0, mode: 0o755 });
         }
     }
     Ok(changes)
@@ -136,21 +136,21 @@ impl Distribution {
             let fix = format!("chown root:root {0} && chmod go-w {0}", self.root.quoted("/"));
             findings.push(Finding::warn(CHECK, WRITERS, format!("{name} {writers}"), fix));
         }
-        for folder in NEEDED {
-            if let Some(lack) = self.lack(folder) {
-                let real = self.root.quoted(folder);
+        for directory in NEEDED {
+            if let Some(lack) = self.lack(directory) {
+                let real = self.root.quoted(directory);
                 let fix = match lack {
-                    _ if self.can_make(folder) => node.setup(CHECK),
+                    _ if self.can_make(directory) => node.setup(CHECK),
                     Lack::Missing => format!("mkdir -m 755 {real}"),
-                    Lack::NoFolder => format!("rm {real} && mkdir -m 755 {real}"),
+                    Lack::NoDirectory => format!("rm {real} && mkdir -m 755 {real}"),
                 };
-                let word = if lack == Lack::Missing { "missing" } else { "not a folder" };
-                findings.push(Finding::fail(CHECK, START, format!("{path}/{folder} is {word}"), fix));
+                let word = if lack == Lack::Missing { "missing" } else { "not a directory" };
+                findings.push(Finding::fail(CHECK, START, format!("{path}/{directory} is {word}"), fix));
             }
         }
         match self.naming() {
             Ok(how) if findings.is_empty() => {
-                findings.push(Finding::ok(CHECK, START, format!("{name}: both folders, {how}")))
+                findings.push(Finding::ok(CHECK, START, format!("{name}: both directories, {how}")))
             }
             Ok(_) => {}
             Err((seen, fix)) => findings.push(Finding::warn(CHECK, NAMES, format!("{name}: {seen}"), fix)),
@@ -166,25 +166,25 @@ impl Distribution {
         (uid != 0 || is_open).then(|| format!("is uid {uid}'s, mode {mode:04o}"))
     }
 
-    fn lack(&self, folder: &str) -> Option<Lack> {
-        match self.root.open_link(&format!("/{folder}")).map(|found| File::from(found).metadata()) {
+    fn lack(&self, directory: &str) -> Option<Lack> {
+        match self.root.open_link(&format!("/{directory}")).map(|found| File::from(found).metadata()) {
             Ok(Ok(status)) if status.is_dir() => None,
-            Ok(_) => Some(Lack::NoFolder),
+            Ok(_) => Some(Lack::NoDirectory),
             Err(_) => Some(Lack::Missing),
         }
     }
 
-    fn can_make(&self, folder: &str) -> bool {
-        self.writers().is_none() && self.lack(folder) == Some(Lack::Missing)
+    fn can_make(&self, directory: &str) -> bool {
+        self.writers().is_none() && self.lack(directory) == Some(Lack::Missing)
     }
 
     /// How programs in it learn the name of a container's uid; else what is missing, and what to do.
     fn naming(&self) -> Result<String, (String, String)> {
         let passwd = self.root.read_bytes("/etc/passwd").unwrap_or_default();
         let named = containers_in(&String::from_utf8_lossy(&passwd));
-        let Some(folder) = program::library_folders(&self.root)
+        let Some(directory) = program::library_directories(&self.root)
             .into_iter()
-            .find(|folder| self.root.has(&format!("{folder}/libc.so.6")))
+            .find(|directory| self.root.has(&format!("{directory}/libc.so.6")))
         else {
             if named > 0 {
                 return Ok(format!("lines of passwd for {named} containers"));
@@ -197,13 +197,13 @@ impl Distribution {
             ));
         };
         let (mut lacks, mut fixes) = (Vec::new(), Vec::new());
-        let module = self.loaded(&folder).unwrap_or_else(|| format!("{folder}/{MODULE}"));
+        let module = self.loaded(&directory).unwrap_or_else(|| format!("{directory}/{MODULE}"));
         let real = self.root.quoted(&module);
-        match (self.machine(&module), self.machine(&format!("{folder}/libc.so.6"))) {
+        match (self.machine(&module), self.machine(&format!("{directory}/libc.so.6"))) {
             (Some(machine), Some(libc)) if machine == libc && library::is_ours(&self.root, &module) => {}
             (Some(machine), Some(libc)) if machine == libc => {
                 lacks.push(format!("{module}, which glibc loads there, is {}", library::whose(&module)));
-                fixes.push(format!("mv {real} /root/ && install -m 644 {MODULE} {}", self.root.quoted(&folder)));
+                fixes.push(format!("mv {real} /root/ && install -m 644 {MODULE} {}", self.root.quoted(&directory)));
             }
             (None, _) if !self.root.has(&module) => {
                 lacks.push(format!("no {module}"));
@@ -226,15 +226,17 @@ impl Distribution {
         }
     }
 
-    /// The library of our name that glibc loads there, beside which `folder` has libc: by the cache, else from its usual directories.
-    fn loaded(&self, folder: &str) -> Option<String> {
+    /// The library of our name that glibc loads there, beside which `directory` has libc: by the cache, else from its usual directories.
+    fn loaded(&self, directory: &str) -> Option<String> {
         let cache = self.root.read_bytes("/etc/ld.so.cache").unwrap_or_default();
         let cached = library::cached(&cache, MODULE).into_iter().map(str::to_owned);
-        let triplet = folder.rsplit('/').next().filter(|name| name.contains("-linux-gnu"));
+        let triplet = directory.rsplit('/').next().filter(|name| name.contains("-linux-gnu"));
         let several = triplet.into_iter().flat_map(|name| [format!("/lib/{name}"), format!("/usr/lib/{name}")]);
         let usual = several.chain(["/lib64", "/usr/lib64", "/lib", "/usr/lib"].map(str::to_owned));
-        let machine = self.machine(&format!("{folder}/libc.so.6"))?;
-        cached.chain(usual.map(|folder| format!("{folder}/{MODULE}"))).find(|path| self.machine(path) == Some(machine))
+        let machine = self.machine(&format!("{directory}/libc.so.6"))?;
+        cached
+            .chain(usual.map(|directory| format!("{directory}/{MODULE}")))
+            .find(|path| self.machine(path) == Some(machine))
     }
 
     /// What an ELF file says of the machine that it is for, elf(5): its class, its byte order and e_machine.
@@ -252,7 +254,7 @@ impl Distribution {
 enum Lack {
     Missing,
     /// Something else is there.
-    NoFolder,
+    NoDirectory,
 }
 
 /// How many containers passwd(5) names.

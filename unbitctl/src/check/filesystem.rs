@@ -24,8 +24,8 @@ pub fn check(node: &Node) -> Vec<Finding> {
         Err(error) => return vec![Finding::not_applicable(CHECK, WHY, format!("/proc/self/mountinfo: {error}"))],
     };
     match mounts::at(node, &mounts, CONTAINERS) {
-        Ok((folder, mount)) => {
-            let quota = match sys::user_quota(&folder, &mount.source) {
+        Ok((directory, mount)) => {
+            let quota = match sys::user_quota(&directory, &mount.source) {
                 Ok(quota) => judge_quota(mount, quota),
                 Err(errno) => {
                     Finding::fail(CHECK, QUOTA, format!("{}: quotactl: {errno}", mount.point), quota_fix(mount))
@@ -252,8 +252,8 @@ mod tests {
     #[test]
     fn partitions_and_mapped_devices_lie_on_disks() {
         let sys = std::env::temp_dir().join(format!("unbitctl-sys-{}", std::process::id()));
-        for folder in ["sda/sda1", "sdb/sdb1", "md0/slaves", "dm-0/slaves"] {
-            fs::create_dir_all(sys.join(folder)).unwrap();
+        for directory in ["sda/sda1", "sdb/sdb1", "md0/slaves", "dm-0/slaves"] {
+            fs::create_dir_all(sys.join(directory)).unwrap();
         }
         for partition in ["sda/sda1", "sdb/sdb1"] {
             fs::write(sys.join(partition).join("partition"), "1\n").unwrap();

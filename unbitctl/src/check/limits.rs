@@ -7,16 +7,16 @@ use shared::{ContainerUid, escape};
 
 const CHECK: &str = "limits";
 const FILE: &str = "/etc/security/limits.conf";
-const FOLDER: &str = "/etc/security/limits.d";
+const DIRECTORY: &str = "/etc/security/limits.d";
 const WHY: &str = "pam_limits does not run for containers' users: such a line limits nothing";
 const MEND: &str = "set the limit for the container, in its cgroup or its vassal, and remove the line";
 
 pub fn check(node: &Node) -> Vec<Finding> {
-    let entries = node.resolve(FOLDER).and_then(std::fs::read_dir).into_iter().flatten().flatten();
+    let entries = node.resolve(DIRECTORY).and_then(std::fs::read_dir).into_iter().flatten().flatten();
     let mut files: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     files.retain(|name| name.ends_with(".conf"));
     files.sort();
-    let files = std::iter::once(FILE.to_owned()).chain(files.iter().map(|name| format!("{FOLDER}/{name}")));
+    let files = std::iter::once(FILE.to_owned()).chain(files.iter().map(|name| format!("{DIRECTORY}/{name}")));
     let mut findings = Vec::new();
     for file in files.filter(|file| node.has(file)) {
         match node.read_bytes(&file) {

@@ -3,10 +3,10 @@
 pub(crate) mod accounts;
 mod cgroups;
 pub(crate) mod container;
+pub mod directories;
 pub mod distributions;
 mod emperor;
 mod filesystem;
-pub mod folders;
 mod keyfiles;
 mod library;
 mod limits;
@@ -88,7 +88,7 @@ type Check = fn(&Node) -> Vec<Finding>;
 
 /// All of them, in the order in which a node is set up: first what a login needs, then the steps of the guide.
 const CHECKS: &[(Profile, Check)] = &[
-    (Profile::Login, folders::check),
+    (Profile::Login, directories::check),
     (Profile::Login, mounts::check),
     (Profile::Login, cgroups::check),
     (Profile::Login, pam::check),
@@ -108,7 +108,7 @@ const CHECKS: &[(Profile, Check)] = &[
     (Profile::Guide, filesystem::check),
     (Profile::Guide, cgroups::check_layout),
     (Profile::Guide, time::check),
-    (Profile::Guide, folders::check_guide),
+    (Profile::Guide, directories::check_guide),
     (Profile::Guide, sshd::check_guide),
     (Profile::Guide, distributions::check_guide),
     (Profile::Guide, services::check),

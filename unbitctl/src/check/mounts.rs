@@ -151,13 +151,13 @@ fn holding<'a>(mounts: &'a [Mount], path: &str) -> Option<&'a Mount> {
     mounts.iter().filter(|mount| Path::new(path).starts_with(&mount.point)).max_by_key(|mount| mount.point.len())
 }
 
-/// A folder, and the mount that it is on.
+/// A directory, and the mount that it is on.
 pub fn at<'a>(node: &Node, mounts: &'a [Mount], path: &str) -> io::Result<(OwnedFd, &'a Mount)> {
-    let folder = node.open(path)?;
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", folder.as_raw_fd()))?;
+    let directory = node.open(path)?;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", directory.as_raw_fd()))?;
     let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
     let mount = mounts.iter().find(|mount| Some(mount.id) == id);
-    mount.map(|mount| (folder, mount)).ok_or_else(|| io::Error::other("its mount is not in /proc/self/mountinfo"))
+    mount.map(|mount| (directory, mount)).ok_or_else(|| io::Error::other("its mount is not in /proc/self/mountinfo"))
 }
 
 const PROPAGATION: &str =

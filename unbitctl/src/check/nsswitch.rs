@@ -3,7 +3,7 @@
 use super::{library, nscd, pam, sshd};
 use crate::containers::some_container;
 use crate::node::Node;
-use crate::program::{self, library_folders};
+use crate::program::{self, library_directories};
 use crate::report::{Finding, State};
 use crate::step::{Change, Step, Wishes};
 use anyhow::{Context, Result, bail};
@@ -62,11 +62,13 @@ fn weigh(database: &str, state: State, why: &'static str) -> (State, &'static st
 
 /// The library is beside libc, where glibc looks, and can be loaded.
 fn module(node: &Node) -> Finding {
-    let Some(folder) = library_folders(node).into_iter().find(|folder| node.has(&format!("{folder}/libc.so.6"))) else {
+    let Some(directory) =
+        library_directories(node).into_iter().find(|directory| node.has(&format!("{directory}/libc.so.6")))
+    else {
         return Finding::not_applicable(NAME, WHY_MODULE, "there is no libc.so.6");
     };
-    let path = format!("{folder}/{MODULE}");
-    let fix = format!("install {MODULE} in {folder} (make install)");
+    let path = format!("{directory}/{MODULE}");
+    let fix = format!("install {MODULE} in {directory} (make install)");
     let of_ours = library::check(node, NAME, WHY_MODULE, &path, fix);
     if !program::possible(node) || !node.has("/usr/bin/getent") {
         return of_ours;

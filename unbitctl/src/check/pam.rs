@@ -8,7 +8,7 @@ pub(crate) mod stack;
 
 use super::library;
 use crate::node::Node;
-use crate::program::{SSHD, cannot_load, library_folders};
+use crate::program::{SSHD, cannot_load, library_directories};
 use crate::report::{Finding, State};
 use crate::step::{Change, Step};
 use anyhow::{Context, Result, anyhow, bail};
@@ -20,9 +20,9 @@ use std::io::ErrorKind;
 
 pub const NAME: &str = "pam";
 pub const FILE: &str = "/etc/pam.d/sshd";
-const FOLDER: &str = "/etc/pam.d";
+const DIRECTORY: &str = "/etc/pam.d";
 /// Where libpam looks next, see pam.conf(5).
-const VENDOR_FOLDER: &str = "/usr/lib/pam.d";
+const VENDOR_DIRECTORY: &str = "/usr/lib/pam.d";
 const SERVICE: &str = "sshd";
 const MODULE: &str = "pam_unbit.so";
 const WHY_LINES: &str = "these lines keep containers' users in their containers, and out of the node";
@@ -79,9 +79,9 @@ fn module_path(node: &Node, module: &str) -> Option<String> {
     if module.starts_with('/') {
         return Some(module.to_owned());
     }
-    let folders = library_folders(node);
-    let folder = folders.iter().find(|folder| node.has(&format!("{folder}/security/pam_permit.so")))?;
-    Some(format!("{folder}/security/{module}"))
+    let directories = library_directories(node);
+    let directory = directories.iter().find(|directory| node.has(&format!("{directory}/security/pam_permit.so")))?;
+    Some(format!("{directory}/security/{module}"))
 }
 
 fn fix(node: &Node) -> Result<Vec<Change>> {
@@ -165,14 +165,14 @@ fn are_small(faults: &[Fault]) -> bool {
 
 /// The file of a service, named as an include names it.
 fn path(name: &str) -> String {
-    if name.starts_with('/') { name.to_owned() } else { format!("{FOLDER}/{name}") }
+    if name.starts_with('/') { name.to_owned() } else { format!("{DIRECTORY}/{name}") }
 }
 
 /// Reads the files of services. Bytes that are no UTF-8 are as good as any in a comment; only the file that is to be written must have none.
 fn reader(node: &Node) -> impl Fn(&str) -> Option<String> {
     |name| {
         let bytes = node.read_bytes(&path(name)).or_else(|error| match error.kind() {
-            ErrorKind::NotFound if name != SERVICE => node.read_bytes(&format!("{VENDOR_FOLDER}/{name}")),
+            ErrorKind::NotFound if name != SERVICE => node.read_bytes(&format!("{VENDOR_DIRECTORY}/{name}")),
             _ => Err(error),
         });
         bytes.ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
@@ -469,7 +469,7 @@ fn options_of(entry: &Entry) -> Result<Options, Fault> {
 
 /// The new text of the service's file; nothing if the old one is well.
 fn fixed(read: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>> {
-    let Some(old) = read(SERVICE) else { bail!("there is no {FOLDER}/{SERVICE}: install openssh-server") };
+    let Some(old) = read(SERVICE) else { bail!("there is no {DIRECTORY}/{SERVICE}: install openssh-server") };
     let stack = stack::flatten(read, SERVICE);
     if faults(&stack).is_empty() {
         return Ok(None);
@@ -480,7 +480,7 @@ fn fixed(read: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>> {
         Err(fault) => bail!("fix the options by hand, they are a decision of somebody's: {}", fault.seen),
     };
     if let Some(entry) = stack.iter().find(|entry| is_ours(entry) && entry.file != SERVICE) {
-        bail!("take the line of {MODULE} out of {FOLDER}/{}, then: unbitctl setup {NAME}", entry.file);
+        bail!("take the line of {MODULE} out of {DIRECTORY}/{}, then: unbitctl setup {NAME}", entry.file);
     }
 
     let text = without_ours(&old, &stack);

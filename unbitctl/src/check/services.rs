@@ -6,7 +6,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 const CHECK: &str = "services";
-const FOLDER: &str = "/etc/uwsgi/services";
+const DIRECTORY: &str = "/etc/uwsgi/services";
 const WHY: &str = "a service that does not tell its statistics does not run, or is not the one of the guide";
 const WHY_OPEN: &str = "containers and other nodes can read what the service tells of customers";
 
@@ -24,7 +24,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
     if !node.is_running() {
         return vec![Finding::not_applicable(CHECK, WHY, "a root directory has no services that run")];
     }
-    let has = |name: &str| node.has(&format!("{FOLDER}/{name}.ini"));
+    let has = |name: &str| node.has(&format!("{DIRECTORY}/{name}.ini"));
     match fs::read_to_string("/proc/net/tcp") {
         Ok(table) => judge(&has, &table.lines().filter_map(listening).collect::<Vec<_>>()),
         Err(error) => vec![Finding::not_applicable(CHECK, WHY, format!("/proc/net/tcp: {error}"))],
@@ -40,22 +40,22 @@ fn judge(has: &dyn Fn(&str) -> bool, listening: &[SocketAddrV4]) -> Vec<Finding>
             |port: &u16| listening.iter().find(|address| address.port() == *port && !address.ip().is_loopback());
         let silent: Vec<_> = ports.iter().filter(|port| !is_local(port) && is_any(port).is_none()).collect();
         if let Some(port) = silent.first() {
-            let seen = format!("{FOLDER}/{name}.ini is there, and nobody listens on 127.0.0.1:{port}");
+            let seen = format!("{DIRECTORY}/{name}.ini is there, and nobody listens on 127.0.0.1:{port}");
             let fix = format!(
-                "tail -n 50 /var/log/uwsgi/{name}.log; its file should have the port: grep -n stats {FOLDER}/{name}.ini"
+                "tail -n 50 /var/log/uwsgi/{name}.log; its file should have the port: grep -n stats {DIRECTORY}/{name}.ini"
             );
             findings.push(Finding::fail(CHECK, WHY, seen, fix));
         }
         if let Some(address) = ports.iter().find_map(is_any) {
             let seen = format!("{name} tells its statistics on {address}, and not on 127.0.0.1 alone");
             let fix =
-                format!("write 127.0.0.1:{} there: grep -n {} {FOLDER}/{name}.ini", address.port(), address.port());
+                format!("write 127.0.0.1:{} there: grep -n {} {DIRECTORY}/{name}.ini", address.port(), address.port());
             findings.push(Finding::fail(CHECK, WHY_OPEN, seen, fix));
         }
         well.push(*name);
     }
     if well.is_empty() {
-        return vec![Finding::fail(CHECK, WHY, format!("{FOLDER} has no service of the guide's"), COPY)];
+        return vec![Finding::fail(CHECK, WHY, format!("{DIRECTORY} has no service of the guide's"), COPY)];
     }
     if findings.is_empty() {
         findings.push(Finding::ok(CHECK, WHY, format!("all whose files are there run: {}", well.join(" "))));

@@ -20,8 +20,8 @@ use std::path::PathBuf;
 pub const NAME: &str = "sshd";
 const PAM_SERVICE: &str = "sshd";
 const MAIN: &str = "/etc/ssh/sshd_config";
-const FOLDER: &str = "/etc/ssh/sshd_config.d";
-/// The first of its folder: sshd takes the first value that it reads.
+const DIRECTORY: &str = "/etc/ssh/sshd_config.d";
+/// The first of its directory: sshd takes the first value that it reads.
 const OURS: &str = "/etc/ssh/sshd_config.d/00-unbit.conf";
 /// What is in it, where there was none.
 const EXAMPLE: &str = include_str!("../../../examples/sshd_config.d-unbit.conf");
@@ -431,10 +431,10 @@ fn cannot_fix(node: &Node, setting: &Setting, value: &str) -> Option<String> {
     let read = |path: &str| node.read(path).ok().flatten();
     let line = format!("{} {}", setting.keyword, (setting.value)(value));
     let with_ours = |path: &str| if path == OURS { Some(line.clone()) } else { read(path) };
-    let list = |folder: &str| {
-        let mut names = list(node, folder);
-        if folder == FOLDER && !names.iter().any(|name| OURS.ends_with(name.as_str())) {
-            names.push(OURS.trim_start_matches(FOLDER).trim_start_matches('/').to_owned());
+    let list = |directory: &str| {
+        let mut names = list(node, directory);
+        if directory == DIRECTORY && !names.iter().any(|name| OURS.ends_with(name.as_str())) {
+            names.push(OURS.trim_start_matches(DIRECTORY).trim_start_matches('/').to_owned());
         }
         names
     };
@@ -444,7 +444,7 @@ fn cannot_fix(node: &Node, setting: &Setting, value: &str) -> Option<String> {
     };
     Some(match obstacle {
         Some(directive) => format!("in {} line {}: {line}", directive.file, directive.line),
-        None => format!("at the top of {MAIN}: Include {FOLDER}/*.conf\nthen: {}", setup_of(node, setting)),
+        None => format!("at the top of {MAIN}: Include {DIRECTORY}/*.conf\nthen: {}", setup_of(node, setting)),
     })
 }
 
@@ -472,8 +472,8 @@ fn heard(directives: &[Directive], keyword: &str) -> Result<(), Option<Directive
     }
 }
 
-fn list(node: &Node, folder: &str) -> Vec<String> {
-    let entries = node.resolve(folder).and_then(std::fs::read_dir).into_iter().flatten().flatten();
+fn list(node: &Node, directory: &str) -> Vec<String> {
+    let entries = node.resolve(directory).and_then(std::fs::read_dir).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
@@ -491,7 +491,7 @@ fn fix(node: &Node, wishes: Wishes) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     if judge_sftp(node, &says).is_some() || wishes.guide && !internal_sftp(&says) {
         let read = |path: &str| node.read(path).ok().flatten();
-        let directives = directives(&read, &|folder| list(node, folder), MAIN);
+        let directives = directives(&read, &|directory| list(node, directory), MAIN);
         let defined = directives.iter().find(|directive| {
             directive.keyword.eq_ignore_ascii_case("Subsystem")
                 && directive.value.split_whitespace().next() == Some("sftp")
@@ -705,8 +705,9 @@ mod tests {
 
     fn decides_about(keyword: &str, files: &[(&str, &str)]) -> Result<(), Option<String>> {
         let read = |path: &str| files.iter().find(|(file, _)| *file == path).map(|(_, text)| (*text).to_owned());
-        let names =
-            |_: &str| files.iter().filter_map(|(file, _)| Some(file.strip_prefix(FOLDER)?[1..].to_owned())).collect();
+        let names = |_: &str| {
+            files.iter().filter_map(|(file, _)| Some(file.strip_prefix(DIRECTORY)?[1..].to_owned())).collect()
+        };
         let directives = directives(&read, &names, MAIN);
         let setting = SETTINGS.iter().find(|setting| setting.keyword == keyword).unwrap();
         let heard =

@@ -9,7 +9,7 @@ use crate::command_line::must_be_root;
 use crate::interrupt::Interrupt;
 use crate::node::Node;
 use crate::packages::{self, Package};
-use crate::program::library_folders;
+use crate::program::library_directories;
 use crate::progress::Progress;
 use crate::purge::purge;
 use crate::report::{self, Finding, Format, State};
@@ -133,10 +133,10 @@ fn verdict(place: &Path) -> Result<ExitCode> {
 
 /// The library that the node's own glibc loads.
 fn library(node: &Node) -> Result<PathBuf> {
-    let folders = library_folders(node);
-    let is_beside_libc = |folder: &&String| node.has(&format!("{folder}/libc.so.6"));
-    let folder = folders.iter().find(is_beside_libc).context("this node has no libc.so.6")?;
-    let library = Path::new(folder).join(MODULE);
+    let directories = library_directories(node);
+    let is_beside_libc = |directory: &&String| node.has(&format!("{directory}/libc.so.6"));
+    let directory = directories.iter().find(is_beside_libc).context("this node has no libc.so.6")?;
+    let library = Path::new(directory).join(MODULE);
     if !library.exists() {
         bail!("there is no {} on this node: install libnss-unbit first", library.display());
     }
@@ -156,8 +156,8 @@ fn must_be_roots(place: &Path) -> Result<()> {
 /// What a distribution has besides Debian's: the library, its line in nsswitch.conf, and where a container's start mounts.
 fn complete(root: &Path, library: &Path, progress: &mut Progress) -> Result<()> {
     let node = Node::at(Some(root));
-    for folder in distributions::NEEDED {
-        let path = format!("/{folder}");
+    for directory in distributions::NEEDED {
+        let path = format!("/{directory}");
         match node.open_link(&path) {
             Ok(_) => progress.found("directory", format!("{path}: is there")),
             Err(_) => {
@@ -171,13 +171,14 @@ fn complete(root: &Path, library: &Path, progress: &mut Progress) -> Result<()> 
     if node.read_bytes(&inside).is_ok_and(|found| found == ours) {
         progress.found("library", format!("{inside}: is there"));
     } else {
-        // In its folder, wherever links lead inside: it is on the node's path only as long as they stay there.
-        let folder = library.parent().and_then(Path::to_str).context("a library is in a folder")?;
-        let folder =
-            node.resolve(folder).with_context(|| format!("{folder} in it: is it of this machine's architecture?"))?;
-        let new = folder.join(format!(".{MODULE}.unbitctl"));
+        // In its directory, wherever links lead inside: it is on the node's path only as long as they stay there.
+        let directory = library.parent().and_then(Path::to_str).context("a library is in a directory")?;
+        let directory = node
+            .resolve(directory)
+            .with_context(|| format!("{directory} in it: is it of this machine's architecture?"))?;
+        let new = directory.join(format!(".{MODULE}.unbitctl"));
         let _ = fs::remove_file(&new);
-        let copied = fs::write(&new, &ours).and_then(|()| fs::rename(&new, folder.join(MODULE)));
+        let copied = fs::write(&new, &ours).and_then(|()| fs::rename(&new, directory.join(MODULE)));
         copied.inspect_err(|_| drop(fs::remove_file(&new))).with_context(|| inside.to_string())?;
         progress.changed("library", format!("{inside}: copied from the node"));
     }

@@ -99,9 +99,9 @@ fn fix(node: &Node, _: Wishes) -> Result<Vec<Change>> {
     for path in DIRECTORIES.into_iter().filter(|path| node.open_link(path).is_err()) {
         let parent = std::path::Path::new(path).parent().and_then(std::path::Path::to_str).unwrap_or("/");
         if node.open_link(parent).is_err() {
-            changes.push(Change::Folder { path: parent.to_owned(), uid: 0, gid: 0, mode: 0o755 });
+            changes.push(Change::Directory { path: parent.to_owned(), uid: 0, gid: 0, mode: 0o755 });
         }
-        changes.push(Change::Folder { path: path.to_owned(), uid: 0, gid: 0, mode: 0o755 });
+        changes.push(Change::Directory { path: path.to_owned(), uid: 0, gid: 0, mode: 0o755 });
     }
     for Example { path, text } in examples().into_iter().filter(|example| node.open_link(example.path).is_err()) {
         changes.push(Change::File { path: path.to_owned(), content: text.to_owned(), mode: 0o644 });

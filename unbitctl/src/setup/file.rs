@@ -27,7 +27,7 @@ pub enum Pending {
         new: String,
         mode: u32,
     },
-    Folder {
+    Directory {
         path: String,
         place: PathBuf,
         uid: u32,
@@ -49,12 +49,12 @@ pub fn pending(node: &Node, changes: Vec<Change>) -> Result<Vec<Pending>> {
                     pending.push(Pending::File { path, place, old, new: content, mode });
                 }
             }
-            Change::Folder { path, uid, gid, mode } => {
+            Change::Directory { path, uid, gid, mode } => {
                 let place = place(node, &path)?;
                 match fs::symlink_metadata(&place) {
                     Ok(found) if !found.is_dir() => bail!("{path} is in the way: it is no directory"),
                     Ok(found) if (found.uid(), found.gid(), found.mode() & 0o7777) == (uid, gid, mode) => {}
-                    _ => pending.push(Pending::Folder { path, place, uid, gid, mode }),
+                    _ => pending.push(Pending::Directory { path, place, uid, gid, mode }),
                 }
             }
         }
@@ -101,7 +101,7 @@ impl fmt::Display for Pending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File { path, old, new, .. } => f.write_str(&difference(path, old.as_deref(), Some(new))),
-            Self::Folder { path, uid, gid, mode, .. } => {
+            Self::Directory { path, uid, gid, mode, .. } => {
                 let path = escape::name(path);
                 writeln!(f, "directory {path}: owner {uid}:{gid}, mode {mode:04o}")
             }
@@ -121,7 +121,7 @@ pub fn difference(path: &str, old: Option<&str>, new: Option<&str>) -> String {
 impl Pending {
     /// Whether what is to be changed is there already.
     pub fn is_there(&self) -> bool {
-        let (Self::File { place, .. } | Self::Folder { place, .. }) = self;
+        let (Self::File { place, .. } | Self::Directory { place, .. }) = self;
         place.exists()
     }
 
@@ -137,16 +137,16 @@ impl Pending {
                 }
                 replace(place, new, *mode).with_context(|| format!("replace {path}"))
             }
-            Self::Folder { path, place, uid, gid, mode } => {
-                make_folder(place, *uid, *gid, *mode).with_context(|| format!("make {path}"))
+            Self::Directory { path, place, uid, gid, mode } => {
+                make_directory(place, *uid, *gid, *mode).with_context(|| format!("make {path}"))
             }
         }
     }
 }
 
-/// Never more open than it shall be, on the way there. If the power goes on the way, one of root's has its mode: no check asks for the folders
+/// Never more open than it shall be, on the way there. If the power goes on the way, one of root's has its mode: no check asks for the directories
 /// above the others.
-fn make_folder(place: &Path, uid: u32, gid: u32, mode: u32) -> Result<()> {
+fn make_directory(place: &Path, uid: u32, gid: u32, mode: u32) -> Result<()> {
     if !place.is_dir() {
         if let Some(parent) = place.parent() {
             fs::create_dir_all(parent)?;
@@ -155,7 +155,7 @@ fn make_folder(place: &Path, uid: u32, gid: u32, mode: u32) -> Result<()> {
     }
     chown(place, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
     fs::set_permissions(place, Permissions::from_mode(mode))?;
-    sync_folder_of(place)
+    sync_directory_of(place)
 }
 
 /// Puts a new file where an old one is, or none: whoever looks finds the one or the other, whole.
@@ -176,9 +176,9 @@ pub fn replace(place: &Path, content: &str, mode: u32) -> Result<()> {
     }
     file.write_all(content.as_bytes())?;
     file.sync_all()?;
-    sync_folder_of(place)?; // the second name of the old file is there before the first is gone
+    sync_directory_of(place)?; // the second name of the old file is there before the first is gone
     fs::rename(&new, place)?;
-    sync_folder_of(place)
+    sync_directory_of(place)
 }
 
 /// Gives a file its second name.
@@ -204,7 +204,7 @@ pub fn put_back(place: &Path, kept: Option<&Path>) -> Result<()> {
         },
     }
     sweep(place)?;
-    sync_folder_of(place)
+    sync_directory_of(place)
 }
 
 /// Removes what a set-up that was cut short has left beside a file.
@@ -220,7 +220,7 @@ fn beside(place: &Path) -> Result<PathBuf> {
     Ok(place.with_file_name(format!(".{}.unbitctl", name.to_string_lossy())))
 }
 
-fn sync_folder_of(place: &Path) -> Result<()> {
-    let folder = place.parent().context("a file is in a folder")?;
-    Ok(File::open(folder)?.sync_all()?)
+fn sync_directory_of(place: &Path) -> Result<()> {
+    let directory = place.parent().context("a file is in a directory")?;
+    Ok(File::open(directory)?.sync_all()?)
 }

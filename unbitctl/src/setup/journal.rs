@@ -18,8 +18,8 @@ pub struct Lock(#[expect(dead_code, reason = "held, until it is dropped")] Flock
 
 impl Lock {
     pub fn take(node: &Node) -> Result<Self> {
-        let folder = node.resolve(LOCK).and_then(File::open).context(LOCK)?;
-        match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+        let directory = node.resolve(LOCK).and_then(File::open).context(LOCK)?;
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self(lock)),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!("another unbitctl setup is at work"),
             Err((_, errno)) => Err(errno).context("lock"),
@@ -47,7 +47,7 @@ impl Replaced {
         self.kept.as_ref().map(|name| self.place(node).with_file_name(name))
     }
 
-    /// Whether both names are in a folder of the node's, without a link on the way: in a root directory the notes may be anybody's.
+    /// Whether both names are in a directory of the node's, without a link on the way: in a root directory the notes may be anybody's.
     fn stays_in(&self, node: &Node) -> bool {
         let is_name = |name: &String| !name.contains('/') && !matches!(name.as_str(), "" | "." | "..");
         is_plain(node, &self.path) && self.kept.as_ref().is_none_or(is_name)
@@ -209,7 +209,7 @@ impl<'a> Journal<'a> {
     fn note_and_keep(&mut self, change: &Pending) -> Result<Option<Replaced>> {
         let (path, place, old, new) = match change {
             Pending::File { path, place, old, new, .. } => (path, place, old, new),
-            Pending::Folder { path, place, .. } => {
+            Pending::Directory { path, place, .. } => {
                 if !place.is_dir() && !self.notes.made.contains(path) {
                     self.notes.made.push(path.clone());
                     self.write()?;
@@ -282,8 +282,8 @@ impl<'a> Journal<'a> {
     fn write(&mut self) -> Result<()> {
         let text = serde_json::to_string_pretty(&self.notes)?;
         let place = file::place(self.node, FILE)?;
-        if let Some(folder) = place.parent() {
-            fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        if let Some(directory) = place.parent() {
+            fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
         }
         file::replace(&place, &format!("{text}\n"), 0o600).with_context(|| format!("write {FILE}"))?;
         self.written = true;

@@ -9,7 +9,7 @@ mod file;
 mod journal;
 mod undo;
 
-use crate::check::{distributions, folders, nscd, nsswitch, pam, sshd};
+use crate::check::{directories, distributions, nscd, nsswitch, pam, sshd};
 use crate::command_line::tell;
 use crate::node::Node;
 use crate::report::{self, Format, GUIDE, Profile, State, say};
@@ -70,7 +70,7 @@ enum Part {
 }
 
 /// In this order. PAM comes before nsswitch.conf: an account that sshd knows and PAM does not would get a session on the node.
-const STEPS: [Step; 6] = [folders::STEP, pam::STEP, sshd::STEP, nsswitch::STEP, nscd::STEP, distributions::STEP];
+const STEPS: [Step; 6] = [directories::STEP, pam::STEP, sshd::STEP, nsswitch::STEP, nscd::STEP, distributions::STEP];
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.part {
@@ -124,9 +124,9 @@ fn chosen(node: &Node, names: &[String]) -> Result<Vec<&'static Step>> {
     if !distributions::is_one(node) {
         return Ok(STEPS.iter().filter(|step| names.is_empty() || is_named(step)).collect());
     }
-    if names.iter().any(|name| name == folders::STEP.name) {
+    if names.iter().any(|name| name == directories::STEP.name) {
         bail!(
-            "{} is a distribution, and the folders are a node's: it needs {}",
+            "{} is a distribution, and the directories are a node's: it needs {}",
             node.root().display(),
             distributions::NEEDED.join(" and ")
         );
@@ -221,7 +221,7 @@ fn rehearse(node: &Node, step: &Step, wishes: Wishes, done: &[&str], any: &mut b
 #[derive(Default)]
 struct Counts {
     files: usize,
-    /// Folders that were made, and those that were there and have their owner and mode now.
+    /// Directories that were made, and those that were there and have their owner and mode now.
     made: usize,
     fixed: usize,
 }
@@ -231,13 +231,13 @@ impl Counts {
         let undo = node.setup("--undo");
         match self.fixed {
             0 => {}
-            1 => say!("1 folder fixed; it stays\n"),
-            folders => say!("{folders} folders fixed; they stay\n"),
+            1 => say!("1 directory fixed; it stays\n"),
+            directories => say!("{directories} directories fixed; they stay\n"),
         }
         match self.made {
             0 => {}
-            1 => say!("1 folder made; {undo} removes it while it is empty\n"),
-            folders => say!("{folders} folders made; {undo} removes those that are empty\n"),
+            1 => say!("1 directory made; {undo} removes it while it is empty\n"),
+            directories => say!("{directories} directories made; {undo} removes those that are empty\n"),
         }
         match self.files {
             0 if self.made + self.fixed == 0 && all => say!("nothing to do\n"),
@@ -260,11 +260,11 @@ fn go(node: &Node, step: &Step, wishes: Wishes, journal: &mut Journal, counts: &
     let mut made = Vec::new();
     let result = changes.iter().try_for_each(|change| {
         let noted = journal.note(change)?;
-        let (is_folder, is_there) = (noted.is_none(), change.is_there());
+        let (is_directory, is_there) = (noted.is_none(), change.is_there());
         made.extend(noted);
         change.make()?;
-        counts.made += usize::from(is_folder && !is_there);
-        counts.fixed += usize::from(is_folder && is_there);
+        counts.made += usize::from(is_directory && !is_there);
+        counts.fixed += usize::from(is_directory && is_there);
         Ok(())
     });
     let result = result.and_then(|()| (step.prove)(node).context("the new files do not do"));

@@ -1,7 +1,7 @@
 //! The lines of other services that let containers' users in, with `join=now`: su, login, cron. See pam_unbit(8).
 
 use super::stack::{Action, Entry, Kind, flatten};
-use super::{FOLDER, MODULE, NAME, SERVICE, VENDOR_FOLDER, early, is_ours, reader};
+use super::{DIRECTORY, MODULE, NAME, SERVICE, VENDOR_DIRECTORY, early, is_ours, reader};
 use crate::node::Node;
 use crate::report::Finding;
 use std::collections::BTreeSet;
@@ -24,8 +24,8 @@ pub fn check(node: &Node) -> Vec<Finding> {
 /// The services that there are.
 fn names(node: &Node) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
-    for folder in [FOLDER, VENDOR_FOLDER] {
-        let entries = node.resolve(folder).and_then(std::fs::read_dir);
+    for directory in [DIRECTORY, VENDOR_DIRECTORY] {
+        let entries = node.resolve(directory).and_then(std::fs::read_dir);
         let entries = entries.into_iter().flatten().flatten();
         names.extend(entries.filter_map(|entry| entry.file_name().into_string().ok()));
     }
@@ -66,11 +66,11 @@ fn findings(stack: &[Entry], name: &str) -> Vec<Finding> {
         faults.push(format!("{}: in a substack, which is all that its control words end", session.place()));
     }
     if faults.is_empty() {
-        let seen = format!("{FOLDER}/{name} lets containers' users in, and nothing runs for them before {MODULE}");
+        let seen = format!("{DIRECTORY}/{name} lets containers' users in, and nothing runs for them before {MODULE}");
         return vec![Finding::ok(NAME, WHY, seen)];
     }
     let fix = format!(
-        "in {FOLDER}/{name} write the session line of {MODULE} before every other session line, and its auth line, if there is one, \
+        "in {DIRECTORY}/{name} write the session line of {MODULE} before every other session line, and its auth line, if there is one, \
          before all but pam_rootok and pam_faildelay; pam_unbit(8), Other services, has them"
     );
     faults.into_iter().map(|seen| Finding::fail(NAME, WHY, seen, fix.clone())).collect()

@@ -185,7 +185,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The module without its folder.
+    /// The module without its directory.
     pub fn name(&self) -> &str {
         self.module.rsplit('/').next().unwrap_or_default()
     }

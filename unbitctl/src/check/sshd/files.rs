@@ -16,7 +16,7 @@ const DEPTH: usize = 16;
 /// As many files as are read: one that includes itself twice would be read 65536 times.
 const FILES: usize = 256;
 
-/// Reads a file and what it includes: `read` is asked for files, `list` for the names in a folder.
+/// Reads a file and what it includes: `read` is asked for files, `list` for the names in a directory.
 pub fn directives(
     read: &dyn Fn(&str) -> Option<String>,
     list: &dyn Fn(&str) -> Vec<String>,
@@ -65,11 +65,11 @@ fn add(
 /// The files that a pattern names, sorted as sshd's glob(3) sorts them; a star is for the last part of a path.
 fn expand(pattern: &str, list: &dyn Fn(&str) -> Vec<String>) -> Vec<String> {
     let pattern = if pattern.starts_with('/') { pattern.to_owned() } else { format!("/etc/ssh/{pattern}") };
-    let Some((folder, last)) = pattern.rsplit_once('/') else { return Vec::new() };
+    let Some((directory, last)) = pattern.rsplit_once('/') else { return Vec::new() };
     let Some((start, end)) = last.split_once('*') else { return vec![pattern] };
-    let mut names = list(folder);
+    let mut names = list(directory);
     let fits = |name: &String| name.len() >= start.len() + end.len() && name.starts_with(start) && name.ends_with(end);
     names.retain(|name| fits(name) && !name.starts_with('.'));
     names.sort();
-    names.into_iter().map(|name| format!("{folder}/{name}")).collect()
+    names.into_iter().map(|name| format!("{directory}/{name}")).collect()
 }

@@ -1,4 +1,4 @@
-//! The folders of a node: there, of their owner, and open to no more people than they need be.
+//! The directories of a node: there, of their owner, and open to no more people than they need be.
 
 use crate::node::Node;
 use crate::report::Finding;
@@ -12,20 +12,20 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-const CHECK: &str = "folders";
+const CHECK: &str = "directories";
 
 /// The account of the http routers.
 const WWW_DATA: &str = "www-data";
 
-/// Who owns a folder.
+/// Who owns a directory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Owner {
     Root,
     WwwData,
 }
 
-/// A folder that a node needs.
-struct Folder {
+/// A directory that a node needs.
+struct Directory {
     path: &'static str,
     owner: Owner,
     group: Owner,
@@ -38,7 +38,7 @@ struct Folder {
     why: &'static str,
 }
 
-impl Folder {
+impl Directory {
     const fn of_root(path: &'static str, why: &'static str) -> Self {
         Self { path, owner: Owner::Root, group: Owner::Root, mode: 0o755, least: 0o700, most: 0o755, why }
     }
@@ -53,34 +53,34 @@ impl Folder {
 }
 
 /// What a login needs.
-const CONTAINERS_FOLDER: Folder = Folder::of_root(
+const CONTAINERS_DIRECTORY: Directory = Directory::of_root(
     CONTAINERS,
-    "a folder in it is an account: whoever writes there makes accounts, and everybody looks them up",
+    "a directory in it is an account: whoever writes there makes accounts, and everybody looks them up",
 )
 .modes(0o755, 0o711, 0o755);
 /// Where there are links to other engines' containers.
-const LINKS_FOLDER: Folder =
-    Folder::of_root(LINKS, "a link in it says which container an account is: whoever writes there leads logins");
+const LINKS_DIRECTORY: Directory =
+    Directory::of_root(LINKS, "a link in it says which container an account is: whoever writes there leads logins");
 
 /// What the guide asks for besides, in the order in which they are made.
-const OF_GUIDE: [Folder; 13] = [
-    Folder::of_root("/distros", "the root file systems of containers, whose programs root starts"),
-    Folder::of_root("/ns", "where the Emperor mounts a container's root before pivot_root(2)"),
-    Folder::of_www_data("/subscribe", "applications in containers reach the routers' sockets here")
+const OF_GUIDE: [Directory; 13] = [
+    Directory::of_root("/distros", "the root file systems of containers, whose programs root starts"),
+    Directory::of_root("/ns", "where the Emperor mounts a container's root before pivot_root(2)"),
+    Directory::of_www_data("/subscribe", "applications in containers reach the routers' sockets here")
         .modes(0o755, 0o711, 0o755),
-    Folder::of_root("/opt/unbit/uwsgi/plugins", "code that the Emperor loads as root").modes(0o755, 0o755, 0o755),
-    Folder::of_root("/etc/uwsgi", "the configuration that the Emperor reads as root").modes(0o755, 0o711, 0o755),
-    Folder::of_root("/etc/uwsgi/vassals", "a file in it is a container, started as root"),
-    Folder::of_www_data("/etc/uwsgi/domains", "the public keys that signed subscriptions are checked with"),
-    Folder::of_root("/etc/uwsgi/ssl", "the keys of the node's certificates"),
-    Folder::of_www_data("/etc/uwsgi/tmp_ssl", "keys of customers' certificates lie here").modes(0o700, 0o700, 0o700),
-    Folder::of_root("/etc/uwsgi/alarms", "every container leaves its alarms here, and none may touch another's")
+    Directory::of_root("/opt/unbit/uwsgi/plugins", "code that the Emperor loads as root").modes(0o755, 0o755, 0o755),
+    Directory::of_root("/etc/uwsgi", "the configuration that the Emperor reads as root").modes(0o755, 0o711, 0o755),
+    Directory::of_root("/etc/uwsgi/vassals", "a file in it is a container, started as root"),
+    Directory::of_www_data("/etc/uwsgi/domains", "the public keys that signed subscriptions are checked with"),
+    Directory::of_root("/etc/uwsgi/ssl", "the keys of the node's certificates"),
+    Directory::of_www_data("/etc/uwsgi/tmp_ssl", "keys of customers' certificates lie here").modes(0o700, 0o700, 0o700),
+    Directory::of_root("/etc/uwsgi/alarms", "every container leaves its alarms here, and none may touch another's")
         .modes(0o1777, 0o1733, 0o1777),
-    Folder::of_root("/etc/uwsgi/services", "a file in it is a service of the node, started as root"),
-    Folder::of_root("/etc/uwsgi/custom_services", "a file in it is a service of a customer's, started as root"),
-    Folder {
+    Directory::of_root("/etc/uwsgi/services", "a file in it is a service of the node, started as root"),
+    Directory::of_root("/etc/uwsgi/custom_services", "a file in it is a service of a customer's, started as root"),
+    Directory {
         group: Owner::WwwData,
-        ..Folder::of_root("/var/log/uwsgi", "the routers write their logs here, and logs name customers")
+        ..Directory::of_root("/var/log/uwsgi", "the routers write their logs here, and logs name customers")
     }
     .modes(0o770, 0o770, 0o770),
 ];
@@ -93,9 +93,9 @@ const WHY: &str = "accounts, containers and the node's services are what is in t
 pub const STEP: Step = Step { guide: check_guide, ..Step::new(CHECK, check, fix) };
 
 /// Those that a login needs, on this node.
-fn needed(node: &Node) -> Vec<&'static Folder> {
-    let links = node.has(LINKS).then_some(&LINKS_FOLDER);
-    std::iter::once(&CONTAINERS_FOLDER).chain(links).collect()
+fn needed(node: &Node) -> Vec<&'static Directory> {
+    let links = node.has(LINKS).then_some(&LINKS_DIRECTORY);
+    std::iter::once(&CONTAINERS_DIRECTORY).chain(links).collect()
 }
 
 pub fn check(node: &Node) -> Vec<Finding> {
@@ -106,7 +106,7 @@ pub fn check_guide(node: &Node) -> Vec<Finding> {
     match Accounts::of(node) {
         Ok(accounts) => judge_all(node, &OF_GUIDE.iter().collect::<Vec<_>>(), accounts, &node.setup_by_guide(CHECK)),
         Err(error) => {
-            let why = "the routers run as www-data, and some folders are theirs";
+            let why = "the routers run as www-data, and some directories are theirs";
             let fix = node.command("adduser --system --group --home /var/www --no-create-home www-data");
             vec![Finding::fail(CHECK, why, format!("{error:#}"), fix)]
         }
@@ -114,11 +114,11 @@ pub fn check_guide(node: &Node) -> Vec<Finding> {
 }
 
 /// `setup` is the command that fixes them.
-fn judge_all(node: &Node, folders: &[&Folder], accounts: Accounts, setup: &str) -> Vec<Finding> {
+fn judge_all(node: &Node, directories: &[&Directory], accounts: Accounts, setup: &str) -> Vec<Finding> {
     let (mut faults, mut missing, mut well) = (Vec::new(), Vec::new(), 0);
-    for folder in folders {
-        let (path, why) = (folder.path, folder.why);
-        faults.push(match look(node, folder, accounts, setup) {
+    for directory in directories {
+        let (path, why) = (directory.path, directory.why);
+        faults.push(match look(node, directory, accounts, setup) {
             Verdict::Well => {
                 well += 1;
                 continue;
@@ -137,10 +137,10 @@ fn judge_all(node: &Node, folders: &[&Folder], accounts: Accounts, setup: &str) 
     }
     let mut findings = Vec::new();
     if well > 0 {
-        let seen = match folders {
+        let seen = match directories {
             [one] => format!("{} is there, of its owner and mode", one.path),
-            folders if well == folders.len() => format!("all {well} are there, of their owner and mode"),
-            folders => format!("{well} of {} are there, of their owner and mode", folders.len()),
+            directories if well == directories.len() => format!("all {well} are there, of their owner and mode"),
+            directories => format!("{well} of {} are there, of their owner and mode", directories.len()),
         };
         findings.push(Finding::ok(CHECK, WHY, seen));
     }
@@ -151,31 +151,32 @@ fn judge_all(node: &Node, folders: &[&Folder], accounts: Accounts, setup: &str) 
     findings
 }
 
-/// Makes the folders that are missing, and gives the others their owner and mode. What is in the way stays for the operator.
+/// Makes the directories that are missing, and gives the others their owner and mode. What is in the way stays for the operator.
 fn fix(node: &Node, wishes: Wishes) -> Result<Vec<Change>> {
-    let mut folders = needed(node);
+    let mut directories = needed(node);
     let mut accounts = Accounts::ROOT;
     if wishes.guide {
-        folders.extend(&OF_GUIDE);
+        directories.extend(&OF_GUIDE);
         accounts = Accounts::of(node)?;
     }
     let mut changes = Vec::new();
-    for folder in folders {
-        let path = match look(node, folder, accounts, "") {
-            Verdict::Missing => folder.path.to_owned(),
+    for directory in directories {
+        let path = match look(node, directory, accounts, "") {
+            Verdict::Missing => directory.path.to_owned(),
             Verdict::NotSticky(place) | Verdict::Wrong(place, _) => place.path,
             Verdict::Well | Verdict::Hidden | Verdict::InTheWay(..) => continue,
         };
         let parents: Vec<_> = Path::new(&path).ancestors().skip(1).filter_map(Path::to_str).collect();
         for parent in parents.into_iter().rev() {
-            let made = Change::Folder { path: parent.to_owned(), uid: 0, gid: 0, mode: 0o755 };
-            let is_made = changes.iter().any(|change| matches!(change, Change::Folder { path, .. } if path == parent));
+            let made = Change::Directory { path: parent.to_owned(), uid: 0, gid: 0, mode: 0o755 };
+            let is_made =
+                changes.iter().any(|change| matches!(change, Change::Directory { path, .. } if path == parent));
             if !is_made && matches!(node.open(parent), Err(error) if error.kind() == ErrorKind::NotFound) {
                 changes.push(made);
             }
         }
-        let (uid, gid) = (accounts.uid(folder.owner), accounts.gid(folder.group));
-        changes.push(Change::Folder { path, uid, gid, mode: folder.mode });
+        let (uid, gid) = (accounts.uid(directory.owner), accounts.gid(directory.group));
+        changes.push(Change::Directory { path, uid, gid, mode: directory.mode });
     }
     Ok(changes)
 }
@@ -188,7 +189,7 @@ struct Accounts {
 }
 
 impl Accounts {
-    /// Where no folder is www-data's.
+    /// Where no directory is www-data's.
     const ROOT: Self = Self { uid: 0, gid: 0 };
 
     fn of(node: &Node) -> Result<Self> {
@@ -224,7 +225,7 @@ fn number_of(text: &str, name: &str) -> Option<u32> {
     })
 }
 
-/// What is seen of one folder.
+/// What is seen of one directory.
 #[derive(Debug)]
 enum Verdict {
     Well,
@@ -238,34 +239,34 @@ enum Verdict {
     InTheWay(String, String),
 }
 
-/// Where a folder is.
+/// Where a directory is.
 #[derive(Debug)]
 struct Place {
-    /// The folder itself, behind whatever links, as the node names it.
+    /// The directory itself, behind whatever links, as the node names it.
     path: String,
     /// For people: its name, and where it leads if it is a link.
     name: String,
 }
 
-fn look(node: &Node, folder: &Folder, accounts: Accounts, setup: &str) -> Verdict {
-    let found = match node.open(folder.path) {
+fn look(node: &Node, directory: &Directory, accounts: Accounts, setup: &str) -> Verdict {
+    let found = match node.open(directory.path) {
         Ok(found) => File::from(found),
-        Err(error) => return not_opened(node, folder.path, &error, setup),
+        Err(error) => return not_opened(node, directory.path, &error, setup),
     };
     let Ok(status) = found.metadata() else { return Verdict::Hidden };
     if !status.is_dir() {
         return Verdict::InTheWay(
-            "is not a folder".to_owned(),
-            format!("mv {0} {0}.old && {setup}", node.quoted(folder.path)),
+            "is not a directory".to_owned(),
+            format!("mv {0} {0}.old && {setup}", node.quoted(directory.path)),
         );
     }
-    let Some(place) = place(node, folder.path, &found) else { return Verdict::Hidden };
-    if [CONTAINERS, LINKS].contains(&folder.path) {
+    let Some(place) = place(node, directory.path, &found) else { return Verdict::Hidden };
+    if [CONTAINERS, LINKS].contains(&directory.path) {
         if let Some(verdict) = on_the_way(node, &place) {
             return verdict;
         }
     }
-    match judge(folder, &status, accounts) {
+    match judge(directory, &status, accounts) {
         Judgement::Well => Verdict::Well,
         Judgement::NotSticky => Verdict::NotSticky(place),
         Judgement::Wrong(seen) => Verdict::Wrong(place, seen),
@@ -279,7 +280,7 @@ fn not_opened(node: &Node, path: &str, error: &io::Error, setup: &str) -> Verdic
         ErrorKind::NotFound => Verdict::InTheWay(
             "is a link that leads nowhere".to_owned(),
             format!(
-                "make the folder that it names (readlink {}), or remove the link and run {setup}",
+                "make the directory that it names (readlink {}), or remove the link and run {setup}",
                 node.quoted(path)
             ),
         ),
@@ -290,7 +291,7 @@ fn not_opened(node: &Node, path: &str, error: &io::Error, setup: &str) -> Verdic
     }
 }
 
-/// The operator may keep a folder elsewhere and leave a link in its place: what counts is the folder behind it.
+/// The operator may keep a directory elsewhere and leave a link in its place: what counts is the directory behind it.
 fn place(node: &Node, path: &str, found: &File) -> Option<Place> {
     let behind = std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?;
     let root = node.root().canonicalize().ok()?;
@@ -299,7 +300,7 @@ fn place(node: &Node, path: &str, found: &File) -> Option<Place> {
     Some(Place { path: inside, name })
 }
 
-/// Whoever can rename a folder above one that a login needs can put another in its place.
+/// Whoever can rename a directory above one that a login needs can put another in its place.
 fn on_the_way(node: &Node, place: &Place) -> Option<Verdict> {
     Path::new(&place.path).ancestors().skip(1).filter_map(Path::to_str).find_map(|above| {
         let status = File::from(node.open(above).ok()?).metadata().ok()?;
@@ -322,15 +323,15 @@ enum Judgement {
     Wrong(String),
 }
 
-fn judge(folder: &Folder, status: &Metadata, accounts: Accounts) -> Judgement {
-    judge_numbers(folder, (status.uid(), status.gid(), status.mode() & 0o7777), accounts)
+fn judge(directory: &Directory, status: &Metadata, accounts: Accounts) -> Judgement {
+    judge_numbers(directory, (status.uid(), status.gid(), status.mode() & 0o7777), accounts)
 }
 
-fn judge_numbers(folder: &Folder, (uid, gid, mode): (u32, u32, u32), accounts: Accounts) -> Judgement {
+fn judge_numbers(directory: &Directory, (uid, gid, mode): (u32, u32, u32), accounts: Accounts) -> Judgement {
     // A group counts only where it may do what not everybody may.
-    let group_counts = (folder.most >> 3 & ANYBODY) != folder.most & ANYBODY;
-    let is_owned = uid == accounts.uid(folder.owner) && (!group_counts || gid == accounts.gid(folder.group));
-    let (too_much, too_little) = (mode & 0o777 & !folder.most, folder.least & !mode);
+    let group_counts = (directory.most >> 3 & ANYBODY) != directory.most & ANYBODY;
+    let is_owned = uid == accounts.uid(directory.owner) && (!group_counts || gid == accounts.gid(directory.group));
+    let (too_much, too_little) = (mode & 0o777 & !directory.most, directory.least & !mode);
     match (is_owned, too_much, too_little) {
         (true, 0, 0) => Judgement::Well,
         (true, 0, STICKY) => Judgement::NotSticky,
@@ -338,9 +339,9 @@ fn judge_numbers(folder: &Folder, (uid, gid, mode): (u32, u32, u32), accounts: A
             "{}:{} {mode:04o} where {}:{} {:04o} is needed",
             Accounts::name(accounts.uid, uid),
             Accounts::name(accounts.gid, gid),
-            Accounts::name(accounts.uid, accounts.uid(folder.owner)),
-            Accounts::name(accounts.gid, accounts.gid(folder.group)),
-            folder.mode,
+            Accounts::name(accounts.uid, accounts.uid(directory.owner)),
+            Accounts::name(accounts.gid, accounts.gid(directory.group)),
+            directory.mode,
         )),
     }
 }
@@ -351,20 +352,20 @@ mod tests {
 
     const DEBIAN: Accounts = Accounts { uid: 33, gid: 33 };
 
-    fn all() -> impl Iterator<Item = &'static Folder> {
-        [&CONTAINERS_FOLDER, &LINKS_FOLDER].into_iter().chain(&OF_GUIDE)
+    fn all() -> impl Iterator<Item = &'static Directory> {
+        [&CONTAINERS_DIRECTORY, &LINKS_DIRECTORY].into_iter().chain(&OF_GUIDE)
     }
 
     fn judged(path: &str, uid: u32, gid: u32, mode: u32) -> Judgement {
-        let folder = all().find(|folder| folder.path == path).unwrap();
-        judge_numbers(folder, (uid, gid, mode), DEBIAN)
+        let directory = all().find(|directory| directory.path == path).unwrap();
+        judge_numbers(directory, (uid, gid, mode), DEBIAN)
     }
 
     #[test]
     fn what_setup_makes_is_well() {
-        for folder in all() {
-            let made = (DEBIAN.uid(folder.owner), DEBIAN.gid(folder.group), folder.mode);
-            assert_eq!(judge_numbers(folder, made, DEBIAN), Judgement::Well, "{}", folder.path);
+        for directory in all() {
+            let made = (DEBIAN.uid(directory.owner), DEBIAN.gid(directory.group), directory.mode);
+            assert_eq!(judge_numbers(directory, made, DEBIAN), Judgement::Well, "{}", directory.path);
         }
     }
 
