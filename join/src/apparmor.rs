@@ -2,7 +2,7 @@
 //! for a session (forwardings, its internal sftp server) it does without one.
 
 use crate::leader::Proc;
-use crate::refusal::{Reason, Refusal, Step};
+use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::retry;
 use nix::errno::Errno;
 use nix::unistd::write;
@@ -35,7 +35,7 @@ impl<'a> Takeover<'a> {
     /// For a process that may still look at pid 1, where /proc is the node's.
     pub fn of(label: &'a str, leader: &Proc) -> Result<Self, Refusal> {
         let theirs = leader.open(FILE).or_else(|_| leader.open(FILE_BEFORE_LINUX_5_8));
-        let theirs = theirs.step(Reason::NotRunning, "open the AppArmor label of its pid 1")?.into();
+        let theirs = theirs.context(Reason::NotRunning, "open the AppArmor label of its pid 1")?.into();
         Ok(Self {
             label,
             theirs,
@@ -55,19 +55,19 @@ impl<'a> Takeover<'a> {
             return Ok(()); // already, as root
         }
         let file = own.open_to_write(FILE).or_else(|_| own.open_to_write(FILE_BEFORE_LINUX_5_8));
-        let file = file.step(Reason::Broken, step())?;
+        let file = file.context(Reason::Broken, step())?;
         // One write is one command.
-        retry(|| write(&file, format!("changeprofile {}", self.label).as_bytes())).step(Reason::Broken, step())?;
+        retry(|| write(&file, format!("changeprofile {}", self.label).as_bytes())).context(Reason::Broken, step())?;
         self.is_there(own)?.map_err(|now| Refusal::new(Reason::Broken, format!("{}: it is {now:?} afterwards", step())))
     }
 
     /// Whether this process has it; otherwise what it has. In a policy namespace, as Incus makes them, a process reads the names of that alone:
     /// `unconfined`. So both labels are read by this process, and must be the same.
     fn is_there(&self, own: &Proc) -> Result<Result<(), String>, Refusal> {
-        let now = read(own).step(Reason::Broken, "read our own AppArmor label")?.unwrap_or_default();
+        let now = read(own).context(Reason::Broken, "read our own AppArmor label")?.unwrap_or_default();
         let mut theirs = [0; LONGEST];
         let length =
-            self.theirs.read_at(&mut theirs, 0).step(Reason::Broken, "read the AppArmor label of its pid 1")?;
+            self.theirs.read_at(&mut theirs, 0).context(Reason::Broken, "read the AppArmor label of its pid 1")?;
         Ok(if theirs.get(..length) == Some(now.as_bytes()) { Ok(()) } else { Err(now) })
     }
 }

@@ -14,7 +14,7 @@ use crate::link::Link;
 use crate::namespaces::{self, Kind, Namespace};
 use crate::options::Options;
 use crate::power;
-use crate::refusal::{Reason, Refusal, Step};
+use crate::refusal::{Context, Reason, Refusal};
 use crate::root_directory::RootDirectory;
 use crate::sys::{self, Cloned};
 use crate::user_namespace::{Ids, UserNamespace};
@@ -155,7 +155,7 @@ impl Attachment {
         let report = Report::new()?;
         let caller = getpid();
         let birthplace = self.cgroups.iter().find_map(Cgroup::birthplace);
-        let (cloned, is_born_there) = sys::clone_into(birthplace).step(
+        let (cloned, is_born_there) = sys::clone_into(birthplace).context(
             Reason::Broken,
             "fork a helper into its cgroup (EAGAIN: pids.max, or another limit on the number of processes, is reached)",
         )?;
@@ -173,7 +173,7 @@ impl Attachment {
                     finish()?;
                     self.confinement.apply_soft_limits()?;
                     drop(self);
-                    sys::clone_sibling(report.child()).step(
+                    sys::clone_sibling(report.child()).context(
                         Reason::Broken,
                         "fork the session's process (EAGAIN: pids.max, or another limit on the number of processes, is reached)",
                     )
@@ -193,11 +193,11 @@ impl Attachment {
     /// In the helper: joins all of it, is bound as pid 1 is, and leaves every power behind that `who` has none of.
     fn join_and_become(&mut self, who: Who, is_in_version_2: bool) -> Result<(), Refusal> {
         // From the start: no core file of a caller's memory, whatever limits of pid 1's hold from here on.
-        sys::set_not_dumpable().step(Reason::Broken, "keep others from the helper")?;
+        sys::set_not_dumpable().context(Reason::Broken, "keep others from the helper")?;
         self.must_be_unchanged()?;
-        let own = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
+        let own = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
         // As root: the container's user may not look at everybody's (hidepid=2).
-        let theirs = self.leader.proc.open("cgroup").step(Reason::NotRunning, "open /proc/PID/cgroup")?;
+        let theirs = self.leader.proc.open("cgroup").context(Reason::NotRunning, "open /proc/PID/cgroup")?;
         let label = self.confinement.apparmor_label(&self.leader)?;
         for cgroup in self.cgroups.iter_mut().filter(|cgroup| cgroup.needs_root() && !is_in_version_2) {
             cgroup.join()?;
@@ -210,7 +210,7 @@ impl Attachment {
                 self.join_namespaces(&own, label.as_ref())?;
                 users.join()?;
                 power::become_user_inside(self.container)?;
-                sys::new_session_keyring().step(Reason::Broken, "join a new session keyring")?;
+                sys::new_session_keyring().context(Reason::Broken, "join a new session keyring")?;
             }
         }
         self.confinement.apply_capabilities()?; // after the user namespace, which brings a full bounding set
@@ -230,7 +230,7 @@ impl Attachment {
         cgroups::must_be_joined(&self.cgroups, &own, theirs)?;
         self.confinement.apply_affinity()?;
         label.map_or(Ok(()), |label| label.apply(&own))?;
-        sys::set_not_dumpable().step(Reason::Broken, "keep others from the session's process")?;
+        sys::set_not_dumpable().context(Reason::Broken, "keep others from the session's process")?;
         self.must_be_alive()
     }
 
@@ -273,8 +273,8 @@ impl Attachment {
     /// reaches as the container's user from here on.
     pub fn enter_before_the_application_drops_root(mut self) -> Result<(), Refusal> {
         // A directory of the host's that the application has open would be a way out for the user's shell.
-        sys::close_on_exec().step(Reason::Broken, "keep the application's descriptors from the user's programs")?;
-        let own = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
+        sys::close_on_exec().context(Reason::Broken, "keep the application's descriptors from the user's programs")?;
+        let own = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
         let label = self.confinement.apparmor_label(&self.leader)?;
         for cgroup in &mut self.cgroups {
             cgroup.join()?;
@@ -294,7 +294,7 @@ impl Attachment {
     fn join_namespaces(&self, process: &Proc, label: Option<&Takeover<'_>>) -> Result<(), Refusal> {
         crate::failpoint("enter");
         let own = Proc::of_self().and_then(|own| own.namespace("pid_for_children"));
-        let own = own.step(Reason::Broken, "look at our own pid namespace")?;
+        let own = own.context(Reason::Broken, "look at our own pid namespace")?;
         for namespace in &self.namespaces {
             // `join=now` has joined it already, in the parent.
             if namespace.kind != PID || namespace.inode != own {

@@ -8,7 +8,7 @@
 
 use crate::leader::{self, Leader, Proc};
 use crate::mountinfo::Mount;
-use crate::refusal::{Reason, Refusal, Step};
+use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::retry;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
@@ -56,7 +56,7 @@ impl Cgroup {
 
     /// Moves the calling process, which has one thread: 0 stands for the writer in both versions of cgroups(7), whatever its pid namespace.
     pub fn join(&mut self) -> Result<(), Refusal> {
-        self.joins.write_all(b"0").step(Reason::Broken, format_args!("join the container's cgroup {}", self.name))
+        self.joins.write_all(b"0").context(Reason::Broken, format_args!("join the container's cgroup {}", self.name))
     }
 
     /// Whether it is of this membership's hierarchy.
@@ -94,7 +94,7 @@ pub fn must_not_be_frozen(process: &Proc) -> Result<(), Refusal> {
     let has_freezer = |membership: &Membership| membership.is_v2() || membership.has("freezer");
     each_of(process, has_freezer, |membership, directory| {
         let step = || format!("ask whether its cgroup {} is frozen", membership.name());
-        match is_frozen(directory, membership.version()).step(Reason::NotRunning, step())? {
+        match is_frozen(directory, membership.version()).context(Reason::NotRunning, step())? {
             true => Err(Refusal::new(Reason::Paused, format!("its cgroup {} is frozen", membership.name()))),
             false => Ok(()),
         }
@@ -110,7 +110,7 @@ pub fn any_of(
 ) -> Result<bool, Refusal> {
     let mut any = false;
     let look = |membership: &Membership, directory: &OwnedFd| {
-        any |= holds(directory).step(Reason::Broken, format_args!("look at the cgroup {}", membership.name()))?;
+        any |= holds(directory).context(Reason::Broken, format_args!("look at the cgroup {}", membership.name()))?;
         Ok(())
     };
     each_of(process, |membership| membership.version() == version, look)?;
@@ -123,9 +123,9 @@ fn each_of(
     is_asked_for: impl Fn(&Membership) -> bool,
     mut found: impl FnMut(&Membership, &OwnedFd) -> Result<(), Refusal>,
 ) -> Result<(), Refusal> {
-    let memberships = Membership::all_of(process).step(Reason::NotRunning, "read /proc/PID/cgroup")?;
+    let memberships = Membership::all_of(process).context(Reason::NotRunning, "read /proc/PID/cgroup")?;
     let ours = Proc::of_self().map_err(std::io::Error::from).and_then(|own| Membership::all_of(&own));
-    let ours = ours.step(Reason::Broken, "read /proc/self/cgroup")?;
+    let ours = ours.context(Reason::Broken, "read /proc/self/cgroup")?;
     let mounts = Mounts::default();
     for membership in memberships.iter().filter(|membership| is_asked_for(membership)) {
         if let Some(directory) = mounts.find(membership, &ours)? {
@@ -142,14 +142,14 @@ pub fn names(cgroups: &[Cgroup]) -> String {
 
 /// Opens the cgroups to join. With `own_required`, the container must be in one that neither its parent process nor we are in.
 pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refusal> {
-    let read = |process: &Proc, reason| Membership::all_of(process).step(reason, "read /proc/PID/cgroup");
+    let read = |process: &Proc, reason| Membership::all_of(process).context(reason, "read /proc/PID/cgroup");
     let memberships = read(&leader.proc, Reason::NotRunning)?;
-    let ours = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
+    let ours = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
     let ours = read(&ours, Reason::Broken)?;
     let parent = match leader.parent()? {
         0 => Vec::new(),
         parent => Proc::of(parent)
-            .step(Reason::NotRunning, format_args!("open /proc/{parent}, the parent of its pid 1"))
+            .context(Reason::NotRunning, format_args!("open /proc/{parent}, the parent of its pid 1"))
             .and_then(|parent| read(&parent, Reason::NotRunning))?,
     };
 
@@ -166,7 +166,7 @@ pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refu
                     let step = format!("{step} (does the service of this process have ProtectControlGroups=?)");
                     return Err(Refusal::failed(Reason::Misconfigured, step, errno));
                 }
-                opened => opened.step(Reason::Broken, step)?,
+                opened => opened.context(Reason::Broken, step)?,
             });
         }
     }
@@ -179,7 +179,7 @@ pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refu
     }
     for cgroup in &cgroups {
         let step = format!("ask whether its cgroup {} is frozen", cgroup.name);
-        if is_frozen(&cgroup.directory, cgroup.version).step(Reason::NotRunning, step)? {
+        if is_frozen(&cgroup.directory, cgroup.version).context(Reason::NotRunning, step)? {
             return Err(Refusal::new(Reason::Paused, format!("its cgroup {} is frozen", cgroup.name)));
         }
     }
@@ -189,8 +189,8 @@ pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refu
 /// After the join: where it was meant to be, a process is with pid 1, in the kernel's own words. `theirs` is pid 1's open file `cgroup`: both are
 /// read now, because a cgroup namespace that has been joined changes how every path is shown.
 pub fn must_be_joined(cgroups: &[Cgroup], own: &Proc, theirs: OwnedFd) -> Result<(), Refusal> {
-    let ours = Membership::all_of(own).step(Reason::Broken, "read /proc/self/cgroup")?;
-    let theirs = Membership::read(theirs).step(Reason::NotRunning, "read /proc/PID/cgroup")?;
+    let ours = Membership::all_of(own).context(Reason::Broken, "read /proc/self/cgroup")?;
+    let theirs = Membership::read(theirs).context(Reason::NotRunning, "read /proc/PID/cgroup")?;
     let is_missed = |cgroup: &&Cgroup| {
         let here = ours.iter().find(|membership| cgroup.is_of(membership));
         here.is_none_or(|here| !theirs.contains(here))
@@ -224,7 +224,7 @@ impl Mounts {
             directory = directory.or_else(|_| mount.open(membership));
         }
         let step = format!("open its cgroup {} in any mount of it", membership.name());
-        directory.map(Some).step(Reason::Broken, step)
+        directory.map(Some).context(Reason::Broken, step)
     }
 
     fn show_any(&self, memberships: &[Membership]) -> Result<bool, Refusal> {
@@ -343,7 +343,7 @@ impl Hierarchies {
         let mounts = Proc::of_self()
             .map_err(std::io::Error::from)
             .and_then(|own| own.read("mountinfo"))
-            .step(Reason::Broken, "read /proc/self/mountinfo")?;
+            .context(Reason::Broken, "read /proc/self/mountinfo")?;
         Ok(Self(mounts.lines().filter_map(Mount::parse).filter_map(Hierarchy::of).collect()))
     }
 

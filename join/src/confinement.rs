@@ -5,7 +5,7 @@
 
 use crate::apparmor::{self, Takeover};
 use crate::leader::{Leader, numbers};
-use crate::refusal::{Reason, Refusal, Step};
+use crate::refusal::{Context, Reason, Refusal};
 use crate::seccomp;
 use crate::sys::{self, CpuSet, Scheduling, retry};
 use caps::CapSet;
@@ -37,7 +37,7 @@ impl Confinement {
     pub fn of(leader: &Leader) -> Result<Self, Refusal> {
         let pid = leader.pid;
         let read =
-            |name: &str| leader.proc.read(name).step(Reason::NotRunning, format_args!("read /proc/{pid}/{name}"));
+            |name: &str| leader.proc.read(name).context(Reason::NotRunning, format_args!("read /proc/{pid}/{name}"));
         let unreadable = |name: &str| Refusal::new(Reason::Broken, format!("/proc/{pid}/{name} cannot be understood"));
         let status = read("status")?;
         let (bounding_set, no_new_privs) = capabilities(&status).ok_or_else(|| unreadable("status"))?;
@@ -46,12 +46,12 @@ impl Confinement {
             bounding_set,
             no_new_privs,
             has_filter: has_filter(&status),
-            apparmor_label: apparmor::label_of(&leader.proc).step(Reason::NotRunning, about("AppArmor label"))?,
+            apparmor_label: apparmor::label_of(&leader.proc).context(Reason::NotRunning, about("AppArmor label"))?,
             oom_score_adj: read("oom_score_adj")?.trim().parse().map_err(|_| unreadable("oom_score_adj"))?,
             limits: limits(&read("limits")?).ok_or_else(|| unreadable("limits"))?,
-            scheduling: Scheduling::of(pid).step(Reason::NotRunning, about("scheduling policy"))?.of_a_child(),
-            io_priority: sys::io_priority(pid).step(Reason::NotRunning, about("I/O priority"))?,
-            cpus: CpuSet::of(pid).step(Reason::NotRunning, about("CPU affinity"))?,
+            scheduling: Scheduling::of(pid).context(Reason::NotRunning, about("scheduling policy"))?.of_a_child(),
+            io_priority: sys::io_priority(pid).context(Reason::NotRunning, about("I/O priority"))?,
+            cpus: CpuSet::of(pid).context(Reason::NotRunning, about("CPU affinity"))?,
         })
     }
 
@@ -59,18 +59,18 @@ impl Confinement {
     /// anything: there a session keeps what is tighter than pid 1's.
     pub fn apply_as_root(&self) -> Result<(), Refusal> {
         let about = |what: &str| format!("take over the {what} of its pid 1");
-        self.apply_oom_score_adj().step(Reason::Broken, about("oom_score_adj"))?;
-        self.apply_scheduling().step(Reason::Broken, about("scheduling policy and nice value"))?;
+        self.apply_oom_score_adj().context(Reason::Broken, about("oom_score_adj"))?;
+        self.apply_scheduling().context(Reason::Broken, about("scheduling policy and nice value"))?;
         // After the nice value, from which the kernel derives a priority that was never set.
         if sys::io_priority(0) != Ok(self.io_priority) {
-            sys::set_io_priority(self.io_priority).step(Reason::Broken, about("I/O priority"))?;
+            sys::set_io_priority(self.io_priority).context(Reason::Broken, about("I/O priority"))?;
         }
-        self.limits.iter().try_for_each(|limit| limit.apply_hard().step(Reason::Broken, limit.about()))
+        self.limits.iter().try_for_each(|limit| limit.apply_hard().context(Reason::Broken, limit.about()))
     }
 
     /// The soft limits, last of all: one that is too low for what there is left to do would end the helper, in words of the kernel's or in none.
     pub fn apply_soft_limits(&self) -> Result<(), Refusal> {
-        self.limits.iter().try_for_each(|limit| limit.apply_soft().step(Reason::Broken, limit.about()))
+        self.limits.iter().try_for_each(|limit| limit.apply_soft().context(Reason::Broken, limit.about()))
     }
 
     fn apply_oom_score_adj(&self) -> std::io::Result<()> {
@@ -102,15 +102,15 @@ impl Confinement {
     /// on the process may not join or make namespaces, or keyrings, if pid 1 has a filter of system calls.
     pub fn apply_capabilities(&self) -> Result<(), Refusal> {
         sys::bound_capabilities(self.bounding_set)
-            .step(Reason::Broken, "leave capabilities that its pid 1 cannot have (CAP_SETPCAP is needed)")?;
+            .context(Reason::Broken, "leave capabilities that its pid 1 cannot have (CAP_SETPCAP is needed)")?;
         // An exec as root would bring these back.
         sys::change_capabilities(|| caps::clear(None, CapSet::Inheritable))
-            .step(Reason::Broken, "leave inheritable capabilities")?;
+            .context(Reason::Broken, "leave inheritable capabilities")?;
         if self.has_filter {
-            seccomp::apply().step(Reason::Broken, "filter system calls, as its pid 1's are")?;
+            seccomp::apply().context(Reason::Broken, "filter system calls, as its pid 1's are")?;
         }
         if self.no_new_privs {
-            retry(set_no_new_privs).step(Reason::Broken, "gain no new privileges, like its pid 1")?;
+            retry(set_no_new_privs).context(Reason::Broken, "gain no new privileges, like its pid 1")?;
         }
         Ok(())
     }
@@ -126,7 +126,7 @@ impl Confinement {
         if CpuSet::of(0).as_ref() == Ok(&self.cpus) {
             return Ok(());
         }
-        self.cpus.apply().step(Reason::Broken, "take over the CPU affinity of its pid 1")
+        self.cpus.apply().context(Reason::Broken, "take over the CPU affinity of its pid 1")
     }
 }
 

@@ -5,7 +5,7 @@
 //! hang root beyond SIGKILL (dirty pages on a FUSE mount, a lingering TCP socket), also one that was never taken out of the queue.
 
 use crate::deadline::Deadline;
-use crate::refusal::{Reason, Refusal, Step};
+use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, retry};
 use crate::unix_socket;
 use nix::errno::Errno;
@@ -30,7 +30,7 @@ impl Emperor {
         let socket = retry(|| openat(&run, "ns.socket", no_link, Mode::empty()))
             .map_err(|errno| missing_or_odd(errno, "open run/ns.socket"))?;
 
-        let status = retry(|| fstat(&socket)).step(Reason::Broken, "fstat run/ns.socket")?;
+        let status = retry(|| fstat(&socket)).context(Reason::Broken, "fstat run/ns.socket")?;
         if SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT != SFlag::S_IFSOCK {
             return Err(Refusal::new(Reason::NotTrusted, "run/ns.socket is not a socket"));
         }
@@ -40,7 +40,7 @@ impl Emperor {
         let connection = unix_socket::new()?;
         // Before there is a peer: its sendmsg(2) fails with EPIPE from the first one on. uWSGI notes that in the container's own log.
         retry(|| socket::shutdown(connection.as_raw_fd(), Shutdown::Read))
-            .step(Reason::Broken, "close our end to what the peer sends")?;
+            .context(Reason::Broken, "close our end to what the peer sends")?;
         unix_socket::connect(&connection, &socket, deadline, "run/ns.socket")?;
         Ok(Self { connection })
     }
@@ -49,7 +49,7 @@ impl Emperor {
     pub fn pidfd(&self) -> Result<OwnedFd, Refusal> {
         match retry(|| socket::getsockopt(&self.connection, sockopt::PeerPidfd)) {
             Err(Errno::ENOPROTOOPT) => self.pidfd_before_linux_6_5(),
-            other => other.step(Reason::NotRunning, "ask who listens on run/ns.socket (SO_PEERPIDFD)"),
+            other => other.context(Reason::NotRunning, "ask who listens on run/ns.socket (SO_PEERPIDFD)"),
         }
     }
 
@@ -57,12 +57,12 @@ impl Emperor {
     /// container's pid 1 passes.
     fn pidfd_before_linux_6_5(&self) -> Result<OwnedFd, Refusal> {
         let peer = retry(|| socket::getsockopt(&self.connection, sockopt::PeerCredentials))
-            .step(Reason::Broken, "ask who listens on run/ns.socket (SO_PEERCRED)")?;
+            .context(Reason::Broken, "ask who listens on run/ns.socket (SO_PEERCRED)")?;
         match sys::pidfd_open(peer.pid()) {
             Err(errno @ Errno::ESRCH) => {
                 Err(Refusal::failed(Reason::NotRunning, "find who listened on run/ns.socket", errno))
             }
-            other => other.step(Reason::Broken, "pidfd_open (Linux 5.3 or newer is needed)"),
+            other => other.context(Reason::Broken, "pidfd_open (Linux 5.3 or newer is needed)"),
         }
     }
 }
@@ -72,8 +72,8 @@ fn open_home(container: ContainerUid) -> Result<OwnedFd, Refusal> {
     let home = container.home();
     let home = home.as_c_str();
     let directory = retry(|| open(home, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()))
-        .step(Reason::NoContainer, format_args!("open {}", home.to_string_lossy()))?;
-    let status = retry(|| fstat(&directory)).step(Reason::Broken, "fstat the container's directory")?;
+        .context(Reason::NoContainer, format_args!("open {}", home.to_string_lossy()))?;
+    let status = retry(|| fstat(&directory)).context(Reason::Broken, "fstat the container's directory")?;
     if !container.is_owner_of(status.st_mode, status.st_uid, status.st_gid) {
         return Err(Refusal::new(
             Reason::NoContainer,

@@ -3,7 +3,7 @@
 //! What may wait on the container, or changes the process that does it, is done in a helper: it can be killed at the deadline.
 
 use crate::deadline::Deadline;
-use crate::refusal::{Reason, Refusal, Step};
+use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, Cloned, Shared, retry};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
@@ -17,7 +17,7 @@ pub struct Report(Shared);
 impl Report {
     /// Made before the helper is.
     pub fn new() -> Result<Self, Refusal> {
-        Shared::new().map(Self).step(Reason::Broken, "map memory to share with the helper")
+        Shared::new().map(Self).context(Reason::Broken, "map memory to share with the helper")
     }
 
     /// The process inside, as it is numbered outside. 0 until there is one.
@@ -27,7 +27,7 @@ impl Report {
 
     /// Before the helper forks the session's process.
     pub fn keep_from_children(&self) -> Result<(), Refusal> {
-        self.0.keep_from_children().step(Reason::Broken, "keep the helper's report from the session")
+        self.0.keep_from_children().context(Reason::Broken, "keep the helper's report from the session")
     }
 
     /// In the helper, before it ends.
@@ -50,14 +50,14 @@ impl Report {
 pub fn run(deadline: Deadline, work: impl FnOnce() -> Result<usize, Refusal>) -> Result<usize, Refusal> {
     let report = Report::new()?;
     let caller = getpid();
-    match sys::clone_into(None).step(Reason::Broken, "fork a helper")?.0 {
+    match sys::clone_into(None).context(Reason::Broken, "fork a helper")?.0 {
         Cloned::Parent(helper) => {
             wait_for(helper, deadline, &report)?;
             Ok(usize::try_from(report.0.kind.load(Ordering::Acquire)).unwrap_or(0))
         }
         Cloned::Child => {
             let done = end_with(caller)
-                .and_then(|()| sys::set_not_dumpable().step(Reason::Broken, "keep others from the helper"))
+                .and_then(|()| sys::set_not_dumpable().context(Reason::Broken, "keep others from the helper"))
                 .and_then(|()| work());
             match &done {
                 Ok(found) => report.0.kind.store(i32::try_from(*found).unwrap_or(0), Ordering::Release),
@@ -70,7 +70,7 @@ pub fn run(deadline: Deadline, work: impl FnOnce() -> Result<usize, Refusal>) ->
 
 /// In the helper: ends with who waits for it. Without one, the process inside would be nobody's, and nothing would end it.
 pub fn end_with(caller: Pid) -> Result<(), Refusal> {
-    retry(|| set_pdeathsig(Signal::SIGKILL)).step(Reason::Broken, "end the helper with who waits for it")?;
+    retry(|| set_pdeathsig(Signal::SIGKILL)).context(Reason::Broken, "end the helper with who waits for it")?;
     if getppid() != caller {
         return Err(Refusal::new(Reason::Broken, "who waits for the helper has ended"));
     }
@@ -95,8 +95,8 @@ pub fn wait_for_child(helper: Pid, deadline: Deadline, report: &Report) -> Resul
 
 fn wait_for(helper: Pid, deadline: Deadline, report: &Report) -> Result<(), Refusal> {
     let ended = sys::pidfd_open(helper.as_raw())
-        .step(Reason::Broken, "pidfd_open of the helper")
-        .and_then(|pidfd| deadline.wait_for(&pidfd).step(Reason::Broken, "wait for the helper"));
+        .context(Reason::Broken, "pidfd_open of the helper")
+        .and_then(|pidfd| deadline.wait_for(&pidfd).context(Reason::Broken, "wait for the helper"));
     let refusal = match ended {
         Ok(true) => match retry(|| waitpid(helper, None)) {
             Ok(WaitStatus::Exited(_, 0)) => return Ok(()),

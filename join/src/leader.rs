@@ -6,7 +6,7 @@
 //! user, and must be what [`Linked`] demands.
 
 use crate::linked::Linked;
-use crate::refusal::{Reason, Refusal, Step};
+use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::retry;
 use crate::user_namespace;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
@@ -141,7 +141,7 @@ impl Leader {
 
     fn take(pidfd: OwnedFd, found: Found) -> Result<Self, Refusal> {
         let pid = pid_of(&pidfd)?;
-        let proc = Proc::of(pid).step(Reason::NotRunning, format_args!("open /proc/{pid}"))?;
+        let proc = Proc::of(pid).context(Reason::NotRunning, format_args!("open /proc/{pid}"))?;
         let leader = Self { pidfd, pid, proc, found };
         // From here on: it lives, so its number was not given to another process before the directory was opened.
         leader.check()?;
@@ -167,7 +167,8 @@ impl Leader {
         let status = self.status()?;
         self.check_status(&status)
             .map_err(|cause| Refusal::new(Reason::NotTrusted, format!("pid {}: {cause}", self.pid)))?;
-        let theirs = self.proc.namespace("user").step(Reason::NotRunning, "look at the container's user namespace")?;
+        let theirs =
+            self.proc.namespace("user").context(Reason::NotRunning, "look at the container's user namespace")?;
         let has_own_users = theirs != user_namespace::our_own()?;
         match &self.found {
             Found::BySocket(_) if has_own_users => {
@@ -194,12 +195,12 @@ impl Leader {
     pub fn is_alive(&self) -> Result<bool, Refusal> {
         let mut pidfd = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
         let ready =
-            retry(|| poll(&mut pidfd, PollTimeout::ZERO)).step(Reason::Broken, "poll the pidfd of its pid 1")?;
+            retry(|| poll(&mut pidfd, PollTimeout::ZERO)).context(Reason::Broken, "poll the pidfd of its pid 1")?;
         Ok(ready == 0)
     }
 
     fn status(&self) -> Result<String, Refusal> {
-        self.proc.read("status").step(Reason::NotRunning, format_args!("read /proc/{}/status", self.pid))
+        self.proc.read("status").context(Reason::NotRunning, format_args!("read /proc/{}/status", self.pid))
     }
 
     /// The process that started it: the node's Emperor. 0 if that one is out of our sight.
@@ -217,7 +218,7 @@ fn pid_of(pidfd: &OwnedFd) -> Result<i32, Refusal> {
     let info = Proc::of_self()
         .map_err(std::io::Error::from)
         .and_then(|own| own.read(&format!("fdinfo/{}", pidfd.as_raw_fd())))
-        .step(Reason::Broken, "read the pidfd's fdinfo")?;
+        .context(Reason::Broken, "read the pidfd's fdinfo")?;
     let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|pid| pid.trim().parse().ok());
     match pid {
         Some(pid) if pid > 0 => Ok(pid),

@@ -14,7 +14,7 @@ use crate::deadline::Deadline;
 use crate::leader::{Leader, Proc};
 use crate::linked::Linked;
 use crate::pid_namespaces::{self, PidNamespace};
-use crate::refusal::{Reason, Refusal, Step};
+use crate::refusal::{Context, Reason, Refusal};
 use crate::roots_path::{self, Astray};
 use crate::subtree::Subtree;
 use crate::sys::{self, retry};
@@ -54,7 +54,7 @@ impl Link {
             return Err(Refusal::new(Reason::BadLink, cause));
         }
         let text = retry(|| readlinkat(&directory, name.as_str()))
-            .step(Reason::BadLink, format_args!("read {DIRECTORY}/{name}"))?;
+            .context(Reason::BadLink, format_args!("read {DIRECTORY}/{name}"))?;
         let target = Path::new(DIRECTORY).join(text);
         let root_is_trusted = has_trust(&directory, container)?;
         Self::to(target, root_is_trusted).map(Some)
@@ -82,13 +82,13 @@ impl Link {
             }
             Err(astray) => return Err(wrong(&path.to_string(), &astray)),
         };
-        if !roots_path::is_cgroup(&directory).step(Reason::Broken, "fstatfs what its link leads to")? {
+        if !roots_path::is_cgroup(&directory).context(Reason::Broken, "fstatfs what its link leads to")? {
             return bad("which is not a cgroup");
         }
-        let Some(subtree) = Subtree::of(directory).step(Reason::Broken, "look at what its link leads to")? else {
+        let Some(subtree) = Subtree::of(directory).context(Reason::Broken, "look at what its link leads to")? else {
             return bad("the top of a cgroup hierarchy");
         };
-        let ours = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
+        let ours = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
         if subtree.holds(&ours)? {
             return bad("and this process, which is to enter it, is in that cgroup itself");
         }
@@ -109,7 +109,7 @@ impl Link {
             Err(errno @ Errno::ESRCH) => {
                 return Err(Refusal::failed(Reason::NotRunning, format_args!("pidfd_open {pid}"), errno));
             }
-            pidfd => pidfd.step(Reason::Broken, "pidfd_open (Linux 5.3 or newer is needed)")?,
+            pidfd => pidfd.context(Reason::Broken, "pidfd_open (Linux 5.3 or newer is needed)")?,
         };
         let linked = Linked { subtree: self.subtree, pid_namespace, root_is_trusted: self.root_is_trusted };
         Leader::by_link(pidfd, linked)
@@ -155,7 +155,7 @@ fn has_trust(directory: &OwnedFd, container: ContainerUid) -> Result<bool, Refus
 fn status_of(directory: &OwnedFd, name: &str) -> Result<Option<FileStat>, Refusal> {
     match retry(|| fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)) {
         Err(Errno::ENOENT) => Ok(None),
-        status => status.map(Some).step(Reason::Broken, format_args!("look at {DIRECTORY}/{name}")),
+        status => status.map(Some).context(Reason::Broken, format_args!("look at {DIRECTORY}/{name}")),
     }
 }
 

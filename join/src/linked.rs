@@ -6,7 +6,7 @@ use crate::cgroups;
 use crate::confinement;
 use crate::leader::{Inode, Proc, numbers};
 use crate::mountinfo;
-use crate::refusal::{Reason, Refusal, Step};
+use crate::refusal::{Context, Reason, Refusal};
 use crate::subtree::Subtree;
 use crate::sys;
 use caps::Capability;
@@ -30,8 +30,9 @@ impl Linked {
         let refuse = |reason: Reason, cause: &str| Err(Refusal::new(reason, cause));
         // systemd changes the process further: it takes away what the unit may not have, and starts its program.
         let unless_starting = |reason| if is_systemds_child(status) { Reason::Starting } else { reason };
-        let its =
-            |name: &str| process.namespace(name).step(Reason::NotRunning, format_args!("look at its {name} namespace"));
+        let its = |name: &str| {
+            process.namespace(name).context(Reason::NotRunning, format_args!("look at its {name} namespace"))
+        };
         // 2. It has a number of the namespace's that was found, and stays in the groups where that was found.
         if its("pid")? != self.pid_namespace {
             return refuse(Reason::NotTrusted, "its pid 1 is in another pid namespace by now");
@@ -65,10 +66,10 @@ fn runs_its_own_program(process: &Proc) -> Result<bool, Refusal> {
         Err(errno @ (Errno::ENOENT | Errno::ESRCH)) => {
             return Err(Refusal::failed(Reason::NotRunning, "look at the program of its pid 1", errno));
         }
-        program => program.step(Reason::Broken, "look at the program of its pid 1")?,
+        program => program.context(Reason::Broken, "look at the program of its pid 1")?,
     };
-    let mount = sys::mount_of(&program).step(Reason::Broken, "look at the mount of its pid 1's program")?;
-    let mounts = process.read("mountinfo").step(Reason::NotRunning, "read the mounts of its pid 1")?;
+    let mount = sys::mount_of(&program).context(Reason::Broken, "look at the mount of its pid 1's program")?;
+    let mounts = process.read("mountinfo").context(Reason::NotRunning, "read the mounts of its pid 1")?;
     Ok(mountinfo::ids(&mounts).any(|id| id == mount))
 }
 
@@ -76,8 +77,8 @@ fn has_our_cgroup_namespace(process: &Proc) -> Result<bool, Refusal> {
     match Proc::of_self().and_then(|own| own.namespace("cgroup")) {
         Err(Errno::ENOENT) => Ok(true), // this kernel has no such namespaces
         ours => {
-            let ours = ours.step(Reason::Broken, "look at our cgroup namespace")?;
-            Ok(process.namespace("cgroup").step(Reason::NotRunning, "look at its cgroup namespace")? == ours)
+            let ours = ours.context(Reason::Broken, "look at our cgroup namespace")?;
+            Ok(process.namespace("cgroup").context(Reason::NotRunning, "look at its cgroup namespace")? == ours)
         }
     }
 }

@@ -4,7 +4,7 @@
 //! checked descriptor cannot change.
 
 use crate::leader::{Inode, Leader, Proc};
-use crate::refusal::{Reason, Refusal, Step};
+use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, retry};
 use crate::user_namespace::{self, UserNamespace};
 use nix::errno::Errno;
@@ -64,7 +64,7 @@ impl Namespace {
                 let step = format!("{step} (does the service of this process have RestrictNamespaces=?)");
                 Err(Refusal::failed(Reason::Misconfigured, step, errno))
             }
-            joined => joined.step(Reason::Broken, step),
+            joined => joined.context(Reason::Broken, step),
         }
     }
 }
@@ -77,16 +77,16 @@ pub fn names(namespaces: &[Namespace]) -> String {
 /// Opens those of the asked kinds in which the container's pid 1 is not where we are, in the order of the table.
 /// Each must belong to our user namespace or to the container's own.
 pub fn open(leader: &Leader, users: Option<&UserNamespace>, asked: &[Kind]) -> Result<Vec<Namespace>, Refusal> {
-    let own = Proc::of_self().step(Reason::Broken, "open /proc/self")?;
+    let own = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
     let owners: Vec<_> = [user_namespace::our_own()?].into_iter().chain(users.map(|users| users.inode)).collect();
     let mut namespaces = Vec::new();
     for &kind in asked {
         let ours = match own.namespace(kind.name) {
             Err(Errno::ENOENT) if !kind.is_needed() => continue, // this kernel has no such namespaces
-            other => other.step(Reason::Broken, format_args!("look at our {} namespace", kind.name))?,
+            other => other.context(Reason::Broken, format_args!("look at our {} namespace", kind.name))?,
         };
         let step = format!("open the container's {} namespace", kind.name);
-        let descriptor = leader.proc.open(&format!("ns/{}", kind.name)).step(Reason::NotRunning, step)?;
+        let descriptor = leader.proc.open(&format!("ns/{}", kind.name)).context(Reason::NotRunning, step)?;
         let inode = check(&descriptor, kind, &owners)?;
         if inode != ours {
             namespaces.push(Namespace { kind, inode, descriptor });
@@ -103,9 +103,9 @@ fn check(descriptor: &OwnedFd, kind: Kind, owners: &[Inode]) -> Result<Inode, Re
     let inode = check_kind(descriptor, kind.name, kind.flag)?;
     let owner = match sys::namespace_owner(descriptor) {
         Err(Errno::EPERM) => return not_trusted("belongs to a user namespace out of our sight"),
-        other => other.step(Reason::Broken, "ask a namespace its owner (NS_GET_USERNS)")?,
+        other => other.context(Reason::Broken, "ask a namespace its owner (NS_GET_USERNS)")?,
     };
-    if !owners.contains(&retry(|| fstat(&owner)).step(Reason::Broken, "fstat a user namespace")?.into()) {
+    if !owners.contains(&retry(|| fstat(&owner)).context(Reason::Broken, "fstat a user namespace")?.into()) {
         return not_trusted("belongs to another user namespace");
     }
     Ok(inode)
@@ -117,12 +117,12 @@ pub fn check_kind(descriptor: &OwnedFd, name: &str, flag: CloneFlags) -> Result<
     if type_of(descriptor)? != flag {
         return Err(Refusal::new(Reason::NotTrusted, format!("its {name} namespace is one of another kind")));
     }
-    retry(|| fstat(descriptor)).step(Reason::Broken, "fstat a namespace").map(Inode::from)
+    retry(|| fstat(descriptor)).context(Reason::Broken, "fstat a namespace").map(Inode::from)
 }
 
 /// Before any ioctl: on another file system the same number may mean anything.
 fn must_be_nsfs(descriptor: &OwnedFd, what: &str) -> Result<(), Refusal> {
-    let filesystem = retry(|| fstatfs(descriptor)).step(Reason::Broken, "fstatfs a namespace")?.filesystem_type();
+    let filesystem = retry(|| fstatfs(descriptor)).context(Reason::Broken, "fstatfs a namespace")?.filesystem_type();
     if filesystem == FsType(libc::NSFS_MAGIC as _) {
         return Ok(());
     }
@@ -130,7 +130,7 @@ fn must_be_nsfs(descriptor: &OwnedFd, what: &str) -> Result<(), Refusal> {
 }
 
 fn type_of(descriptor: &OwnedFd) -> Result<CloneFlags, Refusal> {
-    sys::namespace_type(descriptor).step(Reason::Broken, "ask a namespace its type (NS_GET_NSTYPE)")
+    sys::namespace_type(descriptor).context(Reason::Broken, "ask a namespace its type (NS_GET_NSTYPE)")
 }
 
 #[cfg(test)]

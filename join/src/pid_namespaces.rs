@@ -2,7 +2,7 @@
 
 use crate::deadline::Deadline;
 use crate::leader::{Inode, Proc, numbers};
-use crate::refusal::{Reason, Refusal, Step};
+use crate::refusal::{Context, Reason, Refusal};
 use crate::subtree::Subtree;
 use crate::sys::{self, retry};
 use nix::errno::Errno;
@@ -38,16 +38,16 @@ enum Relation {
 /// Looks at each process once.
 pub fn of_processes(subtree: &Subtree, deadline: Deadline) -> Result<Found, Refusal> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let proc = retry(|| open("/proc", flags, Mode::empty())).step(Reason::Broken, "open /proc")?;
+    let proc = retry(|| open("/proc", flags, Mode::empty())).context(Reason::Broken, "open /proc")?;
     let ours =
-        Proc::of_self().and_then(|own| own.namespace("pid")).step(Reason::Broken, "look at our pid namespace")?;
+        Proc::of_self().and_then(|own| own.namespace("pid")).context(Reason::Broken, "look at our pid namespace")?;
     let mut found = Found::default();
     let mut others = vec![ours];
     subtree.for_each_process(deadline, &mut |pid| {
         let link = format!("{pid}/ns/pid");
         let inode = match retry(|| fstatat(&proc, link.as_str(), AtFlags::empty())) {
             Err(Errno::ENOENT | Errno::ESRCH) => return Ok(()), // it has ended
-            status => Inode::from(status.step(Reason::Broken, format_args!("look at /proc/{link}"))?),
+            status => Inode::from(status.context(Reason::Broken, format_args!("look at /proc/{link}"))?),
         };
         if let Some(namespace) = found.children.iter_mut().find(|namespace| namespace.inode == inode) {
             namespace.members.push(pid);
@@ -73,15 +73,15 @@ impl PidNamespace {
     fn relation(inode: Inode, pid: i32, ours: Inode) -> Result<Relation, Refusal> {
         let descriptor = match Proc::of(pid).and_then(|process| process.open("ns/pid")) {
             Err(Errno::ENOENT | Errno::ESRCH) => return Ok(Relation::Unknown),
-            descriptor => descriptor.step(Reason::Broken, format_args!("open /proc/{pid}/ns/pid"))?,
+            descriptor => descriptor.context(Reason::Broken, format_args!("open /proc/{pid}/ns/pid"))?,
         };
         let look = |descriptor: &OwnedFd| retry(|| fstat(descriptor)).map(Inode::from);
-        if look(&descriptor).step(Reason::Broken, "fstat a pid namespace")? != inode {
+        if look(&descriptor).context(Reason::Broken, "fstat a pid namespace")? != inode {
             return Ok(Relation::Unknown); // the number is another process's by now
         }
         match sys::namespace_parent(&descriptor).and_then(|parent| look(&parent)) {
             Err(Errno::EPERM) => Ok(Relation::Other), // it is not below ours
-            parent => match parent.step(Reason::Broken, "ask a pid namespace its parent (NS_GET_PARENT)")? == ours {
+            parent => match parent.context(Reason::Broken, "ask a pid namespace its parent (NS_GET_PARENT)")? == ours {
                 true => Ok(Relation::Child(Self { inode, descriptor, members: vec![pid] })),
                 false => Ok(Relation::Other),
             },
@@ -99,7 +99,7 @@ impl PidNamespace {
         match sys::pid_in_namespace(&self.descriptor, 1) {
             Err(Errno::ENOTTY) => {} // before Linux 6.11
             Err(Errno::ESRCH) => return Err(ended()),
-            pid => return pid.step(Reason::Broken, "ask a pid namespace for its pid 1 (NS_GET_PID_FROM_PIDNS)"),
+            pid => return pid.context(Reason::Broken, "ask a pid namespace for its pid 1 (NS_GET_PID_FROM_PIDNS)"),
         }
         // It is older than all the others, so that most often it has the lowest number.
         self.members.sort_unstable();

@@ -1,6 +1,6 @@
 //! Power: the ids, groups and capabilities that it takes to enter, and how a process gives them up.
 
-use crate::refusal::{Reason, Refusal, Step};
+use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, retry};
 use crate::user_namespace::Ids;
 use caps::{CapSet, Capability, CapsHashSet};
@@ -19,7 +19,7 @@ const NEEDED: [Capability; 5] = [
 /// Asked first: what fails later for want of a capability would look like a container that is gone.
 pub fn must_suffice_to_enter() -> Result<(), Refusal> {
     let has = sys::change_capabilities(|| caps::read(None, CapSet::Effective));
-    let has = has.step(Reason::Broken, "read our own capabilities")?;
+    let has = has.context(Reason::Broken, "read our own capabilities")?;
     let lacking: Vec<_> = NEEDED.iter().filter(|needed| !has.contains(needed)).map(Capability::to_string).collect();
     if lacking.is_empty() {
         return Ok(());
@@ -30,7 +30,7 @@ pub fn must_suffice_to_enter() -> Result<(), Refusal> {
 
 /// Leaves every supplementary group. In a user namespace with `setgroups deny` nobody can do it any more.
 pub fn leave_groups() -> Result<(), Refusal> {
-    sys::set_groups(&[]).step(Reason::Broken, "leave root's groups")
+    sys::set_groups(&[]).context(Reason::Broken, "leave root's groups")
 }
 
 /// In the node's user namespace: becomes the container's user, with no group but its own.
@@ -38,26 +38,26 @@ pub fn become_user(container: ContainerUid) -> Result<(), Refusal> {
     let Ids { uid, gid } = Ids::of(container);
     sys::set_groups(&[gid])
         .and_then(|()| sys::become_user(uid, gid))
-        .step(Reason::Broken, "become the container's user")
+        .context(Reason::Broken, "become the container's user")
 }
 
 /// In the container's user namespace: becomes its user. That takes no capability away: the node's uid 0 is nobody there, and hence not root.
 pub fn become_user_inside(container: ContainerUid) -> Result<(), Refusal> {
     let Ids { uid, gid } = Ids::of(container);
-    sys::become_user(uid, gid).step(Reason::Broken, "become the container's user in its user namespace")
+    sys::become_user(uid, gid).context(Reason::Broken, "become the container's user in its user namespace")
 }
 
 /// Gives up every capability, and sees to it that nothing is left: no capability, no id but the container's, no group but these, and no way back.
 pub fn give_up_all(container: ContainerUid, groups: &[u32]) -> Result<(), Refusal> {
-    sys::clear_capabilities().step(Reason::Broken, "give up every capability")?;
+    sys::clear_capabilities().context(Reason::Broken, "give up every capability")?;
     let has = |set| sys::change_capabilities(|| caps::read(None, set));
     for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable, CapSet::Ambient] {
-        if !has(set).step(Reason::Broken, "see that no capability is left")?.is_empty() {
+        if !has(set).context(Reason::Broken, "see that no capability is left")?.is_empty() {
             return Err(Refusal::new(Reason::Broken, format!("{set:?} capabilities are left")));
         }
     }
     let Ids { uid, gid } = Ids::of(container);
-    let left = retry(getgroups).step(Reason::Broken, "see that no group is left")?;
+    let left = retry(getgroups).context(Reason::Broken, "see that no group is left")?;
     let has_other_groups = !left.iter().map(|group| group.as_raw()).eq(groups.iter().copied());
     if getuid().as_raw() != uid || getgid().as_raw() != gid || has_other_groups || sys::can_become_root() {
         return Err(Refusal::new(Reason::Broken, "an id of the node's is left"));
@@ -70,22 +70,22 @@ pub fn stay_root(bounding_set: u64) -> Result<(), Refusal> {
     let may_keep = |kept: &Capability| bounding_set & kept.bitmask() != 0;
     let kept: Vec<_> = KEPT_BY_ROOT.into_iter().filter(may_keep).collect();
     let root = Gid::from_raw(0);
-    retry(|| setgroups(&[root])).step(Reason::Broken, "leave root's groups")?;
-    retry(|| setresgid(root, root, root)).step(Reason::Broken, "stay in root's group")?;
-    keep_capabilities(&kept).step(Reason::Broken, "drop capabilities")
+    retry(|| setgroups(&[root])).context(Reason::Broken, "leave root's groups")?;
+    retry(|| setresgid(root, root, root)).context(Reason::Broken, "stay in root's group")?;
+    keep_capabilities(&kept).context(Reason::Broken, "drop capabilities")
 }
 
 /// For an application that becomes the user by itself: it reaches files as the user from here on, and keeps what it needs for that.
 pub fn keep_what_an_application_needs(container: ContainerUid) -> Result<(), Refusal> {
     let (uid, gid) = (Uid::from_raw(container.get()), Gid::from_raw(container.get()));
-    retry(|| setgroups(&[gid])).step(Reason::Broken, "leave root's groups")?;
+    retry(|| setgroups(&[gid])).context(Reason::Broken, "leave root's groups")?;
     // setfsuid(2) does not tell a failure; asking with an invalid id tells what holds.
     setfsgid(gid);
     setfsuid(uid);
     if setfsgid(Gid::from_raw(u32::MAX)) != gid || setfsuid(Uid::from_raw(u32::MAX)) != uid {
         return Err(Refusal::new(Reason::Broken, "reach files as the container's user: setfsuid had no effect"));
     }
-    keep_capabilities(&KEPT).step(Reason::Broken, "drop capabilities")
+    keep_capabilities(&KEPT).context(Reason::Broken, "drop capabilities")
 }
 
 /// What login(1), su(1) and cron(8) need to hand over a terminal, become the user, signal it, and write to the audit log.

@@ -143,19 +143,19 @@ impl Refusal {
 }
 
 /// Turns the failure of a system call into a refusal that names the step.
-pub trait Step<T> {
+pub trait Context<T> {
     /// The value, or a refusal for this reason that names the step and the errno.
-    fn step(self, reason: Reason, step: impl fmt::Display) -> Result<T, Refusal>;
+    fn context(self, reason: Reason, step: impl fmt::Display) -> Result<T, Refusal>;
 }
 
-impl<T> Step<T> for nix::Result<T> {
-    fn step(self, reason: Reason, step: impl fmt::Display) -> Result<T, Refusal> {
+impl<T> Context<T> for nix::Result<T> {
+    fn context(self, reason: Reason, step: impl fmt::Display) -> Result<T, Refusal> {
         self.map_err(|errno| Refusal::failed(reason, step, errno))
     }
 }
 
-impl<T> Step<T> for std::io::Result<T> {
-    fn step(self, reason: Reason, step: impl fmt::Display) -> Result<T, Refusal> {
+impl<T> Context<T> for std::io::Result<T> {
+    fn context(self, reason: Reason, step: impl fmt::Display) -> Result<T, Refusal> {
         self.map_err(|error| match error.raw_os_error() {
             Some(errno) => Refusal::failed(reason, step, Errno::from_raw(errno)),
             None => Refusal::new(reason, format!("{step}: {error}")),
@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn the_operator_reads_the_step_and_the_errno_and_the_user_a_sentence() {
         let failed: nix::Result<()> = Err(Errno::ECONNREFUSED);
-        let refusal = failed.step(Reason::NotRunning, "connect to run/ns.socket").unwrap_err();
+        let refusal = failed.context(Reason::NotRunning, "connect to run/ns.socket").unwrap_err();
         assert_eq!(refusal.cause, "connect to run/ns.socket: ECONNREFUSED (Connection refused)");
         assert_eq!(refusal.sentence("30001"), "Container 30001 is not running. Please try again in a moment.");
     }

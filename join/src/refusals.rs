@@ -2,7 +2,7 @@
 //!
 //! A file is a page of numbers that every process maps and adds to, so nobody waits for anybody, however a login ends.
 
-use crate::refusal::{Reason, Refusal, Step};
+use crate::refusal::{Context, Reason, Refusal};
 use crate::run_directory;
 use crate::sys;
 use nix::errno::Errno;
@@ -30,7 +30,7 @@ pub fn count(container: Option<ContainerUid>, reason: Reason) -> Result<(), Refu
     let room = libc::off_t::try_from(SIZE).map_err(|_| Errno::EOVERFLOW);
     room.and_then(|room| sys::retry(|| fallocate(&file, FallocateFlags::empty(), 0, room)))
         .and_then(|()| sys::add_one(&file, SIZE, reason as usize))
-        .step(Reason::Broken, format_args!("count in {DIRECTORY}/{name}"))
+        .context(Reason::Broken, format_args!("count in {DIRECTORY}/{name}"))
 }
 
 /// How many there were for each reason; nothing if there was none at all. `None` is for names that are no container's.

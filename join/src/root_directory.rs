@@ -3,7 +3,7 @@
 //! A pid 1 in a chroot(2) has a root directory of its own, and a session that joined its mount namespace would see the files around it.
 
 use crate::leader::{Leader, Proc};
-use crate::refusal::{Reason, Refusal, Step};
+use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, Place, retry};
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
@@ -21,19 +21,19 @@ impl RootDirectory {
         let root = leader
             .proc
             .open_directory("root")
-            .step(Reason::NotRunning, format_args!("open /proc/{}/root", leader.pid))?;
-        let theirs = sys::place_of(&root).step(Reason::Broken, "look at the root directory of its pid 1")?;
+            .context(Reason::NotRunning, format_args!("open /proc/{}/root", leader.pid))?;
+        let theirs = sys::place_of(&root).context(Reason::Broken, "look at the root directory of its pid 1")?;
         // For us it is a directory like any other, so that ".." leads out of it, unless it is the top (path_resolution(7)).
         let above = retry(|| openat(&root, "..", PATH, Mode::empty()))
             .and_then(|above| sys::place_of(&above))
-            .step(Reason::Broken, "look above the root directory of its pid 1")?;
+            .context(Reason::Broken, "look above the root directory of its pid 1")?;
         if above != theirs {
             return Err(not_the_root());
         }
         let ours = Proc::of_self()
             .and_then(|own| own.open_directory("root"))
             .and_then(|root| sys::place_of(&root))
-            .step(Reason::Broken, "look at our own root directory")?;
+            .context(Reason::Broken, "look at our own root directory")?;
         let found = Self { theirs, ours };
         found.must_not_be_ours(theirs)?;
         Ok(found)
@@ -43,7 +43,7 @@ impl RootDirectory {
     pub fn must_be_here(&self) -> Result<(), Refusal> {
         let here = retry(|| open("/", PATH, Mode::empty()))
             .and_then(|root| sys::place_of(&root))
-            .step(Reason::Broken, "look at the root directory that was joined")?;
+            .context(Reason::Broken, "look at the root directory that was joined")?;
         if here != self.theirs {
             return Err(not_the_root());
         }

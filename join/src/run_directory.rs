@@ -1,6 +1,6 @@
 //! Where root keeps what ends with the machine: `/run/unbit`.
 
-use crate::refusal::{Reason, Refusal, Step};
+use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::retry;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 pub fn open_file(directory_name: &str, file_name: &str) -> Result<OwnedFd, Refusal> {
     let path = format!("/run/unbit/{directory_name}");
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut directory = retry(|| open("/run", flags, Mode::empty())).step(Reason::Broken, "open /run")?;
+    let mut directory = retry(|| open("/run", flags, Mode::empty())).context(Reason::Broken, "open /run")?;
     for (name, mode) in [("unbit", 0o755), (directory_name, 0o700)] {
         let step = format!("make the directory {name} of {path} (is /run writable for this service?)");
         match retry(|| openat(&directory, name, flags, Mode::empty())) {
@@ -20,21 +20,23 @@ pub fn open_file(directory_name: &str, file_name: &str) -> Result<OwnedFd, Refus
                     Ok(()) | Err(Errno::EEXIST) => {}
                     Err(errno) => return Err(Refusal::failed(Reason::Broken, step, errno)),
                 }
-                directory = retry(|| openat(&directory, name, flags, Mode::empty())).step(Reason::Broken, step)?;
+                directory = retry(|| openat(&directory, name, flags, Mode::empty())).context(Reason::Broken, step)?;
             }
-            opened => directory = opened.step(Reason::Broken, format_args!("open the directory {name} of {path}"))?,
+            opened => {
+                directory = opened.context(Reason::Broken, format_args!("open the directory {name} of {path}"))?
+            }
         }
         must_be_roots(&directory, SFlag::S_IFDIR, name, &path)?;
     }
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = retry(|| openat(&directory, file_name, flags, Mode::from_bits_truncate(0o600)))
-        .step(Reason::Broken, format_args!("open {path}/{file_name} (is /run writable for this service?)"))?;
+        .context(Reason::Broken, format_args!("open {path}/{file_name} (is /run writable for this service?)"))?;
     must_be_roots(&file, SFlag::S_IFREG, file_name, &path)?;
     Ok(file)
 }
 
 fn must_be_roots(file: &OwnedFd, kind: SFlag, name: &str, path: &str) -> Result<(), Refusal> {
-    let status = retry(|| fstat(file)).step(Reason::Broken, format_args!("fstat {name} of {path}"))?;
+    let status = retry(|| fstat(file)).context(Reason::Broken, format_args!("fstat {name} of {path}"))?;
     let is_kind = SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT == kind;
     if status.st_uid == 0 && is_kind && status.st_mode & 0o022 == 0 {
         return Ok(());

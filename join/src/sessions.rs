@@ -4,7 +4,7 @@
 //! that ends, so nothing has to be cleaned up and nothing can be miscounted. The file's content says whose session it is, see
 //! [`Record`](crate::session_record::Record): the kernel names the process that holds a lock, and what another process wrote does not count.
 
-use crate::refusal::{Reason, Refusal, Step};
+use crate::refusal::{Context, Reason, Refusal};
 use crate::run_directory;
 use crate::session_record::{Record, SIZE};
 use crate::sys::retry;
@@ -41,7 +41,7 @@ impl Slot {
             let mut lock = record(number);
             lock.l_type = libc::F_WRLCK as _;
             match retry(|| fcntl(&file, FcntlArg::F_SETLK(&lock))) {
-                Ok(_) if has_room(&file, limit).step(Reason::Broken, counting)? => {
+                Ok(_) if has_room(&file, limit).context(Reason::Broken, counting)? => {
                     return Ok(Self { file: file.into(), number, container });
                 }
                 Ok(_) => break,

@@ -4,7 +4,7 @@
 //! It never stops itself, and always reaps: a container cannot end before each of its processes has been waited for, and one of them is this
 //! process's child.
 
-use crate::refusal::{Reason, Refusal, Step};
+use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, retry};
 use crate::user_namespace::Ids;
 use caps::CapSet;
@@ -27,27 +27,27 @@ pub struct Signals {
 impl Signals {
     /// Holds all of them. Where SIGCHLD is ignored nobody learns how a child ended, so it is set back, too.
     pub fn hold() -> Result<Self, Refusal> {
-        let of_children = sys::default_signal(Signal::SIGCHLD).step(Reason::Broken, "hear of the child's end")?;
+        let of_children = sys::default_signal(Signal::SIGCHLD).context(Reason::Broken, "hear of the child's end")?;
         let mut before = SigSet::empty();
         // Not nix's thread_swap_mask, which takes the errno that pthread_sigmask(3) returns for a success.
         let blocked = retry(|| sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before)));
         if blocked.is_err() {
             let _ = sys::restore_signal(Signal::SIGCHLD, &of_children);
         }
-        blocked.step(Reason::Broken, "block signals")?;
+        blocked.context(Reason::Broken, "block signals")?;
         Ok(Self { before, of_children })
     }
 
     /// To read them by. Made by the process that reads: no child has it.
     fn descriptor() -> Result<SignalFd, Refusal> {
-        retry(|| SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC)).step(Reason::Broken, "read signals")
+        retry(|| SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC)).context(Reason::Broken, "read signals")
     }
 
     /// Gives the application its signals back.
     pub fn release(&self) -> Result<(), Refusal> {
         sys::restore_signal(Signal::SIGCHLD, &self.of_children)
             .and_then(|()| retry(|| sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.before), None)))
-            .step(Reason::Broken, "give the application its signals back")
+            .context(Reason::Broken, "give the application its signals back")
     }
 }
 
@@ -81,21 +81,21 @@ fn leave_power_behind(container: ContainerUid, ids: Ids, kept: SignalFd) -> Resu
     let _ = sys::set_supervisor_title(container.get());
     // Out of the session's process group, which a process inside can signal as a whole: kill(0, SIGSTOP).
     retry(|| setpgid(Pid::from_raw(0), Pid::from_raw(0)))
-        .step(Reason::Broken, "put the supervisor into a group of its own")?;
-    sys::bound_capabilities(0).step(Reason::Broken, "leave the supervisor no capability")?;
+        .context(Reason::Broken, "put the supervisor into a group of its own")?;
+    sys::bound_capabilities(0).context(Reason::Broken, "leave the supervisor no capability")?;
     for set in [CapSet::Ambient, CapSet::Inheritable] {
         sys::change_capabilities(|| caps::clear(None, set))
-            .step(Reason::Broken, "leave the supervisor no capability")?;
+            .context(Reason::Broken, "leave the supervisor no capability")?;
     }
-    retry(set_no_new_privs).step(Reason::Broken, "give the supervisor no new privileges")?;
-    sys::close_all_but(kept.as_fd()).step(Reason::Broken, "close what the supervisor has open")?;
+    retry(set_no_new_privs).context(Reason::Broken, "give the supervisor no new privileges")?;
+    sys::close_all_but(kept.as_fd()).context(Reason::Broken, "close what the supervisor has open")?;
     sys::set_groups(&[ids.gid])
         .and_then(|()| sys::become_user(ids.uid, ids.gid))
-        .step(Reason::Broken, "make the supervisor the container's user")?;
-    sys::clear_capabilities().step(Reason::Broken, "leave the supervisor no capability")?;
+        .context(Reason::Broken, "make the supervisor the container's user")?;
+    sys::clear_capabilities().context(Reason::Broken, "leave the supervisor no capability")?;
     // A change of ids takes both back, prctl(2).
-    sys::set_not_dumpable().step(Reason::Broken, "keep others from the supervisor")?;
-    retry(|| set_pdeathsig(Signal::SIGKILL)).step(Reason::Broken, "end the supervisor with sshd's monitor")?;
+    sys::set_not_dumpable().context(Reason::Broken, "keep others from the supervisor")?;
+    retry(|| set_pdeathsig(Signal::SIGKILL)).context(Reason::Broken, "end the supervisor with sshd's monitor")?;
     Ok(kept)
 }
 
@@ -132,7 +132,7 @@ enum Side {
 /// What the parent needs it has before it has a child, so that it cannot fail to supervise.
 fn fork_to_supervise() -> Result<Side, Refusal> {
     let to_read = Signals::descriptor()?;
-    Ok(match retry(sys::fork).step(Reason::Broken, "fork")? {
+    Ok(match retry(sys::fork).context(Reason::Broken, "fork")? {
         ForkResult::Parent { child } => Side::Parent(child, to_read),
         ForkResult::Child => Side::Child,
     })

@@ -8,7 +8,7 @@ use crate::attach::Attachment;
 use crate::deadline::Deadline;
 use crate::helper;
 use crate::leader::Proc;
-use crate::refusal::{Reason, Refusal, Step};
+use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, retry};
 use caps::Capability;
 use nix::errno::Errno;
@@ -71,18 +71,18 @@ impl Attachment {
     fn make_terminals(&self, deadline: Deadline) -> Result<(Terminals, Option<OwnedFd>), Refusal> {
         let (ours, helpers) =
             retry(|| socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC))
-                .step(Reason::Broken, "make a socket pair")?;
+                .context(Reason::Broken, "make a socket pair")?;
         let found = helper::run(deadline, || {
             let terminals = self.make_namespace()?;
             if terminals != Terminals::Nodes {
                 let made = own_mount_namespace()?;
                 sys::send_descriptor(&helpers, &made)
-                    .step(Reason::Broken, "hand over the monitor's mount namespace")?;
+                    .context(Reason::Broken, "hand over the monitor's mount namespace")?;
             }
             Ok(Terminals::ALL.iter().position(|kind| *kind == terminals).unwrap_or_default())
         })?;
         drop(helpers);
-        let made = sys::receive_descriptor(&ours).step(Reason::Broken, "take over the monitor's mount namespace")?;
+        let made = sys::receive_descriptor(&ours).context(Reason::Broken, "take over the monitor's mount namespace")?;
         match Terminals::ALL.get(found) {
             Some(terminals) if made.is_none() == (*terminals == Terminals::Nodes) => Ok((*terminals, made)),
             _ => Err(Refusal::new(Reason::Broken, "the helper has made no mount namespace")),
@@ -91,10 +91,10 @@ impl Attachment {
 
     /// In the helper.
     fn make_namespace(&self) -> Result<Terminals, Refusal> {
-        let ours = retry(|| stat(DIRECTORY)).step(Reason::Misconfigured, "look at the node's /dev/pts")?.st_dev;
+        let ours = retry(|| stat(DIRECTORY)).context(Reason::Misconfigured, "look at the node's /dev/pts")?.st_dev;
         let theirs = if self.is_safe_to_look_up() { self.open_terminals()? } else { None };
         if let Some(theirs) = &theirs {
-            let theirs = retry(|| fstat(theirs)).step(Reason::Broken, "fstat the container's /dev/pts")?;
+            let theirs = retry(|| fstat(theirs)).context(Reason::Broken, "fstat the container's /dev/pts")?;
             if theirs.st_dev == ours {
                 return Ok(Terminals::Nodes);
             }
@@ -104,13 +104,13 @@ impl Attachment {
         let terminals = match theirs {
             Some(theirs) => {
                 sys::move_mount(&theirs, DIRECTORY)
-                    .step(Reason::Broken, "mount the container's /dev/pts for sshd's monitor")?;
+                    .context(Reason::Broken, "mount the container's /dev/pts for sshd's monitor")?;
                 Terminals::Containers
             }
             None => {
                 let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
                 retry(|| mount(Some("devpts"), DIRECTORY, Some("devpts"), flags, Some(OWN)))
-                    .step(Reason::Broken, "mount a devpts for sshd's monitor")?;
+                    .context(Reason::Broken, "mount a devpts for sshd's monitor")?;
                 Terminals::Connections
             }
         };
@@ -130,20 +130,22 @@ impl Attachment {
         let here = own_mount_namespace()?;
         self.join_mount_namespace()?;
         let found = copy_of_the_mount()?;
-        retry(|| setns(&here, CloneFlags::CLONE_NEWNS)).step(Reason::Broken, "return to the node's mount namespace")?;
+        retry(|| setns(&here, CloneFlags::CLONE_NEWNS))
+            .context(Reason::Broken, "return to the node's mount namespace")?;
         Ok(found)
     }
 }
 
 fn own_mount_namespace() -> Result<OwnedFd, Refusal> {
-    Proc::of_self().and_then(|own| own.open("ns/mnt")).step(Reason::Broken, "open our own mount namespace")
+    Proc::of_self().and_then(|own| own.open("ns/mnt")).context(Reason::Broken, "open our own mount namespace")
 }
 
 /// In the monitor. setns(2) leads to the top of the namespace: an sshd in a chroot(2) would leave that.
 fn enter(made: &OwnedFd) -> Result<(), Refusal> {
-    let root = || retry(|| stat("/")).map(|root| (root.st_dev, root.st_ino)).step(Reason::Broken, "look at /");
+    let root = || retry(|| stat("/")).map(|root| (root.st_dev, root.st_ino)).context(Reason::Broken, "look at /");
     let before = root()?;
-    retry(|| setns(made, CloneFlags::CLONE_NEWNS)).step(Reason::Broken, "give sshd's monitor its mount namespace")?;
+    retry(|| setns(made, CloneFlags::CLONE_NEWNS))
+        .context(Reason::Broken, "give sshd's monitor its mount namespace")?;
     if root()? == before {
         return Ok(());
     }
@@ -157,13 +159,14 @@ fn copy_of_the_mount() -> Result<Option<OwnedFd>, Refusal> {
         .and_then(|devices| retry(|| openat(&devices, "pts", flags, Mode::empty())));
     let opened = match opened {
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(None),
-        opened => opened.step(Reason::Broken, "open the container's /dev/pts")?,
+        opened => opened.context(Reason::Broken, "open the container's /dev/pts")?,
     };
-    let kind = retry(|| fstatfs(&opened)).step(Reason::Broken, "fstatfs the container's /dev/pts")?.filesystem_type();
+    let kind =
+        retry(|| fstatfs(&opened)).context(Reason::Broken, "fstatfs the container's /dev/pts")?.filesystem_type();
     if kind != DEVPTS_SUPER_MAGIC {
         return Ok(None);
     }
-    sys::clone_mount(&opened).step(Reason::Broken, "copy the mount of the container's /dev/pts").map(Some)
+    sys::clone_mount(&opened).context(Reason::Broken, "copy the mount of the container's /dev/pts").map(Some)
 }
 
 /// What is mounted in it from here on stays there, and what the node mounts or unmounts later is seen in it.
@@ -173,26 +176,26 @@ fn begin_mount_namespace() -> Result<(), Refusal> {
             let step = "give sshd's monitor a mount namespace (does its service have RestrictNamespaces=?)";
             return Err(Refusal::failed(Reason::Misconfigured, step, errno));
         }
-        unshared => unshared.step(Reason::Broken, "give sshd's monitor a mount namespace")?,
+        unshared => unshared.context(Reason::Broken, "give sshd's monitor a mount namespace")?,
     }
     match retry(|| mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)) {
         Err(errno @ Errno::EPERM) => {
             let step = "mount for sshd's monitor (does its service have SystemCallFilter=?)";
             Err(Refusal::failed(Reason::Misconfigured, step, errno))
         }
-        mounted => mounted.step(Reason::Broken, "keep the monitor's mounts from the node"),
+        mounted => mounted.context(Reason::Broken, "keep the monitor's mounts from the node"),
     }
 }
 
 /// `/dev/ptmx` of the node opens a terminal of the devpts on /dev/pts beside it, unless it is bound from another one.
 fn lead_ptmx_there() -> Result<(), Refusal> {
-    let here = retry(|| stat(DIRECTORY)).step(Reason::Broken, "look at the session's /dev/pts")?.st_dev;
-    let ptmx = retry(|| stat("/dev/ptmx")).step(Reason::Misconfigured, "look at /dev/ptmx")?.st_dev;
-    let devices = retry(|| stat("/dev")).step(Reason::Misconfigured, "look at /dev")?.st_dev;
+    let here = retry(|| stat(DIRECTORY)).context(Reason::Broken, "look at the session's /dev/pts")?.st_dev;
+    let ptmx = retry(|| stat("/dev/ptmx")).context(Reason::Misconfigured, "look at /dev/ptmx")?.st_dev;
+    let devices = retry(|| stat("/dev")).context(Reason::Misconfigured, "look at /dev")?.st_dev;
     if ptmx == here || ptmx == devices {
         return Ok(());
     }
-    bind("/dev/pts/ptmx", "/dev/ptmx").step(Reason::Broken, "bind the session's ptmx")
+    bind("/dev/pts/ptmx", "/dev/ptmx").context(Reason::Broken, "bind the session's ptmx")
 }
 
 /// The names of these terminals are the node's terminals' as well. sshd would write over their lines in utmp(5) and end root's entries in
@@ -203,12 +206,12 @@ fn keep_from_the_nodes_records() -> Result<(), Refusal> {
     let keep = "keep the session from the node's records";
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     retry(|| mount(Some("tmpfs"), DIRECTORY, Some("tmpfs"), flags, Some("mode=700,size=64k,nr_inodes=16")))
-        .step(Reason::Broken, keep)?;
+        .context(Reason::Broken, keep)?;
     let [utmp, log, lastlog] = ["utmp", "log", "log/lastlog"].map(|name| format!("{DIRECTORY}/{name}"));
     retry(|| mkdir(log.as_str(), Mode::S_IRWXU))
         .and_then(|()| retry(|| symlinkat("/dev/null", AT_FDCWD, format!("{log}/wtmp").as_str())))
-        .step(Reason::Broken, keep)?;
-    File::create(&utmp).and_then(|_| File::create(&lastlog)).step(Reason::Broken, keep)?;
+        .context(Reason::Broken, keep)?;
+    File::create(&utmp).and_then(|_| File::create(&lastlog)).context(Reason::Broken, keep)?;
     let covered = [
         (utmp.as_str(), "/run/utmp"),
         ("/var/log/lastlog", &lastlog),

@@ -1,7 +1,7 @@
 //! Connecting to a unix socket that somebody else owns: by the inode that was checked, and not for longer than the deadline.
 
 use crate::deadline::Deadline;
-use crate::refusal::{Reason, Refusal, Step};
+use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::retry;
 use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
@@ -11,20 +11,20 @@ use std::os::fd::{AsRawFd, OwnedFd};
 /// A stream socket that is not connected yet.
 pub fn new() -> Result<OwnedFd, Refusal> {
     retry(|| socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None))
-        .step(Reason::Broken, "make a socket")
+        .context(Reason::Broken, "make a socket")
 }
 
 /// Connects to the socket behind a descriptor. A full backlog makes connect(2) wait, for as long as SO_SNDTIMEO allows.
 pub fn connect(connection: &OwnedFd, to: &OwnedFd, deadline: Deadline, name: &str) -> Result<(), Refusal> {
     let address = UnixAddr::new(format!("/proc/self/fd/{}", to.as_raw_fd()).as_str())
-        .step(Reason::Broken, format_args!("name {name}"))?;
+        .context(Reason::Broken, format_args!("name {name}"))?;
     let step = format!("connect to {name}");
     loop {
         // With no time left it is tried all the same, without waiting: on a busy machine the time may have gone by in our own work.
         let left = time_left(deadline, &step);
         let patience = left.as_ref().copied().unwrap_or(TimeVal::new(0, 1));
         retry(|| socket::setsockopt(connection, sockopt::SendTimeout, &patience))
-            .step(Reason::Broken, "limit the time to connect")?;
+            .context(Reason::Broken, "limit the time to connect")?;
         match socket::connect(connection.as_raw_fd(), &address) {
             Ok(()) => return Ok(()),
             Err(Errno::EINTR | Errno::EAGAIN) => drop(left?),

@@ -5,7 +5,7 @@
 
 use crate::leader::{Inode, Leader, Proc};
 use crate::namespaces;
-use crate::refusal::{Reason, Refusal, Step};
+use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, retry};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
@@ -45,7 +45,8 @@ impl UserNamespace {
     /// That of pid 1; `None` if it is ours.
     pub fn of(leader: &Leader, container: ContainerUid) -> Result<Option<Self>, Refusal> {
         let ours = our_own()?;
-        let descriptor = leader.proc.open("ns/user").step(Reason::NotRunning, "open the container's user namespace")?;
+        let descriptor =
+            leader.proc.open("ns/user").context(Reason::NotRunning, "open the container's user namespace")?;
         let inode = namespaces::check_kind(&descriptor, "user", CloneFlags::CLONE_NEWUSER)?;
         if inode == ours {
             return Ok(None);
@@ -53,7 +54,7 @@ impl UserNamespace {
         must_be_child(&descriptor, ours)?;
         let map = |kind: Kind| {
             let file = kind.file();
-            let text = leader.proc.read(file).step(Reason::NotRunning, format_args!("read its {file}"))?;
+            let text = leader.proc.read(file).context(Reason::NotRunning, format_args!("read its {file}"))?;
             kind.judge(&text, container)
         };
         let ids = Ids { uid: map(Kind::Users)?, gid: map(Kind::Groups)? };
@@ -64,7 +65,8 @@ impl UserNamespace {
 
     /// Refuses a pid 1 that is not in this user namespace, or in ours if it has none of its own.
     pub fn must_be_that_of(users: Option<&Self>, leader: &Leader) -> Result<(), Refusal> {
-        let now = leader.proc.namespace("user").step(Reason::NotRunning, "look at the container's user namespace")?;
+        let now =
+            leader.proc.namespace("user").context(Reason::NotRunning, "look at the container's user namespace")?;
         if now == users.map_or_else(our_own, |users| Ok(users.inode))? {
             return Ok(());
         }
@@ -74,13 +76,13 @@ impl UserNamespace {
     /// Joins it by its descriptor, setns(2). The process has all capabilities there, and loses those that it has on the node.
     pub fn join(&self) -> Result<(), Refusal> {
         retry(|| setns(&self.descriptor, CloneFlags::CLONE_NEWUSER))
-            .step(Reason::Broken, "join the container's user namespace")
+            .context(Reason::Broken, "join the container's user namespace")
     }
 }
 
 /// The user namespace that this process is in.
 pub fn our_own() -> Result<Inode, Refusal> {
-    Proc::of_self().and_then(|own| own.namespace("user")).step(Reason::Broken, "look at our user namespace")
+    Proc::of_self().and_then(|own| own.namespace("user")).context(Reason::Broken, "look at our user namespace")
 }
 
 /// Refuses a user namespace that is not a direct child of ours.
@@ -89,7 +91,7 @@ pub fn must_be_child(descriptor: &OwnedFd, ours: Inode) -> Result<(), Refusal> {
         Err(Errno::EPERM) => false, // it is not below ours
         parent => {
             let parent = parent.and_then(|parent| retry(|| fstat(&parent)));
-            Inode::from(parent.step(Reason::Broken, "ask a user namespace its parent (NS_GET_PARENT)")?) == ours
+            Inode::from(parent.context(Reason::Broken, "ask a user namespace its parent (NS_GET_PARENT)")?) == ours
         }
     };
     if is_child {
@@ -142,7 +144,7 @@ impl Kind {
             Self::Users => retry(|| User::from_uid(Uid::from_raw(id))).map(|user| user.map(|user| user.name)),
             Self::Groups => retry(|| Group::from_gid(Gid::from_raw(id))).map(|group| group.map(|group| group.name)),
         };
-        let name = name.step(Reason::Broken, format_args!("look up whose id {id} is"))?;
+        let name = name.context(Reason::Broken, format_args!("look up whose id {id} is"))?;
         Ok(name.filter(|name| !name.starts_with("vu-") && !name.starts_with("vg-")))
     }
 }

@@ -1,7 +1,7 @@
 //! Identify: whose login is it?
 
 use crate::pam::Handle;
-use join::refusal::{Reason, Refusal, Step};
+use join::refusal::{Context, Reason, Refusal};
 use join::roots_path::must_be_roots;
 use join::sys::retry;
 use nix::errno::Errno;
@@ -79,7 +79,7 @@ fn exists(container: ContainerUid) -> Result<bool, Refusal> {
     match retry(|| stat(container.home().as_c_str())) {
         Ok(status) => Ok(container.is_owner_of(status.st_mode, status.st_uid, status.st_gid)),
         Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(false),
-        Err(errno) => Err(errno).step(Reason::Broken, format_args!("stat {}", path(container))),
+        Err(errno) => Err(errno).context(Reason::Broken, format_args!("stat {}", path(container))),
     }
 }
 
@@ -89,10 +89,10 @@ fn is_linked(name: &SecondName, container: ContainerUid) -> Result<bool, Refusal
     match retry(|| readlink(name.link())) {
         Ok(text) if SecondName::leads_to(text.as_bytes()) == Some(container) => {}
         Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EINVAL) => return Ok(false),
-        Err(errno) => return Err(errno).step(Reason::Broken, format_args!("readlink {link}")),
+        Err(errno) => return Err(errno).context(Reason::Broken, format_args!("readlink {link}")),
     }
-    let status = retry(|| lstat(name.link())).step(Reason::Broken, format_args!("lstat {link}"))?;
-    let directory = retry(|| stat(CONTAINERS_PATH)).step(Reason::Broken, format_args!("stat {CONTAINERS}"))?;
+    let status = retry(|| lstat(name.link())).context(Reason::Broken, format_args!("lstat {link}"))?;
+    let directory = retry(|| stat(CONTAINERS_PATH)).context(Reason::Broken, format_args!("stat {CONTAINERS}"))?;
     let misconfigured =
         |cause| Refusal::new(Reason::Misconfigured, format!("{link} is a link to {container}, but {cause}"));
     if status.st_uid != 0 {

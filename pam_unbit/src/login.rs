@@ -23,7 +23,7 @@ use crate::sys;
 use join::Deadline;
 use join::attach::{Attachment, Forked, Who};
 use join::options::Options;
-use join::refusal::{Reason, Refusal, Step};
+use join::refusal::{Context, Reason, Refusal};
 use join::session_record::{self, Record};
 use join::sessions::Slot;
 use join::supervisor::{self, Signals};
@@ -340,9 +340,9 @@ fn options_for_the_service(call: &Call) -> Result<Options, Refusal> {
 /// With `join=now` a number that is there already stays: it is that of the operator who uses su.
 fn begin_kernel_session(container: ContainerUid, options: &Options) -> Result<(), Refusal> {
     if !(options.join_now && sys::has_loginuid()) {
-        sys::set_loginuid(container.get()).step(Reason::Broken, "write /proc/self/loginuid")?;
+        sys::set_loginuid(container.get()).context(Reason::Broken, "write /proc/self/loginuid")?;
     }
-    sys::begin_session_keyring(container.get()).step(Reason::Broken, "join a new session keyring")
+    sys::begin_session_keyring(container.get()).context(Reason::Broken, "join a new session keyring")
 }
 
 /// The line that a login leaves in the log when its session opens.

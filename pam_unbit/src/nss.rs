@@ -5,7 +5,7 @@
 //! forwarding). So before the join glibc is told what to use: libraries that are loaded by then, and no others.
 
 use crate::sys;
-use join::refusal::{Reason, Refusal, Step};
+use join::refusal::{Context, Reason, Refusal};
 use join::sys::retry;
 use nix::unistd::User;
 use shared::ContainerUid;
@@ -43,7 +43,7 @@ fn configure(accounts: &CStr, hosts: &CStr, others: &CStr) -> Result<(), Refusal
         .map(|database| (database, others));
     for (database, services) in accounts.into_iter().chain(others).chain([(c"hosts", hosts)]) {
         sys::configure_nss(database, services)
-            .step(Reason::Broken, format_args!("pin NSS for {}", database.to_string_lossy()))?;
+            .context(Reason::Broken, format_args!("pin NSS for {}", database.to_string_lossy()))?;
     }
     Ok(())
 }

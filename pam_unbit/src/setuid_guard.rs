@@ -11,7 +11,7 @@
 use crate::sys;
 use caps::{CapSet, Capability};
 use join::attach::Attachment;
-use join::refusal::{Reason, Refusal, Step};
+use join::refusal::{Context, Reason, Refusal};
 use join::sys::{change_capabilities, exit_now};
 use std::ffi::CString;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,7 +55,7 @@ unsafe extern "C" fn in_the_child() {
     }
     let give_up = || caps::drop(None, CapSet::Effective, Capability::CAP_SETUID);
     let given_up = change_capabilities(give_up);
-    if let Err(refusal) = given_up.step(Reason::Broken, "give up CAP_SETUID until the container is entered") {
+    if let Err(refusal) = given_up.context(Reason::Broken, "give up CAP_SETUID until the container is entered") {
         let line = format!("pam_unbit: a login ends as its session begins: {}", refusal.cause);
         sys::log_critical(&CString::new(line).unwrap_or_default());
         exit_now(255);
@@ -67,7 +67,7 @@ pub fn disarm() -> Result<Option<Attachment>, Refusal> {
     let Some(attachment) = hold(None) else { return Ok(None) };
     ARMED.store(false, Ordering::Relaxed);
     change_capabilities(|| caps::raise(None, CapSet::Effective, Capability::CAP_SETUID))
-        .step(Reason::Broken, "take CAP_SETUID back")?;
+        .context(Reason::Broken, "take CAP_SETUID back")?;
     Ok(Some(attachment))
 }
 

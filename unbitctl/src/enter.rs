@@ -13,10 +13,10 @@ use crate::node::Node;
 use crate::relay::{self, End, Seen, Stream};
 use crate::terminal::{Pty, Raw};
 use crate::{sealed, sys};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Error, Result, anyhow, bail};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use join::attach::{Attachment, Who};
-use join::refusal::{Reason, Refusal, Step};
+use join::refusal::{Context, Reason, Refusal};
 use join::sys::retry;
 use join::user_namespace::Ids;
 use nix::errno::Errno;
@@ -81,7 +81,8 @@ const DANGER: [&str; 2] = [
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     crate::command_line::must_be_root("enter")?;
     if arguments.root {
-        sealed::run_from_memory().context("run from memory, out of reach of what runs in the container")?;
+        sealed::run_from_memory()
+            .map_err(|error| error.context("run from memory, out of reach of what runs in the container"))?;
         DANGER.iter().for_each(tell);
     }
     join::sys::close_on_exec()?;
@@ -187,9 +188,9 @@ impl Session {
     /// In the process that enters, before it does.
     fn leave_the_operator(&self, theirs: &Theirs) -> Result<(), Refusal> {
         inside::forget_the_operator(self.container)?;
-        dup2_stdin(&theirs.stdin).step(Reason::Broken, "dup2")?;
-        dup2_stdout(&theirs.stdout).step(Reason::Broken, "dup2")?;
-        dup2_stderr(&theirs.stderr).step(Reason::Broken, "dup2")
+        dup2_stdin(&theirs.stdin).context(Reason::Broken, "dup2")?;
+        dup2_stdout(&theirs.stdout).context(Reason::Broken, "dup2")?;
+        dup2_stderr(&theirs.stderr).context(Reason::Broken, "dup2")
     }
 
     /// In the process inside.
@@ -203,13 +204,13 @@ impl Session {
     }
 
     fn begin(&self, theirs: &Theirs, signals_before: &SigSet) -> Result<Errno, Refusal> {
-        setsid().step(Reason::Broken, "begin a session")?; // the one before is the helper's
+        setsid().context(Reason::Broken, "begin a session")?; // the one before is the helper's
         if theirs.is_terminal {
-            sys::set_controlling_terminal(stdin()).step(Reason::Broken, "take the terminal (TIOCSCTTY)")?;
+            sys::set_controlling_terminal(stdin()).context(Reason::Broken, "take the terminal (TIOCSCTTY)")?;
         }
         // No home is no reason to stay away: somebody has to fix it.
         let _ = self.homes.iter().find(|home| chdir(home.as_c_str()).is_ok());
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(signals_before), None).step(Reason::Broken, "restore signals")?;
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(signals_before), None).context(Reason::Broken, "restore signals")?;
         let programs: Vec<&CStr> = self.programs.iter().map(CString::as_c_str).collect();
         let arguments: Vec<&CStr> = self.arguments.iter().map(CString::as_c_str).collect();
         Ok(inside::exec(&programs, &arguments, &self.environment))
@@ -253,7 +254,8 @@ impl Wires {
             });
         }
         let Ids { uid, gid } = if arguments.root { Ids { uid: 0, gid: 0 } } else { user };
-        let Pty { master, slave } = Pty::new(Uid::from_raw(uid), Gid::from_raw(gid)).context("make a terminal")?;
+        let Pty { master, slave } = Pty::new(Uid::from_raw(uid), Gid::from_raw(gid))
+            .map_err(|error| Error::from(error).context("make a terminal"))?;
         let (stderr, their_err) = match stderr().is_terminal() {
             true => (None, slave.try_clone()?),
             false => pipe().map(|(ours, theirs)| (Some(ours), theirs))?,
@@ -292,7 +294,12 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// The life out here: carries bytes and signals until the session's first process ends.
 fn stay_outside(mut keeper: Keeper, ours: Ours, signals: &Signals) -> Result<ExitCode> {
     let (stdin, stdout, stderr) = (stdin(), stdout(), stderr());
-    let raw = ours.pty.is_some().then(Raw::new).transpose().context("set the terminal")?;
+    let raw = ours
+        .pty
+        .is_some()
+        .then(Raw::new)
+        .transpose()
+        .map_err(|error| Error::from(error).context("set the terminal"))?;
     let mut streams = Vec::new();
     if let Some(pty) = &ours.pty {
         relay::never_wait(pty)?;

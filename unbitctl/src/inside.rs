@@ -6,7 +6,7 @@
 use caps::CapSet;
 use join::Deadline;
 use join::attach::{Attachment, Forked, Who};
-use join::refusal::{Reason, Refusal, Step};
+use join::refusal::{Context, Reason, Refusal};
 use join::sys::{default_signal, exit_now, pidfd_open, retry};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -55,7 +55,7 @@ pub fn send(
     before: impl FnOnce() -> Result<(), Refusal>,
     life: impl FnOnce(&mut Words),
 ) -> Result<Inside, Refusal> {
-    let (reader, writer) = retry(|| pipe2(OFlag::O_CLOEXEC)).step(Reason::Broken, "make a pipe")?;
+    let (reader, writer) = retry(|| pipe2(OFlag::O_CLOEXEC)).context(Reason::Broken, "make a pipe")?;
     let reader = Cell::new(Some(reader));
     let finish = || {
         drop(reader.take());
@@ -66,7 +66,7 @@ pub fn send(
         life(&mut Words(File::from(writer)));
         exit_now(0)
     };
-    let pidfd = pidfd_open(pid.as_raw()).step(Reason::Broken, "pidfd_open of our own child")?;
+    let pidfd = pidfd_open(pid.as_raw()).context(Reason::Broken, "pidfd_open of our own child")?;
     Ok(Inside { pid, pidfd, words: File::from(reader) })
 }
 
@@ -137,21 +137,24 @@ pub fn is_ready(descriptor: &impl AsFd, limit: Duration) -> bool {
 /// In the process, before it enters: leaves behind what it has of the operator's session, so that nothing of it is in the tenant's reach.
 pub fn forget_the_operator(container: ContainerUid) -> Result<(), Refusal> {
     // A session of its own: /dev/tty is the operator's terminal until then.
-    setsid().step(Reason::Broken, "begin a session")?;
-    join::sys::new_session_keyring().step(Reason::Broken, "leave the operator's keyring")?;
+    setsid().context(Reason::Broken, "begin a session")?;
+    join::sys::new_session_keyring().context(Reason::Broken, "leave the operator's keyring")?;
     // Rust ignores it, and what is ignored stays so through an exec.
-    default_signal(Signal::SIGPIPE).step(Reason::Broken, "set back SIGPIPE")?;
+    default_signal(Signal::SIGPIPE).context(Reason::Broken, "set back SIGPIPE")?;
     umask(Mode::from_bits_truncate(0o022));
     let none = caps::clear(None, CapSet::Inheritable).map_err(|_| Errno::last());
-    none.step(Reason::Broken, "leave inheritable capabilities")?;
-    retry(|| setgroups(&[Gid::from_raw(container.get())])).step(Reason::Broken, "leave root's groups")
+    none.context(Reason::Broken, "leave inheritable capabilities")?;
+    retry(|| setgroups(&[Gid::from_raw(container.get())])).context(Reason::Broken, "leave root's groups")
 }
 
 /// In the process: nothing to read, and nobody who reads.
 pub fn silence() -> Result<(), Refusal> {
     let null =
-        open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).step(Reason::Broken, "open /dev/null")?;
-    dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).and_then(|()| dup2_stderr(&null)).step(Reason::Broken, "dup2")
+        open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).context(Reason::Broken, "open /dev/null")?;
+    dup2_stdin(&null)
+        .and_then(|()| dup2_stdout(&null))
+        .and_then(|()| dup2_stderr(&null))
+        .context(Reason::Broken, "dup2")
 }
 
 /// In the process: becomes the first of these programs that can be run, as execvp(3) tries them. Comes back with why it did not.

@@ -36,13 +36,13 @@ pub struct Step {
     /// The steps without which it does not begin, if they fail.
     pub needs: &'static [&'static str],
     /// What must be so before, where the steps of these names are as good as done.
-    pub first: fn(&Node, &[&str]) -> Result<()>,
+    pub requires: fn(&Node, &[&str]) -> Result<()>,
     /// Whether the programs that read its files are content with them.
-    pub prove: fn(&Node) -> Result<()>,
+    pub validate: fn(&Node) -> Result<()>,
     /// What is known of that before the files are there.
-    pub foresee: fn(&Node) -> Result<()>,
+    pub preflight: fn(&Node) -> Result<()>,
     /// What is still to be done on a node that runs.
-    pub then: &'static str,
+    pub follow_up: &'static str,
 }
 
 impl Step {
@@ -60,10 +60,10 @@ impl Step {
             changes,
             warning,
             needs,
-            first: |_, _| Ok(()),
-            prove: |_| Ok(()),
-            foresee: |_| Ok(()),
-            then: "",
+            requires: |_, _| Ok(()),
+            validate: |_| Ok(()),
+            preflight: |_| Ok(()),
+            follow_up: "",
         }
     }
 }

@@ -21,7 +21,7 @@ const CONFIGURATION: &str = "/etc/nscd.conf";
 const DATABASES: [(&str, i32, &[u8]); 2] = [("passwd", 1, b"0\0"), ("group", 3, b"0\0")];
 
 pub const STEP: Step =
-    Step { then: "nscd reads its file again by: systemctl restart nscd", ..Step::new(CHECK, check, fix) };
+    Step { follow_up: "nscd reads its file again by: systemctl restart nscd", ..Step::new(CHECK, check, fix) };
 
 pub fn check(node: &Node) -> Vec<Finding> {
     let text = node.read(CONFIGURATION).ok().flatten().unwrap_or_default();

@@ -26,7 +26,8 @@ const WHY_ANSWER: &str = "what glibc answers is what sshd, ls and the routers se
 /// The databases that name the service.
 const DATABASES: [&str; 4] = ["passwd", "group", "shadow", "hosts"];
 
-pub const STEP: Step = Step { needs: &[pam::NAME, sshd::NAME], first: may_be, prove, ..Step::new(NAME, check, fix) };
+pub const STEP: Step =
+    Step { needs: &[pam::NAME, sshd::NAME], requires: may_be, validate, ..Step::new(NAME, check, fix) };
 
 pub fn check(node: &Node) -> Vec<Finding> {
     let text = match node.read(FILE) {
@@ -173,7 +174,7 @@ fn fix(node: &Node, _: Wishes) -> Result<Vec<Change>> {
 }
 
 /// What an nsswitch.conf must not break: that of root, and that of names that get as far as our service.
-fn prove(node: &Node) -> Result<()> {
+fn validate(node: &Node) -> Result<()> {
     if !node.has("/usr/bin/getent") {
         return Ok(());
     }

@@ -35,7 +35,7 @@ const COMMENT: &str = "# Containers' users, see pam_unbit(8): for them this line
 const FORMER_COMMENT: &str =
     "# Containers' users, see pam_unbit(8): for them nothing runs on the node after this line.";
 
-pub const STEP: Step = Step { prove, foresee, ..Step::new(NAME, check, |node, _| fix(node)) };
+pub const STEP: Step = Step { validate, preflight, ..Step::new(NAME, check, |node, _| fix(node)) };
 
 pub fn check(node: &Node) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -206,12 +206,12 @@ fn faults_by(read: &dyn Fn(&str) -> Option<String>) -> Vec<Fault> {
 }
 
 /// Every module that the service names can be loaded, but for those that it can do without.
-fn prove(node: &Node) -> Result<()> {
+fn validate(node: &Node) -> Result<()> {
     prove_by(node, &reader(node))
 }
 
 /// The same, before the file is there.
-fn foresee(node: &Node) -> Result<()> {
+fn preflight(node: &Node) -> Result<()> {
     if !crate::program::possible(node) {
         crate::command_line::root_or("root is needed to see whether the modules can be loaded")?;
     }

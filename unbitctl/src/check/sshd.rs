@@ -230,9 +230,9 @@ fn missing_keys_files(value: &str) -> Vec<&'static str> {
 pub const STEP: Step = Step {
     guide: check_guide,
     needs: &[pam::NAME], // which sshd asks from then on about everybody
-    prove,
+    validate,
     warning,
-    then: "sshd reads its files again by: systemctl reload ssh",
+    follow_up: "sshd reads its files again by: systemctl reload ssh",
     ..Step::new(NAME, check, fix)
 };
 
@@ -557,7 +557,7 @@ fn warning(node: &Node, wishes: Wishes) -> Vec<String> {
 }
 
 /// sshd reads its files without an error.
-fn prove(node: &Node) -> Result<()> {
+fn validate(node: &Node) -> Result<()> {
     if !node.has(SSHD) {
         return Ok(());
     }

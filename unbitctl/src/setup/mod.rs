@@ -208,13 +208,13 @@ fn rehearse(node: &Node, step: &Step, wishes: Wishes, done: &[&str], any: &mut b
     if changes.is_empty() {
         return Ok(());
     }
-    let foreseen = (step.first)(node, done).and_then(|()| (step.foresee)(node));
-    if foreseen.as_ref().err().is_none_or(|error| error.is::<crate::command_line::NeedsRoot>()) {
+    let preflight = (step.requires)(node, done).and_then(|()| (step.preflight)(node));
+    if preflight.as_ref().err().is_none_or(|error| error.is::<crate::command_line::NeedsRoot>()) {
         *any = true;
         changes.iter().for_each(|change| say!("{change}"));
         (step.warning)(node, wishes).iter().for_each(tell);
     }
-    foreseen
+    preflight
 }
 
 /// What a set-up has done.
@@ -254,7 +254,7 @@ fn go(node: &Node, step: &Step, wishes: Wishes, journal: &mut Journal, counts: &
     if changes.is_empty() {
         return Ok(());
     }
-    (step.first)(node, &[])?;
+    (step.requires)(node, &[])?;
     changes.iter().for_each(|change| say!("{change}"));
     (step.warning)(node, wishes).iter().for_each(tell);
     let mut made = Vec::new();
@@ -267,10 +267,10 @@ fn go(node: &Node, step: &Step, wishes: Wishes, journal: &mut Journal, counts: &
         counts.fixed += usize::from(is_directory && is_there);
         Ok(())
     });
-    let result = result.and_then(|()| (step.prove)(node).context("the new files do not do"));
+    let result = result.and_then(|()| (step.validate)(node).context("the new files do not do"));
     let Err(error) = result else {
-        if node.is_running() && !step.then.is_empty() {
-            say!("{}\n", step.then);
+        if node.is_running() && !step.follow_up.is_empty() {
+            say!("{}\n", step.follow_up);
         }
         counts.files += made.len();
         return Ok(());
