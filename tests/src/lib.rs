@@ -330,7 +330,7 @@ pub fn try_way(user: impl Display, way: &[&str]) -> Done {
 
 /// Tries everything a client can come for. Each attempt must be refused with this sentence and one log line with this cause.
 #[track_caller]
-pub fn refused(user: &str, sentence: &str, cause: &str) {
+pub fn assert_user_refused(user: &str, sentence: &str, cause: &str) {
     for way in WAYS {
         let log = Log::from_now();
         let done = try_way(user, way);

@@ -50,7 +50,7 @@ const SLOW: Duration = Duration::from_secs(3);
 
 /// One login that this module refuses for this cause.
 #[track_caller]
-fn turned_away(uid: u32, cause: &str) {
+fn assert_refused(uid: u32, cause: &str) {
     let (log, started) = (Log::from_now(), Instant::now());
     let done = ssh(uid, "touch /tmp/landed-on-the-host");
     assert_eq!((done.status, done.out.as_str()), (Some(255), ""), "{done:?}");
@@ -68,7 +68,7 @@ fn inside(uid: u32, mounts: &str) -> String {
 }
 
 #[track_caller]
-fn lands(uid: u32, mounts: &str) {
+fn assert_login_inside(uid: u32, mounts: &str) {
     let started = Instant::now();
     assert_eq!(ssh(uid, WHOAMI).ok(), inside(uid, mounts));
     assert!(started.elapsed() < SLOW, "{:?}", started.elapsed());
@@ -134,7 +134,7 @@ fn a_listener_inside_says_whatever_it_likes() {
         for kind in KINDS {
             set_kind(30001, kind);
             let heard = listen_to(30001, kind);
-            turned_away(30001, NOT_PID_1);
+            assert_refused(30001, NOT_PID_1);
             assert_unheard(30001, kind, heard);
         }
     }
@@ -150,7 +150,7 @@ fn a_listener_with_mounts_and_a_group_file_of_its_own() {
             "exec unshare -Urmn {pid_1_of_its_own} bash -c 'mount -t tmpfs none /etc && echo disk:x:6:30001 >/etc/group && exec TENANT serve ~/run/ns.socket'"
         ));
         set_kind(30001, "send-7-own");
-        turned_away(30001, NOT_PID_1);
+        assert_refused(30001, NOT_PID_1);
         assert_unheard(30001, "send-7-own", None);
     }
     watch.done();
@@ -165,7 +165,7 @@ fn a_listener_that_has_ended_and_whose_number_is_somebody_elses() {
         let ask = "socket(S, AF_UNIX, SOCK_STREAM, 0); connect(S, sockaddr_un(shift)) or die; print unpack 'l', getsockopt(S, SOL_SOCKET, 17)";
         let gone = run("perl", &["-MSocket", "-e", ask, SOCKET], b"").ok();
         assert!(!Path::new(&format!("/proc/{gone}")).exists(), "{gone} still lives");
-        turned_away(30001, "");
+        assert_refused(30001, "");
         // Root's, of all people's.
         let mut heir = eventually("the number to be given away again", || {
             fs::write("/proc/sys/kernel/ns_last_pid", (gone.parse::<u32>().unwrap() - 1).to_string()).unwrap();
@@ -177,7 +177,7 @@ fn a_listener_that_has_ended_and_whose_number_is_somebody_elses() {
             None
         });
         let log = Log::from_now();
-        turned_away(30001, "");
+        assert_refused(30001, "");
         let line = log.one_line("refused:");
         assert!(["ended", "ESRCH", NOT_PID_1].iter().any(|cause| line.contains(cause)), "{line}");
         drop((heir.kill(), heir.wait()));
@@ -198,7 +198,7 @@ fn a_hostile_pid_1_says_whatever_it_likes() {
         for kind in ["send-5-others"].into_iter().chain(KINDS) {
             set_kind(HOSTILE, kind);
             let heard = listen_to(HOSTILE, kind);
-            lands(HOSTILE, &mounts);
+            assert_login_inside(HOSTILE, &mounts);
             assert_unheard(HOSTILE, kind, heard);
         }
     }
@@ -222,7 +222,7 @@ fn a_hostile_pid_1_leaves_its_backlog_full() {
         assert!(ssh(HOSTILE, "true").err.contains("does not answer"));
         assert!(log.one_line("refused:").contains("ETIMEDOUT"));
         assert!((2..6).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
-        lands(30001, &namespaces(&leader(30001))["mnt"]); // others do not wait with it
+        assert_login_inside(30001, &namespaces(&leader(30001))["mnt"]); // others do not wait with it
     }
     watch.done();
 }
@@ -237,7 +237,7 @@ fn another_containers_pid_1_listens() {
         sh(format!("mv {SOCKET} {SOCKET}.kept; ln /containers/30000/run/ns.socket {SOCKET}; chown 30001 {SOCKET}"))
             .ok();
         let _owner = AtEnd(|| drop(sh("chown 30000 /containers/30000/run/ns.socket")));
-        turned_away(30001, "its uids are [30000, 30000, 30000, 30000], not the container's");
+        assert_refused(30001, "its uids are [30000, 30000, 30000, 30000], not the container's");
     }
     watch.done();
 }
@@ -272,7 +272,7 @@ fn the_path_leads_somewhere_else() {
                 made.replace('P', path)
             ),
         );
-        turned_away(30001, cause);
+        assert_refused(30001, cause);
     }
     watch.done();
 }
@@ -289,7 +289,7 @@ fn a_socket_of_another_type_or_that_nobody_listens_on() {
             drop(UnixListener::bind(SOCKET).unwrap());
         }
         sh(format!("chown 30001 {SOCKET}")).ok();
-        turned_away(30001, &format!("connect to run/ns.socket: {cause}"));
+        assert_refused(30001, &format!("connect to run/ns.socket: {cause}"));
     }
     watch.done();
 }
@@ -304,7 +304,7 @@ fn roots_own_socket_elsewhere_is_never_called() {
     for (path, target) in [(SOCKET, "/run/roots/ns.socket"), ("/containers/30001/run", "/run/roots")] {
         let _restored = Restored::later(path);
         as_tenant(30001, &format!("mv {path} {path}.kept; ln -s {target} {path}"));
-        turned_away(30001, "");
+        assert_refused(30001, "");
         assert_eq!(roots.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "somebody called");
     }
     watch.done();
@@ -563,7 +563,7 @@ fn records_and_dot_files_are_links_and_fifos() {
         "mkdir $file",
     ] {
         as_tenant(30001, &format!("{remove}; for file in {files}; do {made}; done"));
-        lands(30001, mounts);
+        assert_login_inside(30001, mounts);
         let terminal = run("ssh", &["-tt", "-q", "30001@node", WHOAMI], b"");
         assert_eq!(terminal.ok().replace('\r', ""), inside(30001, mounts), "{made}");
     }
@@ -630,7 +630,7 @@ fn a_session_that_hangs_in_a_file_of_the_tenants_is_nobody_elses_trouble() {
         let _hostile = Hostile::start("serve /run/ns.socket");
         let mut clients: Vec<_> = (0..5).map(|_| Inside::start(HOSTILE, "true")).collect();
         std::thread::sleep(Duration::from_secs(1));
-        lands(30001, &namespaces(&leader(30001))["mnt"]);
+        assert_login_inside(30001, &namespaces(&leader(30001))["mnt"]);
         clients.clear();
     }
     watch.done(); // with the container all of it has gone
@@ -655,7 +655,7 @@ fn files_of_a_root_file_system_of_the_tenants_own_are_links_and_fifos() {
         let _client = Inside::start(HOSTILE, "true");
         let waits = eventually("who waits for a word of it", || pgrep("/etc/ssh/sshrc$"));
         assert_eq!(namespaces(&waits)["mnt"], hostile.mounts());
-        lands(30001, &namespaces(&leader(30001))["mnt"]);
+        assert_login_inside(30001, &namespaces(&leader(30001))["mnt"]);
     }
     watch.done();
 }

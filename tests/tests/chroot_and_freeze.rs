@@ -17,7 +17,7 @@ fn assert_refused_within_timeout(user: &str, sentence: &str, cause: &str) {
     let (log, started) = (Log::from_now(), Instant::now());
     let done = run("timeout", &["-s", "KILL", "8", "ssh", &format!("{user}@node"), "hostname; ls /"], b"");
     assert_eq!(done.status, Some(255), "{done:?} after {:.1?}\n{}", started.elapsed(), log.text());
-    refused(user, sentence, cause);
+    assert_user_refused(user, sentence, cause);
 }
 
 /// A session is where pid 1 is: it sees the same root directory.

@@ -13,15 +13,15 @@ fn the_emperor_is_down() {
     sh("node-emperor stop").ok();
     {
         let _up = AtEnd(|| drop(sh("node-emperor start")));
-        refused(
+        assert_user_refused(
             "30001",
             "Container 30001 is not running. Please try again in a moment.",
             "connect to run/ns.socket: ECONNREFUSED",
         );
         sh("mv /containers/30001/run/ns.socket /tmp/").ok();
-        refused("30001", "Container 30001 is not running.", "open run/ns.socket: ENOENT");
+        assert_user_refused("30001", "Container 30001 is not running.", "open run/ns.socket: ENOENT");
         sh("rm /tmp/ns.socket; mv /containers/30001/run /containers/30001/away").ok();
-        refused("30001", "Container 30001 is not running.", "open its directory run: ENOENT");
+        assert_user_refused("30001", "Container 30001 is not running.", "open its directory run: ENOENT");
         sh("mv /containers/30001/away /containers/30001/run").ok();
     }
     honest_login_works();
@@ -179,13 +179,13 @@ fn a_line_in_passwd_makes_no_container() {
     ];
     for (line, cause) in cases {
         let _account = add_account(line);
-        refused(line.split(':').next().unwrap(), sentence, cause);
+        assert_user_refused(line.split(':').next().unwrap(), sentence, cause);
     }
     // A directory of someone else's.
     let _account = add_account("30010:x:30010:30010::/home/30010:/bin/bash");
     sh("mkdir /containers/30010").ok();
     let _end = AtEnd(|| drop(sh("rmdir /containers/30010")));
-    refused("30010", sentence, "the account has no directory /containers/30010 of its own");
+    assert_user_refused("30010", sentence, "the account has no directory /containers/30010 of its own");
     honest_login_works();
 }
 
@@ -194,7 +194,7 @@ fn a_line_in_passwd_makes_no_container() {
 fn an_unknown_option() {
     {
         let _option = with_option("timout=5");
-        refused(
+        assert_user_refused(
             "30001",
             "Container 30001 cannot be entered: this node is not set up for it.",
             "unknown option: timout=5",
@@ -293,7 +293,7 @@ fn a_container_without_a_cgroup_of_its_own() {
                 let _ = fs::write(file, pid);
             }
         });
-        refused(
+        assert_user_refused(
             "30001",
             "Container 30001 cannot be entered: its set-up failed a check.",
             "it has no cgroup of its own",
@@ -323,7 +323,7 @@ fn the_socket_is_another_containers_or_no_socket_at_all() {
         .ok();
         {
             let _back = AtEnd(|| drop(sh(format!("rm -rf {socket} && mv {socket}.kept {socket}"))));
-            refused("30001", sentence, cause);
+            assert_user_refused("30001", sentence, cause);
         }
     }
     honest_login_works();
@@ -350,7 +350,7 @@ fn someone_else_listens_on_the_socket() {
                 drop(sh(format!("pkill -f '[s]leep 900'; rm -f {socket}; mv {socket}.kept {socket}")));
             });
             eventually("the listener", || fs::exists(socket).unwrap().then_some(()));
-            refused("30001", "its set-up failed a check", cause);
+            assert_user_refused("30001", "its set-up failed a check", cause);
         }
     }
     honest_login_works();

@@ -70,7 +70,7 @@ fn the_log_has_both_names() {
     assert!(log.one_line("session closed").contains("container 30001 (web1): session closed after "));
     // A refusal too; the user reads the name that they know.
     let wrong = linked::Link::to(30001, "/sys/fs/cgroup/no-such-group");
-    refused(
+    assert_user_refused(
         "web1",
         "Container web1 cannot be entered: this node has a wrong link to it.",
         "container 30001 (web1) refused: ",
@@ -160,15 +160,15 @@ fn a_uid_without_a_link_of_that_name_to_it_is_refused() {
     for line in ["web1:x:30001:30001::/home/web1:/bin/bash", "Web1:x:30001:30001::/home/Web1:/bin/bash"] {
         let user = line.split(':').next().unwrap();
         let _account = add_account(line);
-        refused(user, &format!("Container {user} is not on this node."), CAUSE);
+        assert_user_refused(user, &format!("Container {user} is not on this node."), CAUSE);
         for target in ["30000", "./30001", "30001/", "/containers/30001", "web2"] {
             let _name = second_name(user, target);
-            refused(user, &format!("Container {user} is not on this node."), CAUSE);
+            assert_user_refused(user, &format!("Container {user} is not on this node."), CAUSE);
         }
     }
     let _name = second_name("web1", "30001");
     let _account = add_account("web1:x:30001:100::/home/web1:/bin/bash");
-    refused("web1", "Container web1 is not on this node.", CAUSE);
+    assert_user_refused("web1", "Container web1 is not on this node.", CAUSE);
     honest_login_works();
 }
 
@@ -187,7 +187,7 @@ fn a_link_that_another_than_root_can_have_made_is_refused() {
         ("chmod 755 /containers; chown alice /containers", "/containers has mode 40755 and belongs to uid 1000"),
     ] {
         sh(change).ok();
-        refused("web1", NODE_NOT_SET_UP, cause);
+        assert_user_refused("web1", NODE_NOT_SET_UP, cause);
         assert_eq!(ssh(30001, "hostname").ok(), "c30001", "{change}: a number needs no link");
     }
     sh("chown root:root /containers; chmod 755 /containers").ok();

@@ -55,7 +55,7 @@ fn one_more_than_may_be_open_is_refused_by_every_way_in() {
     {
         let _option = with_option("sessions=2");
         let [one, two] = [2001, 2002].map(|marker| Session::open(30001, &[], marker));
-        refused("30001", SENTENCE, "2 sessions are open (sessions=2)");
+        assert_user_refused("30001", SENTENCE, "2 sessions are open (sessions=2)");
 
         let (bytes, holders): (BTreeSet<_>, BTreeSet<_>) = slots(30001).into_iter().unzip();
         assert_eq!((bytes.len(), holders), (2, BTreeSet::from([one.monitor(), two.monitor()])));

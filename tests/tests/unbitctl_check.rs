@@ -73,7 +73,7 @@ fn one<'a>(findings: &'a [Finding], state: &str, words: &str) -> &'a Finding {
 
 /// All is well with a check, as far as this text goes.
 #[track_caller]
-fn is_well(findings: &[Finding], words: &str) {
+fn assert_healthy(findings: &[Finding], words: &str) {
     one(findings, "ok", words);
     assert!(findings.iter().all(|finding| finding.state == "ok"), "{findings:#?}");
 }
@@ -124,7 +124,7 @@ const MADE: &str = "
 #[ignore = "needs the node: make test"]
 fn directories() {
     sh(MADE).ok();
-    is_well(&check("directories"), "all 13 are there");
+    assert_healthy(&check("directories"), "all 13 are there");
     for (path, breaks, seen, fixes) in [
         ("/containers", "chmod o+w", "is root:root 0757 where root:root 0755 is needed", "chmod 755"),
         ("/containers", "chmod g+w", "root:root 0775", "chmod 755"),
@@ -158,12 +158,12 @@ fn directories() {
         let well = found.iter().filter(|finding| finding.state == "ok").count();
         assert_eq!(found.len(), well + 1, "nothing else is the matter: {found:?}");
         sh(format!("{fixes} {path}")).ok();
-        is_well(&check("directories"), "all 13");
+        assert_healthy(&check("directories"), "all 13");
     }
     sh("chmod 777 /etc/uwsgi/alarms").ok();
     one(&check("directories"), "warn", "/etc/uwsgi/alarms lacks the sticky bit");
     sh(MADE).ok();
-    is_well(&check("directories"), "all 13");
+    assert_healthy(&check("directories"), "all 13");
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn what_is_in_the_way_of_a_directory() {
     }
     // A link is the operator's right, and what counts is behind it.
     sh("rm -rf /etc/uwsgi/ssl; install -d /srv/ssl; ln -s /srv/ssl /etc/uwsgi/ssl").ok();
-    is_well(&check("directories"), "all 13");
+    assert_healthy(&check("directories"), "all 13");
     sh("chmod o+w /srv/ssl").ok();
     one(&check("directories"), "fail", "/etc/uwsgi/ssl (a link to /srv/ssl) is root:root 0757");
 }
@@ -202,7 +202,7 @@ fn containers_below_a_directory_of_somebody_elses() {
     let _back = AtEnd(|| {
         sh("rm /containers && mv /srv/of/containers / && rmdir /srv/of").ok();
     });
-    is_well(&check("directories"), "all 13");
+    assert_healthy(&check("directories"), "all 13");
     for (breaks, seen) in
         [("chown alice", "uid 1000's, mode 0755"), ("chmod 777", "uid 0's, mode 0777"), ("chmod 775", "")]
     {
@@ -212,10 +212,10 @@ fn containers_below_a_directory_of_somebody_elses() {
         assert!(finding.seen.ends_with(seen), "{finding:?}");
         assert_eq!(finding.fix.as_deref(), Some("chown root:root /srv/of && chmod go-w /srv/of"));
         sh(finding.fix.as_ref().unwrap()).ok();
-        is_well(&check("directories"), "all 13");
+        assert_healthy(&check("directories"), "all 13");
     }
     sh("chmod 1777 /srv/of").ok(); // like /tmp: nobody renames what is another's
-    is_well(&check("directories"), "all 13");
+    assert_healthy(&check("directories"), "all 13");
 }
 
 #[test]
@@ -241,12 +241,12 @@ fn directories_of_a_root_directory_are_its_own() {
     assert_eq!(finding.fix.as_deref(), Some("unbitctl setup --root /srv/root directories"));
     let made = MADE.replace(" /", &format!(" {root}/")).replace("www-data", "48").replace("-g 48", "-g 49");
     sh(&made).ok();
-    is_well(&directories(), "all 13");
+    assert_healthy(&directories(), "all 13");
     // A link of the root directory's leads where it would lead there.
     sh(format!("rmdir {root}/ns; ln -s /srv/outside {root}/ns")).ok();
     one(&directories(), "fail", "/ns is a link that leads nowhere");
     sh(format!("mkdir -p {root}/srv/outside")).ok();
-    is_well(&directories(), "all 13");
+    assert_healthy(&directories(), "all 13");
     // What needs a node that runs says so.
     let found = findings(sh(format!("{CHECK} --root {root}")));
     for check in ["filesystem", "mounts", "cgroups", "time"] {
@@ -599,7 +599,7 @@ fn an_emperor_that_is_dead() {
     for uid in [30000, 30001] {
         leader(uid);
     }
-    is_well(&check("emperor"), "and all 2 containers that have files run and listen");
+    assert_healthy(&check("emperor"), "and all 2 containers that have files run and listen");
     {
         let _again = AtEnd(|| drop(sh("node-emperor start; node-wait-container 30000; node-wait-container 30001")));
         sh("node-emperor stop").ok();
@@ -618,7 +618,7 @@ fn an_emperor_that_is_dead() {
         eventually("the other uwsgi", || (fs::read_to_string(&comm).ok()? == "uwsgi\n").then_some(()));
         one(&check("emperor"), "fail", "no Emperor runs");
     }
-    is_well(&check("emperor"), "the Emperor runs");
+    assert_healthy(&check("emperor"), "the Emperor runs");
     // A container that ends as soon as it is started.
     let vassal = Changed::file(VASSAL, |text| format!("{text}nonsense = 1\n"));
     let found = eventually("a container that does not start", || {
@@ -650,7 +650,7 @@ fn an_emperor_that_is_dead() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn an_sshd_that_does_not_listen() {
-    is_well(
+    assert_healthy(
         &check("service").into_iter().filter(|finding| finding.state != "not-applicable").collect::<Vec<_>>(),
         "an sshd listens",
     );
@@ -666,7 +666,7 @@ fn an_sshd_that_does_not_listen() {
 #[ignore = "needs the node: make test"]
 fn files_of_containers_that_give_power_away() {
     leader(30001);
-    is_well(&check("vassals"), "none of 2 files gives its tenant power over the node");
+    assert_healthy(&check("vassals"), "none of 2 files gives its tenant power over the node");
     for (line, state, seen) in [
         ("logto = /containers/%n/logs/x.log", "fail", "logto = /containers/30001/logs/x.log"),
         ("hook-asap = chown:/containers/%n/run %n %n", "fail", "hook-asap = chown:/containers/30001/run 30001 30001"),
@@ -694,7 +694,7 @@ fn files_of_containers_that_give_power_away() {
         }
         if line.starts_with("logto") {
             sh(finding.fix.as_ref().unwrap()).ok();
-            is_well(&check("vassals"), "none of 2 files");
+            assert_healthy(&check("vassals"), "none of 2 files");
         }
         drop(changed); // its container starts anew, and another time after the next line
     }
@@ -705,7 +705,7 @@ fn files_of_containers_that_give_power_away() {
         let found = check("vassals");
         let finding = one(&found, "fail", mode);
         sh(finding.fix.as_ref().unwrap().split(',').next().unwrap()).ok();
-        is_well(&check("vassals"), "none of 2 files");
+        assert_healthy(&check("vassals"), "none of 2 files");
     }
     sh(format!("chmod 644 {VASSAL}")).ok();
     // What a template has put into all of them is told once.
@@ -746,7 +746,7 @@ fn services_of_the_guide() {
         eventually("a listener", || Path::new("/run/listens").exists().then_some(()));
     };
     listen("127.0.0.1");
-    is_well(&check("services"), "all whose files are there run: http");
+    assert_healthy(&check("services"), "all whose files are there run: http");
     listen("0.0.0.0");
     one(&check("services"), "fail", "http tells its statistics on 0.0.0.0:5003, and not on 127.0.0.1 alone");
 }
@@ -775,7 +775,7 @@ fn keys_and_certificates_of_the_guide() {
     sh("sed -i 's/<the_api_domain>/api.example.com/' /etc/uwsgi/local.ini").ok();
     certificate("client", "-days 365");
     certificate("uwsgi.it", "-days 365");
-    is_well(&check("secrets"), "for nobody's eyes, and end in no 30 days");
+    assert_healthy(&check("secrets"), "for nobody's eyes, and end in no 30 days");
     for (breaks, fixes, state, seen) in [
         ("chmod 644 /etc/uwsgi/local.ini", "", "fail", "/etc/uwsgi/local.ini has mode 0644"),
         ("chmod 604 /etc/uwsgi/ssl/client.key", "", "fail", "/etc/uwsgi/ssl/client.key has mode 0604"),
@@ -792,7 +792,7 @@ fn keys_and_certificates_of_the_guide() {
         let fix = one(&found, state, seen).fix.clone().unwrap();
         assert_eq!(found.len(), 1, "{found:#?}");
         sh(if fixes.is_empty() { fix } else { format!("cd /etc/uwsgi/ssl; {fixes}") }).ok();
-        is_well(&check("secrets"), "for nobody's eyes");
+        assert_healthy(&check("secrets"), "for nobody's eyes");
     }
     certificate("uwsgi.it", "-days 7");
     one(&check("secrets"), "warn", "/etc/uwsgi/ssl/uwsgi.it.crt ends on ");
@@ -844,9 +844,9 @@ impl Drop for Other {
 #[test]
 #[ignore = "needs the node: make test"]
 fn distributions() {
-    is_well(&check("distributions"), "libnss_unbit.so.2 and its line in nsswitch.conf");
+    assert_healthy(&check("distributions"), "libnss_unbit.so.2 and its line in nsswitch.conf");
     let _other = Other::new();
-    is_well(&check("distributions"), "/distros/other: both directories, /usr/lib");
+    assert_healthy(&check("distributions"), "/distros/other: both directories, /usr/lib");
     let module = sh("find /distros/other -name libnss_unbit.so.2").ok();
     for (breaks, state, seen, fix) in [
         ("rmdir .old_root", "fail", "/distros/other/.old_root is missing", "unbitctl setup distributions"),
@@ -908,11 +908,11 @@ fn distributions() {
         one(&found, "ok", "/distros/base: ");
         assert_eq!(found.len(), 2, "{breaks}: {found:#?}");
         sh(format!("rm -rf /distros/other; {OTHER}")).ok();
-        is_well(&check("distributions"), "/distros/other: ");
+        assert_healthy(&check("distributions"), "/distros/other: ");
     }
     // A line of passwd does as well.
     sh("find /distros/other -name 'lib*' -type f -delete; echo 30001:x:30001:30001::/:/bin/sh >>/distros/other/etc/passwd").ok();
-    is_well(&check("distributions"), "/distros/other: both directories, lines of passwd for 1 containers");
+    assert_healthy(&check("distributions"), "/distros/other: both directories, lines of passwd for 1 containers");
 }
 
 #[test]
@@ -922,12 +922,12 @@ fn what_is_a_distribution() {
     sh("mv /distros/other /srv/other; ln -s /srv/other /distros/linked; touch /distros/file; mkdir /distros/.hidden")
         .ok();
     let found = check("distributions");
-    is_well(&found, "/distros/linked: ");
+    assert_healthy(&found, "/distros/linked: ");
     assert_eq!(found.len(), 2, "{found:?}");
     let empty = "unshare --mount sh -euc 'mount -t tmpfs -o mode=755 none /distros; \"$@\"' sh";
     one(&check_by(empty, "distributions"), "warn", "/distros is empty");
     let programs = "strace -f -qq -e trace=execve -e signal=none -o /run/execve";
-    is_well(&check_by(programs, "distributions"), "/distros/base: ");
+    assert_healthy(&check_by(programs, "distributions"), "/distros/base: ");
     let run = fs::read_to_string("/run/execve").unwrap();
     assert!(run.contains("unbitctl") && !run.contains("/distros"), "nothing of a distribution runs: {run}");
 }
@@ -946,7 +946,7 @@ fn time() {
     let says = |state: u32| format!("strace -qq -o /dev/null -e inject=adjtimex,clock_adjtime:retval={state}");
     let found = check_by(&says(5), "time");
     assert!(one(&found, "fail", "the kernel's clock is not synchronised").fix.as_ref().unwrap().contains("timesyncd"));
-    is_well(&check_by(&says(0), "time"), "the kernel's clock is synchronised");
+    assert_healthy(&check_by(&says(0), "time"), "the kernel's clock is synchronised");
     // STA_UNSYNC alone, in the struct's word behind modes, offset, freq, maxerror and esterror.
     if cfg!(target_pointer_width = "64") && strace_pokes() {
         let words = "00".repeat(40) + "40000000";
@@ -967,7 +967,7 @@ fn time() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn an_answer_of_somebody_elses() {
-    is_well(&check("nsswitch"), "getent shadow 3000");
+    assert_healthy(&check("nsswitch"), "getent shadow 3000");
     let _hosts = Changed::file("/etc/hosts", |text| format!("192.0.2.9 30000.local\n{text}"));
     one(&check("nsswitch"), "warn", "getent ahostsv4 30000.local has another answer: 192.0.2.9");
 }
@@ -975,7 +975,7 @@ fn an_answer_of_somebody_elses() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn an_order_in_which_systemd_is_asked_first() {
-    is_well(&check("nsswitch"), "unbit has its place in passwd, group, shadow and hosts");
+    assert_healthy(&check("nsswitch"), "unbit has its place in passwd, group, shadow and hosts");
     for database in ["passwd", "group", "shadow"] {
         let _switch = Changed::file("/etc/nsswitch.conf", |text| {
             let lines = text.lines().map(|line| match line.strip_prefix(&format!("{database}:")) {
@@ -1025,7 +1025,7 @@ impl Drop for Nscd {
 #[test]
 #[ignore = "needs the node: make test"]
 fn nscd() {
-    is_well(&check("nscd"), "does not run");
+    assert_healthy(&check("nscd"), "does not run");
     let off = |databases: &[&str]| {
         let mut configuration = fs::read_to_string("/etc/nscd.conf").unwrap();
         for database in databases {
@@ -1053,15 +1053,15 @@ fn nscd() {
     {
         let _off = off(&["passwd", "group"]);
         let _nscd = Nscd::start();
-        is_well(&check("nscd"), "caches neither passwd nor group");
+        assert_healthy(&check("nscd"), "caches neither passwd nor group");
         sh("pkill -STOP -x nscd").ok();
         one(&check("nscd"), "fail", "gives no answer");
         one(&check("nsswitch"), "not-applicable", "nscd keeps every question waiting");
     }
-    is_well(&check("nscd"), "does not run");
+    assert_healthy(&check("nscd"), "does not run");
     // A socket that was left behind.
     sh("perl -MIO::Socket::UNIX -e 'unlink q(/run/nscd/socket); IO::Socket::UNIX->new(Local => q(/run/nscd/socket), Listen => 1)'").ok();
-    is_well(&check("nscd"), "does not run");
+    assert_healthy(&check("nscd"), "does not run");
     sh("rm /run/nscd/socket").ok();
 }
 
@@ -1154,8 +1154,8 @@ fn setup_fixes_what_check_finds() {
     sh(format!("unbitctl setup --dry-run {STEPS}")).ok();
     one(&check("directories"), "fail", "missing: /subscribe");
     sh(format!("unbitctl setup {STEPS}")).ok();
-    is_well(&check("directories"), "all 13 are there");
-    is_well(&check("distributions"), "/distros/other: ");
+    assert_healthy(&check("directories"), "all 13 are there");
+    assert_healthy(&check("distributions"), "/distros/other: ");
     assert_eq!(sh("stat -c %u:%g:%a /srv/ssl /opt/unbit /etc/uwsgi/tmp_ssl").ok(), "0:0:755\n0:0:755\n33:33:700");
     assert!(fs::symlink_metadata("/etc/uwsgi/ssl").unwrap().is_symlink(), "the operator's link stays");
     assert!(sh(format!("unbitctl setup {STEPS}")).ok().starts_with("nothing to do"));
@@ -1163,7 +1163,7 @@ fn setup_fixes_what_check_finds() {
     let configuration = fs::read_to_string("/etc/nscd.conf").unwrap();
     assert!(configuration.starts_with("# as it was\n"));
     let _nscd = Nscd::start();
-    is_well(&check("nscd"), "caches neither passwd nor group");
+    assert_healthy(&check("nscd"), "caches neither passwd nor group");
 }
 
 /// What others can write to is theirs: set-up, which is root, makes nothing there.
@@ -1180,5 +1180,5 @@ fn setup_leaves_distributions_alone_that_are_not_roots() {
     for finding in found.iter().filter(|finding| finding.state != "ok") {
         sh(finding.fix.as_ref().unwrap()).ok();
     }
-    is_well(&check("distributions"), "/distros/other: ");
+    assert_healthy(&check("distributions"), "/distros/other: ");
 }

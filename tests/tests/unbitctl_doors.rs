@@ -34,7 +34,7 @@ fn one(findings: &[Finding], state: &str, words: &str) -> Option<String> {
 }
 
 #[track_caller]
-fn is_well(name: &str) {
+fn assert_healthy(name: &str) {
     let findings = check(name);
     assert!(!findings.is_empty() && findings.iter().all(|(state, ..)| state == "ok"), "{findings:#?}");
 }
@@ -46,7 +46,7 @@ fn append<'a>(line: &'a str) -> impl FnOnce(&str) -> String + 'a {
 #[test]
 #[ignore = "needs the node: make test"]
 fn an_account_with_a_containers_name_or_number() {
-    is_well("accounts");
+    assert_healthy("accounts");
     {
         // The account was there before the container: of one that is there useradd(8) knows the name to be taken.
         assert_eq!(sh("useradd --badname --uid 2001 30001").status, Some(9));
@@ -57,7 +57,7 @@ fn an_account_with_a_containers_name_or_number() {
         let fix = one(&check("accounts"), "fail", "the account 30555 has the uid 2001, and /containers/30555 is there");
         assert_eq!(fix.as_deref(), Some("usermod --login ANOTHER_NAME 30555"));
         sh(fix.unwrap().replace("ANOTHER_NAME", "other")).ok();
-        is_well("accounts");
+        assert_healthy("accounts");
     }
     {
         let _other = Changed::file("/etc/passwd", append("30999:x:2002:2002::/:/bin/sh"));
@@ -77,7 +77,7 @@ fn an_account_with_a_containers_name_or_number() {
         let text = sh("unbitctl check").out;
         assert!(text.contains("the account a\\u{1b}[2Kb\\u{d} has"), "{text}");
     }
-    is_well("accounts");
+    assert_healthy("accounts");
 }
 
 /// An ordinary user is its subordinate ids by newuidmap(1); which one is a container's, the kernel does not care.
@@ -121,20 +121,20 @@ fn subordinate_ids_that_are_containers() {
         assert_eq!(fix, &format!("set {kind}_COUNT 0 in /etc/login.defs"));
         sh(format!("sed -i '/^{kind}_COUNT/d' /etc/login.defs; echo {kind}_COUNT 0 >>/etc/login.defs")).ok();
     }
-    is_well("subids");
+    assert_healthy("subids");
     sh("useradd dave").ok();
-    is_well("subids");
+    assert_healthy("subids");
     // Those of root, for other engines.
     fs::write("/etc/subuid", "root:100000:65536\n").unwrap();
     one(&check("subids"), "warn", "what root starts with them the number of the container 100005");
     fs::write("/etc/subuid", "root:1000000:65536\n").unwrap();
-    is_well("subids");
+    assert_healthy("subids");
 }
 
 #[test]
 #[ignore = "needs the node: make test"]
 fn limits_that_limit_nothing() {
-    is_well("limits");
+    assert_healthy("limits");
     for line in ["30001 hard nproc 5", "%30001 - maxlogins 4", "30000: hard nofile 100"] {
         let file = "/etc/security/limits.d/x.conf";
         fs::create_dir_all("/etc/security/limits.d").unwrap();
@@ -143,7 +143,7 @@ fn limits_that_limit_nothing() {
         let domain = line.split(' ').next().unwrap();
         one(&check("limits"), "warn", &format!("{file}:3: {domain}"));
     }
-    is_well("limits");
+    assert_healthy("limits");
     // So it is: the line has no effect on a session.
     let limits = |user: &str| ssh(user, "ulimit -n").ok();
     let before = limits("30001");
@@ -259,7 +259,7 @@ fn a_log_that_containers_write_into() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn no_mail_server() {
-    is_well("mail");
+    assert_healthy("mail");
     let _other = AtEnd(|| fs::remove_file("/usr/sbin/sendmail").unwrap());
     std::os::unix::fs::symlink("/bin/true", "/usr/sbin/sendmail").unwrap();
     one(&check("mail"), "not-applicable", "neither exim nor postfix");
