@@ -50,7 +50,7 @@ impl Link {
         let Some(status) = status_of(&directory, &name)? else { return Ok(None) };
         let is_link = roots_path::kind(&status) == SFlag::S_IFLNK;
         if !is_link || status.st_uid != 0 {
-            let cause = format!("{DIRECTORY}/{name} is not a symbolic link of root's");
+            let cause = format!("{DIRECTORY}/{name} is not a symbolic link that root owns");
             return Err(Refusal::new(Reason::BadLink, cause));
         }
         let text = retry(|| readlinkat(&directory, name.as_str()))

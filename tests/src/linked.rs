@@ -221,7 +221,7 @@ pub fn linked_leader(uid: u32) -> Option<String> {
     LEADERS.lock().unwrap().get(&uid).cloned()
 }
 
-/// A link of root's, until this is dropped.
+/// A link that root made, until this is dropped.
 pub struct Link(u32);
 
 impl Link {

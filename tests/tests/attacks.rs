@@ -1,5 +1,5 @@
 //! What a hostile tenant may try: one who owns /containers/UID and all below it, has unprivileged user namespaces, and in the worst case the code of
-//! the container's pid 1 and a root file system. Each case ends with [`Watch::done`]: nothing of root's ran inside, nobody got a group, no file
+//! the container's pid 1 and a root file system. Each case ends with [`Watch::done`]: no root process ran inside, nobody got a group, no file
 //! outside was touched, no session was on the host, nothing is left, and honest people log in.
 
 use std::fs;

@@ -1,6 +1,6 @@
 // node: --containers '30000 30001 30002'
 //! A pid 1 whose root directory is not where a join would end, and a container that is frozen. Both are refused in account, with the cause; what
-//! happens only between the check and the join keeps no process of root's waiting, and leaves nothing half done.
+//! happens only between the check and the join keeps no root process waiting, and leaves nothing half done.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -246,7 +246,7 @@ fn a_container_that_is_frozen_between_check_and_join() {
                 let roots = freezer.members().into_iter().filter(|pid| {
                     !status_field(pid, "Uid").is_none_or(|uid| uid.starts_with("30001\t30001\t30001\t30001"))
                 });
-                assert_eq!(roots.collect::<Vec<_>>(), [""; 0], "a process of root's in the container's group");
+                assert_eq!(roots.collect::<Vec<_>>(), [""; 0], "a root process in the container's group");
                 log.one_line("refused:");
             }
             eventually("the container has only what it had", || {

@@ -289,7 +289,7 @@ fn the_mount_point_of_old_root_leads_elsewhere() {
     sh(format!("rm -f {HOME}/ip")).ok();
     let log = log.text();
     let loaded: Vec<_> = log.lines().filter(|line| line.contains("ld.so.preload")).collect();
-    assert!(loaded.is_empty(), "a program of root's has read the tenant's: {loaded:?}");
+    assert!(loaded.is_empty(), "a program that root runs has read the tenant's: {loaded:?}");
 }
 
 /// A fake nscd that tells initgroups(3) that the tenant is in the groups root, disk and shadow.

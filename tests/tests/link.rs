@@ -66,7 +66,7 @@ fn a_link_comes_first_and_its_container_is_entered() {
             assert_eq!(ssh(user, "hostname").ok(), "node");
         }
     }
-    // A relative link, and one through a link of root's.
+    // A relative link, and one through a link that root made.
     let relative = format!("../..{}", container.group());
     {
         let _link = Link::to(30001, &relative);
@@ -112,11 +112,11 @@ fn a_link_that_leads_to_no_container() {
         ),
         ("chmod 777 /etc/unbit", group.clone(), "\"unbit\" has mode 40777"),
         ("chown 30001 /etc/unbit", group.clone(), "\"unbit\" has mode 40755 and belongs to uid 30001"),
-        ("chown -h 30001 /etc/unbit/30001", group.clone(), "/etc/unbit/30001 is not a symbolic link of root's"),
+        ("chown -h 30001 /etc/unbit/30001", group.clone(), "/etc/unbit/30001 is not a symbolic link that root owns"),
         (
             "rm /etc/unbit/30001; touch /etc/unbit/30001",
             group.clone(),
-            "/etc/unbit/30001 is not a symbolic link of root's",
+            "/etc/unbit/30001 is not a symbolic link that root owns",
         ),
         ("mkdir /etc/unbit/30001.root-is-trusted", group.clone(), "30001.root-is-trusted is not a regular file"),
         (
@@ -529,7 +529,7 @@ fn a_container_that_restarts_while_people_log_in() {
     assert_login_in(&container.unwrap(), "web1");
 }
 
-/// Root of a container can make programs of root's, and what it makes in the account's directory is a file of the node's. There another user of the
+/// Root of a container can make set-user-ID programs that root owns, and what it makes in the account's directory is a file of the node's. There another user of the
 /// node would run it: CVE-2021-41091. A mount with its ids mapped gives root of a user namespace the node's ids in that directory, and so the
 /// same: CVE-2025-64507. Mount options of /containers keep the node's users from that.
 #[test]

@@ -129,7 +129,7 @@ fn a_distribution_is_made_and_completed() {
     for (change, back) in [("chown 30001", "chown 0"), ("chmod g+w", "chmod g-w")] {
         sh(format!("{change} /distros/new")).ok();
         let err = unbitctl("setup distribution new").failed();
-        assert!(err.contains("is not a directory of root's that nobody else may write to"), "{err}");
+        assert!(err.contains("is not a directory that root owns and nobody else may write to"), "{err}");
         sh(format!("{back} /distros/new")).ok();
     }
     // Links in it stay in it.

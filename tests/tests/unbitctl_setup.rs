@@ -62,7 +62,7 @@ impl Drop for Away {
     }
 }
 
-/// What a command that ends in `unbitctl check` finds: "STATE CHECK: SEEN", and "fix: MEND".
+/// What a command that ends in `unbitctl check` finds: "STATE CHECK: SEEN", and "fix: FIX".
 fn said(arguments: &str) -> Vec<String> {
     let found = sh(format!("{arguments} --json"));
     let json: Value = serde_json::from_str(&found.out).unwrap_or_else(|error| panic!("{error}: {found:?}"));

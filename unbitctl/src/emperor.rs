@@ -70,7 +70,7 @@ pub fn has_systemd(node: &Node) -> bool {
     node.is_running() && node.has("/run/systemd/system")
 }
 
-/// The processes of root's that run uWSGI and are in no container.
+/// The processes of root that run uWSGI and are in no container.
 pub fn pids() -> Vec<i32> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());

@@ -1,6 +1,6 @@
 //! Public keys for a container's user: read from the operator, checked by ssh-keygen(1), and written by a process that is the container's user.
 //!
-//! The directory is the tenant's, and anything may be in it. So no process of root's opens a path below it. The one that does is the tenant, has no
+//! The directory is the tenant's, and anything may be in it. So no root process opens a path below it. The one that does is the tenant, has no
 //! group and no capability, follows no link, waits for nobody, and is ended if it takes too long.
 
 use crate::inside::is_ready;
@@ -190,7 +190,7 @@ pub fn any(uid: ContainerUid) -> Result<bool> {
     })
 }
 
-/// The directory of the account. A link of root's in its place is followed.
+/// The directory of the account. A link that root made in its place is followed.
 fn open_home(uid: ContainerUid) -> Result<OwnedFd> {
     let home = uid.home();
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;

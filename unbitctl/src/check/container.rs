@@ -707,9 +707,9 @@ fn fix_link(container: ContainerUid, reason: Reason) -> Option<String> {
         Reason::Starting => Some("try again once the container has started".to_owned()),
         Reason::BadLink | Reason::NoPidNamespace | Reason::TwoContainers => Some(to_its_group),
         Reason::TooManyGroups => Some("remove cgroups that nobody uses, as root in the container".to_owned()),
-        Reason::BadMap => {
-            Some(format!("start the container with a user namespace that maps {container} to an id of nobody's"))
-        }
+        Reason::BadMap => Some(format!(
+            "start the container with a user namespace that maps {container} to an id that nobody else has"
+        )),
         Reason::RootTooPowerful => Some(format!(
             "start the container without CAP_SYS_PTRACE or with a user namespace of its own; or, if its root is to be trusted like the node's: touch {link}{}",
             link::TRUST

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 const CHECK: &str = "keyfiles";
 const WHY: &str = "sshd reads a line of ~/.ssh/authorized_keys whole: a file of 20 GB without a newline, which takes no room on the disk, takes the node's memory";
-const MEND: &str = "systemctl edit ssh, and add the two lines MemoryMax=1G and OOMPolicy=continue below [Service]; then: systemctl restart ssh";
+const FIX: &str = "systemctl edit ssh, and add the two lines MemoryMax=1G and OOMPolicy=continue below [Service]; then: systemctl restart ssh";
 
 pub fn check(node: &Node) -> Vec<Finding> {
     vec![if !node.is_running() {
@@ -60,7 +60,7 @@ fn judge(limit: Option<u64>) -> Finding {
     match limit {
         Some(limit) => Finding::ok(CHECK, WHY, format!("sshd's cgroup may have {} MiB of memory", limit >> 20)),
         None => {
-            Finding::warn(CHECK, WHY, "tenants' files of keys are read, and sshd's cgroup has no limit of memory", MEND)
+            Finding::warn(CHECK, WHY, "tenants' files of keys are read, and sshd's cgroup has no limit of memory", FIX)
         }
     }
 }

@@ -9,7 +9,7 @@ const CHECK: &str = "limits";
 const FILE: &str = "/etc/security/limits.conf";
 const DIRECTORY: &str = "/etc/security/limits.d";
 const WHY: &str = "pam_limits does not run for containers' users: such a line limits nothing";
-const MEND: &str = "set the limit for the container, in its cgroup or its vassal, and remove the line";
+const FIX: &str = "set the limit for the container, in its cgroup or its vassal, and remove the line";
 
 pub fn check(node: &Node) -> Vec<Finding> {
     let entries = node.resolve(DIRECTORY).and_then(std::fs::read_dir).into_iter().flatten().flatten();
@@ -24,7 +24,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
                 let text = String::from_utf8_lossy(&bytes).into_owned();
                 findings.extend(about_containers(&text).map(|(number, domain)| {
                     let seen = format!("{}:{number}: {}", escape::name(&file), escape::name(domain));
-                    Finding::warn(CHECK, WHY, seen, MEND)
+                    Finding::warn(CHECK, WHY, seen, FIX)
                 }));
             }
             Err(error) => {

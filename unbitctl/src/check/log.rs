@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 const CHECK: &str = "log";
 const WHY: &str = "what runs in the container can write lines into the node's log that look like sshd's or pam_unbit's";
-const MEND: &str = "give the container a /dev of its own (a tmpfs with null, zero, full, random, urandom, tty and ptmx), and do not bind \
+const FIX: &str = "give the container a /dev of its own (a tmpfs with null, zero, full, random, urandom, tty and ptmx), and do not bind \
     the node's /run into it";
 
 /// Where programs and systemd-journald(8) have their sockets; the first is a link to one in the same directory as the others.
@@ -57,7 +57,7 @@ fn judge(number: usize, seen: &BTreeMap<u32, PathBuf>) -> Finding {
     };
     let uids: Vec<_> = seen.keys().filter_map(|uid| ContainerUid::new(*uid)).collect();
     let path = escape::name(path.as_os_str().as_bytes());
-    Finding::warn(CHECK, WHY, format!("can reach the node's log, by {path}: {}", cgroups::list(&uids)), MEND)
+    Finding::warn(CHECK, WHY, format!("can reach the node's log, by {path}: {}", cgroups::list(&uids)), FIX)
 }
 
 /// The mounts of each container that runs. Nothing of the container's is opened: the kernel lists them.

@@ -477,7 +477,7 @@ fn fixed(read: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>> {
     let options = match options(&stack) {
         Ok([]) => String::new(),
         Ok(words) => format!(" {}", words.join(" ")),
-        Err(fault) => bail!("fix the options by hand, they are a decision of somebody's: {}", fault.seen),
+        Err(fault) => bail!("fix the options by hand, somebody chose them: {}", fault.seen),
     };
     if let Some(entry) = stack.iter().find(|entry| is_ours(entry) && entry.file != SERVICE) {
         bail!("take the line of {MODULE} out of {DIRECTORY}/{}, then: unbitctl setup {NAME}", entry.file);

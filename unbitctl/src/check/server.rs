@@ -108,7 +108,7 @@ fn socket(line: &str) -> Option<Socket> {
     Some(Socket { state, local: port(1)?, remote: port(2)?, inode: words.get(9)?.parse().ok()? })
 }
 
-/// The processes of root's that have one of these sockets open.
+/// The processes of root that have one of these sockets open.
 fn owners(inodes: &HashSet<u64>) -> Vec<i32> {
     let has = |pid: &i32| {
         let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();

@@ -375,7 +375,7 @@ fn judge_sftp(node: &Node, says: &Says) -> Option<Finding> {
     })
 }
 
-/// What keeps a container's user out, and what to do about it by hand: it is a decision of somebody's. The group has the number.
+/// What keeps a container's user out, and what to do about it by hand: somebody decided so. The group has the number.
 pub fn obstacles(says: &Says, user: &str, group: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut found = |why, seen, fix| findings.push(Finding::fail(NAME, why, seen, fix));

@@ -17,11 +17,11 @@ pub fn check(node: &Node) -> Vec<Finding> {
 fn judge(synchronised: nix::Result<bool>) -> Finding {
     match synchronised {
         Ok(true) => Finding::ok(CHECK, WHY, "the kernel's clock is synchronised"),
-        Ok(false) => Finding::fail(CHECK, WHY, "the kernel's clock is not synchronised (adjtimex: STA_UNSYNC)", MEND),
+        Ok(false) => Finding::fail(CHECK, WHY, "the kernel's clock is not synchronised (adjtimex: STA_UNSYNC)", FIX),
         Err(errno) => Finding::not_applicable(CHECK, WHY, format!("adjtimex: {errno}")),
     }
 }
 
-const MEND: &str = "\
+const FIX: &str = "\
 apt-get install systemd-timesyncd
 (chrony does as well, with the line rtcsync in chrony.conf, and ntpsec); some minutes later check again";

@@ -148,7 +148,7 @@ fn must_be_roots(place: &Path) -> Result<()> {
     let shown = place.display();
     let found = place.symlink_metadata().with_context(|| shown.to_string())?;
     if !found.is_dir() || found.uid() != 0 || found.mode() & 0o022 != 0 {
-        bail!("{shown} is not a directory of root's that nobody else may write to, and is left as it is");
+        bail!("{shown} is not a directory that root owns and nobody else may write to, and is left as it is");
     }
     Ok(())
 }

@@ -144,7 +144,7 @@ impl Pending {
     }
 }
 
-/// Never more open than it shall be, on the way there. If the power goes on the way, one of root's has its mode: no check asks for the directories
+/// Never more open than it shall be, on the way there. If the power goes on the way, a directory that root owns has its mode: no check asks for the directories
 /// above the others.
 fn make_directory(place: &Path, uid: u32, gid: u32, mode: u32) -> Result<()> {
     if !place.is_dir() {

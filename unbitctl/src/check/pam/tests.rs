@@ -37,7 +37,7 @@ session    optional     pam_keyinit.so force revoke
 session    optional     pam_motd.so  motd=/run/motd.dynamic
 ";
 
-const MENDED: &str = "\
+const FIXED: &str = "\
 # Containers' users, see pam_unbit(8): for them this line comes first.
 auth       [success=done ignore=ignore module_unknown=ignore default=die] pam_unbit.so
 
@@ -78,7 +78,7 @@ session    [success=done ignore=ignore module_unknown=ignore default=die] pam_un
 
 ";
     let common = "# Standard Un*x session";
-    MENDED.replacen(NOW, "", 1).replacen(common, &format!("{THEN}{common}"), 1)
+    FIXED.replacen(NOW, "", 1).replacen(common, &format!("{THEN}{common}"), 1)
 }
 
 fn reader(sshd: &str) -> impl Fn(&str) -> Option<String> {
@@ -99,9 +99,9 @@ fn fix_text(sshd: &str) -> Result<Option<String>> {
 #[test]
 fn the_stock_file_is_fixed_and_then_left_alone() {
     assert_eq!(seen(STOCK).len(), 3, "{:?}", seen(STOCK));
-    assert_eq!(fix_text(STOCK).unwrap().unwrap(), MENDED);
-    assert_eq!(seen(MENDED), [""; 0]);
-    assert_eq!(fix_text(MENDED).unwrap(), None);
+    assert_eq!(fix_text(STOCK).unwrap().unwrap(), FIXED);
+    assert_eq!(seen(FIXED), [""; 0]);
+    assert_eq!(fix_text(FIXED).unwrap(), None);
 }
 
 #[test]
@@ -114,9 +114,9 @@ fn a_session_line_in_its_former_place_is_moved_up() {
             "/etc/pam.d/sshd line 18: pam_keyinit.so runs for containers' users: pam_unbit.so must be the first session line",
         ]
     );
-    assert_eq!(fix_text(&former()).unwrap().unwrap(), MENDED);
+    assert_eq!(fix_text(&former()).unwrap().unwrap(), FIXED);
     let debug = former().replace("pam_unbit.so", "pam_unbit.so debug");
-    assert_eq!(fix_text(&debug).unwrap().unwrap(), MENDED.replace("pam_unbit.so", "pam_unbit.so debug"));
+    assert_eq!(fix_text(&debug).unwrap().unwrap(), FIXED.replace("pam_unbit.so", "pam_unbit.so debug"));
 }
 
 /// Of whatever kind, and wherever it is written.
@@ -132,7 +132,7 @@ fn no_session_or_auth_line_may_come_before_ours() {
             ("include ours", "ours line"),
             ("substack ours", "ours line"),
         ] {
-            let broken = MENDED.replacen(word, &format!("{kind} {before}\n{word}"), 1);
+            let broken = FIXED.replacen(word, &format!("{kind} {before}\n{word}"), 1);
             let read = |name: &str| match name {
                 "ours" => Some(format!("{kind} optional pam_umask.so\n")),
                 _ => reader(&broken)(name),
@@ -145,9 +145,9 @@ fn no_session_or_auth_line_may_come_before_ours() {
             let read = |name: &str| if name == "sshd" { Some(new.clone()) } else { read(name) };
             assert!(super::faults(&stack::flatten(&read, "sshd")).is_empty(), "{before}: {new}");
         }
-        let dashed = MENDED.replacen(word, &format!("-{kind} optional pam_systemd.so\n{word}"), 1);
+        let dashed = FIXED.replacen(word, &format!("-{kind} optional pam_systemd.so\n{word}"), 1);
         assert_eq!(seen(&dashed).len(), 1, "{:?}", seen(&dashed));
-        let whole = MENDED.replacen(word, &format!("@include common-{kind}\n{word}"), 1);
+        let whole = FIXED.replacen(word, &format!("@include common-{kind}\n{word}"), 1);
         let place = format!("/etc/pam.d/common-{kind} line ");
         assert!(seen(&whole).iter().all(|seen| seen.starts_with(&place)), "{:?}", seen(&whole));
         assert!(seen(&whole).len() >= 3, "{:?}", seen(&whole));
@@ -234,8 +234,8 @@ fn each_fault_is_seen_and_fixed() {
             "pam_localuser.so may end the search before pam_unbit.so",
         ),
     ] {
-        assert!(MENDED.contains(&old), "{old}");
-        let broken = MENDED.replacen(&old, &new, 1);
+        assert!(FIXED.contains(&old), "{old}");
+        let broken = FIXED.replacen(&old, &new, 1);
         let seen = seen(&broken);
         assert!(seen.iter().any(|seen| seen.contains(fault)), "{fault}: {seen:?}");
         let again = fix_text(&broken).unwrap().unwrap();
@@ -245,7 +245,7 @@ fn each_fault_is_seen_and_fixed() {
 
 #[test]
 fn who_refuses_everybody_before_ours_is_somebodys_decision() {
-    let broken = MENDED.replacen("account    required     pam_nologin.so", "account    required     pam_deny.so", 1);
+    let broken = FIXED.replacen("account    required     pam_nologin.so", "account    required     pam_deny.so", 1);
     assert_eq!(seen(&broken), ["/etc/pam.d/sshd line 7: pam_deny.so refuses everybody before pam_unbit.so"]);
     assert!(fix_text(&broken).unwrap_err().to_string().contains("by hand"));
 }
@@ -268,7 +268,7 @@ fn a_line_behind_the_common_ones_is_too_late() {
 
 #[test]
 fn options_stay_and_bad_ones_are_left_to_people() {
-    let debug = MENDED.replace("pam_unbit.so", "pam_unbit.so debug timeout=5");
+    let debug = FIXED.replace("pam_unbit.so", "pam_unbit.so debug timeout=5");
     assert_eq!(seen(&debug), [""; 0]);
     let broken = debug.replacen("=done", "=ok", 1);
     assert_eq!(fix_text(&broken).unwrap().unwrap(), debug);
@@ -276,23 +276,23 @@ fn options_stay_and_bad_ones_are_left_to_people() {
     for (words, fault) in
         [("debig", "unknown option: debig"), ("join=now", "join=now is not for sshd"), ("timeout=0", "timeout=0")]
     {
-        let bad = MENDED.replace("pam_unbit.so\n", &format!("pam_unbit.so {words}\n"));
+        let bad = FIXED.replace("pam_unbit.so\n", &format!("pam_unbit.so {words}\n"));
         assert!(seen(&bad).iter().any(|seen| seen.contains(fault)), "{:?}", seen(&bad));
         assert!(fix_text(&bad).unwrap_err().to_string().contains("by hand"));
     }
-    let unlike = MENDED.replacen("pam_unbit.so\n", "pam_unbit.so debug\n", 1);
+    let unlike = FIXED.replacen("pam_unbit.so\n", "pam_unbit.so debug\n", 1);
     assert!(seen(&unlike).iter().any(|seen| seen.contains("other options than in")), "{:?}", seen(&unlike));
 }
 
 #[test]
 fn substacks_and_includes_of_one_kind_are_followed() {
-    let substack = MENDED
+    let substack = FIXED
         .replace("@include common-auth", "auth substack common-auth")
         .replace("@include common-session", "session include common-session");
     assert_eq!(seen(&substack), [""; 0]);
     let read = |name: &str| match name {
         "sshd" => Some("auth substack ours\naccount include ours\nsession include ours\n".to_owned()),
-        "ours" => Some(MENDED.to_owned()),
+        "ours" => Some(FIXED.to_owned()),
         _ => None,
     };
     let faults: Vec<_> = faults(&stack::flatten(&read, "sshd")).into_iter().map(|fault| fault.seen).collect();
@@ -304,7 +304,7 @@ fn substacks_and_includes_of_one_kind_are_followed() {
 fn a_jump_takes_a_substack_for_one_line() {
     let auth = format!("auth       {CONTROL} pam_unbit.so\n");
     let jump = |over: usize| {
-        MENDED.replacen(
+        FIXED.replacen(
             &auth,
             &format!("auth [success={over} default=ignore] pam_permit.so\nauth substack common-auth\n{auth}"),
             1,

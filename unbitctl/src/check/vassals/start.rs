@@ -239,7 +239,7 @@ impl Start {
         below_a_container(path, &self.containers(phase)) || self.trees.iter().any(|tree| below(path, tree).is_some())
     }
 
-    /// Whether a path is a tenant's directory itself: its name is in a directory of root's.
+    /// Whether a path is a tenant's directory itself: its name is in a directory that root owns.
     fn is_a_tree(&self, path: &str, phase: usize) -> bool {
         let containers = self.containers(phase);
         self.trees.iter().any(|tree| tree == path.trim_end_matches('/'))
@@ -369,7 +369,7 @@ mod tests {
             assert_eq!(with_line(line, before), [kind], "{line}");
         }
         for (line, before) in [
-            // The directory's own name is in one of root's.
+            // The directory's own name is in a directory that root owns.
             ("hook-asap = mkdir:/containers/%n", first),
             ("hook-asap = chown2:/containers/%n 30001 30001", first),
             ("hook-asap = putenv:HOME=/containers/%n/home", first),
