@@ -103,14 +103,13 @@ impl Attachment {
         keep_from_the_nodes_records()?;
         let terminals = match theirs {
             Some(theirs) => {
-                sys::move_mount(&theirs, DIRECTORY)
-                    .context(Reason::Broken, "mount the container's /dev/pts for sshd's monitor")?;
+                mounted(sys::move_mount(&theirs, DIRECTORY), "mount the container's /dev/pts for sshd's monitor")?;
                 Terminals::Containers
             }
             None => {
                 let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-                retry(|| mount(Some("devpts"), DIRECTORY, Some("devpts"), flags, Some(OWN)))
-                    .context(Reason::Broken, "mount a devpts for sshd's monitor")?;
+                let made = retry(|| mount(Some("devpts"), DIRECTORY, Some("devpts"), flags, Some(OWN)));
+                mounted(made, "mount a devpts for sshd's monitor")?;
                 Terminals::Connections
             }
         };
@@ -166,7 +165,18 @@ fn copy_of_the_mount() -> Result<Option<OwnedFd>, Refusal> {
     if kind != DEVPTS_SUPER_MAGIC {
         return Ok(None);
     }
-    sys::clone_mount(&opened).context(Reason::Broken, "copy the mount of the container's /dev/pts").map(Some)
+    mounted(sys::clone_mount(&opened), "copy the mount of the container's /dev/pts").map(Some)
+}
+
+/// open_tree(2), move_mount(2) or mount(2): with EPERM, a filter may deny this call alone.
+fn mounted<T>(done: nix::Result<T>, step: &str) -> Result<T, Refusal> {
+    match done {
+        Err(errno @ Errno::EPERM) => {
+            let step = format!("{step} (does sshd's service have SystemCallFilter=?)");
+            Err(Refusal::failed(Reason::Misconfigured, step, errno))
+        }
+        done => done.context(Reason::Broken, step),
+    }
 }
 
 /// What is mounted in it from here on stays there, and what the node mounts or unmounts later is seen in it.
@@ -178,13 +188,8 @@ fn begin_mount_namespace() -> Result<(), Refusal> {
         }
         unshared => unshared.context(Reason::Broken, "give sshd's monitor a mount namespace")?,
     }
-    match retry(|| mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)) {
-        Err(errno @ Errno::EPERM) => {
-            let step = "mount for sshd's monitor (does its service have SystemCallFilter=?)";
-            Err(Refusal::failed(Reason::Misconfigured, step, errno))
-        }
-        mounted => mounted.context(Reason::Broken, "keep the monitor's mounts from the node"),
-    }
+    let changed = retry(|| mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>));
+    mounted(changed, "keep the monitor's mounts from the node")
 }
 
 /// `/dev/ptmx` of the node opens a terminal of the devpts on /dev/pts beside it, unless it is bound from another one.

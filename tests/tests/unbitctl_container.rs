@@ -352,7 +352,8 @@ fn filtered(answer: u32, call: &str) -> String {
         file,
         r#"import ctypes, os, struct, sys
 answer, name, command = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
-call = {'x86_64': {'setns': 308, 'mount': 165}, 'aarch64': {'setns': 268, 'mount': 40}}[os.uname().machine][name]
+calls = {'x86_64': {'setns': 308, 'mount': 165}, 'aarch64': {'setns': 268, 'mount': 40}}[os.uname().machine]
+call = (calls | {'open_tree': 428, 'move_mount': 429})[name]
 program = b''.join(struct.pack('HBBI', *one) for one in [
     (0x20, 0, 0, 0), (0x15, 0, 1, call), (0x06, 0, 0, answer), (0x06, 0, 0, 0x7fff0000)])
 code = ctypes.create_string_buffer(program, len(program))
@@ -369,12 +370,15 @@ os.execvp(command[0], command)
 #[test]
 #[ignore = "needs the node: make test"]
 fn what_sshds_own_process_may_not_do() {
+    const FILTER: &str = "(does sshd's service have SystemCallFilter=?): EPERM";
     let _up = AtEnd(|| drop(sh("node-sshd restart")));
     for (prefix, step, cause, more) in [
         (READ_ONLY_CGROUPS.to_owned(), "cgroups", "EROFS", "sshd runs in a mount namespace of its own"),
         (NO_PTRACE.to_owned(), "reach", "lacks CAP_SYS_PTRACE", "sshd runs without CAP_SYS_PTRACE"),
         (filtered(0x0005_0001, "setns"), "terminals", "EPERM", "sshd runs with a seccomp filter"),
-        (filtered(0x0005_0001, "mount"), "terminals", "SystemCallFilter=?): EPERM", "sshd runs with a seccomp filter"),
+        (filtered(0x0005_0001, "mount"), "terminals", FILTER, "sshd runs with a seccomp filter"),
+        (filtered(0x0005_0001, "open_tree"), "terminals", FILTER, "sshd runs with a seccomp filter"),
+        (filtered(0x0005_0001, "move_mount"), "terminals", FILTER, "sshd runs with a seccomp filter"),
     ] {
         sh(format!("node-sshd stop && {prefix} node-sshd start")).ok();
         let failed = ends_at(step, cause);
