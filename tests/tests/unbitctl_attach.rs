@@ -99,10 +99,7 @@ fn nothing_is_wrong_with_a_node_of_linked_containers() {
     assert!(!text.contains("time") && !text.contains("ports"), "{text}");
     // Who may write links leads logins.
     sh(format!("chmod 777 {LINKS}")).ok();
-    assert_eq!(
-        faults(),
-        [format!("FAIL  directories        {LINKS} is root:root 0777 where root:root 0755 is needed")]
-    );
+    assert_eq!(faults(), [format!("FAIL  directories    {LINKS} is root:root 0777 where root:root 0755 is needed")]);
     sh("unbitctl setup directories").ok();
     assert_eq!(faults(), [""; 0]);
     // What a sandbox keeps from sshd it keeps from these logins as well.
