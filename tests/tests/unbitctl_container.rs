@@ -1692,6 +1692,29 @@ fn enter_as_root() {
     assert_eq!(program, "/memfd:unbitctl (deleted)");
 }
 
+/// In the example's containers /usr/local is the tenant's, and Debian's /etc/profile puts it first for root's login shell.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_shell_of_roots_inside_runs_no_program_of_the_tenants() {
+    let trap = "cd /containers/30001; mkdir -p sbin bin; for name in mesg id ls dircolors lesspipe; do for place in sbin bin; do
+            printf '#!/bin/sh\\necho $0 $(/usr/bin/id -u) >>/containers/30001/ran-as\\n' >$place/$name; chmod 755 $place/$name
+        done; done";
+    let _gone = AtEnd(|| drop(sh("rm -rf /containers/30001/ran-as /containers/30001/sbin /containers/30001/bin")));
+    run("setpriv", &["--reuid", "30001", "--regid", "30001", "--clear-groups", "bash", "-euc", trap], b"").ok();
+    let ran = || fs::read_to_string("/containers/30001/ran-as").unwrap_or_default();
+
+    let by_pipe = run("unbitctl", &["enter", "--root", "30001"], b"echo $0 $PATH; ls >/dev/null\n").ok();
+    assert_eq!((by_pipe.as_str(), ran()), ("bash /usr/sbin:/usr/bin:/sbin:/bin", String::new()));
+    let script = r#"until('# '); say("echo BE''GIN $PATH E''ND; ls >/dev/null\r"); until('BEGIN '); print(until(' END'))
+until('# '); say('exit\r'); until('left 0')"#;
+    let on_a_terminal = on_a_terminal("unbitctl enter --root 30001; echo left $?", script);
+    assert_eq!((on_a_terminal.as_str(), ran()), ("/usr/sbin:/usr/bin:/sbin:/bin", String::new()));
+
+    // What it would be otherwise.
+    run("unbitctl", &["enter", "--root", "30001", "--", "bash", "-l"], b"").ok();
+    assert_eq!(ran(), "/usr/local/sbin/mesg 0\n");
+}
+
 /// What /proc/PID/exe of `enter --root` leads to while something runs inside.
 fn program_that_entered_as_root() -> String {
     let mut outside = Command::new("unbitctl")

@@ -52,7 +52,7 @@ pub struct Arguments {
     /// The container: its number, or a second name
     #[arg(value_name = "UID", value_parser = Account::parse)]
     account: Account,
-    /// The command; without one, a login shell
+    /// The command; without one, a login shell, or for root a shell that is none
     #[arg(last = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
@@ -155,7 +155,11 @@ impl Session {
         };
         let shell = shared::settings::SHELL;
         let (programs, words) = match arguments.command.split_first() {
-            None => (vec![shell.into()], vec![format!("-{}", shell.rsplit('/').next().unwrap_or(shell)).into()]),
+            None => {
+                let name = shell.rsplit('/').next().unwrap_or(shell);
+                // Root's login shell reads Debian's /etc/profile, which puts /usr/local into PATH, and then runs mesg(1).
+                (vec![shell.into()], vec![if arguments.root { name.into() } else { format!("-{name}").into() }])
+            }
             // execvp(3) does not look for a program of no name either.
             Some((program, _)) if program.is_empty() || program.as_bytes().contains(&b'/') => {
                 (vec![program.clone()], arguments.command.clone())
