@@ -495,6 +495,45 @@ fn a_container_shares_no_keyring_with_another() {
     assert_eq!(below_pid_1(30000, "again", &add), "added\n", "after the other tenant has revoked its keyring");
 }
 
+/// An Emperor that root starts from a login, by the line that `unbitctl check` prints: pam_keyinit(8) gives that login a session keyring.
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_keyring_of_who_starts_the_emperor_is_not_the_tenants() {
+    let (keyctl, add_key) = (libc::SYS_keyctl, libc::SYS_add_key);
+    let login = format!(
+        "syscall({keyctl}, 1, 0) > 0 or die qq(join: $!); my ($type, $name, $secret) = (q(user), q(walls), q(secret of root));
+         syscall({add_key}, $type, $name, $secret, length $secret, -3) > 0 or die qq(add: $!); exec @ARGV"
+    );
+    let read = format!(
+        "my $ring = qq(\\0) x 4096; my $length = syscall({keyctl}, 11, -3, $ring, 4096);
+         $length >= 0 or print qq($!\\n);
+         for my $key ($length > 0 ? unpack q(l*), substr $ring, 0, $length : ()) {{
+             my $value = qq(\\0) x 99; syscall({keyctl}, 11, $key, $value, 99) > 0 and print qq($value\\n)
+         }}
+         my ($type, $name) = (q(user), q(walls of $<)); print syscall({add_key}, $type, $name, $name, 1, -3) > 0 ? qq(added\\n) : qq($!\\n)"
+    );
+    let seen_by_the_tenant = |line: &str| {
+        sh("node-emperor stop").ok();
+        let _back = AtEnd(|| {
+            sh("pid=$(pgrep -o -x uwsgi); kill -INT $pid; for try in $(seq 100); do test -e /proc/$pid || break; sleep 0.05; done").ok();
+            sh("node-emperor start; node-wait-container 30000; node-wait-container 30001").ok();
+        });
+        run("perl", &["-e", &login, "sh", "-c", line], b"").ok();
+        leader(30001);
+        below_pid_1(30001, "keyring", &read)
+    };
+    sh("node-emperor stop").ok();
+    let all: Value = serde_json::from_str(&sh("unbitctl check --json").out).unwrap();
+    let found = all.as_array().unwrap().iter().find(|finding| finding["check"] == "emperor").unwrap();
+    let line = found["fix"].as_str().unwrap().to_owned();
+    let revoked = "Key has been revoked\n";
+    assert_eq!(seen_by_the_tenant(&line), format!("{revoked}{revoked}"), "{line}");
+    // What it would be otherwise.
+    let (_, without) = line.split_once(" setsid ").unwrap();
+    let seen = seen_by_the_tenant(&format!("setsid {without}"));
+    assert!(seen.starts_with("secret of root") && seen.ends_with("\nadded\n"), "{seen}");
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_audit_log_has_the_containers_number() {
@@ -553,7 +592,7 @@ fn the_terminal_that_the_emperor_was_started_from_is_not_the_tenants() {
     assert_eq!(below_pid_1(30001, "tty", open), "opened\n");
     let found = check();
     assert!(found.starts_with("fail\nhas the terminal that the Emperor was started from: 30001\n"), "{found}");
-    assert!(found.contains("\nsetsid --fork env -i PATH="), "{found}");
+    assert!(found.contains(" setsid --fork env -i PATH="), "{found}");
 }
 
 #[test]

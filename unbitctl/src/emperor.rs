@@ -7,14 +7,36 @@ use anyhow::{Context, Result, bail};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+/// The number of keyctl(2), as text.
+#[cfg(target_arch = "x86_64")]
+macro_rules! sys_keyctl {
+    () => {
+        "250"
+    };
+}
+/// That of asm-generic/unistd.h.
+#[cfg(not(target_arch = "x86_64"))]
+macro_rules! sys_keyctl {
+    () => {
+        "219"
+    };
+}
+
 /// What each vassal of the examples includes.
 const CGROUPS: &str = "/etc/uwsgi/cgroup.ini";
 /// The unit of the examples.
 const UNIT: &str = "containers.service";
 
-/// How root starts it without systemd: without a terminal, on which tenants could type, and without root's variables, which they could read.
-pub const BY_HAND: &str = "setsid --fork env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin uwsgi --ini /etc/uwsgi/containers.ini \
-     </dev/null >>/var/log/containers.log 2>&1";
+/// How root starts it without systemd: without a terminal, on which tenants could type, without root's variables, which they could read, and
+/// in a session keyring that is revoked: they inherit it, and would read root's keys there and each other's.
+pub const BY_HAND: &str = concat!(
+    "perl -e 'syscall(",
+    sys_keyctl!(),
+    r#", 1, 0) > 0 && syscall("#,
+    sys_keyctl!(),
+    r#", 3, -3) == 0 or die "keyctl: $!\n"; exec @ARGV' setsid --fork env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin "#,
+    "uwsgi --ini /etc/uwsgi/containers.ini </dev/null >>/var/log/containers.log 2>&1"
+);
 
 /// Who starts it, as far as it does not run yet.
 pub struct Emperor {
@@ -148,4 +170,12 @@ pub fn must_limit_processors(node: &Node) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_number_of_a_system_call_is_this_machines() {
+        assert_eq!(sys_keyctl!(), libc::SYS_keyctl.to_string());
+    }
 }
