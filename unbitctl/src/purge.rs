@@ -2,13 +2,15 @@
 //! number of files takes more than a few descriptors.
 //!
 //! Each directory is opened by its name in a directory that is open already, and is a real one on the same mount. What is below it and not empty is
-//! moved up to the top, under a new name, so that nothing is ever deeper than one level.
+//! moved up to the top, under a new name, so that nothing is ever deeper than one level. A tenant can see to it that a file system does not move it (a
+//! subvolume of btrfs, a project of XFS or ext4 that is inherited, encryption): then it is gone down into, one level after the other, and up again.
 
+use crate::sys::make_subvolume_writable;
 use anyhow::{Context, Result, bail};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstatat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -71,8 +73,8 @@ impl Tree<'_> {
                 break;
             }
             for inner in names {
-                if !self.remove(directory.as_fd(), &inner)? {
-                    self.move_up(directory.as_fd(), &inner)?;
+                if !self.remove(directory.as_fd(), &inner)? && !self.move_up(directory.as_fd(), &inner)? {
+                    self.empty_where_it_is(directory.as_fd(), &inner)?;
                 }
             }
         }
@@ -84,6 +86,40 @@ impl Tree<'_> {
         }
     }
 
+    /// Removes a directory with all that is in it, however deep, and moves nothing: only the directory that it is in is open at a time.
+    fn empty_where_it_is(&mut self, parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
+        let mut directory = match open(parent, name) {
+            Ok(directory) => directory,
+            Err(Errno::ENOENT) => return Ok(()),
+            Err(errno) => return Err(errno).with_context(|| shown(name)),
+        };
+        // On the way up, `..` must be the directory that was left on the way down.
+        let mut above: Vec<((u64, u64), CString)> = Vec::new();
+        loop {
+            let names = some_names(directory.as_fd())?;
+            let mut full = None;
+            for inner in &names {
+                if !self.remove(directory.as_fd(), inner)? {
+                    full = Some(inner);
+                    break;
+                }
+            }
+            if let Some(inner) = full {
+                let below = open(&directory, inner).with_context(|| shown(inner))?;
+                above.push((identity(&directory)?, inner.clone()));
+                directory = below;
+            } else if names.is_empty() {
+                let Some((left, inner)) = above.pop() else { break };
+                directory = open_parent(&directory).with_context(|| shown(&inner))?;
+                if identity(&directory)? != left {
+                    bail!("{}: somebody moves directories there", shown(&inner));
+                }
+            }
+        }
+        drop(directory);
+        self.remove(parent, name).map(drop)
+    }
+
     /// Removes what is no directory, or an empty one. Whether it could be.
     fn remove(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> Result<bool> {
         let is_directory = match fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
@@ -92,7 +128,12 @@ impl Tree<'_> {
             Err(errno) => return Err(errno).with_context(|| shown(name)),
         };
         let how = if is_directory { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
-        match unlinkat(directory, name, how) {
+        let done = match unlinkat(directory, name, how) {
+            // A snapshot of btrfs; its own directory is the first of it that is seen.
+            Err(Errno::EROFS) if make_subvolume_writable(directory).is_ok() => unlinkat(directory, name, how),
+            done => done,
+        };
+        match done {
             Ok(()) => self.count().map(|()| true),
             Err(Errno::ENOENT) => Ok(true),
             Err(Errno::ENOTEMPTY | Errno::EEXIST) if is_directory => Ok(false),
@@ -103,14 +144,16 @@ impl Tree<'_> {
         }
     }
 
-    fn move_up(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> Result<()> {
+    /// Whether the file system does that.
+    fn move_up(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> Result<bool> {
         loop {
             self.moved += 1;
             let new = CString::new(format!(".unbitctl-{}", self.moved))?;
             match renameat2(directory, name, self.top, new.as_c_str(), RenameFlags::RENAME_NOREPLACE) {
-                Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+                Ok(()) | Err(Errno::ENOENT) => return Ok(true),
                 Err(Errno::EEXIST) => {}
                 Err(Errno::EBUSY) => bail!("{}: a file system is mounted there", shown(name)),
+                Err(Errno::EXDEV | Errno::ENOKEY | Errno::EPERM) => return Ok(false),
                 Err(errno) => return Err(errno).with_context(|| format!("move {}", shown(name))),
             }
         }
@@ -127,6 +170,17 @@ fn open(parent: impl AsFd, name: &CStr) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let resolve = ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH;
     openat2(parent, name, OpenHow::new().flags(flags).resolve(resolve))
+}
+
+/// The directory that this one is in, on the same mount.
+fn open_parent(directory: &OwnedFd) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat2(directory, c"..", OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_XDEV))
+}
+
+/// What tells two directories apart.
+fn identity(directory: &OwnedFd) -> nix::Result<(u64, u64)> {
+    fstat(directory).map(|status| (status.st_dev, status.st_ino))
 }
 
 fn is_directory(status: &FileStat) -> bool {
@@ -211,6 +265,32 @@ mod tests {
         purge(&place, "30001", &mut |_| Ok(())).unwrap();
         assert_eq!(fs::read_dir(&place).unwrap().count(), 0);
         fs::remove_dir(&place).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_moved_is_removed_where_it_is() {
+        let place = place("there");
+        let top = nix::fcntl::open(&place.join("30001"), OFlag::O_PATH, Mode::empty()).unwrap();
+        fs::create_dir(place.join("outside")).unwrap();
+        let mut directory = top.try_clone().unwrap();
+        for level in 0..3_000 {
+            nix::sys::stat::mkdirat(&directory, "d", Mode::S_IRWXU).unwrap();
+            directory = nix::fcntl::openat(&directory, "d", OFlag::O_PATH, Mode::empty()).unwrap();
+            if level % 1_000 == 0 {
+                for number in 0..SOME + 1 {
+                    nix::unistd::symlinkat(&place.join("outside"), &directory, format!("{number}").as_str()).unwrap();
+                    nix::sys::stat::mkdirat(&directory, format!("d{number}").as_str(), Mode::S_IRWXU).unwrap();
+                }
+            }
+        }
+        fs::write(place.join("30001/d/d/file"), "").unwrap();
+        let mut tree = Tree { top: top.as_fd(), moved: 0, removed: 0, gone: &mut |_| Ok(()) };
+        tree.empty_where_it_is(top.as_fd(), c"d").unwrap();
+        tree.empty_where_it_is(top.as_fd(), c"d").unwrap();
+        assert_eq!((tree.moved, tree.removed), (0, 3_000 + 3 * 2 * (SOME as u64 + 1) + 1));
+        assert_eq!(fs::read_dir(place.join("30001")).unwrap().count(), 0);
+        fs::remove_dir(place.join("outside")).unwrap();
+        fs::remove_dir_all(&place).unwrap();
     }
 
     #[test]

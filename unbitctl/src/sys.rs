@@ -10,6 +10,8 @@ mod ioctls {
     nix::ioctl_read_bad!(get_size, libc::TIOCGWINSZ, libc::winsize);
     nix::ioctl_write_ptr_bad!(set_size, libc::TIOCSWINSZ, libc::winsize);
     nix::ioctl_write_int_bad!(set_controlling, libc::TIOCSCTTY);
+    // BTRFS_IOC_SUBVOL_SETFLAGS of linux/btrfs.h.
+    nix::ioctl_write_ptr!(set_subvolume_flags, 0x94, 26, u64);
 }
 
 /// The size of a terminal's window.
@@ -30,6 +32,13 @@ pub fn set_window_size(terminal: impl AsFd, size: Winsize) -> nix::Result<()> {
 pub fn set_controlling_terminal(terminal: impl AsFd) -> nix::Result<()> {
     // SAFETY: the request takes a number, 0 for "if it is nobody else's"; the descriptor is open.
     unsafe { ioctls::set_controlling(terminal.as_fd().as_raw_fd(), 0) }.map(drop)
+}
+
+/// Makes a subvolume of btrfs writable that is read-only, by its directory.
+pub fn make_subvolume_writable(directory: impl AsFd) -> nix::Result<()> {
+    let none = 0;
+    // SAFETY: the request reads the one number that it is given; the descriptor is open.
+    unsafe { ioctls::set_subvolume_flags(directory.as_fd().as_raw_fd(), &raw const none) }.map(drop)
 }
 
 /// Whether the kernel takes its clock to be synchronised, adjtimex(2).
