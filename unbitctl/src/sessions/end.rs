@@ -2,6 +2,7 @@
 //! What a user has left in the background (nohup(1), setsid(1), a server of tmux(1)) belongs to the container and goes on, as it would then.
 
 use super::seen::{self, Id, Session};
+use crate::inside::is_ready;
 use crate::interrupt::Interrupt;
 use crate::list::processes::{Process, Processes, parent};
 use crate::sys::pidfd_send_signal;
@@ -48,14 +49,15 @@ impl Ended {
 
 /// Ends it. Of the container, if one is given.
 pub fn end(container: Option<ContainerUid>, id: Id) -> Result<Ended> {
-    // First its process is pinned, then looked at: the number cannot become another's in between.
+    // First its process is pinned, then looked at. As long as it lives, the number is its own.
     let pinned = join::sys::pidfd_open(id.pid);
     let session = seen::sessions(container)?.into_iter().find(|session| session.id == id);
-    let (Ok(pinned), Some(session)) = (pinned, session) else {
+    let family = session.as_ref().map(Family::of).transpose()?;
+    let lives = pinned.as_ref().is_ok_and(|pinned| !is_ready(pinned, Duration::ZERO));
+    let (Ok(pinned), Some(session), Some(family), true) = (pinned, session, family, lives) else {
         let of = container.map(|container| format!(" of {container}")).unwrap_or_default();
         bail!("no open session{of} has the ID {id}; unbitctl sessions shows those that are open");
     };
-    let family = Family::of(&session)?;
     let interrupt = Interrupt::hold()?;
     let mut end = End::Ended;
     signal(&pinned, Signal::SIGTERM)?;
