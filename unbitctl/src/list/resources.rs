@@ -1,6 +1,7 @@
 //! What a container uses: of its cgroups, and of its quota.
 
 use super::processes::Process;
+use crate::engine;
 use anyhow::Result;
 use join::cgroups::{Hierarchies, Version};
 use join::leader::Proc;
@@ -81,8 +82,14 @@ impl Resources {
         }
     }
 
-    /// The outermost cgroup in which no other container is: pid 1 of many engines is in one below that (init.scope).
-    fn own<'a>(&self, directories: &'a [PathBuf]) -> Option<&'a PathBuf> {
+    /// The cgroup that root's link leads to, in whichever hierarchy. Without one, the outermost cgroup in which no other container is: pid 1 of
+    /// many engines is in one below that (init.scope).
+    fn own<'a>(&self, directories: &'a [PathBuf], linked: Option<&Path>) -> Option<&'a PathBuf> {
+        if let Some(directory) =
+            directories.iter().find(|directory| linked.is_some_and(|path| directory.ends_with(path)))
+        {
+            return Some(directory);
+        }
         let own =
             directories.iter().take_while(|directory| self.members.get(*directory).is_none_or(|count| *count < 2));
         own.last().or(directories.first())
@@ -102,16 +109,34 @@ impl Resources {
             ..Use::default()
         };
         if let Some((process, parent)) = leader.and_then(both) {
-            (used.memory_bytes, used.memory_limit_bytes) = self.used_of(&MEMORY, &process, &parent);
-            (used.tasks, used.tasks_limit) = self.used_of(&TASKS, &process, &parent);
-            (used.memory_peak_bytes, used.oom_kills) = self.memory(&process, &parent).unwrap_or_default();
-            used.cpu_seconds = self.cpu_seconds(&process, &parent);
+            let linked = engine::link_of(uid).and_then(|target| self.below_its_mount(&target));
+            let linked = linked.as_deref();
+            (used.memory_bytes, used.memory_limit_bytes) = self.used_of(&MEMORY, &process, &parent, linked);
+            (used.tasks, used.tasks_limit) = self.used_of(&TASKS, &process, &parent, linked);
+            (used.memory_peak_bytes, used.oom_kills) = self.memory(&process, &parent, linked).unwrap_or_default();
+            used.cpu_seconds = self.cpu_seconds(&process, &parent, linked);
         }
         used
     }
 
+    /// The path of a cgroup in its hierarchy; engines give it the same one in each.
+    fn below_its_mount(&self, directory: &Path) -> Option<PathBuf> {
+        let version_2 = self.hierarchies.version_2().and_then(|mount| directory.strip_prefix(mount).ok());
+        let path = version_2.map(Path::to_owned).or_else(|| {
+            // Version 1 has a mount for each hierarchy there.
+            Some(directory.strip_prefix("/sys/fs/cgroup").ok()?.components().skip(1).collect())
+        })?;
+        (path.components().next().is_some()).then_some(path)
+    }
+
     /// Of the nearest cgroup that has a limit, as its pid 1 may be in one below that; of the outermost of its own if none has.
-    fn used_of(&self, names: &Names, process: &Proc, parent: &Proc) -> (Option<u64>, Option<u64>) {
+    fn used_of(
+        &self,
+        names: &Names,
+        process: &Proc,
+        parent: &Proc,
+        linked: Option<&Path>,
+    ) -> (Option<u64>, Option<u64>) {
         let Some((version, directories)) = self.hierarchies.of(process, parent, names.controller) else {
             return (None, None);
         };
@@ -126,14 +151,14 @@ impl Resources {
         });
         match limited {
             Some((directory, limit)) => (number(directory, used), Some(limit)),
-            None => (self.own(&directories).and_then(|own| number(own, used)), None),
+            None => (self.own(&directories, linked).and_then(|own| number(own, used)), None),
         }
     }
 
     /// The peak, and how often memory was short: of the outermost of its own cgroups. Those of version 1 do not count for the ones below.
-    fn memory(&self, process: &Proc, parent: &Proc) -> Option<(Option<u64>, Option<u64>)> {
+    fn memory(&self, process: &Proc, parent: &Proc, linked: Option<&Path>) -> Option<(Option<u64>, Option<u64>)> {
         let (version, directories) = self.hierarchies.of(process, parent, MEMORY.controller)?;
-        let own = self.own(&directories)?;
+        let own = self.own(&directories, linked)?;
         Some(match version {
             Version::One => {
                 let until_own = directories.iter().take_while(|directory| *directory != own).chain([own]);
@@ -146,10 +171,12 @@ impl Resources {
         })
     }
 
-    fn cpu_seconds(&self, process: &Proc, parent: &Proc) -> Option<f64> {
+    fn cpu_seconds(&self, process: &Proc, parent: &Proc, linked: Option<&Path>) -> Option<f64> {
         match self.hierarchies.of(process, parent, "cpuacct")? {
-            (Version::One, directories) => Some(number(self.own(&directories)?, "cpuacct.usage")? as f64 / 1e9),
-            (Version::Two, directories) => Some(field(self.own(&directories)?, "cpu.stat", "usage_usec")? as f64 / 1e6),
+            (Version::One, directories) => Some(number(self.own(&directories, linked)?, "cpuacct.usage")? as f64 / 1e9),
+            (Version::Two, directories) => {
+                Some(field(self.own(&directories, linked)?, "cpu.stat", "usage_usec")? as f64 / 1e6)
+            }
         }
     }
 }
@@ -193,8 +220,14 @@ mod tests {
         let members = HashMap::from([(path("/cg/all"), 2), (path("/cg/all/1"), 1), (path("/cg/all/1/init.scope"), 1)]);
         let resources = Resources { hierarchies: Hierarchies::mounted().unwrap(), members, device: None };
         let directories = ["/cg/all/1/init.scope", "/cg/all/1", "/cg/all"].map(PathBuf::from);
-        assert_eq!(resources.own(&directories), Some(&path("/cg/all/1")));
-        assert_eq!(resources.own(&directories[2..]), Some(&path("/cg/all")), "better than none");
+        assert_eq!(resources.own(&directories, None), Some(&path("/cg/all/1")));
+        assert_eq!(resources.own(&directories[2..], None), Some(&path("/cg/all")), "better than none");
+        // A slice of systemd's has services in it that are no containers.
+        let unit = ["/cg/system.slice/web1.service/init", "/cg/system.slice/web1.service", "/cg/system.slice"];
+        let linked = Some(Path::new("system.slice/web1.service"));
+        assert_eq!(resources.own(&unit.map(PathBuf::from), linked), Some(&path("/cg/system.slice/web1.service")));
+        assert_eq!(resources.own(&directories, linked), Some(&path("/cg/all/1")), "the link leads elsewhere");
+        assert_eq!(resources.below_its_mount(Path::new("/etc")), None);
     }
 
     #[test]
