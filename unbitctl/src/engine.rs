@@ -75,6 +75,11 @@ impl Engine {
 /// What runs a container without a link.
 pub const UWSGI: &str = "uwsgi";
 
+/// Which engine runs a container, by where its link leads, if it has one.
+pub fn by_link(link: Option<&Path>) -> &'static str {
+    link.map_or(UWSGI, of)
+}
+
 /// Where root's link of an account leads. Everybody may look.
 pub fn link_of(uid: ContainerUid) -> Option<PathBuf> {
     std::fs::read_link(Path::new(DIRECTORY).join(uid.to_string())).ok()

@@ -1,7 +1,6 @@
 //! What a container uses: of its cgroups, and of its quota.
 
 use super::processes::Process;
-use crate::engine;
 use anyhow::Result;
 use join::cgroups::{Hierarchies, Version};
 use join::leader::Proc;
@@ -32,21 +31,17 @@ pub struct Use {
     pub quota_limit_bytes: Option<u64>,
 }
 
-/// The names of a controller's files, in version 1 and 2.
-struct Names {
-    controller: &'static str,
-    used: [&'static str; 2],
-    limit: [&'static str; 2],
+/// The files of a controller that say what is used and what the limit is.
+struct Files {
+    version_1: [&'static str; 2],
+    version_2: [&'static str; 2],
 }
 
-const MEMORY: Names = Names {
-    controller: "memory",
-    used: ["memory.usage_in_bytes", "memory.current"],
-    limit: ["memory.limit_in_bytes", "memory.max"],
+const MEMORY: Files = Files {
+    version_1: ["memory.usage_in_bytes", "memory.limit_in_bytes"],
+    version_2: ["memory.current", "memory.max"],
 };
-
-const TASKS: Names =
-    Names { controller: "pids", used: ["pids.current", "pids.current"], limit: ["pids.max", "pids.max"] };
+const TASKS: Files = Files { version_1: ["pids.current", "pids.max"], version_2: ["pids.current", "pids.max"] };
 
 /// Where to look.
 pub struct Resources {
@@ -85,18 +80,21 @@ impl Resources {
     /// The cgroup that root's link leads to, in whichever hierarchy. Without one, the outermost cgroup in which no other container is: pid 1 of
     /// many engines is in one below that (init.scope).
     fn own<'a>(&self, directories: &'a [PathBuf], linked: Option<&Path>) -> Option<&'a PathBuf> {
-        if let Some(directory) =
-            directories.iter().find(|directory| linked.is_some_and(|path| directory.ends_with(path)))
-        {
-            return Some(directory);
-        }
-        let own =
-            directories.iter().take_while(|directory| self.members.get(*directory).is_none_or(|count| *count < 2));
-        own.last().or(directories.first())
+        let is_linked = |directory: &&PathBuf| linked.is_some_and(|path| directory.ends_with(path));
+        let is_its_own = |directory: &&PathBuf| self.members.get(*directory).is_none_or(|count| *count < 2);
+        let linked = directories.iter().find(is_linked);
+        linked.or_else(|| directories.iter().take_while(is_its_own).last()).or(directories.first())
+    }
+
+    /// Those of one controller.
+    fn groups(&self, (process, parent): &(Proc, Proc), controller: &str, linked: Option<&Path>) -> Option<Groups> {
+        let (version, directories) = self.hierarchies.of(process, parent, controller)?;
+        let own = self.own(&directories, linked)?.clone();
+        Some(Groups { version, directories, own })
     }
 
     /// What this container uses.
-    pub fn of(&self, uid: ContainerUid, leader: Option<&Process>) -> Use {
+    pub fn of(&self, uid: ContainerUid, leader: Option<&Process>, link: Option<&Path>) -> Use {
         let quota =
             self.device.as_deref().and_then(|device| quotactl_get(QuotaType::USRQUOTA, device, uid.get() as i32).ok());
         let mut used = Use {
@@ -108,14 +106,17 @@ impl Resources {
                 .map(|blocks| blocks * 1024),
             ..Use::default()
         };
-        if let Some((process, parent)) = leader.and_then(both) {
-            let linked = engine::link_of(uid).and_then(|target| self.below_its_mount(&target));
-            let linked = linked.as_deref();
-            (used.memory_bytes, used.memory_limit_bytes) = self.used_of(&MEMORY, &process, &parent, linked);
-            (used.tasks, used.tasks_limit) = self.used_of(&TASKS, &process, &parent, linked);
-            (used.memory_peak_bytes, used.oom_kills) = self.memory(&process, &parent, linked).unwrap_or_default();
-            used.cpu_seconds = self.cpu_seconds(&process, &parent, linked);
+        let Some(leader) = leader.and_then(both) else { return used };
+        let linked = link.and_then(|target| self.below_its_mount(target));
+        let groups = |controller| self.groups(&leader, controller, linked.as_deref());
+        if let Some(groups) = groups("memory") {
+            (used.memory_bytes, used.memory_limit_bytes) = groups.used_of(&MEMORY);
+            (used.memory_peak_bytes, used.oom_kills) = groups.peak_and_oom_kills();
         }
+        if let Some(groups) = groups("pids") {
+            (used.tasks, used.tasks_limit) = groups.used_of(&TASKS);
+        }
+        used.cpu_seconds = groups("cpuacct").and_then(|groups| groups.cpu_seconds());
         used
     }
 
@@ -128,55 +129,52 @@ impl Resources {
         })?;
         (path.components().next().is_some()).then_some(path)
     }
+}
 
+/// The cgroups around a container's pid 1 in one hierarchy, its own first.
+struct Groups {
+    version: Version,
+    directories: Vec<PathBuf>,
+    /// The outermost that is the container's.
+    own: PathBuf,
+}
+
+impl Groups {
     /// Of the nearest cgroup that has a limit, as its pid 1 may be in one below that; of the outermost of its own if none has.
-    fn used_of(
-        &self,
-        names: &Names,
-        process: &Proc,
-        parent: &Proc,
-        linked: Option<&Path>,
-    ) -> (Option<u64>, Option<u64>) {
-        let Some((version, directories)) = self.hierarchies.of(process, parent, names.controller) else {
-            return (None, None);
+    fn used_of(&self, files: &Files) -> (Option<u64>, Option<u64>) {
+        let [used, limit] = match self.version {
+            Version::One => files.version_1,
+            Version::Two => files.version_2,
         };
-        let ([one, two], [limit_one, limit_two]) = (names.used, names.limit);
-        let (used, limit) = match version {
-            Version::One => (one, limit_one),
-            Version::Two => (two, limit_two),
-        };
-        let limited = directories.iter().find_map(|directory| {
+        let limited = self.directories.iter().find_map(|directory| {
             let limit = number(directory, limit).filter(|limit| *limit < NO_LIMIT)?;
             Some((directory, limit))
         });
         match limited {
             Some((directory, limit)) => (number(directory, used), Some(limit)),
-            None => (self.own(&directories, linked).and_then(|own| number(own, used)), None),
+            None => (number(&self.own, used), None),
         }
     }
 
     /// The peak, and how often memory was short: of the outermost of its own cgroups. Those of version 1 do not count for the ones below.
-    fn memory(&self, process: &Proc, parent: &Proc, linked: Option<&Path>) -> Option<(Option<u64>, Option<u64>)> {
-        let (version, directories) = self.hierarchies.of(process, parent, MEMORY.controller)?;
-        let own = self.own(&directories, linked)?;
-        Some(match version {
+    fn peak_and_oom_kills(&self) -> (Option<u64>, Option<u64>) {
+        let own = &self.own;
+        match self.version {
             Version::One => {
-                let until_own = directories.iter().take_while(|directory| *directory != own).chain([own]);
+                let until_own = self.directories.iter().take_while(|directory| *directory != own).chain([own]);
                 let kills: Vec<_> =
                     until_own.filter_map(|directory| field(directory, "memory.oom_control", "oom_kill")).collect();
                 let kills = (!kills.is_empty()).then(|| kills.iter().sum());
                 (number(own, "memory.max_usage_in_bytes"), kills)
             }
             Version::Two => (number(own, "memory.peak"), field(own, "memory.events", "oom_kill")),
-        })
+        }
     }
 
-    fn cpu_seconds(&self, process: &Proc, parent: &Proc, linked: Option<&Path>) -> Option<f64> {
-        match self.hierarchies.of(process, parent, "cpuacct")? {
-            (Version::One, directories) => Some(number(self.own(&directories, linked)?, "cpuacct.usage")? as f64 / 1e9),
-            (Version::Two, directories) => {
-                Some(field(self.own(&directories, linked)?, "cpu.stat", "usage_usec")? as f64 / 1e6)
-            }
+    fn cpu_seconds(&self) -> Option<f64> {
+        match self.version {
+            Version::One => Some(number(&self.own, "cpuacct.usage")? as f64 / 1e9),
+            Version::Two => Some(field(&self.own, "cpu.stat", "usage_usec")? as f64 / 1e6),
         }
     }
 }
