@@ -7,21 +7,6 @@ use anyhow::{Context, Result, bail};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-/// The number of keyctl(2), as text.
-#[cfg(target_arch = "x86_64")]
-macro_rules! sys_keyctl {
-    () => {
-        "250"
-    };
-}
-/// That of asm-generic/unistd.h.
-#[cfg(not(target_arch = "x86_64"))]
-macro_rules! sys_keyctl {
-    () => {
-        "219"
-    };
-}
-
 /// What each vassal of the examples includes.
 const CGROUPS: &str = "/etc/uwsgi/cgroup.ini";
 /// The unit of the examples.
@@ -29,14 +14,17 @@ const UNIT: &str = "containers.service";
 
 /// How root starts it without systemd: without a terminal, on which tenants could type, without root's variables, which they could read, and
 /// in a session keyring that is revoked: they inherit it, and would read root's keys there and each other's.
-pub const BY_HAND: &str = concat!(
-    "perl -e 'syscall(",
-    sys_keyctl!(),
-    r#", 1, 0) > 0 && syscall("#,
-    sys_keyctl!(),
-    r#", 3, -3) == 0 or die "keyctl: $!\n"; exec @ARGV' setsid --fork env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin "#,
-    "uwsgi --ini /etc/uwsgi/containers.ini </dev/null >>/var/log/containers.log 2>&1"
-);
+pub fn by_hand() -> String {
+    const JOIN_SESSION_KEYRING: u32 = 1; // linux/keyctl.h, as are the others
+    const REVOKE: u32 = 3;
+    const SESSION_KEYRING: i32 = -3;
+    let keyctl = libc::SYS_keyctl;
+    format!(
+        "perl -e 'syscall({keyctl}, {JOIN_SESSION_KEYRING}, 0) > 0 && syscall({keyctl}, {REVOKE}, {SESSION_KEYRING}) == 0 \
+         or die \"keyctl: $!\\n\"; exec @ARGV' setsid --fork env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+         uwsgi --ini /etc/uwsgi/containers.ini </dev/null >>/var/log/containers.log 2>&1"
+    )
+}
 
 /// Who starts it, as far as it does not run yet.
 pub struct Emperor {
@@ -69,7 +57,7 @@ impl Emperor {
         if has_systemd(node) {
             bail!("no Emperor runs: unbitctl setup emperor");
         }
-        bail!("no Emperor runs: start it: {BY_HAND}")
+        bail!("no Emperor runs: start it: {}", by_hand())
     }
 
     /// Starts it, unless it runs. Once there is a vassal: without one its unit starts nothing.
@@ -175,7 +163,9 @@ pub fn must_limit_processors(node: &Node) -> Result<()> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_number_of_a_system_call_is_this_machines() {
-        assert_eq!(sys_keyctl!(), libc::SYS_keyctl.to_string());
+    #[cfg(target_arch = "x86_64")] // the page has the number of keyctl(2) there
+    fn the_page_has_the_line_to_start_it_by_hand() {
+        let line = format!("\n    {}\n", super::by_hand());
+        assert!(include_str!("../../docs/operating.md").contains(&line), "{line}");
     }
 }

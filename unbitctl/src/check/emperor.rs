@@ -4,6 +4,7 @@ use super::cgroups::{self, list};
 use super::systemd::{self, Health, Unit};
 use crate::containers::{VASSALS, has_emperor, vassal_containers};
 use crate::emperor;
+use crate::list::processes;
 use crate::node::Node;
 use crate::report::{Finding, State};
 use shared::ContainerUid;
@@ -43,7 +44,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
         &systemd::units(node, &UNITS).unwrap_or_default(),
         &leaders,
         &|pid| listens(pid),
-        &|pid| has_terminal(pid),
+        &|pid| processes::terminal(pid).is_some_and(|terminal| terminal != 0),
     )
 }
 
@@ -67,7 +68,7 @@ fn judge(
     match emperor {
         None if findings.iter().all(|finding| finding.state != State::Fail) => {
             let seen = format!("no Emperor runs (a root process named uwsgi), and {VASSALS} has files");
-            findings.push(Finding::fail(CHECK, WHY, seen, emperor::BY_HAND));
+            findings.push(Finding::fail(CHECK, WHY, seen, emperor::by_hand()));
         }
         None => {}
         Some(_) => {
@@ -90,7 +91,7 @@ fn judge(
     if !on_a_terminal.is_empty() {
         let seen = format!("has the terminal that the Emperor was started from: {}", list(&on_a_terminal));
         let end = emperor.map_or_else(String::new, |pid| format!("kill -INT {pid}\n"));
-        findings.push(Finding::fail(CHECK, WHY_TERMINAL, seen, format!("{end}{}", emperor::BY_HAND)));
+        findings.push(Finding::fail(CHECK, WHY_TERMINAL, seen, format!("{end}{}", emperor::by_hand())));
     }
     if let Some(pid) = emperor.filter(|_| findings.is_empty()) {
         let seen = match files.len() {
@@ -100,17 +101,6 @@ fn judge(
         findings.push(Finding::ok(CHECK, WHY, format!("the Emperor runs (pid {pid}), and {seen}")));
     }
     findings
-}
-
-/// Whether it has a controlling terminal, tty_nr of proc_pid_stat(5).
-fn has_terminal(pid: i32) -> bool {
-    let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
-    terminal_of(&String::from_utf8_lossy(&stat)).is_some_and(|terminal| terminal != 0)
-}
-
-/// The 7th field. The second is a name in parentheses, which may hold anything.
-fn terminal_of(stat: &str) -> Option<i32> {
-    stat.rsplit_once(')')?.1.split_whitespace().nth(4)?.parse().ok()
 }
 
 /// More sockets than a container of people's has; one of a tenant's that has more takes no longer.
@@ -146,7 +136,7 @@ mod tests {
     #[test]
     fn a_dead_emperor_is_told_by_its_unit_if_there_is_one() {
         let [(state, seen, fix)] = &judged(None, "", &[])[..] else { panic!() };
-        assert_eq!((*state, fix.as_str()), (State::Fail, emperor::BY_HAND));
+        assert_eq!((*state, fix.as_str()), (State::Fail, emperor::by_hand().as_str()));
         assert!(seen.starts_with("no Emperor runs"), "{seen}");
         let failed =
             UNIT.replace("=active", "=failed").replace("=running", "=failed").replace("=success", "=exit-code");
@@ -178,13 +168,6 @@ mod tests {
         let found = judged(Some(7), UNIT, &[30001, 30002]);
         let [(_, silent, _)] = &found[..] else { panic!("{found:?}") };
         assert_eq!(silent, "runs, and listens on no run/ns.socket: 30002");
-    }
-
-    #[test]
-    fn a_terminal_is_the_seventh_field() {
-        assert_eq!(terminal_of("7 (a) b (c) S 1 7 7 34816 -1"), Some(34816));
-        assert_eq!(terminal_of("7 (uwsgi) S 1 7 7 0 -1"), Some(0));
-        assert_eq!(terminal_of("7 (x"), None);
     }
 
     #[test]

@@ -135,6 +135,11 @@ pub fn parent(pid: i32) -> Option<i32> {
     field_of(&read(pid, "stat")?, 4)
 }
 
+/// The controlling terminal that it has: 0 is none, tty_nr of proc_pid_stat(5).
+pub fn terminal(pid: i32) -> Option<i32> {
+    field_of(&read(pid, "stat")?, 7)
+}
+
 /// A file of a process. The process's name is in it, which it can set to any bytes, prctl(2).
 fn read(pid: i32, file: &str) -> Option<String> {
     let bytes = fs::read(format!("/proc/{pid}/{file}")).ok()?;
@@ -193,6 +198,9 @@ mod tests {
     fn a_name_may_hold_anything() {
         assert_eq!(start_of("7 (a) b (c) S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 99"), Some(4711));
         assert_eq!(field_of("7 (a) b (c) S 1 7 6 0 -1", 6), Some(6));
+        assert_eq!(field_of("7 (a) b (c) S 1 7 7 34816 -1", 7), Some(34816));
+        assert_eq!(field_of("7 (uwsgi) S 1 7 7 0 -1", 7), Some(0));
+        assert_eq!(field_of::<i32>("7 (x", 7), None);
         assert_eq!(start_of("7 (x"), None);
         assert!(Process::parse(7, "State:\tZ (zombie)\nPPid:\t1\nUid:\t0\t0\t0\t0\nNSpid:\t7\n").is_none());
     }
