@@ -7,6 +7,7 @@
 
 use crate::sys::make_subvolume_writable;
 use anyhow::{Context, Result, bail};
+use join::leader::Inode;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
@@ -94,7 +95,7 @@ impl Tree<'_> {
             Err(errno) => return Err(errno).with_context(|| shown(name)),
         };
         // On the way up, `..` must be the directory that was left on the way down.
-        let mut above: Vec<((u64, u64), CString)> = Vec::new();
+        let mut above: Vec<(Inode, CString)> = Vec::new();
         loop {
             let names = some_names(directory.as_fd())?;
             let mut full = None;
@@ -106,12 +107,12 @@ impl Tree<'_> {
             }
             if let Some(inner) = full {
                 let below = open(&directory, inner).with_context(|| shown(inner))?;
-                above.push((identity(&directory)?, inner.clone()));
+                above.push((Inode::from(fstat(&directory)?), inner.clone()));
                 directory = below;
             } else if names.is_empty() {
                 let Some((left, inner)) = above.pop() else { break };
                 directory = open_parent(&directory).with_context(|| shown(&inner))?;
-                if identity(&directory)? != left {
+                if Inode::from(fstat(&directory)?) != left {
                     bail!("{}: somebody moves directories there", shown(&inner));
                 }
             }
@@ -176,11 +177,6 @@ fn open(parent: impl AsFd, name: &CStr) -> nix::Result<OwnedFd> {
 fn open_parent(directory: &OwnedFd) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     openat2(directory, c"..", OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_XDEV))
-}
-
-/// What tells two directories apart.
-fn identity(directory: &OwnedFd) -> nix::Result<(u64, u64)> {
-    fstat(directory).map(|status| (status.st_dev, status.st_ino))
 }
 
 fn is_directory(status: &FileStat) -> bool {

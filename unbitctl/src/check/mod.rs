@@ -83,6 +83,11 @@ pub fn container(account: &Account) -> Result<Vec<Finding>> {
     container::check(account)
 }
 
+/// As isspace(3) has it, by which glibc and libpam part words.
+const fn is_space(letter: char) -> bool {
+    letter.is_ascii_whitespace() || letter == '\x0b'
+}
+
 /// A check of a node.
 type Check = fn(&Node) -> Vec<Finding>;
 

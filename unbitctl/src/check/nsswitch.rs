@@ -1,6 +1,6 @@
 //! nsswitch.conf(5) names the service `unbit`, and glibc finds it, loads it and is answered.
 
-use super::{library, nscd, pam, sshd};
+use super::{is_space, library, nscd, pam, sshd};
 use crate::containers::some_container;
 use crate::node::Node;
 use crate::program::{self, library_directories};
@@ -374,11 +374,6 @@ pub(crate) fn fixed(text: &str, database: &str) -> String {
 
 fn is_of_a_name(letter: char) -> bool {
     !is_space(letter) && !matches!(letter, '[' | '#')
-}
-
-/// As isspace(3) has it, by which glibc parts words.
-fn is_space(letter: char) -> bool {
-    letter.is_ascii_whitespace() || letter == '\x0b'
 }
 
 /// The service unbit, its actions, and the blank before them.

@@ -1,5 +1,6 @@
 //! The lines of a PAM service in the order in which libpam meets them, see pam.d(5).
 
+use crate::check::is_space;
 use std::fmt;
 
 /// What a line is about.
@@ -125,7 +126,6 @@ impl Control {
     }
 
     fn read(pairs: &str) -> Option<Self> {
-        let is_space = |letter: char| letter.is_ascii_whitespace() || letter == '\x0b';
         let (mut named, mut default) = (Vec::new(), None);
         let mut rest = pairs.trim_start_matches(is_space);
         while !rest.is_empty() {
