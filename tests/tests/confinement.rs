@@ -448,7 +448,7 @@ fn soft_limits_too_low_to_enter_with() {
 }
 
 /// Capabilities that are inherited give power to programs that have them as inheritable, also those beyond the bounding set (capabilities(7)):
-/// CVE-2022-24769. None of sshd's, of an operator's or of another service's is in a session.
+/// CVE-2022-24769. A session has no such capability of sshd, of an operator or of another service.
 #[test]
 #[ignore = "needs the node: make test"]
 fn inheritable_and_ambient_capabilities_stay_outside() {
