@@ -26,7 +26,7 @@
 #                 logins into containers of systemd-nspawn, podman, Docker, LXC, Incus and plain units, on Debian 13 with systemd; as root
 # make test-distribution
 #                 `unbitctl setup distribution` with the real debootstrap and mmdebstrap, from Debian's mirrors; as root
-# make check      formatting, lints, man pages, links
+# make check      formatting, lints, import circles, man pages, links
 # make dist       target/dist/unbit-VERSION.tar.xz, of what is committed
 #
 # What an operator may set when building, with the defaults of nss-unbit and pam-unbit (see shared/src/settings.rs):
@@ -196,6 +196,7 @@ check:
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --all --check
 	$(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml -p unbit-properties -p unbitctl-library --all-targets -- -D warnings
+	tests/import-circles shared nss_unbit join pam_unbit unbitctl tests
 	tests/documents
 	tests/supply-chain
 

@@ -5,9 +5,9 @@
 use crate::apparmor;
 use crate::cgroups::{Hierarchy, Membership, Version, says_frozen};
 use crate::confinement::{capabilities, has_filter, limits, mask};
-use crate::leader::{numbers, text_of};
 use crate::mountinfo::{self, Mount};
 use crate::options::Options;
+use crate::proc::{numbers, text_of};
 use crate::refusal::Reason;
 use crate::subtree::processes;
 use crate::user_namespace::mapped;

@@ -1,7 +1,9 @@
 //! The AppArmor label of the container's pid 1, taken over as lxc-attach(1) does it: at once, and not at the next exec, because what sshd does
 //! for a session (forwardings, its internal sftp server) it does without one.
+//!
+//! Which label a session must have is decided in [`confinement`](crate::confinement); here it is read and set.
 
-use crate::leader::Proc;
+use crate::proc::Proc;
 use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::retry;
 use nix::errno::Errno;

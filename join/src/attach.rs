@@ -2,6 +2,9 @@
 //!
 //! [`Attachment::fork_into`] is how a session begins. A helper process joins everything while nobody in the container can see it, gives up
 //! all power, and only then forks: the first process that exists in the container's pid namespace has been the container's user from birth.
+//!
+//! How pid 1 is found, and what it must be, is not in this file: see [`link`](crate::link), [`emperor`](crate::emperor) and
+//! [`leader`](crate::leader).
 
 use crate::apparmor::Takeover;
 use crate::cgroups::{self, Cgroup};
@@ -9,19 +12,20 @@ use crate::confinement::Confinement;
 use crate::deadline::Deadline;
 use crate::emperor::Emperor;
 use crate::helper::{self, Report, end_with};
-use crate::leader::{Leader, Proc};
+use crate::leader::Leader;
 use crate::link::Link;
 use crate::namespaces::{self, Kind, Namespace};
 use crate::options::Options;
 use crate::power;
+use crate::proc::Proc;
 use crate::refusal::{Context, Reason, Refusal};
 use crate::root_directory::RootDirectory;
 use crate::sys::{self, Cloned};
-use crate::user_namespace::{Ids, UserNamespace};
+use crate::user_namespace::{self, Ids, UserNamespace};
 use caps::Capability;
 use nix::unistd::{Pid, getpid};
 use shared::ContainerUid;
-use std::fmt;
+use std::{fmt, iter};
 
 /// A container that has been verified, and the descriptors to join it by. Nothing is joined yet.
 #[derive(Debug)]
@@ -87,16 +91,18 @@ impl Attachment {
                 leader
             }
         };
-        let users = UserNamespace::of(&leader, container)?;
-        let namespaces = namespaces::open(&leader, users.as_ref(), &options.namespaces)?;
+        let users = UserNamespace::of(&leader.proc, container)?;
+        let owners: Vec<_> =
+            iter::once(user_namespace::our_own()?).chain(users.as_ref().map(|users| users.inode)).collect();
+        let namespaces = namespaces::open(&leader.proc, &owners, &options.namespaces)?;
         tell("namespaces", format_args!("{}", namespaces::names(&namespaces)));
         let root = RootDirectory::of(&leader)?;
         // The group that root has linked is the container's own.
         let own_cgroup_required = options.cgroup_required && !leader.is_linked();
-        let cgroups = cgroups::open_all(&leader, own_cgroup_required)?;
+        let cgroups = cgroups::open_all(&leader.proc, leader.parent()?, own_cgroup_required)?;
         tell("cgroups", format_args!("{}", cgroups::names(&cgroups)));
         // Before the final user namespace check: in a new user namespace pid 1 would show a full bounding set.
-        let confinement = Confinement::of(&leader)?;
+        let confinement = Confinement::of(&leader.proc, leader.pid)?;
         let attachment = Self { container, leader, users, namespaces, cgroups, root, confinement };
         attachment.must_be_the_same()?; // what was opened was the container's all the time
         Ok(attachment)
@@ -198,7 +204,7 @@ impl Attachment {
         let own = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
         // As root: the container's user may not look at everybody's (hidepid=2).
         let theirs = self.leader.proc.open("cgroup").context(Reason::NotRunning, "open /proc/PID/cgroup")?;
-        let label = self.confinement.apparmor_label(&self.leader)?;
+        let label = self.confinement.apparmor_label(&self.leader.proc)?;
         for cgroup in self.cgroups.iter_mut().filter(|cgroup| cgroup.needs_root() && !is_in_version_2) {
             cgroup.join()?;
         }
@@ -237,12 +243,12 @@ impl Attachment {
     /// It must still be what was verified, in the user namespace that was opened.
     fn must_be_the_same(&self) -> Result<(), Refusal> {
         self.leader.check()?;
-        UserNamespace::must_be_that_of(self.users.as_ref(), &self.leader)
+        UserNamespace::must_be_that_of(self.users.as_ref(), &self.leader.proc)
     }
 
     /// What binds pid 1 can have changed since it was verified, unlike what has been opened.
     fn must_be_unchanged(&self) -> Result<(), Refusal> {
-        let now = Confinement::of(&self.leader)?;
+        let now = Confinement::of(&self.leader.proc, self.leader.pid)?;
         self.must_be_the_same()?; // in another user namespace it would look unbound
         if now == self.confinement {
             return Ok(());
@@ -275,7 +281,7 @@ impl Attachment {
         // A directory of the host's that the application has open would be a way out for the user's shell.
         sys::close_on_exec().context(Reason::Broken, "keep the application's descriptors from the user's programs")?;
         let own = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
-        let label = self.confinement.apparmor_label(&self.leader)?;
+        let label = self.confinement.apparmor_label(&self.leader.proc)?;
         for cgroup in &mut self.cgroups {
             cgroup.join()?;
         }

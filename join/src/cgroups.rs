@@ -5,9 +5,11 @@
 //!
 //! How a process joins decides what a login costs. A write to cgroup.procs waits for all of the machine's processors (8 ms, cgroup_threadgroup_rwsem);
 //! a thread that moves itself by `tasks` (version 1, Linux 5.5) and a process that is born in its cgroup (version 2, clone3(2)) do not.
+//!
+//! This file does not look for pid 1 and does not judge it, apart from the one rule that a frozen container is refused.
 
-use crate::leader::{self, Leader, Proc};
 use crate::mountinfo::Mount;
+use crate::proc::{self, Proc};
 use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::retry;
 use nix::errno::Errno;
@@ -140,13 +142,13 @@ pub fn names(cgroups: &[Cgroup]) -> String {
     cgroups.iter().map(|cgroup| cgroup.name.as_str()).collect::<Vec<_>>().join(" ")
 }
 
-/// Opens the cgroups to join. With `own_required`, the container must be in one that neither its parent process nor we are in.
-pub fn open_all(leader: &Leader, own_required: bool) -> Result<Vec<Cgroup>, Refusal> {
+/// Opens the cgroups of `pid_1` to join. With `own_required`, it must be in one that neither its `parent` (0: out of our sight) nor we are in.
+pub fn open_all(pid_1: &Proc, parent: i32, own_required: bool) -> Result<Vec<Cgroup>, Refusal> {
     let read = |process: &Proc, reason| Membership::all_of(process).context(reason, "read /proc/PID/cgroup");
-    let memberships = read(&leader.proc, Reason::NotRunning)?;
+    let memberships = read(pid_1, Reason::NotRunning)?;
     let ours = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
     let ours = read(&ours, Reason::Broken)?;
-    let parent = match leader.parent()? {
+    let parent = match parent {
         0 => Vec::new(),
         parent => Proc::of(parent)
             .context(Reason::NotRunning, format_args!("open /proc/{parent}, the parent of its pid 1"))
@@ -293,7 +295,7 @@ impl Membership {
     }
 
     fn read(file: OwnedFd) -> std::io::Result<Vec<Self>> {
-        Ok(Self::all_in(&leader::read_whole(file)?))
+        Ok(Self::all_in(&proc::read_whole(file)?))
     }
 
     /// Not by lines(), which takes a carriage return from their ends: a cgroup's name can end in one.

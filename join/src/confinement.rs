@@ -2,9 +2,11 @@
 //! was started with.
 //!
 //! pam_unbit(8) lists what is taken over and what is not.
+//!
+//! It reads and applies. It gives up no id and no capability: that is [`power`](crate::power).
 
 use crate::apparmor::{self, Takeover};
-use crate::leader::{Leader, numbers};
+use crate::proc::{Proc, numbers};
 use crate::refusal::{Context, Reason, Refusal};
 use crate::seccomp;
 use crate::sys::{self, CpuSet, Scheduling, retry};
@@ -34,10 +36,8 @@ pub struct Confinement {
 
 impl Confinement {
     /// Reads all of it. The caller checks afterwards that the process still lives, and so that its number was its own.
-    pub fn of(leader: &Leader) -> Result<Self, Refusal> {
-        let pid = leader.pid;
-        let read =
-            |name: &str| leader.proc.read(name).context(Reason::NotRunning, format_args!("read /proc/{pid}/{name}"));
+    pub fn of(proc: &Proc, pid: i32) -> Result<Self, Refusal> {
+        let read = |name: &str| proc.read(name).context(Reason::NotRunning, format_args!("read /proc/{pid}/{name}"));
         let unreadable = |name: &str| Refusal::new(Reason::Broken, format!("/proc/{pid}/{name} cannot be understood"));
         let status = read("status")?;
         let (bounding_set, no_new_privs) = capabilities(&status).ok_or_else(|| unreadable("status"))?;
@@ -46,7 +46,7 @@ impl Confinement {
             bounding_set,
             no_new_privs,
             has_filter: has_filter(&status),
-            apparmor_label: apparmor::label_of(&leader.proc).context(Reason::NotRunning, about("AppArmor label"))?,
+            apparmor_label: apparmor::label_of(proc).context(Reason::NotRunning, about("AppArmor label"))?,
             oom_score_adj: read("oom_score_adj")?.trim().parse().map_err(|_| unreadable("oom_score_adj"))?,
             limits: limits(&read("limits")?).ok_or_else(|| unreadable("limits"))?,
             scheduling: Scheduling::of(pid).context(Reason::NotRunning, about("scheduling policy"))?.of_a_child(),
@@ -117,8 +117,8 @@ impl Confinement {
 
     /// Its AppArmor label, where it has one: to be taken over when all else is done, for a profile may forbid what there was to do. Asked as root on
     /// the node.
-    pub fn apparmor_label(&self, leader: &Leader) -> Result<Option<Takeover<'_>>, Refusal> {
-        self.apparmor_label.as_ref().map(|label| Takeover::of(label, &leader.proc)).transpose()
+    pub fn apparmor_label(&self, proc: &Proc) -> Result<Option<Takeover<'_>>, Refusal> {
+        self.apparmor_label.as_ref().map(|label| Takeover::of(label, proc)).transpose()
     }
 
     /// Runs on pid 1's CPUs. Only after the cgroups are joined: a cpuset sets the CPUs anew.

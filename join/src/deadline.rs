@@ -1,4 +1,6 @@
 //! One limit of time for everything in a login that can wait on the container.
+//!
+//! It waits for nothing itself.
 
 use crate::sys::retry;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

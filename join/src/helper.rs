@@ -1,6 +1,8 @@
 //! A process that does a part of a login for the one that forks it, and reports what it could not do.
 //!
 //! What may wait on the container, or changes the process that does it, is done in a helper: it can be killed at the deadline.
+//!
+//! The caller says what a helper does. Nothing here joins a namespace.
 
 use crate::deadline::Deadline;
 use crate::refusal::{Context, Reason, Refusal};

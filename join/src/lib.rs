@@ -29,6 +29,7 @@ pub mod namespaces;
 pub mod options;
 mod pid_namespaces;
 pub mod power;
+pub mod proc;
 pub mod refusal;
 pub mod refusals;
 mod root_directory;

@@ -11,9 +11,10 @@
 //! Rule 7, that a session finds itself in pid 1's root directory, is [`RootDirectory`](crate::root_directory)'s, for every container.
 
 use crate::deadline::Deadline;
-use crate::leader::{Leader, Proc};
+use crate::leader::Leader;
 use crate::linked::Linked;
 use crate::pid_namespaces::{self, PidNamespace};
+use crate::proc::Proc;
 use crate::refusal::{Context, Reason, Refusal};
 use crate::roots_path::{self, Astray};
 use crate::subtree::Subtree;

@@ -1,11 +1,13 @@
 //! Verify: what must hold for a pid 1 that was found by root's link, besides what holds for each ([`Leader`](crate::leader::Leader)).
 //!
 //! The numbers are those of the rules in [`link`](crate::link). All of them are looked at again after everything has been opened.
+//!
+//! Nothing here searches, and nothing is joined.
 
 use crate::cgroups;
 use crate::confinement;
-use crate::leader::{Inode, Proc, numbers};
 use crate::mountinfo;
+use crate::proc::{Inode, Proc, numbers};
 use crate::refusal::{Context, Reason, Refusal};
 use crate::subtree::Subtree;
 use crate::sys;

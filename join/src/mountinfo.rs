@@ -1,4 +1,6 @@
 //! What is mounted where, as the kernel tells it.
+//!
+//! It parses text. Nothing here opens what is mounted.
 
 /// A line of /proc/PID/mountinfo, see proc_pid_mountinfo(5).
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -2,11 +2,12 @@
 //!
 //! They are joined by these descriptors and not through the pidfd: a pid 1 that unshares after the check takes the pidfd with it, while a
 //! checked descriptor cannot change.
+//!
+//! User namespaces have rules of their own, in [`user_namespace`](crate::user_namespace).
 
-use crate::leader::{Inode, Leader, Proc};
+use crate::proc::{Inode, Proc};
 use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, retry};
-use crate::user_namespace::{self, UserNamespace};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::fstat;
@@ -23,7 +24,7 @@ pub struct Kind {
 
 impl Kind {
     /// In the order in which they are joined: the mount namespace last, so that everything before it happens in the host's file system.
-    /// User namespaces are not among them, see [`user_namespace`].
+    /// User namespaces are not among them, see [`user_namespace`](crate::user_namespace).
     pub const ALL: [Self; 7] = [
         Self { name: "pid", flag: CloneFlags::CLONE_NEWPID },
         Self { name: "uts", flag: CloneFlags::CLONE_NEWUTS },
@@ -75,10 +76,9 @@ pub fn names(namespaces: &[Namespace]) -> String {
 }
 
 /// Opens those of the asked kinds in which the container's pid 1 is not where we are, in the order of the table.
-/// Each must belong to our user namespace or to the container's own.
-pub fn open(leader: &Leader, users: Option<&UserNamespace>, asked: &[Kind]) -> Result<Vec<Namespace>, Refusal> {
+/// Each must belong to one of the user namespaces `owners`.
+pub fn open(pid_1: &Proc, owners: &[Inode], asked: &[Kind]) -> Result<Vec<Namespace>, Refusal> {
     let own = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
-    let owners: Vec<_> = [user_namespace::our_own()?].into_iter().chain(users.map(|users| users.inode)).collect();
     let mut namespaces = Vec::new();
     for &kind in asked {
         let ours = match own.namespace(kind.name) {
@@ -86,8 +86,8 @@ pub fn open(leader: &Leader, users: Option<&UserNamespace>, asked: &[Kind]) -> R
             other => other.context(Reason::Broken, format_args!("look at our {} namespace", kind.name))?,
         };
         let step = format!("open the container's {} namespace", kind.name);
-        let descriptor = leader.proc.open(&format!("ns/{}", kind.name)).context(Reason::NotRunning, step)?;
-        let inode = check(&descriptor, kind, &owners)?;
+        let descriptor = pid_1.open(&format!("ns/{}", kind.name)).context(Reason::NotRunning, step)?;
+        let inode = check(&descriptor, kind, owners)?;
         if inode != ours {
             namespaces.push(Namespace { kind, inode, descriptor });
         } else if kind.is_needed() {
@@ -139,7 +139,7 @@ mod tests {
     use std::fs::File;
 
     fn our_users() -> [Inode; 1] {
-        [user_namespace::our_own().unwrap()]
+        [Proc::of_self().unwrap().namespace("user").unwrap()]
     }
 
     #[test]

@@ -1,4 +1,6 @@
 //! The options of a PAM line. The same set is taken on each of the three lines.
+//!
+//! Options come from nowhere else: there is no file and no environment variable.
 
 use crate::namespaces::Kind;
 use crate::refusal::{Reason, Refusal};

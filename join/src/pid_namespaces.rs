@@ -1,7 +1,9 @@
 //! Which pid namespaces the processes of a cgroup are in, and which process is the pid 1 of one.
+//!
+//! Whether that process may be entered is not decided here.
 
 use crate::deadline::Deadline;
-use crate::leader::{Inode, Proc, numbers};
+use crate::proc::{Inode, Proc, numbers};
 use crate::refusal::{Context, Reason, Refusal};
 use crate::subtree::Subtree;
 use crate::sys::{self, retry};

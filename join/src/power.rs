@@ -1,4 +1,6 @@
 //! Power: the ids, groups and capabilities that it takes to enter, and how a process gives them up.
+//!
+//! What the session takes over from pid 1 is in [`confinement`](crate::confinement).
 
 use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, retry};

@@ -1,4 +1,6 @@
 //! Why a login is refused: one plain sentence for the user, one line with the cause for the operator.
+//!
+//! The sentences that users read are in this file and in no other. What leads to a refusal is where it happens.
 
 use nix::errno::Errno;
 use std::fmt;

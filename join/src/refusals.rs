@@ -1,6 +1,8 @@
 //! How many logins were refused since boot, by container and reason: counters in `/run/unbit/refusals`, one file for each container.
 //!
 //! A file is a page of numbers that every process maps and adds to, so nobody waits for anybody, however a login ends.
+//!
+//! A count decides nothing: no login depends on it.
 
 use crate::refusal::{Context, Reason, Refusal};
 use crate::run_directory;

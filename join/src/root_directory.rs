@@ -2,7 +2,8 @@
 //!
 //! A pid 1 in a chroot(2) has a root directory of its own, and a session that joined its mount namespace would see the files around it.
 
-use crate::leader::{Leader, Proc};
+use crate::leader::Leader;
+use crate::proc::Proc;
 use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, Place, retry};
 use nix::fcntl::{OFlag, open, openat};

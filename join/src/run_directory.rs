@@ -1,4 +1,6 @@
 //! Where root keeps what ends with the machine: `/run/unbit`.
+//!
+//! Nothing that a tenant can write to is kept here.
 
 use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::retry;

@@ -2,10 +2,12 @@
 //!
 //! Root inside a container makes groups below its own, as many and as deep as it likes. So the walk opens one name at a time and holds one
 //! descriptor, whatever the depth, and it ends by the deadline and by a number of groups.
+//!
+//! Which of these processes is the pid 1 is asked in [`pid_namespaces`](crate::pid_namespaces).
 
 use crate::cgroups::{self, Version};
 use crate::deadline::Deadline;
-use crate::leader::{Inode, Proc};
+use crate::proc::{Inode, Proc};
 use crate::refusal::{Reason, Refusal};
 use crate::sys::retry;
 use nix::dir::{Dir, Type};

@@ -1,4 +1,6 @@
 //! The system calls that nix does not have, or has only as unsafe.
+//!
+//! Each function is one call with its types. Decisions, messages and refusals are with the callers.
 #![allow(unsafe_code)]
 
 use nix::dir::Dir;

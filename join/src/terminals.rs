@@ -3,11 +3,13 @@
 //! On the node, nothing would count them: a tenant's process can keep a terminal open after its session has ended, and so take all that the machine
 //! has (`kernel.pty.max`). So sshd's monitor has a mount namespace of its own, with the container's `/dev/pts` in the place of the node's. That has
 //! the container's limit (`max=` of the kernel's Documentation/filesystems/devpts.rst), and `tty` finds its terminal by name in the container.
+//!
+//! A session's own processes are not touched here: this is about sshd's monitor.
 
 use crate::attach::Attachment;
 use crate::deadline::Deadline;
 use crate::helper;
-use crate::leader::Proc;
+use crate::proc::Proc;
 use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, retry};
 use caps::Capability;

@@ -1,4 +1,6 @@
 //! Connecting to a unix socket that somebody else owns: by the inode that was checked, and not for longer than the deadline.
+//!
+//! Nothing is read from the socket, here or elsewhere.
 
 use crate::deadline::Deadline;
 use crate::refusal::{Context, Reason, Refusal};

@@ -3,8 +3,8 @@
 //! Inside, a session is the container's user: uid and gid 30001. The maps of the namespace (user_namespaces(7)) say which ids of the node's
 //! those are. They must be nobody's here, or a session could signal another account's processes and own its files.
 
-use crate::leader::{Inode, Leader, Proc};
 use crate::namespaces;
+use crate::proc::{Inode, Proc};
 use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, retry};
 use nix::errno::Errno;
@@ -43,10 +43,9 @@ pub struct UserNamespace {
 
 impl UserNamespace {
     /// That of pid 1; `None` if it is ours.
-    pub fn of(leader: &Leader, container: ContainerUid) -> Result<Option<Self>, Refusal> {
+    pub fn of(pid_1: &Proc, container: ContainerUid) -> Result<Option<Self>, Refusal> {
         let ours = our_own()?;
-        let descriptor =
-            leader.proc.open("ns/user").context(Reason::NotRunning, "open the container's user namespace")?;
+        let descriptor = pid_1.open("ns/user").context(Reason::NotRunning, "open the container's user namespace")?;
         let inode = namespaces::check_kind(&descriptor, "user", CloneFlags::CLONE_NEWUSER)?;
         if inode == ours {
             return Ok(None);
@@ -54,19 +53,18 @@ impl UserNamespace {
         must_be_child(&descriptor, ours)?;
         let map = |kind: Kind| {
             let file = kind.file();
-            let text = leader.proc.read(file).context(Reason::NotRunning, format_args!("read its {file}"))?;
+            let text = pid_1.read(file).context(Reason::NotRunning, format_args!("read its {file}"))?;
             kind.judge(&text, container)
         };
         let ids = Ids { uid: map(Kind::Users)?, gid: map(Kind::Groups)? };
         let found = Self { inode, ids, descriptor };
-        Self::must_be_that_of(Some(&found), leader)?; // the maps were this one's
+        Self::must_be_that_of(Some(&found), pid_1)?; // the maps were this one's
         Ok(Some(found))
     }
 
     /// Refuses a pid 1 that is not in this user namespace, or in ours if it has none of its own.
-    pub fn must_be_that_of(users: Option<&Self>, leader: &Leader) -> Result<(), Refusal> {
-        let now =
-            leader.proc.namespace("user").context(Reason::NotRunning, "look at the container's user namespace")?;
+    pub fn must_be_that_of(users: Option<&Self>, pid_1: &Proc) -> Result<(), Refusal> {
+        let now = pid_1.namespace("user").context(Reason::NotRunning, "look at the container's user namespace")?;
         if now == users.map_or_else(our_own, |users| Ok(users.inode))? {
             return Ok(());
         }

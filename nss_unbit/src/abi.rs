@@ -1,6 +1,8 @@
 //! What glibc and this module pass to each other: the structs of its headers and the codes of its NSS interface.
 //!
 //! Own definitions, because they are few and never change: each is part of glibc's stable ABI.
+//!
+//! No lookup is in this file.
 
 use core::ffi::{c_char, c_int, c_long, c_ulong};
 use rustix::io::Errno;

@@ -1,6 +1,8 @@
 //! The caller's buffer, into which every string and array of a record goes.
 //!
 //! glibc's callers choose its address and its length: any address, odd ones too, and any length, none included.
+//!
+//! The records say what is written. No other file writes to the caller's memory, except [`exports`](crate::exports).
 #![allow(unsafe_code)]
 
 use crate::abi::Failure;

@@ -5,6 +5,8 @@
 //! - `result`, `errnop` and `h_errnop` can be written to, and nobody else uses them until the function returns;
 //! - the `length` bytes at `buffer` can be written to, and nobody else uses them until the function returns;
 //! - `ttlp` and `canonp` are like `result`, or NULL.
+//!
+//! Each function only translates: from C's arguments to a lookup, and from its outcome to glibc's codes.
 #![allow(unsafe_code)]
 
 use crate::abi::{AF_INET, AddrTuple, Failure, Group, HostError, Hostent, Passwd, Shadow, Status};

@@ -1,4 +1,4 @@
-//! `30001:x:30001:`
+//! The record of a group, `30001:x:30001:`, put together from a number alone: nothing is looked up here.
 
 use crate::abi::{Failure, Group};
 use crate::buffer::Buffer;

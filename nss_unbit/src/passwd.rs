@@ -1,4 +1,5 @@
-//! `30001:x:30001:30001:30001:/containers/30001:/bin/bash`
+//! The record of a user, `30001:x:30001:30001:30001:/containers/30001:/bin/bash`, put together from a name and a number: nothing is looked up
+//! here.
 
 use crate::abi::{Failure, Passwd};
 use crate::buffer::Buffer;

@@ -1,4 +1,4 @@
-//! `30001:!:::::::`
+//! The record of a locked password, `30001:!:::::::`, put together from a name: nothing is looked up here.
 
 use crate::abi::{Failure, Shadow};
 use crate::buffer::Buffer;

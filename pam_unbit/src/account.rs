@@ -1,4 +1,6 @@
 //! Identify: whose login is it?
+//!
+//! It knows names, numbers and directories, and nothing of what runs in the container.
 
 use crate::pam::Handle;
 use join::refusal::{Context, Reason, Refusal};

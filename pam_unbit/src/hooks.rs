@@ -1,68 +1,17 @@
 //! The functions that libpam looks for, see pam(3) and pam_modules(3). Each hands over to its namesake in [`login`](crate::login) and turns
 //! what that says into a return value, a log line and a sentence.
+//!
+//! No step of a login is in this file.
 #![allow(unsafe_code)]
 
-use crate::account::{self, Account, ContainerUser};
+use crate::call::Call;
 use crate::login::{self, Verdict};
-use crate::pam::{Handle, RawHandle, code, flag, printable};
+use crate::pam::{Handle, RawHandle, code, printable};
 use crate::sys;
-use join::options::Options;
 use join::refusal::Refusal;
-use join::refusals;
 use join::sys::exit_now;
-use shared::escape;
 use std::ffi::{CStr, c_char, c_int};
-use std::fmt;
 use std::sync::Once;
-
-/// One call of a hook.
-pub struct Call<'a> {
-    pub pam: Handle,
-    pub flags: c_int,
-    /// Whose login it is, once that is known.
-    pub user: Option<ContainerUser>,
-    words: Vec<&'a [u8]>,
-}
-
-impl Call<'_> {
-    /// The options of the PAM line.
-    pub fn options(&self) -> Result<Options, Refusal> {
-        Options::parse(self.words.iter().copied())
-    }
-
-    /// Logs a step, if the PAM line says `debug`.
-    pub fn debug(&self, line: fmt::Arguments<'_>) {
-        if self.words.contains(&b"debug".as_slice()) {
-            self.pam.log(libc::LOG_DEBUG, &line.to_string());
-        }
-    }
-
-    /// Decides whose login it is, see [`account::identify`].
-    pub fn identify(&mut self) -> Result<Account, Refusal> {
-        let account = account::identify(&self.pam)?;
-        if let Account::Container(user) = account {
-            self.user = Some(user);
-        }
-        Ok(account)
-    }
-
-    /// Writes down a refusal: the cause to the log, the sentence to the user.
-    pub fn refuse(&self, refusal: &Refusal) {
-        let name = self.pam.user().map(|user| escape::word(user.to_bytes()).to_string()).unwrap_or_default();
-        let user = self.user.map_or_else(|| name.clone(), |user| user.to_string());
-        self.pam.log(libc::LOG_ERR, &format!("container {user} refused: {}", refusal.cause));
-        if self.flags & flag::SILENT == 0 {
-            self.pam.tell(&refusal.sentence(&name));
-        }
-    }
-
-    /// Counts a refusal. Not from inside a container, where /run is the tenant's.
-    pub fn count(&self, refusal: &Refusal) {
-        if let Err(failed) = refusals::count(self.user.map(|user| user.container), refusal.reason) {
-            self.debug(format_args!("the refusal is not counted: {}", failed.cause));
-        }
-    }
-}
 
 fn run(
     name: &str,
@@ -80,7 +29,7 @@ fn run(
         // SAFETY: libpam passes argc strings in argv, which outlive the call.
         .map(|i| unsafe { CStr::from_ptr(*argv.add(i)) }.to_bytes())
         .collect();
-    let mut call = Call { pam, flags, user: None, words };
+    let mut call = Call::new(pam, flags, words);
     join::failpoint(name);
     match hook(&mut call) {
         Ok(Verdict::Success) => code::SUCCESS,

@@ -12,6 +12,7 @@
 //! fork) and in [`sys`] (what nix does not have), nowhere else.
 
 mod account;
+mod call;
 mod hooks;
 mod login;
 mod nss;

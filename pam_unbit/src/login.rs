@@ -14,7 +14,7 @@
 //! Whatever is missing or out of order refuses.
 
 use crate::account::{Account, ContainerUser};
-use crate::hooks::Call;
+use crate::call::Call;
 use crate::nss;
 use crate::pam::flag;
 use crate::record;

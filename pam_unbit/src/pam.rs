@@ -1,4 +1,6 @@
 //! What this module uses of Linux-PAM: pam_modules(3), pam_ext(3), pam_modutil(3), pam_conv(3).
+//!
+//! It passes values to libpam and back, and decides nothing.
 #![allow(unsafe_code)]
 
 use shared::escape;

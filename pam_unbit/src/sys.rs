@@ -1,4 +1,6 @@
 //! The C library's functions that nix does not have.
+//!
+//! Each is one call; when it is made is decided in [`login`](crate::login).
 #![allow(unsafe_code)]
 
 use join::sys::retry;

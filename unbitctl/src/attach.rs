@@ -4,11 +4,11 @@
 //! ([`Attachment`]) before it is written, and by the whole of `unbitctl check UID` afterwards.
 
 use crate::check;
-use crate::command_line::must_be_root;
+use crate::command_line::{must_be_root, say};
 use crate::engine::{Engine, Found};
 use crate::names::{self, Account};
 use crate::node::Node;
-use crate::report::{self, Format, State, lines_of, say};
+use crate::report::{self, Format, State, lines_of};
 use anyhow::{Context, Result, bail};
 use join::attach::Attachment;
 use join::link::{DIRECTORY, Link, TRUST};

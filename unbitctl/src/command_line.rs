@@ -17,6 +17,15 @@ pub fn tell(what: impl std::fmt::Display) {
     let _ = io::stderr().write_all(line.as_bytes()); // in one piece
 }
 
+/// Writes to standard output, for who still reads it: what is being done does not end because nobody does.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = write!(std::io::stdout(), $($text)*);
+    }};
+}
+pub(crate) use say;
+
 /// What only root can do was asked for by someone else; the sentence that says so.
 #[derive(Debug)]
 pub struct NeedsRoot(String);

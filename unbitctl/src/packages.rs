@@ -1,6 +1,6 @@
 //! Packages of Debian's that a set-up needs: named, and installed only when the operator has said so.
 
-use crate::report::say;
+use crate::command_line::say;
 use crate::terminal;
 use anyhow::{Context, Result, bail};
 use std::io::{Write, stdout};

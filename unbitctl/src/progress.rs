@@ -1,6 +1,7 @@
 //! What a command that takes several steps says of each as soon as it is done: a line for people, or all of them at the end as JSON.
 
-use crate::report::{lines_of, say};
+use crate::command_line::say;
+use crate::report::lines_of;
 use serde::Serialize;
 use shared::escape;
 use std::io::{IsTerminal, Write, stdout};

@@ -7,7 +7,7 @@
 
 use crate::sys::make_subvolume_writable;
 use anyhow::{Context, Result, bail};
-use join::leader::Inode;
+use join::proc::Inode;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};

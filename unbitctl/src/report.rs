@@ -116,15 +116,6 @@ impl Finding {
     }
 }
 
-/// Writes to standard output, for who still reads it: what is being done does not end because nobody does.
-macro_rules! say {
-    ($($text:tt)*) => {{
-        use std::io::Write;
-        let _ = write!(std::io::stdout(), $($text)*);
-    }};
-}
-pub(crate) use say;
-
 /// Writes a command's answer to standard output. That whoever reads it has had enough, head(1) say, is no error.
 pub fn print(text: &str) -> Result<()> {
     let mut out = stdout().lock();

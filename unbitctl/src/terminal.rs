@@ -1,6 +1,6 @@
 //! The operator's terminal, and the one of a session in a container.
 
-use crate::report::say;
+use crate::command_line::say;
 use crate::sys;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::openpty;

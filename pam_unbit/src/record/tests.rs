@@ -1,3 +1,5 @@
+//! Keys and certificates as a line of the log names them, compared with what ssh-keygen(1) prints.
+
 use super::*;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};

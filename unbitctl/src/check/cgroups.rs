@@ -5,7 +5,7 @@ use crate::node::Node;
 use crate::report::Finding;
 use crate::shell;
 use join::cgroups::{Hierarchies, Version};
-use join::leader::Proc;
+use join::proc::Proc;
 use shared::ContainerUid;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;

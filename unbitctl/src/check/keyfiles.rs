@@ -5,7 +5,7 @@ use crate::node::Node;
 use crate::program::SSHD;
 use crate::report::Finding;
 use join::cgroups::{Hierarchies, Version};
-use join::leader::Proc;
+use join::proc::Proc;
 use shared::settings::{CONTAINERS, FIRST_UID};
 use std::fs;
 use std::path::PathBuf;

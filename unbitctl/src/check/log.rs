@@ -3,8 +3,8 @@
 use super::cgroups::{self, leader_of};
 use crate::node::Node;
 use crate::report::Finding;
-use join::leader::Proc;
 use join::mountinfo::Mount;
+use join::proc::Proc;
 use shared::{ContainerUid, escape};
 use std::collections::BTreeMap;
 use std::fs;

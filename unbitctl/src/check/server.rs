@@ -4,7 +4,7 @@ use crate::sys;
 use anyhow::{Context, Result, bail};
 use caps::{CapSet, Capability, CapsHashSet};
 use join::cgroups::Hierarchies;
-use join::leader::Proc;
+use join::proc::Proc;
 use join::sys::{bound_capabilities, change_capabilities};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_no_new_privs;

@@ -8,8 +8,8 @@ pub mod ruleset;
 pub mod source;
 pub(crate) mod values;
 
-use crate::command_line::{must_be_root, tell};
-use crate::report::{self, say};
+use crate::command_line::{must_be_root, say, tell};
+use crate::report::{self};
 use anyhow::{Result, bail};
 use ruleset::{BadLists, Ruleset};
 use source::Source;

@@ -3,8 +3,8 @@
 use super::processes::Process;
 use anyhow::Result;
 use join::cgroups::{Hierarchies, Version};
-use join::leader::Proc;
 use join::mountinfo::Mount;
+use join::proc::Proc;
 use nix::sys::quota::{QuotaType, quotactl_get};
 use serde::Serialize;
 use shared::ContainerUid;

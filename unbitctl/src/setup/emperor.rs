@@ -4,12 +4,12 @@
 
 use super::distribution;
 use crate::check::{nscd, nsswitch, pam, sshd};
-use crate::command_line::must_be_root;
+use crate::command_line::{must_be_root, say};
 use crate::containers;
 use crate::emperor::{Service, has_systemd};
 use crate::node::Node;
 use crate::packages::{self, Package};
-use crate::report::{Finding, State, say};
+use crate::report::{Finding, State};
 use crate::step::{Change, Step, Wishes};
 use anyhow::Result;
 use std::process::ExitCode;

@@ -10,9 +10,9 @@ mod journal;
 mod undo;
 
 use crate::check::{directories, distributions, nscd, nsswitch, pam, sshd};
-use crate::command_line::tell;
+use crate::command_line::{say, tell};
 use crate::node::Node;
-use crate::report::{self, Format, GUIDE, Profile, State, say};
+use crate::report::{self, Format, GUIDE, Profile, State};
 use crate::step::{Step, Wishes};
 use crate::terminal;
 use anyhow::{Context, Result, bail};

@@ -3,9 +3,8 @@
 use super::file::{self, difference, read};
 use super::journal::{Journal, Lock, Replaced, Since};
 use crate::check::{nsswitch, pam, sshd};
-use crate::command_line::tell;
+use crate::command_line::{say, tell};
 use crate::node::Node;
-use crate::report::say;
 use anyhow::{Context, Result};
 use shared::escape;
 use std::process::ExitCode;

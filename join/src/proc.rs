@@ -1,0 +1,111 @@
+//! What /proc shows of a process: its files, its namespaces, the numbers in its status.
+//!
+//! Nothing here decides anything: [`leader`](crate::leader) and [`linked`](crate::linked) do. A process may end at any moment, so its directory
+//! is held open, and never found again by its number.
+
+use crate::sys::retry;
+use nix::fcntl::{AtFlags, OFlag, open, openat};
+use nix::sys::stat::{FileStat, Mode, fstatat};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+
+/// What tells two files apart, namespaces among them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Inode {
+    device: u64,
+    number: u64,
+}
+
+impl Inode {
+    /// Whether both are on one file system.
+    pub const fn is_on_the_device_of(self, other: Self) -> bool {
+        self.device == other.device
+    }
+}
+
+impl From<FileStat> for Inode {
+    fn from(status: FileStat) -> Self {
+        Self { device: status.st_dev, number: status.st_ino }
+    }
+}
+
+/// A directory of /proc. Held open, it stays that process's: once the process has gone, every look-up in it fails with ESRCH.
+#[derive(Debug)]
+pub struct Proc(OwnedFd);
+
+impl Proc {
+    /// The process of this number, as /proc here counts them.
+    pub fn of(pid: i32) -> nix::Result<Self> {
+        Self::at(&format!("/proc/{pid}"))
+    }
+
+    /// The calling process.
+    pub fn of_self() -> nix::Result<Self> {
+        Self::at("/proc/self")
+    }
+
+    fn at(path: &str) -> nix::Result<Self> {
+        retry(|| open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())).map(Self)
+    }
+
+    /// Opens one of its files for reading.
+    pub fn open(&self, name: &str) -> nix::Result<OwnedFd> {
+        retry(|| openat(&self.0, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()))
+    }
+
+    /// Opens one of its files for writing.
+    pub fn open_to_write(&self, name: &str) -> nix::Result<OwnedFd> {
+        retry(|| openat(&self.0, name, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()))
+    }
+
+    /// Opens what one of its links leads to, as no more than a place (O_PATH).
+    pub fn open_path(&self, name: &str) -> nix::Result<OwnedFd> {
+        retry(|| openat(&self.0, name, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()))
+    }
+
+    /// Opens one of its directories, or one that a link of its leads to, as no more than a place (O_PATH).
+    pub fn open_directory(&self, name: &str) -> nix::Result<OwnedFd> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        retry(|| openat(&self.0, name, flags, Mode::empty()))
+    }
+
+    /// Reads one of its files whole. Names in it may be any bytes; what is not UTF-8 becomes a name that no file has.
+    pub fn read(&self, name: &str) -> std::io::Result<String> {
+        read_whole(self.open(name)?)
+    }
+
+    /// The namespace behind one of its links in `ns/`.
+    pub fn namespace(&self, name: &str) -> nix::Result<Inode> {
+        let link = format!("ns/{name}");
+        retry(|| fstatat(&self.0, link.as_str(), AtFlags::empty())).map(Inode::from)
+    }
+}
+
+/// Reads an open file of /proc whole, see [`Proc::read`].
+pub fn read_whole(file: OwnedFd) -> std::io::Result<String> {
+    let mut text = Vec::with_capacity(4096); // the kernel gives no size, and std would begin with 32 bytes
+    File::from(file).read_to_end(&mut text)?;
+    Ok(text_of(&text))
+}
+
+/// A NUL stands where bytes are no UTF-8, and not U+FFFD: a tenant can give that name to a directory next to the one that is meant.
+pub(crate) fn text_of(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        if !chunk.invalid().is_empty() {
+            text.push('\0');
+        }
+    }
+    text
+}
+
+/// The numbers of one line of /proc/PID/status.
+pub fn numbers(status: &str, key: &str) -> Result<Vec<u32>, String> {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
+        .and_then(|rest| rest.split_whitespace().map(|number| number.parse().ok()).collect())
+        .ok_or_else(|| format!("its status has no readable {key}"))
+}

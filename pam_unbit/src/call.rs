@@ -1,0 +1,66 @@
+//! One call of libpam: its handle, flags and options, whose login it is, and how a refusal is reported.
+//!
+//! What the call does is in [`login`](crate::login); nothing here decides who may log in.
+
+use crate::account::{self, Account, ContainerUser};
+use crate::pam::{Handle, flag};
+use join::options::Options;
+use join::refusal::Refusal;
+use join::refusals;
+use shared::escape;
+use std::ffi::c_int;
+use std::fmt;
+
+/// One call of a hook.
+pub struct Call<'a> {
+    pub pam: Handle,
+    pub flags: c_int,
+    /// Whose login it is, once that is known.
+    pub user: Option<ContainerUser>,
+    words: Vec<&'a [u8]>,
+}
+
+impl<'a> Call<'a> {
+    /// A call with the words of its PAM line.
+    pub const fn new(pam: Handle, flags: c_int, words: Vec<&'a [u8]>) -> Self {
+        Self { pam, flags, user: None, words }
+    }
+
+    /// The options of the PAM line.
+    pub fn options(&self) -> Result<Options, Refusal> {
+        Options::parse(self.words.iter().copied())
+    }
+
+    /// Logs a step, if the PAM line says `debug`.
+    pub fn debug(&self, line: fmt::Arguments<'_>) {
+        if self.words.contains(&b"debug".as_slice()) {
+            self.pam.log(libc::LOG_DEBUG, &line.to_string());
+        }
+    }
+
+    /// Decides whose login it is, see [`account::identify`].
+    pub fn identify(&mut self) -> Result<Account, Refusal> {
+        let account = account::identify(&self.pam)?;
+        if let Account::Container(user) = account {
+            self.user = Some(user);
+        }
+        Ok(account)
+    }
+
+    /// Writes down a refusal: the cause to the log, the sentence to the user.
+    pub fn refuse(&self, refusal: &Refusal) {
+        let name = self.pam.user().map(|user| escape::word(user.to_bytes()).to_string()).unwrap_or_default();
+        let user = self.user.map_or_else(|| name.clone(), |user| user.to_string());
+        self.pam.log(libc::LOG_ERR, &format!("container {user} refused: {}", refusal.cause));
+        if self.flags & flag::SILENT == 0 {
+            self.pam.tell(&refusal.sentence(&name));
+        }
+    }
+
+    /// Counts a refusal. Not from inside a container, where /run is the tenant's.
+    pub fn count(&self, refusal: &Refusal) {
+        if let Err(failed) = refusals::count(self.user.map(|user| user.container), refusal.reason) {
+            self.debug(format_args!("the refusal is not counted: {}", failed.cause));
+        }
+    }
+}
