@@ -1,36 +1,48 @@
-# make            build both modules in release
-# make demo       show a login on a private node, from a fresh Debian 12 or 13 on; as root
-# make test       every test, on the same; as root
-# make test-releases, test-cgroups, test-load, test-faults
-#                 other releases of Debian, every cgroup layout, 500 logins, every fault on every call; as root
-# make fuzz       [TARGET=name] [SECONDS=60]
-#                 every parser, or one, with coverage feedback; with cargo-fuzz and a nightly toolchain
-# make fuzz-nss   [SECONDS=60]
-#                 the NSS module itself, called as glibc calls it; as root
-# make test-reproducible
-#                 two builds in different directories, to the byte
-# make miri       the NSS module's unit tests under Miri
-# make bench, make bench-login  [AGAINST=other.so]
-#                 what the modules cost, beside a bare stat, an ordinary user's login, another module; as root
-# make install    [DESTDIR=] [PREFIX=/usr]
-# make uninstall  [DESTDIR=] [PREFIX=/usr]
-# make deb        [RELEASES="bookworm trixie"]
-#                 Debian packages, each release's in a clean root directory without network, in target/deb; as root
-# make test-packages  [RELEASES=]
-#                 install, upgrade and remove them in many orders on a node with sessions open; as root
-# make test-mail  [RELEASES=]
-#                 exim4 and postfix, which run a tenant's ~/.forward on the node until `unbitctl check` is satisfied; as root
-# make test-vm    [RELEASES=]
-#                 set up and operate a node from the packages, on a real Debian in qemu with its own kernel and systemd; as root
-# make test-engines  [ENGINES="nspawn podman ..."]
-#                 logins into containers of systemd-nspawn, podman, Docker, LXC, Incus and plain units, on Debian 13 with systemd; as root
-# make test-distribution
-#                 `unbitctl setup distribution` with the real debootstrap and mmdebstrap, from Debian's mirrors; as root
-# make check      formatting, lints, import circles, man pages, links
-# make dist       target/dist/unbit-VERSION.tar.xz, of what is committed
+# unbit: ssh into containers through the node's own sshd. See README.md.
 #
-# What an operator may set when building, with the defaults of nss-unbit and pam-unbit (see shared/src/settings.rs):
-#   UNBIT_CONTAINERS=/containers UNBIT_FIRST_UID=30000 UNBIT_SHELL=/bin/bash UNBIT_ADDRESS_BASE=10.0.0.0
+#   make           build both modules and unbitctl, in target/release
+#   make help      this text
+#
+# On a fresh Debian 12 or 13, as root; both install what they need from Debian:
+#   make demo      show logins on a private node, and give a shell in a container
+#   make test      run every test
+#
+# Installing and packaging:
+#   make install   install what was built; [DESTDIR=] [PREFIX=/usr]
+#   make uninstall the reverse; [DESTDIR=] [PREFIX=/usr]
+#   make deb       Debian packages, in target/deb; as root
+#                  [RELEASES="bookworm trixie"]
+#   make dist      what is committed, as target/dist/unbit-VERSION.tar.xz
+#
+# Developing:
+#   make check     formatting, lints, imports, man pages, documents, licences
+#   make stage     install into target/stage, from where tests/run takes it
+#   make bench     what lookups cost, next to a bare stat; as root
+#   make bench-login   what logins cost, next to an ordinary user's; as root
+#                  [AGAINST=other.so] for both
+#   make fuzz      each parser, with cargo-fuzz and a nightly toolchain
+#                  [TARGET=name] [SECONDS=60]
+#   make fuzz-nss  the NSS module, called as glibc calls it; as root; [SECONDS=60]
+#   make miri      the NSS module under Miri, with a nightly toolchain
+#   make clean     remove target/
+#
+# More tests, as root:
+#   make test-releases      other releases of Debian, and their sshd
+#   make test-cgroups       every cgroup layout
+#   make test-load          500 logins while containers die
+#   make test-faults        every system call of a login fails, with every errno
+#   make test-packages      packages come and go while sessions are open
+#   make test-mail          exim4 and postfix, which run a tenant's ~/.forward
+#   make test-vm            a real Debian in qemu, with its kernel and systemd
+#                           [RELEASES=] for these three
+#   make test-engines       systemd-nspawn, podman, Docker, LXC, Incus and units
+#                           [ENGINES="nspawn podman ..."]
+#   make test-distribution  unbitctl with the real debootstrap and mmdebstrap
+#   make test-reproducible  two builds in different directories, byte by byte
+#
+# Set when building; these are the values of nss-unbit and pam-unbit in C:
+#   UNBIT_CONTAINERS=/containers UNBIT_FIRST_UID=30000
+#   UNBIT_SHELL=/bin/bash UNBIT_ADDRESS_BASE=10.0.0.0
 
 PREFIX ?= /usr
 MULTIARCH ?= $(shell gcc -print-multiarch)
@@ -46,6 +58,7 @@ ZSHDIR = $(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,si
 COMPLETIONS = bash:$(PREFIX)/share/bash-completion/completions/unbitctl fish:$(PREFIX)/share/fish/vendor_completions.d/unbitctl.fish zsh:$(ZSHDIR)/_unbitctl
 
 CARGO_TARGET_DIR ?= $(CURDIR)/target
+ROOT = $(filter 0,$(shell id -u))
 export CARGO_TARGET_DIR
 $(foreach setting,UNBIT_CONTAINERS UNBIT_FIRST_UID UNBIT_SHELL UNBIT_ADDRESS_BASE,$(if $($(setting)),$(eval export $(setting))))
 NSS = $(CARGO_TARGET_DIR)/release/libnss_unbit.so
@@ -61,10 +74,18 @@ STAGED_NSS = $(STAGE)/usr/lib/$(MULTIARCH)/libnss_unbit.so.2
 HERE = --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/usr/src/cargo --remap-path-prefix=$(CURDIR)=/usr/src/unbit --remap-path-prefix=$(CARGO_TARGET_DIR)=/usr/src/unbit/target
 NODE = tests/node/run --release $(RELEASE) --modules $(STAGE)
 
-.PHONY: build install uninstall demo test test-releases test-cgroups test-load test-faults test-reproducible fuzz fuzz-nss miri bench bench-login deb test-packages test-mail test-vm test-engines test-distribution check dist stage clean
+.PHONY: all help build install uninstall demo test test-releases test-cgroups test-load test-faults test-reproducible fuzz fuzz-nss miri bench bench-login deb test-packages test-mail test-vm test-engines test-distribution check dist stage clean
+all: build
+	@echo 'Built in $(CARGO_TARGET_DIR)/release. Next: `$(if $(ROOT),,sudo )make demo` to watch a login, `$(if $(ROOT),,sudo )make install` to install; `make help` lists the rest.'
+
+# The comment at the head of this file.
+help:
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+
 build:
 	@tests/prepare build
-	RUSTFLAGS="$(strip $(RUSTFLAGS) $(HERE))" $(CARGO) build --release --locked -p nss_unbit -p pam_unbit -p unbitctl
+	@echo 'make: building with cargo, in release mode'
+	@RUSTFLAGS="$(strip $(RUSTFLAGS) $(HERE))" $(CARGO) build --release --locked -p nss_unbit -p pam_unbit -p unbitctl
 	@touch $(NSS) $(PAM) $(CTL)
 
 # So that `make && sudo make install` needs no cargo for root, and `make install` alone never installs something old.
