@@ -177,7 +177,7 @@ pub fn open_all(pid_1: &Proc, parent: i32, own_required: bool) -> Result<Vec<Cgr
         return Err(Refusal::new(Reason::Misconfigured, cause));
     }
     if own_required && !has_own {
-        return Err(Refusal::new(Reason::NotTrusted, "it has no cgroup of its own (cgroup=optional would let it in)"));
+        return Err(Refusal::new(Reason::NotTrusted, "it has no cgroup of its own (cgroup=optional would allow that)"));
     }
     for cgroup in &cgroups {
         let step = format!("ask whether its cgroup {} is frozen", cgroup.name);

@@ -111,7 +111,7 @@ fn wait_for(helper: Pid, deadline: Deadline, report: &Report) -> Result<(), Refu
         },
         Ok(false) => Refusal::new(
             Reason::NotAnswering,
-            "the helper that enters has not come through in time: is a cgroup of the container's frozen?",
+            "the helper that enters did not finish in time: is a cgroup of the container frozen?",
         ),
         Err(refusal) => refusal,
     };

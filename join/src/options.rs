@@ -94,7 +94,7 @@ fn parse_namespaces(list: &str) -> Result<Vec<Kind>, Refusal> {
     for needed in ["mnt", "pid"] {
         if !asked.iter().any(|kind| kind.name == needed) {
             return Err(bad(format!(
-                "option namespaces=: {needed} must be in it, a session never stays in the host's"
+                "option namespaces=: {needed} must be in it, because a session never stays in the node's"
             )));
         }
     }

@@ -62,7 +62,7 @@ pub fn give_up_all(container: ContainerUid, groups: &[u32]) -> Result<(), Refusa
     let left = retry(getgroups).context(Reason::Broken, "see that no group is left")?;
     let has_other_groups = !left.iter().map(|group| group.as_raw()).eq(groups.iter().copied());
     if getuid().as_raw() != uid || getgid().as_raw() != gid || has_other_groups || sys::can_become_root() {
-        return Err(Refusal::new(Reason::Broken, "an id of the node's is left"));
+        return Err(Refusal::new(Reason::Broken, "an id of the node is left"));
     }
     Ok(())
 }

@@ -31,7 +31,7 @@ impl Ids {
     }
 }
 
-/// A user namespace of the container's own.
+/// The container's own user namespace.
 #[derive(Debug)]
 pub struct UserNamespace {
     /// Which one it is.
@@ -95,7 +95,7 @@ pub fn must_be_child(descriptor: &OwnedFd, ours: Inode) -> Result<(), Refusal> {
     if is_child {
         return Ok(());
     }
-    Err(Refusal::new(Reason::NotTrusted, "its user namespace is not a direct child of the node's"))
+    Err(Refusal::new(Reason::NotTrusted, "its user namespace is not a direct child of the node's user namespace"))
 }
 
 /// What a map is of.

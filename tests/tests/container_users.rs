@@ -1,5 +1,5 @@
 //! Who is a container user: the name and the uid of an account decide, and whether there is a container of that number. Ordinary users whose
-//! uid is 30000 or more log in as ever; no account gets anything of a container that is not its own.
+//! uid is 30000 or more log in as before; no account gets anything of a container that is not its own.
 
 use std::fs;
 use std::process::{Child, Command};

@@ -20,7 +20,7 @@ fn outside(user: &str) -> String {
     format!("node {} {} {ids}", host["mnt"], host["net"])
 }
 
-/// Every process of the containers' users, and sshd's own one for them, is in none of the host's namespaces that a container has to itself.
+/// Every process of the container users, and sshd's own one for them, is in none of the host's namespaces that a container has to itself.
 #[track_caller]
 fn nothing_on_the_host() {
     eventually("no process of a container's user on the host", || {

@@ -268,7 +268,7 @@ fn before_ours_a_module_that_fails_has_root_run_the_rest() {
         for found in check() {
             let is_it = |found: &String| {
                 found.contains("/etc/pam.d/sshd line ")
-                    && found.contains(&format!("{} runs for containers' users", module.name))
+                    && found.contains(&format!("{} runs for container users", module.name))
             };
             assert_eq!(found.iter().filter(|found| is_it(found)).count(), 1, "{line}: {found:#?}");
         }
@@ -432,7 +432,7 @@ fn the_same_for_su_and_login() {
             let at = if before == FAILS { service } else { "logins" };
             let faults = service_faults(at);
             assert_eq!(faults.len(), 1, "{service}: {:#?}", check());
-            assert!(faults[0].contains("pam_limits.so runs for containers' users"), "{faults:#?}");
+            assert!(faults[0].contains("pam_limits.so runs for container users"), "{faults:#?}");
         }
     }
 }

@@ -167,7 +167,7 @@ fn the_accounts_directory_is_made_if_asked() {
     let group = &container.groups()[0];
     let attach = |more: &[&str]| run("unbitctl", &[&["attach", "30009", "--cgroup", group], more].concat(), b"");
     let err = attach(&[]).failed();
-    assert!(err.contains("say --create-home to make it"), "{err}");
+    assert!(err.contains("--create-home makes it"), "{err}");
     assert!(Path::new("/etc/unbit/30009").symlink_metadata().is_err());
     let done = attach(&["--create-home"]);
     assert_eq!(done.status, Some(1), "there is no key yet, and check says so: {done:?}");

@@ -604,7 +604,7 @@ fn an_emperor_that_is_dead() {
         let _again = AtEnd(|| drop(sh("node-emperor start; node-wait-container 30000; node-wait-container 30001")));
         sh("node-emperor stop").ok();
         let found = findings(sh("unbitctl check --json"));
-        let finding = one(&found, "fail", "no Emperor runs");
+        let finding = one(&found, "fail", "no Emperor (a root process named uwsgi) runs");
         assert_eq!((finding.check.as_str(), finding.profile.as_str()), ("emperor", "login"));
         let fix = finding.fix.as_deref().unwrap();
         let by_hand = " setsid --fork env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin uwsgi --ini /etc/uwsgi/containers.ini";
@@ -616,7 +616,7 @@ fn an_emperor_that_is_dead() {
         let comm = format!("/proc/{}/comm", other.id());
         let _gone = AtEnd(|| drop((other.kill(), other.wait(), fs::remove_file("/run/uwsgi"))));
         eventually("the other uwsgi", || (fs::read_to_string(&comm).ok()? == "uwsgi\n").then_some(()));
-        one(&check("emperor"), "fail", "no Emperor runs");
+        one(&check("emperor"), "fail", "no Emperor (a root process named uwsgi) runs");
     }
     assert_healthy(&check("emperor"), "the Emperor runs");
     // A container that ends as soon as it is started.
@@ -734,7 +734,7 @@ fn services_of_the_guide() {
     one(&check("services"), "fail", "/etc/uwsgi/services has no service of the guide's");
     sh("touch /etc/uwsgi/services/http.ini").ok();
     let found = check("services");
-    let finding = one(&found, "fail", "/etc/uwsgi/services/http.ini is there, and nobody listens on 127.0.0.1:5003");
+    let finding = one(&found, "fail", "/etc/uwsgi/services/http.ini exists, but nothing listens on 127.0.0.1:5003");
     assert!(finding.fix.as_ref().unwrap().starts_with("tail -n 50 /var/log/uwsgi/http.log"), "{finding:?}");
     let listen = |address: &str| {
         sh(format!(
@@ -1055,8 +1055,8 @@ fn nscd() {
         let _nscd = Nscd::start();
         assert_healthy(&check("nscd"), "caches neither passwd nor group");
         sh("pkill -STOP -x nscd").ok();
-        one(&check("nscd"), "fail", "gives no answer");
-        one(&check("nsswitch"), "not-applicable", "nscd keeps every question waiting");
+        one(&check("nscd"), "fail", "does not answer");
+        one(&check("nsswitch"), "not-applicable", "nscd does not answer, and every lookup waits for it");
     }
     assert_healthy(&check("nscd"), "does not run");
     // A socket that was left behind.

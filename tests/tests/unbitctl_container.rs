@@ -39,7 +39,7 @@ fn ends_at(step: &str, cause: &str) -> Finding {
     let last = findings.pop().unwrap();
     let failed = match last.state.as_str() {
         "not-applicable" => {
-            assert!(last.seen.starts_with("not tried, nor what follows"), "{last:?}");
+            assert!(last.seen.starts_with("not tried, like all later steps"), "{last:?}");
             findings.pop().unwrap()
         }
         _ => last, // there is nothing after it
@@ -128,7 +128,7 @@ fn the_account() {
     }
     {
         let _nsswitch = Changed::file("/etc/nsswitch.conf", |text| text.replace("unbit", ""));
-        assert_eq!(ends_at("account", "NSS lacks unbit").fix, "unbitctl setup nsswitch");
+        assert_eq!(ends_at("account", "nsswitch.conf lacks unbit").fix, "unbitctl setup nsswitch");
     }
     {
         let _other = Changed::file("/etc/passwd", |text| format!("{text}30001:x:30001:0::/root:/bin/bash\n"));
@@ -287,7 +287,7 @@ fn what_the_pam_lines_let_in_and_should_not() {
         let place = format!("/etc/pam.d/{file} line ");
         assert_eq!((findings[3].check.as_str(), findings[3].state.as_str()), ("pam", "fail"), "{findings:#?}");
         assert!(findings[3].seen.starts_with(&place), "{findings:#?}");
-        assert!(findings[3].seen.contains(" runs for containers' users: "), "{findings:#?}");
+        assert!(findings[3].seen.contains(" runs for container users: "), "{findings:#?}");
         assert_eq!(findings[3].fix, "unbitctl setup pam");
     }
     {
@@ -304,7 +304,7 @@ fn whom_sshd_lets_in() {
     for (lines, cause) in [
         ("AllowUsers root alice", "AllowUsers root alice: 30001 is shut out"),
         ("DenyGroups 300*", "DenyGroups 300*: 30001 is shut out"),
-        ("UsePAM no", "it does not ask PAM"),
+        ("UsePAM no", "sshd does not use PAM"),
         ("ChrootDirectory /distros/base", "ChrootDirectory /distros/base"),
         ("Match User 30001\nPubkeyAuthentication no", "PubkeyAuthentication no"),
         ("NoSuchKeyword yes", "sshd -T: "),
@@ -324,7 +324,7 @@ fn whom_sshd_lets_in() {
     {
         sh("node-sshd stop").ok();
         let _up = AtEnd(|| drop(sh("node-sshd start")));
-        let failed = ends_at("sshd", "no sshd runs, and nobody listens on ");
+        let failed = ends_at("sshd", "no sshd runs, and nothing listens on ");
         assert!(failed.seen.contains("0.0.0.0:22"), "{failed:?}");
         // A tenant's process of that name is none.
         let fake = "exec -a 'sshd: /usr/sbin/sshd [listener] 0 of 10-100 startups' sleep 60";
@@ -333,7 +333,7 @@ fn whom_sshd_lets_in() {
             .spawn()
             .unwrap();
         eventually("its title", || pgrep("^sshd: .*listener"));
-        ends_at("sshd", "no sshd runs, and nobody listens on ");
+        ends_at("sshd", "no sshd runs, and nothing listens on ");
         drop((tenant.kill(), tenant.wait()));
     }
     a_login_works();
@@ -1531,7 +1531,7 @@ fn a_tenant_who_traces_the_visitor_does_not_hold_check_up() {
     tracer.wait().unwrap();
     assert!(has_said("seized"), "it was never quick enough");
     assert_eq!(last.status, Some(1), "{last:?}");
-    assert!(last.out.contains("has not come through within 3 s"), "{last:?}");
+    assert!(last.out.contains("did not finish within 3 s"), "{last:?}");
 }
 
 #[test]

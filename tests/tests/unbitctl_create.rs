@@ -127,7 +127,7 @@ fn a_container_is_made_changed_stopped_and_purged() {
     assert_eq!(ssh(UID, "ls").ok(), "kept\nlogs\nrun\nvassals");
 
     let err = unbitctl("remove 30005 --purge").failed();
-    assert!(err.contains("all files in it would be removed: say --yes"), "{err}");
+    assert!(err.contains("all files in it would be removed: confirm with --yes"), "{err}");
     assert_eq!(ssh(UID, "hostname").ok(), "c30005", "nothing was done");
     sh("ln -s 30005 /containers/web5").ok();
     let said = unbitctl("remove 30005 --purge --yes --json").ok();
@@ -148,7 +148,7 @@ fn what_is_wrong_is_found_before_anything_is_made() {
     .ok();
     let before = state();
     for (words, status, cause) in [
-        ("", 1, "nobody could log in to 30005 without a key: --key FILE, or --without-key"),
+        ("", 1, "without a key nobody could log in to 30005: give --key FILE, or --without-key"),
         ("--key /is/not/there", 1, "/is/not/there: No such file or directory"),
         ("--key /root/.ssh/id_ed25519", 1, "is a private key"),
         ("--key /tmp/words", 1, "/tmp/words, line 1: it is no public key"),
@@ -198,7 +198,7 @@ fn what_is_wrong_is_found_before_anything_is_made() {
         (
             "chmod o+w /etc/uwsgi/vassals",
             "chmod o-w /etc/uwsgi/vassals",
-            "others than root may write to /etc/uwsgi/vassals",
+            "users other than root can write to /etc/uwsgi/vassals",
         ),
         ("mv /etc/uwsgi/cgroup.ini /tmp", "mv /tmp/cgroup.ini /etc/uwsgi", "the Emperor is not set up here"),
         ("mv /distros /distributions", "mv /distributions /distros", "unbitctl setup distribution base"),

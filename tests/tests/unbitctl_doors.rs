@@ -156,7 +156,7 @@ fn limits_that_limit_nothing() {
 fn files_of_keys_that_sshd_reads_whole() {
     let file = "/containers/30001/.ssh/authorized_keys";
     let _gone = AtEnd(|| drop(fs::remove_file(file)));
-    one(&check("keyfiles"), "warn", "sshd's cgroup has no limit of memory");
+    one(&check("keyfiles"), "warn", "its cgroup has no memory limit");
     let group = "/sys/fs/cgroup/memory/sshd-of-the-test";
     if sh(format!("mkdir {group} && test -e {group}/memory.limit_in_bytes")).status != Some(0) {
         drop(sh(format!("rmdir {group}")));

@@ -150,7 +150,7 @@ fn a_user_namespace_that_is_not_a_direct_child() {
     let engine = Engine { command: deeper.to_owned(), ..Engine::new("web1").with_users(Users::usual()) };
     let container = engine.start();
     let _link = container.link(30001);
-    assert_refused(NOT_TRUSTED, "its user namespace is not a direct child of the node's");
+    assert_refused(NOT_TRUSTED, "its user namespace is not a direct child of the node's user namespace");
 }
 
 /// One that a user made who is root there, and whom the kernel lets do there what it lets nobody do in the node's.

@@ -30,12 +30,12 @@ Examples:
   unbitctl attach 30001 --machine web1 --create-home
   unbitctl attach 30001 --podman web1 --name web1
   unbitctl attach 30001 --cgroup /sys/fs/cgroup/lxc.payload.web1
-  unbitctl attach 30001 --name web1       `ssh web1@node` leads where `ssh 30001@node` does";
+  unbitctl attach 30001 --name web1       `ssh web1@node` then works like `ssh 30001@node`";
 
 pub const DETACH_EXAMPLES: &str = "\
 Examples:
-  unbitctl detach 30001             no login reaches its container from now on
-  unbitctl detach web1              30001 has this name no longer; nothing else changes";
+  unbitctl detach 30001             logins to its container are refused from now on
+  unbitctl detach web1              30001 loses this name; nothing else changes";
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -44,10 +44,10 @@ pub struct Arguments {
     account: Account,
     #[command(flatten)]
     place: Place,
-    /// Give the account this second name; may be said more than once, and without a container
+    /// Give the account this second name; may be given more than once, and without a container
     #[arg(long = "name", value_name = "NAME", value_parser = names::second_name, required_unless_present = "place")]
     names: Vec<SecondName>,
-    /// Make the account's directory in /containers if there is none
+    /// Make the account's directory in /containers if it does not exist
     #[arg(long)]
     create_home: bool,
 }
@@ -55,22 +55,22 @@ pub struct Arguments {
 #[derive(clap::Args)]
 #[group(id = "place", multiple = false)]
 struct Place {
-    /// A machine of machinectl: systemd-nspawn's
+    /// A machine that machinectl shows, such as one of systemd-nspawn
     #[arg(long, value_name = "NAME", value_parser = name)]
     machine: Option<String>,
-    /// A container of LXC's
+    /// A container of LXC
     #[arg(long, value_name = "NAME", value_parser = name)]
     lxc: Option<String>,
-    /// An instance of Incus's, or one of a project: PROJECT/NAME
+    /// An instance of Incus; PROJECT/NAME for one of another project
     #[arg(long, value_name = "NAME", value_parser = instance)]
     incus: Option<String>,
     /// A container that root's podman runs
     #[arg(long, value_name = "NAME", value_parser = name)]
     podman: Option<String>,
-    /// A container of Docker's
+    /// A container of Docker
     #[arg(long, value_name = "NAME", value_parser = name)]
     docker: Option<String>,
-    /// A service of systemd's that has PrivatePIDs=, or runs an engine that is not named here
+    /// A systemd service with PrivatePIDs=yes, or one that runs another engine
     #[arg(long, value_name = "NAME.service", value_parser = name)]
     unit: Option<String>,
     /// The directory of the container's cgroup
@@ -187,7 +187,7 @@ fn words(uid: ContainerUid, engine: &Engine, found: &Found, pid: i32, before: Op
         None => "made",
     };
     let mut text = format!("{link} -> {target}: {done}\n{}: its pid 1 is {pid} here\n", engine.name());
-    text.push_str(&format!("this cgroup stays the same {}\n", found.stays));
+    text.push_str(&format!("the link stays valid {}\n", found.stays));
     for warning in &found.warnings {
         text.push_str(&format!("note: {warning}\n"));
     }
@@ -229,7 +229,7 @@ fn home(uid: ContainerUid, create: bool) -> Result<()> {
             status.gid()
         ),
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).with_context(|| shown.to_string()),
-        Err(_) if !create => bail!("there is no {shown}, which makes the account {uid}: say --create-home to make it"),
+        Err(_) if !create => bail!("there is no {shown}, which makes the account {uid}: --create-home makes it"),
         Err(_) => {}
     }
     let parent = path.parent().unwrap_or(Path::new("/"));
@@ -292,7 +292,7 @@ pub fn unlink(uid: ContainerUid) -> Result<Vec<(PathBuf, Option<PathBuf>)>> {
 
 #[derive(clap::Args)]
 pub struct DetachArguments {
-    /// The account, by its number: its link goes, and all its second names. Or a second name, which alone goes
+    /// The account's number, to remove its link and all its second names; or one second name, to remove only that
     #[arg(value_name = "UID", value_parser = Account::parse)]
     account: Account,
 }
@@ -370,7 +370,7 @@ mod tests {
         let text = words(uid, &engine, &found, 7, None);
         let expected = "/etc/unbit/30001 -> /c/machine.slice/libpod-1.scope: made\n\
                         podman container web1: its pid 1 is 7 here\n\
-                        this cgroup stays the same until then\n\
+                        the link stays valid until then\n\
                         note: look\n";
         assert_eq!(text, expected);
         assert!(words(uid, &engine, &found, 7, Some(&found.cgroup)).contains(": is there already\n"));

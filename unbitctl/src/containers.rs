@@ -12,7 +12,7 @@ pub const VASSALS: &str = "/etc/uwsgi/vassals";
 /// The formats of uWSGI's files, by how their names end.
 const FORMATS: [&str; 6] = ["ini", "xml", "yml", "yaml", "json", "js"];
 
-/// A file of the Emperor's.
+/// A vassal: a file that the Emperor reads.
 pub struct Vassal {
     pub path: String,
     pub text: String,

@@ -1,4 +1,4 @@
-//! `unbitctl create`: a container of the Emperor's, from its directory to the login, in one command.
+//! `unbitctl create`: makes a container that the Emperor runs, from its directory to the login, in one command.
 //!
 //! All that can be known to be wrong is found before anything is made. From then on each step notes how it is undone; if a later one fails or the
 //! operator ends it, all of them are, the last one first. What was there before stays. A second run finds each step done.
@@ -40,7 +40,7 @@ use undo::{Made, Undo};
 pub const EXAMPLES: &str = "\
 Examples:
   unbitctl create 30001 --key ~/.ssh/id_ed25519.pub
-  unbitctl create 30001 --memory 2G --cpus 0.5      other limits for one that is there
+  unbitctl create 30001 --memory 2G --cpus 0.5      change the limits of a container
   ssh-add -L | unbitctl create 30002 --key - --distribution trixie --disk 10G";
 
 #[derive(clap::Args)]
@@ -48,31 +48,31 @@ pub struct Arguments {
     /// The container: its number, or a second name that it has
     #[arg(value_name = "UID", value_parser = Account::parse)]
     account: Account,
-    /// A file of public keys that let its user in, or - for standard input; may be given several times
+    /// A file with public keys of its user, or - for standard input; may be given several times
     #[arg(long = "key", value_name = "FILE")]
     keys: Vec<PathBuf>,
-    /// Make it though nobody can log in yet: somebody else brings the keys
+    /// Make it without a key, although nobody can log in yet
     #[arg(long, conflicts_with = "keys")]
     without_key: bool,
-    /// The directory of /distros that it starts from; without it the only one, or `base`
+    /// The directory of /distros that it starts from (default: the only one, or base)
     #[arg(long, value_name = "NAME", value_parser = distribution)]
     distribution: Option<String>,
-    /// Its memory, such as 512M or 1G; without it 1G
+    /// Its memory limit, such as 512M (default: 1G)
     #[arg(long, value_name = "SIZE", value_parser = vassal::parse_memory)]
     memory: Option<u64>,
-    /// The number of its processes and threads; without it 1000
+    /// Its limit on processes and threads (default: 1000)
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(10..=4_194_304))]
     pids: Option<u64>,
-    /// Processors that it may use, such as 0.5; without it what /etc/uwsgi/cgroup.ini says
+    /// The number of processors that it may use, such as 0.5 (default: as /etc/uwsgi/cgroup.ini says)
     #[arg(long, value_name = "NUMBER", value_parser = vassal::parse_cpus)]
     cpus: Option<u64>,
-    /// Its room on the disk, such as 10G, where the file system of /containers has user quotas
+    /// Its limit on disk space, such as 10G, if /containers has user quotas
     #[arg(long, value_name = "SIZE", value_parser = vassal::parse_size)]
     disk: Option<u64>,
-    /// How many seconds it has to start
+    /// Give up after this many seconds if it has not started
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=600))]
     timeout: u64,
-    /// JSON for machines
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -171,9 +171,7 @@ impl<'a> Plan<'a> {
         }
         must_be_free(uid, &home)?;
         if arguments.keys.is_empty() && !arguments.without_key && !(home.exists() && keys::any(uid)?) {
-            bail!(
-                "nobody could log in to {uid} without a key: --key FILE, or --without-key if somebody else brings it"
-            );
+            bail!("without a key nobody could log in to {uid}: give --key FILE, or --without-key if a key comes later");
         }
         let emperor = Emperor::find(&node)?;
         let vassal = Path::new(VASSALS).join(format!("{uid}.ini"));
@@ -482,10 +480,10 @@ fn chosen_distribution(named: Option<&str>) -> Result<String> {
         .collect();
     names.sort();
     match names.as_slice() {
-        [] => bail!("there is no distribution that it could start from: unbitctl setup distribution base"),
+        [] => bail!("there is no distribution to start it from: unbitctl setup distribution base"),
         [one] => Ok(one.clone()),
         several if several.iter().any(|name| name == "base") => Ok("base".to_owned()),
-        several => bail!("which of the distributions shall it start from? --distribution {}", several.join(", or ")),
+        several => bail!("there are several distributions; name one: --distribution {}", several.join(", or ")),
     }
 }
 

@@ -45,7 +45,7 @@ impl Emperor {
         }
         if directory.is_ok_and(|found| found.uid() != 0 || found.mode() & 0o022 != 0) {
             bail!(
-                "others than root may write to {VASSALS}, and what is there runs as root: chown root:root {VASSALS} && chmod go-w {VASSALS}"
+                "users other than root can write to {VASSALS}, and root runs what is there: chown root:root {VASSALS} && chmod go-w {VASSALS}"
             );
         }
         if !pids().is_empty() {
@@ -71,7 +71,7 @@ impl Emperor {
     /// Where its operator reads why it does not do what it should.
     pub fn look(&self) -> &'static str {
         let node = Node::at(None);
-        if has_systemd(&node) && node.has(containers::UNIT) { "journalctl -u containers" } else { "its log tells why" }
+        if has_systemd(&node) && node.has(containers::UNIT) { "journalctl -u containers" } else { "its log says why" }
     }
 }
 

@@ -135,7 +135,7 @@ fn machine(node: &Node, name: &str) -> Result<Found> {
     let answer = ask(node, "machinectl", &["show", "--property=Unit", "--value", "--", name])?;
     let unit = answer.out.trim();
     if !answer.ok() || unit.is_empty() {
-        bail!("no machine {name} is running ({}); start it first: machinectl start {name}", answer.complaint());
+        bail!("the machine {name} is not running ({}); start it first: machinectl start {name}", answer.complaint());
     }
     let stays = if unit.ends_with(".service") {
         format!("as long as {unit} has this name: restarts do not change it")
@@ -172,7 +172,7 @@ fn lxc_pid(node: &Node, name: &str) -> Result<i32> {
     let answer = ask(node, "lxc-info", &["--name", name, "--pid", "--no-humanize"])?;
     match answer.out.trim().parse() {
         Ok(pid) if answer.ok() && pid > 0 => Ok(pid),
-        _ => bail!("no LXC container {name} is running; start it first: lxc-start {name}"),
+        _ => bail!("the LXC container {name} is not running; start it first: lxc-start {name}"),
     }
 }
 
@@ -223,7 +223,7 @@ const PAYLOAD: &str = "lxc.payload.";
 /// LXC's, and Incus's: `lxc.payload.NAME`, and below it whatever the container's own init makes.
 fn payload(process: &Path, name: &str) -> Result<Found> {
     let Some(cgroup) = ancestor(process, |part| part.starts_with(PAYLOAD)) else {
-        bail!("its pid 1 is in {}, and no part of that begins with {PAYLOAD}", process.display());
+        bail!("its pid 1 is in {}, where no component begins with {PAYLOAD}", process.display());
     };
     let group = cgroup.file_name().and_then(|part| part.to_str()).unwrap_or_default();
     let mut warnings = Vec::new();
@@ -262,7 +262,7 @@ fn scope(process: &Path, engine: &str, name: &str) -> Result<Found> {
     // By systemd; else the engine makes its groups itself: docker/ID, libpod_parent/libpod-ID.
     let by_id = |part: &str| part.len() == 64 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
     let Some(own) = ancestor(process, is_own).or_else(|| ancestor(process, by_id)) else {
-        bail!("its pid 1 is in {}, which is no cgroup of {engine}'s", process.display());
+        bail!("its pid 1 is in {}, which is not a cgroup of {engine}", process.display());
     };
     let around = own.parent().unwrap_or(&own);
     let around_name = around.file_name().and_then(|part| part.to_str()).unwrap_or_default();
@@ -274,7 +274,7 @@ fn scope(process: &Path, engine: &str, name: &str) -> Result<Found> {
     if is_slice && !around_name.starts_with("user-") {
         let stays = format!("as long as the container is created in {around_name}");
         let warnings = vec![format!(
-            "{around_name} must be this container's alone: with a second one in it no login is let in to either"
+            "{around_name} must be this container's alone: with a second one in it logins to both are refused"
         )];
         return Ok(Found { cgroup: around.to_owned(), stays, warnings });
     }
@@ -300,9 +300,8 @@ fn named(path: &Path) -> Found {
     let last = cgroup.file_name().and_then(|part| part.to_str()).unwrap_or_default();
     let mut warnings = Vec::new();
     if last.ends_with(".slice") {
-        warnings.push(format!(
-            "{last} must be this container's alone: with a second one in it no login is let in to either"
-        ));
+        warnings
+            .push(format!("{last} must be this container's alone: with a second one in it logins to both are refused"));
     }
     Found { stays: "for as long as whoever made it keeps it".to_owned(), cgroup, warnings }
 }

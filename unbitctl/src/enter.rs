@@ -46,13 +46,13 @@ The exit status is the command's, 128 and the signal's number if a signal ended 
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Stay root inside. Whatever runs there then is the tenant's to bend: enter as the user wherever that will do
+    /// Stay root inside. The tenant controls what runs there, so enter as the user whenever that is enough
     #[arg(long)]
     root: bool,
     /// The container: its number, or a second name
     #[arg(value_name = "UID", value_parser = Account::parse)]
     account: Account,
-    /// The command; without one, a login shell, or for root a shell that is none
+    /// The command (default: a login shell; with --root a shell that is not a login shell)
     #[arg(last = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
@@ -276,7 +276,7 @@ fn arrival(inside: &mut Inside, container: ContainerUid, program: &str, limit: D
     let Some(words) = inside.listen(limit) else {
         let end = if inside.kill() { "" } else { "; it cannot be ended now" };
         bail!(
-            "container {container}: the process that enters (pid {}) has not come through within {} s{end}: is a cgroup of the container's frozen, or a file system of it hung?",
+            "container {container}: the process that enters (pid {}) did not finish within {} s{end}: is a cgroup of the container frozen, or does one of its file systems hang?",
             inside.pid,
             limit.as_secs()
         );

@@ -292,7 +292,7 @@ pub fn as_the_user<T: Serialize + for<'a> Deserialize<'a>>(
     }
     waitpid(child, None)?;
     let said: Result<T, String> =
-        serde_json::from_slice(&text).with_context(|| format!("{home}: the process that works there was ended"))?;
+        serde_json::from_slice(&text).with_context(|| format!("{home}: the process that works there was killed"))?;
     said.map_err(|error| anyhow::anyhow!("{home}: {}", escape::line(&error)))
 }
 

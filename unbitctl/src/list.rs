@@ -39,32 +39,32 @@ Examples:
   unbitctl list --openmetrics >/var/lib/prometheus/node-exporter/unbit.prom.new
 
 Columns:
-  NAME      second names, by links in /containers, where there are any
-  ENGINE    what runs it, by its link in /etc/unbit; uwsgi where it has none and the Emperor runs it
+  NAME      its second names (links in /containers); no column if no container has one
+  ENGINE    what runs it, according to its link in /etc/unbit; uwsgi if it has no link
   STATE     running, or why a login would be refused; the cause is below the table
-  SESSIONS  sessions that are open, see unbitctl sessions
-  TASKS     processes and threads in its pids cgroup, of the limit if there is one
+  SESSIONS  open sessions, see unbitctl sessions
+  TASKS     processes and threads in its pids cgroup, and the limit
   OOM       processes that the kernel killed because its memory was full
-  MEMORY    of its memory cgroup, of the limit if there is one
+  MEMORY    memory used by its memory cgroup, and the limit
   CPU       time used by its cgroup, in hours:minutes:seconds; with --watch, percent of one processor since the last look
-  PID       its pid 1, as this node counts, and since when it runs
-  QUOTA     used by its user on the file system of the containers, of the limit if there is one
+  PID       its pid 1 on this node, and when that started
+  QUOTA     disk space used by its user on the file system of /containers, and the limit
 
-What does not fit into the terminal, or into 80 columns where there is none, is left out; --wide shows every column.
-- is nothing there, ? is what only root can see.";
+Columns that do not fit into the terminal (or 80 columns without one) are left out; --wide shows all.
+'-' means that there is none; '?' that only root can see it.";
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Refresh every 2 seconds, until q; needs a terminal
+    /// Refresh every 2 seconds, until q is typed; needs a terminal
     #[arg(long, conflicts_with_all = ["json", "openmetrics"])]
     watch: bool,
-    /// Show every column, whole, however wide the terminal is
+    /// Show every column in full, whatever the width of the terminal
     #[arg(long, conflicts_with_all = ["json", "openmetrics"])]
     wide: bool,
-    /// JSON for machines: sizes in bytes, times in seconds
+    /// Print JSON, with sizes in bytes and times in seconds
     #[arg(long, conflicts_with = "openmetrics")]
     json: bool,
-    /// Metrics for Prometheus, by the textfile collector of its node_exporter
+    /// Print metrics for the textfile collector of Prometheus' node_exporter
     #[arg(long)]
     openmetrics: bool,
 }

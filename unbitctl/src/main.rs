@@ -51,7 +51,7 @@ use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
-/// Check, set up and show a node whose containers' users log in by ssh.
+/// Check, set up and operate a node whose users log in to their containers by ssh.
 #[derive(Parser)]
 #[command(version, after_help = EXIT_CODES)]
 struct Arguments {
@@ -61,11 +61,11 @@ struct Arguments {
 
 const EXIT_CODES: &str = "\
 Exit status:
-  0  all is well (warnings count as well); for enter: that of the command
-  1  a check failed, a login would not work, or something could not be done; the reason is on stderr
-  2  the arguments make no sense
+  0  success, perhaps with warnings; for enter: the exit status of the command
+  1  a check failed, a login would not work, or something failed; the reason is on stderr
+  2  wrong arguments
   3  root is needed
-  4  of what check or setup looked at, only steps of the guide that --guide names fail";
+  4  only steps of the guide failed that --guide names";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
@@ -74,28 +74,28 @@ Examples:
 
 #[derive(Subcommand)]
 enum Command {
-    /// Check the node, or one container's way from the account to the joined namespaces
+    /// Check the node, or each step of a login to one container
     #[command(after_help = check::EXAMPLES)]
     Check(check::Arguments),
-    /// Fix what check finds: shows the difference first, keeps each file beside the new one
+    /// Fix what check finds; show each change first, and keep the old file
     #[command(after_help = setup::EXAMPLES)]
     Setup(setup::Arguments),
-    /// Make a container of the Emperor's: directory, keys, limits; and wait until a login works
+    /// Make a container that uWSGI's Emperor runs, and wait until a login works
     #[command(after_help = create::EXAMPLES)]
     Create(create::Arguments),
-    /// Stop and remove one; its user's files stay unless told otherwise
+    /// Stop and remove a container that the Emperor runs; its files stay unless --purge is given
     #[command(after_help = remove::EXAMPLES)]
     Remove(remove::Arguments),
-    /// Link an account to a container of another engine, which ssh then leads into
+    /// Make a container of another engine reachable by ssh, by a link to its cgroup
     #[command(after_help = attach::EXAMPLES)]
     Attach(attach::Arguments),
-    /// Remove an account's link
+    /// Remove a link that attach made, or a second name
     #[command(after_help = attach::DETACH_EXAMPLES)]
     Detach(attach::DetachArguments),
     /// Show the containers of this node
     #[command(after_help = list::EXAMPLES)]
     List(list::Arguments),
-    /// Show who is in, since when, from where and with which key, or end a session
+    /// Show the open sessions, or end one
     #[command(after_help = sessions::EXAMPLES)]
     Sessions(sessions::Arguments),
     /// Run a shell or a command in a container

@@ -83,7 +83,7 @@ impl Node {
         std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
     }
 
-    /// What a file of the node's says, if there is one.
+    /// The content of a file of the node, if there is one.
     pub fn read(&self, absolute: &str) -> Result<Option<String>> {
         let text = |bytes| String::from_utf8(bytes).map_err(|_| Error::new(ErrorKind::InvalidData, "it is not UTF-8"));
         match self.read_bytes(absolute).and_then(text) {

@@ -1,4 +1,4 @@
-//! `unbitctl remove`: stops a container of the Emperor's, and takes away what `create` made. Its user's files stay, unless they are to be purged.
+//! `unbitctl remove`: stops a container that the Emperor runs, and removes what `create` made. Its user's files stay, unless they are to be purged.
 
 use crate::attach;
 use crate::command_line::must_be_root;
@@ -26,24 +26,24 @@ use std::time::Duration;
 
 pub const EXAMPLES: &str = "\
 Examples:
-  unbitctl remove 30001             it ends, and its files stay: create starts it again
-  unbitctl remove 30001 --purge     and all of its user's files go";
+  unbitctl remove 30001             stop it; create starts it again, with its files
+  unbitctl remove 30001 --purge     and remove all of its files";
 
 #[derive(clap::Args)]
 pub struct Arguments {
     /// The container: its number, or a second name that it has
     #[arg(value_name = "UID", value_parser = Account::parse)]
     account: Account,
-    /// Remove its directory too, with all files in it: the account is gone then
+    /// Also remove its directory with all files, and so the account
     #[arg(long)]
     purge: bool,
-    /// Purge without a question
+    /// Do not ask before a purge
     #[arg(long, requires = "purge")]
     yes: bool,
-    /// How many seconds it has to end
+    /// Give up after this many seconds if it has not ended
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=600))]
     timeout: u64,
-    /// JSON for machines
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -222,7 +222,7 @@ impl Home {
 fn is_sure(home: &Home) -> Result<bool> {
     let shown = home.path.display();
     if !terminal::can_ask() {
-        bail!("{shown} and all files in it would be removed: say --yes");
+        bail!("{shown} and all files in it would be removed: confirm with --yes");
     }
     let question = format!("{shown} and all files in it will be removed, for good. Type {} to go on:", home.uid);
     Ok(terminal::ask(&question)?.trim() == home.uid.to_string())

@@ -1,4 +1,4 @@
-//! What a check found, and how it is shown: text for people, JSON for machines.
+//! What a check found, and how it is shown: text for people, JSON for programs.
 
 use crate::terminal;
 use anyhow::{Context, Result};

@@ -24,32 +24,32 @@ Examples:
   unbitctl sessions --json | jq '.[] | select(.address == \"192.0.2.7\") | .id'
 
 Columns:
-  ID     for --end: the process on the node that the session belongs to, and a mark of when that started
+  ID     for --end: the session's process on the node, and a mark of when it started
   UID    the container
   SINCE  when the session was opened
   FROM   the client's address and port
-  TTY    the terminals that it has: in the container for sshd, on the node for su and login
+  TTY    its terminals: in the container for sshd, on the node for su and login
   VIA    the service of PAM: sshd, su, login, cron
   KEY    what sshd accepted, as in the log
 
-What does not fit into the terminal, or into 80 columns where there is none, is cut or left out; --wide shows everything.
-- is nothing there, or not yet: a login that is not through has an ID and the time of its connection.";
+What does not fit into the terminal (or 80 columns without one) is cut or left out; --wide shows all.
+'-' means that there is none, or not yet: a login that is not complete has only an ID and the time of its connection.";
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Only those in this container, by its number or a second name
+    /// Only sessions in this container (a number or a second name)
     #[arg(value_name = "UID", value_parser = Account::parse)]
     account: Option<Account>,
-    /// End this session, as a lost connection would; what is left in the background goes on
+    /// End this session, as a lost connection would; background processes go on
     #[arg(long, value_name = "ID", value_parser = Id::parse, conflicts_with_all = ["wide", "openmetrics"])]
     end: Option<Id>,
-    /// Show every column, whole, however wide the terminal is
+    /// Show every column in full, whatever the width of the terminal
     #[arg(long, conflicts_with_all = ["json", "openmetrics"])]
     wide: bool,
-    /// JSON for machines: times in seconds
+    /// Print JSON, with times in seconds
     #[arg(long, conflicts_with = "openmetrics")]
     json: bool,
-    /// Metrics for Prometheus, by the textfile collector of its node_exporter; refused logins, too
+    /// Print metrics for the textfile collector of Prometheus' node_exporter, with counts of refused logins
     #[arg(long)]
     openmetrics: bool,
 }

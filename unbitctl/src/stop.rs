@@ -79,7 +79,7 @@ pub fn wait(
             let stays: Vec<_> =
                 groups.iter().filter(|group| group.exists()).map(|group| group.display().to_string()).collect();
             bail!(
-                "{uid} has not ended within {} s: {}; {}: is one of its cgroups frozen, or a file system of it hung?",
+                "{uid} has not ended within {} s: {}; {}: is one of its cgroups frozen, or does one of its file systems hang?",
                 limit.as_secs(),
                 if left.is_empty() { "no process is left".to_owned() } else { format!("pid {}", numbers(&left)) },
                 if stays.is_empty() { "no cgroup is left".to_owned() } else { stays.join(" ") },

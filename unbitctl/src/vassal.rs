@@ -1,4 +1,4 @@
-//! A container's file of the Emperor's, made from examples/container.ini, and the limits in it.
+//! The vassal of a container, which the Emperor reads: made from examples/container.ini, and the limits in it.
 
 use anyhow::{Result, bail};
 use std::fmt;
@@ -41,7 +41,7 @@ impl fmt::Display for Settings {
     }
 }
 
-/// What a file of the Emperor's says.
+/// What a vassal says.
 pub fn settings(text: &str) -> Settings {
     let value = |key: &str| text.lines().find_map(|line| placeholder(line, key)).map(str::to_owned);
     Settings {

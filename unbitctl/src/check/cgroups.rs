@@ -14,9 +14,10 @@ use std::path::{Path, PathBuf};
 const CHECK: &str = "cgroups";
 const LAYOUT: &str = "a container's limits of memory and cpu are set in its cgroup";
 const OWN: &str =
-    "no login gets into a container that has no cgroup of its own, its sessions would be under nobody's limit";
+    "logins to a container without a cgroup of its own are refused, because no limit would hold for its sessions";
 const LIMIT: &str = "a container without a limit can take the memory of all others";
-const PIDS: &str = "a container without a limit can take every process number of the node: then nobody logs in any more, root included";
+const PIDS: &str =
+    "a container without a limit can take every process number of the node: then nobody can log in, not even root";
 
 /// As many containers as one line names.
 const NAMED: usize = 10;

@@ -39,18 +39,18 @@ use std::time::{Duration, Instant};
 
 /// The steps of a login, and why each matters.
 const STEPS: [(&str, &str); 12] = [
-    ("account", "sshd lets in only whom glibc knows, with a shell that the node has"),
-    ("sshd", "it decides whom it lets in before a container is asked"),
-    ("pam", "without its three lines in /etc/pam.d/sshd pam_unbit.so lets no container's user in"),
-    ("keys", "container users log in with keys and nothing else"),
-    ("reach", "the container is found by root's link to its cgroup, or by who listens on its ns.socket"),
-    ("verify", "a session follows the container's own pid 1 and nobody else"),
+    ("account", "sshd accepts only users that glibc knows and whose shell exists on the node"),
+    ("sshd", "sshd accepts or refuses a user before it asks pam_unbit"),
+    ("pam", "pam_unbit.so refuses container users unless /etc/pam.d/sshd has its three lines"),
+    ("keys", "container users can log in with keys only"),
+    ("reach", "the container is found by the link /etc/unbit/UID, or by the process that listens on its ns.socket"),
+    ("verify", "a session joins the namespaces of the container's own pid 1 and of no other process"),
     ("namespaces", "a session never stays in the node's mount and pid namespaces"),
-    ("cgroups", "a session without the container's cgroup escapes its limits"),
-    ("terminals", "what a tenant keeps open must not be taken from the node"),
-    ("join", "the session has to get in, and to be nobody but the container's user there"),
+    ("cgroups", "a session outside the container's cgroups would escape its limits"),
+    ("terminals", "a terminal that a tenant keeps open must not be one of the node's terminals"),
+    ("join", "the session must get in, and run there as the container's user"),
     ("home", "a session begins in the home directory"),
-    ("shell", "a session is a shell, of the container's distribution"),
+    ("shell", "a session runs a shell, which the container must have"),
 ];
 
 /// The step of this name, for a finding.
@@ -82,7 +82,7 @@ pub fn check(account: &Account) -> Result<Vec<Finding>> {
         let next = STEPS.into_iter().skip_while(|(name, _)| *name != end.check).nth(1);
         findings.push(end);
         findings.extend(next.map(|(check, why)| {
-            Finding::not_applicable(check, why, "not tried, nor what follows: a login does not come this far")
+            Finding::not_applicable(check, why, "not tried, like all later steps: a login ends before them")
         }));
     }
     Ok(findings)
@@ -103,18 +103,18 @@ fn go(login: &Account, findings: &mut Vec<Finding>) -> Result<(), Finding> {
     let node = Node::at(None);
     let says = sshd(&node, login, container)?;
     let Some(server) = server::find(&says.addresses()) else {
-        let seen = format!("no sshd runs, and nobody listens on {}", says.of("ListenAddress"));
-        return Err(fail("sshd", seen, "systemctl start ssh; its log tells why it ended"));
+        let seen = format!("no sshd runs, and nothing listens on {}", says.of("ListenAddress"));
+        return Err(fail("sshd", seen, "systemctl start ssh; its log says why it ended"));
     };
     let answering = server.answer().map_err(|error| {
         fail("sshd", format!("{error:#}"), "ssh.socket starts an sshd for each connection: journalctl -u 'ssh@*'")
     })?;
     findings.push(match says.forced_command() {
-        None => ok("sshd", "it asks PAM, and lets this user in who has a key"),
+        None => ok("sshd", "sshd uses PAM and accepts this user's keys"),
         Some(command) => warn(
             "sshd",
             format!("ForceCommand {command}: that runs in the container, whatever the client asks for"),
-            "if that is not meant for containers' users: ForceCommand none in a Match for them",
+            "if container users should not have it: ForceCommand none in a Match for them",
         ),
     });
     let options = pam(&node, findings)?;
@@ -143,7 +143,7 @@ fn in_sshds_place(
         let (limits, end) = match taken {
             Ok(limits) => (limits.flatten(), the_rest(login, container, says, options, &mut told)),
             Err(error) => {
-                let seen = format!("what follows is not tried with what sshd's process may do: {error:#}");
+                let seen = format!("the next steps are tried with more rights than sshd has: {error:#}");
                 told.push(warn("sshd", seen, "run it as root of the node, with all of root's capabilities"));
                 (None, the_rest(login, container, says, options, &mut told))
             }
@@ -170,8 +170,8 @@ fn in_sshds_place(
     let next = STEPS.iter().skip_while(|(name, _)| *name != last).nth(1).map_or(last, |(name, _)| *name);
     match end {
         _ if !is_complete => {
-            let seen = format!("a process in sshd's place has not come through within {} s", limit.as_secs());
-            Err(fail(next, seen, "is a cgroup of sshd's frozen, or the file system of the containers hung?"))
+            let seen = format!("a process in sshd's place did not finish within {} s", limit.as_secs());
+            Err(fail(next, seen, "is sshd's cgroup frozen, or does the file system of the containers hang?"))
         }
         Ok(WaitStatus::Signaled(_, signal, _)) => {
             let seen = format!("a process in sshd's place was ended by {signal}");
@@ -250,11 +250,7 @@ fn hear(pipe: OwnedFd, limit: Duration) -> (Vec<Finding>, bool) {
 fn account(container: ContainerUid) -> Result<Vec<Finding>, Finding> {
     let home = home(container);
     let told = |error: &dyn std::fmt::Display| {
-        fail(
-            "account",
-            format!("{home}: {error}"),
-            "see what is wrong with that file system; until then logins are refused",
-        )
+        fail("account", format!("{home}: {error}"), "repair that file system; until then logins are refused")
     };
     match std::fs::metadata(&home) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(no_directory(container, &home)),
@@ -280,7 +276,7 @@ fn account(container: ContainerUid) -> Result<Vec<Finding>, Finding> {
     let Some(user) = by_name else {
         return Err(fail(
             "account",
-            "glibc knows no such account, though its directory is there: NSS lacks unbit",
+            "glibc does not know this account, although its directory exists: nsswitch.conf lacks unbit",
             "unbitctl setup nsswitch",
         ));
     };
@@ -303,14 +299,14 @@ fn account(container: ContainerUid) -> Result<Vec<Finding>, Finding> {
     if !std::fs::metadata(&user.shell).is_ok_and(|shell| shell.is_file() && shell.permissions().mode() & 0o111 != 0) {
         return Err(fail(
             "account",
-            format!("its shell {shell} is no program on this node, and sshd refuses an account without one"),
+            format!("its shell {shell} is not a program on this node, and sshd refuses such an account"),
             format!("install {shell} on the node"),
         ));
     }
     if Path::new("/etc/nologin").exists() || Path::new("/run/nologin").exists() {
         return Err(fail("account", "/etc/nologin or /run/nologin is there: only root may log in", "remove that file"));
     }
-    let seen = format!("{name} is uid and gid {name}, at home in {}, with the shell {shell}", shown(&user.dir));
+    let seen = format!("{name} is uid and gid {name}, home {}, shell {shell}", shown(&user.dir));
     findings.insert(0, ok("account", seen));
     Ok(findings)
 }
@@ -408,7 +404,11 @@ fn sshd(node: &Node, login: &Account, container: ContainerUid) -> Result<Says, F
     let says = sshd::ask(node, &login.to_string())
         .map_err(|error| fail("sshd", format!("{error:#}"), "fix what it complains of, then: sshd -t"))?;
     if !says.asks_pam() {
-        return Err(fail("sshd", "it does not ask PAM, or not by the name sshd", "unbitctl setup sshd"));
+        return Err(fail(
+            "sshd",
+            "sshd does not use PAM, or uses it under another name than sshd",
+            "unbitctl setup sshd",
+        ));
     }
     match sshd::obstacles(&says, &login.to_string(), &container.to_string()).into_iter().next() {
         Some(obstacle) => Err(obstacle),
@@ -424,7 +424,7 @@ fn pam(node: &Node, findings: &mut Vec<Finding>) -> Result<Options, Finding> {
         return Err(module);
     }
     let terms = if let_in.words.is_empty() { "no options" } else { &let_in.words };
-    findings.push(ok("pam", format!("{} lets containers' users in: {terms}", pam::FILE)));
+    findings.push(ok("pam", format!("{} accepts container users: {terms}", pam::FILE)));
     findings.extend(let_in.doubts);
     Ok(let_in.options)
 }
@@ -651,7 +651,7 @@ fn fix(container: ContainerUid, name: &str, refusal: &Refusal) -> String {
             home(container)
         ),
         (_, Reason::NotRunning) => format!(
-            "start the container: the node's Emperor has to run, and to start /etc/uwsgi/vassals/{container}.ini; the Emperor's log tells why it ended"
+            "start the container: the Emperor must run and start /etc/uwsgi/vassals/{container}.ini; the Emperor's log says why it ended"
         ),
         _ if refusal.cause.contains("EAGAIN") => format!(
             "its limit on the number of processes is reached: end some (ps -fu {container}), or raise pids.max of its cgroup"
@@ -665,7 +665,7 @@ fn fix(container: ContainerUid, name: &str, refusal: &Refusal) -> String {
         (_, Reason::Paused) => {
             "thaw it: write THAWED to freezer.state (cgroup v1), or 0 to cgroup.freeze (v2), of the cgroup that is named".to_owned()
         }
-        (_, Reason::NotAnswering) => format!("its pid 1 takes no connections: restart the container with\n{restart}"),
+        (_, Reason::NotAnswering) => format!("its pid 1 accepts no connections: restart the container with\n{restart}"),
         (_, Reason::NoContainer) => format!("chown {container}:{container} {}", home(container)),
         ("reach", Reason::NotTrusted) => format!(
             "remove what is in the socket's place, as the container's user, and restart the container:\n\
@@ -673,17 +673,17 @@ fn fix(container: ContainerUid, name: &str, refusal: &Refusal) -> String {
             home(container)
         ),
         ("verify", _) => format!(
-            "somebody else than the container's pid 1 listens: end that process, and restart the container with\n{restart}"
+            "another process than the container's pid 1 listens: end that process, and restart the container with\n{restart}"
         ),
         ("namespaces", _) => {
             "start the container with namespaces of its own: emperor-use-clone = fs,pid,ipc,uts,net".to_owned()
         }
         ("cgroups", Reason::Misconfigured) => "unbitctl check tells which cgroups are mounted".to_owned(),
         ("cgroups", Reason::NotTrusted) => format!(
-            "put the container into a cgroup of its own, in its vassal /etc/uwsgi/vassals/{container}.ini; or let it in without one: cgroup=optional in {}",
+            "put the container into a cgroup of its own, in its vassal /etc/uwsgi/vassals/{container}.ini; or allow it without one: cgroup=optional in {}",
             pam::FILE
         ),
-        _ => "a system call failed that should not: the kernel's log (dmesg) may tell more".to_owned(),
+        _ => "a system call failed that should not: the kernel's log (dmesg) may say more".to_owned(),
     }
 }
 
@@ -711,7 +711,7 @@ fn fix_link(container: ContainerUid, reason: Reason) -> Option<String> {
             "start the container with a user namespace that maps {container} to an id that nobody else has"
         )),
         Reason::RootTooPowerful => Some(format!(
-            "start the container without CAP_SYS_PTRACE or with a user namespace of its own; or, if its root is to be trusted like the node's: touch {link}{}",
+            "start the container without CAP_SYS_PTRACE or with a user namespace of its own; or, if you trust its root as you trust the node's: touch {link}{}",
             link::TRUST
         )),
         Reason::NotTrusted => Some(format!("see pam_unbit(8), FILES, for what a container behind {link} must be")),
@@ -759,7 +759,7 @@ fn join(
                 return Err(fail(
                     "shell",
                     format!("{shell} -c 'exit 0' ends with {about}"),
-                    "see what is wrong with the shell in the container's distribution",
+                    "repair the shell in the container's distribution",
                 ));
             }
             "fork" => {
@@ -769,7 +769,7 @@ fn join(
             "shell" => {
                 let shell = shared::settings::SHELL;
                 let fix = format!(
-                    "see that {shell} is in the container's distribution, with all that it needs (below /distros), and mounted without noexec"
+                    "the container's distribution (below /distros) must have {shell} and its libraries, on a mount without noexec"
                 );
                 return Err(fail("shell", format!("run {shell}: {about}"), fix));
             }
@@ -806,8 +806,8 @@ fn too_long(inside: &inside::Inside, name: &str, limit: std::time::Duration) -> 
     let end = if inside.kill() { "ended".to_owned() } else { format!("it cannot be ended now: pid {}", inside.pid) };
     fail(
         name,
-        format!("the process that enters has not come through within {} s; {end}", limit.as_secs()),
-        "is a cgroup of the container's frozen (freezer.state, cgroup.freeze), a file system of it hung, or does a process of the tenant's trace it?",
+        format!("the process that enters did not finish within {} s; {end}", limit.as_secs()),
+        "is a cgroup of the container frozen (freezer.state, cgroup.freeze), does one of its file systems hang, or does a process of the tenant trace it?",
     )
 }
 

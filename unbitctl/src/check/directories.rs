@@ -53,14 +53,14 @@ impl Directory {
 }
 
 /// What a login needs.
-const CONTAINERS_DIRECTORY: Directory = Directory::of_root(
-    CONTAINERS,
-    "a directory in it is an account: whoever writes there makes accounts, and everybody looks them up",
-)
-.modes(0o755, 0o711, 0o755);
+const CONTAINERS_DIRECTORY: Directory =
+    Directory::of_root(CONTAINERS, "a directory in it is an account: whoever can write there can make accounts")
+        .modes(0o755, 0o711, 0o755);
 /// Where there are links to other engines' containers.
-const LINKS_DIRECTORY: Directory =
-    Directory::of_root(LINKS, "a link in it says which container an account is: whoever writes there leads logins");
+const LINKS_DIRECTORY: Directory = Directory::of_root(
+    LINKS,
+    "a link in it says which container an account is: whoever can write there decides where logins go",
+);
 
 /// What the guide asks for besides, in the order in which they are made.
 const OF_GUIDE: [Directory; 13] = [
@@ -73,11 +73,15 @@ const OF_GUIDE: [Directory; 13] = [
     Directory::of_root("/etc/uwsgi/vassals", "a file in it is a container, started as root"),
     Directory::of_www_data("/etc/uwsgi/domains", "the public keys that signed subscriptions are checked with"),
     Directory::of_root("/etc/uwsgi/ssl", "the keys of the node's certificates"),
-    Directory::of_www_data("/etc/uwsgi/tmp_ssl", "keys of customers' certificates lie here").modes(0o700, 0o700, 0o700),
-    Directory::of_root("/etc/uwsgi/alarms", "every container leaves its alarms here, and none may touch another's")
-        .modes(0o1777, 0o1733, 0o1777),
+    Directory::of_www_data("/etc/uwsgi/tmp_ssl", "the keys of customers' certificates are here")
+        .modes(0o700, 0o700, 0o700),
+    Directory::of_root(
+        "/etc/uwsgi/alarms",
+        "every container writes its alarms here, and must not change those of others",
+    )
+    .modes(0o1777, 0o1733, 0o1777),
     Directory::of_root("/etc/uwsgi/services", "a file in it is a service of the node, started as root"),
-    Directory::of_root("/etc/uwsgi/custom_services", "a file in it is a service of a customer's, started as root"),
+    Directory::of_root("/etc/uwsgi/custom_services", "a file in it is a customer's service, started as root"),
     Directory {
         group: Owner::WwwData,
         ..Directory::of_root("/var/log/uwsgi", "the routers write their logs here, and logs name customers")
@@ -138,9 +142,9 @@ fn judge_all(node: &Node, directories: &[&Directory], accounts: Accounts, setup:
     let mut findings = Vec::new();
     if well > 0 {
         let seen = match directories {
-            [one] => format!("{} is there, of its owner and mode", one.path),
-            directories if well == directories.len() => format!("all {well} are there, of their owner and mode"),
-            directories => format!("{well} of {} are there, of their owner and mode", directories.len()),
+            [one] => format!("{} exists with the right owner and mode", one.path),
+            directories if well == directories.len() => format!("all {well} exist with the right owner and mode"),
+            directories => format!("{well} of {} exist with the right owner and mode", directories.len()),
         };
         findings.push(Finding::ok(CHECK, WHY, seen));
     }

@@ -26,8 +26,8 @@ pub const NEEDED: [&str; 2] = [".old_root", "containers"];
 
 const START: &str = "a container starts by pivot_root(2) into it, which takes both directories";
 const NAMES: &str =
-    "inside a container scp, sftp-server and prompts look its user up, and fail where nobody knows the number";
-const WRITERS: &str = "every container of it runs what is in it";
+    "inside a container scp, sftp-server and shell prompts look up its user, and fail if there is no such account";
+const WRITERS: &str = "every container that starts from it runs its programs";
 
 pub const STEP: Step = Step { guide: check_guide, ..Step::new(CHECK, check, fix) };
 

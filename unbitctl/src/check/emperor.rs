@@ -14,10 +14,10 @@ use std::io::{BufRead, BufReader};
 
 const CHECK: &str = "emperor";
 const WHY: &str =
-    "it starts the containers, and each one again that has ended: nobody logs in to one that does not run";
+    "it starts the containers, and restarts those that have ended; nobody can log in to a container that does not run";
 const WHY_SOCKET: &str = "a login asks the container's socket who its pid 1 is";
 const WHY_TERMINAL: &str =
-    "the tenant opens it as /dev/tty, and types commands into the shell of whoever has started the Emperor";
+    "the tenant can open it as /dev/tty, and type commands into the shell from which the Emperor was started";
 
 /// That of examples/, and that of uwsgi.it.
 const UNITS: [&str; 2] = ["containers.service", "emperor.service"];
@@ -62,12 +62,12 @@ fn judge(
     let of_units = units.iter().filter(|unit| !(is_started && is_idle(unit))).take(if is_started { 2 } else { 1 });
     let mut findings: Vec<_> = of_units.filter_map(|unit| unit.finding(CHECK, WHY)).collect();
     let log = units.first().map_or_else(
-        || "look into its log, logto= of its file, then".to_owned(),
+        || "read its log (logto= in its file), then".to_owned(),
         |unit| format!("journalctl -u {} -n 50", unit.short()),
     );
     match emperor {
         None if findings.iter().all(|finding| finding.state != State::Fail) => {
-            let seen = format!("no Emperor runs (a root process named uwsgi), and {VASSALS} has files");
+            let seen = format!("no Emperor (a root process named uwsgi) runs, but {VASSALS} has files");
             findings.push(Finding::fail(CHECK, WHY, seen, emperor::by_hand()));
         }
         None => {}
@@ -106,7 +106,7 @@ fn judge(
 /// More sockets than a container of people's has; one of a tenant's that has more takes no longer.
 const SOCKETS: usize = 1 << 20;
 
-/// Whether a socket that is bound to .../run/ns.socket listens where this process is: the kernel's table, nothing of the tenant's is opened.
+/// Whether a socket that is bound to .../run/ns.socket listens where this process is: the kernel's table says so, and no file of the tenant is opened.
 fn listens(pid: i32) -> bool {
     let Ok(table) = File::open(format!("/proc/{pid}/net/unix")) else { return true };
     let mut lines = BufReader::new(table).split(b'\n').take(SOCKETS).map_while(Result::ok);
@@ -137,7 +137,7 @@ mod tests {
     fn a_dead_emperor_is_told_by_its_unit_if_there_is_one() {
         let [(state, seen, fix)] = &judged(None, "", &[])[..] else { panic!() };
         assert_eq!((*state, fix.as_str()), (State::Fail, emperor::by_hand().as_str()));
-        assert!(seen.starts_with("no Emperor runs"), "{seen}");
+        assert!(seen.starts_with("no Emperor (a root process named uwsgi) runs"), "{seen}");
         let failed =
             UNIT.replace("=active", "=failed").replace("=running", "=failed").replace("=success", "=exit-code");
         let [(_, seen, fix)] = &judged(None, &failed, &[])[..] else { panic!() };

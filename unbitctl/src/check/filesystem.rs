@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 const CHECK: &str = "filesystem";
 
 pub fn check(node: &Node) -> Vec<Finding> {
-    const WHY: &str = "one container must not take the disk from the others";
+    const WHY: &str = "one container must not fill the disk for all others";
     if !node.is_running() {
         return vec![Finding::not_applicable(CHECK, WHY, "a root directory is not mounted as it will be")];
     }
@@ -51,7 +51,7 @@ fn judge_quota(mount: &Mount, quota: UserQuota) -> Finding {
         ("zfs" | "nfs" | "nfs4" | "ceph" | "lustre" | "cifs", _) => Finding::not_applicable(
             CHECK,
             QUOTA,
-            format!("this file system has quotas that the kernel does not tell: {place}"),
+            format!("the kernel does not say whether quotas hold on this file system: {place}"),
         ),
         _ => Finding::fail(CHECK, QUOTA, format!("user quota is off: {place}"), quota_fix(mount)),
     }

@@ -25,7 +25,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
         match sshd::ask(node, &FIRST_UID.to_string()) {
             Err(error) => Finding::not_applicable(CHECK, WHY, format!("{error:#}")),
             Ok(says) if !says.of("AuthorizedKeysFile").split_whitespace().any(is_tenants) => {
-                Finding::ok(CHECK, WHY, "sshd looks for keys outside the tenants' directories alone")
+                Finding::ok(CHECK, WHY, "sshd looks for keys only outside the tenants' directories")
             }
             Ok(_) => server::listener()
                 .and_then(|pid| Proc::of(pid).ok())
@@ -59,9 +59,7 @@ fn limit_in(version: Version, directories: &[PathBuf], read: &dyn Fn(&PathBuf) -
 fn judge(limit: Option<u64>) -> Finding {
     match limit {
         Some(limit) => Finding::ok(CHECK, WHY, format!("sshd's cgroup may have {} MiB of memory", limit >> 20)),
-        None => {
-            Finding::warn(CHECK, WHY, "tenants' files of keys are read, and sshd's cgroup has no limit of memory", FIX)
-        }
+        None => Finding::warn(CHECK, WHY, "sshd reads tenants' key files, and its cgroup has no memory limit", FIX),
     }
 }
 

@@ -16,7 +16,7 @@ pub fn check(node: &Node, check: &'static str, why: &'static str, path: &str, fi
     }
     match program::cannot_load(node, path) {
         Ok(None) if !is_ours(node, path) => {
-            Finding::fail(check, why, format!("{path} is not of unbit: it is {}", whose(path)), fix)
+            Finding::fail(check, why, format!("{path} is not unbit's: it is {}", whose(path)), fix)
         }
         Ok(None) => Finding::ok(check, why, format!("{path} can be loaded")),
         Ok(Some(complaint)) => Finding::fail(check, why, format!("{path} cannot be loaded: {complaint}"), fix),
@@ -39,7 +39,11 @@ pub fn is_ours(node: &Node, path: &str) -> bool {
 
 /// Who else has libraries of our names.
 pub fn whose(path: &str) -> &'static str {
-    if path.contains("libnss_unbit") { "nss-unbit in C, or another's" } else { "pam-unbit in C, or another's" }
+    if path.contains("libnss_unbit") {
+        "nss-unbit in C, or a library of another project"
+    } else {
+        "pam-unbit in C, or a module of another project"
+    }
 }
 
 /// Whether two paths are one file.

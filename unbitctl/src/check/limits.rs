@@ -1,4 +1,4 @@
-//! limits.conf(5): pam_limits does not run for containers' users, so lines about them have no effect.
+//! limits.conf(5): pam_limits does not run for container users, so lines about them have no effect.
 
 use crate::node::Node;
 use crate::report::Finding;
@@ -8,7 +8,7 @@ use shared::{ContainerUid, escape};
 const CHECK: &str = "limits";
 const FILE: &str = "/etc/security/limits.conf";
 const DIRECTORY: &str = "/etc/security/limits.d";
-const WHY: &str = "pam_limits does not run for containers' users: such a line limits nothing";
+const WHY: &str = "pam_limits does not run for container users, so such a line limits nothing";
 const FIX: &str = "set the limit for the container, in its cgroup or its vassal, and remove the line";
 
 pub fn check(node: &Node) -> Vec<Finding> {
@@ -33,7 +33,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
         }
     }
     if findings.is_empty() {
-        findings.push(Finding::ok(CHECK, WHY, "no line of limits.conf(5) is about containers' users"));
+        findings.push(Finding::ok(CHECK, WHY, "no line of limits.conf(5) is about container users"));
     }
     findings
 }

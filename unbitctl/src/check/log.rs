@@ -13,7 +13,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 const CHECK: &str = "log";
-const WHY: &str = "what runs in the container can write lines into the node's log that look like sshd's or pam_unbit's";
+const WHY: &str =
+    "a program in the container can write lines into the node's log that look like lines of sshd or pam_unbit";
 const FIX: &str = "give the container a /dev of its own (a tmpfs with null, zero, full, random, urandom, tty and ptmx), and do not bind \
     the node's /run into it";
 
@@ -60,7 +61,7 @@ fn judge(number: usize, seen: &BTreeMap<u32, PathBuf>) -> Finding {
     Finding::warn(CHECK, WHY, format!("can reach the node's log, by {path}: {}", cgroups::list(&uids)), FIX)
 }
 
-/// The mounts of each container that runs. Nothing of the container's is opened: the kernel lists them.
+/// The mounts of each container that runs. No file of the container is opened: the kernel lists them.
 fn containers() -> impl Iterator<Item = (ContainerUid, String)> {
     let processes = fs::read_dir("/proc").into_iter().flatten();
     let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use shared::settings::{CONTAINERS, FIRST_UID};
 
 const CHECK: &str = "mail";
-const WHY: &str = "mail to 30001@localhost starts a program of the tenant's on the node, outside its container";
+const WHY: &str = "mail to 30001@localhost starts the tenant's program on the node, outside its container";
 
 const EXIM: [&str; 2] = ["/usr/sbin/exim4", "/usr/sbin/exim"];
 const POSTCONF: &str = "/usr/sbin/postconf";
@@ -102,10 +102,10 @@ impl Exim {
             (_, true, _) => "a ${run} in the filter in ~/.forward, as soon as it looks where mail goes".to_owned(),
             (.., Some(command)) => format!("what {command} finds in the home directory"),
             (false, false, None) => {
-                return Finding::ok(CHECK, WHY, format!("{program} starts no program for containers' users"));
+                return Finding::ok(CHECK, WHY, format!("{program} starts no program for container users"));
             }
         };
-        Finding::fail(CHECK, WHY, format!("{program} starts for containers' users {what}"), fix_exim())
+        Finding::fail(CHECK, WHY, format!("{program} starts for container users {what}"), fix_exim())
     }
 }
 
@@ -144,7 +144,7 @@ fn ask_exim(node: &Node, exim: &str) -> Result<Finding> {
     }
     let seen = Exim::parse(&answer.out);
     if !seen.is_known {
-        let seen = format!("{exim} does not know containers' users yet: getent passwd {uid} finds nothing");
+        let seen = format!("{exim} does not know container users yet: getent passwd {uid} finds nothing");
         return Ok(Finding::not_applicable(CHECK, WHY, seen));
     }
     let mut commands = Vec::new();
@@ -177,7 +177,7 @@ impl Postfix {
             return ok("delivers no mail to users of this node");
         }
         if self.has_alias {
-            return ok("gives the mail of containers' users to somebody else, by alias_maps");
+            return ok("gives the mail of container users to somebody else, by alias_maps");
         }
         let allowed = words(&self.commands).into_iter().find(|word| matches!(word.as_str(), "forward" | "include"));
         let forward_path = Some(&self.forward_path)
@@ -185,9 +185,9 @@ impl Postfix {
         let what = match (forward_path, allowed, runs_files_of_users(std::slice::from_ref(&self.mailbox_command))) {
             (Some(_), Some(word), _) => format!("a command in ~/.forward: allow_mail_to_commands has {word}"),
             (.., Some(command)) => format!("what {command} finds in the home directory: mailbox_command"),
-            _ => return ok("starts no program for containers' users"),
+            _ => return ok("starts no program for container users"),
         };
-        Finding::fail(CHECK, WHY, format!("postfix starts for containers' users {what}"), fix_postfix(&self.names))
+        Finding::fail(CHECK, WHY, format!("postfix starts for container users {what}"), fix_postfix(&self.names))
     }
 }
 
@@ -258,7 +258,7 @@ mod tests {
         let finding = seen.judge("exim4", &[]);
         assert_eq!(
             (finding.state, finding.seen.as_str()),
-            (State::Fail, "exim4 starts for containers' users a command in ~/.forward")
+            (State::Fail, "exim4 starts for container users a command in ~/.forward")
         );
         let fix = finding.fix.unwrap();
         assert!(

@@ -45,19 +45,19 @@ Examples:
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The container whose way in is to be checked, by its number or a second name; without it, the node
+    /// Check a login to this container (a number or a second name) instead of the node
     #[arg(value_name = "UID", value_parser = Account::parse)]
     account: Option<Account>,
     /// Check this root directory instead of the running node
     #[arg(long, value_name = "DIR", conflicts_with = "account")]
     root: Option<PathBuf>,
-    /// Check the steps of this guide to a node as well
+    /// Check the steps of this guide as well
     #[arg(long, value_name = "GUIDE", value_parser = [GUIDE], conflicts_with = "account")]
     guide: Option<String>,
-    /// JSON for machines
+    /// Print JSON
     #[arg(long, conflicts_with = "openmetrics")]
     json: bool,
-    /// Metrics for Prometheus, by the textfile collector of its node_exporter; the exit status is 0 whatever was found
+    /// Print metrics for the textfile collector of Prometheus' node_exporter; the exit status is then 0
     #[arg(long)]
     openmetrics: bool,
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 const CHECK: &str = "nscd";
 const WHY: &str =
-    "nscd remembers for a while that an account is not there: a new container's user cannot log in at first";
+    "nscd remembers for a while that an account does not exist, so the user of a new container cannot log in at first";
 
 /// Where glibc looks for it (`_PATH_NSCDSOCKET` of nscd/nscd-client.h).
 const SOCKET: &str = "/var/run/nscd/socket";
@@ -64,8 +64,8 @@ fn live(node: &Node, configured: &[&str]) -> Finding {
                 return Finding::not_applicable(CHECK, WHY, "root is needed to see");
             }
             Err(error) => {
-                let seen = format!("listens on {SOCKET} and gives no answer: {error}");
-                return Finding::fail(CHECK, "every look-up of an account waits for it first", seen, restart);
+                let seen = format!("listens on {SOCKET} and does not answer: {error}");
+                return Finding::fail(CHECK, "every lookup of an account waits for it first", seen, restart);
             }
         }
     }

@@ -14,13 +14,14 @@ use std::ops::Range;
 const NAME: &str = "nsswitch";
 pub const FILE: &str = "/etc/nsswitch.conf";
 const MODULE: &str = "libnss_unbit.so.2";
-const WHY_LINES: &str = "without it nobody knows the containers' accounts and names";
-const WHY_MODULE: &str = "glibc passes over a service whose library it cannot load";
-const WHY_LOADED: &str = "whichever of two libraries of one name glibc finds first answers, and the other never does";
+const WHY_LINES: &str = "without it no program knows the containers' accounts and names";
+const WHY_MODULE: &str = "glibc skips a service if it cannot load its library";
+const WHY_LOADED: &str =
+    "if there are two libraries of this name, glibc uses the one that it finds first, and never the other";
 const WHY_ORDER: &str = "nss-systemd asks pid 1 for each name that it does not know: 500 names of containers take 0.17 s before it, 1.1 to 1.5 s after it";
-const WHY_FIRST: &str = "whoever is asked first decides who an account is";
-const WHY_MERGE: &str = "glibc merges the groups of one service with those of the next one alone";
-const WHY_SHADOW: &str = "should sshd ever run without PAM, this word is what keeps container users from a shell on the node: sshd then takes their accounts as locked";
+const WHY_FIRST: &str = "the service that is asked first decides which account a name is";
+const WHY_MERGE: &str = "glibc merges the groups of a service only with those of the next one";
+const WHY_SHADOW: &str = "if sshd ever runs without PAM, this word keeps container users from a shell on the node, because sshd then finds their accounts locked";
 const WHY_ANSWER: &str = "what glibc answers is what sshd, ls and the routers see";
 
 /// The databases that name the service.
@@ -99,7 +100,11 @@ fn answers(node: &Node) -> Vec<Finding> {
         return vec![Finding::not_applicable(NAME, WHY_ANSWER, "there is no getent to ask with")];
     }
     if nscd::hangs(node) {
-        return vec![Finding::not_applicable(NAME, WHY_ANSWER, "nscd keeps every question waiting (see nscd)")];
+        return vec![Finding::not_applicable(
+            NAME,
+            WHY_ANSWER,
+            "nscd does not answer, and every lookup waits for it (see nscd)",
+        )];
     }
     let first = ContainerUid::new(FIRST_UID);
     let address = first.and_then(ContainerUid::address).map(|address| address.to_string()).unwrap_or_default();
@@ -110,7 +115,7 @@ fn answers(node: &Node) -> Vec<Finding> {
         None if node.is_running() => findings.push(Finding::not_applicable(
             NAME,
             WHY_ANSWER,
-            format!("no container to ask for: {CONTAINERS} has no directory of a container's"),
+            format!("not tried: {CONTAINERS} has no container"),
         )),
         None => {}
         Some(container) => {
@@ -150,7 +155,7 @@ fn ask(node: &Node, database: &str, name: &str, expected: impl Fn(&str) -> bool)
 fn may_be(node: &Node, done: &[&str]) -> Result<()> {
     let is_done = |step| done.contains(&step);
     if node.is_running() && !(pam::keeps_out(node, is_done(pam::NAME)) && sshd::uses_pam(node, is_done(sshd::NAME))?) {
-        bail!("sshd would give containers' users a session on the node; first: unbitctl setup pam sshd");
+        bail!("sshd would give container users a session on the node; first: unbitctl setup pam sshd");
     }
     Ok(())
 }
@@ -332,7 +337,7 @@ fn line_fault(line: &Line<'_>, database: &str) -> Option<Fault> {
         false => after.iter().position(Service::ends_search).map_or(after.len(), |end| end + 1),
     };
     if let Some(late) = after.iter().take(reached).find(|service| is_local(service)) {
-        let seen = format!("{} comes after unbit, so accounts of the node's own give way", late.name);
+        let seen = format!("{} comes after unbit, so containers come before the node's own accounts", late.name);
         return Some(Fault::warn(WHY_FIRST, seen));
     }
     let mut between = before.iter().rev().take_while(|service| !is_local(service));
@@ -462,13 +467,13 @@ mod tests {
             ("passwd:ldap", "unbit is missing", "passwd: unbit ldap"),
             (
                 "passwd: ldap unbit unbit files",
-                "files comes after unbit, so accounts of the node's own give way",
+                "files comes after unbit, so containers come before the node's own accounts",
                 "passwd: ldap files unbit",
             ),
             ("passwd: files[UNAVAIL=return]ldap", "unbit is missing", "passwd: files[UNAVAIL=return] unbit ldap"),
             (
                 "shadow:unbit files",
-                "files comes after unbit, so accounts of the node's own give way",
+                "files comes after unbit, so containers come before the node's own accounts",
                 "shadow: files unbit",
             ),
             ("passwd: files ldap", "unbit is missing", "passwd: files unbit ldap"),
@@ -513,7 +518,7 @@ mod tests {
             ),
             (
                 "shadow: unbit files",
-                "files comes after unbit, so accounts of the node's own give way",
+                "files comes after unbit, so containers come before the node's own accounts",
                 "shadow: files unbit",
             ),
             ("hosts: files dns", "unbit is missing", "hosts: files unbit dns"),

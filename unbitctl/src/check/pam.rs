@@ -1,4 +1,4 @@
-//! The lines of pam_unbit.so in /etc/pam.d/sshd: their control words, and what runs for containers' users before them. See pam_unbit(8).
+//! The lines of pam_unbit.so in /etc/pam.d/sshd: their control words, and what runs for container users before them. See pam_unbit(8).
 //!
 //! Our session line is the first of its type. `success=done` does not end a stack in which an earlier `required` line has failed: libpam then
 //! goes on (_pam_dispatch_aux() of its pam_dispatch.c), and every later module runs as root for the container's user.
@@ -25,15 +25,14 @@ const DIRECTORY: &str = "/etc/pam.d";
 const VENDOR_DIRECTORY: &str = "/usr/lib/pam.d";
 const SERVICE: &str = "sshd";
 const MODULE: &str = "pam_unbit.so";
-const WHY_LINES: &str = "these lines keep containers' users in their containers, and out of the node";
-const WHY_MODULE: &str = "without it containers' users are refused";
+const WHY_LINES: &str = "these lines keep container users inside their containers, and off the node";
+const WHY_MODULE: &str = "without it container users are refused";
 
 /// Our lines, as they should be. Others never meet the account line, so they log in without the module as well.
 const CONTROL: &str = "[success=done ignore=ignore module_unknown=ignore default=die]";
-const COMMENT: &str = "# Containers' users, see pam_unbit(8): for them this line comes first.";
+const COMMENT: &str = "# Container users, see pam_unbit(8): for them this line comes first.";
 /// The comment of the session line's former place, behind pam_loginuid and pam_keyinit.
-const FORMER_COMMENT: &str =
-    "# Containers' users, see pam_unbit(8): for them nothing runs on the node after this line.";
+const FORMER_COMMENT: &str = "# Container users, see pam_unbit(8): for them nothing runs on the node after this line.";
 
 pub const STEP: Step = Step { validate, preflight, ..Step::new(NAME, check, |node, _| fix(node)) };
 
@@ -55,7 +54,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
     } else {
         let faults = faults_of(node);
         if faults.is_empty() {
-            findings.push(Finding::ok(NAME, WHY_LINES, format!("the lines of {MODULE} are in their places")));
+            findings.push(Finding::ok(NAME, WHY_LINES, format!("the lines of {MODULE} are in the right places")));
         }
         let fix = fix_of(node);
         findings.extend(faults.into_iter().map(|fault| fault.finding(fix.clone())));
@@ -105,7 +104,7 @@ pub fn fix_of(node: &Node) -> String {
     fix(node).map_or_else(|reason| format!("{reason:#}"), |_| node.setup(NAME))
 }
 
-/// How sshd's lines let a container's user in: on the terms of these options, and with what is wrong that does not keep it out.
+/// How sshd's lines let a container's user in: with these options, and with the faults that do not keep it out.
 pub struct LetIn {
     pub options: Options,
     /// As the line has them.
@@ -139,7 +138,7 @@ fn options_of_the_account_line(stack: &[Entry]) -> Result<Options> {
     account_line(stack).map_or(Ok(Options::default()), |entry| options_of(entry).map_err(|fault| anyhow!(fault.seen)))
 }
 
-/// Whether sshd's lines keep containers' users out of the node, or will, once they are `fixed`; without sshd there is nothing to keep them
+/// Whether sshd's lines keep container users out of the node, or will, once they are `fixed`; without sshd there is nothing to keep them
 /// out of. Without its file libpam takes `other`, which has no line of ours.
 pub fn keeps_out(node: &Node, fixed: bool) -> bool {
     let faults = || if fixed { fixed_reader(node).map(|read| faults_by(&read)) } else { Ok(faults_of(node)) };
@@ -246,7 +245,7 @@ struct Fault {
 /// What comes of a fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Harm {
-    /// Containers' users do not get in.
+    /// Container users do not get in.
     Shut,
     /// They do, and something is not safe; or others do not.
     Unsafe,
@@ -310,12 +309,12 @@ fn line_faults(ours: &Entry) -> Vec<Fault> {
     };
     match ours.kind {
         Kind::Account => {
-            must("success", &[Ok, Done], Harm::Shut, "containers' users are refused");
+            must("success", &[Ok, Done], Harm::Shut, "container users are refused");
             must("perm_denied", &[Bad, Die], Harm::Unsafe, "a refusal is none");
-            must("module_unknown", &[Bad, Die], Harm::Unsafe, "without the module nobody refuses containers' users");
+            must("module_unknown", &[Bad, Die], Harm::Unsafe, "without the module nobody refuses container users");
         }
         _ => {
-            must("success", &[Done], Harm::Unsafe, "what comes behind runs for containers' users as well");
+            must("success", &[Done], Harm::Unsafe, "what comes behind runs for container users as well");
             for answer in ["perm_denied", "session_err", "cred_err", "auth_err", "system_err"] {
                 must(answer, &[Die], Harm::Unsafe, "a refusal is not the end");
             }
@@ -386,7 +385,7 @@ fn early(entry: &Entry) -> Fault {
         }
         None => format!("{MODULE} must be the first {} line", entry.kind),
     };
-    Fault::not_safe(format!("{}: {} runs for containers' users: {harm}", entry.place(), entry.name()))
+    Fault::not_safe(format!("{}: {} runs for container users: {harm}", entry.place(), entry.name()))
 }
 
 /// The line that lets other users pass by: `[success=1 default=ignore] pam_succeed_if.so quiet uid < 30000`.
@@ -460,7 +459,7 @@ fn options_of(entry: &Entry) -> Result<Options, Fault> {
     match Options::parse(entry.arguments.iter().map(String::as_bytes)) {
         Err(refusal) => Err(Fault::shut(format!("{}: {}", entry.place(), refusal.cause))),
         Ok(options) if options.join_now => Err(Fault::shut(format!(
-            "{}: join=now is not for sshd, with it containers' users are refused",
+            "{}: join=now is not for sshd, with it container users are refused",
             entry.place()
         ))),
         Ok(options) => Ok(options),
@@ -477,7 +476,7 @@ fn fixed(read: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>> {
     let options = match options(&stack) {
         Ok([]) => String::new(),
         Ok(words) => format!(" {}", words.join(" ")),
-        Err(fault) => bail!("fix the options by hand, somebody chose them: {}", fault.seen),
+        Err(fault) => bail!("change the options by hand, because somebody chose them: {}", fault.seen),
     };
     if let Some(entry) = stack.iter().find(|entry| is_ours(entry) && entry.file != SERVICE) {
         bail!("take the line of {MODULE} out of {DIRECTORY}/{}, then: unbitctl setup {NAME}", entry.file);

@@ -21,15 +21,14 @@ struct Unit {
     /// systemctl shows no template, only what would be made of it.
     asked: &'static str,
 }
-const WHY: &str =
-    "a login enters the container's namespaces and cgroups, and sshd has no more power than its unit leaves it";
+const WHY: &str = "a login joins the container's namespaces and cgroups, which sshd's unit must allow";
 /// To join a namespace, to join a mount namespace, and to look at the namespaces of another user's process.
 const CAPABILITIES: [&str; 3] = ["cap_sys_admin", "cap_sys_chroot", "cap_sys_ptrace"];
 const NAMESPACES: [&str; 5] = ["ipc", "mnt", "net", "pid", "uts"];
 /// For the container's namespaces, and for its terminals. systemd.exec(5) has groups of them, which `systemctl show` resolves.
 const SYSTEM_CALLS: [&str; 6] = ["mount", "move_mount", "open_tree", "setns", "unshare", "keyctl"];
 
-const WHY_LISTENS: &str = "nobody logs in to a node on which no sshd listens";
+const WHY_LISTENS: &str = "nobody can log in if no sshd listens";
 
 pub fn check(node: &Node) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -146,7 +145,7 @@ fn judge(unit: &str, shown: &str) -> Vec<Finding> {
         }
     }
     if findings.iter().all(|finding| finding.state != State::Fail) {
-        findings.push(Finding::ok(CHECK, WHY, format!("{unit} leaves sshd what a login needs")));
+        findings.push(Finding::ok(CHECK, WHY, format!("{unit} allows what a login needs")));
     }
     findings
 }
@@ -165,7 +164,7 @@ mod tests {
 
     #[test]
     fn each_line_that_keeps_container_users_out_is_named() {
-        assert_eq!(seen(DEBIAN), [(State::Ok, "ssh.service leaves sshd what a login needs".to_owned())]);
+        assert_eq!(seen(DEBIAN), [(State::Ok, "ssh.service allows what a login needs".to_owned())]);
         for (from, to, expected) in [
             ("Groups=no", "Groups=yes", "ssh.service has ProtectControlGroups=yes"),
             ("Groups=no", "Groups=strict", "ssh.service has ProtectControlGroups=strict"),

@@ -40,7 +40,7 @@ fn judge(has: &dyn Fn(&str) -> bool, listening: &[SocketAddrV4]) -> Vec<Finding>
             |port: &u16| listening.iter().find(|address| address.port() == *port && !address.ip().is_loopback());
         let silent: Vec<_> = ports.iter().filter(|port| !is_local(port) && is_any(port).is_none()).collect();
         if let Some(port) = silent.first() {
-            let seen = format!("{DIRECTORY}/{name}.ini is there, and nobody listens on 127.0.0.1:{port}");
+            let seen = format!("{DIRECTORY}/{name}.ini exists, but nothing listens on 127.0.0.1:{port}");
             let fix = format!(
                 "tail -n 50 /var/log/uwsgi/{name}.log; its file should have the port: grep -n stats {DIRECTORY}/{name}.ini"
             );
@@ -91,7 +91,7 @@ mod tests {
             [(State::Ok, "all whose files are there run: containers tuntap http".to_owned())]
         );
         let silent = |name: &str, port: u16| {
-            (State::Fail, format!("/etc/uwsgi/services/{name}.ini is there, and nobody listens on 127.0.0.1:{port}"))
+            (State::Fail, format!("/etc/uwsgi/services/{name}.ini exists, but nothing listens on 127.0.0.1:{port}"))
         };
         assert_eq!(seen(&["containers", "http"], &all[..3]), [silent("http", 5003)]);
         assert_eq!(seen(&["containers"], &all[..1]), [silent("containers", 5001)]);

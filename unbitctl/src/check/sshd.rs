@@ -1,4 +1,4 @@
-//! What sshd does with containers' users, as it says itself (`sshd -T`), see sshd_config(5).
+//! What sshd does with container users, as it says itself (`sshd -T`), see sshd_config(5).
 
 pub(crate) mod files;
 
@@ -27,8 +27,8 @@ const OURS: &str = "/etc/ssh/sshd_config.d/00-unbit.conf";
 const EXAMPLE: &str = include_str!("../../../examples/sshd_config.d-unbit.conf");
 /// They are for everybody, so set-up leaves them alone unless it is told.
 const PASSWORDS: [&str; 2] = ["PasswordAuthentication", "KbdInteractiveAuthentication"];
-const WHY: &str = "sshd decides who is let in before a container is asked";
-const WHY_SHELL: &str = "sshd refuses accounts whose shell is not on the node";
+const WHY: &str = "sshd accepts or refuses a user before it asks pam_unbit";
+const WHY_SHELL: &str = "sshd refuses an account whose shell does not exist on the node";
 
 /// What sshd says of itself.
 pub struct Says {
@@ -139,7 +139,7 @@ const SETTINGS: [Setting; 9] = [
         state: State::Fail,
         good: |value| value == "yes",
         value: |_| "yes".to_owned(),
-        why: "without PAM nothing but unbit in the shadow line of nsswitch.conf keeps containers' users from a session on the node",
+        why: "without PAM nothing but unbit in the shadow line of nsswitch.conf keeps container users from a session on the node",
     },
     Setting {
         profile: Profile::Login,
@@ -147,7 +147,7 @@ const SETTINGS: [Setting; 9] = [
         state: State::Fail,
         good: |value| matches!(value, "" | PAM_SERVICE), // sshd before 9.8 has no such keyword
         value: |_| PAM_SERVICE.to_owned(),
-        why: "the lines of pam_unbit.so are in that service's file: by another, containers' users get a session on the node",
+        why: "the lines of pam_unbit.so are in that service's file: by another, container users get a session on the node",
     },
     Setting {
         profile: Profile::Login,
@@ -155,7 +155,7 @@ const SETTINGS: [Setting; 9] = [
         state: State::Fail,
         good: |value| value == "yes",
         value: |_| "yes".to_owned(),
-        why: "keys are the only way in for containers' users",
+        why: "container users can log in with keys only",
     },
     KEYS_SETTING,
     Setting {
@@ -164,7 +164,7 @@ const SETTINGS: [Setting; 9] = [
         state: State::Warn,
         good: |value| value == "no",
         value: |_| "no".to_owned(),
-        why: "containers' users are refused with any, and others' can be guessed",
+        why: "container users are refused with a password, and those of other users can be guessed",
     },
     Setting {
         profile: Profile::Guide,
@@ -180,7 +180,7 @@ const SETTINGS: [Setting; 9] = [
         state: State::Warn,
         good: |value| value == "no",
         value: |_| "no".to_owned(),
-        why: "it would hand the client's display to the container",
+        why: "it would give the container access to the client's display",
     },
     Setting {
         profile: Profile::Login,
@@ -188,7 +188,7 @@ const SETTINGS: [Setting; 9] = [
         state: State::Warn,
         good: |value| value.parse().is_ok_and(|seconds: u32| (1..=60).contains(&seconds)),
         value: |_| "30".to_owned(),
-        why: "sessions of clients that are gone would stay",
+        why: "sessions of clients that have disappeared would stay open",
     },
     Setting {
         profile: Profile::Login,
@@ -310,7 +310,7 @@ fn faults(says: &Says) -> Vec<(&'static Setting, String)> {
 fn judge(node: &Node, says: &Says) -> Vec<Finding> {
     let mut findings = judge_settings(node, says, Profile::Login);
     if has_no_keys(says) {
-        let why = "keys are the only way in for containers' users, and sshd looks for none";
+        let why = "container users can log in with keys only, and sshd looks for none";
         let seen = format!("{KEYS} {}, and neither AuthorizedKeysCommand nor TrustedUserCAKeys", says.of(KEYS));
         let fix = cannot_fix(node, &KEYS_SETTING, &says.of(KEYS)).unwrap_or_else(|| node.setup(NAME));
         findings.push(Finding::fail(NAME, why, seen, fix));
@@ -318,7 +318,7 @@ fn judge(node: &Node, says: &Says) -> Vec<Finding> {
     findings.extend(judge_sftp(node, says));
     findings.extend(obstacles(says, &any_user(node), &any_user(node)));
     if findings.is_empty() {
-        findings.push(Finding::ok(NAME, WHY, "sshd -T says what it should, for containers' users"));
+        findings.push(Finding::ok(NAME, WHY, "sshd -T has the right values for container users"));
     }
     findings
 }
@@ -331,7 +331,7 @@ fn judge_guide(node: &Node, says: &Says) -> Vec<Finding> {
         findings.push(Finding::warn(NAME, why, seen, node.setup_by_guide(NAME)));
     }
     if findings.is_empty() {
-        findings.push(Finding::ok(NAME, WHY, "sshd -T says what the guide asks for"));
+        findings.push(Finding::ok(NAME, WHY, "sshd -T has the values of the guide"));
     }
     findings
 }
@@ -382,25 +382,25 @@ pub fn obstacles(says: &Says, user: &str, group: &str) -> Vec<Finding> {
     if let Some(seen) = says.shuts_out(user, group) {
         let pattern = if user == group { "3*" } else { user };
         let fix =
-            format!("let containers' users in there, in {MAIN}: AllowUsers {pattern} or the like, see sshd_config(5)");
-        found("whom sshd does not let in, no container is asked for", seen, fix);
+            format!("allow container users there, in {MAIN}: AllowUsers {pattern} or the like, see sshd_config(5)");
+        found("a user whom sshd refuses cannot reach a container", seen, fix);
     }
     if says.of("RefuseConnection") == "yes" {
-        let fix = format!("keep it from containers' users: RefuseConnection no in a Match for them, in {MAIN}");
+        let fix = format!("keep it from container users: RefuseConnection no in a Match for them, in {MAIN}");
         found("sshd ends the connection at once", "RefuseConnection yes".to_owned(), fix);
     }
     let methods = says.of("AuthenticationMethods");
     if !methods.is_empty() && !methods.split_whitespace().any(|method| matches!(method, "any" | "publickey")) {
         let fix = format!(
-            "let containers' users in by publickey alone: Match User 3*, AuthenticationMethods publickey, at the end of {MAIN}"
+            "let container users in by publickey alone: Match User 3*, AuthenticationMethods publickey, at the end of {MAIN}"
         );
-        found("containers' users have keys alone", format!("AuthenticationMethods {methods}"), fix);
+        found("container users have keys alone", format!("AuthenticationMethods {methods}"), fix);
     }
     if says.names("ChrootDirectory") {
         let fix = format!(
-            "keep it from containers' users: ChrootDirectory none in a Match for them, before the other one, in {MAIN}"
+            "keep it from container users: ChrootDirectory none in a Match for them, before the other one, in {MAIN}"
         );
-        let why = "containers' users are no longer root when sshd gets to it, and are refused";
+        let why = "container users are no longer root when sshd gets to it, and are refused";
         found(why, format!("ChrootDirectory {}", says.of("ChrootDirectory")), fix);
     }
     findings
@@ -547,11 +547,11 @@ fn warning(node: &Node, wishes: Wishes) -> Vec<String> {
         return Vec::new();
     }
     let mut lines = vec![
-        "passwords: sshd will refuse everybody's, root's included, as soon as it reads its files again".to_owned(),
+        "passwords: sshd will refuse all passwords, root's included, as soon as it reads its files again".to_owned(),
     ];
     let keys = ["/root/.ssh/authorized_keys", "/root/.ssh/authorized_keys2"];
     if !keys.iter().any(|file| node.read_bytes(file).is_ok_and(|text| !text.trim_ascii().is_empty())) {
-        lines.push("passwords: root has no key here (/root/.ssh/authorized_keys): have one that lets you in, and keep this session open until it has".to_owned());
+        lines.push("passwords: root has no key on this node (/root/.ssh/authorized_keys): add one, and keep this session open until you have logged in with it".to_owned());
     }
     lines
 }

@@ -10,8 +10,7 @@ use std::ops::RangeInclusive;
 
 const CHECK: &str = "subids";
 const LOGIN_DEFS: &str = "/etc/login.defs";
-const WHY: &str =
-    "an ordinary user is each of these numbers in a user namespace, and with a container's number writes its files";
+const WHY: &str = "an ordinary user can be each of these numbers in a user namespace, and with a container's number can write its files";
 
 /// The files, the options of usermod(8) that take a range away, and the settings of login.defs(5) by which useradd(8) gives one.
 const KINDS: [Kind; 2] = [
@@ -33,7 +32,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
 
 /// Numbers that a container may get.
 pub fn check_guide(node: &Node) -> Vec<Finding> {
-    let ok = Finding::ok(CHECK, WHY, "useradd gives no numbers that a container may get, nor has anybody some");
+    let ok = Finding::ok(CHECK, WHY, "useradd gives no numbers that a container may get, and nobody has any");
     of_profile(node, Profile::Guide, ok)
 }
 

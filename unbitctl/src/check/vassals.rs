@@ -16,8 +16,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
 const CHECK: &str = "vassals";
-const WHY: &str =
-    "root reads these files and does what is in them, for whoever has written them and wherever a tenant's links lead";
+const WHY: &str = "root does what these files say, whoever wrote them and wherever a tenant's links lead";
 const WHY_PLUGINS: &str =
     "without a plugin its options are unknown, and with strict = true the container does not start";
 /// The one to compare with.
@@ -96,7 +95,7 @@ fn finding(node: &Node, kind: Kind, files: &[(&Vassal, Vec<Fault>)]) -> Option<F
     let (state, why, fix) = match kind {
         Kind::Log => (
             State::Fail,
-            "root opens this log wherever a link of the tenant's leads, such as to root's authorized_keys",
+            "root opens this log, and the tenant can put a link there that leads elsewhere, such as to root's authorized_keys",
             format!("sed -i 's/^ *{} *=/logto2 =/' {real}", first.option),
         ),
         Kind::Path => (

@@ -21,7 +21,7 @@ pub enum Made {
     Keys(Added),
     /// With the limit before.
     Quota(quota::State, Option<u64>),
-    /// A file of the Emperor's, with what was in it before.
+    /// A vassal, with its former content.
     Vassal(PathBuf, Option<String>),
     Service(Service),
 }

@@ -26,10 +26,10 @@ Examples:
 pub struct Arguments {
     #[command(flatten)]
     source: Source,
-    /// Load the rules, in place of those loaded before; all of them or none
+    /// Load the rules in one step, in place of those loaded before
     #[arg(long)]
     apply: bool,
-    /// Take our rules away; all other tables stay as they are
+    /// Remove the rules; all other tables stay as they are
     #[arg(long, conflicts_with_all = ["apply", "Source"])]
     remove: bool,
 }

@@ -10,13 +10,13 @@ use std::path::Path;
 /// What the rules are made of. The table that is loaded keeps it in a chain of its own, for the check.
 #[derive(clap::Args, Clone, PartialEq, Eq, Debug)]
 pub struct Source {
-    /// The other nodes, one address a line: who may reach UDP 999
+    /// A file with the addresses of the other nodes, which may reach UDP 999
     #[arg(long, value_name = "FILE", default_value = "/etc/uwsgi/nodes", value_parser = list::path)]
     pub nodes: String,
-    /// The http routers, which are the nodes of our legion, one address a line: who may reach TCP 998 and 1999, and the legion's ports
+    /// A file with the addresses of the http routers (this node's legion), which may reach TCP 998 and 1999 and the legion's ports
     #[arg(long, value_name = "FILE", default_value = "/etc/uwsgi/legion_nodes", value_parser = list::path)]
     pub routers: String,
-    /// Let nodes and routers in at this address only; may be given again
+    /// Admit nodes and routers at this address only; may be given more than once
     #[arg(long, value_name = "IP", value_parser = list::public_ip)]
     pub public_ip: Vec<IpAddr>,
     /// The UDP ports of legions
@@ -25,10 +25,10 @@ pub struct Source {
     /// The network of the containers
     #[arg(long, value_name = "NETWORK", default_value = "10.0.0.0/8")]
     pub containers: Network,
-    /// The interface through which their packets come
+    /// The interface through which packets of containers come
     #[arg(long, value_name = "NAME", default_value = "emperor0")]
     pub interface: Interface,
-    /// What of the node they may reach, besides TCP 22, 80 and 443
+    /// What containers may reach on the node besides TCP 22, 80 and 443
     #[arg(long, value_name = "PROTOCOL/PORT,...", default_value = "tcp/53,udp/53")]
     pub containers_reach: Services,
 }

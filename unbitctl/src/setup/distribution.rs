@@ -42,16 +42,16 @@ pub struct Arguments {
     /// The release of Debian
     #[arg(long, default_value = "stable", value_parser = word)]
     suite: String,
-    /// Where its packages come from; without it where the tool looks
+    /// The mirror to take packages from (default: the tool's own)
     #[arg(long, value_name = "URL", value_parser = word)]
     mirror: Option<String>,
-    /// More packages, by commas
+    /// More packages, separated by commas
     #[arg(long, value_name = "PACKAGE,...", value_delimiter = ',', value_parser = word)]
     include: Vec<String>,
     /// Install debootstrap, with apt-get, if neither it nor mmdebstrap is there
     #[arg(long)]
     install: bool,
-    /// More words for debootstrap or mmdebstrap, behind --
+    /// More options for debootstrap or mmdebstrap, after --
     #[arg(last = true, value_name = "OPTION")]
     more: Vec<String>,
 }

@@ -27,7 +27,7 @@ pub struct Arguments {
     /// Install the packages that are missing, with apt-get
     #[arg(long)]
     install: bool,
-    /// Let sshd refuse everybody's passwords: only keys let anybody in
+    /// Configure sshd to refuse all passwords: users then need keys
     #[arg(long)]
     keys_only: bool,
     /// Show what would change, and change nothing

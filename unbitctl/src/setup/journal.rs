@@ -128,7 +128,7 @@ impl<'a> Journal<'a> {
             let file = node.path(FILE);
             let file = file.display();
             format!(
-                "{file} is not what setup has written: move it away; the old files are beside the new ones, as NAME.unbit-DATE"
+                "{file} is damaged: move it away. The old files are in the same directories as the new ones, as NAME.unbit-DATE"
             )
         };
         let Some(text) = node.read(FILE).with_context(is_damaged)? else { return Ok(None) };
@@ -136,10 +136,10 @@ impl<'a> Journal<'a> {
         let mut noted =
             std::iter::successors(Some(&notes), |notes| notes.before.as_deref()).flat_map(|notes| &notes.replaced);
         if let Some(replaced) = noted.find(|replaced| !replaced.stays_in(node)) {
-            bail!("{FILE} names {}, and that is no place of this root directory's", replaced.path);
+            bail!("{FILE} names {}, which is not a path in this root directory", replaced.path);
         }
         if let Some(path) = notes.made.iter().find(|path| !is_plain(node, path)) {
-            bail!("{FILE} names {path}, and that is no place of this root directory's");
+            bail!("{FILE} names {path}, which is not a path in this root directory");
         }
         if notes.replaced.is_empty() && notes.made.is_empty() {
             // It came to nothing.

@@ -25,10 +25,10 @@ pub const EXAMPLES: &str = "\
 Examples:
   unbitctl setup --dry-run           what would change?
   unbitctl setup                     fix all that can be fixed
-  unbitctl setup --guide uwsgi.it    and go the steps of uwsgi.it's guide to a node
-  unbitctl setup --keys-only sshd    and refuse everybody's passwords
+  unbitctl setup --guide uwsgi.it    and do the steps of uwsgi.it's guide to a node
+  unbitctl setup --keys-only sshd    and refuse all passwords
   unbitctl setup nsswitch --root /distros/precise
-  unbitctl setup --undo              as before the last time
+  unbitctl setup --undo              undo the last set-up
   unbitctl setup emperor             and what containers of uWSGI's Emperor need";
 
 #[derive(clap::Args)]
@@ -36,13 +36,13 @@ Examples:
 pub struct Arguments {
     #[command(subcommand)]
     part: Option<Part>,
-    /// The steps to go, by the names that check shows; without one, all
+    /// The steps to do, by the names that check prints; all if none is given
     #[arg(value_parser = clap::builder::PossibleValuesParser::new(STEPS.iter().map(|step| step.name)))]
     steps: Vec<String>,
-    /// Let sshd refuse everybody's passwords: only keys let anybody in
+    /// Configure sshd to refuse all passwords: users then need keys
     #[arg(long, conflicts_with = "undo")]
     keys_only: bool,
-    /// Go the steps of this guide to a node as well
+    /// Do the steps of this guide as well
     #[arg(long, value_name = "GUIDE", value_parser = [GUIDE], conflicts_with = "undo")]
     guide: Option<String>,
     /// Show what would change, and change nothing
@@ -61,7 +61,7 @@ pub struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Part {
-    /// Set up uWSGI's Emperor, and what lets the users of its containers in
+    /// Set up uWSGI's Emperor, and logins to its containers
     #[command(after_help = emperor::EXAMPLES)]
     Emperor(emperor::Arguments),
     /// Make a distribution that containers start from, with debootstrap or mmdebstrap
@@ -141,8 +141,7 @@ fn wants_keys_only(node: &Node, chosen: &[&Step], dry_run: bool) -> bool {
     if dry_run || !concerns || !terminal::can_ask() || !sshd::takes_passwords(node) {
         return false;
     }
-    let question =
-        "sshd takes passwords. Shall it refuse everybody's from now on, so that only keys let anybody in? [y/N]";
+    let question = "sshd accepts passwords. Shall it accept only keys from now on, for all users? [y/N]";
     terminal::ask(question).is_ok_and(|answer| matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 

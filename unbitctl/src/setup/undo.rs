@@ -42,9 +42,7 @@ pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
         }
     }
     if !force && node.is_running() && leaves_accounts(node, &replaced)? {
-        tell(
-            "containers' users would get a session on the node: take unbit out of /etc/nsswitch.conf first, or --force",
-        );
+        tell("container users would get a session on the node: take unbit out of /etc/nsswitch.conf first, or --force");
         obstacle = true;
     }
     if obstacle {

@@ -1,4 +1,4 @@
-//! The lines of other services that let containers' users in, with `join=now`: su, login, cron. See pam_unbit(8).
+//! The lines of other services that let container users in, with `join=now`: su, login, cron. See pam_unbit(8).
 
 use super::stack::{Action, Entry, Kind, flatten};
 use super::{DIRECTORY, MODULE, NAME, SERVICE, VENDOR_DIRECTORY, early, is_ours, reader};
@@ -7,7 +7,7 @@ use crate::report::Finding;
 use std::collections::BTreeSet;
 
 const WHY: &str =
-    "what runs for containers' users besides our lines runs as root, and after the join in the tenant's files";
+    "what runs for container users besides our lines runs as root, and after the join in the tenant's files";
 
 pub fn check(node: &Node) -> Vec<Finding> {
     let read = reader(node);
@@ -66,7 +66,7 @@ fn findings(stack: &[Entry], name: &str) -> Vec<Finding> {
         faults.push(format!("{}: in a substack, which is all that its control words end", session.place()));
     }
     if faults.is_empty() {
-        let seen = format!("{DIRECTORY}/{name} lets containers' users in, and nothing runs for them before {MODULE}");
+        let seen = format!("{DIRECTORY}/{name} lets container users in, and nothing runs for them before {MODULE}");
         return vec![Finding::ok(NAME, WHY, seen)];
     }
     let fix = format!(

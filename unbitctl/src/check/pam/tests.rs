@@ -38,7 +38,7 @@ session    optional     pam_motd.so  motd=/run/motd.dynamic
 ";
 
 const FIXED: &str = "\
-# Containers' users, see pam_unbit(8): for them this line comes first.
+# Container users, see pam_unbit(8): for them this line comes first.
 auth       [success=done ignore=ignore module_unknown=ignore default=die] pam_unbit.so
 
 # Standard Un*x authentication.
@@ -46,14 +46,14 @@ auth       [success=done ignore=ignore module_unknown=ignore default=die] pam_un
 
 account    required     pam_nologin.so
 
-# Containers' users, see pam_unbit(8): for them this line comes first.
+# Container users, see pam_unbit(8): for them this line comes first.
 account    [success=1 default=ignore] pam_succeed_if.so quiet uid < 30000
 account    required     pam_unbit.so
 
 # Standard Un*x authorization.
 @include common-account
 
-# Containers' users, see pam_unbit(8): for them this line comes first.
+# Container users, see pam_unbit(8): for them this line comes first.
 session    [success=done ignore=ignore module_unknown=ignore default=die] pam_unbit.so
 
 session [success=ok ignore=ignore module_unknown=ignore default=bad]        pam_selinux.so close
@@ -68,12 +68,12 @@ session    optional     pam_motd.so  motd=/run/motd.dynamic
 /// What setup wrote when the session line's place was behind pam_loginuid and pam_keyinit.
 fn former() -> String {
     const NOW: &str = "\
-# Containers' users, see pam_unbit(8): for them this line comes first.
+# Container users, see pam_unbit(8): for them this line comes first.
 session    [success=done ignore=ignore module_unknown=ignore default=die] pam_unbit.so
 
 ";
     const THEN: &str = "\
-# Containers' users, see pam_unbit(8): for them nothing runs on the node after this line.
+# Container users, see pam_unbit(8): for them nothing runs on the node after this line.
 session    [success=done ignore=ignore module_unknown=ignore default=die] pam_unbit.so
 
 ";
@@ -109,9 +109,9 @@ fn a_session_line_in_its_former_place_is_moved_up() {
     assert_eq!(
         seen(&former()),
         [
-            "/etc/pam.d/sshd line 16: pam_selinux.so runs for containers' users: if it fails, every module behind pam_unbit.so runs for them too, as root",
-            "/etc/pam.d/sshd line 17: pam_loginuid.so runs for containers' users: if it fails, every module behind pam_unbit.so runs for them too, as root",
-            "/etc/pam.d/sshd line 18: pam_keyinit.so runs for containers' users: pam_unbit.so must be the first session line",
+            "/etc/pam.d/sshd line 16: pam_selinux.so runs for container users: if it fails, every module behind pam_unbit.so runs for them too, as root",
+            "/etc/pam.d/sshd line 17: pam_loginuid.so runs for container users: if it fails, every module behind pam_unbit.so runs for them too, as root",
+            "/etc/pam.d/sshd line 18: pam_keyinit.so runs for container users: pam_unbit.so must be the first session line",
         ]
     );
     assert_eq!(fix_text(&former()).unwrap().unwrap(), FIXED);
@@ -175,7 +175,7 @@ fn each_fault_is_seen_and_fixed() {
         (
             session.clone(),
             session.replace("done", "ok"),
-            "success is ok, so what comes behind runs for containers' users as well",
+            "success is ok, so what comes behind runs for container users as well",
         ),
         (
             session.clone(),
@@ -216,12 +216,12 @@ fn each_fault_is_seen_and_fixed() {
         (
             session.clone(),
             format!("session    optional     pam_motd.so\n{session}"),
-            "pam_motd.so runs for containers' users: it runs programs",
+            "pam_motd.so runs for container users: it runs programs",
         ),
         (
             session.clone(),
             format!("session    required     pam_env.so user_readenv=1\n{session}"),
-            "pam_env.so runs for containers' users: it reads the tenant's",
+            "pam_env.so runs for container users: it reads the tenant's",
         ),
         (
             session.clone(),
@@ -259,7 +259,7 @@ fn a_line_behind_the_common_ones_is_too_late() {
     let seen = seen(&late);
     for fault in [
         "/etc/pam.d/common-auth line 2: pam_deny.so may end the search before pam_unbit.so",
-        "/etc/pam.d/common-session line 5: pam_systemd.so runs for containers' users: it starts the tenant's own units on the node",
+        "/etc/pam.d/common-session line 5: pam_systemd.so runs for container users: it starts the tenant's own units on the node",
     ] {
         assert!(seen.iter().any(|seen| seen == fault), "{fault}: {seen:?}");
     }
