@@ -303,7 +303,7 @@ fn named(path: &Path) -> Found {
         warnings
             .push(format!("{last} must be this container's alone: with a second one in it logins to both are refused"));
     }
-    Found { stays: "for as long as whoever made it keeps it".to_owned(), cgroup, warnings }
+    Found { stays: "as long as this cgroup exists".to_owned(), cgroup, warnings }
 }
 
 /// The first directory on the way to this one, from the root on, whose name is like that.
