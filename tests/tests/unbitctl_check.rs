@@ -124,7 +124,7 @@ const MADE: &str = "
 #[ignore = "needs the node: make test"]
 fn directories() {
     sh(MADE).ok();
-    assert_healthy(&check("directories"), "all 13 are there");
+    assert_healthy(&check("directories"), "all 13 exist");
     for (path, breaks, seen, fixes) in [
         ("/containers", "chmod o+w", "is root:root 0757 where root:root 0755 is needed", "chmod 755"),
         ("/containers", "chmod g+w", "root:root 0775", "chmod 755"),
@@ -150,8 +150,8 @@ fn directories() {
         let finding = one(&found, "fail", seen);
         assert!(finding.seen.contains(path), "{finding:?}");
         let (command, profile, others) = match path {
-            "/containers" => ("unbitctl setup directories", "login", "all 13 are there"),
-            _ => ("unbitctl setup --guide uwsgi.it directories", "uwsgi.it", "12 of 13 are there"),
+            "/containers" => ("unbitctl setup directories", "login", "all 13 exist"),
+            _ => ("unbitctl setup --guide uwsgi.it directories", "uwsgi.it", "12 of 13 exist"),
         };
         assert_eq!((finding.fix.as_deref(), finding.profile.as_str()), (Some(command), profile));
         one(&found, "ok", others);
@@ -1154,7 +1154,7 @@ fn setup_fixes_what_check_finds() {
     sh(format!("unbitctl setup --dry-run {STEPS}")).ok();
     one(&check("directories"), "fail", "missing: /subscribe");
     sh(format!("unbitctl setup {STEPS}")).ok();
-    assert_healthy(&check("directories"), "all 13 are there");
+    assert_healthy(&check("directories"), "all 13 exist");
     assert_healthy(&check("distributions"), "/distros/other: ");
     assert_eq!(sh("stat -c %u:%g:%a /srv/ssl /opt/unbit /etc/uwsgi/tmp_ssl").ok(), "0:0:755\n0:0:755\n33:33:700");
     assert!(fs::symlink_metadata("/etc/uwsgi/ssl").unwrap().is_symlink(), "the operator's link stays");
