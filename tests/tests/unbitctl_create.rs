@@ -531,6 +531,37 @@ fn a_purge_of_what_cannot_be_moved() {
     assert_eq!(sh("ls -lR /root /etc/ssh | cksum").ok(), outside);
 }
 
+/// On a full disk there is no room for one more name in a directory. Who filled it leaves no free place in the blocks that the top has.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_purge_of_a_disk_that_its_user_has_filled() {
+    let fill = r#"chdir q(/containers/30005) or die;
+        for (101 .. 140) { my $name = $_ . q(d) x 240; mkdir $name or last; mkdir qq($name/a) and mkdir qq($name/a/b) }
+        open my $file, q(>), (glob q(*))[0] . q(/a/b/file); my $block = q(x) x 1024; 1 while syswrite $file, $block; print qq($!\n);
+        for my $length (reverse 1 .. 240) { my $number = 0; 1 while open my $empty, q(>), q(f) x $length . $number++ }"#;
+    let script = format!(
+        r#"mount -t tmpfs none /tmp; truncate -s 8M /tmp/image
+        mkfs.ext4 -q -m 0 -b 1024 -O ^has_journal,^dir_index /tmp/image
+        for i in {{0..63}}; do [[ -e /dev/loop$i ]] || mknod /dev/loop$i b 7 $i; done
+        [[ -e /dev/loop-control ]] || mknod /dev/loop-control c 10 237
+        mount -o loop /tmp/image /containers || exit 77
+        install -d -o 30005 -g 30005 /containers/30005
+        setpriv --reuid 30005 --regid 30005 --clear-groups perl -e '{fill}'
+        unbitctl remove 30005 --purge --yes
+        ls /containers"#
+    );
+    let done = run("unshare", &["--mount", "--propagation", "private", "bash", "-euc", &script], b"");
+    if done.status == Some(77) {
+        return not_tried(format_args!("CONFIG_BLK_DEV_LOOP: {}", done.err), kernel_lacks("CONFIG_BLK_DEV_LOOP"));
+    }
+    let said = done.ok();
+    assert!(said.starts_with("No space left on device\n"), "{said}");
+    assert!(
+        said.contains("\ndirectory     /containers/30005: removed, with ") && said.ends_with("\nlost+found"),
+        "{said}"
+    );
+}
+
 /// Links lead root nowhere if root writes nothing: of the commands, `create` and `remove` alone change what is below a tenant's directory, and those
 /// that enter the container are the tenant there.
 #[test]
