@@ -20,6 +20,7 @@ use crate::power;
 use crate::proc::Proc;
 use crate::refusal::{Context, Reason, Refusal};
 use crate::root_directory::RootDirectory;
+use crate::roots_view;
 use crate::sys::{self, Cloned};
 use crate::user_namespace::{self, Ids, UserNamespace};
 use caps::Capability;
@@ -219,6 +220,10 @@ impl Attachment {
                 sys::new_session_keyring().context(Reason::Broken, "join a new session keyring")?;
             }
         }
+        self.root.must_be_here()?;
+        if who == Who::Root {
+            roots_view::cover_what_is_the_tenants()?;
+        }
         self.confinement.apply_capabilities()?; // after the user namespace, which brings a full bounding set
         match (who, &self.users) {
             (Who::User, None) => {
@@ -228,7 +233,6 @@ impl Attachment {
             (Who::User, Some(_)) => power::give_up_all(self.container, &[])?,
             (Who::Root, _) => power::stay_root(self.confinement.bounding_set)?,
         }
-        self.root.must_be_here()?;
         // A group of version 1 that is frozen holds whoever joins it, also from SIGKILL: that must not be root.
         for cgroup in self.cgroups.iter_mut().filter(|cgroup| !cgroup.needs_root()) {
             cgroup.join()?;

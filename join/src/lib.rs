@@ -9,7 +9,7 @@
 //! | verify | [`leader`], [`linked`], [`root_directory`] | is that the container's pid 1, and its root directory the container's? |
 //! | prepare | [`namespaces`], [`user_namespace`], [`cgroups`], [`confinement`] (with [`apparmor`], [`seccomp`]) | what is there to join, and how is pid 1 bound? each opened and checked |
 //! | terminals | [`terminals`] | where does sshd's monitor open the session's terminals? |
-//! | enter | [`attach`], [`power`], [`helper`] | join all of it in a helper process, leave every power behind, and fork |
+//! | enter | [`attach`], [`power`], [`roots_view`], [`helper`] | join all of it in a helper process, leave every power behind, and fork |
 //!
 //! [`supervisor`] is the process that stays outside. [`sessions`] counts how many there are. [`refusal`] holds every reason to say no and what
 //! people read then; [`options`] what the PAM line may say. `unsafe` is in [`sys`] alone.
@@ -34,6 +34,7 @@ pub mod refusal;
 pub mod refusals;
 mod root_directory;
 pub mod roots_path;
+mod roots_view;
 mod run_directory;
 mod seccomp;
 pub mod session_record;

@@ -1669,11 +1669,13 @@ fn enter_as_root() {
     );
     assert!(done.err.contains("root inside the container"), "{done:?}");
     let theirs = namespaces(&leader(30001));
-    let expected = format!(
-        "0\n0\nc30001\n/root /usr/sbin:/usr/bin:/sbin:/bin\n{}\n{}\n{}",
-        theirs["mnt"], theirs["pid"], theirs["net"]
-    );
-    assert_eq!(done.ok(), expected);
+    let out = done.ok();
+    let (before, rest) = out.split_once("\nmnt:").unwrap();
+    let (mounts, rest) = rest.split_once('\n').unwrap();
+    assert_eq!(before, "0\n0\nc30001\n/root /usr/sbin:/usr/bin:/sbin:/bin");
+    assert_eq!(rest, format!("{}\n{}", theirs["pid"], theirs["net"]));
+    // A copy of the container's mounts, in which what is the tenant's is covered.
+    assert_ne!(format!("mnt:{mounts}"), theirs["mnt"]);
     // What an administrator needs, and nothing that leads out.
     let sets = enter("grep -E '^Cap(Prm|Eff|Bnd|Inh|Amb)' /proc/self/status | cut -f2").ok();
     assert_eq!(sets, "0000000000000000\n00000000000834fb\n00000000000834fb\n00000000000834fb\n0000000000000000");
@@ -1710,9 +1712,64 @@ until('# '); say('exit\r'); until('left 0')"#;
     let on_a_terminal = on_a_terminal("unbitctl enter --root 30001; echo left $?", script);
     assert_eq!((on_a_terminal.as_str(), ran()), ("/usr/sbin:/usr/bin:/sbin:/bin", String::new()));
 
-    // What it would be otherwise.
+    // Nor does a login shell, for which there is nothing in /usr/local.
     run("unbitctl", &["enter", "--root", "30001", "--", "bash", "-l"], b"").ok();
-    assert_eq!(ran(), "/usr/local/sbin/mesg 0\n");
+    assert_eq!(ran(), "");
+    // What it would be otherwise.
+    sh(format!("HOME=/root nsenter -t {} -m bash -l </dev/null", leader(30001))).ok();
+    assert!(ran().contains("/mesg 0\n"), "{}", ran());
+}
+
+/// Perl and Python look into /usr/local for modules, and name services for sockets in /run. Both are the tenant's in the example's containers.
+#[test]
+#[ignore = "needs the node: make test"]
+fn what_root_runs_inside_loads_no_module_of_the_tenants() {
+    let home = "/containers/30001";
+    let _gone = AtEnd(|| drop(sh(format!("rm -rf {home}/ran-as {home}/share {home}/lib"))));
+    let trap = r#"cd /containers/30001; ran=/containers/30001/ran-as
+        perl -e 'print "$_\n" for grep m(^/usr/local/), @INC' | while read -r place; do
+            place=.${place#/usr/local}; mkdir -p $place
+            printf 'package strict; open my $ran, q(>>), q(%s); print $ran qq(perl $>\n); 1' $ran >$place/strict.pm
+        done
+        python3 -c 'import sys; print("/usr/local/lib/python%d.%d/dist-packages" % sys.version_info[:2])' | while read -r place; do
+            place=.${place#/usr/local}; mkdir -p $place
+            printf 'import os; open("%s", "a").write("python %%d\\n" %% os.geteuid())\n' $ran >$place/walls.pth
+        done"#;
+    run("setpriv", &["--reuid", "30001", "--regid", "30001", "--clear-groups", "bash", "-euc", trap], b"").ok();
+    let ran = || {
+        let ran = fs::read_to_string(format!("{home}/ran-as")).unwrap_or_default();
+        drop(fs::remove_file(format!("{home}/ran-as")));
+        let mut ran: Vec<_> = ran.lines().map(str::to_owned).collect();
+        ran.sort();
+        ran.dedup();
+        ran
+    };
+    let programs = "perl -e 'use strict' && python3 -c 'print(1)'";
+    let root = |script: &str| run("unbitctl", &["enter", "--root", "30001", "--", "sh", "-c", script], b"").ok();
+    // The witness: the tenant's own programs load them.
+    assert_eq!(run("unbitctl", &["enter", "30001", "--", "sh", "-c", programs], b"").ok(), "1");
+    assert_eq!(ran(), ["perl 30001", "python 30001"]);
+    assert_eq!((root(programs).as_str(), ran()), ("1", vec![]));
+    assert_eq!(root("ls -A /usr/local /run; stat -c '%u %a' /usr/local /run"), "/run:\n\n/usr/local:\n0 755\n0 755");
+    assert!(!sh("unbitctl enter --root 30001 -- touch /run/walls").err.is_empty());
+    // It is root's view alone: the container and the node have what they had, also while root is inside.
+    let seen = root(
+        "test -e /proc/1/root/usr/local/lib && test -S /proc/1/root/containers/30001/run/ns.socket && echo theirs",
+    );
+    assert_eq!(seen, "theirs");
+    let mounts = || sh(format!("grep -c . /proc/{}/mountinfo /proc/self/mountinfo", leader(30001))).ok();
+    let before = mounts();
+    let mut inside = Command::new("unbitctl")
+        .args(["enter", "--root", "30001", "--", "sleep", "1109"])
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("the process inside", || pgrep("^sleep 1109$"));
+    let during = (mounts(), ssh(30001, "ls /usr/local").ok());
+    sh(format!("kill -TERM {}", inside.id())).ok();
+    inside.wait().unwrap();
+    assert_eq!(during.0, before);
+    assert!(during.1.contains("lib") && during.1.contains("run"), "{during:?}");
 }
 
 /// What /proc/PID/exe of `enter --root` leads to while something runs inside.
