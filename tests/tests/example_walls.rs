@@ -672,6 +672,107 @@ fn terminals_are_the_containers_own_and_bounded() {
     assert_eq!(on_a_terminal("30000", "test -t 0 && tty; stty -a >/dev/tty").lines().next(), Some("/dev/pts/0"));
 }
 
+/// A connection that nobody reads from, sent to the Emperor over the socket of a container's pid 1: its last close waits for an hour, and is the
+/// Emperor's (`SO_LINGER` of socket(7)).
+const LINGER: &str = r#"
+import array, ctypes, os, socket, struct, sys, time
+libc = ctypes.CDLL(None)
+emperor = socket.socket(fileno=libc.syscall(438, os.pidfd_open(1), int(sys.argv[1]), 0)) # pidfd_getfd(2)
+listener = socket.socket(); listener.bind(("127.0.0.1", 0)); listener.listen()
+full = socket.create_connection(listener.getsockname()); kept = listener.accept()
+full.setblocking(False)
+try:
+    while True: full.send(bytes(65536))
+except BlockingIOError: pass
+full.setblocking(True)
+full.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+emperor.send(bytes([255]) * 400) # which the Emperor reads one by one, while the next line closes ours
+emperor.sendmsg([bytes([255])], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [full.fileno()]))])
+full.close()
+time.sleep(600)
+"#;
+
+/// SECURITY.md, "What is not": who has taken over pid 1 itself keeps the Emperor waiting. What runs goes on, and the end of that container ends it.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_pid_1_that_keeps_the_emperor_waiting() {
+    let hostile = leader(30001);
+    // Its child, the container's own Emperor, has one socket only, which is this one.
+    let number = eventually("the socket to the Emperor", || {
+        let child = run("pgrep", &["-P", &hostile], b"").out.trim().to_owned();
+        let socket = descriptors(&child).into_iter().find(|file| file.starts_with("socket:"))?;
+        let mut own = fs::read_dir(format!("/proc/{hostile}/fd")).ok()?.flatten();
+        let own = own.find(|file| fs::read_link(file.path()).is_ok_and(|file| file.as_os_str() == socket.as_str()))?;
+        own.file_name().into_string().ok()
+    });
+    fs::write("/tmp/walls.py", LINGER).unwrap();
+    // In the container's pid namespace, so that it ends with the container.
+    let mut inside = Command::new("nsenter")
+        .args(["-t", &hostile, "-n", "-p", "python3", "/tmp/walls.py", &number])
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let _end = AtEnd(move || {
+        drop((inside.kill(), inside.wait()));
+        sh("rm -f /tmp/walls.py; node-emperor restart; node-wait-container 30000; node-wait-container 30001").ok();
+    });
+    // A read(2) of a socket, and not epoll_wait(2), every time that we look.
+    let waits =
+        || sh("cut -d' ' -f1 /proc/$(pgrep -P $(cat /run/emperor.pid))/syscall").ok() == libc::SYS_read.to_string();
+    eventually("the Emperor waits", || {
+        (0..50)
+            .all(|_| {
+                sleep(Duration::from_millis(2));
+                waits()
+            })
+            .then_some(())
+    });
+    assert_eq!(ssh(30000, "hostname").ok(), "c30000");
+    let other = leader(30000);
+    sh(format!("kill -KILL {other}")).ok();
+    eventually("its end", || run("node-pid", &["30000"], b"").status.filter(|status| *status != 0));
+    let found = sh("unbitctl check");
+    assert!(found.out.contains("does not run: 30000"), "{found:?}");
+    assert!(waits());
+    // What operating.md says.
+    sh(format!("kill -KILL {hostile}")).ok();
+    leader(30000);
+    leader(30001);
+    assert_eq!(ssh(30000, "hostname").ok(), "c30000");
+}
+
+/// Version 1 of cgroups counts what connections have in their buffers apart from other memory.
+#[test]
+#[ignore = "needs the node: make test"]
+fn what_connections_buffer_is_limited() {
+    let group = "/sys/fs/cgroup/memory/30001/memory.kmem.tcp.usage_in_bytes";
+    leader(30001);
+    if !fs::exists(group).unwrap() {
+        return not_tried("the memory controller of version 1, in a hierarchy of its own", true);
+    }
+    let changed = Changed::file(VASSAL, |text| text.replace("memory-max=1073741824", "memory-max=67108864"));
+    let mut changed = Some(changed);
+    let _end = AtEnd(move || {
+        drop(changed.take());
+        let _ = (sh(format!("rm -f {HOME}/walls.pl")), restart(Runs));
+    });
+    restart(Runs).unwrap();
+    leader(30001);
+    let fill = r#"use Socket; use Fcntl; my ($all, $block, @kept) = (0, q(x) x 65536);
+        socket(my $listener, AF_INET, SOCK_STREAM, 0); bind($listener, sockaddr_in(0, inet_aton(q(127.0.0.1)))); listen($listener, 9);
+        for (1 .. 400) {
+            socket(my $one, AF_INET, SOCK_STREAM, 0); setsockopt($one, SOL_SOCKET, SO_SNDBUF, 400000);
+            connect($one, getsockname $listener) or last; accept(my $other, $listener) or last;
+            setsockopt($other, SOL_SOCKET, SO_RCVBUF, 600000); fcntl($one, F_SETFL, O_NONBLOCK);
+            while (my $sent = syswrite $one, $block) { $all += $sent } push @kept, $one, $other; last if $all > 150e6
+        }
+        print $all"#;
+    fs::write(format!("{HOME}/walls.pl"), fill).unwrap();
+    let sent: u64 = ssh(30001, "perl ~/walls.pl").ok().parse().unwrap();
+    // The least that each connection may have is counted, and not refused.
+    assert!((10 << 20..100 << 20).contains(&sent), "{sent} bytes, of 67108864");
+}
+
 /// What strace(1) logged of the Emperor and its children.
 struct Trace(String);
 
