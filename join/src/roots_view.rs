@@ -1,7 +1,9 @@
-//! What root sees in a container that it has entered: nothing in the places where programs look for more of the machine's own, if the tenant owns them.
+//! What root sees in a container that it has entered: nothing in the places where programs look for more of the machine's own, if the
+//! tenant owns them.
 //!
-//! Perl and Python load modules from `/usr/local` before or besides the distribution's, and name services connect to sockets in `/run`. In the example's
-//! containers both are the tenant's. Where root of the container owns them, the rest of its file system is no better, and they stay as they are.
+//! Perl and Python load modules from `/usr/local` before or besides the distribution's, and name services connect to sockets in `/run`.
+//! In the example's containers both are the tenant's. Where root of the container owns them, the rest of its file system is no better, and
+//! they stay as they are.
 
 use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::retry;
@@ -12,7 +14,8 @@ use nix::sys::stat::stat;
 
 const PLACES: [&str; 2] = ["/usr/local", "/run"];
 
-/// In the helper, which has joined the container's mount namespace: goes to a copy of it, in which an empty directory covers each place of the tenant's.
+/// In the helper, which has joined the container's mount namespace: goes to a copy of it, in which an empty directory covers each place of
+/// the tenant's.
 pub fn cover_what_is_the_tenants() -> Result<(), Refusal> {
     let mut theirs = Vec::new();
     for place in PLACES {

@@ -773,6 +773,35 @@ fn what_connections_buffer_is_limited() {
     assert!((10 << 20..100 << 20).contains(&sent), "{sent} bytes, of 67108864");
 }
 
+/// SECURITY.md, "What is not". Where the kernel counts this one day, that and operating.md have to say so.
+#[test]
+#[ignore = "needs the node: make test"]
+fn what_waits_in_netlink_sockets_is_not_limited() {
+    leader(30001);
+    let limit = "/sys/fs/cgroup/memory/30001/memory.limit_in_bytes";
+    if !fs::exists(limit).unwrap() {
+        return not_tried("the memory controller of version 1, in a hierarchy of its own", true);
+    }
+    let mut changed = Some(Changed::file(VASSAL, |text| text.replace("memory-max=1073741824", "memory-max=67108864")));
+    let _end = AtEnd(move || {
+        drop(changed.take());
+        let _ = (sh(format!("rm -f {HOME}/walls.pl")), restart(Runs));
+    });
+    restart(Runs).unwrap();
+    leader(30001);
+    // Family AF_NETLINK, protocol NETLINK_USERSOCK, MSG_DONTWAIT; the address is a struct sockaddr_nl.
+    let fill = r#"my ($all, $block, @kept) = (0, q(x) x 100000);
+        socket(my $from, 16, 2, 2) or die $!; bind($from, pack q(SSLL), 16, 0, 0, 0) or die $!;
+        while ($all < 150e6) {
+            socket(my $to, 16, 2, 2) or last; bind($to, pack q(SSLL), 16, 0, 0, 0) or last; push @kept, $to;
+            my $address = getsockname $to; my $sent = send($from, $block, 0x40, $address) or last; $all += $sent
+        }
+        print $all"#;
+    fs::write(format!("{HOME}/walls.pl"), fill).unwrap();
+    assert_eq!(fs::read_to_string(limit).unwrap().trim(), "67108864");
+    assert_eq!(ssh(30001, "perl ~/walls.pl").ok(), "150000000");
+}
+
 /// What strace(1) logged of the Emperor and its children.
 struct Trace(String);
 
