@@ -13,6 +13,8 @@
 #   make deb       Debian packages, in target/deb; as root
 #                  [RELEASES="bookworm trixie"]
 #   make dist      what is committed, as target/dist/unbit-VERSION.tar.xz
+#   make release   the same, with packages, bills of materials and SHA256SUMS; as root
+#                  [RELEASES="bookworm trixie"]
 #
 # Developing:
 #   make check     formatting, lints, imports, man pages, documents, licences
@@ -23,6 +25,7 @@
 #   make fuzz      each parser, with cargo-fuzz and a nightly toolchain
 #                  [TARGET=name] [SECONDS=60]
 #   make fuzz-nss  the NSS module, called as glibc calls it; as root; [SECONDS=60]
+#   make minimal-versions   the oldest crates that the manifests allow
 #   make miri      the NSS module under Miri, with a nightly toolchain
 #   make clean     remove target/
 #
@@ -74,7 +77,7 @@ STAGED_NSS = $(STAGE)/usr/lib/$(MULTIARCH)/libnss_unbit.so.2
 HERE = --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/usr/src/cargo --remap-path-prefix=$(CURDIR)=/usr/src/unbit --remap-path-prefix=$(CARGO_TARGET_DIR)=/usr/src/unbit/target
 NODE = tests/node/run --release $(RELEASE) --modules $(STAGE)
 
-.PHONY: all help build install uninstall demo test test-releases test-cgroups test-load test-faults test-reproducible fuzz fuzz-nss miri bench bench-login deb test-packages test-mail test-vm test-engines test-distribution check dist stage clean
+.PHONY: all help build install uninstall demo test test-releases test-cgroups test-load test-faults test-reproducible fuzz fuzz-nss miri bench bench-login deb test-packages test-mail test-vm test-engines test-distribution check dist release minimal-versions stage clean
 all: build
 	@echo 'Built in $(CARGO_TARGET_DIR)/release. Next: `$(if $(ROOT),,sudo )make demo` to watch a login, `$(if $(ROOT),,sudo )make install` to install; `make help` lists the rest.'
 
@@ -228,6 +231,13 @@ dist:
 	@git diff --quiet HEAD || echo 'note: what is not committed is not in the archive' >&2
 	@mkdir -p $(DIST)
 	git -c tar.umask=0022 archive --prefix=unbit-$(VERSION)/ HEAD | xz -9 >$(DIST)/unbit-$(VERSION).tar.xz
+
+release:
+	@tests/prepare build
+	@RELEASES='$(RELEASES)' tests/release
+
+minimal-versions:
+	@tests/minimal-versions
 
 clean:
 	rm -rf --one-file-system $(CARGO_TARGET_DIR)
