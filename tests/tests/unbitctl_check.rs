@@ -319,7 +319,7 @@ fn the_library_that_glibc_loads() {
     // In the very place of ours.
     sh("mv /root/libnss_unbit.so.2 /tmp/original").ok();
     sh(format!("cp /tmp/original {ours}")).ok();
-    one(&check("nsswitch"), "fail", "is not of unbit: it is nss-unbit in C");
+    one(&check("nsswitch"), "fail", "is not unbit's: it is nss-unbit in C");
     sh(format!("cp -a /tmp/ours {ours}")).ok();
     {
         let _other = Other::new();
@@ -334,7 +334,7 @@ fn the_library_that_glibc_loads() {
     sh(format!("cp -a {pam} /tmp/pam")).ok();
     let _pam = AtEnd(|| drop(sh(format!("mv -f /tmp/pam {pam}"))));
     original("/tmp/pam", "pam_sm_acct_mgmt", &pam);
-    one(&check("pam"), "fail", "pam_unbit.so is not of unbit: it is pam-unbit in C");
+    one(&check("pam"), "fail", "pam_unbit.so is not unbit's: it is pam-unbit in C");
 }
 
 /// Runs a command where /containers is an ext4 of its own, on a loop device that goes with it.

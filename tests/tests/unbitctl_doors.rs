@@ -172,7 +172,7 @@ fn files_of_keys_that_sshd_reads_whole() {
         eventually("the end of its monitors", || (sh(format!("rmdir {group}")).status == Some(0)).then_some(()));
     });
     sh(format!("echo {listener} >{group}/cgroup.procs")).ok();
-    one(&check("keyfiles"), "warn", "no limit");
+    one(&check("keyfiles"), "warn", "no memory limit");
     sh(format!("echo 100M >{group}/memory.limit_in_bytes")).ok();
     one(&check("keyfiles"), "ok", "100 MiB");
     // What the limit is for: one line of 1 GB on no disk block ends its own connection and nothing else.
