@@ -85,7 +85,7 @@ fn nothing_is_wrong_with_a_node_of_linked_containers() {
             .map(str::to_owned)
             .collect::<Vec<_>>()
     };
-    assert_eq!(faults(), ["warn  mounts         directories of linked containers are on /, without nosuid or nodev"]);
+    assert_eq!(faults(), ["FAIL  mounts         directories of linked containers are on /, without nosuid or nodev"]);
     let text = sh("unbitctl check").out;
     let fix = text.lines().find_map(|line| line.find("echo '/containers ").map(|at| &line[at..]));
     let _mounted = AtEnd(|| drop(sh("umount /containers; mv /tmp/fstab /etc/fstab").ok()));

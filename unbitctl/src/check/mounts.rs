@@ -71,7 +71,8 @@ fn judge_linked(held: &[&Mount]) -> Finding {
     } else {
         format!("echo '{CONTAINERS} {CONTAINERS} none bind,nosuid,nodev 0 0' >>/etc/fstab && mount {CONTAINERS}")
     };
-    Finding::warn(CHECK, LINKED, seen, fix)
+    // Whether a container has such a root now is no answer: its pid 1 can look like less than its processes are.
+    Finding::fail(CHECK, LINKED, seen, fix)
 }
 
 /// The mounts of our own mount namespace.
@@ -231,11 +232,11 @@ mod tests {
         let safe = OWN.replace("relatime", "nosuid,nodev,relatime");
         assert_eq!(judge(&[&safe, &safe]).state, State::Ok);
         let root = judge(&[ROOT, ROOT]);
-        assert_eq!((root.state, root.seen.contains(" are on /, without ")), (State::Warn, true));
+        assert_eq!((root.state, root.seen.contains(" are on /, without ")), (State::Fail, true));
         assert!(root.fix.unwrap().contains("/containers /containers none bind,nosuid,nodev"));
         for half in [OWN, &OWN.replace("relatime", "nosuid"), &OWN.replace("relatime", "nodev")] {
             let half = judge(&[&safe, half]);
-            assert_eq!(half.state, State::Warn);
+            assert_eq!(half.state, State::Fail);
             assert!(half.fix.unwrap().ends_with("mount -o remount,bind,nosuid,nodev /containers"));
         }
     }
