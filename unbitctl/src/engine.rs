@@ -90,7 +90,14 @@ pub fn renamed_by_lxc(cgroup: &Path) -> Option<PathBuf> {
     let name = cgroup.file_name()?.to_str()?.strip_prefix(PAYLOAD)?;
     let process = directory_of(lxc_pid(&Node::at(None), name).ok()?).ok()?;
     let now = ancestor(&process, |part| part.starts_with(PAYLOAD))?;
-    (now != cgroup).then_some(now)
+    (now != cgroup && number_of_payload(&now, name).is_some()).then_some(now)
+}
+
+/// What LXC has put behind the name of a container for its group: nothing, or `-1`. `None` if it is another container's.
+fn number_of_payload<'a>(cgroup: &'a Path, name: &str) -> Option<&'a str> {
+    let number = cgroup.file_name()?.to_str()?.strip_prefix(PAYLOAD)?.strip_prefix(name)?;
+    let is_number = |rest: &str| rest.strip_prefix('-').is_some_and(|rest| rest.parse::<u32>().is_ok());
+    (number.is_empty() || is_number(number)).then_some(number)
 }
 
 /// Which engine a cgroup is of, in a word, by its path.
@@ -225,9 +232,12 @@ fn payload(process: &Path, name: &str) -> Result<Found> {
     let Some(cgroup) = ancestor(process, |part| part.starts_with(PAYLOAD)) else {
         bail!("its pid 1 is in {}, where no component begins with {PAYLOAD}", process.display());
     };
-    let group = cgroup.file_name().and_then(|part| part.to_str()).unwrap_or_default();
+    // LXC is asked by an abstract socket: while the container is stopped, whoever is in the node's network can answer with any process.
+    let Some(number) = number_of_payload(&cgroup, name) else {
+        bail!("its pid 1 is in {}, which is the group of another container: is {name} running?", cgroup.display());
+    };
     let mut warnings = Vec::new();
-    if group.strip_prefix(PAYLOAD).is_none_or(|rest| rest != name) {
+    if !number.is_empty() {
         warnings.push(format!(
             "it should be {PAYLOAD}{name}: LXC takes another name while a group of an earlier start is left, and {PAYLOAD}{name} again once \
              that is gone; remove it (rmdir), restart the container, and attach it again"
@@ -337,6 +347,13 @@ mod tests {
         let found = payload(Path::new("/sys/fs/cgroup/lxc.payload.web1-1"), "web1").unwrap();
         assert!(found.warnings[0].contains("lxc.payload.web1 again"), "{found:?}");
         assert!(payload(Path::new("/sys/fs/cgroup/system.slice/x.service"), "web1").is_err());
+        // What anybody may have answered in the place of LXC.
+        for other in ["web2", "web10", "web", "web1-", "web1-x", "web1-1x", "xweb1"] {
+            let path = format!("/sys/fs/cgroup/lxc.payload.{other}/init.scope");
+            assert!(
+                payload(Path::new(&path), "web1").is_err_and(|error| error.to_string().contains("another container"))
+            );
+        }
     }
 
     #[test]
