@@ -86,7 +86,13 @@ pub fn mountinfo(data: &[u8]) {
         assert_eq!(Mount::parse(&written), Some(read), "{written}");
     }
     let ids: Vec<u64> = text.lines().filter_map(|line| line.split(' ').next().unwrap().parse().ok()).collect();
-    assert!(mountinfo::ids(&text).eq(ids));
+    for id in ids.iter().copied().chain([0, 7]) {
+        let line = format!("{id} ");
+        assert_eq!(
+            mountinfo::lists(text.as_bytes(), id).unwrap(),
+            Some(text.split('\n').any(|any| any.starts_with(&line)))
+        );
+    }
 }
 
 /// The 0 that is left of a number of zeros.

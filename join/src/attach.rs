@@ -24,6 +24,7 @@ use crate::roots_view;
 use crate::sys::{self, Cloned};
 use crate::user_namespace::{self, Ids, UserNamespace};
 use caps::Capability;
+use nix::errno::Errno;
 use nix::unistd::{Pid, getpid};
 use shared::ContainerUid;
 use std::{fmt, iter};
@@ -217,7 +218,12 @@ impl Attachment {
                 self.join_namespaces(&own, label.as_ref())?;
                 users.join()?;
                 power::become_user_inside(self.container)?;
-                sys::new_session_keyring().context(Reason::Broken, "join a new session keyring")?;
+                match sys::new_session_keyring() {
+                    // Whoever is this number in another container can use up its keys. Then there is none, and not the caller's either.
+                    Err(Errno::EDQUOT) => sys::revoke_session_keyring(),
+                    joined => joined,
+                }
+                .context(Reason::Broken, "join a new session keyring")?;
             }
         }
         self.root.must_be_here()?;
@@ -261,13 +267,13 @@ impl Attachment {
     }
 
     /// For `join=now`, whose application is root for some time inside. Root's word about a container it holds for sshd's sessions alone.
-    pub fn must_be_safe_for_root(&self) -> Result<(), Refusal> {
+    pub fn must_be_safe_for_root(&self, deadline: Deadline) -> Result<(), Refusal> {
         if self.users.is_some() {
             let cause = "it has a user namespace of its own, which an application does not enter by join=now";
             return Err(Refusal::new(Reason::Misconfigured, cause));
         }
         if !self.leader.is_linked() || self.confinement.bounding_set & Capability::CAP_SYS_PTRACE.bitmask() == 0 {
-            return Ok(());
+            return self.leader.must_have_no_tracer(deadline);
         }
         let cause = "its root can have CAP_SYS_PTRACE in the node's user namespace, and could trace an application that enters by join=now";
         Err(Refusal::new(Reason::RootTooPowerful, cause))

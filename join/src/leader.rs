@@ -7,6 +7,7 @@
 //!
 //! How it was found is not in this file.
 
+use crate::deadline::Deadline;
 use crate::linked::Linked;
 use crate::proc::{Proc, numbers};
 use crate::refusal::{Context, Reason, Refusal};
@@ -59,6 +60,14 @@ impl Leader {
     /// Whether root's link led to it.
     pub const fn is_linked(&self) -> bool {
         matches!(self.found, Found::ByLink(_))
+    }
+
+    /// Refuses a linked container of which a process can trace a session, whatever its pid 1 can.
+    pub fn must_have_no_tracer(&self, deadline: Deadline) -> Result<(), Refusal> {
+        match &self.found {
+            Found::BySocket(_) => Ok(()),
+            Found::ByLink(linked) => linked.must_have_no_tracer(deadline),
+        }
     }
 
     /// Looks again: alive, and still what it has to be.

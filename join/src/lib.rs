@@ -43,6 +43,7 @@ mod subtree;
 pub mod supervisor;
 pub mod sys;
 pub mod terminals;
+mod tracers;
 mod unix_socket;
 pub mod user_namespace;
 

@@ -6,7 +6,7 @@
 //!
 //! 1. The group, with those below it, has processes of exactly one pid namespace that is a direct child of ours.
 //! 2. The pid 1 of that namespace is in one of these groups.
-//! 3. to 6. It is what [`Linked`] demands.
+//! 3. to 6. It is what [`Linked`] demands. Rule 6 holds for each process of these groups, see [`tracers`](crate::tracers).
 //!
 //! Rule 7, that a session finds itself in pid 1's root directory, is [`RootDirectory`](crate::root_directory)'s, for every container.
 
@@ -105,6 +105,7 @@ impl Link {
     pub fn find_leader(self, deadline: Deadline) -> Result<Leader, Refusal> {
         let namespace = self.pid_namespace(deadline)?;
         let pid_namespace = namespace.inode;
+        let has_the_nodes_users = namespace.has_our_users()?;
         let pid = namespace.pid_1()?;
         let pidfd = match sys::pidfd_open(pid) {
             Err(errno @ Errno::ESRCH) => {
@@ -112,8 +113,13 @@ impl Link {
             }
             pidfd => pidfd.context(Reason::Broken, "pidfd_open (Linux 5.3 or newer is needed)")?,
         };
-        let linked = Linked { subtree: self.subtree, pid_namespace, root_is_trusted: self.root_is_trusted };
-        Leader::by_link(pidfd, linked)
+        let root_is_trusted = self.root_is_trusted;
+        let linked = Linked { subtree: self.subtree, pid_namespace, has_the_nodes_users, root_is_trusted };
+        let leader = Leader::by_link(pidfd, linked)?;
+        if !root_is_trusted {
+            leader.must_have_no_tracer(deadline)?;
+        }
+        Ok(leader)
     }
 
     /// Rule 1.

@@ -6,13 +6,16 @@
 
 use crate::cgroups;
 use crate::confinement;
+use crate::deadline::Deadline;
 use crate::mountinfo;
 use crate::proc::{Inode, Proc, numbers};
 use crate::refusal::{Context, Reason, Refusal};
 use crate::subtree::Subtree;
 use crate::sys;
+use crate::tracers;
 use caps::Capability;
 use nix::errno::Errno;
+use std::fs::File;
 
 /// What the link says of a container.
 #[derive(Debug)]
@@ -21,13 +24,16 @@ pub struct Linked {
     pub subtree: Subtree,
     /// The one pid namespace of it that is a direct child of ours.
     pub pid_namespace: Inode,
+    /// Whether that belongs to our user namespace, so that processes in it can have power on the node.
+    pub has_the_nodes_users: bool,
     /// Whether root says that it trusts root inside.
     pub root_is_trusted: bool,
 }
 
 impl Linked {
     /// Looks at the pid 1, whose `status` is given.
-    /// One with a user namespace of its own has no power of the node's: [`user_namespace`](crate::user_namespace) sees to that.
+    /// Processes of a pid namespace that belongs to a user namespace of the container's have no power of the node's, as
+    /// [`user_namespace`](crate::user_namespace) sees to that.
     pub fn check(&self, process: &Proc, status: &str, has_own_users: bool) -> Result<(), Refusal> {
         let refuse = |reason: Reason, cause: &str| Err(Refusal::new(reason, cause));
         // systemd changes the process further: it takes away what the unit may not have, and starts its program.
@@ -47,18 +53,39 @@ impl Linked {
             return refuse(Reason::Starting, "its pid 1 runs a program that is not on a mount of its own yet");
         }
         // 4. Root with our cgroup namespace can move itself to the group of another account, and be its pid 1.
-        if !has_own_users && has_our_cgroup_namespace(process)? && can_be_root(status)? {
+        if self.has_the_nodes_users && has_our_cgroup_namespace(process)? && (has_own_users || can_be_root(status)?) {
             let cause = "it has no cgroup namespace of its own, and can be root";
             return refuse(unless_starting(Reason::NotTrusted), cause);
         }
         // 5.
         cgroups::must_not_be_frozen(process)?;
         // 6. Such a root process reaches the node's sshd through /proc/PID/exe of a session.
-        if !has_own_users && !self.root_is_trusted && can_trace(status)? {
-            let cause = "its root can have CAP_SYS_PTRACE in the node's user namespace, and root has not said that it is trusted";
-            return refuse(unless_starting(Reason::RootTooPowerful), cause);
+        if !self.root_is_trusted && self.has_the_nodes_users {
+            // What that can do in its own user namespace says nothing of what it has forked before.
+            if has_own_users {
+                let cause = "its pid 1 is in a user namespace of its own, but its pid namespace belongs to the node's, where its other \
+                    processes can have power, and root has not said that its root is trusted";
+                return refuse(Reason::RootTooPowerful, cause);
+            }
+            if can_trace(status)? {
+                let cause = "its root can have CAP_SYS_PTRACE in the node's user namespace, and root has not said that it is trusted";
+                return refuse(unless_starting(Reason::RootTooPowerful), cause);
+            }
         }
         Ok(())
+    }
+
+    /// Rule 6 for all processes but pid 1, which may have left behind what its children still have.
+    pub fn must_have_no_tracer(&self, deadline: Deadline) -> Result<(), Refusal> {
+        if !self.has_the_nodes_users {
+            return Ok(());
+        }
+        let Some(pid) = tracers::find(&self.subtree, deadline)? else { return Ok(()) };
+        let cause = format!(
+            "its process {pid} can have CAP_SYS_PTRACE in the node's user namespace, though its pid 1 cannot, and root has not said that its root \
+             is trusted"
+        );
+        Err(Refusal::new(Reason::RootTooPowerful, cause))
     }
 }
 
@@ -71,8 +98,16 @@ fn runs_its_own_program(process: &Proc) -> Result<bool, Refusal> {
         program => program.context(Reason::Broken, "look at the program of its pid 1")?,
     };
     let mount = sys::mount_of(&program).context(Reason::Broken, "look at the mount of its pid 1's program")?;
-    let mounts = process.read("mountinfo").context(Reason::NotRunning, "read the mounts of its pid 1")?;
-    Ok(mountinfo::ids(&mounts).any(|id| id == mount))
+    // Most often it is on the mount that is the root directory. Whoever is born in a mount namespace has its own root directory there.
+    let root = process.open_directory("root").context(Reason::NotRunning, "open the root directory of its pid 1")?;
+    if sys::mount_of(&root).context(Reason::Broken, "look at the mount of its pid 1's root directory")? == mount {
+        return Ok(true);
+    }
+    let mounts = process.open("mountinfo").context(Reason::NotRunning, "open the mounts of its pid 1")?;
+    match mountinfo::lists(File::from(mounts), mount).context(Reason::NotRunning, "read the mounts of its pid 1")? {
+        Some(is_its_own) => Ok(is_its_own),
+        None => Err(Refusal::new(Reason::NotTrusted, "its pid 1 has more mounts than are looked at")),
+    }
 }
 
 fn has_our_cgroup_namespace(process: &Proc) -> Result<bool, Refusal> {

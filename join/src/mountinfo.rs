@@ -2,6 +2,8 @@
 //!
 //! It parses text. Nothing here opens what is mounted.
 
+use std::io::{BufRead, BufReader, Read};
+
 /// A line of /proc/PID/mountinfo, see proc_pid_mountinfo(5).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Mount {
@@ -46,9 +48,35 @@ impl Mount {
     }
 }
 
-/// The numbers of the mounts in a whole file, without the rest of each line.
-pub fn ids(mountinfo: &str) -> impl Iterator<Item = u64> {
-    mountinfo.lines().filter_map(|line| line.split(' ').next()?.parse().ok())
+/// As much of a mountinfo as is looked at: some 25,000 mounts with paths of an ordinary length. Who may mount in a container can make each of
+/// its lines as long as it likes, and the whole larger than the node's memory.
+const MOST: u64 = 4 << 20;
+
+/// Whether a mountinfo lists a mount of this number; `None` if it is not among what is looked at, and there is more. No more than a part of it
+/// is in memory at a time.
+pub fn lists(mountinfo: impl Read, id: u64) -> std::io::Result<Option<bool>> {
+    let wanted = format!("{id} ").into_bytes();
+    let mut left = BufReader::with_capacity(16 << 10, mountinfo.take(MOST));
+    // As many bytes of what is wanted as the line begins with.
+    let mut same = Some(0);
+    loop {
+        let part = left.fill_buf()?;
+        if part.is_empty() {
+            return Ok((left.get_ref().limit() > 0).then_some(false));
+        }
+        for byte in part {
+            same = match same {
+                _ if *byte == b'\n' => Some(0),
+                Some(place) if wanted.get(place) == Some(byte) => Some(place + 1),
+                _ => None,
+            };
+            if same == Some(wanted.len()) {
+                return Ok(Some(true));
+            }
+        }
+        let length = part.len();
+        left.consume(length);
+    }
 }
 
 /// mountinfo writes blank, tab, newline and backslash as a backslash and three octal digits.
@@ -90,6 +118,21 @@ mod tests {
         assert_eq!((mount.filesystem.as_str(), mount.source.as_str()), ("ext4", "/dev/my\\disk"));
         assert_eq!(mount.super_options, "rw,discard");
         assert!(Mount::parse("27 1 0:3 / / rw - tmpfs none rw").unwrap().propagation.is_empty());
+    }
+
+    #[test]
+    fn a_mount_is_found_by_its_number_in_as_much_as_is_looked_at() {
+        let text =
+            "27 1 0:3 / / rw - tmpfs none rw\n127 27 0:4 / /27 rw - tmpfs 28 rw\n31 27 0:5 / /p rw - tmpfs none rw";
+        let found = |id| lists(text.as_bytes(), id).unwrap();
+        assert_eq!([27, 127, 31].map(found), [Some(true); 3]);
+        assert_eq!([1, 28, 12, 7].map(found), [Some(false); 4]);
+        assert_eq!(lists(&b""[..], 27).unwrap(), Some(false));
+        // Lines without end, and one after the part that is looked at.
+        assert_eq!(lists(std::io::repeat(b' '), 27).unwrap(), None);
+        assert_eq!(lists(std::io::repeat(b'7'), 7).unwrap(), None);
+        let long = vec![b'x'; usize::try_from(MOST).unwrap()];
+        assert_eq!(lists(long.as_slice().chain(&b"\n27 1 0:3 / / rw - tmpfs none rw"[..]), 27).unwrap(), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::proc::{Inode, Proc, numbers};
 use crate::refusal::{Context, Reason, Refusal};
 use crate::subtree::Subtree;
 use crate::sys::{self, retry};
+use crate::user_namespace;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open};
 use nix::sys::stat::{Mode, fstat, fstatat};
@@ -88,6 +89,16 @@ impl PidNamespace {
                 false => Ok(Relation::Other),
             },
         }
+    }
+
+    /// Whether it belongs to our user namespace.
+    pub fn has_our_users(&self) -> Result<bool, Refusal> {
+        let owner = match sys::namespace_owner(&self.descriptor) {
+            Err(Errno::EPERM) => return Ok(false), // to one that is not below ours
+            owner => owner.and_then(|owner| retry(|| fstat(&owner))),
+        };
+        let owner = owner.context(Reason::Broken, "ask a pid namespace its owner (NS_GET_USERNS)")?;
+        Ok(Inode::from(owner) == user_namespace::our_own()?)
     }
 
     /// One of the processes that were found.

@@ -4,6 +4,8 @@
 //! is held open, and never found again by its number.
 
 use crate::sys::retry;
+use nix::dir::Dir;
+use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::stat::{FileStat, Mode, fstatat};
 use std::fs::File;
@@ -77,7 +79,23 @@ impl Proc {
 
     /// The namespace behind one of its links in `ns/`.
     pub fn namespace(&self, name: &str) -> nix::Result<Inode> {
-        let link = format!("ns/{name}");
+        self.at_namespace("", name)
+    }
+
+    /// What is in one of its directories.
+    pub(crate) fn names(&self, directory: &str) -> nix::Result<Vec<String>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut directory = retry(|| Dir::openat(&self.0, directory, flags, Mode::empty()))?;
+        let mut names = Vec::new();
+        for entry in directory.iter().filter(|entry| *entry != Err(Errno::EINTR)) {
+            names.extend(entry?.file_name().to_str().ok().filter(|name| !name.starts_with('.')).map(str::to_owned));
+        }
+        Ok(names)
+    }
+
+    /// The same as [`Proc::namespace`] of one of its threads: `task/PID/`.
+    pub(crate) fn at_namespace(&self, thread: &str, name: &str) -> nix::Result<Inode> {
+        let link = format!("{thread}ns/{name}");
         retry(|| fstatat(&self.0, link.as_str(), AtFlags::empty())).map(Inode::from)
     }
 }

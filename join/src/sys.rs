@@ -128,6 +128,15 @@ pub fn new_session_keyring() -> nix::Result<()> {
     }
 }
 
+/// Ends the use of the session keyring that this process has, by whoever else has it (KEYCTL_REVOKE).
+pub fn revoke_session_keyring() -> nix::Result<()> {
+    const REVOKE: c_int = 3;
+    const SESSION_KEYRING: c_int = -3;
+    // SAFETY: takes numbers.
+    let revoke = || unsafe { libc::syscall(libc::SYS_keyctl, REVOKE, SESSION_KEYRING, 0, 0, 0) };
+    retry(|| Errno::result(revoke())).map(drop)
+}
+
 /// Whether this process could become root again: tries to.
 pub fn can_become_root() -> bool {
     // SAFETY: takes numbers.

@@ -272,7 +272,7 @@ pub fn close_session(call: &mut Call) -> Result<Verdict, Refusal> {
     setuid_guard::forget();
     drop((login.verified.take(), login.slot.take()));
     if let Some(opened) = login.opened.take() {
-        sys::revoke_session_keyring();
+        let _ = sys::revoke_session_keyring(); // it goes with its last process otherwise
         let line = format!("container {}: session closed after {:.1} s", login.user, opened.elapsed().as_secs_f64());
         call.pam.log(libc::LOG_INFO, &line);
     }
@@ -295,7 +295,7 @@ fn join_now(call: &mut Call, user: ContainerUser, options: &Options, started: In
         Some(before) => before,
         None => (prepare(call, user, options)?, Duration::ZERO),
     };
-    attachment.must_be_safe_for_root()?;
+    attachment.must_be_safe_for_root(Deadline::after(options.timeout))?;
     describe(call, user, &slot);
     remember(call, Login { session: Session::Entered, slot: Some(slot), ..Login::of(user) })?;
     begin_kernel_session(container, options)?;

@@ -97,14 +97,17 @@ pub fn begin_session_keyring(uid: u32) -> nix::Result<()> {
     const JOIN_SESSION_KEYRING: i32 = 1;
     const CHOWN: i32 = 4;
     keyctl(JOIN_SESSION_KEYRING, 0, 0, 0)?;
-    keyctl(CHOWN, SESSION_KEYRING.into(), uid, uid)
+    match keyctl(CHOWN, SESSION_KEYRING.into(), uid, uid) {
+        // The user has as many keys as it may. Whoever is this number in another container can see to that, so it refuses nobody.
+        Err(Errno::EDQUOT) => revoke_session_keyring(),
+        given => given,
+    }
 }
 
 /// Ends the use of that keyring, by whoever still has it.
-pub fn revoke_session_keyring() {
+pub fn revoke_session_keyring() -> nix::Result<()> {
     const REVOKE: i32 = 3;
-    // It goes with its last process otherwise.
-    let _ = keyctl(REVOKE, SESSION_KEYRING.into(), 0, 0);
+    keyctl(REVOKE, SESSION_KEYRING.into(), 0, 0)
 }
 
 /// The version of the glibc that runs.

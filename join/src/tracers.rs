@@ -1,0 +1,118 @@
+//! Verify, for rule 6 of [`link`](crate::link): whether any process in a container can have CAP_SYS_PTRACE in our user namespace.
+//!
+//! Its pid 1 may have left that power behind (PR_CAPBSET_DROP of prctl(2)) after it had forked a process that keeps it, and each thread has
+//! capabilities of its own. What a process cannot have, none of its children can: so whoever was seen without it needs no second look, and
+//! once nobody has it, nobody will. Each process is looked at as soon as the kernel has named it. One that ends before that may have left a
+//! child behind, so the kernel is asked again.
+
+use crate::deadline::Deadline;
+use crate::linked::can_trace;
+use crate::proc::{Inode, Proc, numbers};
+use crate::refusal::{Context, Reason, Refusal};
+use crate::subtree::Subtree;
+use crate::user_namespace;
+use nix::errno::Errno;
+use std::collections::BTreeSet;
+use std::io;
+use std::thread::sleep;
+use std::time::Duration;
+
+/// An engine that starts a program in a container (`docker exec`, a health check) has it until it executes the program. So it is looked for
+/// again, until so much is left of the time.
+const LEFT: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// The number here of one that can.
+pub fn find(subtree: &Subtree, deadline: Deadline) -> Result<Option<i32>, Refusal> {
+    let our_users = user_namespace::our_own()?;
+    let mut harmless = BTreeSet::new();
+    loop {
+        let (mut tracer, mut one_has_ended) = (None, false);
+        subtree.for_each_process(deadline, &mut |pid| {
+            if harmless.contains(&pid) {
+                return Ok(());
+            }
+            let process = Look { pid, our_users };
+            match process.can_trace()? {
+                Some(true) => drop(tracer.get_or_insert(pid)),
+                Some(false) => drop(harmless.insert(pid)),
+                None => one_has_ended = true,
+            }
+            Ok(())
+        })?;
+        if tracer.is_none() && !one_has_ended {
+            return Ok(None);
+        }
+        match tracer {
+            Some(_) if deadline.left().is_some_and(|left| left > LEFT) => sleep(PAUSE),
+            Some(tracer) => return Ok(Some(tracer)),
+            None => {}
+        }
+    }
+}
+
+struct Look {
+    pid: i32,
+    our_users: Inode,
+}
+
+impl Look {
+    /// `None` if it ended before that could be seen. There can be thousands, so for most of them one file is read.
+    fn can_trace(&self) -> Result<Option<bool>, Refusal> {
+        let step = |what: &str| format!("look at {what} of process {}, which is in its cgroup", self.pid);
+        let Some(process) = found(Proc::of(self.pid)).context(Reason::Broken, step("the directory"))? else {
+            return Ok(None);
+        };
+        let Some(status) = read(&process, "status").context(Reason::Broken, step("the status"))? else {
+            return Ok(None);
+        };
+        // One number alone is that of a process of our own pid namespace: the engine's, on the node.
+        let numbers = |key| numbers(&status, key).map_err(|cause| Refusal::new(Reason::Broken, cause));
+        if numbers("NSpid")?.len() == 1 {
+            return Ok(Some(false));
+        }
+        if numbers("Threads")? == [1] {
+            return self.can_thread_trace(&process, "", &status);
+        }
+        let Some(names) = found(process.names("task")).context(Reason::Broken, step("the threads"))? else {
+            return Ok(None);
+        };
+        let mut all_were_seen = true;
+        for name in names {
+            let thread = format!("task/{name}/");
+            let status = read(&process, &format!("{thread}status")).context(Reason::Broken, step("a thread"))?;
+            match status.map_or(Ok(None), |status| self.can_thread_trace(&process, &thread, &status))? {
+                Some(true) => return Ok(Some(true)),
+                Some(false) => {}
+                None => all_were_seen = false,
+            }
+        }
+        Ok(all_were_seen.then_some(false))
+    }
+
+    /// In a user namespace below ours it has power over that alone.
+    fn can_thread_trace(&self, process: &Proc, thread: &str, status: &str) -> Result<Option<bool>, Refusal> {
+        let has_ended = status.lines().any(|line| line.starts_with("State:\tZ") || line.starts_with("State:\tX"));
+        if has_ended || !can_trace(status)? {
+            return Ok(Some(false));
+        }
+        let users = found(process.at_namespace(thread, "user"));
+        let users = users.context(Reason::Broken, "look at the user namespace of a process in its cgroup")?;
+        Ok(users.map(|users| users == self.our_users))
+    }
+}
+
+fn read(process: &Proc, name: &str) -> io::Result<Option<String>> {
+    match process.read(name) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
+        text => text.map(Some),
+    }
+}
+
+/// `None` for a process that has ended.
+fn found<T>(result: nix::Result<T>) -> nix::Result<Option<T>> {
+    match result {
+        Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
+        result => result.map(Some),
+    }
+}
