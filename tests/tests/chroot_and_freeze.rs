@@ -53,7 +53,7 @@ fn the_chroot_of_a_vassal() {
         leader(30002)
     };
     {
-        let _chroot = Changed::file(vassal, |text| {
+        let _chroot = Changed::unseen_by_the_emperor(vassal, |text| {
             let kept = text.lines().filter(|line| {
                 !["hook-pre-jail", "hook-as-root", "pivot_root"].iter().any(|key| line.starts_with(key))
             });

@@ -54,23 +54,57 @@ fn wake_the_emperor() {
     sh("kill -WINCH $(pgrep -P $(cat /run/emperor.pid))").ok();
 }
 
-/// Kills the container and waits until its Emperor has started it again. An error says what went wrong.
-fn restart(expected: Start) -> Result<(), String> {
-    let (before, log) = (pid_1(), EmperorsLog::from_now());
-    if let Some(pid) = &before {
-        sh(format!("kill -KILL {pid}")).ok();
+/// The container does not run, and the Emperor is stopped, until this is dropped. So nobody writes to the tenant's directory but the test.
+struct Held(String);
+
+impl Held {
+    fn now() -> Self {
+        let held = Self(sh("pgrep -P $(cat /run/emperor.pid)").ok());
+        sh(format!("kill -STOP {held}", held = held.0)).ok();
+        // A container that is starting is still a child of root's that ignores its Emperor: it becomes the tenant's, or fails.
+        let vassals = format!("ps -o uid=,pid=,stat= --ppid {} | grep -v ' Z'", held.0);
+        eventually("the end of the container", || {
+            let (mut is_over, found) = (true, sh(&vassals).out);
+            for vassal in found.lines() {
+                let words: Vec<_> = vassal.split_whitespace().collect();
+                if words[0] == "30001" {
+                    sh(format!("kill -KILL {}", words[1]));
+                }
+                is_over &= words[0] == "30000";
+            }
+            is_over.then_some(())
+        });
+        held
     }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        sh(format!("kill -CONT {}", self.0)).ok();
+    }
+}
+
+/// Ends the container, makes a change, and waits until its Emperor has started it again. An error says what went wrong.
+fn restart_after(change: impl FnOnce(), expected: Start) -> Result<(), String> {
+    let held = Held::now();
+    change();
+    let log = EmperorsLog::from_now();
+    drop(held);
     for _ in 0..500 {
         sleep(Duration::from_millis(20));
         let now = pid_1();
         match expected {
-            Runs if now.is_some() && now != before => return Ok(()),
+            Runs if now.is_some() => return Ok(()),
             Fails(why) if now.is_none() && log.text().contains(why) => return Ok(()),
             _ if now.is_none() => wake_the_emperor(),
             _ => {}
         }
     }
-    Err(format!("pid 1 was {before:?} and is {:?}; the Emperor's log: {}", pid_1(), log.text()))
+    Err(format!("pid 1 is {:?}; the Emperor's log: {}", pid_1(), log.text()))
+}
+
+fn restart(expected: Start) -> Result<(), String> {
+    restart_after(|| {}, expected)
 }
 
 /// The container's mounts, without the fields that differ from one start to the next.
@@ -156,8 +190,7 @@ impl Case {
 
     /// Removes what the tenant has made, and checks that the container works.
     fn end(self) {
-        clean();
-        restart(Runs).unwrap();
+        restart_after(clean, Runs).unwrap();
         leader(30001);
         assert_eq!(ssh(30001, "hostname; id -G").ok(), "c30001\n30001");
         assert_eq!(ssh(30000, "hostname").ok(), "c30000");
@@ -189,18 +222,17 @@ fn none_does_harm(cases: &[(&str, Start)]) {
     let _end = AtEnd(clean_after_failure);
     let mut found = String::new();
     for (script, expected) in cases {
-        as_tenant(script);
-        let mut harm = restart(*expected)
+        let change = || {
+            clean();
+            as_tenant(script);
+        };
+        let mut harm = restart_after(change, *expected)
             .err()
             .map_or_else(String::new, |why| format!("\n    it did not start as it should: {why}"));
         harm += &case.harm();
         if !harm.is_empty() {
             println!("{script}:{harm}"); // also when something below does not get the container back
             write!(found, "\n{script}:{harm}").unwrap();
-        }
-        clean();
-        if pid_1().is_none() {
-            restart(Runs).unwrap(); // the Emperor tries again
         }
     }
     case.end();
@@ -363,10 +395,6 @@ fn names_are_swapped_while_the_container_starts() {
         harm += &case.harm();
     }
     drop((swapper.kill(), swapper.wait()));
-    clean();
-    if pid_1().is_none() {
-        restart(Runs).unwrap();
-    }
     case.end();
     println!("{started} started, {failed} failed");
     assert_eq!(harm, "");
@@ -587,8 +615,8 @@ fn the_terminal_that_the_emperor_was_started_from_is_not_the_tenants() {
     assert!(found.starts_with("ok\n"), "{found}");
     drop(terminal);
     // What the line is for, and what `unbitctl check` says of a file without it.
-    let _back = Changed::file(VASSAL, |text| text.replace("hook-asap = call:setsid\n", ""));
-    let _terminal = OnATerminal::start();
+    let lacks = Changed::unseen_by_the_emperor(VASSAL, |text| text.replace("hook-asap = call:setsid\n", ""));
+    let _in_this_order = (lacks, OnATerminal::start()); // the Emperor that comes after it finds the file as it was
     assert_eq!(below_pid_1(30001, "tty", open), "opened\n");
     let found = check();
     assert!(found.starts_with("fail\nhas the terminal that the Emperor was started from: 30001\n"), "{found}");
@@ -631,7 +659,7 @@ fn with_the_overlay_line_a_tenant_sees_nothing_of_what_others_open() {
     leader(30001);
     // What the head of the file says of the lines as they are. It proves that the watch and the lock work.
     assert_eq!(seen(), ("1".into(), "locked".into()));
-    let mut changed = Some(Changed::file(VASSAL, overlay));
+    let mut changed = Some(Changed::unseen_by_the_emperor(VASSAL, overlay));
     let _end = AtEnd(move || {
         drop(changed.take());
         let _ = (sh(format!("rm -f {HOME}/walls.pl")), restart(Runs));
@@ -1002,7 +1030,7 @@ fn root_opens_nothing_of_the_tenants_and_runs_nothing_beside_it() {
 #[ignore = "needs the node: make test"]
 fn the_trace_sees_each_kind_of_breach() {
     let _gone = AtEnd(|| drop(sh("rm -f /tmp/walls.trace; node-wait-container 30001")));
-    let changed = Changed::file(VASSAL, |text| {
+    let changed = Changed::unseen_by_the_emperor(VASSAL, |text| {
         text.replace("no-initgroups = true\n", "").replace("hook-as-user = exec:", "hook-as-root = exec:")
             + "logto = /containers/%n/logs/walls.log\n\
                hook-pre-jail = chmod:/ns/containers/%n/.ssh 700\n\
@@ -1010,9 +1038,10 @@ fn the_trace_sees_each_kind_of_breach() {
                hook-as-root = exec:test -e /containers/%n/run\n\
                hook-as-root = exec:/bin/true\n"
     });
-    let (broken, _) = Traced::start().stop().broken();
     let vassal = fs::read_to_string(VASSAL).unwrap();
-    drop(changed);
+    let traced = Traced::start();
+    drop(changed); // before another Emperor reads it
+    let (broken, _) = traced.stop().broken();
     for (kind, what) in [
         (" resolves /containers/30001/logs/walls.log: ", "open"),
         (" resolves /ns/containers/30001/.ssh: ", "chmod"),

@@ -273,7 +273,9 @@ fn mounts_stay_where_they_are_made() {
         // Containers of examples/ make their mounts private themselves, and start.
         one(&check("mounts"), "ok", "/ is a shared mount, and each container makes its own private");
         let vassal = "/etc/uwsgi/vassals/30001.ini";
-        let _lacks = Changed::file(vassal, |text| text.replace("hook-pre-jail = mount:none none / rec,private\n", ""));
+        // Started like that it would mount its root directory on /ns for everybody.
+        let lacks = |text: &str| text.replace("hook-pre-jail = mount:none none / rec,private\n", "");
+        let _lacks = Changed::unseen_by_the_emperor(vassal, lacks);
         let found = check("mounts");
         let finding =
             one(&found, "fail", "/ is a shared mount, and no hook of /etc/uwsgi/vassals/30001.ini makes it private");
@@ -681,7 +683,7 @@ fn files_of_containers_that_give_power_away() {
         ("plugins = tuntap", "ok", "none of 2 files"),
         ("plugins = no-such", "fail", "/usr/bin/uwsgi has no plugin no-such, which is named by the file of: 30001"),
     ] {
-        let changed = Changed::file(VASSAL, |text| format!("{text}{line}\n"));
+        let changed = Changed::unseen_by_the_emperor(VASSAL, |text| format!("{text}{line}\n"));
         let found = check("vassals");
         let finding = one(&found, state, seen);
         assert_eq!(found.len(), 1, "{line}: {found:#?}");
@@ -696,7 +698,7 @@ fn files_of_containers_that_give_power_away() {
             sh(finding.fix.as_ref().unwrap()).ok();
             assert_healthy(&check("vassals"), "none of 2 files");
         }
-        drop(changed); // its container starts anew, and another time after the next line
+        drop(changed);
     }
     for (path, breaks, mode) in
         [(VASSAL, "chmod 666", "mode 0666"), ("/etc/uwsgi/vassals", "chown alice", "is uid 1000's")]
@@ -711,17 +713,14 @@ fn files_of_containers_that_give_power_away() {
     // What a template has put into all of them is told once.
     let changed = [30000, 30001].map(|uid| {
         let logs = "logto = /containers/%n/a\nlog-backupname = /containers/%n/b\n";
-        Changed::file(format!("/etc/uwsgi/vassals/{uid}.ini"), |text| format!("{text}{logs}"))
+        Changed::unseen_by_the_emperor(format!("/etc/uwsgi/vassals/{uid}.ini"), |text| format!("{text}{logs}"))
     });
     let found = check("vassals");
     assert!(
         one(&found, "fail", "30000.ini line ").seen.ends_with("(1 more such lines, 1 more such files)"),
         "{found:#?}"
     );
-    let [one, other] = changed;
-    drop(one);
-    leader(30000);
-    as_before(other);
+    drop(changed);
 }
 
 // The guide's services
@@ -806,7 +805,7 @@ fn keys_and_certificates_of_the_guide() {
     one(&check("secrets"), "fail", "/etc/uwsgi/ssl/client.crt ended on Jan  1 00:00:00 2021 GMT");
     certificate("client", "-days 365");
     // A customer's key in a file that everybody reads.
-    let changed = Changed::file(VASSAL, |text| format!("{text}; -----BEGIN RSA PRIVATE KEY-----\n"));
+    let changed = Changed::unseen_by_the_emperor(VASSAL, |text| format!("{text}; -----BEGIN RSA PRIVATE KEY-----\n"));
     let found = check("secrets");
     let fix = one(&found, "fail", "everybody can read /etc/uwsgi/vassals/30001.ini").fix.clone().unwrap();
     sh(fix).ok();
