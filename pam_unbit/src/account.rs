@@ -78,6 +78,10 @@ pub fn identify(pam: &Handle) -> Result<Account, Refusal> {
 
 /// Whether there is such a container. Where that cannot be told, nobody is let in.
 fn exists(container: ContainerUid) -> Result<bool, Refusal> {
+    #[cfg(test)]
+    if crate::pam::fake::has_directory(container) {
+        return Ok(true);
+    }
     match retry(|| stat(container.home().as_c_str())) {
         Ok(status) => Ok(container.is_owner_of(status.st_mode, status.st_uid, status.st_gid)),
         Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(false),

@@ -6,10 +6,14 @@ use crate::account::{self, Account, ContainerUser};
 use crate::pam::{Handle, flag};
 use join::options::Options;
 use join::refusal::Refusal;
-use join::refusals;
 use shared::escape;
 use std::ffi::c_int;
 use std::fmt;
+
+#[cfg(test)]
+use crate::pam::fake::count;
+#[cfg(not(test))]
+use join::refusals::count;
 
 /// One call of a hook.
 pub struct Call<'a> {
@@ -59,7 +63,7 @@ impl<'a> Call<'a> {
 
     /// Counts a refusal. Not from inside a container, where /run is the tenant's.
     pub fn count(&self, refusal: &Refusal) {
-        if let Err(failed) = refusals::count(self.user.map(|user| user.container), refusal.reason) {
+        if let Err(failed) = count(self.user.map(|user| user.container), refusal.reason) {
             self.debug(format_args!("the refusal is not counted: {}", failed.cause));
         }
     }

@@ -22,7 +22,9 @@ fn run(
     hook: fn(&mut Call) -> Result<Verdict, Refusal>,
     refused: c_int,
 ) -> c_int {
-    end_the_process_on_a_panic();
+    if cfg!(not(test)) {
+        end_the_process_on_a_panic();
+    }
     // SAFETY: libpam passes the handle of this transaction, which outlives the call.
     let Some(pam) = (unsafe { Handle::new(handle) }) else { return code::ABORT };
     let words = (0..usize::try_from(argc).unwrap_or(0))
@@ -76,3 +78,6 @@ hook!(pam_sm_setcred, setcred, code::CRED_ERR);
 hook!(pam_sm_acct_mgmt, acct_mgmt, code::PERM_DENIED);
 hook!(pam_sm_open_session, open_session, code::SESSION_ERR);
 hook!(pam_sm_close_session, close_session, code::SESSION_ERR);
+
+#[cfg(test)]
+mod tests;

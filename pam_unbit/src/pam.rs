@@ -8,6 +8,9 @@ use std::any::Any;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::{self, NonNull};
 
+#[cfg(test)]
+pub mod fake;
+
 /// Return values of `_pam_types.h`.
 pub mod code {
     use std::ffi::c_int;
