@@ -15,8 +15,10 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixDatagram;
+use std::panic;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
@@ -50,6 +52,7 @@ impl Done {
 
 /// Runs a program with arguments and input, for a minute at most.
 pub fn run(program: &str, arguments: &[&str], input: &[u8]) -> Done {
+    show_evidence_on_panic();
     let mut child = Command::new("timeout")
         .args(["--kill-after=1", "60", program])
         .args(arguments)
@@ -105,12 +108,18 @@ const LOG_MARK: &str = "unbit-tests-mark-";
 pub struct Log(usize);
 
 impl Log {
-    const FILE: &str = "/var/log/syslog";
+    /// Where it is.
+    pub const FILE: &str = "/var/log/syslog";
 
     /// From now on.
     pub fn from_now() -> Self {
         Self::flush();
         Self(fs::read(Self::FILE).unwrap().len())
+    }
+
+    /// Where in the file that moment is.
+    pub const fn start(&self) -> usize {
+        self.0
     }
 
     /// Waits until everything that was sent to the log before now is in the file: messages arrive in the order in which they were sent.
@@ -172,7 +181,7 @@ pub fn eventually<T>(what: impl Display, mut probe: impl FnMut() -> Option<T>) -
         if let Some(answer) = probe() {
             return answer;
         }
-        assert!(start.elapsed() < Duration::from_secs(10), "never: {what}\n{}", evidence());
+        assert!(start.elapsed() < Duration::from_secs(10), "never: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -191,12 +200,38 @@ impl Display for TextOf<'_> {
     }
 }
 
-/// What the message of a test that fails should show: the node's processes, and the end of its log.
-pub fn evidence() -> String {
-    let processes = run("ps", &["-eHo", "pid,ppid,uid,stat,args"], b"").out;
-    let log = fs::read(Log::FILE).map(|log| String::from_utf8_lossy(&log).into_owned()).unwrap_or_default();
-    let lines: Vec<_> = log.lines().filter(|line| !line.contains(LOG_MARK)).collect();
-    format!("{processes}\n{}", lines[lines.len().saturating_sub(40)..].join("\n"))
+/// What a test that fails shows: the node's processes, the end of its logs, and what clients in the background have printed.
+fn evidence() -> String {
+    let ps = Command::new("timeout").args(["-sKILL", "10", "ps", "-eHo", "pid,ppid,uid,stat,args"]).output();
+    let processes = ps.map_or_else(|error| error.to_string(), |ps| String::from_utf8_lossy(&ps.stdout).into_owned());
+    let end_of = |file: &str| {
+        let text = fs::read(file).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default();
+        let lines: Vec<_> = text.lines().filter(|line| !line.contains(LOG_MARK)).collect();
+        format!("-- the end of {file}\n{}", lines[lines.len().saturating_sub(40)..].join("\n"))
+    };
+    let ends = [Log::FILE, "/var/log/emperor.log", CLIENT_ERRORS].map(end_of).join("\n");
+    format!("-- the node's processes\n{processes}\n{ends}")
+}
+
+/// Has every test that fails show the node as it is at that moment.
+fn show_evidence_on_panic() {
+    static ONCE: Once = Once::new();
+    if !std::thread::panicking() {
+        ONCE.call_once(|| {
+            let print = panic::take_hook();
+            panic::set_hook(Box::new(move |what| {
+                print(what);
+                eprintln!("{}", evidence());
+            }));
+        });
+    }
+}
+
+const CLIENT_ERRORS: &str = "/var/log/client-errors";
+
+/// The standard error of a client in the background, which a test that fails shows.
+pub fn client_errors() -> Stdio {
+    fs::File::options().append(true).create(true).open(CLIENT_ERRORS).unwrap().into()
 }
 
 /// The namespaces of a process of the node, by kind.
@@ -455,7 +490,7 @@ impl Session {
             .args([format!("{user}@node"), format!("exec sleep {marker}")])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(client_errors())
             .spawn()
             .unwrap();
         let mut session = Self { client, process: String::new() };
@@ -499,7 +534,9 @@ impl Terminal {
     pub fn open(user: &str, command: &str, marker: u32) -> (Self, String) {
         let script = format!("{command}; echo END; sleep {marker}");
         let mut ssh = Command::new("ssh");
-        ssh.args(["-tt", "-q", &format!("{user}@node"), &script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        ssh.args(["-tt", "-oLogLevel=ERROR", &format!("{user}@node"), &script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut ssh = ssh.spawn().unwrap();
         let out = ssh.stdout.take().unwrap();
         let mut open = Self { ssh, out, marker };

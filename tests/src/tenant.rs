@@ -1,6 +1,6 @@
 //! The hostile tenant, and who watches what comes of it.
 
-use crate::{AtEnd, Log, OWN, eventually, leader, namespaces, pgrep, run, sh, ssh, supervision};
+use crate::{AtEnd, Log, OWN, client_errors, eventually, leader, namespaces, pgrep, run, sh, ssh, supervision};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -37,7 +37,9 @@ impl Inside {
         let script = format!("export HOME=/containers/{uid}; {script}");
         // With a terminal its processes get a hangup when the client goes.
         let mut ssh = Command::new("ssh");
-        ssh.args(["-tt", "-q", &format!("{uid}@node"), &script]).stdin(Stdio::null()).stdout(Stdio::null());
+        ssh.args(["-tt", "-oLogLevel=ERROR", &format!("{uid}@node"), &script])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         Self(ssh.spawn().unwrap())
     }
 
@@ -141,7 +143,7 @@ impl Hostile {
             .args(["-m", "-p", "-i", "-u", "-n", "--fork", "--propagation", "private"])
             .args(["bash", "-ec", &script])
             .stdin(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(client_errors())
             .spawn()
             .unwrap();
         let mut hostile = Self { outside, leader: String::new() };

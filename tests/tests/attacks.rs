@@ -215,9 +215,11 @@ fn a_hostile_pid_1_leaves_its_backlog_full() {
         let fill = "use Socket; while (1) { socket(my $s, AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0) or die; \
             connect($s, sockaddr_un(shift // q(/containers/30003/run/ns.socket))) or last; push @held, $s } $| = 1; print qq(full\\n); sleep 600";
         let mut filler =
-            std::process::Command::new("perl").args(["-e", fill]).stdout(std::process::Stdio::null()).spawn().unwrap();
+            std::process::Command::new("perl").args(["-e", fill]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut said = [0; 5];
+        std::io::Read::read_exact(filler.stdout.as_mut().unwrap(), &mut said).unwrap();
+        assert_eq!(&said, b"full\n");
         let _end = AtEnd(|| drop((filler.kill(), filler.wait())));
-        std::thread::sleep(Duration::from_millis(500));
         let (log, started) = (Log::from_now(), Instant::now());
         assert!(ssh(HOSTILE, "true").err.contains("does not answer"));
         assert!(log.one_line("refused:").contains("ETIMEDOUT"));
@@ -468,7 +470,7 @@ fn a_file_whose_last_close_waits_for_the_tenant() {
         let mounts = hostile.mounts();
         let _freed = AtEnd(abort_file_systems_of_the_tenants);
         // The status is timeout's own where the login hangs.
-        let done = sh(format!("timeout 5 ssh {HOSTILE}@node '{WHOAMI}' || echo $?"));
+        let done = sh(format!("timeout 20 ssh {HOSTILE}@node '{WHOAMI}' || echo $?"));
         let stuck = sh("ps -eo stat=,comm= | grep '^D.*sshd'").out;
         assert_eq!(stuck, "", "sshd waits for the tenant, and no signal helps: {done:?}");
         assert_eq!(done.ok(), inside(HOSTILE, &mounts));
@@ -564,7 +566,7 @@ fn records_and_dot_files_are_links_and_fifos() {
     ] {
         as_tenant(30001, &format!("{remove}; for file in {files}; do {made}; done"));
         assert_login_inside(30001, mounts);
-        let terminal = run("ssh", &["-tt", "-q", "30001@node", WHOAMI], b"");
+        let terminal = run("ssh", &["-tt", "-oLogLevel=ERROR", "30001@node", WHOAMI], b"");
         assert_eq!(terminal.ok().replace('\r', ""), inside(30001, mounts), "{made}");
     }
     // What sshd runs of the tenant's, it runs as the tenant.
@@ -616,7 +618,7 @@ fn a_root_file_system_of_the_tenants_own() {
             done.ok().split_whitespace().collect::<Vec<_>>(),
             [&hostile.mounts(), &HOSTILE.to_string(), "Groups:", &HOSTILE.to_string(), &format!("root:x:0:{HOSTILE}")],
         );
-        run("ssh", &["-tt", "-q", &format!("{HOSTILE}@node"), "true"], b"").ok();
+        run("ssh", &["-tt", "-oLogLevel=ERROR", &format!("{HOSTILE}@node"), "true"], b"").ok();
     }
     watch.done();
 }
@@ -672,7 +674,7 @@ fn sshds_child_loads_no_library_of_the_tenants() {
     let loaded = |user: &str, port: u16| {
         let forward = format!("{port}:some.name.invalid:80");
         let mut client = std::process::Command::new("ssh")
-            .args(["-q", "-N", "-L", &forward, &format!("{user}@node")])
+            .args(["-oLogLevel=ERROR", "-N", "-L", &forward, &format!("{user}@node")])
             .spawn()
             .unwrap();
         let _end = AtEnd(|| drop((client.kill(), client.wait())));

@@ -489,7 +489,7 @@ fn the_tenants_environment_reaches_nobody_but_the_tenant() {
         .args(all)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(client_errors())
         .spawn()
         .unwrap();
     let mut client = Running(client);

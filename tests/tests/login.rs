@@ -17,7 +17,7 @@ impl Session {
             .args([&format!("{user}@node"), &format!("sleep {marker}")])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(client_errors())
             .spawn()
             .unwrap();
         let sleep = eventually("the session's process", || pgrep(&format!("^sleep {marker}$")));

@@ -60,11 +60,13 @@ fn whatever_the_session_is_and_however_it_ends() {
         "echo pwd | sftp -q -P 2222 -b - 30001@node",
         "ssh -tt 30001@node 'exit 3'",
         "ssh 30001@node 'kill -KILL $$'",
-        "timeout 1 ssh -N 30001@node || true",
-        "timeout -s KILL 1 ssh 30001@node 'sleep 1201'",
+        "ssh -N 30001@node & WHEN_OPEN; kill $!",
+        "ssh 30001@node 'sleep 1201' & WHEN_OPEN; kill -KILL $!",
     ] {
         let log = Log::from_now();
-        sh(command);
+        let when_open =
+            format!("until tail -c +{} {} | grep -q 'session opened'; do sleep 0.05; done", log.start() + 1, Log::FILE);
+        sh(command.replace("WHEN_OPEN", &when_open));
         let [opened, closed] = lines(&log);
         assert!(opened.contains(&from), "{command}: {opened}");
         assert!((0.0..9.0).contains(&seconds(&closed)), "{command}: {closed}");

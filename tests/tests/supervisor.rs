@@ -9,7 +9,7 @@ use unbit_tests::supervision::{Session, lives, status};
 use unbit_tests::tenant::*;
 use unbit_tests::*;
 
-const TTY: [&str; 2] = ["-tt", "-q"];
+const TTY: [&str; 2] = ["-tt", "-oLogLevel=ERROR"];
 
 /// Runs a script as root of a container, with every capability, in all the namespaces of its pid 1.
 fn root_inside(leader: &str, script: &str) -> Done {
@@ -200,7 +200,7 @@ fn a_container_that_stops_all_its_processes_ends_at_once_with_join_now() {
     let mut su = Command::new("su");
     su.args([&user, "-c", "exec -a stopped-su sleep 600"]);
     // Dropped before the container, which cannot end before somebody has waited for the session's process.
-    let mut su = Ended(su.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let mut su = Ended(su.stdin(Stdio::null()).stdout(Stdio::null()).stderr(client_errors()).spawn().unwrap());
     let command = eventually("the command", || pgrep("^stopped-su 600$"));
     ends_at_once(&hostile, &[&command], &[&command]);
     // A shell that saw it stop would continue it.
@@ -397,7 +397,7 @@ fn a_client_that_goes_hangs_up_as_it_does_for_others() {
         drop(fs::remove_file(&mark));
         let script = format!("trap \"echo hup >{mark}; exit\" HUP; echo ready; while :; do sleep 0.1; done");
         let mut client = Command::new("ssh");
-        client.args(["-tt", "-q", &format!("{user}@node"), &script]);
+        client.args(["-tt", "-oLogLevel=ERROR", &format!("{user}@node"), &script]);
         let mut client = client.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut ready = [0; 5];
         std::io::Read::read_exact(client.stdout.as_mut().unwrap(), &mut ready).unwrap();
@@ -414,7 +414,7 @@ fn a_client_that_goes_hangs_up_as_it_does_for_others() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_supervisor_that_is_killed_while_its_helper_enters() {
-    let mut sshd = Command::new("/usr/sbin/sshd").args(["-D", "-p2298"]).stderr(Stdio::null()).spawn().unwrap();
+    let mut sshd = Command::new("/usr/sbin/sshd").args(["-D", "-p2298"]).stderr(client_errors()).spawn().unwrap();
     let listener = sshd.id().to_string();
     let mut strace = Command::new("strace")
         .args([
@@ -431,7 +431,7 @@ fn a_supervisor_that_is_killed_while_its_helper_enters() {
     eventually("strace", || (status(&listener, "TracerPid") != "0").then_some(()));
     let mut client = Command::new("ssh")
         .args(["-p2298", "30001@node", "touch half-done; exec sleep 3047"])
-        .stderr(Stdio::null())
+        .stderr(client_errors())
         .spawn()
         .unwrap();
     let child_of = |pid: &str| sh(format!("pgrep -P {pid}")).out.lines().last().map(str::to_owned);

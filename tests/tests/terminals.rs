@@ -5,7 +5,7 @@ use unbit_tests::linked::{Engine, Users};
 use unbit_tests::*;
 
 fn on_a_terminal(user: &str, command: &str) -> Done {
-    run("ssh", &["-tt", "-q", &format!("{user}@node"), command], b"")
+    run("ssh", &["-tt", "-oLogLevel=ERROR", &format!("{user}@node"), command], b"")
 }
 
 /// The terminals that the kernel counts for the whole machine.

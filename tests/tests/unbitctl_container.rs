@@ -1491,13 +1491,14 @@ fn the_exit_status_does_not_depend_on_who_starts_it_or_who_reads() {
     assert_eq!(sh("unbitctl enter --root 30001 -- sh -c 'exit 42' 2>/dev/full").status, Some(42));
     // The session has ended, and nobody takes the rest of what it said: then a signal is for unbitctl.
     let mut outside = Command::new("unbitctl")
-        .args(["enter", "30001", "--", "sh", "-c", "head -c 131072 /dev/zero; exit 42"])
+        .args(["enter", "30001", "--", "sh", "-c", "head -c 131072 /dev/zero; : >/containers/30001/has-said; exit 42"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let nobody = || sh(format!("pgrep -P {}", outside.id())).out.is_empty();
-    std::thread::sleep(Duration::from_millis(300));
+    let _gone = AtEnd(|| drop(fs::remove_file("/containers/30001/has-said")));
+    eventually("what it says", || fs::exists("/containers/30001/has-said").unwrap().then_some(()));
     eventually("the session's end", || nobody().then_some(()));
     assert!(outside.try_wait().unwrap().is_none(), "it waits for its reader");
     sh(format!("kill -TERM {}", outside.id())).ok();
@@ -1510,7 +1511,10 @@ fn the_exit_status_does_not_depend_on_who_starts_it_or_who_reads() {
 fn a_tenant_who_traces_the_visitor_does_not_hold_check_up() {
     // The shell of the distribution waits until it is traced, so that the tracer is in time.
     let (waits, leader) = ("/containers/30001/waits-for-its-tracer", leader(30001));
-    let _shell = AtEnd(|| drop(sh(format!("nsenter -t {leader} -m umount /usr/bin/bash; rm -f {waits}"))));
+    let _shell = AtEnd(|| {
+        // Lazily: the shell that was traced may not have ended yet.
+        sh(format!("rm -f {waits}; nsenter -t {leader} -m umount -l /usr/bin/bash")).ok();
+    });
     let script = "#!/bin/dash\nwhile [ -z \"$traced\" ]; do while read -r key value; do
         case $key:$value in TracerPid:[1-9]*) traced=1 ;; esac; done </proc/$$/status; done\n";
     fs::write(waits, script).unwrap();
@@ -1590,9 +1594,9 @@ fn a_terminal_is_the_containers_own() {
         r#"
 until('outside '); outside = until('\r\n')
 until('$ '); say("echo BE''GIN $0 $(readlink /proc/self/fd/0) $(stty size) E''ND\r"); until('BEGIN '); inside = until(' END')
-size(master, 40, 100); time.sleep(0.3)
-say("echo BE''GIN $(stty size) E''ND\r"); until('BEGIN '); new = until(' END')
-say('sleep 77\r'); time.sleep(0.3); say('\x03'); until('$ ')
+size(master, 40, 100)
+say("until [ \"$(stty size)\" = '40 100' ]; do :; done; echo BE''GIN $(stty size) E''ND\r"); until('BEGIN '); new = until(' END')
+say("echo STAR''TED; sleep 77\r"); until('STARTED'); say('\x03'); until('$ ')
 say('exit 9\r'); until('left '); status = until('\r\n')
 print(outside, inside, new, status, sep='|')"#,
     );

@@ -224,7 +224,7 @@ fn a_session_ends_and_no_other_does() {
     let mut client = Command::new("ssh")
         .args(["30001@node", "nohup sleep 4108 >/dev/null 2>&1 & setsid sleep 4109 >/dev/null 2>&1 & sleep 4110 >/dev/null 2>&1 & exec sleep 4111"])
         .stdin(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(client_errors())
         .spawn()
         .unwrap();
     let [nohup, setsid, plain, front] =

@@ -106,10 +106,7 @@ fn an_option_that_is_not_known_refuses_on_each_line() {
         (&[c"timout=3"][..], "unknown option: timout=3"),
         (&[c"debug", c"timeout=0"], "option timeout=0: a number of seconds from 1 to 60 is needed"),
         (&[c"sessions=+1"], "option sessions=+1: a number of sessions from 1 to 1024 is needed"),
-        (
-            &[c"x\ncontainer 30002: session opened"],
-            r"unknown option: x\u{a}container 30002: session opened",
-        ),
+        (&[c"x\ncontainer 30002: session opened"], r"unknown option: x\u{a}container 30002: session opened"),
     ] {
         for hook in [acct_mgmt, setcred, open_session] {
             assert_refused(&mut Transaction::new("su", Some(USER), ACCOUNT), hook, words, Misconfigured, cause);
