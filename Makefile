@@ -17,7 +17,9 @@
 #                  [RELEASES="bookworm trixie"]
 #
 # Developing:
-#   make check     formatting, lints, imports, man pages, documents, licences
+#   make check     formatting, lints, imports, man pages, documents (make lint),
+#                  and licences (make supply-chain)
+#   make test-fast one minute of tests, after each change; as root
 #   make stage     install into target/stage, from where tests/run takes it
 #   make bench     what lookups cost, next to a bare stat; as root
 #   make bench-login   what logins cost, next to an ordinary user's; as root
@@ -30,6 +32,8 @@
 #   make clean     remove target/
 #
 # More tests, as root:
+#   make test-repeat        every test 20 times while a processor is busy
+#                           [TIMES=20] [BUSY=1]
 #   make test-releases      other releases of Debian, and their sshd
 #   make test-cgroups       every cgroup layout
 #   make test-load          500 logins while containers die
@@ -77,7 +81,7 @@ STAGED_NSS = $(STAGE)/usr/lib/$(MULTIARCH)/libnss_unbit.so.2
 HERE = --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/usr/src/cargo --remap-path-prefix=$(CURDIR)=/usr/src/unbit --remap-path-prefix=$(CARGO_TARGET_DIR)=/usr/src/unbit/target
 NODE = tests/node/run --release $(RELEASE) --modules $(STAGE)
 
-.PHONY: all help build install uninstall demo test test-releases test-cgroups test-load test-faults test-reproducible fuzz fuzz-nss miri bench bench-login deb test-packages test-mail test-vm test-engines test-distribution check dist release minimal-versions stage clean
+.PHONY: all help build install uninstall demo test test-fast test-repeat test-releases test-cgroups test-load test-faults test-reproducible fuzz fuzz-nss miri bench bench-login deb test-packages test-mail test-vm test-engines test-distribution check lint supply-chain dist release minimal-versions stage clean
 all: build
 	@echo 'Built in $(CARGO_TARGET_DIR)/release. Next: `$(if $(ROOT),,sudo )make demo` to watch a login, `$(if $(ROOT),,sudo )make install` to install; `make help` lists the rest.'
 
@@ -132,13 +136,22 @@ demo:
 
 test:
 	@tests/prepare node
-	$(CARGO) test --locked --workspace --exclude unbit-tests
-	$(CARGO) test --locked --manifest-path fuzz/Cargo.toml -p unbit-properties # the corpora, without a fuzzer
-	$(CARGO) test --locked -p unbit-tests --lib --bins # those of tests/tests need a node: tests/run
-	@$(MAKE) --no-print-directory stage
-	tests/weight --node $(RELEASE) $(NSS) $(STAGED_NSS)
-	$(CARGO) build --locked -p pam_unbit --features test-panics --target-dir $(CARGO_TARGET_DIR)/panics
-	tests/run --release $(RELEASE)
+	tests/build $(RELEASE)
+	tests/run --release $(RELEASE) --all
+
+# What finds most in a minute: all unit tests and corpora, logins that work, logins that are refused, their log, what binds a session, the NSS module.
+FAST = refusals,unit_tests,login,confinement,record,nss_proof,nss_clients,corpora
+test-fast:
+	@tests/prepare node
+	tests/build $(RELEASE)
+	tests/run --release $(RELEASE) --only $(FAST)
+
+TIMES = 20
+BUSY = 1
+test-repeat:
+	@tests/prepare node
+	tests/build $(RELEASE)
+	tests/repeat --times $(TIMES) --busy $(BUSY)
 
 test-releases:
 	@tests/prepare node
@@ -214,7 +227,9 @@ test-engines:
 test-distribution: stage
 	tests/distribution $(RELEASE)
 
-check:
+check: lint supply-chain
+
+lint:
 	@tests/prepare check
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
@@ -222,6 +237,9 @@ check:
 	$(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml -p unbit-properties -p unbitctl-library --all-targets -- -D warnings
 	tests/import-circles shared nss_unbit join pam_unbit unbitctl tests
 	tests/documents
+
+supply-chain:
+	@tests/prepare check
 	tests/supply-chain
 
 VERSION = $(shell sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
