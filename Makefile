@@ -139,7 +139,7 @@ test:
 	tests/build $(RELEASE)
 	tests/run --release $(RELEASE) --all
 
-# What finds most in a minute: all unit tests and corpora, logins that work, logins that are refused, their log, what binds a session, the NSS module.
+# What finds most in a minute: the unit tests and corpora, logins that work or are refused, their log, what binds a session, the NSS module.
 FAST = refusals,unit_tests,login,confinement,record,nss_proof,nss_clients,corpora
 test-fast:
 	@tests/prepare node

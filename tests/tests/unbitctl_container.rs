@@ -1512,8 +1512,9 @@ fn a_tenant_who_traces_the_visitor_does_not_hold_check_up() {
     // The shell of the distribution waits until it is traced, so that the tracer is in time.
     let (waits, leader) = ("/containers/30001/waits-for-its-tracer", leader(30001));
     let _shell = AtEnd(|| {
-        // Lazily: the shell that was traced may not have ended yet.
-        sh(format!("rm -f {waits}; nsenter -t {leader} -m umount -l /usr/bin/bash")).ok();
+        // Lazily: the shell that was traced may not have ended yet. With its pid namespace, for umount(8) reads /proc/self.
+        let done = sh(format!("rm -f {waits}; nsenter -t {leader} -m -p umount -l /usr/bin/bash"));
+        assert!(done.status == Some(0) || std::thread::panicking(), "{done:?}");
     });
     let script = "#!/bin/dash\nwhile [ -z \"$traced\" ]; do while read -r key value; do
         case $key:$value in TracerPid:[1-9]*) traced=1 ;; esac; done </proc/$$/status; done\n";

@@ -60,8 +60,10 @@ impl Transaction {
 impl Drop for Transaction {
     fn drop(&mut self) {
         let handle = self.handle();
-        // SAFETY: pam_end does the same with what pam_set_data was given.
-        unsafe { self.cleanup.take().map(|cleanup| cleanup(handle, self.data, 0)) };
+        if let Some(cleanup) = self.cleanup.take() {
+            // SAFETY: pam_end does the same with what pam_set_data was given.
+            unsafe { cleanup(handle, self.data, 0) };
+        }
     }
 }
 
@@ -154,8 +156,9 @@ unsafe extern "C" fn pam_set_data(
 ) -> c_int {
     // SAFETY: as libpam has it: the value before is given back first.
     unsafe {
-        let before = of(handle).cleanup.take();
-        before.map(|cleanup| cleanup(handle, of(handle).data, 0));
+        if let Some(cleanup) = of(handle).cleanup.take() {
+            cleanup(handle, of(handle).data, 0);
+        }
         (of(handle).data, of(handle).cleanup) = (data, cleanup);
     }
     code::SUCCESS
