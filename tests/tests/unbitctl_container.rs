@@ -1597,7 +1597,7 @@ until('outside '); outside = until('\r\n')
 until('$ '); say("echo BE''GIN $0 $(readlink /proc/self/fd/0) $(stty size) E''ND\r"); until('BEGIN '); inside = until(' END')
 size(master, 40, 100)
 say("until [ \"$(stty size)\" = '40 100' ]; do :; done; echo BE''GIN $(stty size) E''ND\r"); until('BEGIN '); new = until(' END')
-say("echo STAR''TED; sleep 77\r"); until('STARTED'); say('\x03'); until('$ ')
+say('sh -c "echo STAR\'\'TED; exec sleep 77"\r'); until('STARTED'); say('\x03'); until('$ ')
 say('exit 9\r'); until('left '); status = until('\r\n')
 print(outside, inside, new, status, sep='|')"#,
     );
