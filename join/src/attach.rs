@@ -3,14 +3,14 @@
 //! [`Attachment::fork_into`] is how a session begins. A helper process joins everything while nobody in the container can see it, gives up
 //! all power, and only then forks: the first process that exists in the container's pid namespace has been the container's user from birth.
 //!
-//! How pid 1 is found, and what it must be, is not in this file: see [`link`](crate::link), [`emperor`](crate::emperor) and
+//! How pid 1 is found, and what it must be, is not in this file: see [`link`](crate::link), [`emperor_socket`](crate::emperor) and
 //! [`leader`](crate::leader).
 
 use crate::apparmor::Takeover;
 use crate::cgroups::{self, Cgroup};
 use crate::confinement::Confinement;
 use crate::deadline::Deadline;
-use crate::emperor::Emperor;
+use crate::emperor_socket::EmperorSocket;
 use crate::helper::{self, Report, end_with};
 use crate::leader::Leader;
 use crate::link::Link;
@@ -86,7 +86,7 @@ impl Attachment {
                 leader
             }
             None => {
-                let emperor = Emperor::reach(container, deadline)?;
+                let emperor = EmperorSocket::reach(container, deadline)?;
                 tell("reach", format_args!("somebody listens on run/ns.socket"));
                 let leader = Leader::by_socket(emperor.pidfd()?, container)?;
                 tell("verify", format_args!("that is its pid 1, {} here", leader.pid));

@@ -5,7 +5,7 @@
 //! | step | module | what it answers |
 //! |---|---|---|
 //! | reach | [`link`] | which pid 1 is in the cgroup that root has linked to the account? |
-//! | reach, without a link | [`emperor`] | who listens on the container's ns.socket? |
+//! | reach, without a link | [`emperor_socket`] | who listens on the container's ns.socket? |
 //! | verify | [`leader`], [`linked`], [`root_directory`] | is that the container's pid 1, and its root directory the container's? |
 //! | prepare | [`namespaces`], [`user_namespace`], [`cgroups`], [`confinement`] (with [`apparmor`], [`seccomp`]) | what is there to join, and how is pid 1 bound? each opened and checked |
 //! | terminals | [`terminals`] | where does sshd's monitor open the session's terminals? |
@@ -19,7 +19,7 @@ pub mod attach;
 pub mod cgroups;
 pub mod confinement;
 mod deadline;
-pub mod emperor;
+pub mod emperor_socket;
 mod helper;
 pub mod leader;
 pub mod link;

@@ -7,8 +7,8 @@ use crate::check;
 use crate::command_line::{must_be_root, say};
 use crate::engine::{Engine, Found};
 use crate::names::{self, Account};
-use crate::node::Node;
 use crate::report::{self, Format, State, lines_of};
+use crate::rootfs::RootFs;
 use anyhow::{Context, Result, bail};
 use join::attach::Attachment;
 use join::link::{DIRECTORY, Link, TRUST};
@@ -131,7 +131,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     must_be_root("attach")?;
     let uid = arguments.account.uid()?;
-    let node = Node::at(None);
+    let node = RootFs::at(None);
     let found = arguments.place.engine().map(|engine| {
         let found = engine.find(&node)?;
         let pid = find(&found.cgroup, uid).map_err(|refusal| {

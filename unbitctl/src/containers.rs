@@ -1,6 +1,6 @@
 //! The containers that a node has, and the files from which its Emperor starts them.
 
-use crate::node::Node;
+use crate::rootfs::RootFs;
 use shared::ContainerUid;
 use shared::settings::CONTAINERS;
 use std::os::unix::fs::MetadataExt;
@@ -19,7 +19,7 @@ pub struct Vassal {
 }
 
 /// The names of all of them, in order.
-fn vassal_files(node: &Node) -> Vec<String> {
+fn vassal_files(node: &RootFs) -> Vec<String> {
     let entries = node.resolve(VASSALS).and_then(std::fs::read_dir).into_iter().flatten().flatten();
     let mut names: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     names.retain(|name| name.rsplit_once('.').is_some_and(|(_, format)| FORMATS.contains(&format)));
@@ -28,13 +28,13 @@ fn vassal_files(node: &Node) -> Vec<String> {
 }
 
 /// The containers that have one.
-pub fn vassal_containers(node: &Node) -> Vec<ContainerUid> {
+pub fn vassal_containers(node: &RootFs) -> Vec<ContainerUid> {
     let uid = |name: &String| ContainerUid::parse(name.rsplit_once('.')?.0.as_bytes());
     vassal_files(node).iter().filter_map(uid).collect()
 }
 
 /// All of them, by name.
-pub fn vassals(node: &Node) -> Vec<Vassal> {
+pub fn vassals(node: &RootFs) -> Vec<Vassal> {
     let vassal = |file: &String| {
         let path = format!("{VASSALS}/{file}");
         let text = String::from_utf8_lossy(&node.read_bytes(&path).ok()?).into_owned();
@@ -47,7 +47,7 @@ pub fn vassals(node: &Node) -> Vec<Vassal> {
 pub const UNIT: &str = "/etc/systemd/system/containers.service";
 
 /// Whether an Emperor starts containers here: it has a vassal, or a unit. A node of linked containers has neither, nor has a bare Debian.
-pub fn has_emperor(node: &Node) -> bool {
+pub fn has_emperor(node: &RootFs) -> bool {
     node.has(UNIT) || !vassal_files(node).is_empty()
 }
 
@@ -63,7 +63,7 @@ pub fn vassals_of(container: ContainerUid) -> Vec<PathBuf> {
 }
 
 /// A container of the node's, any of them.
-pub fn some_container(node: &Node) -> Option<ContainerUid> {
+pub fn some_container(node: &RootFs) -> Option<ContainerUid> {
     let directory = node.resolve(CONTAINERS).ok()?;
     std::fs::read_dir(directory).ok()?.flatten().find_map(|entry| {
         let container = ContainerUid::parse(entry.file_name().as_encoded_bytes())?;

@@ -14,10 +14,10 @@ use crate::keys::{self, Key};
 use crate::list::processes::Processes;
 use crate::lock::Lock;
 use crate::names::Account;
-use crate::node::Node;
 use crate::progress::{Done, Progress};
 use crate::quota;
 use crate::report::{self, Finding, Format, State};
+use crate::rootfs::RootFs;
 use crate::shell::quoted;
 use crate::traces;
 use crate::vassal::{self, Choice};
@@ -163,7 +163,7 @@ struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     fn make(arguments: &'a Arguments, uid: ContainerUid) -> Result<Self> {
-        let node = Node::at(None);
+        let node = RootFs::at(None);
         let home = PathBuf::from(uid.home().as_c_str().to_string_lossy().into_owned());
         let mut keys = Vec::new();
         for file in &arguments.keys {

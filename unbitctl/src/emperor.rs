@@ -1,8 +1,8 @@
 //! The node's Emperor: whether it is set up and runs, and how systemd starts it.
 
+use crate::command;
 use crate::containers::{self, VASSALS};
-use crate::node::Node;
-use crate::program;
+use crate::rootfs::RootFs;
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -38,7 +38,7 @@ enum Start {
 
 impl Emperor {
     /// Refuses where it is not set up, or nobody could start it.
-    pub fn find(node: &Node) -> Result<Self> {
+    pub fn find(node: &RootFs) -> Result<Self> {
         let directory = fs::metadata(VASSALS);
         if !directory.as_ref().is_ok_and(|found| found.is_dir()) || !node.has(CGROUPS) {
             bail!("the Emperor is not set up here, {VASSALS} or {CGROUPS} is missing: unbitctl setup emperor");
@@ -70,13 +70,13 @@ impl Emperor {
 
     /// Where its operator reads why it does not do what it should.
     pub fn look(&self) -> &'static str {
-        let node = Node::at(None);
+        let node = RootFs::at(None);
         if has_systemd(&node) && node.has(containers::UNIT) { "journalctl -u containers" } else { "its log says why" }
     }
 }
 
 /// Whether systemd is pid 1, sd_booted(3).
-pub fn has_systemd(node: &Node) -> bool {
+pub fn has_systemd(node: &RootFs) -> bool {
     node.is_running() && node.has("/run/systemd/system")
 }
 
@@ -142,7 +142,8 @@ impl Service {
 
 fn systemctl(arguments: &[&str]) -> Result<()> {
     let words = arguments.join(" ");
-    let answer = program::run(&Node::at(None), "systemctl", arguments).with_context(|| format!("systemctl {words}"))?;
+    let answer =
+        command::run(&RootFs::at(None), "systemctl", arguments).with_context(|| format!("systemctl {words}"))?;
     if !answer.ok() {
         bail!("systemctl {words}: {}", answer.complaint());
     }
@@ -150,7 +151,7 @@ fn systemctl(arguments: &[&str]) -> Result<()> {
 }
 
 /// Refuses where `cpu-max` of a vassal would change nothing.
-pub fn must_limit_processors(node: &Node) -> Result<()> {
+pub fn must_limit_processors(node: &RootFs) -> Result<()> {
     let text = node.read(CGROUPS).context(CGROUPS)?.unwrap_or_default();
     if !text.lines().any(|line| !line.trim_start().starts_with([';', '#']) && line.contains("%(cpu-max)")) {
         bail!(

@@ -2,8 +2,8 @@
 //!
 //! An engine is asked only when a container is attached. From then on its cgroup says which engine it is, by the names that engines give.
 
-use crate::node::Node;
-use crate::program::{self, Answer};
+use crate::command::{self, Output};
+use crate::rootfs::RootFs;
 use anyhow::{Context, Result, bail};
 use join::cgroups::Hierarchies;
 use join::link::DIRECTORY;
@@ -53,7 +53,7 @@ impl Engine {
     }
 
     /// Asks the engine's own tools for the container, which must run, and finds its cgroup.
-    pub fn find(&self, node: &Node) -> Result<Found> {
+    pub fn find(&self, node: &RootFs) -> Result<Found> {
         match self {
             Self::Machine(name) => machine(node, name),
             Self::Lxc(name) => payload(&directory_of(lxc_pid(node, name)?)?, name),
@@ -88,7 +88,7 @@ pub fn link_of(uid: ContainerUid) -> Option<PathBuf> {
 /// Where LXC runs the container of this cgroup, if that is in another one: `lxc.payload.web1-1` while a group of an earlier start is left.
 pub fn renamed_by_lxc(cgroup: &Path) -> Option<PathBuf> {
     let name = cgroup.file_name()?.to_str()?.strip_prefix(PAYLOAD)?;
-    let process = directory_of(lxc_pid(&Node::at(None), name).ok()?).ok()?;
+    let process = directory_of(lxc_pid(&RootFs::at(None), name).ok()?).ok()?;
     let now = ancestor(&process, |part| part.starts_with(PAYLOAD))?;
     (now != cgroup && number_of_payload(&now, name).is_some()).then_some(now)
 }
@@ -132,13 +132,13 @@ fn holds(cgroup: &Path, begin: &str) -> bool {
 }
 
 /// Runs the tool of an engine.
-fn ask(node: &Node, tool: &str, arguments: &[&str]) -> Result<Answer> {
-    program::run(node, tool, arguments)
+fn ask(node: &RootFs, tool: &str, arguments: &[&str]) -> Result<Output> {
+    command::run(node, tool, arguments)
         .with_context(|| format!("cannot ask {tool} for the container (--cgroup PATH does without it)"))
 }
 
 /// systemd-machined knows the unit, and systemd its cgroup.
-fn machine(node: &Node, name: &str) -> Result<Found> {
+fn machine(node: &RootFs, name: &str) -> Result<Found> {
     let answer = ask(node, "machinectl", &["show", "--property=Unit", "--value", "--", name])?;
     let unit = answer.out.trim();
     if !answer.ok() || unit.is_empty() {
@@ -152,7 +152,7 @@ fn machine(node: &Node, name: &str) -> Result<Found> {
     Ok(Found { cgroup: control_group(node, unit)?, stays, warnings: Vec::new() })
 }
 
-fn unit(node: &Node, name: &str) -> Result<Found> {
+fn unit(node: &RootFs, name: &str) -> Result<Found> {
     let unit = if name.contains('.') { name.to_owned() } else { format!("{name}.service") };
     if unit.ends_with(".slice") {
         bail!("{unit} is a slice, which other units can share; name the container's own service");
@@ -162,7 +162,7 @@ fn unit(node: &Node, name: &str) -> Result<Found> {
 }
 
 /// The directory of a unit that runs.
-fn control_group(node: &Node, unit: &str) -> Result<PathBuf> {
+fn control_group(node: &RootFs, unit: &str) -> Result<PathBuf> {
     let answer = ask(node, "systemctl", &["show", "--property=ControlGroup", "--value", "--", unit])?;
     let group = answer.out.trim();
     if !answer.ok() || !group.starts_with('/') {
@@ -175,7 +175,7 @@ fn control_group(node: &Node, unit: &str) -> Result<PathBuf> {
     Ok(Path::new(mounted).join(group.trim_start_matches('/')))
 }
 
-fn lxc_pid(node: &Node, name: &str) -> Result<i32> {
+fn lxc_pid(node: &RootFs, name: &str) -> Result<i32> {
     let answer = ask(node, "lxc-info", &["--name", name, "--pid", "--no-humanize"])?;
     match answer.out.trim().parse() {
         Ok(pid) if answer.ok() && pid > 0 => Ok(pid),
@@ -184,7 +184,7 @@ fn lxc_pid(node: &Node, name: &str) -> Result<i32> {
 }
 
 /// `NAME`, or `PROJECT/NAME`.
-fn incus(node: &Node, name: &str) -> Result<Found> {
+fn incus(node: &RootFs, name: &str) -> Result<Found> {
     let (project, instance) = name.split_once('/').unwrap_or(("default", name));
     let path = format!("/1.0/instances/{instance}/state?project={project}");
     let answer = ask(node, "incus", &["query", &path])?;
@@ -200,7 +200,7 @@ fn incus(node: &Node, name: &str) -> Result<Found> {
 }
 
 /// podman and Docker describe a container in the same words.
-fn oci_pid(node: &Node, engine: &str, name: &str) -> Result<i32> {
+fn oci_pid(node: &RootFs, engine: &str, name: &str) -> Result<i32> {
     let answer = ask(node, engine, &["container", "inspect", "--", name])?;
     if !answer.ok() {
         bail!("{engine} has no container {name}: {}", answer.complaint());

@@ -2,17 +2,17 @@
 //!
 //! The way in is a login's: the verification, the join and the user are [`join::attach`]'s, the process that enters is [`inside`]'s. What this command adds is
 //! that nothing of the operator's session goes along: the terminal stays out here and the session has a pty, the other descriptors stay and the session
-//! has pipes (see [`relay`]), the environment is a new one.
+//! has pipes (see [`pty_forward`]), the environment is a new one.
 
 use crate::check::pam;
 use crate::command_line::tell;
 use crate::inside::{self, Inside, Words};
 use crate::keeper::{self, Begun, Keeper, Sent};
 use crate::names::Account;
-use crate::node::Node;
-use crate::relay::{self, End, Seen, Stream};
+use crate::pty_forward::{self, End, Seen, Stream};
+use crate::rootfs::RootFs;
 use crate::terminal::{Pty, Raw};
-use crate::{sealed, sys};
+use crate::{sealed_exe, sys};
 use anyhow::{Error, Result, anyhow, bail};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use join::attach::{Attachment, Who};
@@ -81,13 +81,13 @@ const DANGER: [&str; 2] = [
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     crate::command_line::must_be_root("enter")?;
     if arguments.root {
-        sealed::run_from_memory()
+        sealed_exe::run_from_memory()
             .map_err(|error| error.context("run from memory, out of reach of what runs in the container"))?;
         DANGER.iter().for_each(tell);
     }
     join::sys::close_on_exec()?;
     let container = arguments.account.uid()?;
-    let options = pam::options_of_a_login(&Node::at(None))?;
+    let options = pam::options_of_a_login(&RootFs::at(None))?;
     let session = Session::new(arguments, container)?;
     let attachment =
         Attachment::prepare(container, &options, &mut |_, _| {}).map_err(|refusal| refused(container, &refusal))?;
@@ -306,12 +306,12 @@ fn stay_outside(mut keeper: Keeper, ours: Ours, signals: &Signals) -> Result<Exi
         .map_err(|error| Error::from(error).context("set the terminal"))?;
     let mut streams = Vec::new();
     if let Some(pty) = &ours.pty {
-        relay::never_wait(pty)?;
+        pty_forward::never_wait(pty)?;
         streams.push(Stream::new(End::Shared(stdin.as_fd()), End::Shared(pty.as_fd())));
         streams.push(Stream::new(End::Shared(pty.as_fd()), End::Shared(stdout.as_fd())));
     }
     if let Some(pipe) = ours.stdin {
-        relay::never_wait(&pipe)?;
+        pty_forward::never_wait(&pipe)?;
         streams.push(Stream::new(End::Shared(stdin.as_fd()), End::Own(pipe)));
     }
     for (from, to) in [(ours.stdout, stdout.as_fd()), (ours.stderr, stderr.as_fd())] {
@@ -325,7 +325,7 @@ fn stay_outside(mut keeper: Keeper, ours: Ours, signals: &Signals) -> Result<Exi
         end.is_some()
     };
     let (mut end, mut was_asked) = (None, false);
-    while let Seen::Signal = relay::carry(&mut streams, &signals.descriptor, end.is_some())? {
+    while let Seen::Signal = pty_forward::forward(&mut streams, &signals.descriptor, end.is_some())? {
         let Some(signal) = signals.next() else { continue };
         match signal {
             Signal::SIGCHLD if end.is_none() => drop(has_ended(&mut keeper, Duration::ZERO, &mut streams, &mut end)),

@@ -10,7 +10,7 @@ mod table;
 mod watch;
 
 use crate::columns::Window;
-use crate::{engine, names, node, report};
+use crate::{engine, names, report, rootfs};
 use anyhow::{Context, Result};
 use join::attach::Attachment;
 use join::options::Options;
@@ -170,7 +170,7 @@ impl State {
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let mut node = Node::new()?;
+    let mut node = RootFs::new()?;
     if arguments.watch {
         watch::run(&mut node, arguments.wide)?;
         return Ok(ExitCode::SUCCESS);
@@ -191,7 +191,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// What is kept between two looks.
-struct Node {
+struct RootFs {
     is_root: bool,
     resources: Resources,
     /// By uid: the containers that were seen to run.
@@ -215,7 +215,7 @@ const PATIENCE: Duration = Duration::from_millis(200);
 const LITTLE_PATIENCE: Duration = Duration::from_millis(10);
 const ALL_PATIENCE: Duration = Duration::from_secs(1);
 
-impl Node {
+impl RootFs {
     fn new() -> Result<Self> {
         let is_root = nix::unistd::geteuid().is_root();
         Ok(Self { is_root, resources: Resources::new(is_root)?, running: HashMap::new() })
@@ -254,7 +254,7 @@ impl Node {
             workers.into_iter().filter_map(|worker| worker.join().ok()).flatten().collect()
         });
         seen.sort_by_key(|(container, _)| container.uid);
-        for (name, uid) in names::links(&node::Node::at(None)).iter().filter_map(names::Link::second_name) {
+        for (name, uid) in names::links(&rootfs::RootFs::at(None)).iter().filter_map(names::Link::second_name) {
             if let Ok(at) = seen.binary_search_by_key(&uid.get(), |(container, _)| container.uid) {
                 seen.get_mut(at).into_iter().for_each(|(container, _)| container.names.push(name.to_string()));
             }

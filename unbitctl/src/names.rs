@@ -1,7 +1,7 @@
 //! Second names of containers, root's links `/containers/web1 -> 30001`: as arguments, and as they are on a node. See nss-unbit(8).
 
 use crate::command_line;
-use crate::node::Node;
+use crate::rootfs::RootFs;
 use anyhow::{Context, Result, bail};
 use join::roots_path::must_be_roots;
 use join::sys::retry;
@@ -105,7 +105,7 @@ impl Link {
 }
 
 /// All symbolic links in a node's /containers but those of numbers, by name.
-pub fn links(node: &Node) -> Vec<Link> {
+pub fn links(node: &RootFs) -> Vec<Link> {
     let entries = node.resolve(CONTAINERS).and_then(fs::read_dir).into_iter().flatten().flatten();
     let mut links: Vec<_> = entries
         .filter_map(|entry| {
@@ -124,7 +124,7 @@ pub fn links(node: &Node) -> Vec<Link> {
 
 /// The second names of a container.
 pub fn of(uid: ContainerUid) -> Vec<SecondName> {
-    let names = links(&Node::at(None)).into_iter().filter_map(|link| link.second_name());
+    let names = links(&RootFs::at(None)).into_iter().filter_map(|link| link.second_name());
     names.filter(|(_, container)| *container == uid).map(|(name, _)| name).collect()
 }
 

@@ -1,6 +1,6 @@
 //! How much of the disk a container may use: the user quota of the file system of /containers, quotactl(2).
 
-use crate::node::Node;
+use crate::rootfs::RootFs;
 use crate::sys;
 use crate::vassal::size;
 use anyhow::{Context, Result, bail};
@@ -25,7 +25,7 @@ pub struct State {
 }
 
 /// What the file system says of this user.
-pub fn state(node: &Node, uid: ContainerUid) -> Result<State> {
+pub fn state(node: &RootFs, uid: ContainerUid) -> Result<State> {
     let directory = node.open(CONTAINERS).context(CONTAINERS)?;
     let id = fs::metadata(CONTAINERS).context(CONTAINERS)?.dev();
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;

@@ -6,10 +6,10 @@ use crate::containers::{VASSALS, vassals_of};
 use crate::interrupt::Interrupt;
 use crate::lock::Lock;
 use crate::names::{self, Account};
-use crate::node::Node;
 use crate::progress::{Done, Progress};
 use crate::purge::purge;
 use crate::report;
+use crate::rootfs::RootFs;
 use crate::{quota, stop, terminal, traces};
 use anyhow::{Context, Result, bail};
 use join::link::{DIRECTORY, Link};
@@ -209,7 +209,7 @@ impl Home {
             fs::remove_file(&link).with_context(|| link.display().to_string())?;
             progress.changed("name", format!("{}: removed", link.display()));
         }
-        let node = Node::at(None);
+        let node = RootFs::at(None);
         if let Some(state) = quota::state(&node, self.uid).ok().filter(|state| state.limit().is_some()) {
             state.set(self.uid, 0)?;
             progress.changed("disk", "the limit is removed");

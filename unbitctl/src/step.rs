@@ -1,10 +1,10 @@
 //! A step of a set-up: what a check finds, and what is done about it. Each topic below [`check`](crate::check) that set-up can fix has one.
 
-use crate::node::Node;
 use crate::report::Finding;
+use crate::rootfs::RootFs;
 use anyhow::Result;
 
-/// One change. Paths are named as the node names them, see [`Node::path`](crate::node::Node::path).
+/// One change. Paths are named as the node names them, see [`RootFs::path`](crate::rootfs::RootFs::path).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
     /// The file's whole new content. A new file gets this mode and is root's; one that is there keeps its mode and owner.
@@ -26,21 +26,21 @@ pub struct Wishes {
 pub struct Step {
     /// Its check's name.
     pub name: &'static str,
-    pub check: fn(&Node) -> Vec<Finding>,
+    pub check: fn(&RootFs) -> Vec<Finding>,
     /// What the guide asks for besides.
-    pub guide: fn(&Node) -> Vec<Finding>,
+    pub guide: fn(&RootFs) -> Vec<Finding>,
     /// What would fix it; nothing, if all is well.
-    pub changes: fn(&Node, Wishes) -> Result<Vec<Change>>,
+    pub changes: fn(&RootFs, Wishes) -> Result<Vec<Change>>,
     /// What the operator has to know before these changes are made.
-    pub warning: fn(&Node, Wishes) -> Vec<String>,
+    pub warning: fn(&RootFs, Wishes) -> Vec<String>,
     /// The steps without which it does not begin, if they fail.
     pub needs: &'static [&'static str],
     /// What must be so before, where the steps of these names are as good as done.
-    pub requires: fn(&Node, &[&str]) -> Result<()>,
+    pub requires: fn(&RootFs, &[&str]) -> Result<()>,
     /// Whether the programs that read its files are content with them.
-    pub validate: fn(&Node) -> Result<()>,
+    pub validate: fn(&RootFs) -> Result<()>,
     /// What is known of that before the files are there.
-    pub preflight: fn(&Node) -> Result<()>,
+    pub preflight: fn(&RootFs) -> Result<()>,
     /// What is still to be done on a node that runs.
     pub follow_up: &'static str,
 }
@@ -49,10 +49,10 @@ impl Step {
     /// With nothing before or after it.
     pub const fn new(
         name: &'static str,
-        check: fn(&Node) -> Vec<Finding>,
-        changes: fn(&Node, Wishes) -> Result<Vec<Change>>,
+        check: fn(&RootFs) -> Vec<Finding>,
+        changes: fn(&RootFs, Wishes) -> Result<Vec<Change>>,
     ) -> Self {
-        let (needs, warning) = (&[], (|_, _| Vec::new()) as fn(&Node, Wishes) -> Vec<String>);
+        let (needs, warning) = (&[], (|_, _| Vec::new()) as fn(&RootFs, Wishes) -> Vec<String>);
         Self {
             name,
             check,

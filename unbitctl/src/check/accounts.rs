@@ -1,7 +1,7 @@
 //! /etc/passwd: no account there has a container's name or number.
 
-use crate::node::Node;
 use crate::report::Finding;
+use crate::rootfs::RootFs;
 use shared::settings::CONTAINERS;
 use shared::{ContainerUid, escape};
 use std::io::ErrorKind;
@@ -12,7 +12,7 @@ const WHY_NAME: &str =
     "/etc/passwd is asked first, so a login by the container's name is a login to this account, not to the container";
 const WHY_NUMBER: &str = "the files of a container belong to its number, and so to this account";
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     let text = match node.read_bytes(FILE) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == ErrorKind::NotFound => String::new(),

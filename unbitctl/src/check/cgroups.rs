@@ -1,8 +1,8 @@
 //! The cgroups: a limit of memory for each container can be set, and is.
 
 use crate::containers::VASSALS;
-use crate::node::Node;
 use crate::report::Finding;
+use crate::rootfs::RootFs;
 use crate::shell;
 use join::cgroups::{Hierarchies, Version};
 use join::proc::Proc;
@@ -22,7 +22,7 @@ const PIDS: &str =
 /// As many containers as one line names.
 const NAMED: usize = 10;
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     let hierarchies = match hierarchies(node) {
         Ok(hierarchies) => hierarchies,
         Err(finding) => return vec![finding],
@@ -41,7 +41,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
 }
 
 /// Which version is mounted, and whether it has the controllers that the guide's limits need.
-pub fn check_layout(node: &Node) -> Vec<Finding> {
+pub fn check_layout(node: &RootFs) -> Vec<Finding> {
     let hierarchies = match hierarchies(node) {
         Ok(hierarchies) => hierarchies,
         Err(finding) => return vec![finding],
@@ -51,7 +51,7 @@ pub fn check_layout(node: &Node) -> Vec<Finding> {
     vec![judge_layout(&version_1, hierarchies.version_2(), &read)]
 }
 
-fn hierarchies(node: &Node) -> Result<Hierarchies, Finding> {
+fn hierarchies(node: &RootFs) -> Result<Hierarchies, Finding> {
     if !node.is_running() {
         return Err(Finding::not_applicable(CHECK, LAYOUT, "a root directory has no cgroups"));
     }

@@ -10,8 +10,8 @@ use crate::containers::has_vassal;
 use crate::engine;
 use crate::inside::{self, Words};
 use crate::names::{self, Account};
-use crate::node::Node;
 use crate::report::{Finding, State};
+use crate::rootfs::RootFs;
 use crate::shell::quoted;
 use anyhow::Result;
 use join::Deadline;
@@ -100,7 +100,7 @@ fn go(login: &Account, findings: &mut Vec<Finding>) -> Result<(), Finding> {
     if let Account::Name(name) = login {
         findings.push(second_name(name, container)?);
     }
-    let node = Node::at(None);
+    let node = RootFs::at(None);
     let says = sshd(&node, login, container)?;
     let Some(server) = server::find(&says.addresses()) else {
         let seen = format!("no sshd runs, and nothing listens on {}", says.of("ListenAddress"));
@@ -400,7 +400,7 @@ fn take_out(name: &str) -> String {
 }
 
 /// What sshd goes by for this user, and whom it lets in at all.
-fn sshd(node: &Node, login: &Account, container: ContainerUid) -> Result<Says, Finding> {
+fn sshd(node: &RootFs, login: &Account, container: ContainerUid) -> Result<Says, Finding> {
     let says = sshd::ask(node, &login.to_string())
         .map_err(|error| fail("sshd", format!("{error:#}"), "fix what it complains of, then: sshd -t"))?;
     if !says.asks_pam() {
@@ -417,7 +417,7 @@ fn sshd(node: &Node, login: &Account, container: ContainerUid) -> Result<Says, F
 }
 
 /// The lines of PAM, and on which terms they let a session in.
-fn pam(node: &Node, findings: &mut Vec<Finding>) -> Result<Options, Finding> {
+fn pam(node: &RootFs, findings: &mut Vec<Finding>) -> Result<Options, Finding> {
     let let_in = pam::let_in(node).map_err(|error| fail("pam", format!("{error:#}"), pam::fix_of(node)))?;
     let module = pam::module(node);
     if module.state == State::Fail {

@@ -1,7 +1,7 @@
 //! The directories of a node: there, of their owner, and open to no more people than they need be.
 
-use crate::node::Node;
 use crate::report::Finding;
+use crate::rootfs::RootFs;
 use crate::step::{Change, Step, Wishes};
 use anyhow::{Context, Result};
 use join::link::DIRECTORY as LINKS;
@@ -97,16 +97,16 @@ const WHY: &str = "accounts, containers and the node's services are what is in t
 pub const STEP: Step = Step { guide: check_guide, ..Step::new(CHECK, check, fix) };
 
 /// Those that a login needs, on this node.
-fn needed(node: &Node) -> Vec<&'static Directory> {
+fn needed(node: &RootFs) -> Vec<&'static Directory> {
     let links = node.has(LINKS).then_some(&LINKS_DIRECTORY);
     std::iter::once(&CONTAINERS_DIRECTORY).chain(links).collect()
 }
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     judge_all(node, &needed(node), Accounts::ROOT, &node.setup(CHECK))
 }
 
-pub fn check_guide(node: &Node) -> Vec<Finding> {
+pub fn check_guide(node: &RootFs) -> Vec<Finding> {
     match Accounts::of(node) {
         Ok(accounts) => judge_all(node, &OF_GUIDE.iter().collect::<Vec<_>>(), accounts, &node.setup_by_guide(CHECK)),
         Err(error) => {
@@ -118,7 +118,7 @@ pub fn check_guide(node: &Node) -> Vec<Finding> {
 }
 
 /// `setup` is the command that fixes them.
-fn judge_all(node: &Node, directories: &[&Directory], accounts: Accounts, setup: &str) -> Vec<Finding> {
+fn judge_all(node: &RootFs, directories: &[&Directory], accounts: Accounts, setup: &str) -> Vec<Finding> {
     let (mut faults, mut missing, mut well) = (Vec::new(), Vec::new(), 0);
     for directory in directories {
         let (path, why) = (directory.path, directory.why);
@@ -156,7 +156,7 @@ fn judge_all(node: &Node, directories: &[&Directory], accounts: Accounts, setup:
 }
 
 /// Makes the directories that are missing, and gives the others their owner and mode. What is in the way stays for the operator.
-fn fix(node: &Node, wishes: Wishes) -> Result<Vec<Change>> {
+fn fix(node: &RootFs, wishes: Wishes) -> Result<Vec<Change>> {
     let mut directories = needed(node);
     let mut accounts = Accounts::ROOT;
     if wishes.guide {
@@ -196,7 +196,7 @@ impl Accounts {
     /// Where no directory is www-data's.
     const ROOT: Self = Self { uid: 0, gid: 0 };
 
-    fn of(node: &Node) -> Result<Self> {
+    fn of(node: &RootFs) -> Result<Self> {
         let number = |file: &str| {
             number_of(&node.read(file)?.unwrap_or_default(), WWW_DATA)
                 .with_context(|| format!("{file} has no {WWW_DATA}"))
@@ -252,7 +252,7 @@ struct Place {
     name: String,
 }
 
-fn look(node: &Node, directory: &Directory, accounts: Accounts, setup: &str) -> Verdict {
+fn look(node: &RootFs, directory: &Directory, accounts: Accounts, setup: &str) -> Verdict {
     let found = match node.open(directory.path) {
         Ok(found) => File::from(found),
         Err(error) => return not_opened(node, directory.path, &error, setup),
@@ -277,7 +277,7 @@ fn look(node: &Node, directory: &Directory, accounts: Accounts, setup: &str) -> 
     }
 }
 
-fn not_opened(node: &Node, path: &str, error: &io::Error, setup: &str) -> Verdict {
+fn not_opened(node: &RootFs, path: &str, error: &io::Error, setup: &str) -> Verdict {
     match error.kind() {
         ErrorKind::PermissionDenied => Verdict::Hidden,
         ErrorKind::NotFound if node.open_link(path).is_err() => Verdict::Missing,
@@ -296,7 +296,7 @@ fn not_opened(node: &Node, path: &str, error: &io::Error, setup: &str) -> Verdic
 }
 
 /// The operator may keep a directory elsewhere and leave a link in its place: what counts is the directory behind it.
-fn place(node: &Node, path: &str, found: &File) -> Option<Place> {
+fn place(node: &RootFs, path: &str, found: &File) -> Option<Place> {
     let behind = std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?;
     let root = node.root().canonicalize().ok()?;
     let inside = Path::new("/").join(behind.strip_prefix(&root).ok()?).to_str()?.to_owned();
@@ -305,7 +305,7 @@ fn place(node: &Node, path: &str, found: &File) -> Option<Place> {
 }
 
 /// Whoever can rename a directory above one that a login needs can put another in its place.
-fn on_the_way(node: &Node, place: &Place) -> Option<Verdict> {
+fn on_the_way(node: &RootFs, place: &Place) -> Option<Verdict> {
     Path::new(&place.path).ancestors().skip(1).filter_map(Path::to_str).find_map(|above| {
         let status = File::from(node.open(above).ok()?).metadata().ok()?;
         let is_open = status.mode() & 0o002 != 0 || status.mode() & 0o020 != 0 && status.gid() != 0;

@@ -4,10 +4,10 @@
 //! may have made it. For the same reason nothing in it is followed out of it.
 
 use super::library;
+use crate::command;
 use crate::containers::has_emperor;
-use crate::node::Node;
-use crate::program;
 use crate::report::Finding;
+use crate::rootfs::RootFs;
 use crate::step::{Change, Step, Wishes};
 use anyhow::Result;
 use shared::ContainerUid;
@@ -32,7 +32,7 @@ const WRITERS: &str = "every container that starts from it runs its programs";
 pub const STEP: Step = Step { guide: check_guide, ..Step::new(CHECK, check, fix) };
 
 /// Where an Emperor starts containers from them.
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     if is_one(node) || has_emperor(node) {
         return look(node);
     }
@@ -40,11 +40,11 @@ pub fn check(node: &Node) -> Vec<Finding> {
 }
 
 /// The guide's node has them before it has a container.
-pub fn check_guide(node: &Node) -> Vec<Finding> {
+pub fn check_guide(node: &RootFs) -> Vec<Finding> {
     if is_one(node) || has_emperor(node) { Vec::new() } else { look(node) }
 }
 
-fn look(node: &Node) -> Vec<Finding> {
+fn look(node: &RootFs) -> Vec<Finding> {
     let distributions = match all(node) {
         Ok(distributions) => distributions,
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
@@ -62,7 +62,7 @@ fn look(node: &Node) -> Vec<Finding> {
 }
 
 /// Makes the directories that are missing. Only where nobody but root can change what is there meanwhile.
-fn fix(node: &Node, _: Wishes) -> Result<Vec<Change>> {
+fn fix(node: &RootFs, _: Wishes) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     for distribution in all(node).unwrap_or_default() {
         for directory in NEEDED.into_iter().filter(|directory| distribution.can_make(directory)) {
@@ -74,13 +74,13 @@ fn fix(node: &Node, _: Wishes) -> Result<Vec<Change>> {
 }
 
 /// Those that lack a program.
-pub fn without(node: &Node, program: &str) -> Vec<String> {
+pub fn without(node: &RootFs, program: &str) -> Vec<String> {
     let distributions = all(node).unwrap_or_default();
     distributions.into_iter().filter(|one| !one.root.has(program)).map(|one| one.path).collect()
 }
 
 /// Whether a root directory is a distribution: it is below this machine's /distros, or has where pivot_root(2) leaves the old root.
-pub fn is_one(node: &Node) -> bool {
+pub fn is_one(node: &RootFs) -> bool {
     let real = node.root().canonicalize();
     let is_below =
         |real: &PathBuf| fs::canonicalize(DISTRIBUTIONS).is_ok_and(|all| real.starts_with(&all) && *real != all);
@@ -88,16 +88,16 @@ pub fn is_one(node: &Node) -> bool {
 }
 
 /// Of a root directory that is a distribution.
-pub fn check_one(node: &Node) -> Vec<Finding> {
+pub fn check_one(node: &RootFs) -> Vec<Finding> {
     itself(node).check(node)
 }
 
-fn itself(node: &Node) -> Distribution {
+fn itself(node: &RootFs) -> Distribution {
     Distribution { path: String::new(), root: node.clone() }
 }
 
 /// All of them, by name.
-fn all(node: &Node) -> io::Result<Vec<Distribution>> {
+fn all(node: &RootFs) -> io::Result<Vec<Distribution>> {
     if is_one(node) {
         return Ok(vec![itself(node)]);
     }
@@ -109,7 +109,7 @@ fn all(node: &Node) -> io::Result<Vec<Distribution>> {
     let at = |name: &String| {
         let path = format!("{DISTRIBUTIONS}/{name}");
         let root = node.resolve(&path).ok()?;
-        root.is_dir().then(|| Distribution { path, root: Node::at(Some(&root)) })
+        root.is_dir().then(|| Distribution { path, root: RootFs::at(Some(&root)) })
     };
     Ok(names.iter().filter_map(at).collect())
 }
@@ -118,11 +118,11 @@ fn all(node: &Node) -> io::Result<Vec<Distribution>> {
 struct Distribution {
     /// As the node names it.
     path: String,
-    root: Node,
+    root: RootFs,
 }
 
 impl Distribution {
-    fn check(&self, node: &Node) -> Vec<Finding> {
+    fn check(&self, node: &RootFs) -> Vec<Finding> {
         let path = &self.path;
         let name = if path.is_empty() { "it" } else { path };
         match self.root.open("/.") {
@@ -182,7 +182,7 @@ impl Distribution {
     fn naming(&self) -> Result<String, (String, String)> {
         let passwd = self.root.read_bytes("/etc/passwd").unwrap_or_default();
         let named = containers_in(&String::from_utf8_lossy(&passwd));
-        let Some(directory) = program::library_directories(&self.root)
+        let Some(directory) = command::library_directories(&self.root)
             .into_iter()
             .find(|directory| self.root.has(&format!("{directory}/libc.so.6")))
         else {

@@ -5,8 +5,8 @@ use super::systemd::{self, Health, Unit};
 use crate::containers::{VASSALS, has_emperor, vassal_containers};
 use crate::emperor;
 use crate::list::processes;
-use crate::node::Node;
 use crate::report::{Finding, State};
+use crate::rootfs::RootFs;
 use shared::ContainerUid;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -22,7 +22,7 @@ const WHY_TERMINAL: &str =
 /// That of examples/, and that of uwsgi.it.
 const UNITS: [&str; 2] = ["containers.service", "emperor.service"];
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     let not_applicable = |seen: &str| vec![Finding::not_applicable(CHECK, WHY, seen)];
     if !node.is_running() {
         return not_applicable("a root directory has no processes");

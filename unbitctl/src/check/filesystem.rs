@@ -1,8 +1,8 @@
 //! The file system that holds the containers: quotas of users, and a fair share of the disk.
 
 use super::mounts;
-use crate::node::Node;
 use crate::report::Finding;
+use crate::rootfs::RootFs;
 use crate::sys::{self, UserQuota};
 use join::mountinfo::Mount;
 use nix::sys::stat::{major, minor};
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 const CHECK: &str = "filesystem";
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     const WHY: &str = "one container must not fill the disk for all others";
     if !node.is_running() {
         return vec![Finding::not_applicable(CHECK, WHY, "a root directory is not mounted as it will be")];

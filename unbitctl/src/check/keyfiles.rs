@@ -1,9 +1,9 @@
 //! Files of keys: sshd reads each line of a tenant's into the memory of a root process, however long it is.
 
 use super::{cgroups, server, sshd};
-use crate::node::Node;
-use crate::program::SSHD;
+use crate::command::SSHD;
 use crate::report::Finding;
+use crate::rootfs::RootFs;
 use join::cgroups::{Hierarchies, Version};
 use join::proc::Proc;
 use shared::settings::{CONTAINERS, FIRST_UID};
@@ -14,7 +14,7 @@ const CHECK: &str = "keyfiles";
 const WHY: &str = "sshd reads a line of ~/.ssh/authorized_keys whole: a file of 20 GB without a newline, which takes no room on the disk, takes the node's memory";
 const FIX: &str = "systemctl edit ssh, and add the two lines MemoryMax=1G and OOMPolicy=continue below [Service]; then: systemctl restart ssh";
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     vec![if !node.is_running() {
         Finding::not_applicable(CHECK, WHY, "a root directory has no sshd that runs")
     } else if !node.has(SSHD) {

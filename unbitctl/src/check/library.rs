@@ -1,20 +1,20 @@
 //! Our libraries: where they are looked for, loaded without an error, and really the ones that are loaded. nss-unbit and pam-unbit in C have the same names.
 
-use crate::node::Node;
-use crate::program;
+use crate::command;
 use crate::report::Finding;
+use crate::rootfs::RootFs;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
 /// Whether a library of ours is there, and its own dynamic linker can load it.
-pub fn check(node: &Node, check: &'static str, why: &'static str, path: &str, fix: String) -> Finding {
+pub fn check(node: &RootFs, check: &'static str, why: &'static str, path: &str, fix: String) -> Finding {
     if !node.has(path) {
         return Finding::fail(check, why, format!("there is no {path}"), fix);
     }
-    if !program::possible(node) {
+    if !command::possible(node) {
         return Finding::not_applicable(check, why, format!("{path}: root is needed to see whether it can be loaded"));
     }
-    match program::cannot_load(node, path) {
+    match command::cannot_load(node, path) {
         Ok(None) if !is_ours(node, path) => {
             Finding::fail(check, why, format!("{path} is not unbit's: it is {}", whose(path)), fix)
         }
@@ -29,7 +29,7 @@ const MARKS: [(&str, &[u8]); 2] =
     [("libnss_unbit", b"_nss_unbit_initgroups_dyn\0"), ("pam_unbit", b"pam_sm_acct_mgmt\0")];
 
 /// Whether a library is ours, and not an original in C. What cannot be read, and what is no library of either name, is not told from ours.
-pub fn is_ours(node: &Node, path: &str) -> bool {
+pub fn is_ours(node: &RootFs, path: &str) -> bool {
     let (Some((_, mark)), Ok(bytes)) = (MARKS.iter().find(|(name, _)| path.contains(name)), node.read_bytes(path))
     else {
         return true;
@@ -47,7 +47,7 @@ pub fn whose(path: &str) -> &'static str {
 }
 
 /// Whether two paths are one file.
-pub fn is_same(node: &Node, one: &str, other: &str) -> bool {
+pub fn is_same(node: &RootFs, one: &str, other: &str) -> bool {
     let id = |path: &str| {
         let found = File::from(node.open(path).ok()?).metadata().ok()?;
         Some((found.dev(), found.ino()))
@@ -56,8 +56,8 @@ pub fn is_same(node: &Node, one: &str, other: &str) -> bool {
 }
 
 /// The library of the service `unbit` that glibc loads, as its dynamic linker says itself; `None` if it loads none.
-pub fn loaded_for_nss(node: &Node) -> Option<String> {
-    let answer = program::run(node, "env", &["LD_DEBUG=libs", "getent", "-s", "unbit", "passwd", "root"]).ok()?;
+pub fn loaded_for_nss(node: &RootFs) -> Option<String> {
+    let answer = command::run(node, "env", &["LD_DEBUG=libs", "getent", "-s", "unbit", "passwd", "root"]).ok()?;
     initialised(&answer.err, "libnss_unbit.so.2").map(str::to_owned)
 }
 

@@ -1,7 +1,7 @@
 //! limits.conf(5): pam_limits does not run for container users, so lines about them have no effect.
 
-use crate::node::Node;
 use crate::report::Finding;
+use crate::rootfs::RootFs;
 use shared::settings::FIRST_UID;
 use shared::{ContainerUid, escape};
 
@@ -11,7 +11,7 @@ const DIRECTORY: &str = "/etc/security/limits.d";
 const WHY: &str = "pam_limits does not run for container users, so such a line limits nothing";
 const FIX: &str = "set the limit for the container, in its cgroup or its vassal, and remove the line";
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     let entries = node.resolve(DIRECTORY).and_then(std::fs::read_dir).into_iter().flatten().flatten();
     let mut files: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     files.retain(|name| name.ends_with(".conf"));

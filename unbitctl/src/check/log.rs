@@ -1,8 +1,8 @@
 //! The socket of the node's system log: who reaches it from inside a container writes lines in anybody's name.
 
 use super::cgroups::{self, leader_of};
-use crate::node::Node;
 use crate::report::Finding;
+use crate::rootfs::RootFs;
 use join::mountinfo::Mount;
 use join::proc::Proc;
 use shared::{ContainerUid, escape};
@@ -22,7 +22,7 @@ const FIX: &str = "give the container a /dev of its own (a tmpfs with null, zero
 /// Where programs and systemd-journald(8) have their sockets; the first is a link to one in the same directory as the others.
 const SOCKETS: [&str; 3] = ["/dev/log", "/run/systemd/journal/socket", "/run/systemd/journal/stdout"];
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     vec![if !node.is_running() {
         Finding::not_applicable(CHECK, WHY, "a root directory has no log")
     } else if fs::read("/proc/1/mountinfo").is_err() {

@@ -1,10 +1,10 @@
 //! The node's mail server, which takes a container's user for one of its own: it must run no program that the tenant names in ~/.forward.
 
+use crate::command;
 use crate::containers::some_container;
 use crate::names;
-use crate::node::Node;
-use crate::program;
 use crate::report::Finding;
+use crate::rootfs::RootFs;
 use anyhow::{Result, bail};
 use shared::settings::{CONTAINERS, FIRST_UID};
 
@@ -15,7 +15,7 @@ const EXIM: [&str; 2] = ["/usr/sbin/exim4", "/usr/sbin/exim"];
 const POSTCONF: &str = "/usr/sbin/postconf";
 const SENDMAIL: &str = "/usr/sbin/sendmail";
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     let exim = EXIM.into_iter().find(|exim| node.has(exim));
     let has_postfix = node.has(POSTCONF);
     if exim.is_none() && !has_postfix {
@@ -133,12 +133,12 @@ fn fix_exim() -> String {
     )
 }
 
-fn ask_exim(node: &Node, exim: &str) -> Result<Finding> {
+fn ask_exim(node: &RootFs, exim: &str) -> Result<Finding> {
     let uid = some_container(node).map_or(FIRST_UID, |container| container.get()).to_string();
     let Ok(containers) = node.resolve(CONTAINERS) else {
         return Ok(Finding::not_applicable(CHECK, WHY, format!("{exim}: there is no {CONTAINERS} to ask with")));
     };
-    let answer = program::run_apart(node, ASK_EXIM, &[&containers.display().to_string(), CONTAINERS, &uid, exim])?;
+    let answer = command::run_apart(node, ASK_EXIM, &[&containers.display().to_string(), CONTAINERS, &uid, exim])?;
     if !answer.ok() {
         bail!("{}", answer.complaint());
     }
@@ -149,7 +149,7 @@ fn ask_exim(node: &Node, exim: &str) -> Result<Finding> {
     }
     let mut commands = Vec::new();
     for transport in &seen.transports {
-        let options = program::run(node, exim, &["-bP", "transport", transport])?.out;
+        let options = command::run(node, exim, &["-bP", "transport", transport])?.out;
         commands.extend(options.lines().filter_map(|line| line.trim().strip_prefix("command = ")).map(str::to_owned));
     }
     Ok(seen.judge(exim, &commands))
@@ -202,9 +202,9 @@ fn fix_postfix(names: &[String]) -> String {
     )
 }
 
-fn ask_postfix(node: &Node) -> Result<Finding> {
+fn ask_postfix(node: &RootFs) -> Result<Finding> {
     let ask = |how: &str, name: &str| -> Result<String> {
-        let answer = program::run(node, POSTCONF, &[how, name])?;
+        let answer = command::run(node, POSTCONF, &[how, name])?;
         if !answer.ok() {
             bail!("{}", answer.complaint());
         }
@@ -217,7 +217,7 @@ fn ask_postfix(node: &Node) -> Result<Finding> {
     let links = names::links(node);
     let names: Vec<_> = links.iter().filter_map(|link| Some(link.second_name()?.0.to_string())).collect();
     let has_alias = numbers.iter().chain(&names).all(|user| {
-        let takes = |map: &&str| program::run(node, "/usr/sbin/postalias", &["-q", user, map]);
+        let takes = |map: &&str| command::run(node, "/usr/sbin/postalias", &["-q", user, map]);
         maps.iter().any(|map| takes(map).is_ok_and(|answer| answer.ok() && !answer.out.trim().is_empty()))
     });
     let postfix = Postfix {

@@ -30,8 +30,8 @@ mod time;
 pub(crate) mod vassals;
 
 use crate::names::Account;
-use crate::node::Node;
 use crate::report::{self, Finding, Format, GUIDE, Profile};
+use crate::rootfs::RootFs;
 use anyhow::Result;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -66,7 +66,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let findings = match &arguments.account {
         Some(account) => container::check(account)?,
         None => {
-            let node = Node::named(arguments.root.as_deref())?;
+            let node = RootFs::named(arguments.root.as_deref())?;
             self::node(&node, arguments.guide.is_some())
         }
     };
@@ -89,7 +89,7 @@ const fn is_space(letter: char) -> bool {
 }
 
 /// A check of a node.
-type Check = fn(&Node) -> Vec<Finding>;
+type Check = fn(&RootFs) -> Vec<Finding>;
 
 /// All of them, in the order in which a node is set up: first what a login needs, then the steps of the guide.
 const CHECKS: &[(Profile, Check)] = &[
@@ -123,7 +123,7 @@ const CHECKS: &[(Profile, Check)] = &[
     (Profile::Guide, keyfiles::check),
 ];
 
-fn node(node: &Node, guide: bool) -> Vec<Finding> {
+fn node(node: &RootFs, guide: bool) -> Vec<Finding> {
     if distributions::is_one(node) {
         return [nsswitch::check(node), distributions::check_one(node)].concat();
     }

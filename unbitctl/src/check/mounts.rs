@@ -1,8 +1,8 @@
 //! The mounts from which the Emperor starts containers: what one of them mounts stays with it.
 
 use crate::containers::{Vassal, has_emperor, vassals};
-use crate::node::Node;
 use crate::report::{Finding, State};
+use crate::rootfs::RootFs;
 use join::link;
 use join::mountinfo::Mount;
 use shared::ContainerUid;
@@ -15,13 +15,13 @@ use std::path::Path;
 
 const CHECK: &str = "mounts";
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     let mut findings = check_propagation(node);
     findings.extend(check_linked(node));
     findings
 }
 
-fn check_propagation(node: &Node) -> Vec<Finding> {
+fn check_propagation(node: &RootFs) -> Vec<Finding> {
     if !node.is_running() {
         let seen = "a root directory is not mounted as it will be";
         return vec![Finding::not_applicable(CHECK, PROPAGATION, seen)];
@@ -44,7 +44,7 @@ fn check_propagation(node: &Node) -> Vec<Finding> {
 const LINKED: &str = "root of a container can make a set-user-ID program or a device in its directory, and on the node any user could use it";
 
 /// The Emperor's containers have no root. Nothing is said where root has linked no container.
-fn check_linked(node: &Node) -> Option<Finding> {
+fn check_linked(node: &RootFs) -> Option<Finding> {
     let links = node.resolve(link::DIRECTORY).and_then(fs::read_dir).ok()?;
     let linked = links.flatten().filter_map(|entry| ContainerUid::parse(entry.file_name().as_bytes()));
     let homes: Vec<_> = linked.map(|uid| format!("{CONTAINERS}/{uid}")).collect();
@@ -85,7 +85,7 @@ const HELD: [&str; 4] = ["/", "/ns", "/distros", CONTAINERS];
 
 /// Containers start whatever the node's mounts are, from an Emperor with a mount namespace of its own (PrivateMounts= of systemd.exec(5)) and
 /// where they make their mounts private themselves. Those of other engines do.
-fn judge_started(node: &Node, of_node: Finding) -> Finding {
+fn judge_started(node: &RootFs, of_node: Finding) -> Finding {
     if of_node.state == State::Ok {
         return of_node;
     }
@@ -109,7 +109,7 @@ fn judge_started(node: &Node, of_node: Finding) -> Finding {
 }
 
 /// Whether a unit of the operator's that starts uWSGI has mounts of its own.
-fn has_private_unit(node: &Node) -> bool {
+fn has_private_unit(node: &RootFs) -> bool {
     const UNITS: &str = "/etc/systemd/system";
     let entries = node.resolve(UNITS).and_then(fs::read_dir).into_iter().flatten().flatten();
     let units =
@@ -153,7 +153,7 @@ fn holding<'a>(mounts: &'a [Mount], path: &str) -> Option<&'a Mount> {
 }
 
 /// A directory, and the mount that it is on.
-pub fn at<'a>(node: &Node, mounts: &'a [Mount], path: &str) -> io::Result<(OwnedFd, &'a Mount)> {
+pub fn at<'a>(node: &RootFs, mounts: &'a [Mount], path: &str) -> io::Result<(OwnedFd, &'a Mount)> {
     let directory = node.open(path)?;
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", directory.as_raw_fd()))?;
     let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());

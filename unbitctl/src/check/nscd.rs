@@ -1,7 +1,7 @@
 //! nscd, which remembers answers about accounts longer than they are true.
 
-use crate::node::Node;
 use crate::report::Finding;
+use crate::rootfs::RootFs;
 use crate::step::{Change, Step, Wishes};
 use anyhow::Result;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -23,21 +23,21 @@ const DATABASES: [(&str, i32, &[u8]); 2] = [("passwd", 1, b"0\0"), ("group", 3, 
 pub const STEP: Step =
     Step { follow_up: "nscd reads its file again by: systemctl restart nscd", ..Step::new(CHECK, check, fix) };
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     let text = node.read(CONFIGURATION).ok().flatten().unwrap_or_default();
     let configured = cached(&text);
     vec![if node.is_running() { live(node, &configured) } else { installed(node, &configured) }]
 }
 
 /// `enable-cache passwd no`, and the same for group.
-fn fix(node: &Node, _: Wishes) -> Result<Vec<Change>> {
+fn fix(node: &RootFs, _: Wishes) -> Result<Vec<Change>> {
     let text = node.read(CONFIGURATION)?.unwrap_or_default();
     let fixed = without_caches(&text);
     let change = Change::File { path: CONFIGURATION.to_owned(), content: fixed.clone(), mode: 0o644 };
     Ok(if fixed == text { Vec::new() } else { vec![change] })
 }
 
-fn installed(node: &Node, configured: &[&str]) -> Finding {
+fn installed(node: &RootFs, configured: &[&str]) -> Finding {
     let is_there = ["/usr/sbin/nscd", "/usr/sbin/unscd"].iter().any(|program| node.has(program));
     match (is_there, configured) {
         (false, _) => Finding::ok(CHECK, WHY, "is not installed"),
@@ -46,7 +46,7 @@ fn installed(node: &Node, configured: &[&str]) -> Finding {
     }
 }
 
-fn live(node: &Node, configured: &[&str]) -> Finding {
+fn live(node: &RootFs, configured: &[&str]) -> Finding {
     let restart = "systemctl restart nscd";
     let (mut caches, mut pid) = (Vec::new(), 0);
     for (database, request, key) in DATABASES {
@@ -84,7 +84,7 @@ fn live(node: &Node, configured: &[&str]) -> Finding {
 }
 
 /// Whether each question to glibc waits for it, ten seconds and in vain: five for its map of the database, five for the answer.
-pub fn hangs(node: &Node) -> bool {
+pub fn hangs(node: &RootFs) -> bool {
     let hangs = |error: io::Error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
     node.is_running() && DATABASES.first().is_some_and(|(_, request, key)| ask(*request, key).is_err_and(hangs))
 }

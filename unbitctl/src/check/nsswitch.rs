@@ -1,10 +1,10 @@
 //! nsswitch.conf(5) names the service `unbit`, and glibc finds it, loads it and is answered.
 
 use super::{is_space, library, nscd, pam, sshd};
+use crate::command::{self, library_directories};
 use crate::containers::some_container;
-use crate::node::Node;
-use crate::program::{self, library_directories};
 use crate::report::{Finding, State};
+use crate::rootfs::RootFs;
 use crate::step::{Change, Step, Wishes};
 use anyhow::{Context, Result, bail};
 use shared::ContainerUid;
@@ -30,7 +30,7 @@ const DATABASES: [&str; 4] = ["passwd", "group", "shadow", "hosts"];
 pub const STEP: Step =
     Step { needs: &[pam::NAME, sshd::NAME], requires: may_be, validate, ..Step::new(NAME, check, fix) };
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     let text = match node.read(FILE) {
         Ok(text) => text.unwrap_or_default(),
         Err(error) => return vec![Finding::fail(NAME, WHY_LINES, error.to_string(), format!("make {FILE} readable"))],
@@ -63,7 +63,7 @@ fn weigh(database: &str, state: State, why: &'static str) -> (State, &'static st
 }
 
 /// The library is beside libc, where glibc looks, and can be loaded.
-fn module(node: &Node) -> Finding {
+fn module(node: &RootFs) -> Finding {
     let Some(directory) =
         library_directories(node).into_iter().find(|directory| node.has(&format!("{directory}/libc.so.6")))
     else {
@@ -72,7 +72,7 @@ fn module(node: &Node) -> Finding {
     let path = format!("{directory}/{MODULE}");
     let fix = format!("install {MODULE} in {directory} (make install)");
     let of_ours = library::check(node, NAME, WHY_MODULE, &path, fix);
-    if !program::possible(node) || !node.has("/usr/bin/getent") {
+    if !command::possible(node) || !node.has("/usr/bin/getent") {
         return of_ours;
     }
     match library::loaded_for_nss(node) {
@@ -92,8 +92,8 @@ fn module(node: &Node) -> Finding {
 }
 
 /// Through glibc, and through nsswitch.conf: names of hosts need no container to be there, accounts do.
-fn answers(node: &Node) -> Vec<Finding> {
-    if !program::possible(node) {
+fn answers(node: &RootFs) -> Vec<Finding> {
+    if !command::possible(node) {
         return vec![Finding::not_applicable(NAME, WHY_ANSWER, "root is needed to see whether it answers")];
     }
     if !node.has("/usr/bin/getent") {
@@ -133,14 +133,14 @@ fn answers(node: &Node) -> Vec<Finding> {
     findings
 }
 
-fn ask(node: &Node, database: &str, name: &str, expected: impl Fn(&str) -> bool) -> Finding {
+fn ask(node: &RootFs, database: &str, name: &str, expected: impl Fn(&str) -> bool) -> Finding {
     let question = format!("getent {database} {name}");
     let fix = format!("{}; then, if nscd runs: nscd -i passwd; nscd -i group; nscd -i hosts", node.setup(NAME));
     let fail = |seen: String| {
         let (state, why) = weigh(database, State::Fail, WHY_ANSWER);
         Finding::new(NAME, state, why, seen, Some(fix.clone()))
     };
-    match program::run(node, "getent", &[database, name]) {
+    match command::run(node, "getent", &[database, name]) {
         Ok(answer) if answer.ok() && answer.out.lines().next().is_some_and(&expected) => {
             Finding::ok(NAME, WHY_ANSWER, format!("{question} answers"))
         }
@@ -152,7 +152,7 @@ fn ask(node: &Node, database: &str, name: &str, expected: impl Fn(&str) -> bool)
 }
 
 /// sshd must know what to do with the accounts before they are some. Of the steps before, these are as good as done.
-fn may_be(node: &Node, done: &[&str]) -> Result<()> {
+fn may_be(node: &RootFs, done: &[&str]) -> Result<()> {
     let is_done = |step| done.contains(&step);
     if node.is_running() && !(pam::keeps_out(node, is_done(pam::NAME)) && sshd::uses_pam(node, is_done(sshd::NAME))?) {
         bail!("sshd would give container users a session on the node; first: unbitctl setup pam sshd");
@@ -161,7 +161,7 @@ fn may_be(node: &Node, done: &[&str]) -> Result<()> {
 }
 
 /// The new text, unless all is well. A library that crashes must not get into every process of the node.
-fn fix(node: &Node, _: Wishes) -> Result<Vec<Change>> {
+fn fix(node: &RootFs, _: Wishes) -> Result<Vec<Change>> {
     let old = node.read(FILE)?;
     let text = old.clone().unwrap_or_default();
     if DATABASES.iter().all(|database| fault(&text, database).is_none()) {
@@ -169,7 +169,7 @@ fn fix(node: &Node, _: Wishes) -> Result<Vec<Change>> {
     }
     if node.has("/usr/bin/getent") {
         let answer =
-            program::run(node, "getent", &["-s", "unbit", "passwd", "root"]).context("try the service unbit")?;
+            command::run(node, "getent", &["-s", "unbit", "passwd", "root"]).context("try the service unbit")?;
         if answer.status.is_none() {
             bail!("{MODULE} cannot be used, getent -s unbit passwd root: {}", answer.complaint());
         }
@@ -179,16 +179,16 @@ fn fix(node: &Node, _: Wishes) -> Result<Vec<Change>> {
 }
 
 /// What an nsswitch.conf must not break: that of root, and that of names that get as far as our service.
-fn validate(node: &Node) -> Result<()> {
+fn validate(node: &RootFs) -> Result<()> {
     if !node.has("/usr/bin/getent") {
         return Ok(());
     }
-    let root = program::run(node, "getent", &["passwd", "root"])?;
+    let root = command::run(node, "getent", &["passwd", "root"])?;
     if !root.ok() {
         bail!("getent passwd root: {}", root.complaint());
     }
     let nobody = i32::MAX.to_string();
-    let unknown = program::run(node, "getent", &["passwd", &nobody])?;
+    let unknown = command::run(node, "getent", &["passwd", &nobody])?;
     if !matches!(unknown.status, Some(0 | 2)) {
         bail!("getent passwd {nobody}: {}", unknown.complaint());
     }

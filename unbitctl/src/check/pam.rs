@@ -7,9 +7,9 @@ mod services;
 pub(crate) mod stack;
 
 use super::library;
-use crate::node::Node;
-use crate::program::{SSHD, cannot_load, library_directories};
+use crate::command::{SSHD, cannot_load, library_directories};
 use crate::report::{Finding, State};
+use crate::rootfs::RootFs;
 use crate::step::{Change, Step};
 use anyhow::{Context, Result, anyhow, bail};
 use join::options::Options;
@@ -36,7 +36,7 @@ const FORMER_COMMENT: &str = "# Container users, see pam_unbit(8): for them noth
 
 pub const STEP: Step = Step { validate, preflight, ..Step::new(NAME, check, |node, _| fix(node)) };
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Err(error) = node.read_bytes(&path(SERVICE)) {
         if error.kind() == ErrorKind::PermissionDenied {
@@ -65,7 +65,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
 }
 
 /// The module is where libpam looks, and can be loaded.
-pub fn module(node: &Node) -> Finding {
+pub fn module(node: &RootFs) -> Finding {
     let Some(path) = module_path(node, MODULE) else {
         return Finding::not_applicable(NAME, WHY_MODULE, "there are no PAM modules");
     };
@@ -74,7 +74,7 @@ pub fn module(node: &Node) -> Finding {
 }
 
 /// Where a module is: beside pam_permit.so, which every libpam has.
-fn module_path(node: &Node, module: &str) -> Option<String> {
+fn module_path(node: &RootFs, module: &str) -> Option<String> {
     if module.starts_with('/') {
         return Some(module.to_owned());
     }
@@ -83,7 +83,7 @@ fn module_path(node: &Node, module: &str) -> Option<String> {
     Some(format!("{directory}/security/{module}"))
 }
 
-fn fix(node: &Node) -> Result<Vec<Change>> {
+fn fix(node: &RootFs) -> Result<Vec<Change>> {
     match node.read(&path(SERVICE)) {
         Err(error) if error.kind() == ErrorKind::InvalidData => {
             let file = node.quoted(&path(SERVICE));
@@ -100,7 +100,7 @@ fn fix(node: &Node) -> Result<Vec<Change>> {
 }
 
 /// What to do about faults: a command, or a sentence where none will do.
-pub fn fix_of(node: &Node) -> String {
+pub fn fix_of(node: &RootFs) -> String {
     fix(node).map_or_else(|reason| format!("{reason:#}"), |_| node.setup(NAME))
 }
 
@@ -113,7 +113,7 @@ pub struct LetIn {
 }
 
 /// How a container's user gets in by sshd's lines, or why not.
-pub fn let_in(node: &Node) -> Result<LetIn> {
+pub fn let_in(node: &RootFs) -> Result<LetIn> {
     node.read_bytes(FILE).with_context(|| FILE.to_owned())?;
     let faults = faults_of(node);
     if let Some(fault) = faults.iter().find(|fault| fault.harm == Harm::Shut) {
@@ -126,7 +126,7 @@ pub fn let_in(node: &Node) -> Result<LetIn> {
 }
 
 /// The options of our account line, which is where a login is verified; the defaults where there is none, or no sshd.
-pub fn options_of_a_login(node: &Node) -> Result<Options> {
+pub fn options_of_a_login(node: &RootFs) -> Result<Options> {
     match node.read_bytes(FILE) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).context(FILE),
         _ => {}
@@ -140,7 +140,7 @@ fn options_of_the_account_line(stack: &[Entry]) -> Result<Options> {
 
 /// Whether sshd's lines keep container users out of the node, or will, once they are `fixed`; without sshd there is nothing to keep them
 /// out of. Without its file libpam takes `other`, which has no line of ours.
-pub fn keeps_out(node: &Node, fixed: bool) -> bool {
+pub fn keeps_out(node: &RootFs, fixed: bool) -> bool {
     let faults = || if fixed { fixed_reader(node).map(|read| faults_by(&read)) } else { Ok(faults_of(node)) };
     match node.read_bytes(&path(SERVICE)) {
         Ok(_) => faults().is_ok_and(|faults| are_small(&faults)),
@@ -149,7 +149,7 @@ pub fn keeps_out(node: &Node, fixed: bool) -> bool {
 }
 
 /// Whether they will, with other files in the place of some: `instead` gives the text of a path, or nothing for one that will be gone.
-pub fn will_keep_out(node: &Node, instead: &dyn Fn(&str) -> Option<Option<String>>) -> bool {
+pub fn will_keep_out(node: &RootFs, instead: &dyn Fn(&str) -> Option<Option<String>>) -> bool {
     let read = reader(node);
     let will_read = |name: &str| instead(&path(name)).unwrap_or_else(|| read(name));
     match will_read(SERVICE) {
@@ -168,7 +168,7 @@ fn path(name: &str) -> String {
 }
 
 /// Reads the files of services. Bytes that are no UTF-8 are as good as any in a comment; only the file that is to be written must have none.
-fn reader(node: &Node) -> impl Fn(&str) -> Option<String> {
+fn reader(node: &RootFs) -> impl Fn(&str) -> Option<String> {
     |name| {
         let bytes = node.read_bytes(&path(name)).or_else(|error| match error.kind() {
             ErrorKind::NotFound if name != SERVICE => node.read_bytes(&format!("{VENDOR_DIRECTORY}/{name}")),
@@ -179,14 +179,14 @@ fn reader(node: &Node) -> impl Fn(&str) -> Option<String> {
 }
 
 /// The same files as they will be.
-fn fixed_reader(node: &Node) -> Result<impl Fn(&str) -> Option<String>> {
+fn fixed_reader(node: &RootFs) -> Result<impl Fn(&str) -> Option<String>> {
     let read = reader(node);
     let fixed = fixed(&read)?;
     Ok(move |name: &str| if name == SERVICE { fixed.clone().or_else(|| read(name)) } else { read(name) })
 }
 
 /// All that is wrong with the node's stack, and with the files that it is made of.
-fn faults_of(node: &Node) -> Vec<Fault> {
+fn faults_of(node: &RootFs) -> Vec<Fault> {
     faults_by(&reader(node))
 }
 
@@ -205,19 +205,19 @@ fn faults_by(read: &dyn Fn(&str) -> Option<String>) -> Vec<Fault> {
 }
 
 /// Every module that the service names can be loaded, but for those that it can do without.
-fn validate(node: &Node) -> Result<()> {
+fn validate(node: &RootFs) -> Result<()> {
     prove_by(node, &reader(node))
 }
 
 /// The same, before the file is there.
-fn preflight(node: &Node) -> Result<()> {
-    if !crate::program::possible(node) {
+fn preflight(node: &RootFs) -> Result<()> {
+    if !crate::command::possible(node) {
         crate::command_line::root_or("root is needed to see whether the modules can be loaded")?;
     }
     prove_by(node, &fixed_reader(node)?)
 }
 
-fn prove_by(node: &Node, read: &dyn Fn(&str) -> Option<String>) -> Result<()> {
+fn prove_by(node: &RootFs, read: &dyn Fn(&str) -> Option<String>) -> Result<()> {
     let stack = stack::flatten(read, SERVICE);
     let mut seen = Vec::new();
     for entry in &stack {

@@ -3,15 +3,15 @@
 use crate::firewall::nft;
 use crate::firewall::ruleset::Ruleset;
 use crate::firewall::source::Source;
-use crate::node::Node;
 use crate::report::Finding;
+use crate::rootfs::RootFs;
 use anyhow::Result;
 
 const NAME: &str = "ports";
 const WHY: &str = "whoever reaches UDP 999 puts packets into the containers' network, whoever reaches TCP 1999 poses as an http router";
 const APPLY: &str = "unbitctl firewall --apply";
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     vec![if !node.is_running() {
         Finding::not_applicable(NAME, WHY, "a root directory has no packets")
     } else if !nix::unistd::geteuid().is_root() {

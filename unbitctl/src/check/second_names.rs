@@ -1,8 +1,8 @@
 //! Second names of containers: each link leads to a container, and nobody else has its name.
 
 use crate::names::{self, Link};
-use crate::node::Node;
 use crate::report::Finding;
+use crate::rootfs::RootFs;
 use shared::settings::CONTAINERS;
 use shared::{ContainerUid, SecondName, escape};
 use std::os::unix::fs::MetadataExt;
@@ -12,7 +12,7 @@ const WHY: &str = "a link such as /containers/web1 -> 30001 gives that account a
 const PASSWD: &str = "/etc/passwd";
 
 /// Nothing where there are no such links.
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     let links = names::links(node);
     let passwd = node.read_bytes(PASSWD).unwrap_or_default();
     let is_container = |uid: ContainerUid| {

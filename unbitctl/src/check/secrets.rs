@@ -2,10 +2,10 @@
 //!
 //! Certificates are read by openssl(1): what checks them must be what the services use, uWSGI is built with that library, and a node has it.
 
+use crate::command;
 use crate::containers::vassals;
-use crate::node::Node;
-use crate::program;
 use crate::report::{Finding, State};
+use crate::rootfs::RootFs;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
@@ -36,7 +36,7 @@ enum Use {
     Key,
 }
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     let text = match node.read(LOCAL) {
         Ok(Some(text)) => text,
         Ok(None) => {
@@ -96,14 +96,14 @@ fn judge_local(text: &str) -> Option<Finding> {
     })
 }
 
-fn missing(node: &Node, path: &str, what: Use) -> Finding {
+fn missing(node: &RootFs, path: &str, what: Use) -> Finding {
     let word = if what == Use::Key { "key" } else { "certificate" };
     let fix = format!("put the {word} there: ls -l {}", node.quoted(path));
     Finding::fail(CHECK, WHY_LOCAL, format!("there is no {path}"), fix)
 }
 
 /// Root and www-data may read it, for the services that are not root any more; only root may write.
-fn judge_mode(node: &Node, path: &str) -> Option<Finding> {
+fn judge_mode(node: &RootFs, path: &str) -> Option<Finding> {
     let status = File::from(node.open(path).ok()?).metadata().ok()?;
     let mode = status.mode() & 0o7777;
     (mode & 0o027 != 0).then(|| {
@@ -113,7 +113,7 @@ fn judge_mode(node: &Node, path: &str) -> Option<Finding> {
     })
 }
 
-fn is_readable(node: &Node, path: &str) -> bool {
+fn is_readable(node: &RootFs, path: &str) -> bool {
     node.open(path)
         .ok()
         .and_then(|file| File::from(file).metadata().ok())
@@ -125,11 +125,11 @@ fn has_secret(text: &str) -> bool {
     text.contains("PRIVATE KEY")
 }
 
-fn judge_certificate(node: &Node, path: &str) -> Option<Finding> {
+fn judge_certificate(node: &RootFs, path: &str) -> Option<Finding> {
     let answer =
-        |arguments: &[&str]| program::run(node, "openssl", &[&["x509", "-noout", "-in", path], arguments].concat());
+        |arguments: &[&str]| command::run(node, "openssl", &[&["x509", "-noout", "-in", path], arguments].concat());
     let unknown = |cause: String| Some(Finding::not_applicable(CHECK, WHY_CERTIFICATE, format!("{path}: {cause}")));
-    if !program::possible(node) {
+    if !command::possible(node) {
         return unknown("root is needed to see".to_owned());
     }
     let end = match answer(&["-enddate"]) {

@@ -2,10 +2,10 @@
 
 use super::systemd::{self, Health};
 use super::{server, sshd};
+use crate::command::{self, SSHD};
 use crate::emperor::has_systemd;
-use crate::node::Node;
-use crate::program::{self, SSHD};
 use crate::report::{Finding, State};
+use crate::rootfs::RootFs;
 use shared::settings::CONTAINERS;
 use std::collections::HashMap;
 use std::fs;
@@ -30,7 +30,7 @@ const SYSTEM_CALLS: [&str; 6] = ["mount", "move_mount", "open_tree", "setns", "u
 
 const WHY_LISTENS: &str = "nobody can log in if no sshd listens";
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     let mut findings = Vec::new();
     if node.is_running() && node.has(SSHD) {
         findings.extend(listens(node));
@@ -40,7 +40,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
 }
 
 /// An sshd listens, or systemd in its place; and none that ends and is started again and again.
-fn listens(node: &Node) -> Vec<Finding> {
+fn listens(node: &RootFs) -> Vec<Finding> {
     let says = nix::unistd::geteuid()
         .is_root()
         .then(|| sshd::ask(node, &shared::settings::FIRST_UID.to_string()).ok())
@@ -62,17 +62,17 @@ fn listens(node: &Node) -> Vec<Finding> {
     }
 }
 
-fn sandbox(node: &Node) -> Vec<Finding> {
+fn sandbox(node: &RootFs) -> Vec<Finding> {
     if !has_systemd(node) {
         return vec![Finding::not_applicable(CHECK, WHY, "systemd does not run")];
     }
     let properties =
         "LoadState,ProtectControlGroups,RestrictNamespaces,CapabilityBoundingSet,InaccessiblePaths,SystemCallFilter";
     let [service, template] = UNITS;
-    let socket = program::run(node, "systemctl", &["show", "ssh.socket", "--property", "ActiveState,Accept"]);
+    let socket = command::run(node, "systemctl", &["show", "ssh.socket", "--property", "ActiveState,Accept"]);
     let unit = if socket.is_ok_and(|socket| starts_one_each(&socket.out)) { template } else { service };
     let Unit { name, asked } = unit;
-    match program::run(node, "systemctl", &["show", asked, "--property", properties]) {
+    match command::run(node, "systemctl", &["show", asked, "--property", properties]) {
         Ok(answer) if answer.ok() => judge(name, &answer.out),
         Ok(answer) => {
             vec![Finding::not_applicable(CHECK, WHY, format!("systemctl show {asked}: {}", answer.complaint()))]

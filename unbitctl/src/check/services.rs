@@ -1,7 +1,7 @@
 //! The services of uwsgi.it's guide: each whose file is there listens where it tells its statistics.
 
-use crate::node::Node;
 use crate::report::Finding;
+use crate::rootfs::RootFs;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -20,7 +20,7 @@ const SERVICES: [(&str, &[u16]); 6] = [
     ("custom_services", &[5006]),
 ];
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     if !node.is_running() {
         return vec![Finding::not_applicable(CHECK, WHY, "a root directory has no services that run")];
     }

@@ -3,10 +3,10 @@
 pub(crate) mod files;
 
 use super::{distributions, pam};
+use crate::command::{self, SSHD};
 use crate::containers::{has_emperor, some_container};
-use crate::node::Node;
-use crate::program::{self, SSHD};
 use crate::report::{Finding, Profile, State};
+use crate::rootfs::RootFs;
 use crate::step::{Change, Step, Wishes};
 use anyhow::{Result, bail};
 use files::{Directive, directives};
@@ -237,12 +237,12 @@ pub const STEP: Step = Step {
 };
 
 /// What the guide asks for besides. That sshd cannot be asked is told there.
-pub fn check_guide(node: &Node) -> Vec<Finding> {
+pub fn check_guide(node: &RootFs) -> Vec<Finding> {
     let says = node.has(SSHD).then(|| ask(node, &any_user(node)).ok()).flatten();
     says.map(|says| judge_guide(node, &says)).unwrap_or_default()
 }
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     let mut findings = Vec::new();
     if node.has(SSHD) {
         if nix::unistd::geteuid().is_root() {
@@ -265,7 +265,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
 }
 
 /// Whether sshd, if it is there, asks PAM, and by the name of the service that has our lines; or will, once it is `fixed`.
-pub fn uses_pam(node: &Node, fixed: bool) -> Result<bool> {
+pub fn uses_pam(node: &RootFs, fixed: bool) -> Result<bool> {
     if !node.has(SSHD) {
         return Ok(true);
     }
@@ -274,7 +274,7 @@ pub fn uses_pam(node: &Node, fixed: bool) -> Result<bool> {
 }
 
 /// Whether it will, with other files in the place of some: each pair is a place and what will be there, if anything.
-pub fn will_use_pam(node: &Node, instead: &[(PathBuf, Option<PathBuf>)]) -> Result<bool> {
+pub fn will_use_pam(node: &RootFs, instead: &[(PathBuf, Option<PathBuf>)]) -> Result<bool> {
     if !node.has(SSHD) {
         return Ok(true);
     }
@@ -282,19 +282,19 @@ pub fn will_use_pam(node: &Node, instead: &[(PathBuf, Option<PathBuf>)]) -> Resu
 }
 
 /// A container's user, any of them.
-fn any_user(node: &Node) -> String {
+fn any_user(node: &RootFs) -> String {
     some_container(node).map_or(FIRST_UID, |container| container.get()).to_string()
 }
 
 /// What sshd would do with a user, from anywhere.
-pub fn ask(node: &Node, user: &str) -> Result<Says> {
+pub fn ask(node: &RootFs, user: &str) -> Result<Says> {
     ask_with(node, user, &[])
 }
 
-fn ask_with(node: &Node, user: &str, instead: &[(PathBuf, Option<PathBuf>)]) -> Result<Says> {
+fn ask_with(node: &RootFs, user: &str, instead: &[(PathBuf, Option<PathBuf>)]) -> Result<Says> {
     crate::command_line::root_or("root is needed to ask sshd what it is configured to do")?;
     let who = format!("user={user},host=client.invalid,addr=192.0.2.1,laddr=192.0.2.2,lport=22");
-    let answer = program::run_sshd_with(node, instead, &["-T", "-C", &who])?;
+    let answer = command::run_sshd_with(node, instead, &["-T", "-C", &who])?;
     if !answer.ok() {
         bail!("sshd -T: {}", answer.complaint());
     }
@@ -307,7 +307,7 @@ fn faults(says: &Says) -> Vec<(&'static Setting, String)> {
     with_value.filter(|(setting, value)| !(setting.good)(value)).collect()
 }
 
-fn judge(node: &Node, says: &Says) -> Vec<Finding> {
+fn judge(node: &RootFs, says: &Says) -> Vec<Finding> {
     let mut findings = judge_settings(node, says, Profile::Login);
     if has_no_keys(says) {
         let why = "container users can log in with keys only, and sshd looks for none";
@@ -323,7 +323,7 @@ fn judge(node: &Node, says: &Says) -> Vec<Finding> {
     findings
 }
 
-fn judge_guide(node: &Node, says: &Says) -> Vec<Finding> {
+fn judge_guide(node: &RootFs, says: &Says) -> Vec<Finding> {
     let mut findings = judge_settings(node, says, Profile::Guide);
     if !internal_sftp(says) {
         let why = "sftp then needs no sftp-server in any distribution";
@@ -336,7 +336,7 @@ fn judge_guide(node: &Node, says: &Says) -> Vec<Finding> {
     findings
 }
 
-fn judge_settings(node: &Node, says: &Says, profile: Profile) -> Vec<Finding> {
+fn judge_settings(node: &RootFs, says: &Says, profile: Profile) -> Vec<Finding> {
     let faults = faults(says).into_iter().filter(|(setting, _)| setting.profile == profile);
     let finding = |(setting, value): (&Setting, String)| {
         let seen = format!("{} {value}", setting.keyword);
@@ -347,7 +347,7 @@ fn judge_settings(node: &Node, says: &Says, profile: Profile) -> Vec<Finding> {
 }
 
 /// The command that sets it.
-fn setup_of(node: &Node, setting: &Setting) -> String {
+fn setup_of(node: &RootFs, setting: &Setting) -> String {
     match setting.profile {
         _ if PASSWORDS.contains(&setting.keyword) => node.setup("--keys-only sshd"),
         Profile::Guide => node.setup_by_guide(NAME),
@@ -364,7 +364,7 @@ const NO_SFTP: &str = "there is no Subsystem sftp";
 
 /// Whether sftp and scp find a server: sshd's own, or the program that it names in each distribution. What other engines' containers have is
 /// not seen from here.
-fn judge_sftp(node: &Node, says: &Says) -> Option<Finding> {
+fn judge_sftp(node: &RootFs, says: &Says) -> Option<Finding> {
     let why = "sftp and scp do not work";
     let Some(command) = sftp(says) else { return Some(Finding::warn(NAME, why, NO_SFTP, node.setup(NAME))) };
     let program = command.split_whitespace().next().filter(|_| !internal_sftp(says))?;
@@ -415,7 +415,7 @@ fn internal_sftp(says: &Says) -> bool {
 }
 
 /// The accounts' shell.
-fn shell(node: &Node) -> Finding {
+fn shell(node: &RootFs) -> Finding {
     let Ok(file) = node.open(SHELL).map(File::from) else {
         return Finding::fail(NAME, WHY_SHELL, format!("there is no {SHELL}"), format!("install the shell {SHELL}"));
     };
@@ -427,7 +427,7 @@ fn shell(node: &Node) -> Finding {
 }
 
 /// What to do by hand, where a file of our own would not be heard.
-fn cannot_fix(node: &Node, setting: &Setting, value: &str) -> Option<String> {
+fn cannot_fix(node: &RootFs, setting: &Setting, value: &str) -> Option<String> {
     let read = |path: &str| node.read(path).ok().flatten();
     let line = format!("{} {}", setting.keyword, (setting.value)(value));
     let with_ours = |path: &str| if path == OURS { Some(line.clone()) } else { read(path) };
@@ -472,12 +472,12 @@ fn heard(directives: &[Directive], keyword: &str) -> Result<(), Option<Directive
     }
 }
 
-fn list(node: &Node, directory: &str) -> Vec<String> {
+fn list(node: &RootFs, directory: &str) -> Vec<String> {
     let entries = node.resolve(directory).and_then(std::fs::read_dir).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-fn fix(node: &Node, wishes: Wishes) -> Result<Vec<Change>> {
+fn fix(node: &RootFs, wishes: Wishes) -> Result<Vec<Change>> {
     if !node.has(SSHD) {
         return Ok(Vec::new());
     }
@@ -536,13 +536,13 @@ fn example(keys_only: bool) -> String {
 }
 
 /// Whether sshd takes passwords from somebody.
-pub fn takes_passwords(node: &Node) -> bool {
+pub fn takes_passwords(node: &RootFs) -> bool {
     let says = node.has(SSHD).then(|| ask(node, &any_user(node)).ok()).flatten();
     says.is_some_and(|says| PASSWORDS.iter().any(|keyword| says.of(keyword) == "yes"))
 }
 
 /// Who has no key is shut out, and there may be nobody else at the machine.
-fn warning(node: &Node, wishes: Wishes) -> Vec<String> {
+fn warning(node: &RootFs, wishes: Wishes) -> Vec<String> {
     if !wishes.keys_only || !takes_passwords(node) {
         return Vec::new();
     }
@@ -557,11 +557,11 @@ fn warning(node: &Node, wishes: Wishes) -> Vec<String> {
 }
 
 /// sshd reads its files without an error.
-fn validate(node: &Node) -> Result<()> {
+fn validate(node: &RootFs) -> Result<()> {
     if !node.has(SSHD) {
         return Ok(());
     }
-    let answer = program::run_sshd(node, &["-t"])?;
+    let answer = command::run_sshd(node, &["-t"])?;
     if !answer.ok() {
         bail!("sshd -t: {}", answer.complaint());
     }

@@ -1,8 +1,8 @@
 //! Subordinate ids, subuid(5): ranges of numbers that ordinary users may be in user namespaces of their own. A container's number among
 //! them is that user's as well.
 
-use crate::node::Node;
 use crate::report::{Finding, Profile};
+use crate::rootfs::RootFs;
 use shared::settings::{CONTAINERS, FIRST_UID};
 use shared::{ContainerUid, escape};
 use std::io::ErrorKind;
@@ -25,23 +25,23 @@ struct Kind {
 }
 
 /// Numbers of containers that are there.
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     let ok = Finding::ok(CHECK, WHY, "no range in /etc/subuid or /etc/subgid has the number of a container");
     of_profile(node, Profile::Login, ok)
 }
 
 /// Numbers that a container may get.
-pub fn check_guide(node: &Node) -> Vec<Finding> {
+pub fn check_guide(node: &RootFs) -> Vec<Finding> {
     let ok = Finding::ok(CHECK, WHY, "useradd gives no numbers that a container may get, and nobody has any");
     of_profile(node, Profile::Guide, ok)
 }
 
-fn of_profile(node: &Node, profile: Profile, ok: Finding) -> Vec<Finding> {
+fn of_profile(node: &RootFs, profile: Profile, ok: Finding) -> Vec<Finding> {
     let findings: Vec<_> = all(node).into_iter().filter(|finding| finding.profile == profile).collect();
     if findings.is_empty() { vec![ok] } else { findings }
 }
 
-fn all(node: &Node) -> Vec<Finding> {
+fn all(node: &RootFs) -> Vec<Finding> {
     let containers = containers(node);
     let read = |path: &str| match node.read_bytes(path) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
@@ -64,7 +64,7 @@ fn all(node: &Node) -> Vec<Finding> {
     findings
 }
 
-fn containers(node: &Node) -> Vec<ContainerUid> {
+fn containers(node: &RootFs) -> Vec<ContainerUid> {
     let entries = node.resolve(CONTAINERS).and_then(std::fs::read_dir).into_iter().flatten().flatten();
     let mut all: Vec<_> =
         entries.filter_map(|entry| ContainerUid::parse(entry.file_name().as_encoded_bytes())).collect();

@@ -1,9 +1,9 @@
 //! Whether services run, as `systemctl show` tells it: one that ends again and again looks well in between.
 
+use crate::command;
 use crate::emperor::has_systemd;
-use crate::node::Node;
-use crate::program;
 use crate::report::{Finding, State};
+use crate::rootfs::RootFs;
 use nix::time::{ClockId, clock_gettime};
 use std::collections::HashMap;
 use std::time::Duration;
@@ -41,12 +41,12 @@ pub enum Health {
 }
 
 /// Those of these units that there are; `None` where systemd does not run or does not answer.
-pub fn units(node: &Node, names: &[&str]) -> Option<Vec<Unit>> {
+pub fn units(node: &RootFs, names: &[&str]) -> Option<Vec<Unit>> {
     if !has_systemd(node) {
         return None;
     }
     let arguments = [&["show"], names, &["--property", PROPERTIES]].concat();
-    let answer = program::run(node, "systemctl", &arguments).ok()?;
+    let answer = command::run(node, "systemctl", &arguments).ok()?;
     answer.ok().then(|| parse(&answer.out))
 }
 

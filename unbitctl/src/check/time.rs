@@ -1,13 +1,13 @@
 //! The clock: the routers take a signed subscription only within seconds of its time.
 
-use crate::node::Node;
 use crate::report::Finding;
+use crate::rootfs::RootFs;
 use crate::sys;
 
 const CHECK: &str = "time";
 const WHY: &str = "signed subscriptions carry a time, and routers refuse one that is too old: replayed, or from a clock that is wrong";
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     if !node.is_running() {
         return vec![Finding::not_applicable(CHECK, WHY, "a root directory has no clock")];
     }

@@ -8,8 +8,8 @@ pub(crate) mod start;
 
 use super::cgroups::list;
 use crate::containers::{VASSALS, Vassal, has_emperor, vassals};
-use crate::node::Node;
 use crate::report::{Finding, State};
+use crate::rootfs::RootFs;
 use start::{Fault, Kind};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,7 +22,7 @@ const WHY_PLUGINS: &str =
 /// The one to compare with.
 const EXAMPLE: &str = "/usr/share/doc/unbit/examples/container.ini";
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     if !has_emperor(node) {
         return vec![Finding::not_applicable(CHECK, WHY, "no Emperor starts containers here")];
     }
@@ -48,7 +48,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
 }
 
 /// Whoever writes there has root do what they like.
-fn judge_writers(node: &Node, files: &[Vassal]) -> Vec<Finding> {
+fn judge_writers(node: &RootFs, files: &[Vassal]) -> Vec<Finding> {
     let paths = std::iter::once(VASSALS).chain(files.iter().map(|file| file.path.as_str()));
     let open = paths.filter_map(|path| {
         let status = File::from(node.open(path).ok()?).metadata().ok()?;
@@ -64,7 +64,7 @@ fn judge_writers(node: &Node, files: &[Vassal]) -> Vec<Finding> {
 }
 
 /// One finding for each kind of fault: files that a template has written all have the same ones.
-fn judge_starts(node: &Node, files: &[Vassal]) -> Vec<Finding> {
+fn judge_starts(node: &RootFs, files: &[Vassal]) -> Vec<Finding> {
     let mut by_kind: BTreeMap<Kind, Vec<(&Vassal, Vec<Fault>)>> = BTreeMap::new();
     for file in files {
         let mut kinds: BTreeMap<Kind, Vec<Fault>> = BTreeMap::new();
@@ -76,7 +76,7 @@ fn judge_starts(node: &Node, files: &[Vassal]) -> Vec<Finding> {
     by_kind.into_iter().filter_map(|(kind, files)| finding(node, kind, &files)).collect()
 }
 
-fn finding(node: &Node, kind: Kind, files: &[(&Vassal, Vec<Fault>)]) -> Option<Finding> {
+fn finding(node: &RootFs, kind: Kind, files: &[(&Vassal, Vec<Fault>)]) -> Option<Finding> {
     let [(file, faults), others @ ..] = files else { return None };
     let first = faults.first()?;
     let mut seen = format!("{} line {}: {}", first.file, first.line, first.text);

@@ -1,6 +1,6 @@
 //! `unbitctl list --watch`: the containers again and again, until q or a signal.
 
-use super::{Container, Node, table};
+use super::{Container, RootFs, table};
 use crate::columns::Window;
 use crate::report;
 use crate::terminal::{self, Keys};
@@ -19,7 +19,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 const ENDS: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 
 /// Until q, Ctrl-C, or whatever else asks it to end.
-pub fn run(node: &mut Node, wide: bool) -> Result<()> {
+pub fn run(node: &mut RootFs, wide: bool) -> Result<()> {
     const NO_TERMINAL: &str = "--watch needs a terminal";
     terminal::size().context(NO_TERMINAL)?;
     let mut held = SigSet::empty();

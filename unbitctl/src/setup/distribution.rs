@@ -5,14 +5,14 @@
 
 use super::file;
 use crate::check::{self, distributions};
+use crate::command::library_directories;
 use crate::command_line::must_be_root;
 use crate::interrupt::Interrupt;
-use crate::node::Node;
 use crate::packages::{self, Package};
-use crate::program::library_directories;
 use crate::progress::Progress;
 use crate::purge::purge;
 use crate::report::{self, Finding, Format, State};
+use crate::rootfs::RootFs;
 use crate::step::Wishes;
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
@@ -85,7 +85,7 @@ pub fn make(name: &str, install: bool) -> Result<ExitCode> {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     must_be_root("setup distribution")?;
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
-    let node = Node::at(None);
+    let node = RootFs::at(None);
     let place = Path::new(DISTRIBUTIONS).join(&arguments.name);
     let shown = place.display();
     let library = library(&node)?;
@@ -125,14 +125,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// What check says of it.
 fn verdict(place: &Path) -> Result<ExitCode> {
-    let node = Node::at(Some(place));
+    let node = RootFs::at(Some(place));
     let mut findings: Vec<Finding> = distributions::check_one(&node);
     findings.extend(check::nsswitch::check(&node).into_iter().filter(|finding| finding.state == State::Fail));
     report::show(&findings, Format::new(false))
 }
 
 /// The library that the node's own glibc loads.
-fn library(node: &Node) -> Result<PathBuf> {
+fn library(node: &RootFs) -> Result<PathBuf> {
     let directories = library_directories(node);
     let is_beside_libc = |directory: &&String| node.has(&format!("{directory}/libc.so.6"));
     let directory = directories.iter().find(is_beside_libc).context("this node has no libc.so.6")?;
@@ -155,7 +155,7 @@ fn must_be_roots(place: &Path) -> Result<()> {
 
 /// What a distribution has besides Debian's: the library, its line in nsswitch.conf, and where a container's start mounts.
 fn complete(root: &Path, library: &Path, progress: &mut Progress) -> Result<()> {
-    let node = Node::at(Some(root));
+    let node = RootFs::at(Some(root));
     for directory in distributions::NEEDED {
         let path = format!("/{directory}");
         match node.open_link(&path) {

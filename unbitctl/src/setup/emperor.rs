@@ -7,9 +7,9 @@ use crate::check::{nscd, nsswitch, pam, sshd};
 use crate::command_line::{must_be_root, say};
 use crate::containers;
 use crate::emperor::{Service, has_systemd};
-use crate::node::Node;
 use crate::packages::{self, Package};
 use crate::report::{Finding, State};
+use crate::rootfs::RootFs;
 use crate::step::{Change, Step, Wishes};
 use anyhow::Result;
 use std::process::ExitCode;
@@ -74,7 +74,7 @@ fn examples() -> Vec<Example> {
     std::iter::once(cgroup).chain(EXAMPLE_FILES).collect()
 }
 
-fn check(node: &Node) -> Vec<Finding> {
+fn check(node: &RootFs) -> Vec<Finding> {
     let (mut missing, mut other) = (Vec::new(), Vec::new());
     for Example { path, text } in examples() {
         match node.read(path) {
@@ -94,7 +94,7 @@ fn check(node: &Node) -> Vec<Finding> {
     findings
 }
 
-fn fix(node: &Node, _: Wishes) -> Result<Vec<Change>> {
+fn fix(node: &RootFs, _: Wishes) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     for path in DIRECTORIES.into_iter().filter(|path| node.open_link(path).is_err()) {
         let parent = std::path::Path::new(path).parent().and_then(std::path::Path::to_str).unwrap_or("/");
@@ -113,7 +113,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if !arguments.dry_run {
         must_be_root("setup emperor")?;
     }
-    let node = Node::at(None);
+    let node = RootFs::at(None);
     packages::need(&PACKAGES, arguments.install, arguments.dry_run)?;
     let keys_only = arguments.keys_only || super::wants_keys_only(&node, &STEPS, arguments.dry_run);
     let code = super::run_steps(&node, &STEPS, Wishes { keys_only, guide: false }, arguments.dry_run)?;

@@ -4,8 +4,8 @@
 //! content, owner, mode and all the rest are as they were. Both names are nothing that a program looks for: services of PAM and files of
 //! sshd_config.d are called otherwise.
 
-use crate::node::Node;
 use crate::report::lines_of;
+use crate::rootfs::RootFs;
 use crate::step::Change;
 use anyhow::{Context, Result, bail};
 use nix::unistd::{Gid, Uid, chown};
@@ -37,7 +37,7 @@ pub enum Pending {
 }
 
 /// Those of the changes that are still to be made.
-pub fn pending(node: &Node, changes: Vec<Change>) -> Result<Vec<Pending>> {
+pub fn pending(node: &RootFs, changes: Vec<Change>) -> Result<Vec<Pending>> {
     let mut pending = Vec::new();
     for change in changes {
         match change {
@@ -63,7 +63,7 @@ pub fn pending(node: &Node, changes: Vec<Change>) -> Result<Vec<Pending>> {
 }
 
 /// Where a path leads, though its last parts may not be there yet.
-pub fn place(node: &Node, path: &str) -> Result<PathBuf> {
+pub fn place(node: &RootFs, path: &str) -> Result<PathBuf> {
     match node.resolve(path) {
         Ok(place) => Ok(place),
         Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -82,7 +82,7 @@ pub fn place(node: &Node, path: &str) -> Result<PathBuf> {
 }
 
 /// How the node names a place of its own.
-fn named(node: &Node, place: &Path) -> String {
+fn named(node: &RootFs, place: &Path) -> String {
     let root = node.resolve("/").unwrap_or_else(|_| node.root().to_owned());
     let rest = place.strip_prefix(&root).unwrap_or(place);
     format!("/{}", rest.display())

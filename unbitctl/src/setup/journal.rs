@@ -2,7 +2,7 @@
 //! set-up before stay with these until files have been replaced for good: one that came to nothing takes no undo away.
 
 use super::file::{self, Pending};
-use crate::node::Node;
+use crate::rootfs::RootFs;
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ const FILE: &str = "/var/lib/unbitctl/setup.json";
 pub struct Lock(#[expect(dead_code, reason = "held, until it is dropped")] Flock<File>);
 
 impl Lock {
-    pub fn take(node: &Node) -> Result<Self> {
+    pub fn take(node: &RootFs) -> Result<Self> {
         let directory = node.resolve(LOCK).and_then(File::open).context(LOCK)?;
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self(lock)),
@@ -39,21 +39,21 @@ pub struct Replaced {
 }
 
 impl Replaced {
-    pub fn place(&self, node: &Node) -> PathBuf {
+    pub fn place(&self, node: &RootFs) -> PathBuf {
         node.path(&self.path)
     }
 
-    pub fn kept_place(&self, node: &Node) -> Option<PathBuf> {
+    pub fn kept_place(&self, node: &RootFs) -> Option<PathBuf> {
         self.kept.as_ref().map(|name| self.place(node).with_file_name(name))
     }
 
     /// Whether both names are in a directory of the node's, without a link on the way: in a root directory the notes may be anybody's.
-    fn stays_in(&self, node: &Node) -> bool {
+    fn stays_in(&self, node: &RootFs) -> bool {
         let is_name = |name: &String| !name.contains('/') && !matches!(name.as_str(), "" | "." | "..");
         is_plain(node, &self.path) && self.kept.as_ref().is_none_or(is_name)
     }
 
-    pub fn since(&self, node: &Node) -> Result<Since> {
+    pub fn since(&self, node: &RootFs) -> Result<Since> {
         let (place, kept) = (self.place(node), self.kept_place(node));
         let now = file::read(&place)?;
         Ok(match (&kept, now) {
@@ -70,13 +70,13 @@ impl Replaced {
     }
 
     /// The old file has its name again.
-    pub fn put_back(&self, node: &Node) -> Result<()> {
+    pub fn put_back(&self, node: &RootFs) -> Result<()> {
         file::put_back(&self.place(node), self.kept_place(node).as_deref())
     }
 }
 
 /// Whether a path is one of the node's, without a link on the way.
-fn is_plain(node: &Node, path: &str) -> bool {
+fn is_plain(node: &RootFs, path: &str) -> bool {
     let is_link = |above: &str| {
         let found = node.open_link(above).map(|found| File::from(found).metadata());
         matches!(found, Ok(Ok(found)) if found.is_symlink())
@@ -115,7 +115,7 @@ struct Notes {
 }
 
 pub struct Journal<'a> {
-    node: &'a Node,
+    node: &'a RootFs,
     notes: Notes,
     /// Whether they are in the file.
     written: bool,
@@ -123,7 +123,7 @@ pub struct Journal<'a> {
 
 impl<'a> Journal<'a> {
     /// Of the last set-up, if there was one.
-    pub fn last(node: &'a Node) -> Result<Option<Self>> {
+    pub fn last(node: &'a RootFs) -> Result<Option<Self>> {
         let is_damaged = || {
             let file = node.path(FILE);
             let file = file.display();
@@ -149,7 +149,7 @@ impl<'a> Journal<'a> {
     }
 
     /// For a new set-up, or one that goes on.
-    pub fn begin(node: &'a Node) -> Result<Self> {
+    pub fn begin(node: &'a RootFs) -> Result<Self> {
         file::sweep(&file::place(node, FILE)?)?;
         match Self::last(node)? {
             Some(mut journal) if !journal.notes.ended => {

@@ -11,8 +11,8 @@ mod undo;
 
 use crate::check::{directories, distributions, nscd, nsswitch, pam, sshd};
 use crate::command_line::{say, tell};
-use crate::node::Node;
 use crate::report::{self, Format, GUIDE, Profile, State};
+use crate::rootfs::RootFs;
 use crate::step::{Step, Wishes};
 use crate::terminal;
 use anyhow::{Context, Result, bail};
@@ -78,7 +78,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(Part::Distribution(arguments)) => return distribution::run(arguments),
         None => {}
     }
-    let node = Node::named(arguments.root.as_deref())?;
+    let node = RootFs::named(arguments.root.as_deref())?;
     if !arguments.dry_run {
         crate::command_line::must_be_root("setup")?;
     }
@@ -94,7 +94,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// Goes these steps.
-fn run_steps(node: &Node, chosen: &[&Step], wishes: Wishes, dry_run: bool) -> Result<ExitCode> {
+fn run_steps(node: &RootFs, chosen: &[&Step], wishes: Wishes, dry_run: bool) -> Result<ExitCode> {
     if dry_run {
         let mut any = false;
         let outcome = Outcome::of(chosen, |step, done| rehearse(node, step, wishes, done, &mut any));
@@ -119,7 +119,7 @@ fn run_steps(node: &Node, chosen: &[&Step], wishes: Wishes, dry_run: bool) -> Re
 }
 
 /// The steps of these names; without one, all that a node or a distribution has.
-fn chosen(node: &Node, names: &[String]) -> Result<Vec<&'static Step>> {
+fn chosen(node: &RootFs, names: &[String]) -> Result<Vec<&'static Step>> {
     let is_named = |step: &&Step| names.iter().any(|name| name == step.name);
     if !distributions::is_one(node) {
         return Ok(STEPS.iter().filter(|step| names.is_empty() || is_named(step)).collect());
@@ -136,7 +136,7 @@ fn chosen(node: &Node, names: &[String]) -> Result<Vec<&'static Step>> {
 }
 
 /// Asks the operator, on a terminal and where it would change something. Whoever is not there to answer has not wished for it.
-fn wants_keys_only(node: &Node, chosen: &[&Step], dry_run: bool) -> bool {
+fn wants_keys_only(node: &RootFs, chosen: &[&Step], dry_run: bool) -> bool {
     let concerns = chosen.iter().any(|step| step.name == sshd::STEP.name);
     if dry_run || !concerns || !terminal::can_ask() || !sshd::takes_passwords(node) {
         return false;
@@ -202,7 +202,7 @@ impl Outcome {
 }
 
 /// Shows what a step would change, unless it is known already that it would fail.
-fn rehearse(node: &Node, step: &Step, wishes: Wishes, done: &[&str], any: &mut bool) -> Result<()> {
+fn rehearse(node: &RootFs, step: &Step, wishes: Wishes, done: &[&str], any: &mut bool) -> Result<()> {
     let changes = file::pending(node, (step.changes)(node, wishes)?)?;
     if changes.is_empty() {
         return Ok(());
@@ -226,7 +226,7 @@ struct Counts {
 }
 
 impl Counts {
-    fn tell(&self, node: &Node, all: bool) {
+    fn tell(&self, node: &RootFs, all: bool) {
         let undo = node.setup("--undo");
         match self.fixed {
             0 => {}
@@ -248,7 +248,7 @@ impl Counts {
 }
 
 /// Goes one step. Of its files all are replaced, or none.
-fn go(node: &Node, step: &Step, wishes: Wishes, journal: &mut Journal, counts: &mut Counts) -> Result<()> {
+fn go(node: &RootFs, step: &Step, wishes: Wishes, journal: &mut Journal, counts: &mut Counts) -> Result<()> {
     let changes = file::pending(node, (step.changes)(node, wishes)?)?;
     if changes.is_empty() {
         return Ok(());
@@ -293,7 +293,7 @@ fn go(node: &Node, step: &Step, wishes: Wishes, journal: &mut Journal, counts: &
 }
 
 /// What the steps have not fixed, and what is to be done for the rest to be heard.
-fn left(node: &Node, steps: &[&Step], wishes: Wishes) -> Result<ExitCode> {
+fn left(node: &RootFs, steps: &[&Step], wishes: Wishes) -> Result<ExitCode> {
     let mut findings: Vec<_> = steps.iter().flat_map(|step| (step.check)(node)).collect();
     if wishes.guide {
         let of_guide = steps.iter().flat_map(|step| (step.guide)(node));

@@ -4,12 +4,12 @@ use super::file::{self, difference, read};
 use super::journal::{Journal, Lock, Replaced, Since};
 use crate::check::{nsswitch, pam, sshd};
 use crate::command_line::{say, tell};
-use crate::node::Node;
+use crate::rootfs::RootFs;
 use anyhow::{Context, Result};
 use shared::escape;
 use std::process::ExitCode;
 
-pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
+pub fn run(node: &RootFs, dry_run: bool, force: bool) -> Result<ExitCode> {
     let _lock = if dry_run { None } else { Some(Lock::take(node)?) };
     let Some(mut journal) = Journal::last(node)? else {
         say!("nothing to undo\n");
@@ -77,7 +77,7 @@ pub fn run(node: &Node, dry_run: bool, force: bool) -> Result<ExitCode> {
 
 /// Whether container users would get a session on the node, once these files are put back: the accounts are there, and PAM or sshd does not keep
 /// them out.
-fn leaves_accounts(node: &Node, replaced: &[Replaced]) -> Result<bool> {
+fn leaves_accounts(node: &RootFs, replaced: &[Replaced]) -> Result<bool> {
     let after = |path: &str| -> Option<Option<String>> {
         let place = file::place(node, path).ok()?;
         let file = replaced.iter().find(|file| file.place(node) == place)?;

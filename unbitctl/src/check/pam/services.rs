@@ -2,14 +2,14 @@
 
 use super::stack::{Action, Entry, Kind, flatten};
 use super::{DIRECTORY, MODULE, NAME, SERVICE, VENDOR_DIRECTORY, early, is_ours, reader};
-use crate::node::Node;
 use crate::report::Finding;
+use crate::rootfs::RootFs;
 use std::collections::BTreeSet;
 
 const WHY: &str =
     "what runs for container users besides our lines runs as root, and after the join in the tenant's files";
 
-pub fn check(node: &Node) -> Vec<Finding> {
+pub fn check(node: &RootFs) -> Vec<Finding> {
     let read = reader(node);
     let mut all: Vec<Finding> = Vec::new();
     for finding in names(node).iter().flat_map(|name| findings(&flatten(&read, name), name)) {
@@ -22,7 +22,7 @@ pub fn check(node: &Node) -> Vec<Finding> {
 }
 
 /// The services that there are.
-fn names(node: &Node) -> BTreeSet<String> {
+fn names(node: &RootFs) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for directory in [DIRECTORY, VENDOR_DIRECTORY] {
         let entries = node.resolve(directory).and_then(std::fs::read_dir);

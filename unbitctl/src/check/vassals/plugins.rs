@@ -1,17 +1,17 @@
 //! The plugins that these files name, and whether uWSGI has them, as it says itself.
 
 use super::{CHECK, WHY_PLUGINS, list};
+use crate::command;
 use crate::containers::Vassal;
-use crate::node::Node;
-use crate::program;
 use crate::report::{Finding, State};
+use crate::rootfs::RootFs;
 use shared::{ContainerUid, escape};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Debian's, and that of uwsgi.it.
 const UWSGI: [&str; 2] = ["/opt/unbit/uwsgi/uwsgi", "/usr/bin/uwsgi"];
 
-pub fn check(node: &Node, files: &[Vassal]) -> Vec<Finding> {
+pub fn check(node: &RootFs, files: &[Vassal]) -> Vec<Finding> {
     let mut wanted: BTreeMap<(Vec<&str>, &str), Vec<&Vassal>> = BTreeMap::new();
     for file in files {
         let directories: Vec<_> = values(&file.text, &["plugins-dir", "plugin-dir"]).collect();
@@ -22,7 +22,7 @@ pub fn check(node: &Node, files: &[Vassal]) -> Vec<Finding> {
     if wanted.is_empty() {
         return Vec::new();
     }
-    let Some(uwsgi) = UWSGI.into_iter().find(|uwsgi| node.has(uwsgi)).filter(|_| program::possible(node)) else {
+    let Some(uwsgi) = UWSGI.into_iter().find(|uwsgi| node.has(uwsgi)).filter(|_| command::possible(node)) else {
         return Vec::new(); // who else starts the Emperor, emperor.rs tells
     };
     let missing = wanted.into_iter().filter(|((directories, name), _)| lacks(node, uwsgi, directories, name));
@@ -50,13 +50,13 @@ fn uid(file: &Vassal) -> Option<ContainerUid> {
 }
 
 /// uWSGI loads plugins as it reads its arguments, and ends where it needs one that it cannot load.
-fn lacks(node: &Node, uwsgi: &str, directories: &[&str], name: &str) -> bool {
+fn lacks(node: &RootFs, uwsgi: &str, directories: &[&str], name: &str) -> bool {
     let mut arguments = Vec::new();
     for directory in directories {
         arguments.extend(["--plugins-dir", directory]);
     }
     arguments.extend(["--need-plugin", name, "--version"]);
-    let answer = program::run(node, uwsgi, &arguments);
+    let answer = command::run(node, uwsgi, &arguments);
     answer.is_ok_and(|answer| answer.status == Some(1) && answer.err.contains("unable to load plugin"))
 }
 

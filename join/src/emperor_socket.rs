@@ -16,11 +16,11 @@ use shared::ContainerUid;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// A connection to whoever listens on the container's socket. Nothing is known about the peer yet.
-pub struct Emperor {
+pub struct EmperorSocket {
     connection: OwnedFd,
 }
 
-impl Emperor {
+impl EmperorSocket {
     /// Walks from `/containers` to the socket and connects.
     pub fn reach(container: ContainerUid, deadline: Deadline) -> Result<Self, Refusal> {
         let home = open_home(container)?;

@@ -41,7 +41,7 @@ const CHUNK: usize = 4096;
 /// The most that a pipe can hold of what a process wrote before it ended (/proc/sys/fs/pipe-max-size).
 const LEFT_BEHIND: usize = 1 << 20;
 
-/// What a round of [`carry`] has seen.
+/// What a round of [`forward`] has seen.
 pub enum Seen {
     /// There is a signal to read.
     Signal,
@@ -107,7 +107,7 @@ pub fn never_wait(descriptor: &impl AsFd) -> nix::Result<()> {
 }
 
 /// Carries what there is to carry, until a signal comes. Once the session has ended, only what it left in the pipes.
-pub fn carry(streams: &mut [Stream<'_>], signals: &impl AsFd, has_ended: bool) -> nix::Result<Seen> {
+pub fn forward(streams: &mut [Stream<'_>], signals: &impl AsFd, has_ended: bool) -> nix::Result<Seen> {
     loop {
         let mut asked = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         let mut places = Vec::new();
@@ -162,7 +162,7 @@ mod tests {
         });
         let mut streams = [Stream::new(End::Own(from), End::Own(to))];
         while !streams[0].has_ended() || !streams[0].held.is_empty() {
-            assert!(matches!(carry(&mut streams, &signals, true), Ok(Seen::Done)));
+            assert!(matches!(forward(&mut streams, &signals, true), Ok(Seen::Done)));
         }
         writer.join().unwrap();
         drop(streams);
@@ -177,7 +177,7 @@ mod tests {
         drop(sink);
         source.write_all(b"x").unwrap();
         let mut streams = [Stream::new(End::Own(from), End::Own(to))];
-        assert!(matches!(carry(&mut streams, &signals, true), Ok(Seen::Done)));
+        assert!(matches!(forward(&mut streams, &signals, true), Ok(Seen::Done)));
         assert!(streams[0].has_ended() && streams[0].to.is_none());
     }
 }

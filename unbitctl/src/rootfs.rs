@@ -16,11 +16,11 @@ const LONGEST_FILE: u64 = 4 << 20;
 
 /// Where a node's files are.
 #[derive(Clone, Debug)]
-pub struct Node {
+pub struct RootFs {
     root: PathBuf,
 }
 
-impl Node {
+impl RootFs {
     /// The same, of a root directory that somebody names.
     pub fn named(root: Option<&Path>) -> anyhow::Result<Self> {
         let node = Self::at(root);
@@ -151,10 +151,10 @@ mod tests {
     #[test]
     fn the_node_that_runs_has_many_names() {
         for name in ["/", "/.", "/usr/..", "/proc/self/root"] {
-            assert!(Node::at(Some(Path::new(name))).is_running(), "{name}");
+            assert!(RootFs::at(Some(Path::new(name))).is_running(), "{name}");
         }
-        assert!(!Node::at(Some(Path::new("/usr"))).is_running());
-        assert!(!Node::at(Some(Path::new("/is not there"))).is_running());
+        assert!(!RootFs::at(Some(Path::new("/usr"))).is_running());
+        assert!(!RootFs::at(Some(Path::new("/is not there"))).is_running());
     }
 
     #[test]
@@ -165,7 +165,7 @@ mod tests {
         symlink("/etc/passwd", root.join("absolute")).unwrap();
         symlink("../../../../../../etc/passwd", root.join("etc/upwards")).unwrap();
         symlink("/etc", root.join("directory")).unwrap();
-        let node = Node::at(Some(&root));
+        let node = RootFs::at(Some(&root));
         for path in ["/etc/passwd", "/absolute", "/etc/upwards", "/directory/passwd"] {
             assert_eq!(node.read(path).unwrap().as_deref(), Some("inside"), "{path}");
         }

@@ -1,6 +1,6 @@
 //! Programs of the node's, run where it is: getent, ldd, sshd.
 
-use crate::node::Node;
+use crate::rootfs::RootFs;
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,14 +9,14 @@ use std::process::{Command, Stdio};
 pub const SSHD: &str = "/usr/sbin/sshd";
 
 /// How a program ended, and what it said.
-pub struct Answer {
+pub struct Output {
     /// The exit status; nothing when a signal or the end of its time ended it.
     pub status: Option<i32>,
     pub out: String,
     pub err: String,
 }
 
-impl Answer {
+impl Output {
     /// Whether it ended well.
     pub fn ok(&self) -> bool {
         self.status == Some(0)
@@ -38,12 +38,12 @@ impl Answer {
 const SECONDS: &str = "20";
 
 /// Whether this user can run programs there: only root can change its root directory.
-pub fn possible(node: &Node) -> bool {
+pub fn possible(node: &RootFs) -> bool {
     node.is_running() || nix::unistd::geteuid().is_root()
 }
 
 /// Runs a program of the node's.
-pub fn run(node: &Node, program: &str, arguments: &[&str]) -> Result<Answer> {
+pub fn run(node: &RootFs, program: &str, arguments: &[&str]) -> Result<Output> {
     let mut command = within_time();
     if !node.is_running() {
         command.arg("chroot").arg(node.root());
@@ -54,12 +54,12 @@ pub fn run(node: &Node, program: &str, arguments: &[&str]) -> Result<Answer> {
 
 /// Runs sshd, which wants its directory below /run and a host key even to say what it is configured to do: it gets both in a mount
 /// namespace of its own, and /dev/null where an image has none.
-pub fn run_sshd(node: &Node, arguments: &[&str]) -> Result<Answer> {
+pub fn run_sshd(node: &RootFs, arguments: &[&str]) -> Result<Output> {
     run_sshd_with(node, &[], arguments)
 }
 
 /// The same, where other files are in the place of some; an empty one in the place of what is gone.
-pub fn run_sshd_with(node: &Node, instead: &[(PathBuf, Option<PathBuf>)], arguments: &[&str]) -> Result<Answer> {
+pub fn run_sshd_with(node: &RootFs, instead: &[(PathBuf, Option<PathBuf>)], arguments: &[&str]) -> Result<Output> {
     const SCRIPT: &str = r#"
         root=$1
         shift
@@ -88,7 +88,7 @@ pub fn run_sshd_with(node: &Node, instead: &[(PathBuf, Option<PathBuf>)], argume
 }
 
 /// Runs a script of ours, which may mount what it likes: its first argument is the node's root directory, and its mounts end with it.
-pub fn run_apart(node: &Node, script: &str, arguments: &[&str]) -> Result<Answer> {
+pub fn run_apart(node: &RootFs, script: &str, arguments: &[&str]) -> Result<Output> {
     let mut command = within_time();
     command.args(["unshare", "--mount", "sh", "-euc", script, "sh"]).arg(node.root()).args(arguments);
     answer(command, "sh")
@@ -103,7 +103,7 @@ fn within_time() -> Command {
     command
 }
 
-fn answer(mut command: Command, program: &str) -> Result<Answer> {
+fn answer(mut command: Command, program: &str) -> Result<Output> {
     let done = command.output().with_context(|| format!("run {program}"))?;
     // timeout(1) says 124 of its own, and 128 and the number of a signal for what ended by that.
     let status = done.status.code().filter(|status| *status != 124 && !(129..=192).contains(status));
@@ -111,11 +111,11 @@ fn answer(mut command: Command, program: &str) -> Result<Answer> {
         bail!("{program} is not installed");
     }
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok(Answer { status, out: text(&done.stdout), err: text(&done.stderr) })
+    Ok(Output { status, out: text(&done.stdout), err: text(&done.stderr) })
 }
 
 /// Where the libraries of a root directory may be: of one architecture, or of several beside each other.
-pub fn library_directories(node: &Node) -> Vec<String> {
+pub fn library_directories(node: &RootFs) -> Vec<String> {
     let mut directories = Vec::new();
     for base in ["/usr/lib", "/lib"] {
         let entries = node.resolve(base).and_then(std::fs::read_dir).into_iter().flatten().flatten();
@@ -130,7 +130,7 @@ pub fn library_directories(node: &Node) -> Vec<String> {
 }
 
 /// Why a library cannot be loaded, as its own dynamic linker says.
-pub fn cannot_load(node: &Node, library: &str) -> Result<Option<String>> {
+pub fn cannot_load(node: &RootFs, library: &str) -> Result<Option<String>> {
     let answer = run(node, "ldd", &["-r", library])?;
     let missing = |line: &&str| line.contains("not found") || line.contains("undefined symbol");
     let complaint = answer.err.lines().chain(answer.out.lines()).find(missing).map(|line| line.trim().to_owned());
