@@ -6,9 +6,9 @@
 
 use crate::check::pam;
 use crate::command_line::tell;
-use crate::inside::{self, Inside, Words};
 use crate::keeper::{self, Begun, Keeper, Sent};
 use crate::names::Account;
+use crate::probe::{self, Messages, Probe};
 use crate::pty_forward::{self, End, Seen, Stream};
 use crate::rootfs::RootFs;
 use crate::terminal::{Pty, Raw};
@@ -96,15 +96,15 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let Wires { ours, theirs } = Wires::new(arguments, attachment.ids())?;
     let who = if session.is_root { Who::Root } else { Who::User };
     let before = || session.leave_the_operator(&theirs);
-    let life = |words: &mut Words| session.live(words, &theirs, &signals.before);
+    let life = |messages: &mut Messages| session.live(messages, &theirs, &signals.before);
     let program = arguments.command.first().map_or(shared::settings::SHELL.into(), |program| program.to_string_lossy());
     let ours = Cell::new(Some(ours));
     let send = || {
-        let sent = inside::send(attachment, who, options.timeout, before, life);
-        let arrived = sent.map_err(|refusal| refused(container, &refusal)).and_then(|mut inside| {
-            Ok(match arrival(&mut inside, container, &program, options.timeout)? {
+        let sent = probe::send(attachment, who, options.timeout, before, life);
+        let arrived = sent.map_err(|refusal| refused(container, &refusal)).and_then(|mut probe| {
+            Ok(match arrival(&mut probe, container, &program, options.timeout)? {
                 Some(status) => Err(status),
-                None => Ok(Sent { inside }),
+                None => Ok(Sent { probe }),
             })
         });
         arrived.unwrap_or_else(|error| {
@@ -191,19 +191,19 @@ impl Session {
 
     /// In the process that enters, before it does.
     fn leave_the_operator(&self, theirs: &Theirs) -> Result<(), Refusal> {
-        inside::forget_the_operator(self.container)?;
+        probe::forget_the_operator(self.container)?;
         dup2_stdin(&theirs.stdin).context(Reason::Broken, "dup2")?;
         dup2_stdout(&theirs.stdout).context(Reason::Broken, "dup2")?;
         dup2_stderr(&theirs.stderr).context(Reason::Broken, "dup2")
     }
 
     /// In the process inside.
-    fn live(&self, words: &mut Words, theirs: &Theirs, signals_before: &SigSet) {
+    fn live(&self, messages: &mut Messages, theirs: &Theirs, signals_before: &SigSet) {
         match self.begin(theirs, signals_before) {
             Ok(errno) => {
-                words.say("exec", format!("{} {}", if errno == Errno::ENOENT { 127 } else { 126 }, errno.desc()))
+                messages.say("exec", format!("{} {}", if errno == Errno::ENOENT { 127 } else { 126 }, errno.desc()))
             }
-            Err(refusal) => words.say("refused", refusal.cause),
+            Err(refusal) => messages.say("refused", refusal.cause),
         }
     }
 
@@ -217,7 +217,7 @@ impl Session {
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(signals_before), None).context(Reason::Broken, "restore signals")?;
         let programs: Vec<&CStr> = self.programs.iter().map(CString::as_c_str).collect();
         let arguments: Vec<&CStr> = self.arguments.iter().map(CString::as_c_str).collect();
-        Ok(inside::exec(&programs, &arguments, &self.environment))
+        Ok(probe::exec(&programs, &arguments, &self.environment))
     }
 }
 
@@ -272,12 +272,12 @@ impl Wires {
 }
 
 /// Waits until the process is inside and runs the command; an exit code if that is not there or cannot be run.
-fn arrival(inside: &mut Inside, container: ContainerUid, program: &str, limit: Duration) -> Result<Option<u8>> {
-    let Some(words) = inside.listen(limit) else {
-        let end = if inside.kill() { "" } else { "; it cannot be ended now" };
+fn arrival(probe: &mut Probe, container: ContainerUid, program: &str, limit: Duration) -> Result<Option<u8>> {
+    let Some(words) = probe.listen(limit) else {
+        let end = if probe.kill() { "" } else { "; it cannot be ended now" };
         bail!(
             "container {container}: the process that enters (pid {}) did not finish within {} s{end}: is a cgroup of the container frozen, or does one of its file systems hang?",
-            inside.pid,
+            probe.pid,
             limit.as_secs()
         );
     };

@@ -3,7 +3,7 @@
 //! The kernel lets a container's pid 1 end only when every process of its pid namespace has been waited for. One whose parent is stopped (SIGSTOP, or
 //! Ctrl-Z where there is no terminal of its own) would keep the container from ever starting again.
 
-use crate::inside::{self, Inside};
+use crate::probe::{self, Probe};
 use anyhow::{Context, Result};
 use join::sys::{exit_now, retry};
 use nix::errno::Errno;
@@ -55,10 +55,10 @@ pub fn fork(leave: impl FnOnce(), send: impl FnOnce() -> Result<Sent, u8>) -> Re
             leave();
             let mut socket = theirs;
             match send() {
-                Ok(Sent { inside }) => {
-                    let _ = inside::silence(); // whoever reads the operator's output is not to wait for us
+                Ok(Sent { probe }) => {
+                    let _ = probe::silence(); // whoever reads the operator's output is not to wait for us
                     let _ = socket.write_all(&[RUNS, 0]);
-                    let status = keep(&inside, &mut socket);
+                    let status = keep(&probe, &mut socket);
                     let _ = socket.write_all(&[ENDED, status]);
                 }
                 Err(status) => drop(socket.write_all(&[ENDED, status])),
@@ -70,14 +70,14 @@ pub fn fork(leave: impl FnOnce(), send: impl FnOnce() -> Result<Sent, u8>) -> Re
 
 /// A process that runs the command inside.
 pub struct Sent {
-    pub inside: Inside,
+    pub probe: Probe,
 }
 
 /// Passes signals on until it ends; the exit status of that.
-fn keep(inside: &Inside, socket: &mut UnixStream) -> u8 {
+fn keep(probe: &Probe, socket: &mut UnixStream) -> u8 {
     let mut is_heard = true;
     loop {
-        let mut asked = vec![PollFd::new(inside.end(), PollFlags::POLLIN)];
+        let mut asked = vec![PollFd::new(probe.end(), PollFlags::POLLIN)];
         if is_heard {
             asked.push(PollFd::new(socket.as_fd(), PollFlags::POLLIN));
         }
@@ -89,7 +89,7 @@ fn keep(inside: &Inside, socket: &mut UnixStream) -> u8 {
         let ready: Vec<_> = asked.iter().map(|one| one.any().unwrap_or(true)).collect();
         if ready.first() == Some(&true) {
             // A tracer of the tenant's may keep it from being waited for; then it is asked again.
-            match inside.wait(Duration::from_secs(1)) {
+            match probe.wait(Duration::from_secs(1)) {
                 Some(WaitStatus::Exited(_, status)) => return status as u8,
                 Some(WaitStatus::Signaled(_, signal, _)) => return 128 + signal as u8,
                 Some(_) => return 1,
@@ -100,7 +100,7 @@ fn keep(inside: &Inside, socket: &mut UnixStream) -> u8 {
             let mut signal = [0];
             match socket.read(&mut signal) {
                 // It leads a session, and so a process group, of its own; and it has not been waited for, so its number is its own.
-                Ok(1) => drop(Signal::try_from(i32::from(signal[0])).and_then(|signal| killpg(inside.pid, signal))),
+                Ok(1) => drop(Signal::try_from(i32::from(signal[0])).and_then(|signal| killpg(probe.pid, signal))),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 _ => is_heard = false,
             }
@@ -123,7 +123,7 @@ impl Keeper {
 
     fn hear(&mut self, limit: Option<Duration>) -> Option<(u8, u8)> {
         let end = limit.map(|limit| Instant::now() + limit);
-        if end.is_some_and(|end| !inside::is_ready(&self.socket, end.saturating_duration_since(Instant::now()))) {
+        if end.is_some_and(|end| !probe::is_ready(&self.socket, end.saturating_duration_since(Instant::now()))) {
             return None;
         }
         let mut said = [0; 2];

@@ -3,7 +3,7 @@
 //! The directory is the tenant's, and anything may be in it. So no root process opens a path below it. The one that does is the tenant, has no
 //! group and no capability, follows no link, waits for nobody, and is ended if it takes too long.
 
-use crate::inside::is_ready;
+use crate::probe::is_ready;
 use anyhow::{Context, Result, bail};
 use join::power;
 use join::sys::{close_all_but, exit_now};

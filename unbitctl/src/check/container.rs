@@ -8,8 +8,8 @@ use super::server::{self, Answering, Place};
 use super::sshd::{self, Says};
 use crate::containers::has_vassal;
 use crate::engine;
-use crate::inside::{self, Words};
 use crate::names::{self, Account};
+use crate::probe::{self, Messages};
 use crate::report::{Finding, State};
 use crate::rootfs::RootFs;
 use crate::shell::quoted;
@@ -230,7 +230,7 @@ fn heard(line: &str) -> Option<Finding> {
 fn hear(pipe: OwnedFd, limit: Duration) -> (Vec<Finding>, bool) {
     let end = Instant::now() + limit;
     let (mut pipe, mut text, mut is_complete) = (File::from(pipe), Vec::new(), false);
-    while inside::is_ready(&pipe, end.saturating_duration_since(Instant::now())) {
+    while probe::is_ready(&pipe, end.saturating_duration_since(Instant::now())) {
         let mut some = [0; 4096];
         match pipe.read(&mut some) {
             Ok(length) if length > 0 => text.extend(some.iter().take(length)),
@@ -732,10 +732,10 @@ fn join(
         .try_terminals(Deadline::after(limit))
         .map_err(|refusal| refused(login, container, "terminals", &refusal))?;
     findings.push(ok("terminals", format!("sshd opens terminals {terminals}")));
-    let before = || inside::forget_the_operator(container).and_then(|()| inside::silence());
-    let mut inside = inside::send(attachment, Who::User, limit, before, |words| life(container, words))
+    let before = || probe::forget_the_operator(container).and_then(|()| probe::silence());
+    let mut probe = probe::send(attachment, Who::User, limit, before, |messages| life(container, messages))
         .map_err(|refusal| refused(login, container, "join", &refusal))?;
-    let heard = inside.listen(limit);
+    let heard = probe.listen(limit);
     let hung = heard.is_none();
     let (mut has_joined, mut has_shell) = (false, false);
     for (word, about) in heard.unwrap_or_default() {
@@ -780,7 +780,7 @@ fn join(
         }
     }
     if hung {
-        return Err(too_long(&inside, if has_joined { "shell" } else { "join" }, limit));
+        return Err(too_long(&probe, if has_joined { "shell" } else { "join" }, limit));
     }
     if !has_joined {
         return Err(fail(
@@ -789,8 +789,8 @@ fn join(
             "see the kernel's log (dmesg): was its cgroup out of memory?",
         ));
     }
-    if inside.wait(limit).is_none() {
-        return Err(too_long(&inside, "shell", limit));
+    if probe.wait(limit).is_none() {
+        return Err(too_long(&probe, "shell", limit));
     }
     if !has_shell {
         return Err(fail(
@@ -802,8 +802,8 @@ fn join(
     Ok(())
 }
 
-fn too_long(inside: &inside::Inside, name: &str, limit: std::time::Duration) -> Finding {
-    let end = if inside.kill() { "ended".to_owned() } else { format!("it cannot be ended now: pid {}", inside.pid) };
+fn too_long(probe: &probe::Probe, name: &str, limit: std::time::Duration) -> Finding {
+    let end = if probe.kill() { "ended".to_owned() } else { format!("it cannot be ended now: pid {}", probe.pid) };
     fail(
         name,
         format!("the process that enters did not finish within {} s; {end}", limit.as_secs()),
@@ -811,11 +811,11 @@ fn too_long(inside: &inside::Inside, name: &str, limit: std::time::Duration) -> 
     )
 }
 
-fn life(container: ContainerUid, words: &mut Words) {
-    words.say("joined", "");
+fn life(container: ContainerUid, messages: &mut Messages) {
+    messages.say("joined", "");
     match chdir(container.home().as_c_str()) {
-        Ok(()) => words.say("home", ""),
-        Err(errno) => words.say("home", errno.desc()),
+        Ok(()) => messages.say("home", ""),
+        Err(errno) => messages.say("home", errno.desc()),
     }
     // sshd's process stays beside its shell, so there have to be two. The helper that joined may still be counted.
     let end = Instant::now() + Duration::from_secs(1);
@@ -830,17 +830,17 @@ fn life(container: ContainerUid, words: &mut Words) {
         Ok(ForkResult::Child) => {
             let shell = CString::new(shared::settings::SHELL).unwrap_or_default();
             let _ = set_pdeathsig(Signal::SIGKILL);
-            let errno = inside::exec(&[&shell], &[shell.as_c_str(), c"-c", c"exit 0"], &[] as &[&std::ffi::CStr]);
-            words.say("shell", errno.desc());
+            let errno = probe::exec(&[&shell], &[shell.as_c_str(), c"-c", c"exit 0"], &[] as &[&std::ffi::CStr]);
+            messages.say("shell", errno.desc());
             exit_now(127)
         }
-        Err(errno) => return words.say("fork", format!("{errno:?} ({})", errno.desc())),
+        Err(errno) => return messages.say("fork", format!("{errno:?} ({})", errno.desc())),
     };
     match retry(|| waitpid(child, None)) {
-        Ok(WaitStatus::Exited(_, status)) => words.say("ended", status),
-        Ok(WaitStatus::Signaled(_, signal, _)) => words.say("ended", signal),
-        Ok(other) => words.say("ended", format!("{other:?}")),
-        Err(errno) => words.say("ended", errno.desc()),
+        Ok(WaitStatus::Exited(_, status)) => messages.say("ended", status),
+        Ok(WaitStatus::Signaled(_, signal, _)) => messages.say("ended", signal),
+        Ok(other) => messages.say("ended", format!("{other:?}")),
+        Err(errno) => messages.say("ended", errno.desc()),
     }
 }
 

@@ -2,9 +2,9 @@
 //! What a user has left in the background (nohup(1), setsid(1), a server of tmux(1)) belongs to the container and goes on, as it would then.
 
 use super::seen::{self, Id, Session};
-use crate::inside::is_ready;
 use crate::interrupt::Interrupt;
 use crate::list::processes::{Process, Processes, parent};
+use crate::probe::is_ready;
 use crate::sys::pidfd_send_signal;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;

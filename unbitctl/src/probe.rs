@@ -25,17 +25,17 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// The process.
-pub struct Inside {
+pub struct Probe {
     /// Its number out here. It is a child of ours, so the number stays its own until it is waited for.
     pub pid: Pid,
     pidfd: OwnedFd,
-    words: File,
+    messages: File,
 }
 
 /// What the process says on its way, one line each. Nobody hears it after an exec.
-pub struct Words(File);
+pub struct Messages(File);
 
-impl Words {
+impl Messages {
     /// Says a line, of a word that the listener knows and what there is to say about it.
     pub fn say(&mut self, word: &str, about: impl std::fmt::Display) {
         // Nobody listens any more: then there is nobody to tell either.
@@ -53,8 +53,8 @@ pub fn send(
     who: Who,
     limit: Duration,
     before: impl FnOnce() -> Result<(), Refusal>,
-    life: impl FnOnce(&mut Words),
-) -> Result<Inside, Refusal> {
+    life: impl FnOnce(&mut Messages),
+) -> Result<Probe, Refusal> {
     let (reader, writer) = retry(|| pipe2(OFlag::O_CLOEXEC)).context(Reason::Broken, "make a pipe")?;
     let reader = Cell::new(Some(reader));
     let finish = || {
@@ -63,24 +63,24 @@ pub fn send(
     };
     let forked = attachment.fork_into(who, Deadline::after(limit), before, finish)?;
     let (Forked::Outside(pid), Some(reader)) = (forked, reader.take()) else {
-        life(&mut Words(File::from(writer)));
+        life(&mut Messages(File::from(writer)));
         exit_now(0)
     };
     let pidfd = pidfd_open(pid.as_raw()).context(Reason::Broken, "pidfd_open of our own child")?;
-    Ok(Inside { pid, pidfd, words: File::from(reader) })
+    Ok(Probe { pid, pidfd, messages: File::from(reader) })
 }
 
-impl Inside {
+impl Probe {
     /// What it has said when it has nothing more to say: it has ended, or become another program. `None` if that takes longer than `limit`.
     pub fn listen(&mut self, limit: Duration) -> Option<Vec<(String, String)>> {
         let end = Instant::now() + limit;
         let mut text = Vec::new();
         loop {
-            if !is_ready(&self.words, end.saturating_duration_since(Instant::now())) {
+            if !is_ready(&self.messages, end.saturating_duration_since(Instant::now())) {
                 return None;
             }
             let mut some = [0; 512];
-            match self.words.read(&mut some) {
+            match self.messages.read(&mut some) {
                 Ok(length) if length > 0 && text.len() < WORDS => text.extend(some.iter().take(length)),
                 _ => break,
             }
