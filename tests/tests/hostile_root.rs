@@ -123,11 +123,11 @@ fn a_program_that_the_engine_starts_is_waited_for() {
     let _link = container.link(30001);
     let start = |command: &str| {
         let script = format!("echo $$ >{group}/cgroup.procs; exec nsenter -t {pid_1} -m -p -C {command}");
-        let before = fs::read_to_string(format!("{group}/cgroup.procs")).unwrap().lines().count();
         let started = std::process::Command::new("bash").args(["-c", &script]).spawn().unwrap();
+        // nsenter forks into the pid namespace once it is in the group.
+        let children = format!("/proc/{0}/task/{0}/children", started.id());
         eventually("what the engine starts", || {
-            let now = fs::read_to_string(format!("{group}/cgroup.procs")).unwrap().lines().count();
-            (now >= before + 2).then_some(())
+            fs::read_to_string(&children).is_ok_and(|children| !children.is_empty()).then_some(())
         });
         started
     };
