@@ -5,6 +5,7 @@
 pub mod linked;
 pub mod nss;
 pub mod nss_fuzz;
+pub mod registers;
 pub mod supervision;
 pub mod tenant;
 pub mod wire;

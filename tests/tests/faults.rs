@@ -5,7 +5,7 @@
 //!
 //! `FAULTS=all` sweeps every call with every errno, in about half an hour. Without it, calls of one kind count once, each with
 //! EINTR and one more errno.
-#![cfg(target_arch = "x86_64")] // whose registers and breakpoints the tracer knows
+#![cfg(any(target_arch = "x86_64", target_arch = "aarch64"))] // whose registers and breakpoints the tracer knows
 
 #[path = "faults/tracer.rs"]
 mod tracer;

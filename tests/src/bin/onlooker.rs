@@ -21,6 +21,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{self, Command};
 use std::ptr;
 use std::time::{Duration, Instant};
+use unbit_tests::registers::inject;
 
 fn main() {
     let words: Vec<_> = std::env::args().skip(1).collect();
@@ -450,48 +451,4 @@ fn field<'a>(status: &'a str, key: &str) -> &'a str {
 
 fn mask(status: &str, key: &str) -> u64 {
     u64::from_str_radix(field(status, key), 16).unwrap()
-}
-
-/// Makes a process do one system call, and then continue the one that it was waiting in.
-#[cfg(target_arch = "x86_64")]
-fn inject(pid: i32, number: u64, a: u64, b: u64) -> io::Result<i64> {
-    let check = |answer: i64| if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
-    let wait = || {
-        let mut status = 0;
-        // SAFETY: status is an int of ours.
-        check(unsafe { libc::waitpid(pid, &mut status, libc::__WALL) }.into()).map(|()| status)
-    };
-    // SAFETY: the registers are a struct of plain numbers; requests take it, or numbers alone.
-    unsafe {
-        check(libc::ptrace(libc::PTRACE_SEIZE, pid, 0usize, 0usize))?;
-        check(libc::ptrace(libc::PTRACE_INTERRUPT, pid, 0usize, 0usize))?;
-        wait()?;
-        let mut registers: libc::user_regs_struct = mem::zeroed();
-        check(libc::ptrace(libc::PTRACE_GETREGS, pid, 0usize, &mut registers))?;
-        let mut before = registers;
-        // Restart an interrupted call: ERESTARTSYS and its like are -512 to -516.
-        if (-516..=-512).contains(&(before.rax as i64)) {
-            (before.rip, before.rax) = (before.rip - 2, before.orig_rax);
-        }
-        before.orig_rax = u64::MAX;
-        // The process waits in a system call, so the instruction before this one is `syscall`.
-        registers.rip -= 2;
-        (registers.rax, registers.orig_rax) = (number, u64::MAX);
-        (registers.rdi, registers.rsi) = (a, b);
-        check(libc::ptrace(libc::PTRACE_SETREGS, pid, 0usize, &registers))?;
-        // To its entry and to its exit.
-        for _ in 0..2 {
-            check(libc::ptrace(libc::PTRACE_SYSCALL, pid, 0usize, 0usize))?;
-            wait()?;
-        }
-        check(libc::ptrace(libc::PTRACE_GETREGS, pid, 0usize, &mut registers))?;
-        check(libc::ptrace(libc::PTRACE_SETREGS, pid, 0usize, &before))?;
-        check(libc::ptrace(libc::PTRACE_DETACH, pid, 0usize, 0usize))?;
-        Ok(registers.rax as i64)
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn inject(_: i32, _: u64, _: u64, _: u64) -> io::Result<i64> {
-    Err(io::ErrorKind::Unsupported.into())
 }

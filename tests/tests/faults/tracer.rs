@@ -17,6 +17,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
+use unbit_tests::registers::{BREAKPOINT, Code, Registers};
 use unbit_tests::{Done, leader, run, sh};
 
 /// A system call of the module's.
@@ -57,7 +58,8 @@ impl fmt::Display for Call {
 /// How to describe a call.
 #[derive(Clone, Copy)]
 enum Object {
-    /// The path in argument 0.
+    /// The path in argument 0: calls that amd64 alone has.
+    #[cfg(target_arch = "x86_64")]
     Path,
     /// The path in argument 1.
     PathInSecond,
@@ -78,7 +80,9 @@ type Known = (c_long, &'static str, Object);
 const KNOWN: &[Known] = &[
     (libc::SYS_openat, "openat", Object::PathAt),
     (libc::SYS_newfstatat, "newfstatat", Object::PathAt),
+    #[cfg(target_arch = "x86_64")]
     (libc::SYS_stat, "stat", Object::Path), // by glibc before 2.33
+    #[cfg(target_arch = "x86_64")]
     (libc::SYS_lstat, "lstat", Object::Path),
     (libc::SYS_statx, "statx", Object::PathAt),
     (libc::SYS_readlinkat, "readlinkat", Object::PathAt),
@@ -92,7 +96,9 @@ const KNOWN: &[Known] = &[
     (libc::SYS_close, "close", Object::Open),
     (libc::SYS_ioctl, "ioctl", Object::OpenAnd(1)),
     (libc::SYS_setns, "setns", Object::Open),
+    #[cfg(target_arch = "x86_64")]
     (libc::SYS_poll, "poll", Object::Nothing),
+    (libc::SYS_ppoll, "ppoll", Object::Nothing), // poll(3) of newer architectures
     (libc::SYS_socket, "socket", Object::Nothing),
     (libc::SYS_shutdown, "shutdown", Object::Open),
     (libc::SYS_connect, "connect", Object::Open),
@@ -145,6 +151,7 @@ const KNOWN: &[Known] = &[
     (libc::SYS_sched_setaffinity, "sched_setaffinity", Object::Nothing),
     (libc::SYS_exit_group, "exit_group", Object::Nothing),
     (libc::SYS_unshare, "unshare", Object::Nothing),
+    #[cfg(target_arch = "x86_64")]
     (libc::SYS_mkdir, "mkdir", Object::Path),
     (libc::SYS_symlinkat, "symlinkat", Object::Nothing),
     (libc::SYS_mount, "mount", Object::PathInSecond),
@@ -289,8 +296,8 @@ impl Role {
 #[derive(Clone, Copy)]
 struct Running {
     hook: &'static Hook,
-    /// Where it returns to, and the byte of code that the breakpoint there hides.
-    back: (u64, u8),
+    /// Where it returns to, and the code that the breakpoint there hides.
+    back: (u64, Code),
 }
 
 /// A function of the module that libpam calls.
@@ -306,9 +313,6 @@ static HOOKS: [Hook; 4] = [
     Hook { symbol: c"pam_sm_open_session", in_monitor: "open_session", in_child: "open_session(child)" },
     Hook { symbol: c"pam_sm_close_session", in_monitor: "close_session", in_child: "close_session(child)" },
 ];
-
-/// A one-byte breakpoint of x86.
-const BREAKPOINT: u8 = 0xcc;
 
 impl Tracer {
     fn sshd(&mut self, command: &str, answer: &dyn Fn(&Call) -> Option<i32>) -> Done {
@@ -422,19 +426,18 @@ impl Tracer {
     /// A process enters a system call, or leaves it.
     fn call(&mut self, pid: pid_t, tracee: &mut Tracee, answer: &dyn Fn(&Call) -> Option<i32>) {
         tracee.in_call = !tracee.in_call;
-        let mut registers = registers(pid);
+        let Some(mut registers) = unless_gone(Registers::of(pid)) else { return };
         if !tracee.in_call {
             if let Some((call, errno)) = tracee.pending.take() {
                 if let Some(errno) = errno {
-                    registers.rax = -i64::from(errno) as u64;
-                    set_registers(pid, &registers);
+                    registers.set_result(-i64::from(errno));
+                    unless_gone(registers.write(pid));
                 }
-                self.calls[call].result = registers.rax as i64;
+                self.calls[call].result = registers.result();
             }
             return;
         }
-        let number = registers.orig_rax as c_long;
-        let arguments = [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9];
+        let (number, arguments) = (registers.call(), registers.arguments());
         let Some(memory) = memory_of(pid) else { return };
         if number == libc::SYS_openat && text_at(&memory, arguments[1]).ends_with("/pam_unbit.so") {
             tracee.module_opened = true;
@@ -443,7 +446,7 @@ impl Tracer {
             tracee.module = module_in(pid);
             if let Some(module) = tracee.module {
                 for hook in &HOOKS {
-                    set_byte(&memory, module + hook.offset(), BREAKPOINT);
+                    set_code(&memory, module + hook.offset(), BREAKPOINT);
                 }
             }
         }
@@ -477,8 +480,7 @@ impl Tracer {
         call.answered = errno.is_some();
         // close(2) lets go of the descriptor even when it fails.
         if errno.is_some() && number != libc::SYS_close {
-            registers.orig_rax = u64::MAX;
-            set_registers(pid, &registers);
+            unless_gone(registers.skip_call(pid));
         }
         tracee.pending = Some((self.calls.len(), errno));
         self.calls.push(call);
@@ -487,29 +489,25 @@ impl Tracer {
     /// A hook begins or returns. False if the process has trapped for a reason of its own.
     fn breakpoint(&mut self, pid: pid_t, tracee: &mut Tracee) -> bool {
         let Some(module) = tracee.module else { return false };
-        let mut registers = registers(pid);
-        let here = registers.rip.wrapping_sub(1);
+        let Some(mut registers) = unless_gone(Registers::of(pid)) else { return false };
+        let here = registers.here();
         let Some(memory) = memory_of(pid) else { return false };
         if let Some(Running { hook, back: (_, hidden) }) = tracee.hook.take_if(|running| running.back.0 == here) {
-            set_byte(&memory, here, hidden);
-            set_byte(&memory, module + hook.offset(), BREAKPOINT);
+            set_code(&memory, here, hidden);
+            set_code(&memory, module + hook.offset(), BREAKPOINT);
             self.check_between(pid);
             if self.way == Way::Su && hook.in_monitor == "open_session" && tracee.is_monitor {
-                self.check_refused(pid, registers.rax as i32);
+                self.check_refused(pid, registers.result() as i32);
             }
         } else if let Some(hook) = HOOKS.iter().find(|hook| module + hook.offset() == here) {
-            set_byte(&memory, here, hook.first_byte());
-            let mut back = [0; 8];
-            if memory.read_exact_at(&mut back, registers.rsp).is_err() {
-                return true;
-            }
-            let back = u64::from_ne_bytes(back);
-            tracee.hook = Some(Running { hook, back: (back, set_byte(&memory, back, BREAKPOINT)) });
+            set_code(&memory, here, hook.first_code());
+            let Ok(back) = registers.return_address(&memory) else { return true };
+            tracee.hook = Some(Running { hook, back: (back, set_code(&memory, back, BREAKPOINT)) });
         } else {
             return false;
         }
-        registers.rip = here;
-        set_registers(pid, &registers);
+        registers.go_on_at(here);
+        unless_gone(registers.write(pid));
         true
     }
 
@@ -595,6 +593,7 @@ fn describe(pid: pid_t, memory: &File, number: c_long, arguments: &[u64; 6], uid
         link.map(|link| link.to_string_lossy().into_owned()).unwrap_or_default()
     };
     let (object, path) = match known(number).map_or(Object::Nothing, |(_, _, object)| *object) {
+        #[cfg(target_arch = "x86_64")]
         Object::Path => (text_at(memory, arguments[0]), true),
         Object::PathInSecond => (text_at(memory, arguments[1]), true),
         Object::PathAt => match text_at(memory, arguments[1]) {
@@ -638,9 +637,9 @@ impl Hook {
         hook as u64 - module
     }
 
-    fn first_byte(&self) -> u8 {
-        // SAFETY: a byte of code that is loaded.
-        unsafe { *self.here().0 }
+    fn first_code(&self) -> Code {
+        // SAFETY: code that is loaded, and a function is not shorter than a breakpoint.
+        unsafe { *self.here().0.cast() }
     }
 }
 
@@ -666,12 +665,12 @@ fn memory_of(pid: pid_t) -> Option<File> {
     }
 }
 
-/// Gives back the byte that was there.
-fn set_byte(memory: &File, address: u64, byte: u8) -> u8 {
-    let mut before = [0];
+/// Gives back the code that was there.
+fn set_code(memory: &File, address: u64, code: Code) -> Code {
+    let mut before = code;
     // Of one that has been killed meanwhile nothing can be read or written, and nothing runs any more.
-    let _ = memory.read_exact_at(&mut before, address).and_then(|()| memory.write_all_at(&[byte], address));
-    before[0]
+    let _ = memory.read_exact_at(&mut before, address).and_then(|()| memory.write_all_at(&code, address));
+    before
 }
 
 fn text_at(memory: &File, address: u64) -> String {
@@ -697,20 +696,13 @@ fn wait() -> Option<(pid_t, i32)> {
 }
 
 /// A tracee may be killed at any moment; its end is the next thing that `wait` tells then.
+fn unless_gone<T>(result: std::io::Result<T>) -> Option<T> {
+    let gone = |error: &std::io::Error| error.raw_os_error() == Some(libc::ESRCH);
+    assert!(result.as_ref().err().is_none_or(gone), "{:?}", result.err());
+    result.ok()
+}
+
 fn ptrace(request: libc::c_uint, pid: pid_t, address: u64, data: u64) {
     // SAFETY: `data` is a number, or a pointer to what the request writes or reads.
-    let result = check(unsafe { libc::ptrace(request, pid, address, data) });
-    let gone = |error: &std::io::Error| error.raw_os_error() == Some(libc::ESRCH);
-    assert!(result.as_ref().err().is_none_or(gone), "{result:?}");
-}
-
-fn registers(pid: pid_t) -> libc::user_regs_struct {
-    // SAFETY: numbers only, all of which may be zero.
-    let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
-    ptrace(libc::PTRACE_GETREGS, pid, 0, &raw mut registers as u64);
-    registers
-}
-
-fn set_registers(pid: pid_t, registers: &libc::user_regs_struct) {
-    ptrace(libc::PTRACE_SETREGS, pid, 0, &raw const *registers as u64);
+    unless_gone(check(unsafe { libc::ptrace(request, pid, address, data) }));
 }
