@@ -11,7 +11,7 @@
 #   make install   install what was built; [DESTDIR=] [PREFIX=/usr]
 #   make uninstall the reverse; [DESTDIR=] [PREFIX=/usr]
 #   make deb       Debian packages, in target/deb; as root
-#                  [RELEASES="bookworm trixie"]
+#                  [RELEASES="bookworm trixie"] [ARCH=arm64]
 #   make dist      what is committed, as target/dist/unbit-VERSION.tar.xz
 #   make release   the same, with packages, bills of materials and SHA256SUMS; as root
 #                  [RELEASES="bookworm trixie"]
@@ -42,6 +42,8 @@
 #   make test-mail          exim4 and postfix, which run a tenant's ~/.forward
 #   make test-vm            a real Debian in qemu, with its kernel and systemd
 #                           [RELEASES=] for these three
+#   make test-autopkgtest   debian/tests, by Debian's autopkgtest; [RELEASES=]
+#   make test-arm64         packages and tests for arm64, in emulation
 #   make test-engines       systemd-nspawn, podman, Docker, LXC, Incus and units
 #                           [ENGINES="nspawn podman ..."]
 #   make test-distribution  unbitctl with the real debootstrap and mmdebstrap
@@ -68,9 +70,17 @@ CARGO_TARGET_DIR ?= $(CURDIR)/target
 ROOT = $(filter 0,$(shell id -u))
 export CARGO_TARGET_DIR
 $(foreach setting,UNBIT_CONTAINERS UNBIT_FIRST_UID UNBIT_SHELL UNBIT_ADDRESS_BASE,$(if $($(setting)),$(eval export $(setting))))
-NSS = $(CARGO_TARGET_DIR)/release/libnss_unbit.so
-PAM = $(CARGO_TARGET_DIR)/release/libpam_unbit.so
-CTL = $(CARGO_TARGET_DIR)/release/unbitctl
+# For another architecture, MULTIARCH's: CARGO_BUILD_TARGET=aarch64-unknown-linux-gnu, and RUNNER=qemu-aarch64, which runs its programs.
+ifdef CARGO_BUILD_TARGET
+export CARGO_BUILD_TARGET
+CARGO_NAME := CARGO_TARGET_$(shell echo $(CARGO_BUILD_TARGET) | tr a-z- A-Z_)
+export $(CARGO_NAME)_LINKER ?= $(MULTIARCH)-gcc
+$(if $(RUNNER),$(eval export $(CARGO_NAME)_RUNNER ?= $(RUNNER)))
+endif
+BUILT = $(CARGO_TARGET_DIR)/$(CARGO_BUILD_TARGET:%=%/)release
+NSS = $(BUILT)/libnss_unbit.so
+PAM = $(BUILT)/libpam_unbit.so
+CTL = $(BUILT)/unbitctl
 SOURCES := Cargo.toml Cargo.lock $(wildcard examples/*) $(shell find shared nss_unbit join pam_unbit unbitctl -name Cargo.toml -o -path '*/src/*' -o -name 'build.rs' -o -name '*.map')
 CARGO = cargo
 INSTALL = install
@@ -81,7 +91,7 @@ STAGED_NSS = $(STAGE)/usr/lib/$(MULTIARCH)/libnss_unbit.so.2
 HERE = --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/usr/src/cargo --remap-path-prefix=$(CURDIR)=/usr/src/unbit --remap-path-prefix=$(CARGO_TARGET_DIR)=/usr/src/unbit/target
 NODE = tests/node/run --release $(RELEASE) --modules $(STAGE)
 
-.PHONY: all help build install uninstall demo test test-fast test-repeat test-releases test-cgroups test-load test-faults test-reproducible fuzz fuzz-nss miri bench bench-login deb test-packages test-mail test-vm test-engines test-distribution check lint supply-chain dist release minimal-versions stage clean
+.PHONY: all help build install uninstall demo test test-fast test-repeat test-units test-releases test-cgroups test-load test-faults test-reproducible fuzz fuzz-nss miri bench bench-login deb test-packages test-mail test-vm test-autopkgtest test-arm64 test-engines test-distribution check lint supply-chain dist release minimal-versions stage clean
 all: build
 	@echo 'Built in $(CARGO_TARGET_DIR)/release. Next: `$(if $(ROOT),,sudo )make demo` to watch a login, `$(if $(ROOT),,sudo )make install` to install; `make help` lists the rest.'
 
@@ -114,7 +124,7 @@ install: $(NSS) $(PAM) $(CTL)
 	set -e; for each in $(COMPLETIONS); do \
 	    file=$(DESTDIR)$${each#*:}; \
 	    $(INSTALL) -d "$${file%/*}"; \
-	    $(CTL) completions $${each%%:*} >"$$file"; \
+	    $(RUNNER) $(CTL) completions $${each%%:*} >"$$file"; \
 	    chmod 0644 "$$file"; \
 	done
 
@@ -152,6 +162,11 @@ test-repeat:
 	@tests/prepare node
 	tests/build $(RELEASE)
 	tests/repeat --times $(TIMES) --busy $(BUSY)
+
+# The unit tests that need neither a node nor root.
+PACKAGES = nss_unbit unbit-shared unbit-join pam_unbit unbitctl
+test-units:
+	$(CARGO) test --locked $(PACKAGES:%=-p %)
 
 test-releases:
 	@tests/prepare node
@@ -208,7 +223,7 @@ bench-login:
 RELEASES = bookworm trixie
 deb:
 	@tests/prepare build
-	debian/build $(RELEASES)
+	ARCH=$(ARCH) debian/build $(RELEASES)
 
 test-packages: deb
 	tests/packages $(RELEASES)
@@ -218,6 +233,13 @@ test-mail: stage
 
 test-vm: deb
 	tests/vm/run $(RELEASES)
+
+test-autopkgtest: deb
+	tests/vm/run $(RELEASES) -- autopkgtest
+
+test-arm64:
+	@tests/prepare build
+	tests/arm64
 
 test-engines:
 	@tests/prepare node
