@@ -202,7 +202,7 @@ fn filter() -> Option<Vec<Instruction>> {
 }
 
 #[cfg(test)]
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tests {
     use super::*;
 
@@ -251,7 +251,13 @@ mod tests {
         for number in [453, 456, 462, 1000, libc::SYS_clone3] {
             assert_eq!(verdict(number, [0; 3]), NO_SUCH_CALL, "{number}");
         }
-        assert_eq!(run(&program, 0x4000_0003, libc::SYS_read, [0; 3]), NOT_PERMITTED, "32-bit x86");
+        for foreign in [0x4000_0003, 0x4000_0028] {
+            assert_eq!(
+                run(&program, foreign, libc::SYS_read, [0; 3]),
+                NOT_PERMITTED,
+                "32-bit x86 and ARM: {foreign:#x}"
+            );
+        }
         assert_eq!(verdict(libc::SYS_read | 0x4000_0000, [0; 3]), NOT_PERMITTED, "x32");
     }
 

@@ -592,4 +592,48 @@ mod tests {
             assert_eq!(flags(), libc::FD_CLOEXEC);
         }
     }
+
+    /// The kernel's word on the filter: numbers and registers are those of this architecture. A call that fails with EBADF or EINVAL came through.
+    #[test]
+    fn the_kernel_takes_the_filter_of_sessions() {
+        const NOT_TRIED: i32 = 77;
+        let outcome = || {
+            // SAFETY: takes numbers.
+            if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
+                return 1;
+            }
+            match crate::seccomp::apply() {
+                // qemu-user.
+                Err(Errno::EINVAL | Errno::ENOSYS) => return NOT_TRIED,
+                Err(_) => return 2,
+                Ok(()) => {}
+            }
+            // SAFETY: no address is valid, and no descriptor, so that nothing comes of any of them.
+            let errno = |number| Errno::result(unsafe { libc::syscall(number, -1, -1, -1, -1, -1, -1) }).err();
+            let expected = [
+                (libc::SYS_keyctl, Errno::EPERM),
+                (libc::SYS_process_vm_readv, Errno::EPERM),
+                (libc::SYS_umount2, Errno::EPERM),
+                (libc::SYS_clone, Errno::EPERM),
+                (libc::SYS_socket, Errno::EINVAL),
+                (libc::SYS_clone3, Errno::ENOSYS),
+                (libc::SYS_write, Errno::EBADF),
+                (libc::SYS_setns, Errno::EPERM),
+                (libc::SYS_dup3, Errno::EINVAL),
+            ];
+            let wrong = expected.iter().position(|(number, error)| errno(*number) != Some(*error));
+            wrong.map_or(0, |wrong| 10 + wrong as i32)
+        };
+        // SAFETY: the child makes system calls alone.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(outcome()) };
+        }
+        let status = nix::sys::wait::waitpid(Pid::from_raw(pid), None).unwrap();
+        if matches!(status, nix::sys::wait::WaitStatus::Exited(_, NOT_TRIED)) {
+            return eprintln!("NOT TRIED: the filter of system calls (there is no seccomp(2) here, as in qemu-user)");
+        }
+        assert!(matches!(status, nix::sys::wait::WaitStatus::Exited(_, 0)), "{status:?}");
+    }
 }
