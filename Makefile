@@ -166,7 +166,7 @@ test-repeat:
 # The unit tests that need neither a node nor root.
 PACKAGES = nss_unbit unbit-shared unbit-join pam_unbit unbitctl
 test-units:
-	$(CARGO) test --locked $(PACKAGES:%=-p %)
+	$(CARGO) test --locked $(PACKAGES:%=-p %) -- $(SKIP:%=--skip %)
 
 test-releases:
 	@tests/prepare node
@@ -235,7 +235,7 @@ test-vm: deb
 	tests/vm/run $(RELEASES)
 
 test-autopkgtest: deb
-	tests/vm/run $(RELEASES) -- autopkgtest
+	tests/autopkgtest $(RELEASES)
 
 test-arm64:
 	@tests/prepare build
