@@ -269,11 +269,8 @@ impl Looker {
         }
         // The program is the node's file, and the container's user must not reach it through /proc. Root owns the files in /proc of a process
         // that is not dumpable, except the directory itself.
-        if is_sshd(pid)
-            && let Ok(file) = fs::metadata(format!("/proc/{pid}/status"))
-            && file.uid() != 0
-            && is_sshd(pid)
-        {
+        let is_dumpable = || fs::metadata(format!("/proc/{pid}/status")).is_ok_and(|file| file.uid() != 0);
+        if is_sshd(pid) && is_dumpable() && is_sshd(pid) {
             wrong("runs sshd and is dumpable".to_owned());
         }
         match self.descriptors(pid) {
@@ -307,9 +304,8 @@ impl Looker {
                 Some("something that no session needs".to_owned())
             };
             // It may have been closed, and its number used again, meanwhile.
-            if let Some(bad) = bad
-                && fs::read_link(&link).is_ok_and(|again| again.to_string_lossy() == open)
-            {
+            let is_the_same = |_: &String| fs::read_link(&link).is_ok_and(|again| again.to_string_lossy() == open);
+            if let Some(bad) = bad.filter(is_the_same) {
                 found.push(format!("{open}: {bad}"));
             }
         }
