@@ -13,7 +13,6 @@ use crate::refusal::{Context, Reason, Refusal};
 use crate::subtree::Subtree;
 use crate::sys;
 use crate::tracers;
-use caps::Capability;
 use nix::errno::Errno;
 use std::fs::File;
 
@@ -67,7 +66,7 @@ impl Linked {
                     processes can have power, and root has not said that its root is trusted";
                 return refuse(Reason::RootTooPowerful, cause);
             }
-            if can_trace(status)? {
+            if tracers::can_trace(status)? {
                 let cause = "its root can have CAP_SYS_PTRACE in the node's user namespace, and root has not said that it is trusted";
                 return refuse(unless_starting(Reason::RootTooPowerful), cause);
             }
@@ -134,11 +133,6 @@ fn can_be_root(status: &str) -> Result<bool, Refusal> {
     Ok(numbers("Uid")?.contains(&0) || permitted != 0 || numbers("NoNewPrivs")? == [0])
 }
 
-/// Whether a process, or what it starts, can have CAP_SYS_PTRACE.
-pub fn can_trace(status: &str) -> Result<bool, Refusal> {
-    Ok(mask(status, "CapBnd")? & Capability::CAP_SYS_PTRACE.bitmask() != 0)
-}
-
 fn mask(status: &str, key: &str) -> Result<u64, Refusal> {
     let unreadable = || Refusal::new(Reason::Broken, format!("the status of its pid 1 has no readable {key}"));
     confinement::mask(status, key).ok_or_else(unreadable)
@@ -172,13 +166,6 @@ mod tests {
         for name in ["sleep", "(sleep", "sleep)", ""] {
             assert!(!is_systemds_child(&format!("Name:\t{name}\nUid:\t(0)\n")), "{name}");
         }
-    }
-
-    #[test]
-    fn who_can_trace() {
-        assert!(can_trace("CapBnd:\t000001ffffffffff\n").unwrap());
-        assert!(!can_trace("CapBnd:\t000001fffff7ffff\n").unwrap());
-        assert!(can_trace("CapBnd:\t\n").is_err());
     }
 
     #[test]

@@ -5,12 +5,13 @@
 //! once nobody has it, nobody will. Each process is looked at as soon as the kernel has named it. One that ends before that may have left a
 //! child behind, so the kernel is asked again.
 
+use crate::confinement;
 use crate::deadline::Deadline;
-use crate::linked::can_trace;
 use crate::proc::{Inode, Proc, numbers};
 use crate::refusal::{Context, Reason, Refusal};
 use crate::subtree::Subtree;
 use crate::user_namespace;
+use caps::Capability;
 use nix::errno::Errno;
 use std::collections::BTreeSet;
 use std::io;
@@ -102,6 +103,13 @@ impl Look {
     }
 }
 
+/// Whether a process with this status, or what it starts, can have CAP_SYS_PTRACE.
+pub fn can_trace(status: &str) -> Result<bool, Refusal> {
+    let unreadable = || Refusal::new(Reason::Broken, "the status of a process in its cgroup has no readable CapBnd");
+    let bounds = confinement::mask(status, "CapBnd").ok_or_else(unreadable)?;
+    Ok(bounds & Capability::CAP_SYS_PTRACE.bitmask() != 0)
+}
+
 fn read(process: &Proc, name: &str) -> io::Result<Option<String>> {
     match process.read(name) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
@@ -114,5 +122,17 @@ fn found<T>(result: nix::Result<T>) -> nix::Result<Option<T>> {
     match result {
         Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
         result => result.map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_can_trace() {
+        assert!(can_trace("CapBnd:\t000001ffffffffff\n").unwrap());
+        assert!(!can_trace("CapBnd:\t000001fffff7ffff\n").unwrap());
+        assert!(can_trace("CapBnd:\t\n").is_err());
     }
 }
