@@ -3,6 +3,7 @@
 use crate::report::GUIDE;
 use crate::shell;
 use anyhow::bail;
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
 use std::fs::File;
@@ -13,6 +14,9 @@ use std::path::{Path, PathBuf};
 
 /// More than any file of a node's set-up has.
 const LONGEST_FILE: u64 = 4 << 20;
+
+/// How often a path is followed again that the kernel could not follow at this moment. Each try is a new chance.
+const ATTEMPTS: u32 = 100;
 
 /// Where a node's files are.
 #[derive(Clone, Debug)]
@@ -74,6 +78,13 @@ impl RootFs {
         }
         let root = open(&self.root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
         let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        // EAGAIN, openat2(2): something was renamed or mounted anywhere on the machine while the kernel followed a `..`.
+        for _ in 1..ATTEMPTS {
+            match openat2(&root, absolute, how) {
+                Err(Errno::EAGAIN) => std::thread::yield_now(),
+                file => return Ok(file?),
+            }
+        }
         Ok(openat2(&root, absolute, how)?)
     }
 
@@ -147,6 +158,7 @@ impl RootFs {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     #[test]
     fn the_node_that_runs_has_many_names() {
@@ -174,6 +186,29 @@ mod tests {
         assert_eq!(node.resolve("/absolute").unwrap(), root.canonicalize().unwrap().join("etc/passwd"));
         let link = File::from(node.open_link("/absolute").unwrap());
         assert!(link.metadata().unwrap().is_symlink());
+        std::fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn renames_elsewhere_do_not_matter() {
+        let root = std::env::temp_dir().join(format!("unbitctl-renames-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("etc")).unwrap();
+        std::fs::write(root.join("passwd"), "inside").unwrap();
+        symlink("../passwd", root.join("etc/upwards")).unwrap();
+        let node = RootFs::at(Some(&root));
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (one, other) = (root.join("one"), root.join("other"));
+                std::fs::write(&one, "").unwrap();
+                while !done.load(Ordering::Relaxed) {
+                    std::fs::rename(&one, &other).and_then(|()| std::fs::rename(&other, &one)).unwrap();
+                }
+            });
+            let all = (0..20_000).try_for_each(|_| node.open("/etc/upwards").map(drop));
+            done.store(true, Ordering::Relaxed);
+            all.unwrap();
+        });
         std::fs::remove_dir_all(&root).unwrap();
     }
 }
