@@ -11,7 +11,7 @@
 //! | terminals | [`terminals`] | where does sshd's monitor open the session's terminals? |
 //! | enter | [`attach`], [`power`], [`roots_view`], [`helper`] | join all of it in a helper process, leave every power behind, and fork |
 //!
-//! [`supervisor`] is the process that stays outside. [`sessions`] counts how many there are. [`refusal`] holds every reason to say no and what
+//! [`supervisor`] is the process that stays outside; [`tenant`] is for what has to be done among a tenant's files. [`sessions`] counts how many there are. [`refusal`] holds every reason to say no and what
 //! people read then; [`options`] what the PAM line may say. `unsafe` is in [`sys`] alone.
 
 mod apparmor;
@@ -42,6 +42,7 @@ pub mod sessions;
 mod subtree;
 pub mod supervisor;
 pub mod sys;
+pub mod tenant;
 pub mod terminals;
 mod tracers;
 mod unix_socket;

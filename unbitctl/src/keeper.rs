@@ -6,6 +6,7 @@
 use crate::probe::{self, Probe};
 use anyhow::{Context, Result};
 use join::sys::{exit_now, retry};
+use join::tenant::is_ready;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
@@ -123,7 +124,7 @@ impl Keeper {
 
     fn hear(&mut self, limit: Option<Duration>) -> Option<(u8, u8)> {
         let end = limit.map(|limit| Instant::now() + limit);
-        if end.is_some_and(|end| !probe::is_ready(&self.socket, end.saturating_duration_since(Instant::now()))) {
+        if end.is_some_and(|end| !is_ready(&self.socket, end.saturating_duration_since(Instant::now()))) {
             return None;
         }
         let mut said = [0; 2];

@@ -3,25 +3,19 @@
 //! The directory is the tenant's, and anything may be in it. So no root process opens a path below it. The one that does is the tenant, has no
 //! group and no capability, follows no link, waits for nobody, and is ended if it takes too long.
 
-use crate::probe::is_ready;
 use anyhow::{Context, Result, bail};
-use join::power;
-use join::sys::{close_all_but, exit_now};
+use join::tenant;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, renameat};
-use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, umask};
-use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, UnlinkatFlags, fsync, pipe2, setsid, unlinkat};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 use serde::{Deserialize, Serialize};
-use shared::{ContainerUid, escape};
+use shared::ContainerUid;
 use std::fs::File;
 use std::io::{Read, Write, stdin};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 /// Where sshd looks, and the file that is written there.
 const DIRECTORY: &str = ".ssh";
@@ -31,8 +25,6 @@ const NEW: &str = ".authorized_keys.unbitctl";
 
 /// More than anybody's keys.
 const LONGEST: u64 = 1 << 20;
-/// For the process that writes.
-const LIMIT: Duration = Duration::from_secs(10);
 
 /// One public key.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -263,47 +255,12 @@ pub fn as_the_user<T: Serialize + for<'a> Deserialize<'a>>(
     uid: ContainerUid,
     work: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
-    let home = uid.home();
-    let home = home.as_c_str().to_string_lossy();
-    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
-    let ForkResult::Parent { child } = join::sys::fork().context("fork")? else {
-        drop(reader);
-        let _ = set_pdeathsig(Signal::SIGKILL);
-        let said = become_it(uid, &writer).and_then(|()| work()).map_err(|error| format!("{error:#}"));
-        let _ = File::from(writer).write_all(&serde_json::to_vec(&said).unwrap_or_default());
-        exit_now(0)
+    let in_json = || {
+        let said = work().map_err(|error| format!("{error:#}"))?;
+        serde_json::to_vec(&said).map_err(|error| error.to_string())
     };
-    drop(writer);
-    let end = Instant::now() + LIMIT;
-    let (mut pipe, mut text) = (File::from(reader), Vec::new());
-    let is_whole = loop {
-        if !is_ready(&pipe, end.saturating_duration_since(Instant::now())) {
-            break false;
-        }
-        let mut some = [0; 4096];
-        match pipe.read(&mut some) {
-            Ok(length) if length > 0 && (text.len() as u64) < 2 * LONGEST => text.extend(some.iter().take(length)),
-            _ => break true,
-        }
-    };
-    let _ = kill(child, Signal::SIGKILL);
-    if !is_whole {
-        bail!("{home}: its file system does not answer within {} s", LIMIT.as_secs());
-    }
-    waitpid(child, None)?;
-    let said: Result<T, String> =
-        serde_json::from_slice(&text).with_context(|| format!("{home}: the process that works there was killed"))?;
-    said.map_err(|error| anyhow::anyhow!("{home}: {}", escape::line(&error)))
-}
-
-fn become_it(uid: ContainerUid, kept: &OwnedFd) -> Result<()> {
-    let refused = |refusal: join::refusal::Refusal| anyhow::anyhow!(refusal.cause);
-    setsid()?;
-    close_all_but(kept)?;
-    umask(Mode::from_bits_truncate(0o077));
-    power::leave_groups().map_err(refused)?;
-    join::sys::become_user(uid.get(), uid.get())?;
-    power::give_up_all(uid, &[]).map_err(refused)
+    let said = tenant::run_as(uid, in_json).map_err(anyhow::Error::msg)?;
+    serde_json::from_slice(&said).context("the answer of the process that works there")
 }
 
 #[cfg(test)]

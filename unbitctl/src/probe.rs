@@ -8,9 +8,9 @@ use join::Deadline;
 use join::attach::{Attachment, Forked, Who};
 use join::refusal::{Context, Reason, Refusal};
 use join::sys::{default_signal, exit_now, pidfd_open, retry};
+use join::tenant::is_ready;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -117,20 +117,6 @@ impl Probe {
     pub fn kill(&self) -> bool {
         let _ = kill(self.pid, Signal::SIGKILL);
         self.wait(Duration::from_millis(500)).is_some()
-    }
-}
-
-/// Whether there is something to read within this time.
-pub fn is_ready(descriptor: &impl AsFd, limit: Duration) -> bool {
-    let end = Instant::now() + limit;
-    loop {
-        let mut one = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
-        let left = end.saturating_duration_since(Instant::now()).as_millis().saturating_add(1);
-        match poll(&mut one, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
-            Err(Errno::EINTR) => {}
-            Ok(ready) => return ready > 0,
-            Err(_) => return false,
-        }
     }
 }
 

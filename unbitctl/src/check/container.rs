@@ -20,6 +20,7 @@ use join::link;
 use join::options::Options;
 use join::refusal::{Reason, Refusal};
 use join::sys::{exit_now, retry};
+use join::tenant::is_ready;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::prctl::set_pdeathsig;
@@ -230,7 +231,7 @@ fn heard(line: &str) -> Option<Finding> {
 fn hear(pipe: OwnedFd, limit: Duration) -> (Vec<Finding>, bool) {
     let end = Instant::now() + limit;
     let (mut pipe, mut text, mut is_complete) = (File::from(pipe), Vec::new(), false);
-    while probe::is_ready(&pipe, end.saturating_duration_since(Instant::now())) {
+    while is_ready(&pipe, end.saturating_duration_since(Instant::now())) {
         let mut some = [0; 4096];
         match pipe.read(&mut some) {
             Ok(length) if length > 0 => text.extend(some.iter().take(length)),

@@ -4,9 +4,9 @@
 use super::seen::{self, Id, Session};
 use crate::interrupt::Interrupt;
 use crate::list::processes::{Process, Processes, parent};
-use crate::probe::is_ready;
 use crate::sys::pidfd_send_signal;
 use anyhow::{Context, Result, bail};
+use join::tenant::is_ready;
 use nix::sys::signal::Signal;
 use serde::Serialize;
 use shared::ContainerUid;
