@@ -19,6 +19,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   unbitctl firewall                 print the rules for the lists in /etc/uwsgi
   unbitctl firewall --apply         load them, in one step
+  unbitctl firewall --reload        load them again after the lists have changed
   unbitctl firewall --nodes ./nodes --routers ./legion_nodes --public-ip 192.0.2.1
   unbitctl firewall --remove";
 
@@ -29,8 +30,11 @@ pub struct Arguments {
     /// Load the rules in one step, in place of those loaded before
     #[arg(long)]
     apply: bool,
-    /// Remove the rules; all other tables stay as they are
+    /// Load them again for the lists as they are now, with the options of the table that is loaded; if none is, do nothing
     #[arg(long, conflicts_with_all = ["apply", "Source"])]
+    reload: bool,
+    /// Remove the rules; all other tables stay as they are
+    #[arg(long, conflicts_with_all = ["apply", "reload", "Source"])]
     remove: bool,
 }
 
@@ -40,14 +44,26 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         nft::remove()?;
         return Ok(ExitCode::SUCCESS);
     }
+    if arguments.reload {
+        must_be_root("firewall --reload")?;
+        let Some(loaded) = nft::loaded()? else {
+            say!("table inet unbit is not loaded, and stays so\n");
+            return Ok(ExitCode::SUCCESS);
+        };
+        return print_or_load(&Source::from_arguments(loaded.arguments())?, true);
+    }
     if arguments.apply {
         must_be_root("firewall --apply")?;
     }
-    let ruleset = match Ruleset::made_of(&arguments.source) {
+    print_or_load(&arguments.source, arguments.apply)
+}
+
+fn print_or_load(source: &Source, loads: bool) -> Result<ExitCode> {
+    let ruleset = match Ruleset::made_of(source) {
         Ok(ruleset) => ruleset,
         Err(error) => {
-            if let [list, ..] = arguments.source.missing().as_slice() {
-                let what = if *list == arguments.source.nodes() { "nodes" } else { "routers" };
+            if let [list, ..] = source.missing().as_slice() {
+                let what = if *list == source.nodes() { "nodes" } else { "routers" };
                 bail!(
                     "there is no list of {what} {list}: uwsgi.it's configurator writes it. Without uwsgi.it write the addresses of the other {what}, one a line, or none for a node that stands alone (: >{list}); another file by --{what} FILE"
                 );
@@ -61,7 +77,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     for warning in ruleset.warnings() {
         tell(format_args!("warning: {warning}"));
     }
-    if arguments.apply {
+    if loads {
         nft::load(&ruleset.to_string())?;
         say!("table inet unbit is loaded: {ruleset:#}\n");
     } else {
