@@ -352,11 +352,13 @@ impl Hierarchies {
     /// Where a controller has the process, if it is there by itself: its own cgroup, and those around it that `parent`, which started it, is
     /// not in. Of version 2 if version 1 has none, whatever controllers it has there.
     pub fn of(&self, process: &Proc, parent: &Proc, controller: &str) -> Option<(Version, Vec<PathBuf>)> {
+        self.seen(process, parent)?.of(controller)
+    }
+
+    /// The same for several controllers: what the kernel says of both processes is read once.
+    pub fn seen(&self, process: &Proc, parent: &Proc) -> Option<Seen<'_>> {
         let (memberships, parents) = (Membership::all_of(process).ok()?, Membership::all_of(parent).ok()?);
-        let own = |membership: &Membership| self.around(membership, &parents);
-        let one = memberships.iter().find(|membership| membership.has(controller)).and_then(own);
-        let two = || memberships.iter().find(|membership| membership.is_v2()).and_then(own);
-        one.map(|directories| (Version::One, directories)).or_else(|| Some((Version::Two, two()?)))
+        Some(Seen { hierarchies: self, memberships, parents })
     }
 
     fn around(&self, membership: &Membership, parents: &[Membership]) -> Option<Vec<PathBuf>> {
@@ -398,6 +400,23 @@ impl Hierarchies {
     /// Where version 2 is mounted.
     pub fn version_2(&self) -> Option<&str> {
         self.0.iter().find(|hierarchy| hierarchy.controllers.is_none()).map(|hierarchy| hierarchy.mount.point.as_str())
+    }
+}
+
+/// Where a process and its parent were in all hierarchies.
+pub struct Seen<'a> {
+    hierarchies: &'a Hierarchies,
+    memberships: Vec<Membership>,
+    parents: Vec<Membership>,
+}
+
+impl Seen<'_> {
+    /// See [`Hierarchies::of`].
+    pub fn of(&self, controller: &str) -> Option<(Version, Vec<PathBuf>)> {
+        let own = |membership: &Membership| self.hierarchies.around(membership, &self.parents);
+        let one = self.memberships.iter().find(|membership| membership.has(controller)).and_then(own);
+        let two = || self.memberships.iter().find(|membership| membership.is_v2()).and_then(own);
+        one.map(|directories| (Version::One, directories)).or_else(|| Some((Version::Two, two()?)))
     }
 }
 
