@@ -1,6 +1,6 @@
 # unbit: ssh into containers through the node's own sshd. See README.md.
 #
-#   make           build both modules and unbitctl, in target/release
+#   make           build both modules, unbitctl and unbit-agent, in target/release
 #   make help      this text
 #
 # On a fresh Debian 12 or 13, as root; both install what they need from Debian:
@@ -24,6 +24,8 @@
 #   make bench     what lookups cost, next to a bare stat; as root
 #   make bench-login   what logins cost, next to an ordinary user's; as root
 #                  [AGAINST=other.so] for both
+#   make bench-agent   what a round of the agent's metrics costs; as root
+#                  [CONTAINERS=10000]
 #   make fuzz      each parser, with cargo-fuzz and a nightly toolchain
 #                  [TARGET=name] [SECONDS=60]
 #   make fuzz-nss  the NSS module, called as glibc calls it; as root; [SECONDS=60]
@@ -60,11 +62,14 @@ NSS_FILE = $(LIBDIR)/libnss_unbit.so.2
 PAM_FILE = $(LIBDIR)/security/pam_unbit.so
 SBINDIR = $(PREFIX)/sbin
 MANDIR = $(PREFIX)/share/man
-MANUALS = unbit.7 nss-unbit.8 pam_unbit.8 unbitctl.8
+MANUALS = unbit.7 nss-unbit.8 pam_unbit.8 unbitctl.8 unbit-agent.8
 DOCDIR = $(PREFIX)/share/doc/unbit
 # Where the shells of Debian look: zsh leaves a directory to packages and another to the operator's own.
 ZSHDIR = $(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
-COMPLETIONS = bash:$(PREFIX)/share/bash-completion/completions/unbitctl fish:$(PREFIX)/share/fish/vendor_completions.d/unbitctl.fish zsh:$(ZSHDIR)/_unbitctl
+PROGRAMS = unbitctl unbit-agent
+completions_of = bash:$(PREFIX)/share/bash-completion/completions/$(1) fish:$(PREFIX)/share/fish/vendor_completions.d/$(1).fish zsh:$(ZSHDIR)/_$(1)
+UNITDIR = $(PREFIX)/lib/systemd/system
+UNITS = $(notdir $(wildcard agent/systemd/*.service))
 
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 ROOT = $(filter 0,$(shell id -u))
@@ -81,7 +86,8 @@ BUILT = $(CARGO_TARGET_DIR)/$(CARGO_BUILD_TARGET:%=%/)release
 NSS = $(BUILT)/libnss_unbit.so
 PAM = $(BUILT)/libpam_unbit.so
 CTL = $(BUILT)/unbitctl
-SOURCES := Cargo.toml Cargo.lock $(wildcard examples/*) $(shell find shared nss_unbit join pam_unbit unbitctl -name Cargo.toml -o -path '*/src/*' -o -name 'build.rs' -o -name '*.map')
+AGENT = $(BUILT)/unbit-agent
+SOURCES := Cargo.toml Cargo.lock $(wildcard examples/*) $(shell find shared nss_unbit join pam_unbit unbitctl agent -name Cargo.toml -o -path '*/src/*' -o -name 'build.rs' -o -name '*.map')
 CARGO = cargo
 INSTALL = install
 STAGE = $(CARGO_TARGET_DIR)/stage
@@ -91,7 +97,7 @@ STAGED_NSS = $(STAGE)/usr/lib/$(MULTIARCH)/libnss_unbit.so.2
 HERE = --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/usr/src/cargo --remap-path-prefix=$(CURDIR)=/usr/src/unbit --remap-path-prefix=$(CARGO_TARGET_DIR)=/usr/src/unbit/target
 NODE = tests/node/run --release $(RELEASE) --modules $(STAGE)
 
-.PHONY: all help build install uninstall demo test test-fast test-repeat test-units test-releases test-cgroups test-load test-faults test-reproducible fuzz fuzz-nss miri bench bench-login deb test-packages test-mail test-vm test-autopkgtest test-arm64 test-engines test-distribution check lint supply-chain dist release minimal-versions stage clean
+.PHONY: all help build install uninstall demo test test-fast test-repeat test-units test-releases test-cgroups test-load test-faults test-reproducible fuzz fuzz-nss miri bench bench-login bench-agent deb test-packages test-mail test-vm test-autopkgtest test-arm64 test-engines test-distribution check lint supply-chain dist release minimal-versions stage clean
 all: build
 	@echo 'Built in $(CARGO_TARGET_DIR)/release. Next: `$(if $(ROOT),,sudo )make demo` to watch a login, `$(if $(ROOT),,sudo )make install` to install; `make help` lists the rest.'
 
@@ -102,37 +108,43 @@ help:
 build:
 	@tests/prepare build
 	@echo 'make: building with cargo, in release mode'
-	@RUSTFLAGS="$(strip $(RUSTFLAGS) $(HERE))" $(CARGO) build --release --locked -p nss_unbit -p pam_unbit -p unbitctl
-	@touch $(NSS) $(PAM) $(CTL)
+	@RUSTFLAGS="$(strip $(RUSTFLAGS) $(HERE))" $(CARGO) build --release --locked -p nss_unbit -p pam_unbit -p unbitctl -p unbit_agent
+	@touch $(NSS) $(PAM) $(CTL) $(AGENT)
 
 # So that `make && sudo make install` needs no cargo for root, and `make install` alone never installs something old.
-$(NSS) $(PAM) $(CTL) &: $(SOURCES)
+$(NSS) $(PAM) $(CTL) $(AGENT) &: $(SOURCES)
 	@$(MAKE) --no-print-directory build
 
-install: $(NSS) $(PAM) $(CTL)
-	$(INSTALL) -d $(DESTDIR)$(LIBDIR)/security $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)/man7 $(DESTDIR)$(MANDIR)/man8
+install: $(NSS) $(PAM) $(CTL) $(AGENT)
+	$(INSTALL) -d $(DESTDIR)$(LIBDIR)/security $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)/man7 $(DESTDIR)$(MANDIR)/man8 $(DESTDIR)$(UNITDIR) $(DESTDIR)$(PREFIX)/lib/sysusers.d
 	$(INSTALL) -m 0644 -s $(NSS) $(DESTDIR)$(NSS_FILE).new
 	$(INSTALL) -m 0644 -s $(PAM) $(DESTDIR)$(PAM_FILE).new
 	mv -f $(DESTDIR)$(NSS_FILE).new $(DESTDIR)$(NSS_FILE) # in one step: every process of the node may be about to load it
 	mv -f $(DESTDIR)$(PAM_FILE).new $(DESTDIR)$(PAM_FILE)
 	$(INSTALL) -m 0755 -s $(CTL) $(DESTDIR)$(SBINDIR)/unbitctl
+	$(INSTALL) -m 0755 -s $(AGENT) $(DESTDIR)$(SBINDIR)/unbit-agent
+	set -e; for unit in $(UNITS); do $(INSTALL) -m 0644 agent/systemd/$$unit $(DESTDIR)$(UNITDIR); done
+	$(INSTALL) -m 0644 agent/systemd/sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/unbit-agent.conf
 	set -e; for page in $(MANUALS); do $(INSTALL) -m 0644 man/$$page $(DESTDIR)$(MANDIR)/man$${page##*.}; done
 	$(if $(DESTDIR),,ldconfig)
 	ln -sf nss-unbit.8 $(DESTDIR)$(MANDIR)/man8/libnss_unbit.so.2.8
 	install -d $(DESTDIR)$(DOCDIR)/examples
 	install -m 0644 examples/* $(DESTDIR)$(DOCDIR)/examples
-	set -e; for each in $(COMPLETIONS); do \
+	set -e; for each in $(foreach program,$(PROGRAMS),$(addprefix $(program):,$(call completions_of,$(program)))); do \
+	    program=$${each%%:*}; \
+	    each=$${each#*:}; \
 	    file=$(DESTDIR)$${each#*:}; \
 	    $(INSTALL) -d "$${file%/*}"; \
-	    $(RUNNER) $(CTL) completions $${each%%:*} >"$$file"; \
+	    $(RUNNER) $(BUILT)/$$program completions $${each%%:*} >"$$file"; \
 	    chmod 0644 "$$file"; \
 	done
 
 uninstall:
 	@! grep -qs '^[^#]*\bpam_unbit\.so' $(DESTDIR)/etc/pam.d/* || echo 'note: /etc/pam.d still names pam_unbit.so; container users are refused, all others log in'
 	@! grep -qsE '^[^#]*\bunbit\b' $(DESTDIR)/etc/nsswitch.conf || echo 'note: /etc/nsswitch.conf still names unbit; glibc passes over a module that is not there'
-	rm -f $(DESTDIR)$(NSS_FILE) $(DESTDIR)$(PAM_FILE) $(DESTDIR)$(SBINDIR)/unbitctl $(foreach page,$(MANUALS),$(DESTDIR)$(MANDIR)/man$(lastword $(subst ., ,$(page)))/$(page)) $(DESTDIR)$(MANDIR)/man8/libnss_unbit.so.2.8
-	rm -f $(foreach each,$(COMPLETIONS),$(DESTDIR)$(lastword $(subst :, ,$(each))))
+	rm -f $(DESTDIR)$(NSS_FILE) $(DESTDIR)$(PAM_FILE) $(DESTDIR)$(SBINDIR)/unbitctl $(DESTDIR)$(SBINDIR)/unbit-agent $(foreach page,$(MANUALS),$(DESTDIR)$(MANDIR)/man$(lastword $(subst ., ,$(page)))/$(page)) $(DESTDIR)$(MANDIR)/man8/libnss_unbit.so.2.8
+	rm -f $(foreach unit,$(UNITS),$(DESTDIR)$(UNITDIR)/$(unit)) $(DESTDIR)$(PREFIX)/lib/sysusers.d/unbit-agent.conf
+	rm -f $(foreach program,$(PROGRAMS),$(foreach each,$(call completions_of,$(program)),$(DESTDIR)$(lastword $(subst :, ,$(each)))))
 	rm -rf $(DESTDIR)$(DOCDIR)
 
 stage: build
@@ -219,6 +231,12 @@ bench-login:
 	@tests/prepare node
 	@$(MAKE) --no-print-directory stage
 	tests/bench-login $(AGAINST) $(NODE_OPTIONS)
+
+CONTAINERS = 10000
+bench-agent:
+	@tests/prepare node
+	@$(MAKE) --no-print-directory stage
+	tests/bench-agent $(CONTAINERS)
 
 RELEASES = bookworm trixie
 deb:

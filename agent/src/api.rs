@@ -1,0 +1,149 @@
+//! What the API is asked, and what its answers must be. An answer that is anything else changes nothing.
+
+use crate::client::{Request, Response};
+use crate::fetcher::Fetcher;
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use shared::{ContainerUid, escape};
+use std::collections::BTreeMap;
+
+/// No text that becomes a file is longer.
+pub const LONGEST_TEXT: u64 = 1 << 20;
+/// No list has more.
+const MOST_ENTRIES: usize = 100_000;
+
+/// The API, by the process that talks to it.
+pub struct Api(pub Fetcher);
+
+/// A container, as the API lists it. The times are the API's own and are compared with nothing but what it said before.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Listed {
+    pub changed: Value,
+    pub keys_changed: Value,
+}
+
+#[derive(Deserialize)]
+struct ListedContainer {
+    uid: u32,
+    #[serde(default)]
+    mtime: Value,
+    #[serde(default)]
+    ssh_keys_mtime: Value,
+}
+
+/// Lists of addresses.
+#[derive(Deserialize)]
+pub struct Nodes {
+    pub nodes: Vec<String>,
+}
+
+impl Api {
+    /// The containers of this node. A number that no container can have makes the whole list wrong: who is missing in it would be stopped.
+    pub fn containers(&mut self) -> Result<BTreeMap<u32, Listed>> {
+        let path = "/containers/";
+        let listed: Vec<ListedContainer> = self.list(path)?;
+        let mut containers = BTreeMap::new();
+        for ListedContainer { uid, mtime, ssh_keys_mtime } in listed {
+            if ContainerUid::new(uid).is_none() {
+                bail!("GET {path}: {uid} is no container's number");
+            }
+            if containers.insert(uid, Listed { changed: mtime, keys_changed: ssh_keys_mtime }).is_some() {
+                bail!("GET {path}: {uid} is there twice");
+            }
+        }
+        Ok(containers)
+    }
+
+    /// A list.
+    pub fn list<T: DeserializeOwned>(&mut self, path: &str) -> Result<Vec<T>> {
+        let list: Vec<T> = self.json(path)?;
+        if list.len() > MOST_ENTRIES {
+            bail!("GET {path}: more than {MOST_ENTRIES} entries");
+        }
+        Ok(list)
+    }
+
+    /// A document in JSON. Half of one is none.
+    pub fn json<T: DeserializeOwned>(&mut self, path: &str) -> Result<T> {
+        let response = self.get(path)?;
+        serde_json::from_slice(&response.body).with_context(|| format!("GET {path}: not the JSON that was asked for"))
+    }
+
+    /// A text that becomes a file. Where its end was not seen, a second answer must be the same.
+    pub fn text(&mut self, path: &str) -> Result<String> {
+        let first = self.get(path)?;
+        if first.may_be_half && self.get(path)?.body != first.body {
+            bail!("GET {path}: the connection ends before the answer does");
+        }
+        if first.body.len() as u64 > LONGEST_TEXT {
+            bail!("GET {path}: longer than {LONGEST_TEXT} bytes");
+        }
+        let text = String::from_utf8(first.body).with_context(|| format!("GET {path}: no text"))?;
+        must_be_plain(&text).with_context(|| format!("GET {path}"))?;
+        Ok(text)
+    }
+
+    fn get(&mut self, path: &str) -> Result<Response> {
+        let request = Request { path: path.to_owned(), body: None };
+        let response = self.0.ask(&request).with_context(|| format!("GET {path}"))?;
+        match response.status {
+            200 => Ok(response),
+            status => bail!("GET {path}: the API answers {status}"),
+        }
+    }
+
+    /// Sends something, for which the API has to answer 201. What it answers otherwise is told apart from no answer at all.
+    pub fn post(&mut self, path: &str, body: Vec<u8>) -> Result<Posted> {
+        let request = Request { path: path.to_owned(), body: Some(body) };
+        match self.0.ask(&request).with_context(|| format!("POST {path}"))?.status {
+            201 => Ok(Posted::Created),
+            status => Ok(Posted::Refused(status)),
+        }
+    }
+}
+
+/// How a POST ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Posted {
+    /// The API has it.
+    Created,
+    /// It does not want it, and says so by this status.
+    Refused(u16),
+}
+
+/// Refuses what no configuration and no file of keys has in it.
+pub fn must_be_plain(text: &str) -> Result<()> {
+    match text.chars().find(|letter| letter.is_control() && !matches!(letter, '\n' | '\r' | '\t')) {
+        Some(odd) => bail!("the character {} is in the text", odd.escape_unicode()),
+        None => Ok(()),
+    }
+}
+
+/// Refuses what is no configuration of uWSGI: an error page, or nothing.
+pub fn must_be_ini(text: &str) -> Result<()> {
+    let first = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with([';', '#']));
+    match first {
+        Some("[uwsgi]") => Ok(()),
+        Some(other) => bail!("no configuration of uWSGI, which begins with [uwsgi], but {}", escape::quoted(other)),
+        None => bail!("an empty configuration"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_begins_with_its_section() {
+        for good in ["[uwsgi]\nuid = 30001\n", "\n; a comment\r\n [uwsgi] \nx=y"] {
+            must_be_ini(good).unwrap();
+        }
+        for bad in ["", "\n", "; [uwsgi]", "<html>[uwsgi]", "x = y\n[uwsgi]", "[uwsgi", "Forbidden\n"] {
+            assert!(must_be_ini(bad).is_err(), "{bad:?}");
+        }
+        assert!(must_be_plain("a\tb\r\n").is_ok());
+        assert!(must_be_plain("a\0").is_err() && must_be_plain("a\x1b[2J").is_err());
+    }
+}

@@ -1,0 +1,31 @@
+//! The brake on mass removal: an API that answers with half a list, or none, must not stop a node's containers.
+//!
+//! It is stateless on purpose. An API that is wrong once is often wrong for minutes, so waiting for the same answer again would prove nothing; the
+//! operator's word is asked for.
+
+/// That so many go at once of those there are, and nobody has said that they may.
+pub fn holds(going: usize, all: usize, is_allowed: bool) -> bool {
+    !is_allowed && going > 3.max(all / 10)
+}
+
+/// The sentence about it.
+pub fn sentence(going: usize, all: usize, what: &str, job: &str) -> String {
+    format!(
+        "{going} of {all} {what} would be removed at once, and none is; if that is right: unbit-agent once {job} --allow-removal"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_or_a_tenth_may_go() {
+        for (going, all, is_held) in
+            [(0, 0, false), (3, 3, false), (4, 4, true), (3, 39, false), (4, 39, true), (4, 40, false)]
+        {
+            assert_eq!(holds(going, all, false), is_held, "{going} of {all}");
+        }
+        assert!(holds(101, 1000, false) && !holds(100, 1000, false) && !holds(1000, 1000, true));
+    }
+}

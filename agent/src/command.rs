@@ -1,0 +1,46 @@
+//! Programs of the node's, run by their full path, without a shell, with an environment of ours, and for a limited time.
+
+use anyhow::{Context, Result, bail};
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+/// Nothing that is asked here takes longer.
+const SECONDS: &str = "60";
+
+/// Runs a program; its output.
+pub fn run(program: &str, arguments: &[&str], input: &str) -> Result<String> {
+    let mut command = Command::new("/usr/bin/timeout");
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C").current_dir("/");
+    command.args(["--kill-after=1", SECONDS, program]).args(arguments);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("run {program}"))?;
+    // One that ends early says why, and that is the error to show.
+    if let Some(mut stdin) = child.stdin.take() {
+        drop(stdin.write_all(input.as_bytes()));
+    }
+    let done = child.wait_with_output().with_context(|| format!("run {program}"))?;
+    match done.status.code() {
+        Some(0) => Ok(String::from_utf8(done.stdout)?),
+        Some(124 | 137) => bail!("{program} did not end within {SECONDS} s"),
+        Some(127) => bail!("{program} is not installed"),
+        _ => {
+            let said = String::from_utf8_lossy(&done.stderr);
+            let said: Vec<_> = said.lines().map(str::trim).filter(|line| !line.is_empty()).take(5).collect();
+            bail!("{program} failed: {}", said.join("; "))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_run_gets_its_words_as_they_are() {
+        assert_eq!(run("/usr/bin/printf", &["%s", "$(id); `id` | a"], "").unwrap(), "$(id); `id` | a");
+        assert_eq!(run("/bin/cat", &["-"], "in").unwrap(), "in");
+        let error = run("/bin/ls", &["/no/such"], "").unwrap_err().to_string();
+        assert!(error.contains("/bin/ls failed: ") && error.contains("No such file"), "{error}");
+        assert!(run("/no/such", &[], "").unwrap_err().to_string().contains("is not installed"));
+    }
+}

@@ -1,0 +1,243 @@
+//! Files in directories of the node's: read without following a link, and replaced as a whole or not at all, whenever the power goes.
+//!
+//! A new file is written beside the old one, as `.NAME.PID.unbit-agent`, and renamed. No program of uWSGI's reads that name: its Emperors look at how
+//! a name ends.
+
+use anyhow::{Context, Result, bail};
+use join::roots_path::{self, Astray};
+use join::sys::retry;
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat, renameat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fsync, geteuid, unlinkat};
+use shared::escape;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// No directory of ours has more.
+const MOST_NAMES: usize = 1 << 20;
+/// What the name of a new file ends in until it is complete.
+const SUFFIX: &str = ".unbit-agent";
+
+/// A directory that nobody but root, and the user that this process is, can change.
+pub struct Directory {
+    open: OwnedFd,
+    path: PathBuf,
+}
+
+impl Directory {
+    /// Opens one. For root no step of the path may be anybody else's; another user may have the last one.
+    pub fn open(path: &Path) -> Result<Self> {
+        let shown = || escape::name(&path.display().to_string()).to_string();
+        let astray = |astray: Astray| match astray {
+            Astray::Missing(name, _) => anyhow::anyhow!("{}: there is no {name}", shown()),
+            Astray::Wrong(cause) => anyhow::anyhow!("{}: {cause}", shown()),
+            Astray::Failed(name, errno) => anyhow::anyhow!("{}: {name}: {errno}", shown()),
+        };
+        let reopened = |place: &OwnedFd, name: &str| {
+            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            retry(|| openat(place, name, flags, Mode::empty())).with_context(shown)
+        };
+        let open = if geteuid().is_root() {
+            reopened(&roots_path::open_directory(path).map_err(astray)?, ".")?
+        } else {
+            let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+                bail!("{} is no directory of ours", shown())
+            };
+            let open = reopened(&roots_path::open_directory(parent).map_err(astray)?, name)?;
+            let status = fstat(&open)?;
+            if status.st_mode & 0o002 != 0 || ![0, geteuid().as_raw()].contains(&status.st_uid) {
+                bail!("{} has mode {:o} and belongs to uid {}", shown(), status.st_mode & 0o7777, status.st_uid);
+            }
+            open
+        };
+        Ok(Self { open, path: path.to_owned() })
+    }
+
+    /// The path of a file in it, for people.
+    pub fn path_of(&self, name: &str) -> String {
+        escape::name(&self.path.join(name).display().to_string()).to_string()
+    }
+
+    /// The names in it that are text, in order. What an earlier process has left unfinished is removed on the way if `sweeps`.
+    pub fn names(&self, sweeps: bool) -> Result<Vec<String>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut listing =
+            retry(|| Dir::openat(&self.open, ".", flags, Mode::empty())).with_context(|| self.path_of(""))?;
+        let mut names = Vec::new();
+        for entry in listing.iter() {
+            let entry = entry.with_context(|| self.path_of(""))?;
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            if names.len() >= MOST_NAMES {
+                bail!("{} has more than {MOST_NAMES} files", self.path_of(""));
+            }
+            if name.starts_with('.') {
+                if sweeps && name.ends_with(SUFFIX) {
+                    let _ = unlinkat(&self.open, name, UnlinkatFlags::NoRemoveDir);
+                }
+            } else {
+                names.push(name.to_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// What is in a regular file, and what it is; nothing if it is not there.
+    pub fn read(&self, name: &str, longest: u64) -> Result<Option<Content>> {
+        let shown = || self.path_of(name);
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let file = match retry(|| openat(&self.open, name, flags, Mode::empty())) {
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(Errno::ELOOP) => bail!("{} is a symbolic link, and is left as it is", shown()),
+            Err(Errno::ENXIO) => bail!("{} is no regular file, and is left as it is", shown()),
+            file => file.with_context(shown)?,
+        };
+        let status = fstat(&file).with_context(shown)?;
+        if SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+            bail!("{} is no regular file, and is left as it is", shown());
+        }
+        let mut bytes = Vec::new();
+        File::from(file).take(longest + 1).read_to_end(&mut bytes).with_context(shown)?;
+        if bytes.len() as u64 > longest {
+            bail!("{} is longer than {longest} bytes, and is left as it is", shown());
+        }
+        Ok(Some(Content { bytes, status }))
+    }
+
+    /// Puts a whole new file in the place of an old one, whose owner and mode it keeps, or of none.
+    pub fn replace(&self, name: &str, bytes: &[u8], old: Option<&Content>, mode: u32) -> Result<()> {
+        // Another process of ours may be at the same file: `once` beside `run`.
+        let new = format!(".{name}.{}{SUFFIX}", std::process::id());
+        match unlinkat(&self.open, new.as_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(errno).with_context(|| self.path_of(&new)),
+        }
+        self.write(&new, bytes, old, mode)
+            .and_then(|()| Ok(renameat(&self.open, new.as_str(), &self.open, name)?))
+            .inspect_err(|_| {
+                let _ = unlinkat(&self.open, new.as_str(), UnlinkatFlags::NoRemoveDir);
+            })
+            .and_then(|()| Ok(fsync(self.open.as_fd())?))
+            .with_context(|| format!("write {}", self.path_of(name)))
+    }
+
+    fn write(&self, new: &str, bytes: &[u8], old: Option<&Content>, mode: u32) -> Result<()> {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut file = File::from(openat(&self.open, new, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
+        let mode = match old {
+            Some(Content { status, .. }) => {
+                if geteuid().is_root() {
+                    fchown(&file, Some(Uid::from_raw(status.st_uid)), Some(Gid::from_raw(status.st_gid)))?;
+                }
+                status.st_mode & 0o777
+            }
+            None => mode,
+        };
+        fchmod(&file, Mode::from_bits_truncate(mode))?;
+        file.write_all(bytes)?;
+        Ok(fsync(file.as_fd())?)
+    }
+
+    /// Removes a file; one that is gone already is fine.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        match unlinkat(&self.open, name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(errno).with_context(|| format!("remove {}", self.path_of(name))),
+        }
+        fsync(self.open.as_fd()).with_context(|| format!("remove {}", self.path_of(name)))
+    }
+}
+
+/// A file that was read.
+pub struct Content {
+    /// All of it.
+    pub bytes: Vec<u8>,
+    status: FileStat,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    /// A directory that is root's in all its steps, or nothing where the tests do not run as root.
+    fn scratch(name: &str) -> Option<(PathBuf, Directory)> {
+        if !geteuid().is_root() {
+            println!("NOT TRIED: only root has a directory that nobody else can change");
+            return None;
+        }
+        let path = Path::new("/run").join(format!("unbit-agent-{name}-{}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let directory = Directory::open(&path).unwrap();
+        Some((path, directory))
+    }
+
+    #[test]
+    fn a_file_is_replaced_and_keeps_its_owner_and_mode() {
+        let Some((path, directory)) = scratch("replace") else { return };
+        directory.replace("a.ini", b"one", None, 0o640).unwrap();
+        let file = path.join("a.ini");
+        assert_eq!(fs::read(&file).unwrap(), b"one");
+        assert_eq!(file.metadata().unwrap().mode() & 0o7777, 0o640);
+        std::os::unix::fs::chown(&file, Some(0), Some(33)).unwrap();
+        let first = file.metadata().unwrap();
+        let old = directory.read("a.ini", 3).unwrap().unwrap();
+        directory.replace("a.ini", b"two", Some(&old), 0o600).unwrap();
+        let second = file.metadata().unwrap();
+        assert_eq!((second.mode(), second.gid()), (first.mode(), 33));
+        assert_ne!(second.ino(), first.ino(), "another file has been renamed there");
+        assert_eq!(fs::read(&file).unwrap(), b"two");
+        directory.remove("a.ini").unwrap();
+        directory.remove("a.ini").unwrap();
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+        fs::remove_dir_all(&path).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_left_as_it_is() {
+        let Some((path, directory)) = scratch("odd") else { return };
+        symlink("/etc/passwd", path.join("link")).unwrap();
+        fs::create_dir(path.join("directory")).unwrap();
+        nix::unistd::mkfifo(&path.join("fifo"), Mode::S_IRUSR).unwrap();
+        fs::write(path.join("long"), [0; 11]).unwrap();
+        let cause = |name: &str| format!("{:#}", directory.read(name, 10).err().unwrap());
+        assert!(cause("link").contains("is a symbolic link"), "{}", cause("link"));
+        assert!(cause("directory").contains("is no regular file"));
+        assert!(cause("fifo").contains("is no regular file"));
+        assert!(cause("long").contains("is longer than 10 bytes"));
+        assert!(directory.read("none", 10).unwrap().is_none());
+        fs::remove_dir_all(&path).unwrap();
+    }
+
+    #[test]
+    fn what_was_left_unfinished_goes() {
+        let Some((path, directory)) = scratch("sweep") else { return };
+        for name in ["30001.ini", ".30002.ini.77.unbit-agent", ".keep"] {
+            fs::write(path.join(name), "").unwrap();
+        }
+        assert_eq!(directory.names(false).unwrap(), ["30001.ini"]);
+        assert!(path.join(".30002.ini.77.unbit-agent").exists());
+        assert_eq!(directory.names(true).unwrap(), ["30001.ini"]);
+        assert!(!path.join(".30002.ini.77.unbit-agent").exists() && path.join(".keep").exists());
+        fs::remove_dir_all(&path).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_others_can_change_is_refused() {
+        let Some((path, _)) = scratch("others") else { return };
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+        let open = Directory::open(&path);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        std::os::unix::fs::chown(&path, Some(33), Some(33)).unwrap();
+        let theirs = Directory::open(&path);
+        fs::remove_dir_all(&path).unwrap();
+        assert!(format!("{:#}", open.err().unwrap()).contains("root alone must be able to write there"));
+        assert!(theirs.is_err(), "a directory of www-data's, for root");
+    }
+}

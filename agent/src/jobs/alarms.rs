@@ -1,0 +1,255 @@
+//! What containers have raised: a file in alarms/ for each, which goes to the API.
+//!
+//! Tenants make these files, so a name there is only a name and a content only bytes. A file is opened by its name alone, never through a link and
+//! never by a shell; the kernel says whose it is, and it speaks for nobody else.
+
+use super::Node;
+use crate::api::Posted;
+use crate::report::{Action, Report};
+use anyhow::{Context, Result, bail};
+use join::roots_path;
+use join::sys::retry;
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+use serde::Deserialize;
+use shared::ContainerUid;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Where they are, for people.
+const NAME: &str = "alarms";
+/// uWSGI writes a few hundred bytes.
+const LONGEST: u64 = 64 << 10;
+/// What one round sends, of all containers and of each. The others wait.
+const MOST: usize = 200;
+const MOST_OF_EACH: usize = 10;
+/// How much of the directory one round reads, however many files a tenant has made there.
+const MOST_NAMES: usize = 10_000;
+/// A file that has been half written for so many seconds never gets its name.
+const UNFINISHED: u64 = 300;
+
+#[derive(Deserialize)]
+struct Alarm {
+    container: u32,
+    unix: u64,
+    msg: String,
+}
+
+/// What a file turns out to be.
+enum Found {
+    /// An alarm of this container's.
+    Alarm(Alarm),
+    /// No alarm: it goes, and why.
+    Nothing(String),
+    /// Somebody else has removed it.
+    Gone,
+}
+
+pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
+    let Some(directory) = open(node)? else { return Ok(()) };
+    let mut sent = HashMap::new();
+    for name in names(&directory)? {
+        match kind(&name) {
+            Kind::Other => {}
+            Kind::Unfinished => {
+                if is_old(&directory, &name) {
+                    remove(node, &directory, &name, report);
+                }
+            }
+            Kind::Alarm => {
+                if sent.values().sum::<usize>() >= MOST {
+                    continue;
+                }
+                match read(&directory, &name)? {
+                    Found::Gone => {}
+                    Found::Nothing(cause) => {
+                        report.problem(format!("an alarm is dropped: {cause}"));
+                        remove(node, &directory, &name, report);
+                    }
+                    Found::Alarm(alarm) => {
+                        let of_it = sent.entry(alarm.container).or_insert(0);
+                        if *of_it < MOST_OF_EACH {
+                            *of_it += 1;
+                            send(node, &directory, &name, alarm, report)?;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Opens the directory, in which others may make files; the way to it is root's. Nothing if there is none.
+fn open(node: &Node) -> Result<Option<OwnedFd>> {
+    let path = node.directory.display();
+    let parent = roots_path::open_directory(&node.directory).map_err(|astray| anyhow::anyhow!("{path}: {astray:?}"))?;
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    match retry(|| openat(&parent, NAME, flags, Mode::empty())) {
+        Err(Errno::ENOENT) => Ok(None),
+        opened => opened.map(Some).with_context(|| format!("{path}/{NAME}")),
+    }
+}
+
+/// The names in it, in order, as far as they are text and as many as one round looks at.
+fn names(directory: &OwnedFd) -> Result<Vec<String>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut listing = retry(|| Dir::openat(directory, ".", flags, Mode::empty())).context(NAME)?;
+    let name = |entry: nix::Result<nix::dir::Entry>| Some(entry.ok()?.file_name().to_str().ok()?.to_owned());
+    let mut names: Vec<_> = listing.iter().take(MOST_NAMES).filter_map(name).collect();
+    names.sort();
+    Ok(names)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Alarm,
+    Unfinished,
+    Other,
+}
+
+/// What a name says: a UUID, or one with `.tmp`, which is an alarm that is still being written.
+fn kind(name: &str) -> Kind {
+    let is_uuid = |name: &str| {
+        name.len() == 36
+            && name.bytes().enumerate().all(|(at, byte)| match at {
+                8 | 13 | 18 | 23 => byte == b'-',
+                _ => byte.is_ascii_hexdigit(),
+            })
+    };
+    match name.strip_suffix(".tmp") {
+        Some(name) if is_uuid(name) => Kind::Unfinished,
+        None if is_uuid(name) => Kind::Alarm,
+        _ => Kind::Other,
+    }
+}
+
+fn read(directory: &OwnedFd, name: &str) -> Result<Found> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let file = match retry(|| openat(directory, name, flags, Mode::empty())) {
+        Err(Errno::ENOENT) => return Ok(Found::Gone),
+        Err(Errno::ELOOP) => return Ok(Found::Nothing("it is a symbolic link".to_owned())),
+        Err(Errno::ENXIO | Errno::ENODEV | Errno::EISDIR) => {
+            return Ok(Found::Nothing("it is no regular file".to_owned()));
+        }
+        Err(Errno::EWOULDBLOCK) => return Ok(Found::Gone), // somebody holds a lease on it: another time
+        file => file.with_context(|| format!("{NAME}/{name}"))?,
+    };
+    let status = fstat(&file).with_context(|| format!("{NAME}/{name}"))?;
+    if SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+        return Ok(Found::Nothing("it is no regular file".to_owned()));
+    }
+    let owner = status.st_uid;
+    let mut bytes = Vec::new();
+    File::from(file).take(LONGEST + 1).read_to_end(&mut bytes).with_context(|| format!("{NAME}/{name}"))?;
+    Ok(parse(&bytes, owner).map_or_else(|cause| Found::Nothing(format!("uid {owner}: {cause:#}")), Found::Alarm))
+}
+
+/// An alarm of whoever owns the file: a container for itself, root for any.
+fn parse(bytes: &[u8], owner: u32) -> Result<Alarm> {
+    if bytes.len() as u64 > LONGEST {
+        bail!("longer than {LONGEST} bytes");
+    }
+    // uWSGI writes the bytes of a message as they are.
+    let alarm: Alarm = serde_json::from_str(&String::from_utf8_lossy(bytes))
+        .map_err(|_| anyhow::anyhow!("not the JSON of an alarm"))?;
+    if ContainerUid::new(alarm.container).is_none() {
+        bail!("{} is no container's number", alarm.container);
+    }
+    if ![0, alarm.container].contains(&owner) {
+        bail!("it speaks for container {}", alarm.container);
+    }
+    Ok(alarm)
+}
+
+/// It is removed once the API has it, or does not want it; it stays for another time if the API does not answer or is broken.
+fn send(node: &mut Node, directory: &OwnedFd, name: &str, alarm: Alarm, report: &mut Report) -> Result<()> {
+    let path = format!("/alarms/{}?unix={}", alarm.container, alarm.unix);
+    if !node.is_dry_run {
+        match node.api.post(&path, alarm.msg.clone().into_bytes())? {
+            Posted::Created => {}
+            Posted::Refused(status @ 400..500) => {
+                report.problem(format!(
+                    "POST /alarms/{}: the API refuses it ({status}), and it is dropped",
+                    alarm.container
+                ));
+            }
+            Posted::Refused(status) => bail!("POST /alarms/{}: the API answers {status}", alarm.container),
+        }
+        let _ = unlinkat(directory, name, UnlinkatFlags::NoRemoveDir);
+    }
+    report.change(Action::Send, path, Some(alarm.msg));
+    Ok(())
+}
+
+fn is_old(directory: &OwnedFd, name: &str) -> bool {
+    let status = nix::sys::stat::fstatat(directory, name, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    status.is_ok_and(|status| u64::try_from(status.st_mtime).is_ok_and(|time| time + UNFINISHED < now))
+}
+
+/// Removes a name, or an empty directory that a tenant has made there. One that is not empty stays, and is passed over.
+fn remove(node: &Node, directory: &OwnedFd, name: &str, report: &mut Report) {
+    if !node.is_dry_run {
+        let removed = unlinkat(directory, name, UnlinkatFlags::NoRemoveDir);
+        if removed == Err(Errno::EISDIR) {
+            let _ = unlinkat(directory, name, UnlinkatFlags::RemoveDir);
+        }
+    }
+    report.change(Action::Remove, node.directory.join(NAME).join(name).display().to_string(), None);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UUID: &str = "01234567-89ab-cdef-0123-456789abcdef";
+
+    #[test]
+    fn a_name_is_a_uuid_and_nothing_that_a_shell_would_run() {
+        assert_eq!(kind(UUID), Kind::Alarm);
+        assert_eq!(kind(&format!("{UUID}.tmp")), Kind::Unfinished);
+        // As long as a UUID, for Perl's open with two arguments.
+        let command = format!("{:<35}|", "touch /tmp/by-root;");
+        assert_eq!(command.len(), 36);
+        let longer = format!("{UUID}0");
+        for other in [
+            command.as_str(),
+            &longer,
+            "../../../../../../../../../etc/passwd",
+            "",
+            ".",
+            ".tmp",
+            &UUID.replace('-', "0"),
+        ] {
+            assert_eq!(kind(other), Kind::Other, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_container_speaks_for_itself_alone() {
+        let json = br#"{"container": 30001, "unix": 1, "msg": "out of memory"}"#;
+        assert!(parse(json, 30001).is_ok() && parse(json, 0).is_ok());
+        for owner in [30002, 65534, 33] {
+            assert!(parse(json, owner).err().unwrap().to_string().contains("speaks for container 30001"));
+        }
+        for bad in [
+            &b""[..],
+            b"{}",
+            b"[]",
+            b"{\"container\": 30001, \"unix\": 1}",
+            br#"{"container": "30001/../../x", "unix": 1, "msg": ""}"#,
+            br#"{"container": 33, "unix": 1, "msg": ""}"#,
+            br#"{"container": 30001, "unix": -1, "msg": ""}"#,
+            br#"{"container": 30001, "unix": "1&level=0", "msg": ""}"#,
+        ] {
+            assert!(parse(bad, 0).is_err(), "{:?}", String::from_utf8_lossy(bad));
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The customers' public keys, by which the routers know who may subscribe a domain: a file for each domain. This job is www-data's, as the
+//! routers are, and does all of it without root.
+
+use super::Node;
+use crate::api::must_be_plain;
+use crate::names::DomainName;
+use crate::report::Report;
+use anyhow::{Result, bail};
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
+
+const DIRECTORY: &str = "domains";
+/// For www-data alone, which owns it.
+const MODE: u32 = 0o600;
+const PATH: &str = "/domains/rsa/";
+/// Longer than any key.
+const LONGEST: usize = 64 << 10;
+
+#[derive(Deserialize)]
+struct Customer {
+    rsa: Option<String>,
+    domains: Vec<Domain>,
+}
+
+#[derive(Deserialize)]
+struct Domain {
+    name: String,
+}
+
+pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
+    let customers: Vec<Customer> = node.api.list(PATH)?;
+    let own = node.settings.api.host.clone();
+    // What a domain's file has to be; none where it has to stay as it is, and why.
+    let mut wanted: BTreeMap<DomainName, Result<String>> = BTreeMap::new();
+    for Customer { rsa, domains } in &customers {
+        let key = rsa.as_deref().unwrap_or_default();
+        for Domain { name } in domains {
+            let Some(name) = DomainName::parse(name) else {
+                bail!("GET {PATH}: {} is no domain", shared::escape::quoted(name));
+            };
+            let is_right = if name == own {
+                Err(anyhow::anyhow!("{name} is the API's own domain"))
+            } else {
+                must_be_key(key).map(|()| key.to_owned()).map_err(|error| error.context(name.to_string()))
+            };
+            // The same container's customer may be listed once for each of its containers.
+            let before = wanted.get(&name).map(|before| before.as_ref().ok() == is_right.as_ref().ok());
+            let is_right = match before {
+                Some(false) => Err(anyhow::anyhow!("{name} has two keys")),
+                _ => is_right,
+            };
+            wanted.insert(name, is_right);
+        }
+    }
+    let directory = node.open(DIRECTORY)?;
+    let there = directory.names(!node.is_dry_run)?;
+    let mut stay: BTreeSet<_> = BTreeSet::from([format!("{own}.pem")]);
+    for (name, key) in wanted {
+        let file = format!("{name}.pem");
+        let done = key.and_then(|key| node.write(&directory, &file, &key, MODE, report));
+        if let Err(error) = done {
+            report.problem(format!("GET {PATH}: {error:#}"));
+        }
+        stay.insert(file);
+    }
+    let is_domain = |name: &String| name.strip_suffix(".pem").is_some_and(|name| DomainName::parse(name).is_some());
+    let ours: Vec<_> = there.into_iter().filter(is_domain).collect();
+    node.remove_others(&directory, ("domains", "domains"), &ours, &stay, report);
+    Ok(())
+}
+
+/// Refuses what is no public key, and above all a private one.
+fn must_be_key(text: &str) -> Result<()> {
+    must_be_plain(text)?;
+    if text.trim().is_empty() {
+        bail!("its customer has no key");
+    }
+    if text.len() > LONGEST {
+        bail!("its key is longer than {LONGEST} bytes");
+    }
+    let key = openssl::pkey::PKey::public_key_from_pem(text.as_bytes());
+    if key.is_err() || text.contains("PRIVATE KEY-----") {
+        bail!("its key is no public key in PEM");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use openssl::ec::{EcGroup, EcKey};
+    use openssl::nid::Nid;
+
+    #[test]
+    fn a_public_key_and_nothing_else() {
+        let key = EcKey::generate(&EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap()).unwrap();
+        let public = String::from_utf8(key.public_key_to_pem().unwrap()).unwrap();
+        let private = String::from_utf8(key.private_key_to_pem().unwrap()).unwrap();
+        must_be_key(&public).unwrap();
+        let both = format!("{public}{private}");
+        for bad in ["", "\n", "key", &private, &both, &public[..public.len() / 2], &public.replace('\n', "\0")] {
+            assert!(must_be_key(bad).is_err(), "{bad}");
+        }
+    }
+}

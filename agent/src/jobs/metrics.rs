@@ -1,0 +1,369 @@
+//! What each container uses, and what its domains are asked for, to the API.
+//!
+//! A container's cgroups are found by its pid 1, as a login finds them, in whichever version and under whatever name they are mounted. All that is
+//! kept of one container is its numbers, until they are sent.
+
+use super::Node;
+use crate::api::Posted;
+use crate::names::DomainName;
+use crate::report::{Action, Report};
+use anyhow::{Context, Result, bail};
+use join::cgroups::{Hierarchies, Version};
+use join::leader::Proc;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use shared::ContainerUid;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Where the tuntap router and the http router say what they have carried.
+const TUNTAP: u16 = 5002;
+const HTTP: u16 = 5003;
+/// How long they may take, and how much they may say: some hundred bytes for each container or domain.
+const TIME: Duration = Duration::from_secs(10);
+const LONGEST: u64 = 64 << 20;
+/// No file of a cgroup is longer, but for io.stat with many devices.
+const LONGEST_FILE: u64 = 256 << 10;
+/// Faults of single metrics, after which a round is given up: the API is broken, not the metric.
+const MOST_FAULTS: usize = 20;
+
+/// A name of the API's and its value.
+type Metric = (&'static str, u64);
+
+#[derive(Deserialize)]
+struct Tuntap {
+    #[serde(default)]
+    peers: Vec<Peer>,
+}
+
+#[derive(Deserialize)]
+struct Peer {
+    uid: u32,
+    rx: u64,
+    tx: u64,
+}
+
+#[derive(Deserialize)]
+struct Http {
+    #[serde(default)]
+    subscriptions: Vec<Subscription>,
+}
+
+#[derive(Deserialize)]
+struct Subscription {
+    key: String,
+    #[serde(default)]
+    nodes: Vec<Subscriber>,
+}
+
+#[derive(Deserialize)]
+struct Subscriber {
+    uid: u32,
+    rx: u64,
+    tx: u64,
+    requests: u64,
+}
+
+pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
+    let listed: BTreeSet<u32> = node.api.containers()?.into_keys().collect();
+    let mut sender = Sender { faults: 0, sent: 0, time: now() };
+    let network = match stats::<Tuntap>(TUNTAP) {
+        Ok(said) => said.map(|said| said.peers).unwrap_or_default(),
+        Err(error) => {
+            report.problem(format!("{error:#}"));
+            Vec::new()
+        }
+    };
+    let network: HashMap<u32, (u64, u64)> = network.into_iter().map(|peer| (peer.uid, (peer.rx, peer.tx))).collect();
+    let hierarchies = Hierarchies::mounted().map_err(|refusal| anyhow::anyhow!(refusal.cause))?;
+    let mut left = listed.clone();
+    // A container that does not run has its disk.
+    each_container(|uid, process| {
+        if left.remove(&uid.get()) {
+            let mut metrics = of_cgroups(&hierarchies, process);
+            metrics.extend(of_others(uid, &network, node.quotas.as_mut()));
+            sender.send_all(node, uid.get(), &metrics, report)?;
+        }
+        Ok(())
+    })?;
+    for uid in left {
+        let Some(uid) = ContainerUid::new(uid) else { continue };
+        let metrics = of_others(uid, &network, node.quotas.as_mut());
+        sender.send_all(node, uid.get(), &metrics, report)?;
+    }
+    let done = domains(node, &listed, &mut sender, report);
+    if !node.is_dry_run {
+        report.change(Action::Send, "/metrics/", Some(format!("{} values", sender.sent)));
+    }
+    done
+}
+
+/// What the http router has carried for each domain and container. The API has no use for what is not a container's, or no domain.
+fn domains(node: &mut Node, listed: &BTreeSet<u32>, sender: &mut Sender, report: &mut Report) -> Result<()> {
+    let Some(said) = stats::<Http>(HTTP)? else { return Ok(()) };
+    for Subscription { key, nodes } in said.subscriptions {
+        let Some(domain) = DomainName::parse(&key) else { continue };
+        // A container may have subscribed a domain more than once; the API has one number for both.
+        let mut sums: BTreeMap<u32, [u64; 3]> = BTreeMap::new();
+        for Subscriber { uid, rx, tx, requests } in nodes.into_iter().filter(|node| listed.contains(&node.uid)) {
+            let sum = sums.entry(uid).or_default();
+            for (sum, more) in sum.iter_mut().zip([rx, tx, requests]) {
+                *sum = sum.saturating_add(more);
+            }
+        }
+        for (uid, sums) in sums {
+            for (name, value) in ["domain.net.rx", "domain.net.tx", "domain.hits"].into_iter().zip(sums) {
+                sender.send(node, uid, (name, value), Some(&domain), report)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The pid 1 of each container that runs, seen once.
+fn each_container(mut found: impl FnMut(ContainerUid, &(Proc, Proc)) -> Result<()>) -> Result<()> {
+    for entry in fs::read_dir("/proc").context("read /proc")? {
+        let Some(pid) = entry.ok().and_then(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) else { continue };
+        let Some((uid, parent)) = read(&PathBuf::from(format!("/proc/{pid}/status"))).and_then(|text| pid_1_of(&text))
+        else {
+            continue;
+        };
+        if let (Ok(process), Ok(parent)) = (Proc::of(pid), Proc::of(parent)) {
+            found(uid, &(process, parent))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whose pid 1 in a pid namespace right below ours this is, and its parent: proc_pid_status(5).
+fn pid_1_of(status: &str) -> Option<(ContainerUid, i32)> {
+    let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(str::trim);
+    let numbers: Vec<_> = field("NSpid")?.split_whitespace().collect();
+    let [_, "1"] = numbers.as_slice() else { return None };
+    let mut uids = field("Uid")?.split_whitespace();
+    let uid = uids.next()?;
+    let uid = ContainerUid::parse(uid.as_bytes()).filter(|_| uids.all(|other| other == uid))?;
+    Some((uid, field("PPid")?.parse().ok()?))
+}
+
+fn of_cgroups(hierarchies: &Hierarchies, (process, parent): &(Proc, Proc)) -> Vec<Metric> {
+    let Some(seen) = hierarchies.seen(process, parent) else { return Vec::new() };
+    let group = |controller| seen.of(controller).and_then(|(version, groups)| Some((version, own(groups)?)));
+    let mut metrics = Vec::new();
+    let mut add = |name, value: Option<u64>| metrics.extend(value.map(|value| (name, value)));
+    if let Some((version, group)) = group("cpuacct") {
+        add("container.cpu", cpu(version, &group));
+    }
+    if let Some((version, group)) = group("memory") {
+        let (used, rss, cache) = match version {
+            Version::One => ("memory.usage_in_bytes", "total_rss", "total_cache"),
+            Version::Two => ("memory.current", "anon", "file"),
+        };
+        add("container.mem", read(&group.join(used)).and_then(|text| text.trim().parse().ok()));
+        let stat = read(&group.join("memory.stat")).unwrap_or_default();
+        add("container.mem.rss", field(&stat, rss));
+        add("container.mem.cache", field(&stat, cache));
+    }
+    if let Some((version, group)) = group("blkio") {
+        let (read, written) = io(version, &group).unzip();
+        add("container.io.read", read);
+        add("container.io.write", written);
+    }
+    metrics
+}
+
+/// The container's own group among those around its pid 1: that of pid 1, or the one above where an init has put itself into a group below.
+fn own(groups: Vec<PathBuf>) -> Option<PathBuf> {
+    let mut groups = groups.into_iter();
+    let first = groups.next()?;
+    if first.ends_with("init.scope") { groups.next().or(Some(first)) } else { Some(first) }
+}
+
+/// In nanoseconds, in both versions.
+fn cpu(version: Version, group: &Path) -> Option<u64> {
+    match version {
+        Version::One => read(&group.join("cpuacct.usage"))?.trim().parse().ok(),
+        Version::Two => field(&read(&group.join("cpu.stat"))?, "usage_usec")?.checked_mul(1000),
+    }
+}
+
+/// Bytes read and written, of all devices.
+fn io(version: Version, group: &Path) -> Option<(u64, u64)> {
+    match version {
+        // What was throttled is all that passes; the file that uwsgi.it reads counts for one scheduler alone, which newer kernels do not have.
+        Version::One => {
+            let text = read(&group.join("blkio.throttle.io_service_bytes"));
+            Some(io_of_version_1(&text.or_else(|| read(&group.join("blkio.io_service_bytes")))?))
+        }
+        Version::Two => Some(io_of_version_2(&read(&group.join("io.stat"))?)),
+    }
+}
+
+fn io_of_version_1(text: &str) -> (u64, u64) {
+    let sum = |kind: &str| -> u64 {
+        let value = |line: &str| {
+            let mut words = line.split_whitespace().skip(1);
+            if words.next()? == kind { words.next()?.parse::<u64>().ok() } else { None }
+        };
+        text.lines().filter_map(value).fold(0, u64::saturating_add)
+    };
+    (sum("Read"), sum("Write"))
+}
+
+fn io_of_version_2(text: &str) -> (u64, u64) {
+    let sum = |key: &str| -> u64 {
+        let words = text.split_whitespace().filter_map(|word| word.strip_prefix(key)?.parse::<u64>().ok());
+        words.fold(0, u64::saturating_add)
+    };
+    (sum("rbytes="), sum("wbytes="))
+}
+
+/// The disk, and the network as the tuntap router counts it.
+fn of_others(
+    uid: ContainerUid,
+    network: &HashMap<u32, (u64, u64)>,
+    quotas: Option<&mut crate::quota::Quotas>,
+) -> Vec<Metric> {
+    let mut metrics = Vec::new();
+    metrics.extend(quotas.and_then(|quotas| quotas.of(uid)).map(|bytes| ("container.quota", bytes)));
+    if let Some((rx, tx)) = network.get(&uid.get()) {
+        metrics.extend([("container.net.rx", *rx), ("container.net.tx", *tx)]);
+    }
+    metrics
+}
+
+/// The number behind a word of a cgroup's file.
+fn field(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+/// A file of the kernel's. The name of a process in it can be any bytes.
+fn read(path: &Path) -> Option<String> {
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(LONGEST_FILE).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// What a router says, all of it; nothing if there is none.
+fn stats<T: DeserializeOwned>(port: u16) -> Result<Option<T>> {
+    let end = Instant::now() + TIME;
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let Ok(mut socket) = TcpStream::connect_timeout(&address, TIME) else { return Ok(None) };
+    let mut bytes = Vec::new();
+    let mut some = [0; 64 << 10];
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            bail!("{address}: no whole answer within {} s", TIME.as_secs());
+        }
+        socket.set_read_timeout(Some(left))?;
+        match socket.read(&mut some) {
+            Ok(0) => break,
+            Ok(length) => bytes.extend(some.iter().take(length)),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => bail!("{address}: no whole answer within {} s", TIME.as_secs()),
+        }
+        if bytes.len() as u64 > LONGEST {
+            bail!("{address}: the answer is longer than {} MiB", LONGEST >> 20);
+        }
+    }
+    serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{address}: not the JSON of a router"))
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+/// Sends metrics, all with the time of the round.
+struct Sender {
+    faults: usize,
+    sent: usize,
+    time: u64,
+}
+
+impl Sender {
+    fn send_all(&mut self, node: &mut Node, uid: u32, metrics: &[Metric], report: &mut Report) -> Result<()> {
+        metrics.iter().try_for_each(|metric| self.send(node, uid, *metric, None, report))
+    }
+
+    /// A metric that the API does not want is a fault of its own; an API that does not answer ends the round.
+    fn send(
+        &mut self,
+        node: &mut Node,
+        uid: u32,
+        (name, value): Metric,
+        domain: Option<&DomainName>,
+        report: &mut Report,
+    ) -> Result<()> {
+        let path = format!("/metrics/{name}/{uid}");
+        let mut body = json!({"unix": self.time, "value": value});
+        if let (Some(domain), Some(body)) = (domain, body.as_object_mut()) {
+            body.insert("domain".to_owned(), domain.as_str().into());
+        }
+        if node.is_dry_run {
+            report.change(Action::Send, path, Some(body.to_string()));
+            return Ok(());
+        }
+        self.sent += 1;
+        if let Posted::Refused(status) = node.api.post(&path, body.to_string().into_bytes())? {
+            self.faults += 1;
+            self.sent -= 1;
+            report.problem(format!("POST {path}: the API answers {status}"));
+            if self.faults >= MOST_FAULTS {
+                bail!("POST /metrics/: more than {MOST_FAULTS} are refused, and the others are not sent");
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_both_versions() {
+        let one = "8:0 Read 4096\n8:0 Write 100\n8:0 Sync 1\n8:0 Total 4196\n8:16 Read 1\n8:16 Write 2\nTotal 4199\n";
+        assert_eq!(io_of_version_1(one), (4097, 102));
+        assert_eq!(io_of_version_1("Total 0\n"), (0, 0));
+        let two =
+            "8:0 rbytes=4096 wbytes=100 rios=1 wios=2 dbytes=7 dios=0\n8:16 rbytes=1 wbytes=2 rios=0 wios=0\n253:0 \n";
+        assert_eq!(io_of_version_2(two), (4097, 102));
+        assert_eq!(field("rss 1\ntotal_rss 22\ntotal_cache 3\n", "total_rss"), Some(22));
+        assert_eq!(field("anon_thp 1\nanon 2\n", "anon"), Some(2));
+    }
+
+    #[test]
+    fn the_group_of_an_init_is_the_one_around_it() {
+        let groups = |paths: &[&str]| own(paths.iter().map(PathBuf::from).collect());
+        assert_eq!(groups(&["/cg/30001"]), Some("/cg/30001".into()));
+        assert_eq!(groups(&["/cg/a.slice/x/init.scope", "/cg/a.slice/x", "/cg/a.slice"]), Some("/cg/a.slice/x".into()));
+        assert_eq!(groups(&[]), None);
+    }
+
+    #[test]
+    fn a_pid_1_is_of_one_user_right_below_us() {
+        let status = "Name:\tuwsgi\nPPid:\t12\nUid:\t30001\t30001\t30001\t30001\nNSpid:\t77\t1\n";
+        assert_eq!(pid_1_of(status).map(|(uid, parent)| (uid.get(), parent)), Some((30001, 12)));
+        for (from, to) in
+            [("77\t1", "77"), ("77\t1", "77\t2"), ("77\t1", "77\t3\t1"), ("\t30001\n", "\t0\n"), ("30001", "33")]
+        {
+            assert_eq!(pid_1_of(&status.replace(from, to)), None, "{to}");
+        }
+    }
+
+    #[test]
+    fn routers_say_more_than_is_read() {
+        let said: Tuntap =
+            serde_json::from_str(r#"{"version":"2","peers":[{"addr":"10.0.0.3","uid":30001,"tx":2,"rx":1,"gid":1}]}"#)
+                .unwrap();
+        assert_eq!((said.peers[0].uid, said.peers[0].rx, said.peers[0].tx), (30001, 1, 2));
+        let said: Http = serde_json::from_str(r#"{"subscriptions":[{"key":"a.example","hash":1,"nodes":[{"name":"x","uid":30001,"requests":3,"tx":2,"rx":1}]}],"cheap":0}"#).unwrap();
+        assert_eq!(said.subscriptions[0].nodes[0].requests, 3);
+    }
+}

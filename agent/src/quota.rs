@@ -1,0 +1,92 @@
+//! How much of the disk a container has, quotactl(2).
+//!
+//! The kernel tells that to CAP_SYS_ADMIN alone, which is nearly root. So a process asks that does nothing else: it reads numbers of containers and
+//! answers with numbers, and the collector, which reads what routers and the API say, has no capability at all.
+
+use crate::identity::Identity;
+use anyhow::{Context, Result, bail};
+use caps::{CapSet, Capability, CapsHashSet};
+use join::mountinfo::Mount;
+use join::sys::{become_user, bound_capabilities, change_capabilities, close_all_but, exit_now, fork, set_groups};
+use nix::sys::prctl::{set_keepcaps, set_no_new_privs, set_pdeathsig};
+use nix::sys::quota::{QuotaType, quotactl_get};
+use nix::sys::signal::Signal;
+use nix::unistd::ForkResult;
+use shared::ContainerUid;
+use shared::settings::CONTAINERS;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What is answered where there is no number.
+const NONE: u64 = u64::MAX;
+
+/// The process, as the collector sees it. It ends with the socket.
+pub struct Quotas(UnixStream);
+
+impl Quotas {
+    /// Forks it, from root. Nothing if the containers are on no device that could have quotas.
+    pub fn start(identity: &Identity) -> Result<Option<Self>> {
+        let Some(device) = device_of_the_containers() else { return Ok(None) };
+        let (ours, theirs) = UnixStream::pair().context("make a socket")?;
+        let ForkResult::Parent { .. } = fork().context("fork")? else {
+            drop(ours);
+            if become_it(identity, &theirs).is_ok() {
+                let _ = serve(&theirs, &device);
+            }
+            exit_now(0)
+        };
+        ours.set_read_timeout(Some(Duration::from_secs(5)))?;
+        ours.set_write_timeout(Some(Duration::from_secs(5)))?;
+        Ok(Some(Self(ours)))
+    }
+
+    /// The bytes that a container has on its disk.
+    pub fn of(&mut self, uid: ContainerUid) -> Option<u64> {
+        self.0.write_all(&uid.get().to_be_bytes()).ok()?;
+        let mut answer = [0; 8];
+        self.0.read_exact(&mut answer).ok()?;
+        Some(u64::from_be_bytes(answer)).filter(|bytes| *bytes != NONE)
+    }
+}
+
+/// Another user, with this one capability.
+fn become_it(identity: &Identity, socket: &UnixStream) -> Result<()> {
+    close_all_but(socket)?;
+    let (uid, gid) = identity.ids();
+    let kept: CapsHashSet = [Capability::CAP_SYS_ADMIN].into_iter().collect();
+    // The bounding set can only be changed with CAP_SETPCAP, which the unit does not give; no_new_privs makes it mean nothing.
+    let _ = bound_capabilities(Capability::CAP_SYS_ADMIN.bitmask());
+    set_keepcaps(true)?;
+    set_groups(&[gid])?;
+    become_user(uid, gid)?;
+    for set in [CapSet::Effective, CapSet::Permitted] {
+        change_capabilities(|| caps::set(None, set, &kept))?;
+    }
+    if join::sys::can_become_root() {
+        bail!("privileges are left");
+    }
+    set_no_new_privs()?;
+    join::sys::set_not_dumpable()?;
+    Ok(set_pdeathsig(Signal::SIGKILL)?)
+}
+
+fn serve(mut socket: &UnixStream, device: &Path) -> io::Result<()> {
+    loop {
+        let mut uid = [0; 4];
+        socket.read_exact(&mut uid)?;
+        let uid = ContainerUid::new(u32::from_be_bytes(uid));
+        let quota = uid.and_then(|uid| quotactl_get(QuotaType::USRQUOTA, device, uid.get() as i32).ok());
+        let bytes = quota.and_then(|quota| quota.occupied_space()).unwrap_or(NONE);
+        socket.write_all(&bytes.to_be_bytes())?;
+    }
+}
+
+fn device_of_the_containers() -> Option<PathBuf> {
+    let device = std::fs::metadata(CONTAINERS).ok()?.dev();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mount = mounts.lines().filter_map(Mount::parse).find(|mount| mount.device == device)?;
+    Some(PathBuf::from(mount.source)).filter(|source| source.is_absolute())
+}

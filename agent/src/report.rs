@@ -1,0 +1,165 @@
+//! What a round of a job has changed, or would change, and what went wrong: for people, for machines, and once for the log.
+
+use serde::Serialize;
+use shared::escape;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io::{self, Write};
+
+/// More of one kind are not logged each by itself.
+const MOST_LINES: usize = 20;
+
+/// Something that is done.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// A file gets another content, or its first.
+    Write,
+    /// A file goes.
+    Remove,
+    /// A table of nftables is loaded.
+    Load,
+    /// Something is sent to the API.
+    Send,
+}
+
+/// What is done, and to what.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Change {
+    action: Action,
+    /// A file, a table, or a path of the API.
+    what: String,
+    /// The value that is sent, or the table.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<String>,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let action = match self.action {
+            Action::Write => "write",
+            Action::Remove => "remove",
+            Action::Load => "load",
+            Action::Send => "send",
+        };
+        write!(f, "{action} {}", self.what)?;
+        match &self.value {
+            Some(value) if value.contains('\n') => write!(f, ":\n{}", value.trim_end()),
+            Some(value) => write!(f, ": {value}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// One round of a job.
+#[derive(Default, Debug, Serialize)]
+pub struct Report {
+    /// In the order in which they were made.
+    pub changes: Vec<Change>,
+    /// Why some were not made. The same fault has the same words in each round.
+    pub problems: Vec<String>,
+}
+
+impl Report {
+    /// Notes a change.
+    pub fn change(&mut self, action: Action, what: impl Into<String>, value: Option<String>) {
+        self.changes.push(Change { action, what: what.into(), value });
+    }
+
+    /// Notes a fault.
+    pub fn problem(&mut self, error: impl fmt::Display) {
+        self.problems.push(escape::line(&format!("{error:#}")).to_string());
+    }
+}
+
+/// The faults of the last round, so that each is logged once while it lasts.
+#[derive(Default)]
+pub struct Said(BTreeSet<String>);
+
+impl Said {
+    /// The lines to log of a round.
+    pub fn lines(&mut self, job: &str, report: &Report) -> Vec<String> {
+        let changes: Vec<_> = report.changes.iter().filter(|change| change.action != Action::Send).collect();
+        let now: BTreeSet<_> = report.problems.iter().cloned().collect();
+        let new: Vec<_> = now.difference(&self.0).collect();
+        let is_well_again = now.is_empty() && !self.0.is_empty();
+        let shown = |change: &&&Change| format!("{job}: {} {}", verb(change.action), change.what);
+        let mut lines: Vec<_> = changes.iter().take(MOST_LINES).map(|change| shown(&change)).collect();
+        if let Some(more) = changes.len().checked_sub(MOST_LINES).filter(|more| *more > 0) {
+            lines.push(format!("{job}: and {more} other changes"));
+        }
+        lines.extend(new.iter().take(MOST_LINES).map(|problem| format!("{job}: {problem}")));
+        if let Some(more) = new.len().checked_sub(MOST_LINES).filter(|more| *more > 0) {
+            lines.push(format!("{job}: and {more} other faults"));
+        }
+        if is_well_again {
+            lines.push(format!("{job}: works again"));
+        }
+        self.0 = now;
+        lines
+    }
+}
+
+const fn verb(action: Action) -> &'static str {
+    match action {
+        Action::Write => "wrote",
+        Action::Remove => "removed",
+        Action::Load => "loaded",
+        Action::Send => "sent",
+    }
+}
+
+/// Says something on stderr, in one line. That nobody can hear it changes nothing.
+pub fn tell(what: impl fmt::Display) {
+    let line = format!("unbit-agent: {}\n", escape::line(&what.to_string()));
+    let _ = io::stderr().write_all(line.as_bytes()); // in one piece
+}
+
+/// Writes an answer to standard output. That whoever reads it has had enough, head(1) say, is no error.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(problems: &[&str]) -> Report {
+        let mut report = Report::default();
+        problems.iter().for_each(|problem| report.problem(problem));
+        report
+    }
+
+    #[test]
+    fn a_fault_is_logged_once_while_it_lasts() {
+        let mut said = Said::default();
+        assert_eq!(said.lines("keys", &with(&["a", "b"])), ["keys: a", "keys: b"]);
+        assert_eq!(said.lines("keys", &with(&["a", "b"])), [""; 0]);
+        assert_eq!(said.lines("keys", &with(&["b", "c"])), ["keys: c"]);
+        assert_eq!(said.lines("keys", &with(&[])), ["keys: works again"]);
+        assert_eq!(said.lines("keys", &with(&[])), [""; 0]);
+        assert_eq!(said.lines("keys", &with(&["a"])), ["keys: a"]);
+    }
+
+    #[test]
+    fn a_flood_of_faults_is_a_few_lines() {
+        let many: Vec<_> = (0..1000).map(|number| format!("fault {number}")).collect();
+        let many: Vec<_> = many.iter().map(String::as_str).collect();
+        let lines = Said::default().lines("keys", &with(&many));
+        assert_eq!((lines.len(), lines.last().map(String::as_str)), (21, Some("keys: and 980 other faults")));
+    }
+
+    #[test]
+    fn changes_are_logged_and_what_is_sent_is_not() {
+        let mut report = Report::default();
+        report.change(Action::Write, "/etc/uwsgi/nodes", None);
+        report.change(Action::Send, "/metrics/container.cpu/30001", Some("7".to_owned()));
+        assert_eq!(Said::default().lines("nodes", &report), ["nodes: wrote /etc/uwsgi/nodes"]);
+        let shown: Vec<_> = report.changes.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["write /etc/uwsgi/nodes", "send /metrics/container.cpu/30001: 7"]);
+    }
+}
