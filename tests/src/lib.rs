@@ -2,6 +2,8 @@
 //!
 //! Everything here panics when it goes wrong: it is for tests only.
 
+pub mod agent;
+pub mod api;
 pub mod linked;
 pub mod nss;
 pub mod nss_fuzz;

@@ -9,7 +9,7 @@ use crate::names::DomainName;
 use crate::report::{Action, Report};
 use anyhow::{Context, Result, bail};
 use join::cgroups::{Hierarchies, Version};
-use join::leader::Proc;
+use join::proc::Proc;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;

@@ -27,7 +27,7 @@ use std::path::PathBuf;
 pub enum Job {
     /// The Emperor's files of the containers: vassals/UID.ini
     Containers,
-    /// The keys of the containers' users: .ssh/uwsgi_authorized_keys
+    /// The keys of container users: .ssh/uwsgi_authorized_keys
     Keys,
     /// The lists of nodes, nodes and legion_nodes, and the firewall made of them
     Nodes,
