@@ -672,3 +672,58 @@ fn without_root_or_its_user_it_says_what_is_needed() {
     fs::remove_file(node.directory.join("local.ini")).unwrap();
     assert!(node.agent("once containers").failed().contains("local.ini"));
 }
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_capabilities_of_the_units_are_enough() {
+    let node = Node::new("units");
+    let _end = AtEnd(|| {
+        drop(sh("nft delete table inet unbit; nft delete table ip unbit_ports; rm -rf /containers/30007"));
+    });
+    let place = node.directory.display();
+    node.with_containers(&[30001]);
+    node.api.says("/containers/30001.ini", "[uwsgi]\nnew = 1\n");
+    sh("rm -rf /containers/30007; install -d -o 30007 -g 30007 -m 700 /containers/30007").ok();
+    node.api.says("/containers/30007.ini", &ini(30007));
+    node.api.says("/ssh_keys/30007", "ssh-ed25519 AAAA\n");
+    node.api.says("/ssh_keys/30001", &fs::read_to_string("/root/.ssh/id_ed25519.pub").unwrap());
+    node.api.says("/containers/", &list(&[30001, 30007]));
+    sh(format!("chown 0:33 {place}/vassals/30001.ini; install -d -m 1777 {place}/alarms; install -d -o 33 -g 33 {place}/domains")).ok();
+    let alarm = node.directory.join("alarms/01234567-89ab-cdef-0123-456789abcdef");
+    fs::write(&alarm, r#"{"container":30001,"unix":1,"msg":"a"}"#).unwrap();
+    sh(format!("chown 30001:30001 {0}; chmod 600 {0}", alarm.display())).ok();
+    for path in ["/nodes/", "/legion/nodes/"] {
+        node.api.says(path, r#"{"nodes": ["192.0.2.2"]}"#);
+    }
+    sh(format!("touch {place}/nodes {place}/legion_nodes; unbitctl firewall --nodes {place}/nodes --routers {place}/legion_nodes --apply")).ok();
+    node.api.says("/custom_services/", r#"[{"customer": 7, "id": 1, "config": "[uwsgi]\n"}]"#);
+    node.api.says("/portmappings/", r#"{"mappings": [{"proto": "tcp", "public_ip": "192.0.2.1", "public_port": 9000, "private_ip": "10.0.0.3", "private_port": 8000}]}"#);
+    node.api.says("/serverfilemetadata/", r#"["/etc/hostname"]"#);
+    node.api.says("/domains/rsa/", "[]");
+    for (daemon, jobs) in [
+        ("configurator", &["containers", "keys", "nodes", "custom-services", "alarms", "port-mappings"][..]),
+        ("collector", &["metrics", "file-metadata"]),
+        ("dominator", &["domains"]),
+    ] {
+        let unit = fs::read_to_string(format!("/unbit/agent/systemd/unbit-agent-{daemon}.service")).unwrap();
+        assert!(unit.contains("NoNewPrivileges=yes") && unit.contains(&format!("unbit-agent run {daemon} ")), "{unit}");
+        let kept = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
+        let kept: String =
+            kept.split(' ').map(|name| format!(",+{}", name.trim_start_matches("CAP_").to_lowercase())).collect();
+        for job in jobs {
+            let done = sh(format!(
+                "umask 077; setpriv --no-new-privs --inh-caps=-all --bounding-set=-all{kept} unbit-agent once {job} --directory {place}"
+            ));
+            assert_eq!((done.status, done.err.as_str()), (Some(0), ""), "{daemon} {job}: {}", done.out);
+        }
+    }
+    assert!(!alarm.exists());
+    assert_eq!(
+        sh(format!(
+            "stat -c '%a %u:%g' {place}/nodes {place}/vassals/30001.ini /containers/30007/.ssh/uwsgi_authorized_keys"
+        ))
+        .ok(),
+        "644 0:0\n644 0:33\n600 30007:30007"
+    );
+    assert!(sh("nft list table inet unbit").ok().contains("192.0.2.2"));
+}
