@@ -75,7 +75,8 @@ impl Fetcher {
 
     /// Ends the child.
     fn end(&mut self) {
-        if let Some((child, _)) = self.child.take() {
+        if let Some((child, socket)) = self.child.take() {
+            drop(socket); // by which it ends as well, where we may not send a signal
             let _ = kill(child, Signal::SIGKILL);
             let _ = retry(|| waitpid(child, None));
         }
@@ -113,7 +114,11 @@ fn exchange(mut socket: &UnixStream, request: &Request) -> io::Result<Result<Res
     let mut message = framed(request.path.as_bytes());
     message.push(u8::from(body.is_some()));
     message.extend(framed(body.unwrap_or_default()));
-    socket.write_all(&message)?;
+    match socket.write_all(&message) {
+        // A child that has not come so far as to listen has said why.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error),
+        _ => {}
+    }
 
     let mut head = [0; 4];
     read_until(socket, &mut head, end)?;
