@@ -34,7 +34,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tls::{Material, SYSTEM_CA, Tls};
 
-/// Do what uwsgi.it's API asks of this node, in place of its configurator, collector and dominator.
+/// Configure a uwsgi.it node as its API says, in the place of configurator, collector and dominator.
 #[derive(Parser)]
 #[command(version, after_help = EXIT_CODES)]
 struct Arguments {
@@ -68,12 +68,12 @@ Examples:
 
 #[derive(Subcommand)]
 enum Command {
-    /// Do the jobs of one of uwsgi.it's daemons, again and again
+    /// Do the jobs of one daemon until terminated
     #[command(after_help = RUN_EXAMPLES)]
     Run {
-        /// Whose jobs
+        /// The daemon
         daemon: Daemon,
-        /// Seconds between two rounds; by default as many as uwsgi.it's daemon waits
+        /// Start a round every SECONDS; the default is 300 for the collector and 30 for the others
         #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
         interval: Option<u64>,
         #[command(flatten)]
@@ -82,21 +82,21 @@ enum Command {
     /// Do a job once
     #[command(after_help = ONCE_EXAMPLES)]
     Once {
-        /// Which
+        /// The job
         job: Job,
-        /// Change nothing, send nothing, and print what would be changed and sent
+        /// Change nothing and send nothing; print what would be changed and sent
         #[arg(long)]
         dry_run: bool,
-        /// Remove what the API no longer lists, also if that is more than 3 and more than a tenth at once
+        /// Remove what the API no longer lists, even if that is more than 3 and more than a tenth of the list
         #[arg(long)]
         allow_removal: bool,
-        /// JSON for machines
+        /// Print JSON
         #[arg(long)]
         json: bool,
         #[command(flatten)]
         place: Place,
     },
-    /// Print the completions of a shell
+    /// Print completions for a shell
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
         /// The shell
@@ -104,19 +104,19 @@ enum Command {
     },
 }
 
-/// Where things are.
+/// Where files are, and how the API is verified.
 #[derive(clap::Args)]
 struct Place {
-    /// Where local.ini is, and the files that are written
+    /// The directory of local.ini and of the files that the jobs write
     #[arg(long, value_name = "DIR", default_value = "/etc/uwsgi", value_parser = absolute)]
     directory: PathBuf,
-    /// The authorities that the API's certificate may be of; by default local.ini's api_ca_file, or else those of the system
+    /// Certificate authorities of the API, in PEM; the default is api_ca_file in local.ini, or the system's authorities
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
-    /// Take a certificate of these authorities for the API's, whatever name is in it
+    /// Accept any certificate that these authorities issued, whatever name it has
     #[arg(long)]
     insecure_server_name: bool,
-    /// A file that the API may ask for by file-metadata, besides those that the manual names; may be given again
+    /// Allow file-metadata to send this file, besides those in the manual; can be repeated
     #[arg(long, value_name = "FILE")]
     allow_file: Vec<String>,
 }
@@ -126,7 +126,7 @@ fn absolute(text: &str) -> Result<PathBuf, String> {
     if path.to_str().is_some() { Ok(path) } else { Err("a path in UTF-8 is needed".to_owned()) }
 }
 
-/// What only root can do was asked for by someone else.
+/// The job needs root, and this user is not root.
 #[derive(Debug)]
 struct NeedsRoot(&'static str);
 
@@ -160,7 +160,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Reads the settings, makes ready to ask the API, and becomes who the job needs. Nothing is asked yet.
+/// Reads the settings, prepares the connection to the API, and becomes the user that the job needs. It does not connect yet.
 fn prepare(daemon: Daemon, place: &Place, is_dry_run: bool, may_remove: bool) -> Result<Node> {
     let is_root = geteuid().is_root();
     if !is_root && daemon == Daemon::Configurator {
@@ -245,7 +245,7 @@ fn once(job: Job, is_dry_run: bool, may_remove: bool, json: bool, place: &Place)
     Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// As the command line has it.
+/// The name on the command line.
 fn name(job: Job) -> String {
     clap::ValueEnum::to_possible_value(&job).map_or_else(String::new, |value| value.get_name().to_owned())
 }
