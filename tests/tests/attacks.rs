@@ -212,7 +212,7 @@ fn a_hostile_pid_1_leaves_its_backlog_full() {
     {
         let _hostile = Hostile::start("serve /run/ns.socket");
         set_kind(HOSTILE, "deaf");
-        let fill = "use Socket; while (1) { socket(my $s, AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0) or die; \
+        let fill = "use Socket qw(:DEFAULT SOCK_NONBLOCK); while (1) { socket(my $s, AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0) or die; \
             connect($s, sockaddr_un(shift // q(/containers/30003/run/ns.socket))) or last; push @held, $s } $| = 1; print qq(full\\n); sleep 600";
         let mut filler =
             std::process::Command::new("perl").args(["-e", fill]).stdout(std::process::Stdio::piped()).spawn().unwrap();
