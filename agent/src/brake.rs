@@ -3,12 +3,12 @@
 //! It is stateless on purpose. An API that is wrong once is often wrong for minutes, so waiting for the same answer again would prove nothing; the
 //! operator's word is asked for.
 
-/// That so many go at once of those there are, and nobody has said that they may.
+/// Whether the removal must be blocked: it is more than 3 and more than a tenth, and the operator has not allowed it.
 pub fn holds(going: usize, all: usize, is_allowed: bool) -> bool {
     !is_allowed && going > 3.max(all / 10)
 }
 
-/// The sentence about it.
+/// The message about a removal that was blocked.
 pub fn sentence(going: usize, all: usize, what: &str, job: &str) -> String {
     format!(
         "{going} of {all} {what} would be removed at once, and none is; if that is right: unbit-agent once {job} --allow-removal"

@@ -1,7 +1,7 @@
 //! The process that talks to the API.
 //!
-//! It is a child without privileges: TLS, HTTP and name look-ups happen there and nowhere else. The process that has privileges hears of an answer
-//! its status and its bytes, by a socket, and ends the child if it does not answer in time.
+//! It is a child without privileges: TLS, HTTP and name look-ups happen there and nowhere else. The privileged process receives only the
+//! status and the body of an answer, over a socket, and kills the child after a time limit.
 
 use crate::client::{Client, LONGEST, Request, Response, TIME};
 use crate::identity::Identity;
@@ -23,7 +23,7 @@ const LIMIT: Duration = Duration::from_secs(TIME.as_secs() + 10);
 const ANSWERED: u8 = b'a';
 const FAILED: u8 = b'f';
 
-/// The child, as the process sees it that has privileges. It is forked when it is first needed, and again after it has ended.
+/// The privileged process's handle to the child. The child is forked when it is first needed, and again after it has ended.
 pub struct Fetcher {
     client: Client,
     identity: Identity,

@@ -22,7 +22,7 @@ const MOST_NAMES: usize = 1 << 20;
 /// What the name of a new file ends in until it is complete.
 const SUFFIX: &str = ".unbit-agent";
 
-/// A directory that nobody but root, and the user that this process is, can change.
+/// A directory that only root and this process's user can change.
 pub struct Directory {
     open: OwnedFd,
     path: PathBuf,

@@ -3,7 +3,7 @@
 //! [`Attachment::fork_into`] is how a session begins. A helper process joins everything while nobody in the container can see it, gives up
 //! all power, and only then forks: the first process that exists in the container's pid namespace has been the container's user from birth.
 //!
-//! How pid 1 is found, and what it must be, is not in this file: see [`link`](crate::link), [`emperor_socket`](crate::emperor) and
+//! How pid 1 is found, and what it must be, is not in this file: see [`link`](crate::link), [`emperor_socket`](crate::emperor_socket) and
 //! [`leader`](crate::leader).
 
 use crate::apparmor::Takeover;
@@ -144,11 +144,11 @@ impl Attachment {
     /// Forks a process into the container. Only for a process of one thread.
     ///
     /// The caller clones a helper, which is born in the container's cgroup of version 2 and joins the rest; the helper's own child, a child of
-    /// the caller by CLONE_PARENT, is the process inside, and the helper ends. What the helper cannot do it tells the caller, in whose words the
-    /// login is refused; one that has not come through by the deadline is killed.
+    /// the caller by CLONE_PARENT, is the process inside, and the helper ends. The helper reports an error to the caller, which
+    /// refuses the login, and it is killed at the deadline.
     ///
     /// `prepare` is done in the helper before it joins anything, `finish` right before it forks: it closes whatever else must not be open inside.
-    /// The process inside finds everything done: there is nothing left that could tell of a failure.
+    /// The process inside has no step left that can fail, because nobody could report the failure any more.
     pub fn fork_into(
         mut self,
         who: Who,
@@ -198,7 +198,7 @@ impl Attachment {
         }
     }
 
-    /// In the helper: joins all of it, is bound as pid 1 is, and leaves every power behind that `who` has none of.
+    /// In the helper: joins everything, takes over pid 1's restrictions, and drops the privileges that `who` must not have.
     fn join_and_become(&mut self, who: Who, is_in_version_2: bool) -> Result<(), Refusal> {
         // From the start: no core file of a caller's memory, whatever limits of pid 1's hold from here on.
         sys::set_not_dumpable().context(Reason::Broken, "keep others from the helper")?;
@@ -266,7 +266,7 @@ impl Attachment {
         Err(Refusal::new(Reason::NotTrusted, "what binds its pid 1 has changed since it was verified"))
     }
 
-    /// For `join=now`, whose application is root for some time inside. Root's word about a container it holds for sshd's sessions alone.
+    /// For `join=now`, whose application is root for some time inside. `root-is-trusted` does not count here: it is for sshd's sessions only.
     pub fn must_be_safe_for_root(&self, deadline: Deadline) -> Result<(), Refusal> {
         if self.users.is_some() {
             let cause = "it has a user namespace of its own, which an application does not enter by join=now";

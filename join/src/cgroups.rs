@@ -103,7 +103,7 @@ pub fn must_not_be_frozen(process: &Proc) -> Result<(), Refusal> {
     })
 }
 
-/// Whether what is asked holds for the directory of any of a process's cgroups of this version. Those of the other one are not looked for: a
+/// Whether a predicate holds for any directory of the process's cgroups of this version. Those of the other one are not looked for: a
 /// hierarchy that is mounted nowhere takes as long as this node has mounts.
 pub fn any_of(
     process: &Proc,
@@ -188,7 +188,7 @@ pub fn open_all(pid_1: &Proc, parent: i32, own_required: bool) -> Result<Vec<Cgr
     Ok(cgroups)
 }
 
-/// After the join: where it was meant to be, a process is with pid 1, in the kernel's own words. `theirs` is pid 1's open file `cgroup`: both are
+/// Checks after the join, in /proc/self/cgroup, that this process is in the same cgroups as pid 1. `theirs` is pid 1's open file `cgroup`: both are
 /// read now, because a cgroup namespace that has been joined changes how every path is shown.
 pub fn must_be_joined(cgroups: &[Cgroup], own: &Proc, theirs: OwnedFd) -> Result<(), Refusal> {
     let ours = Membership::all_of(own).context(Reason::Broken, "read /proc/self/cgroup")?;
@@ -243,7 +243,7 @@ impl Mounts {
     }
 }
 
-/// The cgroup's directory where systemd and its like mount the hierarchy. Our own must be there as well: then the mount shows it from its top.
+/// The cgroup's directory where systemd and its like mount the hierarchy. If our own cgroup is found below it too, the mount shows the root of the hierarchy.
 /// [`must_be_joined`] has the last word.
 fn usual_place(membership: &Membership, ours: &[Membership]) -> Option<OwnedFd> {
     const CGROUP: &str = "/sys/fs/cgroup";

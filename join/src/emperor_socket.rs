@@ -1,4 +1,4 @@
-//! Reach: find out who listens on the container's `run/ns.socket`.
+//! Find, for the containers of uWSGI's Emperor: find out who listens on the container's `run/ns.socket`.
 //!
 //! The tenant owns that path and may put anything there. So the walk follows no symbolic link, and of what answers only the identity
 //! counts: the kernel says who called `listen`. Nothing that the peer sends can even arrive: to close a descriptor of a tenant's can

@@ -13,7 +13,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid, getppid};
 use std::sync::atomic::{AtomicI32, Ordering};
 
-/// What a helper tells who has cloned it, in memory that they share.
+/// Memory shared with the parent, in which a helper reports.
 pub struct Report(Shared);
 
 impl Report {
@@ -70,7 +70,7 @@ pub fn run(deadline: Deadline, work: impl FnOnce() -> Result<usize, Refusal>) ->
     }
 }
 
-/// In the helper: ends with who waits for it. Without one, the process inside would be nobody's, and nothing would end it.
+/// In the helper: the kernel kills it when its parent ends (PR_SET_PDEATHSIG). Otherwise the process inside would have no supervisor.
 pub fn end_with(caller: Pid) -> Result<(), Refusal> {
     retry(|| set_pdeathsig(Signal::SIGKILL)).context(Reason::Broken, "end the helper with who waits for it")?;
     if getppid() != caller {
@@ -79,7 +79,7 @@ pub fn end_with(caller: Pid) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Waits until the helper has ended, and for no longer than until the deadline. The process inside that it has forked.
+/// Waits until the helper has ended, but not beyond the deadline. Returns the pid of the process inside.
 pub fn wait_for_child(helper: Pid, deadline: Deadline, report: &Report) -> Result<Pid, Refusal> {
     let ended = wait_for(helper, deadline, report);
     let child = Some(report.child().load(Ordering::Acquire)).filter(|pid| *pid > 0).map(Pid::from_raw);

@@ -4,15 +4,15 @@
 //!
 //! | step | module | what it answers |
 //! |---|---|---|
-//! | reach | [`link`] | which pid 1 is in the cgroup that root has linked to the account? |
-//! | reach, without a link | [`emperor_socket`] | who listens on the container's ns.socket? |
+//! | find | [`link`] | which pid 1 is in the cgroup that root has linked to the account? |
+//! | find, without a link | [`emperor_socket`] | who listens on the container's ns.socket? |
 //! | verify | [`leader`], [`linked`], [`root_directory`] | is that the container's pid 1, and its root directory the container's? |
 //! | prepare | [`namespaces`], [`user_namespace`], [`cgroups`], [`confinement`] (with [`apparmor`], [`seccomp`]) | what is there to join, and how is pid 1 bound? each opened and checked |
 //! | terminals | [`terminals`] | where does sshd's monitor open the session's terminals? |
-//! | enter | [`attach`], [`power`], [`roots_view`], [`helper`] | join all of it in a helper process, leave every power behind, and fork |
+//! | enter | [`attach`], [`power`], [`roots_view`], [`helper`] | join all of it in a helper process, drop all privileges, and fork |
 //!
-//! [`supervisor`] is the process that stays outside; [`tenant`] is for what has to be done among a tenant's files. [`sessions`] counts how many there are. [`refusal`] holds every reason to say no and what
-//! people read then; [`options`] what the PAM line may say. `unsafe` is in [`sys`] alone.
+//! [`supervisor`] is the process that stays outside; [`tenant`] is for what has to be done among a tenant's files. [`sessions`] counts how
+//! many there are. [`refusal`] holds every reason to say no and what people read then; [`options`] what the PAM line may say. `unsafe` is in [`sys`] alone.
 
 mod apparmor;
 pub mod attach;

@@ -1,4 +1,4 @@
-//! Reach, for the containers of any engine: root's link `/etc/unbit/30001` to the container's cgroup directory, looked at before the tenant's
+//! Find, for the containers of any engine: root's link `/etc/unbit/30001` to the container's cgroup directory, looked at before the tenant's
 //! socket.
 //!
 //! Every engine has a cgroup for each container. The link says which one is this account's, and the kernel says which processes are in it.
@@ -6,9 +6,13 @@
 //!
 //! 1. The group, with those below it, has processes of exactly one pid namespace that is a direct child of ours.
 //! 2. The pid 1 of that namespace is in one of these groups.
-//! 3. to 6. It is what [`Linked`] demands. Rule 6 holds for each process of these groups, see [`tracers`](crate::tracers).
+//! 3. It runs a program on a mount of its own mount namespace.
+//! 4. It has its own cgroup namespace, or cannot be root, or its pid namespace belongs to a user namespace of the container.
+//! 5. None of its cgroups is frozen.
+//! 6. No process in these groups can have CAP_SYS_PTRACE in our user namespace, unless root says that it trusts root inside.
 //!
-//! Rule 7, that a session finds itself in pid 1's root directory, is [`RootDirectory`](crate::root_directory)'s, for every container.
+//! Rules 2 to 6 are checked by [`Linked`], rule 6 for other processes than pid 1 by [`tracers`](crate::tracers). Rule 7, that a session is in
+//! pid 1's root directory, is [`RootDirectory`](crate::root_directory)'s, for every container.
 
 use crate::deadline::Deadline;
 use crate::leader::Leader;

@@ -31,8 +31,8 @@ pub struct Linked {
 
 impl Linked {
     /// Looks at the pid 1, whose `status` is given.
-    /// Processes of a pid namespace that belongs to a user namespace of the container's have no power of the node's, as
-    /// [`user_namespace`](crate::user_namespace) sees to that.
+    /// If the pid namespace belongs to a user namespace of the container, its processes have no capabilities on the node;
+    /// [`user_namespace`](crate::user_namespace) checks this.
     pub fn check(&self, process: &Proc, status: &str, has_own_users: bool) -> Result<(), Refusal> {
         let refuse = |reason: Reason, cause: &str| Err(Refusal::new(reason, cause));
         // systemd changes the process further: it takes away what the unit may not have, and starts its program.
@@ -40,25 +40,25 @@ impl Linked {
         let its = |name: &str| {
             process.namespace(name).context(Reason::NotRunning, format_args!("look at its {name} namespace"))
         };
-        // 2. It has a number of the namespace's that was found, and stays in the groups where that was found.
+        // Rule 2: it is in the pid namespace and in the groups that were found.
         if its("pid")? != self.pid_namespace {
             return refuse(Reason::NotTrusted, "its pid 1 is in another pid namespace by now");
         }
         if !self.subtree.holds(process)? {
             return refuse(Reason::NotTrusted, "its pid 1 is not in the cgroup that the link leads to, nor below it");
         }
-        // 3. Before that an engine's own program is pid 1, with root's power and the node's root directory.
+        // Rule 3: until an engine executes the container's program, pid 1 is the engine's, with root's privileges and the node's root directory.
         if !runs_its_own_program(process)? {
             return refuse(Reason::Starting, "its pid 1 runs a program that is not on a mount of its own yet");
         }
-        // 4. Root with our cgroup namespace can move itself to the group of another account, and be its pid 1.
+        // Rule 4: root in our cgroup namespace can move itself to the group of another account, and be its pid 1.
         if self.has_the_nodes_users && has_our_cgroup_namespace(process)? && (has_own_users || can_be_root(status)?) {
             let cause = "it has no cgroup namespace of its own, and can be root";
             return refuse(unless_starting(Reason::NotTrusted), cause);
         }
-        // 5.
+        // Rule 5.
         cgroups::must_not_be_frozen(process)?;
-        // 6. Such a root process reaches the node's sshd through /proc/PID/exe of a session.
+        // Rule 6: such a root process reaches the node's sshd through /proc/PID/exe of a session.
         if !self.root_is_trusted && self.has_the_nodes_users {
             // What that can do in its own user namespace says nothing of what it has forked before.
             if has_own_users {
@@ -74,7 +74,7 @@ impl Linked {
         Ok(())
     }
 
-    /// Rule 6 for all processes but pid 1, which may have left behind what its children still have.
+    /// Rule 6 for all processes but pid 1, which may have dropped the capability after it had forked a child that keeps it.
     pub fn must_have_no_tracer(&self, deadline: Deadline) -> Result<(), Refusal> {
         if !self.has_the_nodes_users {
             return Ok(());

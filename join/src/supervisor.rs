@@ -99,11 +99,12 @@ fn leave_power_behind(container: ContainerUid, ids: Ids, kept: SignalFd) -> Resu
     Ok(kept)
 }
 
-/// For `join=now`: forks twice. Returns in the grandchild only, which goes on as the application, or where there is none, with an error. What is
-/// inside is the grandchild's own outcome, with which it must not return to the application: that would go on as root, on the host.
+/// For `join=now`: forks twice. The grandchild goes on as the application. The outer error: nothing was forked,
+/// and this is the original process. The inner error: the grandchild failed, and must not return to the application, which would go on as
+/// root on the node.
 ///
-/// Whoever started the application waits for this process, and has to see it stop when a shell's job control stops the application. Who waits
-/// for the application must not stop. So there are two. `before_the_second` is done in the one between.
+/// Two processes wait: the original one stops when the application is stopped, so that a shell's job control sees it; the one between never
+/// stops, so that it can always wait for the application. `before_the_second` is done in the one between.
 pub fn go_on_in_a_child(
     before_the_second: impl FnOnce() -> Result<(), Refusal>,
 ) -> Result<Result<(), Refusal>, Refusal> {

@@ -1,8 +1,8 @@
 //! Verify, for rule 6 of [`link`](crate::link): whether any process in a container can have CAP_SYS_PTRACE in our user namespace.
 //!
-//! Its pid 1 may have left that power behind (PR_CAPBSET_DROP of prctl(2)) after it had forked a process that keeps it, and each thread has
-//! capabilities of its own. What a process cannot have, none of its children can: so whoever was seen without it needs no second look, and
-//! once nobody has it, nobody will. Each process is looked at as soon as the kernel has named it. One that ends before that may have left a
+//! Pid 1 may have dropped the capability (PR_CAPBSET_DROP of prctl(2)) after it forked a child that still has it, and each thread has
+//! capabilities of its own. A child cannot have what its parent cannot: so a process that was seen without it needs no second look, and
+//! once no process has it, none will. Each process is looked at as soon as the kernel has named it. One that ends before that may have left a
 //! child behind, so the kernel is asked again.
 
 use crate::confinement;
@@ -18,12 +18,12 @@ use std::io;
 use std::thread::sleep;
 use std::time::Duration;
 
-/// An engine that starts a program in a container (`docker exec`, a health check) has it until it executes the program. So it is looked for
-/// again, until so much is left of the time.
+/// A process of an engine (`docker exec`, a health check) has the capability until it executes the container's program. So the search is
+/// repeated until this much time is left.
 const LEFT: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// The number here of one that can.
+/// The pid, in our pid namespace, of a process that can have it.
 pub fn find(subtree: &Subtree, deadline: Deadline) -> Result<Option<i32>, Refusal> {
     let our_users = user_namespace::our_own()?;
     let mut harmless = BTreeSet::new();

@@ -2,9 +2,9 @@
 //!
 //! There is one walk for each database in a process, as C's interface has it. It keeps one descriptor and a short batch
 //! of numbers, whatever the number of containers, and survives what processes do: threads that ask at the same time, and fork, even in
-//! the middle of another thread's call. For that the walk is in a page of memory that the kernel empties in a child: whatever a thread
-//! of the parent had half-done, and its lock, are gone. What is left is the position, from which the child goes on, by a
-//! descriptor of its own, for one that it shared with its parent would have one offset for both.
+//! the middle of another thread's call. The walk is in a page of memory that the kernel clears in a child (MADV_WIPEONFORK): no
+//! lock and no half-written state of a thread of the parent survives. The position does. The child opens its own descriptor, because an
+//! inherited one shares its offset with the parent.
 #![allow(unsafe_code)]
 
 use crate::abi::Failure;

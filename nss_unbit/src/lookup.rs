@@ -17,8 +17,8 @@ pub struct Account {
 
 /// The account of the container, if it is here.
 ///
-/// Only a system that can tell says that there is no such account: not one that answers EACCES, EIO or ELOOP, and not one
-/// where the whole directory is missing, because it is not mounted, say.
+/// Only ENOENT below an existing directory means that there is no such account. EACCES, EIO, ELOOP, or a missing `/containers`
+/// (which may not be mounted) mean that the service is unavailable.
 #[inline(always)] // so that an account is never copied from one function's stack to another's
 pub fn present(container: ContainerUid) -> Result<Account, Failure> {
     let home = container.home();
@@ -49,7 +49,7 @@ pub fn linked(name: &SecondName) -> Result<Account, Failure> {
     container.ok_or(Failure::ABSENT).and_then(present)
 }
 
-/// The length of the text that a link has. What does not fit is cut.
+/// Reads a link and returns the length of its text, which is truncated as by readlink(2).
 #[cfg(not(test))]
 fn readlink(path: &CStr, text: &mut [u8]) -> rustix::io::Result<usize> {
     rustix::fs::readlinkat_raw(rustix::fs::CWD, path, text)

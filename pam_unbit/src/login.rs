@@ -10,7 +10,8 @@
 //! 5. [`close_session`], in the monitor.
 //!
 //! The monitor, which stays root, joins nothing of the container. It has a mount namespace of its own, see [`join::terminals`].
-//! Nothing with an id, a capability or a descriptor of the node's is ever in the container: whoever enters has lost them before it forks, see [`join::attach`]. Until then nobody can become anybody, see [`setuid_guard`].
+//! A process drops the node's ids, capabilities and descriptors before it forks into the container, see [`join::attach`]. Until then sshd's
+//! child cannot change its uid, see [`setuid_guard`].
 //! Whatever is missing or out of order refuses.
 
 use crate::account::{Account, ContainerUser};
@@ -209,7 +210,7 @@ fn enter(attachment: Attachment, container: ContainerUid, monitor: Pid, options:
     }
 }
 
-/// Opens the session: from here on the monitor's next child belongs to the container. Nothing can fail after that.
+/// Prepares the session: the monitor's next child must enter the container. Entering can still fail, in [`setcred`].
 pub fn open_session(call: &mut Call) -> Result<Verdict, Refusal> {
     let verdict = bind_session(call);
     if let (Err(_), Some(login)) = (&verdict, recall(call)) {

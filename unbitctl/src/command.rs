@@ -58,7 +58,7 @@ pub fn run_sshd(node: &RootFs, arguments: &[&str]) -> Result<Output> {
     run_sshd_with(node, &[], arguments)
 }
 
-/// The same, where other files are in the place of some; an empty one in the place of what is gone.
+/// The same with some files replaced: each by the given file, or by an empty one.
 pub fn run_sshd_with(node: &RootFs, instead: &[(PathBuf, Option<PathBuf>)], arguments: &[&str]) -> Result<Output> {
     const SCRIPT: &str = r#"
         root=$1

@@ -36,7 +36,7 @@ pub enum Begun {
 const RUNS: u8 = b'r';
 const ENDED: u8 = b'e';
 
-/// Forks the keeper, which does `send` and waits for what that has sent. `leave` is done in it first: it closes what is the operator's.
+/// Forks the keeper. It calls `leave` to close the operator's descriptors, calls `send` to start the process inside, and waits for that.
 pub fn fork(leave: impl FnOnce(), send: impl FnOnce() -> Result<Sent, u8>) -> Result<Begun> {
     let (socket, theirs) = UnixStream::pair().context("make a socket")?;
     match join::sys::fork().context("fork")? {

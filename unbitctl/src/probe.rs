@@ -133,7 +133,7 @@ pub fn forget_the_operator(container: ContainerUid) -> Result<(), Refusal> {
     retry(|| setgroups(&[Gid::from_raw(container.get())])).context(Reason::Broken, "leave root's groups")
 }
 
-/// In the process: nothing to read, and nobody who reads.
+/// In the process: redirects stdin, stdout and stderr to /dev/null.
 pub fn silence() -> Result<(), Refusal> {
     let null =
         open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).context(Reason::Broken, "open /dev/null")?;

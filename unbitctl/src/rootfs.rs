@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// More than any file of a node's set-up has.
 const LONGEST_FILE: u64 = 4 << 20;
 
-/// How often a path is followed again that the kernel could not follow at this moment. Each try is a new chance.
+/// Attempts of openat2(2) as long as it fails with EAGAIN.
 const ATTEMPTS: u32 = 100;
 
 /// Where a node's files are.
@@ -25,7 +25,7 @@ pub struct RootFs {
 }
 
 impl RootFs {
-    /// The same, of a root directory that somebody names.
+    /// The root directory of `--root`; fails if it is not a directory.
     pub fn named(root: Option<&Path>) -> anyhow::Result<Self> {
         let node = Self::at(root);
         let named = node.root.display();
