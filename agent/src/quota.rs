@@ -6,7 +6,7 @@
 use crate::identity::Identity;
 use anyhow::{Context, Result, bail};
 use caps::{CapSet, Capability, CapsHashSet};
-use join::mountinfo::Mount;
+use join::mountinfo::device_of;
 use join::sys::{become_user, bound_capabilities, change_capabilities, close_all_but, exit_now, fork, set_groups};
 use nix::sys::prctl::{set_keepcaps, set_no_new_privs, set_pdeathsig};
 use nix::sys::quota::{QuotaType, quotactl_get};
@@ -15,9 +15,8 @@ use nix::unistd::ForkResult;
 use shared::ContainerUid;
 use shared::settings::CONTAINERS;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 /// What is answered where there is no number.
@@ -29,12 +28,12 @@ pub struct Quotas(UnixStream);
 impl Quotas {
     /// Forks it, from root. Nothing if the containers are on no device that could have quotas.
     pub fn start(identity: &Identity) -> Result<Option<Self>> {
-        let Some(device) = device_of_the_containers() else { return Ok(None) };
+        let Some(device) = device_of(CONTAINERS).ok().flatten() else { return Ok(None) };
         let (ours, theirs) = UnixStream::pair().context("make a socket")?;
         let ForkResult::Parent { .. } = fork().context("fork")? else {
             drop(ours);
             if become_it(identity, &theirs).is_ok() {
-                let _ = serve(&theirs, &device);
+                let _ = serve(&theirs, Path::new(&device));
             }
             exit_now(0)
         };
@@ -82,11 +81,4 @@ fn serve(mut socket: &UnixStream, device: &Path) -> io::Result<()> {
         let bytes = quota.and_then(|quota| quota.occupied_space()).unwrap_or(NONE);
         socket.write_all(&bytes.to_be_bytes())?;
     }
-}
-
-fn device_of_the_containers() -> Option<PathBuf> {
-    let device = std::fs::metadata(CONTAINERS).ok()?.dev();
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let mount = mounts.lines().filter_map(Mount::parse).find(|mount| mount.device == device)?;
-    Some(PathBuf::from(mount.source)).filter(|source| source.is_absolute())
 }

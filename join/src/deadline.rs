@@ -1,9 +1,8 @@
-//! One limit of time for everything in a login that can wait on the container.
-//!
-//! It waits for nothing itself.
+//! Limits of time: one for everything in a login that can wait on the container, and one for what a process inside reports.
 
-use crate::sys::retry;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -26,12 +25,42 @@ impl Deadline {
     pub fn wait_for(self, descriptor: &impl AsFd) -> nix::Result<bool> {
         loop {
             let Some(left) = self.left() else { return Ok(false) };
-            let mut one = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
-            // Milliseconds, of which a part counts as one.
-            let left = PollTimeout::try_from(left.as_millis().saturating_add(1)).unwrap_or(PollTimeout::MAX);
-            if retry(|| poll(&mut one, left))? > 0 {
-                return Ok(true);
+            match poll_for(descriptor, left) {
+                Ok(false) | Err(Errno::EINTR) => {}
+                other => return other,
             }
         }
     }
+}
+
+/// Whether there is something to read within this time. It looks once, even if the time is zero.
+pub fn is_ready(descriptor: &impl AsFd, limit: Duration) -> bool {
+    let deadline = Deadline::after(limit);
+    loop {
+        match poll_for(descriptor, deadline.left().unwrap_or_default()) {
+            Err(Errno::EINTR) => {}
+            other => return other.unwrap_or(false),
+        }
+    }
+}
+
+/// What is read within this time, and whether the writer has closed its end or has written as much as is read at most.
+pub fn read_within(pipe: &mut (impl Read + AsFd), limit: Duration, longest: usize) -> (Vec<u8>, bool) {
+    let deadline = Deadline::after(limit);
+    let mut bytes = Vec::new();
+    while is_ready(pipe, deadline.left().unwrap_or_default()) {
+        let mut some = [0; 4096];
+        match pipe.read(&mut some) {
+            Ok(length) if length > 0 && bytes.len() < longest => bytes.extend(some.iter().take(length)),
+            _ => return (bytes, true),
+        }
+    }
+    (bytes, false)
+}
+
+fn poll_for(descriptor: &impl AsFd, left: Duration) -> nix::Result<bool> {
+    let mut one = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
+    // Milliseconds, of which a part counts as one.
+    let left = PollTimeout::try_from(left.as_millis().saturating_add(1)).unwrap_or(PollTimeout::MAX);
+    poll(&mut one, left).map(|ready| ready > 0)
 }

@@ -18,7 +18,7 @@ mod apparmor;
 pub mod attach;
 pub mod cgroups;
 pub mod confinement;
-mod deadline;
+pub mod deadline;
 pub mod emperor_socket;
 mod helper;
 pub mod leader;

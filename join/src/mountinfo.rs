@@ -1,8 +1,11 @@
 //! What is mounted where, as the kernel tells it.
 //!
-//! It parses text. Nothing here opens what is mounted.
+//! It parses text, which [`device_of`] alone reads itself. Nothing here opens what is mounted.
 
-use std::io::{BufRead, BufReader, Read};
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// A line of /proc/PID/mountinfo, see proc_pid_mountinfo(5).
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -48,13 +51,23 @@ impl Mount {
     }
 }
 
+/// The path of the device with the file system that a directory is on; nothing if it is on none.
+pub fn device_of(directory: impl AsRef<Path>) -> io::Result<Option<String>> {
+    let device = fs::metadata(directory)?.dev();
+    Ok(source(&fs::read_to_string("/proc/self/mountinfo")?, device).filter(|source| source.starts_with('/')))
+}
+
+fn source(mountinfo: &str, device: u64) -> Option<String> {
+    mountinfo.lines().filter_map(Mount::parse).find(|mount| mount.device == device).map(|mount| mount.source)
+}
+
 /// As much of a mountinfo as is looked at: some 25,000 mounts with paths of an ordinary length. Who may mount in a container can make each of
 /// its lines as long as it likes, and the whole larger than the node's memory.
 const MOST: u64 = 4 << 20;
 
 /// Whether a mountinfo lists a mount of this number; `None` if it is not among what is looked at, and there is more. No more than a part of it
 /// is in memory at a time.
-pub fn lists(mountinfo: impl Read, id: u64) -> std::io::Result<Option<bool>> {
+pub fn lists(mountinfo: impl Read, id: u64) -> io::Result<Option<bool>> {
     let wanted = format!("{id} ").into_bytes();
     let mut left = BufReader::with_capacity(16 << 10, mountinfo.take(MOST));
     // As many bytes of what is wanted as the line begins with.
@@ -143,5 +156,12 @@ mod tests {
         assert_eq!(unescape("a\\"), "a\\");
         assert_eq!(unescape("a\\0é"), "a\\0é");
         assert_eq!(unescape("a\\+12"), "a\\+12");
+    }
+
+    #[test]
+    fn the_device_is_found_by_its_number() {
+        let mounts = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n30 22 8:17 / /containers rw shared:1 - xfs /dev/sdb1 rw,usrquota\nodd\n";
+        assert_eq!(source(mounts, nix::sys::stat::makedev(8, 17)), Some("/dev/sdb1".to_owned()));
+        assert_eq!(source(mounts, nix::sys::stat::makedev(8, 2)), None);
     }
 }

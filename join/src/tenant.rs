@@ -3,12 +3,12 @@
 //! The directory is the tenant's, and anything may be in it. So no root process opens a path below it. The one that does is the tenant, has no
 //! other group and no capability, and is ended if it takes too long.
 
+use crate::deadline::read_within;
 use crate::power;
 use crate::refusal::Refusal;
 use crate::sys::{become_user, close_all_but, exit_now, fork, retry};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, umask};
@@ -16,9 +16,9 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, pipe2, setsid};
 use shared::{ContainerUid, escape};
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 /// For the process that works there.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -47,18 +47,7 @@ pub fn run_as(uid: ContainerUid, work: impl FnOnce() -> Result<Vec<u8>, String>)
         exit_now(0)
     };
     drop(writer);
-    let end = Instant::now() + LIMIT;
-    let (mut pipe, mut text) = (File::from(reader), Vec::new());
-    let is_whole = loop {
-        if !is_ready(&pipe, end.saturating_duration_since(Instant::now())) {
-            break false;
-        }
-        let mut some = [0; 4096];
-        match pipe.read(&mut some) {
-            Ok(length) if length > 0 && text.len() < LONGEST => text.extend(some.iter().take(length)),
-            _ => break true,
-        }
-    };
+    let (text, is_whole) = read_within(&mut File::from(reader), LIMIT, LONGEST);
     let _ = kill(child, Signal::SIGKILL);
     if !is_whole {
         return Err(format!("{home}: its file system does not answer within {} s", LIMIT.as_secs()));
@@ -81,18 +70,4 @@ fn become_it(uid: ContainerUid, kept: &OwnedFd) -> Result<(), String> {
     become_user(uid.get(), uid.get()).map_err(failed)?;
     power::give_up_all(uid, &[]).map_err(refused)?;
     set_pdeathsig(Signal::SIGKILL).map_err(failed) // now, because another uid takes it back
-}
-
-/// Whether there is something to read within this time.
-pub fn is_ready(descriptor: &impl AsFd, limit: Duration) -> bool {
-    let end = Instant::now() + limit;
-    loop {
-        let mut one = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
-        let left = end.saturating_duration_since(Instant::now()).as_millis().saturating_add(1);
-        match poll(&mut one, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
-            Err(Errno::EINTR) => {}
-            Ok(ready) => return ready > 0,
-            Err(_) => return false,
-        }
-    }
 }

@@ -5,8 +5,8 @@
 
 use crate::probe::{self, Probe};
 use anyhow::{Context, Result};
+use join::deadline::is_ready;
 use join::sys::{exit_now, retry};
-use join::tenant::is_ready;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};

@@ -6,9 +6,9 @@
 use caps::CapSet;
 use join::Deadline;
 use join::attach::{Attachment, Forked, Who};
+use join::deadline::{is_ready, read_within};
 use join::refusal::{Context, Reason, Refusal};
 use join::sys::{default_signal, exit_now, pidfd_open, retry};
-use join::tenant::is_ready;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::signal::{Signal, kill};
@@ -19,7 +19,7 @@ use shared::{ContainerUid, escape};
 use std::cell::Cell;
 use std::ffi::CStr;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -73,17 +73,9 @@ pub fn send(
 impl Probe {
     /// What it has said when it has nothing more to say: it has ended, or become another program. `None` if that takes longer than `limit`.
     pub fn listen(&mut self, limit: Duration) -> Option<Vec<(String, String)>> {
-        let end = Instant::now() + limit;
-        let mut text = Vec::new();
-        loop {
-            if !is_ready(&self.messages, end.saturating_duration_since(Instant::now())) {
-                return None;
-            }
-            let mut some = [0; 512];
-            match self.messages.read(&mut some) {
-                Ok(length) if length > 0 && text.len() < WORDS => text.extend(some.iter().take(length)),
-                _ => break,
-            }
+        let (text, is_complete) = read_within(&mut self.messages, limit, WORDS);
+        if !is_complete {
+            return None;
         }
         let text = String::from_utf8_lossy(&text).into_owned();
         Some(

@@ -4,15 +4,12 @@ use crate::rootfs::RootFs;
 use crate::sys;
 use crate::vassal::size;
 use anyhow::{Context, Result, bail};
-use join::mountinfo::Mount;
+use join::mountinfo::device_of;
 use nix::errno::Errno;
 use shared::ContainerUid;
 use shared::settings::CONTAINERS;
 use std::fmt;
-use std::fs;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::rc::Rc;
 
 /// Whether limits hold there, and which one a user has.
@@ -27,10 +24,7 @@ pub struct State {
 /// What the file system says of this user.
 pub fn state(node: &RootFs, uid: ContainerUid) -> Result<State> {
     let directory = node.open(CONTAINERS).context(CONTAINERS)?;
-    let id = fs::metadata(CONTAINERS).context(CONTAINERS)?.dev();
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    let device = mounts.lines().filter_map(Mount::parse).find(|mount| mount.device == id).map(|mount| mount.source);
-    let device = device.filter(|device| Path::new(device).is_absolute()).unwrap_or_default();
+    let device = device_of(CONTAINERS).context(CONTAINERS)?.unwrap_or_default();
     let is_on = sys::user_quota(&directory, &device).is_ok_and(|quota| quota.counts && quota.limits);
     let limit = if is_on { sys::disk_limit(&directory, &device, uid.get()).context("quotactl")? } else { 0 };
     Ok(State { directory: Rc::new(directory), device, is_on, limit: Some(limit).filter(|limit| *limit > 0) })

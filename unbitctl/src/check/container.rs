@@ -16,11 +16,11 @@ use crate::shell::quoted;
 use anyhow::Result;
 use join::Deadline;
 use join::attach::{Attachment, Who};
+use join::deadline::read_within;
 use join::link;
 use join::options::Options;
 use join::refusal::{Reason, Refusal};
 use join::sys::{exit_now, retry};
-use join::tenant::is_ready;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::prctl::set_pdeathsig;
@@ -229,18 +229,7 @@ fn heard(line: &str) -> Option<Finding> {
 
 /// What is told within this time, and whether that is all.
 fn hear(pipe: OwnedFd, limit: Duration) -> (Vec<Finding>, bool) {
-    let end = Instant::now() + limit;
-    let (mut pipe, mut text, mut is_complete) = (File::from(pipe), Vec::new(), false);
-    while is_ready(&pipe, end.saturating_duration_since(Instant::now())) {
-        let mut some = [0; 4096];
-        match pipe.read(&mut some) {
-            Ok(length) if length > 0 => text.extend(some.iter().take(length)),
-            _ => {
-                is_complete = true;
-                break;
-            }
-        }
-    }
+    let (text, is_complete) = read_within(&mut File::from(pipe), limit, usize::MAX);
     (String::from_utf8_lossy(&text).lines().filter_map(heard).collect(), is_complete)
 }
 

@@ -3,7 +3,7 @@
 use super::processes::Process;
 use anyhow::Result;
 use join::cgroups::{Hierarchies, Version};
-use join::mountinfo::Mount;
+use join::mountinfo::device_of;
 use join::proc::Proc;
 use nix::sys::quota::{QuotaType, quotactl_get};
 use serde::Serialize;
@@ -11,7 +11,6 @@ use shared::ContainerUid;
 use shared::settings::CONTAINERS;
 use std::collections::HashMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// `None`: there is no such cgroup, limit or quota, or it is not for us to see.
@@ -59,7 +58,7 @@ impl Resources {
         Ok(Self {
             hierarchies,
             members: HashMap::new(),
-            device: if is_root { device_of_the_containers() } else { None },
+            device: if is_root { device_of(CONTAINERS).ok().flatten().map(PathBuf::from) } else { None },
         })
     }
 
@@ -198,16 +197,6 @@ fn field(directory: &Path, file: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
-fn device_of_the_containers() -> Option<PathBuf> {
-    let device = fs::metadata(CONTAINERS).ok()?.dev();
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    source(&mounts, device).map(PathBuf::from).filter(|source| source.is_absolute())
-}
-
-fn source(mounts: &str, device: u64) -> Option<String> {
-    mounts.lines().filter_map(Mount::parse).find(|mount| mount.device == device).map(|mount| mount.source)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,12 +215,5 @@ mod tests {
         assert_eq!(resources.own(&unit.map(PathBuf::from), linked), Some(&path("/cg/system.slice/web1.service")));
         assert_eq!(resources.own(&directories, linked), Some(&path("/cg/all/1")), "the link leads elsewhere");
         assert_eq!(resources.below_its_mount(Path::new("/etc")), None);
-    }
-
-    #[test]
-    fn the_device_is_found_by_its_number() {
-        let mounts = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n30 22 8:17 / /containers rw shared:1 - xfs /dev/sdb1 rw,usrquota\nodd\n";
-        assert_eq!(source(mounts, nix::sys::stat::makedev(8, 17)), Some("/dev/sdb1".to_owned()));
-        assert_eq!(source(mounts, nix::sys::stat::makedev(8, 2)), None);
     }
 }

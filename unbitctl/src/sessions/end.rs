@@ -6,7 +6,7 @@ use crate::interrupt::Interrupt;
 use crate::list::processes::{Process, Processes, parent};
 use crate::sys::pidfd_send_signal;
 use anyhow::{Context, Result, bail};
-use join::tenant::is_ready;
+use join::deadline::is_ready;
 use nix::sys::signal::Signal;
 use serde::Serialize;
 use shared::ContainerUid;
