@@ -4,16 +4,17 @@
 //! a name ends.
 
 use anyhow::{Context, Result, bail};
+use join::regular_file::{self, Odd};
 use join::roots_path::{self, Astray};
 use join::sys::retry;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat};
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fsync, geteuid, unlinkat};
 use shared::escape;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -89,22 +90,17 @@ impl Directory {
     /// What is in a regular file, and what it is; nothing if it is not there.
     pub fn read(&self, name: &str, longest: u64) -> Result<Option<Content>> {
         let shown = || self.path_of(name);
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        let file = match retry(|| openat(&self.open, name, flags, Mode::empty())) {
-            Err(Errno::ENOENT) => return Ok(None),
-            Err(Errno::ELOOP) => bail!("{} is a symbolic link, and is left as it is", shown()),
-            Err(Errno::ENXIO) => bail!("{} is no regular file, and is left as it is", shown()),
-            file => file.with_context(shown)?,
+        let file = match regular_file::open(&self.open, name) {
+            Err(Odd::Missing) => return Ok(None),
+            Err(Odd::Link) => bail!("{} is a symbolic link, and is left as it is", shown()),
+            Err(Odd::NotRegular) => bail!("{} is no regular file, and is left as it is", shown()),
+            Err(Odd::Failed(errno)) => return Err(errno).with_context(shown),
+            Ok(file) => file,
         };
         let status = fstat(&file).with_context(shown)?;
-        if SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
-            bail!("{} is no regular file, and is left as it is", shown());
-        }
-        let mut bytes = Vec::new();
-        File::from(file).take(longest + 1).read_to_end(&mut bytes).with_context(shown)?;
-        if bytes.len() as u64 > longest {
-            bail!("{} is longer than {longest} bytes, and is left as it is", shown());
-        }
+        let Some(bytes) = regular_file::read(file, longest).with_context(shown)? else {
+            bail!("{} is longer than {longest} bytes, and is left as it is", shown())
+        };
         Ok(Some(Content { bytes, status }))
     }
 

@@ -2,12 +2,13 @@
 
 use crate::names::DomainName;
 use anyhow::{Context, Result, bail};
+use join::regular_file;
 use openssl::pkey::{PKey, Private};
 use openssl::ssl::{ErrorCode, Ssl, SslContext, SslMethod, SslMode, SslStream, SslVerifyMode, SslVersion};
 use openssl::x509::store::X509StoreBuilder;
 use openssl::x509::{X509, X509VerifyResult};
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -48,13 +49,12 @@ impl Material {
     pub fn read(key: &Path, certificate: &Path, authorities: &Path) -> Result<Self> {
         let read = |path: &Path| {
             let name = || path.display().to_string();
-            let mut bytes = Vec::new();
             let file = std::fs::File::open(path).with_context(name)?;
             if !file.metadata().with_context(name)?.is_file() {
                 bail!("{} is no regular file", name());
             }
-            file.take(LONGEST + 1).read_to_end(&mut bytes).with_context(name)?;
-            if bytes.len() as u64 > LONGEST { bail!("{} is longer than {LONGEST} bytes", name()) } else { Ok(bytes) }
+            let bytes = regular_file::read(file, LONGEST).with_context(name)?;
+            bytes.with_context(|| format!("{} is longer than {LONGEST} bytes", name()))
         };
         Ok(Self { key: read(key)?, certificate: read(certificate)?, authorities: read(authorities)? })
     }

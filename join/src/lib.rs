@@ -32,6 +32,7 @@ pub mod power;
 pub mod proc;
 pub mod refusal;
 pub mod refusals;
+pub mod regular_file;
 mod root_directory;
 pub mod roots_path;
 mod roots_view;

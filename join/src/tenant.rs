@@ -8,16 +8,17 @@ use crate::power;
 use crate::refusal::Refusal;
 use crate::sys::{become_user, close_all_but, exit_now, fork, retry};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::{Mode, umask};
+use nix::sys::stat::{Mode, fstat, fstatat, mkdirat, umask};
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, pipe2, setsid};
+use nix::unistd::{ForkResult, UnlinkatFlags, fsync, pipe2, setsid, unlinkat};
 use shared::{ContainerUid, escape};
+use std::fmt::Display;
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// For the process that works there.
@@ -70,4 +71,77 @@ fn become_it(uid: ContainerUid, kept: &OwnedFd) -> Result<(), String> {
     become_user(uid.get(), uid.get()).map_err(failed)?;
     power::give_up_all(uid, &[]).map_err(refused)?;
     set_pdeathsig(Signal::SIGKILL).map_err(failed) // now, because another uid takes it back
+}
+
+/// The directory of the account. A link that root made in its place is followed.
+pub fn open_home(uid: ContainerUid) -> Result<OwnedFd, String> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let home = open(uid.home().as_c_str(), flags, Mode::empty()).map_err(|errno| errno.to_string())?;
+    let status = fstat(&home).map_err(|errno| errno.to_string())?;
+    if !uid.is_owner_of(status.st_mode, status.st_uid, status.st_gid) {
+        return Err(format!("it belongs to {}:{}", status.st_uid, status.st_gid));
+    }
+    Ok(home)
+}
+
+/// A directory in the account's, for the process of [`run_as`].
+pub struct Directory {
+    open: OwnedFd,
+    name: &'static str,
+}
+
+impl Directory {
+    /// Opens one; nothing if it is not there. No link is followed.
+    pub fn open(home: &OwnedFd, name: &'static str) -> Result<Option<Self>, String> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        match openat(home, name, flags, Mode::empty()) {
+            Ok(open) => Ok(Some(Self { open, name })),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(Errno::ELOOP | Errno::ENOTDIR) => {
+                Err(format!("{name} is a link or no directory, and is left as it is"))
+            }
+            Err(errno) => Err(format!("{name}: {errno}")),
+        }
+    }
+
+    /// Makes one, for the tenant alone.
+    pub fn make(home: &OwnedFd, name: &'static str) -> Result<Self, String> {
+        mkdirat(home, name, Mode::S_IRWXU).map_err(|errno| format!("make {name}: {errno}"))?;
+        Self::open(home, name)?.ok_or_else(|| format!("{name}: {}", Errno::ENOENT))
+    }
+
+    /// Puts a whole new file in the place of `file`, atomically. `new` is its name until it is complete. It is renamed over a link, not written
+    /// through it.
+    pub fn replace(&self, file: &str, new: &str, bytes: &[u8]) -> Result<(), String> {
+        let directory = &self.open;
+        let failed = |step: &str, name: &str, error: &dyn Display| format!("{step} {}/{name}: {error}", self.name);
+        match unlinkat(directory, new, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(failed("remove", new, &errno)),
+        }
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let made = openat(directory, new, flags, Mode::S_IRUSR | Mode::S_IWUSR);
+        let mut made = File::from(made.map_err(|errno| failed("make", new, &errno))?);
+        let mut write = || -> io::Result<()> {
+            made.write_all(bytes)?;
+            fsync(made.as_fd())?;
+            // Another process may be at the same file: `unbit-agent once` next to `run`.
+            if fstat(&made)?.st_ino != fstatat(directory, new, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_ino {
+                return Err(io::Error::other("another process writes it as well"));
+            }
+            Ok(renameat(directory, new, directory, file)?)
+        };
+        write()
+            .inspect_err(|_| {
+                let _ = unlinkat(directory, new, UnlinkatFlags::NoRemoveDir);
+            })
+            .and_then(|()| Ok(fsync(directory.as_fd())?))
+            .map_err(|error| failed("write", file, &error))
+    }
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.open.as_fd()
+    }
 }

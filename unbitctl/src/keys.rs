@@ -4,16 +4,16 @@
 //! group and no capability, follows no link, waits for nobody, and is ended if it takes too long.
 
 use anyhow::{Context, Result, bail};
-use join::tenant;
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat, renameat};
-use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
-use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
+use join::regular_file::{self, Odd};
+use join::tenant::{self, Directory};
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, fstat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 use shared::ContainerUid;
 use std::fs::File;
 use std::io::{Read, Write, stdin};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -45,16 +45,14 @@ impl Key {
 /// Reads the keys of a file, or of standard input for `-`. A line that is none is refused.
 pub fn read(file: &Path) -> Result<Vec<Key>> {
     let name = if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() };
-    let mut bytes = Vec::new();
-    let mut source: Box<dyn Read> = if file == Path::new("-") {
+    let source: Box<dyn Read> = if file == Path::new("-") {
         Box::new(stdin())
     } else {
         Box::new(File::open(file).with_context(|| name.clone())?)
     };
-    source.by_ref().take(LONGEST + 1).read_to_end(&mut bytes).with_context(|| name.clone())?;
-    if bytes.len() as u64 > LONGEST {
-        bail!("{name} is longer than any file of keys");
-    }
+    let Some(bytes) = regular_file::read(source, LONGEST).with_context(|| name.clone())? else {
+        bail!("{name} is longer than any file of keys")
+    };
     let text = String::from_utf8(bytes).ok().with_context(|| format!("{name} is not text, so it is no public key"))?;
     if text.contains("PRIVATE KEY-----") {
         bail!("{name} is a private key, which never leaves its owner: the public one is in the file with .pub");
@@ -121,7 +119,7 @@ pub fn add(uid: ContainerUid, keys: &[Key]) -> Result<Added> {
     })
 }
 
-fn add_to(directory: &OwnedFd, keys: &[Key]) -> Result<Added> {
+fn add_to(directory: &Directory, keys: &[Key]) -> Result<Added> {
     let old = read_file(directory)?;
     let text = old.clone().unwrap_or_default();
     let has = |key: &Key| {
@@ -182,72 +180,36 @@ pub fn any(uid: ContainerUid) -> Result<bool> {
     })
 }
 
-/// The directory of the account. A link that root made in its place is followed.
-fn open_home(uid: ContainerUid) -> Result<OwnedFd> {
-    let home = uid.home();
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let home = open(home.as_c_str(), flags, Mode::empty())?;
-    let status = fstat(&home)?;
-    if !uid.is_owner_of(status.st_mode, status.st_uid, status.st_gid) {
-        bail!("it belongs to {}:{}", status.st_uid, status.st_gid);
+/// What is in the file of keys, if there is one. Nothing but a regular file is read.
+fn read_file(directory: &Directory) -> Result<Option<Vec<u8>>> {
+    let name = format!("{DIRECTORY}/{FILE}");
+    let file = match regular_file::open(directory, FILE) {
+        Err(Odd::Missing) => return Ok(None),
+        Err(Odd::Link) => bail!("{name} is a link, and is left as it is"),
+        Err(Odd::NotRegular) => bail!("{name} is no regular file, and is left as it is"),
+        Err(Odd::Failed(errno)) => return Err(errno).context(name),
+        Ok(file) => file,
+    };
+    match regular_file::read(file, LONGEST).with_context(|| name.clone())? {
+        Some(bytes) => Ok(Some(bytes)),
+        None => bail!("{name} is longer than any file of keys, and is left as it is"),
     }
-    Ok(home)
+}
+
+fn write_file(directory: &Directory, bytes: &[u8]) -> Result<()> {
+    directory.replace(FILE, NEW, bytes).map_err(anyhow::Error::msg)
+}
+
+fn open_home(uid: ContainerUid) -> Result<OwnedFd> {
+    tenant::open_home(uid).map_err(anyhow::Error::msg)
 }
 
 /// The directory of keys, and whether it was made.
-fn open_directory(home: &OwnedFd) -> Result<(OwnedFd, bool)> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let try_it = || openat(home, DIRECTORY, flags, Mode::empty());
-    match try_it() {
-        Ok(directory) => Ok((directory, false)),
-        Err(Errno::ENOENT) => {
-            mkdirat(home, DIRECTORY, Mode::S_IRWXU).with_context(|| format!("make {DIRECTORY}"))?;
-            Ok((try_it().context(DIRECTORY)?, true))
-        }
-        Err(Errno::ELOOP | Errno::ENOTDIR) => bail!("{DIRECTORY} is a link or no directory, and is left as it is"),
-        Err(errno) => Err(errno).context(DIRECTORY),
+fn open_directory(home: &OwnedFd) -> Result<(Directory, bool)> {
+    match Directory::open(home, DIRECTORY).map_err(anyhow::Error::msg)? {
+        Some(directory) => Ok((directory, false)),
+        None => Ok((Directory::make(home, DIRECTORY).map_err(anyhow::Error::msg)?, true)),
     }
-}
-
-/// What is in the file of keys, if there is one. Nothing but a regular file is read.
-fn read_file(directory: &OwnedFd) -> Result<Option<Vec<u8>>> {
-    let name = format!("{DIRECTORY}/{FILE}");
-    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let file = match openat(directory, FILE, flags, Mode::empty()) {
-        Err(Errno::ENOENT) => return Ok(None),
-        Err(Errno::ELOOP) => bail!("{name} is a link, and is left as it is"),
-        Err(Errno::ENXIO) => bail!("{name} is no regular file, and is left as it is"),
-        other => other.with_context(|| name.clone())?,
-    };
-    let status = fstat(&file)?;
-    if SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
-        bail!("{name} is no regular file, and is left as it is");
-    }
-    let mut bytes = Vec::new();
-    File::from(file).take(LONGEST + 1).read_to_end(&mut bytes).with_context(|| name.clone())?;
-    if bytes.len() as u64 > LONGEST {
-        bail!("{name} is longer than any file of keys, and is left as it is");
-    }
-    Ok(Some(bytes))
-}
-
-/// Puts a whole new file in its place, atomically.
-fn write_file(directory: &OwnedFd, bytes: &[u8]) -> Result<()> {
-    match unlinkat(directory, NEW, UnlinkatFlags::NoRemoveDir) {
-        Ok(()) | Err(Errno::ENOENT) => {}
-        Err(errno) => return Err(errno).with_context(|| format!("remove {DIRECTORY}/{NEW}")),
-    }
-    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-    let new = openat(directory, NEW, flags, mode).with_context(|| format!("make {DIRECTORY}/{NEW}"))?;
-    let mut new = File::from(new);
-    let written = new.write_all(bytes).map_err(anyhow::Error::from).and_then(|()| Ok(fsync(new.as_fd())?));
-    let placed = written.and_then(|()| Ok(renameat(directory, NEW, directory, FILE)?));
-    placed
-        .inspect_err(|_| {
-            let _ = unlinkat(directory, NEW, UnlinkatFlags::NoRemoveDir);
-        })
-        .with_context(|| format!("write {DIRECTORY}/{FILE}"))
 }
 
 /// Does something in a process that is the container's user on the node, with no group and no power; and gives back what it says.

@@ -7,17 +7,17 @@ use super::Node;
 use crate::api::Posted;
 use crate::report::{Action, Report};
 use anyhow::{Context, Result, bail};
+use join::regular_file::{self, Odd};
 use join::roots_path;
 use join::sys::retry;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::Deserialize;
 use shared::ContainerUid;
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -131,23 +131,17 @@ fn kind(name: &str) -> Kind {
 }
 
 fn read(directory: &OwnedFd, name: &str) -> Result<Found> {
-    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let file = match retry(|| openat(directory, name, flags, Mode::empty())) {
-        Err(Errno::ENOENT) => return Ok(Found::Gone),
-        Err(Errno::ELOOP) => return Ok(Found::Nothing("it is a symbolic link".to_owned())),
-        Err(Errno::ENXIO | Errno::ENODEV | Errno::EISDIR) => {
-            return Ok(Found::Nothing("it is no regular file".to_owned()));
-        }
-        Err(Errno::EWOULDBLOCK) => return Ok(Found::Gone), // somebody holds a lease on it: another time
-        file => file.with_context(|| format!("{NAME}/{name}"))?,
+    let file = match regular_file::open(directory, name) {
+        Err(Odd::Missing) => return Ok(Found::Gone),
+        Err(Odd::Link) => return Ok(Found::Nothing("it is a symbolic link".to_owned())),
+        Err(Odd::NotRegular) => return Ok(Found::Nothing("it is no regular file".to_owned())),
+        Err(Odd::Failed(Errno::EWOULDBLOCK)) => return Ok(Found::Gone), // somebody holds a lease on it: another time
+        Err(Odd::Failed(errno)) => return Err(errno).with_context(|| format!("{NAME}/{name}")),
+        Ok(file) => file,
     };
-    let status = fstat(&file).with_context(|| format!("{NAME}/{name}"))?;
-    if SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
-        return Ok(Found::Nothing("it is no regular file".to_owned()));
-    }
-    let owner = status.st_uid;
+    let owner = fstat(&file).with_context(|| format!("{NAME}/{name}"))?.st_uid;
     let mut bytes = Vec::new();
-    File::from(file).take(LONGEST + 1).read_to_end(&mut bytes).with_context(|| format!("{NAME}/{name}"))?;
+    file.take(LONGEST + 1).read_to_end(&mut bytes).with_context(|| format!("{NAME}/{name}"))?;
     Ok(parse(&bytes, owner).map_or_else(|cause| Found::Nothing(format!("uid {owner}: {cause:#}")), Found::Alarm))
 }
 

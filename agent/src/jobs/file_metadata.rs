@@ -5,10 +5,10 @@ use super::Node;
 use crate::api::Posted;
 use crate::report::{Action, Report};
 use anyhow::{Context, Result, bail};
+use join::regular_file;
 use serde_json::json;
 use shared::escape;
 use std::fs::OpenOptions;
-use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 
 const PATH: &str = "/serverfilemetadata/";
@@ -48,11 +48,9 @@ fn read(name: &str) -> Result<String> {
     if !file.metadata().with_context(shown)?.is_file() {
         bail!("{} is no regular file", shown());
     }
-    let mut bytes = Vec::new();
-    file.take(LONGEST + 1).read_to_end(&mut bytes).with_context(shown)?;
-    if bytes.len() as u64 > LONGEST {
-        bail!("{} is longer than {LONGEST} bytes", shown());
-    }
+    let Some(bytes) = regular_file::read(file, LONGEST).with_context(shown)? else {
+        bail!("{} is longer than {LONGEST} bytes", shown())
+    };
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

@@ -1,0 +1,77 @@
+//! Regular files in a directory that others can change: opened by name, never through a link, and never waited for.
+//!
+//! What is done about a name that is something else is the caller's affair.
+
+use crate::sys::retry;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, SFlag, fstat};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+
+/// Why there is no file to read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Odd {
+    /// Nothing has this name.
+    Missing,
+    /// A symbolic link.
+    Link,
+    /// A directory, a FIFO, a device or a socket.
+    NotRegular,
+    /// openat(2) or fstat(2) failed.
+    Failed(Errno),
+}
+
+/// Opens a regular file for reading.
+pub fn open(directory: impl AsFd, name: &str) -> Result<File, Odd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let file = match retry(|| openat(&directory, name, flags, Mode::empty())) {
+        Err(Errno::ENOENT) => return Err(Odd::Missing),
+        Err(Errno::ELOOP) => return Err(Odd::Link),
+        Err(Errno::ENXIO | Errno::ENODEV) => return Err(Odd::NotRegular), // a socket, a device without a driver
+        file => file.map_err(Odd::Failed)?,
+    };
+    let mode = fstat(&file).map_err(Odd::Failed)?.st_mode;
+    if SFlag::from_bits_truncate(mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+        return Err(Odd::NotRegular);
+    }
+    Ok(File::from(file))
+}
+
+/// All of a file, if it has no more bytes than this.
+pub fn read(file: impl Read, longest: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    file.take(longest + 1).read_to_end(&mut bytes)?;
+    Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= longest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::unistd::mkfifo;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn what_is_no_regular_file_is_not_opened() {
+        let place = std::env::temp_dir().join(format!("unbit-regular-{}", std::process::id()));
+        fs::create_dir(&place).unwrap();
+        fs::write(place.join("file"), "text").unwrap();
+        symlink("file", place.join("link")).unwrap();
+        mkfifo(&place.join("fifo"), Mode::S_IRUSR).unwrap();
+        fs::create_dir(place.join("directory")).unwrap();
+        let _socket = UnixListener::bind(place.join("socket")).unwrap();
+        let directory = File::open(&place).unwrap();
+        let odd = |name: &str| open(&directory, name).err();
+        assert_eq!(odd("none"), Some(Odd::Missing));
+        assert_eq!(odd("link"), Some(Odd::Link));
+        for name in ["fifo", "directory", "socket"] {
+            assert_eq!(odd(name), Some(Odd::NotRegular), "{name}");
+        }
+        assert_eq!(read(open(&directory, "file").unwrap(), 4).unwrap().as_deref(), Some(&b"text"[..]));
+        assert_eq!(read(open(&directory, "file").unwrap(), 3).unwrap(), None);
+        fs::remove_dir_all(&place).unwrap();
+    }
+}
