@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | identify | [`account`] | is this a container's user, and whose? |
 //! | reach, verify, prepare | [`join::attach`] | who is the container's pid 1, and what is there to join? |
-//! | enter | [`join::attach`], [`nss`] | join all of it, in sshd's child, and load none of the tenant's code meanwhile |
+//! | enter | [`join::attach`], [`nss`] | join all of it, in sshd's child, which loads no code from the container |
 //!
 //! What is not about PAM is in the crate [`join`]. `unsafe` is in [`hooks`] and [`pam`] (Linux-PAM's C interface), in [`setuid_guard`] (a handler for
 //! fork) and in [`sys`] (what nix does not have), nowhere else.

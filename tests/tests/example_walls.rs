@@ -61,7 +61,7 @@ impl Held {
     fn now() -> Self {
         let held = Self(sh("pgrep -P $(cat /run/emperor.pid)").ok());
         sh(format!("kill -STOP {held}", held = held.0)).ok();
-        // A container that is starting is still a child of root's that ignores its Emperor: it becomes the tenant's, or fails.
+        // A container that is starting is still a root process that ignores its Emperor: it becomes the tenant's, or fails.
         let vassals = format!("ps -o uid=,pid=,stat= --ppid {} | grep -v ' Z'", held.0);
         eventually("the end of the container", || {
             let (mut is_over, found) = (true, sh(&vassals).out);

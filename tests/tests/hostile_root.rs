@@ -14,7 +14,7 @@ fn assert_lands() {
     assert_eq!(done.out, "web1\n", "{done:?}\n{}", Log::all().lines().last().unwrap_or_default());
 }
 
-/// Looks at each process of sshd's that it sees, and writes down what it gets of the node's sshd.
+/// Looks at each sshd process that it sees, and writes down what it gets from the node's sshd.
 const LOOK: &str = "for (;;) { for my $n (map { m(^/proc/(\\d+)/comm) } glob q(/proc/[0-9]*/comm)) { \
     open my $c, q(<), qq(/proc/$n/comm) or next; my $name = <$c> // q(); $name =~ /^sshd/ or next; \
     if (open my $e, q(<), qq(/proc/$n/exe)) { read $e, my $m, 4; open my $o, q(>>), q(/tmp/got); print $o $m } } \
@@ -156,7 +156,7 @@ fn a_program_that_the_engine_starts_is_waited_for() {
     kill(nested);
 }
 
-/// A line of mountinfo is as long as the paths in it. All of it would take minutes, and gigabytes of the memory of sshd's monitor.
+/// A line of mountinfo is as long as the paths in it. All of it would take sshd's monitor minutes and gigabytes of memory.
 #[test]
 #[ignore = "needs the node: make test"]
 fn mounts_without_end() {
