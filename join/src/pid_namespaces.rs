@@ -49,8 +49,12 @@ pub fn of_processes(subtree: &Subtree, deadline: Deadline) -> Result<Found, Refu
     subtree.for_each_process(deadline, &mut |pid| {
         let link = format!("{pid}/ns/pid");
         let inode = match retry(|| fstatat(&proc, link.as_str(), AtFlags::empty())) {
+            Err(Errno::EACCES) => Proc::of(pid).and_then(|process| process.namespace("pid")),
+            status => status.map(Inode::from),
+        };
+        let inode = match inode {
             Err(Errno::ENOENT | Errno::ESRCH) => return Ok(()), // it has ended
-            status => Inode::from(status.context(Reason::Broken, format_args!("look at /proc/{link}"))?),
+            inode => inode.context(Reason::Broken, format_args!("look at /proc/{link}"))?,
         };
         if let Some(namespace) = found.children.iter_mut().find(|namespace| namespace.inode == inode) {
             namespace.members.push(pid);

@@ -53,23 +53,35 @@ impl Proc {
 
     /// Opens one of its files for reading.
     pub fn open(&self, name: &str) -> nix::Result<OwnedFd> {
-        retry(|| openat(&self.0, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()))
+        self.at_name(name, OFlag::O_RDONLY)
     }
 
     /// Opens one of its files for writing.
     pub fn open_to_write(&self, name: &str) -> nix::Result<OwnedFd> {
-        retry(|| openat(&self.0, name, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()))
+        self.at_name(name, OFlag::O_WRONLY)
     }
 
     /// Opens what one of its links leads to, as no more than a place (O_PATH).
     pub fn open_path(&self, name: &str) -> nix::Result<OwnedFd> {
-        retry(|| openat(&self.0, name, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()))
+        self.at_name(name, OFlag::O_PATH)
     }
 
     /// Opens one of its directories, or one that a link of its leads to, as no more than a place (O_PATH).
     pub fn open_directory(&self, name: &str) -> nix::Result<OwnedFd> {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        retry(|| openat(&self.0, name, flags, Mode::empty()))
+        self.at_name(name, OFlag::O_PATH | OFlag::O_DIRECTORY)
+    }
+
+    fn at_name(&self, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+        retry(|| openat(&self.0, name, flags | OFlag::O_CLOEXEC, Mode::empty())).map_err(|errno| self.cause(errno))
+    }
+
+    /// Of a link of a process that ends while it is followed, Linux says EACCES (proc_ns_get_link() and proc_pid_get_link()). That is also what
+    /// it says of a link that may not be followed: then the process is still there.
+    fn cause(&self, errno: Errno) -> Errno {
+        match errno {
+            Errno::EACCES => retry(|| fstatat(&self.0, "status", AtFlags::empty())).err().unwrap_or(errno),
+            errno => errno,
+        }
     }
 
     /// Reads one of its files whole. Names in it may be any bytes; what is not UTF-8 becomes a name that no file has.
@@ -96,7 +108,8 @@ impl Proc {
     /// The same as [`Proc::namespace`] of one of its threads: `task/PID/`.
     pub(crate) fn at_namespace(&self, thread: &str, name: &str) -> nix::Result<Inode> {
         let link = format!("{thread}ns/{name}");
-        retry(|| fstatat(&self.0, link.as_str(), AtFlags::empty())).map(Inode::from)
+        let status = retry(|| fstatat(&self.0, link.as_str(), AtFlags::empty()));
+        status.map(Inode::from).map_err(|errno| self.cause(errno))
     }
 }
 
@@ -126,4 +139,37 @@ pub fn numbers(status: &str, key: &str) -> Result<Vec<u32>, String> {
         .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
         .and_then(|rest| rest.split_whitespace().map(|number| number.parse().ok()).collect())
         .ok_or_else(|| format!("its status has no readable {key}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    /// Without [`Proc::cause`], one look in ten ended with EACCES.
+    #[test]
+    fn a_process_that_ends_while_it_is_looked_at_has_ended() {
+        type Look = fn(&Proc) -> nix::Result<()>;
+        let looks: [Look; 3] = [
+            |process| process.namespace("user").map(drop),
+            |process| process.open("ns/pid").map(drop),
+            |process| process.open_path("exe").map(drop),
+        ];
+        for look in looks {
+            for _ in 0..100 {
+                let mut child = Command::new("true").stdin(Stdio::null()).spawn().unwrap();
+                let process = Proc::of(i32::try_from(child.id()).unwrap()).unwrap();
+                std::thread::scope(|scope| {
+                    scope.spawn(|| child.wait().unwrap());
+                    let end = loop {
+                        match look(&process) {
+                            Ok(()) => {}
+                            Err(errno) => break errno,
+                        }
+                    };
+                    assert!(matches!(end, Errno::ENOENT | Errno::ESRCH), "{end}");
+                });
+            }
+        }
+    }
 }
