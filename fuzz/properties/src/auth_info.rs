@@ -18,8 +18,8 @@ pub fn check(data: &[u8]) {
     assert!(shown.is_empty() || shown.starts_with(" from ") || shown.starts_with(" with "), "{shown}");
 
     if let Some((address, port)) = client(Some(&host)) {
-        let words: Vec<&str> = host.to_str().unwrap().split(' ').collect();
-        assert_eq!(words[..2], [address.as_str(), port.as_str()]);
+        let words: Vec<&[u8]> = host.as_bytes().split(|byte| *byte == b' ').collect();
+        assert_eq!(words[..2], [address.as_bytes(), port.as_bytes()]);
         assert!(address.parse::<std::net::IpAddr>().is_ok() && port.trim_start_matches('+').parse::<u16>().is_ok());
     }
 
