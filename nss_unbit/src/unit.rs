@@ -747,17 +747,40 @@ fn a_directory_that_cannot_be_opened_is_unavailable() {
     assert_eq!(next(&Enumeration::new()), Err(Failure::unavailable(libc::ENOTDIR)));
 }
 
+/// The descriptors of this process that are a directory.
+fn descriptors_of(directory: &std::path::Path) -> Vec<c_int> {
+    let mut descriptors = vec![];
+    for descriptor in std::fs::read_dir("/proc/self/fd").unwrap() {
+        let descriptor = descriptor.unwrap().path();
+        if std::fs::read_link(&descriptor).is_ok_and(|target| target == directory) {
+            descriptors.push(descriptor.file_name().unwrap().to_str().unwrap().parse().unwrap());
+        }
+    }
+    descriptors
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "makes system calls")]
+fn a_walk_leaves_its_descriptor_to_no_program_and_closes_it() {
+    let containers = Containers::new(30000..30300);
+    let walk = Enumeration::new();
+    next(&walk).unwrap();
+    let descriptors = descriptors_of(&containers.0);
+    assert_eq!(descriptors.len(), 1, "{descriptors:?}");
+    // SAFETY: a question about a number.
+    assert_eq!(unsafe { libc::fcntl(descriptors[0], libc::F_GETFD) }, libc::FD_CLOEXEC);
+    rest(&walk);
+    walk.rewind();
+    assert_eq!(descriptors_of(&containers.0), [0; 0]);
+}
+
 #[test]
 #[cfg_attr(miri, ignore = "makes system calls")]
 fn a_walk_goes_on_where_it_was_when_its_descriptor_is_taken_away() {
     let _containers = Containers::new(30000..30300);
     let walk = Enumeration::new();
     let mut found = Vec::from_iter((0..100).map(|_| next(&walk).unwrap()));
-    let ours = std::fs::read_dir("/proc/self/fd")
-        .unwrap()
-        .map(|fd| fd.unwrap().path())
-        .find(|fd| std::fs::read_link(fd).is_ok_and(|target| target == _containers.0));
-    let ours: c_int = ours.unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
+    let ours = descriptors_of(&_containers.0)[0];
     // SAFETY: the descriptors are this test's.
     let innocent = unsafe {
         let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY);

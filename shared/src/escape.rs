@@ -145,5 +145,7 @@ mod tests {
         assert_eq!(name(&"\u{202e}".repeat(99)).to_string(), r"\u{202e}".repeat(16) + "...");
         assert_eq!(quoted(&"x".repeat(200)).to_string(), format!("\"{}\"...", "x".repeat(128)));
         assert_eq!(word(&[0xff; 33]).to_string(), r"\xff".repeat(32) + "...");
+        assert_eq!(cgroup(&"x".repeat(256)).to_string(), "x".repeat(256));
+        assert_eq!(cgroup(&"x".repeat(257)).to_string(), "x".repeat(256) + "...");
     }
 }

@@ -86,7 +86,8 @@ mod tests {
     #[test]
     fn only_the_canonical_number_is_a_name() {
         for (name, uid) in [("30000", 30000), ("30001", 30001), ("65533", 65533), ("2147483647", 2147483647)] {
-            assert_eq!(ContainerUid::parse(name.as_bytes()).map(ContainerUid::get), Some(uid), "{name}");
+            let container = ContainerUid::parse(name.as_bytes()).unwrap();
+            assert_eq!((container.get(), container.to_string().as_str()), (uid, name));
         }
         for name in [
             "",

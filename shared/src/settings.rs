@@ -40,17 +40,6 @@ pub const ADDRESS_BASE: u32 = match option_env!("UNBIT_ADDRESS_BASE") {
 };
 
 const _: () = {
-    const fn fits_a_passwd_field(text: &[u8]) -> bool {
-        let mut i = 0;
-        while i < text.len() {
-            if matches!(text[i], b':' | b'\n' | 0) {
-                return false;
-            }
-            i += 1;
-        }
-        true
-    }
-
     let directory = CONTAINERS.as_bytes();
     assert!(!directory.is_empty() && directory.len() <= 100, "UNBIT_CONTAINERS: 1 to 100 bytes");
     assert!(directory[0] == b'/', "UNBIT_CONTAINERS: an absolute path");
@@ -62,6 +51,17 @@ const _: () = {
     assert!(fits_a_passwd_field(SHELL.as_bytes()), "UNBIT_SHELL: no colon, newline or NUL");
     assert!(ADDRESS_BASE & 0xff == 0, "UNBIT_ADDRESS_BASE: a network that ends in .0");
 };
+
+const fn fits_a_passwd_field(text: &[u8]) -> bool {
+    let mut i = 0;
+    while i < text.len() {
+        if matches!(text[i], b':' | b'\n' | 0) {
+            return false;
+        }
+        i += 1;
+    }
+    true
+}
 
 const fn padded<const N: usize>(text: &str) -> [u8; N] {
     let mut path = [0; N];
@@ -104,4 +104,42 @@ const fn dotted_quad(text: &[u8]) -> u32 {
     }
     assert!(digits > 0 && dots == 3, "UNBIT_ADDRESS_BASE: four numbers with dots between them");
     address << 8 | octet
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::catch_unwind;
+
+    #[test]
+    fn numbers() {
+        for (text, number) in [("0", 0), ("7", 7), ("30000", 30_000), ("0042", 42), ("4294967295", u32::MAX)] {
+            assert_eq!(decimal(text.as_bytes()), number, "{text}");
+        }
+        for text in ["", "4294967296", "99999999999", "00000000001", "-1", "3e4", "1/", "1:"] {
+            assert!(catch_unwind(|| decimal(text.as_bytes())).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn networks() {
+        for (text, network) in [("10.0.0.0", 0x0a00_0000), ("172.16.254.0", 0xac10_fe00), ("255.255.255.255", u32::MAX)]
+        {
+            assert_eq!(dotted_quad(text.as_bytes()), network, "{text}");
+        }
+        for text in
+            ["", "10", "10.0.0", "10.0.0.", ".0.0.0", "10..0.0", "10.0.0.0.0", "10.0.256.0", "10.0.0.x", "10.0.0.0/8"]
+        {
+            assert!(catch_unwind(|| dotted_quad(text.as_bytes())).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn texts() {
+        assert_eq!(&padded::<6>("/bin"), b"/bin\0\0");
+        assert!(fits_a_passwd_field(b"/bin/bash") && fits_a_passwd_field(b""));
+        for text in ["/a:b", ":", "/a\nb", "/a\0", "\0"] {
+            assert!(!fits_a_passwd_field(text.as_bytes()), "{text:?}");
+        }
+    }
 }
