@@ -6,10 +6,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use unbit_tests::*;
 
-const UID: u32 = 30005;
+const UID: u32 = 30006;
 const KEY: &str = "/root/.ssh/id_ed25519.pub";
-const HOME: &str = "/containers/30005";
-const VASSAL: &str = "/etc/uwsgi/vassals/30005.ini";
+const HOME: &str = "/containers/30006";
+const VASSAL: &str = "/etc/uwsgi/vassals/30006.ini";
 /// A tree of a distribution's shape in which nothing is: no container starts from it.
 const BROKEN: &str = "/distros/broken";
 
@@ -24,15 +24,15 @@ fn create(words: &str) -> Done {
 /// However a test ends, the next one finds nothing of its container.
 fn afterwards() -> AtEnd<impl FnMut() + use<>> {
     AtEnd(|| {
-        sh("umount -R /containers/30005/mnt");
-        sh("unbitctl remove 30005 --purge --yes; rm -rf /containers/30005 /distros/broken");
+        sh("umount -R /containers/30006/mnt");
+        sh("unbitctl remove 30006 --purge --yes; rm -rf /containers/30006 /distros/broken");
     })
 }
 
 /// What is there of the container: its directory with the inode numbers below it, its file, its processes and its cgroups.
 fn state() -> String {
     sh(format!(
-        "find /containers -path '*30005*' -printf '%p %y %U:%G %m %i %s\\n' | grep -vE '/(logs|run|vassals)' | sort
+        "find /containers -path '*30006*' -printf '%p %y %U:%G %m %i %s\\n' | grep -vE '/(logs|run|vassals)' | sort
         ls -a /etc/uwsgi/vassals; cat {VASSAL} 2>&1 | cksum
         ps -eo uid=,stat=,args= | grep '^ *{UID} [^Z]'
         find /sys/fs/cgroup -name {UID} | sort; cksum /root/.ssh/authorized_keys"
@@ -59,14 +59,14 @@ fn a_container_is_made_changed_stopped_and_purged() {
     assert_eq!(landed, format!("c{UID}\n{UID}\n{HOME}"));
     println!("from create to the end of an ssh session: {took:.1?}");
     assert!(took < Duration::from_secs(10), "{took:?}: {said}");
-    assert!(said.ends_with("\nssh 30005@node"), "{said}");
+    assert!(said.ends_with("\nssh 30006@node"), "{said}");
     for line in [
-        "directory     /containers/30005: made",
+        "directory     /containers/30006: made",
         "node (ED25519): added",
-        "vassal        /etc/uwsgi/vassals/30005.ini: made; memory 1G, pids 1000, on /distros/base",
+        "vassal        /etc/uwsgi/vassals/30006.ini: made; memory 1G, pids 1000, on /distros/base",
         "start         its pid 1 is ",
         "\ncheck         ",
-        " ok\nssh 30005@node",
+        " ok\nssh 30006@node",
     ] {
         assert!(said.contains(line), "{line} in {said}");
     }
@@ -75,23 +75,23 @@ fn a_container_is_made_changed_stopped_and_purged() {
         "root:root 644"
     );
     let stat = sh(format!("stat -c '%u:%g %a' {HOME} {HOME}/.ssh {HOME}/.ssh/authorized_keys; ls -A {HOME}/.ssh")).ok();
-    assert_eq!(stat, "30005:30005 755\n30005:30005 700\n30005:30005 600\nauthorized_keys");
+    assert_eq!(stat, "30006:30006 755\n30006:30006 700\n30006:30006 600\nauthorized_keys");
 
     // A second time, and with the same limits, it finds all of it.
     let before = state() + &leader(UID);
     for words in [format!("--key {KEY}"), "--memory 1G --pids 1000 --distribution base".to_owned(), String::new()] {
         let said = create(&format!("{words} --json")).ok();
         assert!(said.contains("\"changed\": false") && !said.contains("\"changed\": true"), "{said}");
-        assert!(said.contains("\"login\": \"ssh 30005@node\"") && said.contains("\"check\": \"shell\""), "{said}");
+        assert!(said.contains("\"login\": \"ssh 30006@node\"") && said.contains("\"check\": \"shell\""), "{said}");
         assert_eq!(state() + &leader(UID), before, "{words}");
     }
 
     // Other limits are another vassal, and the container restarts; a session that is open ends.
     let session = Session::open(UID, &[], 3301);
     let said = create("--memory 512M --pids 400 --cpus 1.5").ok();
-    let changed = "30005.ini: memory 512M, pids 400, cpus 1.5, on /distros/base, where it was memory 1G, pids 1000, on /distros/base; it restarts, which ends its 1 open sessions";
+    let changed = "30006.ini: memory 512M, pids 400, cpus 1.5, on /distros/base, where it was memory 1G, pids 1000, on /distros/base; it restarts, which ends its 1 open sessions";
     assert!(said.contains(changed), "{said}");
-    assert_eq!(ssh(UID, "hostname").ok(), "c30005");
+    assert_eq!(ssh(UID, "hostname").ok(), "c30006");
     eventually("the end of the session", || (!fs::exists(format!("/proc/{}", session.process)).unwrap()).then_some(()));
     drop(session);
     for (files, value) in [
@@ -110,8 +110,8 @@ fn a_container_is_made_changed_stopped_and_purged() {
 
     // Its files stay, and it is made again from them.
     sh(format!("setpriv --reuid {UID} --regid {UID} --clear-groups touch {HOME}/kept")).ok();
-    let said = unbitctl("remove 30005").ok();
-    assert!(said.contains("vassal        /etc/uwsgi/vassals/30005.ini: removed\nstop          it has ended"), "{said}");
+    let said = unbitctl("remove 30006").ok();
+    assert!(said.contains("vassal        /etc/uwsgi/vassals/30006.ini: removed\nstop          it has ended"), "{said}");
     assert_eq!(
         sh(format!(
             "ps -eo uid=,stat=,args= | grep '^ *{UID} [^Z]'; find /sys/fs/cgroup -name {UID}; ls /etc/uwsgi/vassals"
@@ -120,21 +120,21 @@ fn a_container_is_made_changed_stopped_and_purged() {
         "30000.ini\n30001.ini\n"
     );
     assert!(ssh(UID, "true").failed().contains("is not running"));
-    let said = unbitctl("remove 30005").ok();
+    let said = unbitctl("remove 30006").ok();
     assert!(said.contains("it did not run") && !said.contains(": removed"), "{said}");
     let said = create("").ok();
     assert!(said.contains("there are some") && said.contains("memory 1G"), "{said}");
     assert_eq!(ssh(UID, "ls").ok(), "kept\nlogs\nrun\nvassals");
 
-    let err = unbitctl("remove 30005 --purge").failed();
+    let err = unbitctl("remove 30006 --purge").failed();
     assert!(err.contains("all files in it would be removed: confirm with --yes"), "{err}");
-    assert_eq!(ssh(UID, "hostname").ok(), "c30005", "nothing was done");
-    sh("ln -s 30005 /containers/web5").ok();
-    let said = unbitctl("remove 30005 --purge --yes --json").ok();
-    assert!(said.contains("/containers/30005: removed, with") && said.contains("/containers/web5: removed"), "{said}");
+    assert_eq!(ssh(UID, "hostname").ok(), "c30006", "nothing was done");
+    sh("ln -s 30006 /containers/web5").ok();
+    let said = unbitctl("remove 30006 --purge --yes --json").ok();
+    assert!(said.contains("/containers/30006: removed, with") && said.contains("/containers/web5: removed"), "{said}");
     assert_eq!(sh("ls -A /containers").ok(), "30000\n30001");
-    let said = unbitctl("remove 30005 --purge --yes").ok();
-    assert!(said.ends_with("30005: there is nothing to remove"), "{said}");
+    let said = unbitctl("remove 30006 --purge --yes").ok();
+    assert!(said.ends_with("30006: there is nothing to remove"), "{said}");
     honest_login_works();
 }
 
@@ -148,7 +148,7 @@ fn what_is_wrong_is_found_before_anything_is_made() {
     .ok();
     let before = state();
     for (words, status, cause) in [
-        ("", 1, "without a key nobody could log in to 30005: give --key FILE, or --without-key"),
+        ("", 1, "without a key nobody could log in to 30006: give --key FILE, or --without-key"),
         ("--key /is/not/there", 1, "/is/not/there: No such file or directory"),
         ("--key /root/.ssh/id_ed25519", 1, "is a private key"),
         ("--key /tmp/words", 1, "/tmp/words, line 1: it is no public key"),
@@ -173,27 +173,27 @@ fn what_is_wrong_is_found_before_anything_is_made() {
         assert_eq!(state(), before, "{words}");
     }
     for (change, undo, cause) in [
-        ("mkdir /containers/30005", "rmdir /containers/30005", "/containers/30005 is there, and belongs to 0:0"),
-        ("ln -s nowhere /containers/30005", "rm /containers/30005", "is a link that leads nowhere"),
+        ("mkdir /containers/30006", "rmdir /containers/30006", "/containers/30006 is there, and belongs to 0:0"),
+        ("ln -s nowhere /containers/30006", "rm /containers/30006", "is a link that leads nowhere"),
         (
-            "echo 'bob:x:30005:100::/:/bin/sh' >>/etc/passwd",
+            "echo 'bob:x:30006:100::/:/bin/sh' >>/etc/passwd",
             "sed -i '$d' /etc/passwd",
-            "30005 is an account already: bob has the uid 30005",
+            "30006 is an account already: bob has the uid 30006",
         ),
         (
-            "mkdir -p /etc/unbit; ln -s /sys/fs/cgroup/x /etc/unbit/30005",
+            "mkdir -p /etc/unbit; ln -s /sys/fs/cgroup/x /etc/unbit/30006",
             "rm -r /etc/unbit",
-            "30005 is a container of another engine",
+            "30006 is a container of another engine",
         ),
         (
-            "touch /etc/uwsgi/vassals/30005.yml",
-            "rm /etc/uwsgi/vassals/30005.yml",
-            "another file of /etc/uwsgi/vassals starts 30005 already",
+            "touch /etc/uwsgi/vassals/30006.yml",
+            "rm /etc/uwsgi/vassals/30006.yml",
+            "another file of /etc/uwsgi/vassals starts 30006 already",
         ),
         (
-            "ln -s /etc/passwd /etc/uwsgi/vassals/30005.ini",
-            "rm /etc/uwsgi/vassals/30005.ini",
-            "30005.ini is no regular file",
+            "ln -s /etc/passwd /etc/uwsgi/vassals/30006.ini",
+            "rm /etc/uwsgi/vassals/30006.ini",
+            "30006.ini is no regular file",
         ),
         (
             "chmod o+w /etc/uwsgi/vassals",
@@ -229,7 +229,7 @@ fn what_was_made_is_undone_when_a_step_fails() {
     let log = sh("wc -c </var/log/emperor.log").ok();
     let done = create(&format!("--key {KEY} --distribution broken --timeout 3"));
     let err = done.failed();
-    assert!(err.contains("30005 has not been made; /etc/uwsgi/vassals/30005.ini is removed again, the keys are taken out again, /containers/30005 is removed again: "), "{err}");
+    assert!(err.contains("30006 has not been made; /etc/uwsgi/vassals/30006.ini is removed again, the keys are taken out again, /containers/30006 is removed again: "), "{err}");
     assert_eq!(state(), before, "{}", sh(format!("tail -c +{log} /var/log/emperor.log")).out);
 
     {
@@ -247,7 +247,7 @@ fn what_was_made_is_undone_when_a_step_fails() {
         let mut create = begin(&format!("--key {KEY} --distribution broken"));
         eventually("its vassal", || fs::exists(VASSAL).unwrap().then_some(()));
         let err = end_by(&mut create, signal);
-        assert!(err.contains(&format!("/containers/30005 is removed again: ended by {name}")), "{err}");
+        assert!(err.contains(&format!("/containers/30006 is removed again: ended by {name}")), "{err}");
         assert_eq!(state(), before, "{signal}");
     }
 
@@ -259,14 +259,14 @@ fn what_was_made_is_undone_when_a_step_fails() {
     let err = create("--key /tmp/other.pub --distribution broken --timeout 3").failed();
     assert!(
         err.contains(
-            "30005 has not been made; /etc/uwsgi/vassals/30005.ini is as before, the keys are taken out again: "
+            "30006 has not been made; /etc/uwsgi/vassals/30006.ini is as before, the keys are taken out again: "
         ),
         "{err}"
     );
     assert_eq!(fs::read_to_string(format!("{HOME}/.ssh/authorized_keys")).unwrap(), keys);
     assert_eq!(fs::read_to_string(VASSAL).unwrap(), vassal);
     create("").ok();
-    assert_eq!(ssh(UID, "hostname").ok(), "c30005");
+    assert_eq!(ssh(UID, "hostname").ok(), "c30006");
     honest_login_works();
 }
 
@@ -293,7 +293,7 @@ fn two_at_once_are_one() {
     let mut first = begin(&format!("--key {KEY} --distribution broken"));
     eventually("its vassal", || fs::exists(VASSAL).unwrap().then_some(()));
     for words in [format!("create {UID} --key {KEY}"), format!("remove {UID}")] {
-        assert!(unbitctl(&words).failed().contains("another unbitctl is at work on 30005"), "{words}");
+        assert!(unbitctl(&words).failed().contains("another unbitctl is at work on 30006"), "{words}");
     }
     end_by(&mut first, "TERM");
 }
@@ -308,7 +308,7 @@ fn what_a_tenant_keeps_from_being_undone_is_told() {
     as_tenant("mv .ssh kept; ln -s /root/.ssh .ssh");
     let err = end_by(&mut create, "TERM");
     assert!(err.contains(&format!("this could not be undone: {HOME}: .ssh is a link")), "{err}");
-    assert!(err.contains("30005 has not been made;") && err.contains("and the rest could not be undone"), "{err}");
+    assert!(err.contains("30006 has not been made;") && err.contains("and the rest could not be undone"), "{err}");
 }
 
 /// The kernel keeps a user's keyrings until the next boot, and sshd its last login.
@@ -340,7 +340,7 @@ fn the_next_user_of_a_number_finds_nothing_of_the_one_before() {
         record.iter().any(|byte| *byte != 0)
     };
     // By `remove --purge`, and by hand.
-    for gone in ["unbitctl remove 30005 --purge --yes", "unbitctl remove 30005 && rm -r /containers/30005"] {
+    for gone in ["unbitctl remove 30006 --purge --yes", "unbitctl remove 30006 && rm -r /containers/30006"] {
         create(&format!("--key {KEY}")).ok();
         let added = perl(&add);
         assert!(["added", "added\nadded"].contains(&added.as_str()), "{added}");
@@ -354,7 +354,7 @@ fn the_next_user_of_a_number_finds_nothing_of_the_one_before() {
         assert!(!last_login(), "{gone}");
         assert_eq!(perl(&read), "", "{gone}");
         assert!(!last_login(), "{gone}");
-        unbitctl("remove 30005 --purge --yes").ok();
+        unbitctl("remove 30006 --purge --yes").ok();
     }
     // A record of lastlog is removed, and none is made.
     let size = || fs::metadata(LASTLOG).map_or(0, |file| file.len());
@@ -363,6 +363,76 @@ fn the_next_user_of_a_number_finds_nothing_of_the_one_before() {
     unbitctl("remove 2000000000 --purge --yes").ok();
     assert_eq!(size(), before);
     honest_login_works();
+}
+
+/// Runs perl on the node as this user, with the keyrings that the kernel has for it.
+fn perl_as(uid: u32, script: &str) -> String {
+    let uid = uid.to_string();
+    run("setpriv", &["--reuid", &uid, "--regid", &uid, "--clear-groups", "perl", "-"], script.as_bytes()).ok()
+}
+
+/// The owner of a keyring may take its rights away, also from root.
+#[test]
+#[ignore = "needs the node: make test"]
+fn whoever_closes_its_keyrings_keeps_nobody_from_its_number() {
+    let (add_key, keyctl) = (libc::SYS_add_key, libc::SYS_keyctl);
+    // -4 is the user's keyring, -5 its session's; 5 is KEYCTL_SETPERM, 3 KEYCTL_REVOKE.
+    let unwritable = format!("syscall({keyctl}, 5, $_, 0x0b0b0000) == 0 or die qq(setperm: $!) for (-4, -5)");
+    let revoked = format!("syscall({keyctl}, 3, -4) == 0 or die qq(revoke: $!)");
+    for (close, is_told) in [(unwritable, false), (revoked, true)] {
+        // A number of its own: the kernel keeps a revoked keyring for some minutes.
+        let uid = 1_000_000_000 + std::process::id() * 2 + u32::from(is_told);
+        let _end = AtEnd(|| drop(sh(format!("unbitctl remove {uid} --purge --yes; rm -rf /containers/{uid}"))));
+        let make = format!("unbitctl create {uid} --key {KEY}");
+        sh(&make).ok();
+        perl_as(
+            uid,
+            &format!(
+                "my ($type, $name, $secret) = (q(user), q(unbit), q(secret));
+                 syscall({add_key}, $type, $name, $secret, length $secret, -4) > 0 or die qq(add: $!); {close}"
+            ),
+        );
+        let telling = format!("the user {uid} has closed its keyrings");
+        let removed = sh(format!("unbitctl remove {uid} --purge --yes"));
+        assert_eq!((removed.status, removed.err.contains(&telling)), (Some(0), is_told), "{close}: {removed:?}");
+        assert!(removed.out.contains(&format!("/containers/{uid}: removed")), "{close}: {removed:?}");
+        let made = sh(&make);
+        assert_eq!((made.status, made.err.contains(&telling)), (Some(0), is_told), "{close}: {made:?}");
+        assert!(!ssh(uid, "cat /proc/keys").ok().contains("unbit"), "{close}");
+        if !is_told {
+            perl_as(uid, &format!("syscall({keyctl}, 0, -4, 1) > 0 or die qq(the next user has no keyring: $!)"));
+        }
+    }
+    honest_login_works();
+}
+
+/// A user has so many bytes of keys (`kernel.keys.maxbytes`). With all of them used, even a link to a keyring has no room.
+#[test]
+#[ignore = "needs the node: make test"]
+fn keys_of_a_user_that_has_as_many_as_it_may_are_removed() {
+    let (add_key, keyctl) = (libc::SYS_add_key, libc::SYS_keyctl);
+    let _end = afterwards();
+    let own = format!("print syscall({keyctl}, 0, -3, 0) == syscall({keyctl}, 0, -5, 0) ? 1 : 0");
+    if run("perl", &["-e", &own], b"").ok() != "1" {
+        return not_tried("these tests were started in a session keyring, which counts among the keys", true);
+    }
+    create(&format!("--key {KEY}")).ok();
+    // 22 is KEYCTL_GET_PERSISTENT, which makes a link to it in the keyring that it is told.
+    let fill = format!(
+        "my ($ring, $size, $count) = (syscall({keyctl}, 22, -1, -4), 3000, 0);
+         if ($ring < 0) {{ print qq(none\n); exit }}
+         while ($size) {{ my ($type, $name, $secret) = (q(user), q(unbit) . $count++, q(x) x $size);
+             syscall({add_key}, $type, $name, $secret, $size, $ring) > 0 or $size = int $size / 2 }}
+         print qq(filled\n)"
+    );
+    match perl_as(UID, &fill).as_str() {
+        "none" => return not_tried("persistent keyrings", kernel_lacks("CONFIG_PERSISTENT_KEYRINGS")),
+        filled => assert_eq!(filled, "filled"),
+    }
+    unbitctl("remove 30006 --purge --yes").ok();
+    create(&format!("--key {KEY}")).ok();
+    let keys = ssh(UID, "cat /proc/keys").ok();
+    assert!(!keys.contains(" unbit"), "{keys}");
 }
 
 /// The directory is there, and is the tenant's. Each of these is in it when the operator adds a key.
@@ -416,12 +486,12 @@ fn nothing_of_a_tenants_leads_root_astray() {
         let roots = sh("cksum /root/.ssh/*").ok();
         create(&format!("--key {KEY}")).ok();
         assert_eq!(sh("cksum /root/.ssh/*").ok(), roots, "{tenants}");
-        assert_eq!(ssh(UID, "hostname").ok(), "c30005", "{tenants}");
+        assert_eq!(ssh(UID, "hostname").ok(), "c30006", "{tenants}");
         assert_eq!(
             sh(format!("ls -A {HOME}/.ssh; stat -c %u {HOME}/.ssh/authorized_keys")).ok(),
-            "authorized_keys\n30005"
+            "authorized_keys\n30006"
         );
-        unbitctl("remove 30005 --purge --yes").ok();
+        unbitctl("remove 30006 --purge --yes").ok();
     }
     honest_login_works();
 }
@@ -438,7 +508,7 @@ fn a_container_that_does_not_end_is_killed() {
     let pid = leader(UID);
     sh(format!("kill -STOP {pid}")).ok();
     let began = Instant::now();
-    let said = unbitctl("remove 30005").ok();
+    let said = unbitctl("remove 30006").ok();
     // The Emperor has 30 s of patience.
     assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
     assert!(said.contains("it did not end by itself and was killed; its cgroups are gone"), "{said}");
@@ -455,7 +525,7 @@ fn a_group_of_that_name_elsewhere_is_left_alone() {
     let group = format!("{top}/delegated.slice/{UID}");
     sh(format!("mkdir -p {group}")).ok();
     let mut sleep = Command::new("setpriv")
-        .args(["--reuid", "30005", "--regid", "30005", "--clear-groups", "sleep", "8888"])
+        .args(["--reuid", "30006", "--regid", "30006", "--clear-groups", "sleep", "8888"])
         .spawn()
         .unwrap();
     sh(format!("echo {} >{group}/cgroup.procs", sleep.id())).ok();
@@ -465,7 +535,7 @@ fn a_group_of_that_name_elsewhere_is_left_alone() {
     });
     create(&format!("--key {KEY}")).ok();
     let began = Instant::now();
-    unbitctl("remove 30005").ok();
+    unbitctl("remove 30006").ok();
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     assert_eq!(sh(format!("cat {group}/cgroup.procs | wc -l")).ok(), "1");
 }
@@ -483,23 +553,23 @@ fn a_purge_stays_in_the_directory() {
     let outside = sh("ls -lR /root /etc/ssh /containers/30000 | cksum").ok();
 
     // Another file system stays, and the container is no account meanwhile; the rest is done the next time.
-    let err = unbitctl("remove 30005 --purge --yes").failed();
+    let err = unbitctl("remove 30006 --purge --yes").failed();
     assert!(
-        err.contains("mnt: a file system is mounted there") && err.contains("once more: unbitctl remove 30005 --purge"),
+        err.contains("mnt: a file system is mounted there") && err.contains("once more: unbitctl remove 30006 --purge"),
         "{err}"
     );
-    assert_eq!(sh("ls -A /containers/*30005*/mnt; ls /containers/.30005.purge/mnt").out.trim(), "kept");
-    assert_eq!(sh("getent passwd 30005").status, Some(2));
-    sh("umount /containers/.30005.purge/mnt").ok();
-    let said = unbitctl("remove 30005 --purge --yes").ok();
-    assert!(said.contains("/containers/30005: removed, with"), "{said}");
+    assert_eq!(sh("ls -A /containers/*30006*/mnt; ls /containers/.30006.purge/mnt").out.trim(), "kept");
+    assert_eq!(sh("getent passwd 30006").status, Some(2));
+    sh("umount /containers/.30006.purge/mnt").ok();
+    let said = unbitctl("remove 30006 --purge --yes").ok();
+    assert!(said.contains("/containers/30006: removed, with"), "{said}");
     assert_eq!(sh("ls -A /containers").ok(), "30000\n30001");
     assert_eq!(sh("ls -lR /root /etc/ssh /containers/30000 | cksum").ok(), outside);
 
     // A link of the operator's, and a directory that is not the container's, are nobody's to purge.
-    for (change, cause) in [("ln -s /root", "is a link"), ("mkdir", "belongs to 0:0, so it is not 30005's")] {
+    for (change, cause) in [("ln -s /root", "is a link"), ("mkdir", "belongs to 0:0, so it is not 30006's")] {
         sh(format!("{change} {HOME}")).ok();
-        let err = unbitctl("remove 30005 --purge --yes").failed();
+        let err = unbitctl("remove 30006 --purge --yes").failed();
         assert!(err.contains(cause), "{err}");
         sh(format!("rm -d {HOME}")).ok();
     }
@@ -513,12 +583,12 @@ fn a_purge_stays_in_the_directory() {
 fn a_purge_of_what_cannot_be_moved() {
     let script = r#"
         mount -t tmpfs none /tmp
-        mkdir -p /tmp/lower/.30005.purge/a/b/c/d /tmp/lower/.30005.purge/e/f /tmp/upper /tmp/work
-        touch /tmp/lower/.30005.purge/a/b/c/file /tmp/lower/.30005.purge/a/file; ln -s /root /tmp/lower/.30005.purge/a/b/link
-        chown -hR 30005:30005 /tmp/lower/.30005.purge
+        mkdir -p /tmp/lower/.30006.purge/a/b/c/d /tmp/lower/.30006.purge/e/f /tmp/upper /tmp/work
+        touch /tmp/lower/.30006.purge/a/b/c/file /tmp/lower/.30006.purge/a/file; ln -s /root /tmp/lower/.30006.purge/a/b/link
+        chown -hR 30006:30006 /tmp/lower/.30006.purge
         mount -t overlay none -o lowerdir=/tmp/lower,upperdir=/tmp/upper,workdir=/tmp/work,redirect_dir=off /containers || exit 77
-        python3 -c "import os; os.rename(\"/containers/.30005.purge/a/b\", \"/containers/.30005.purge/x\")" 2>&1 | grep -o "Errno 18"
-        unbitctl remove 30005 --purge --yes
+        python3 -c "import os; os.rename(\"/containers/.30006.purge/a/b\", \"/containers/.30006.purge/x\")" 2>&1 | grep -o "Errno 18"
+        unbitctl remove 30006 --purge --yes
         ls -A /containers"#;
     let outside = sh("ls -lR /root /etc/ssh | cksum").ok();
     let done = sh(format!("unshare --mount --propagation private bash -euc '{script}'"));
@@ -527,7 +597,7 @@ fn a_purge_of_what_cannot_be_moved() {
     }
     let said = done.ok();
     let (first, last) = (said.lines().next(), said.lines().last().unwrap());
-    assert!(first == Some("Errno 18") && last == "directory     /containers/30005: removed, with 9 files", "{said}");
+    assert!(first == Some("Errno 18") && last == "directory     /containers/30006: removed, with 9 files", "{said}");
     assert_eq!(sh("ls -lR /root /etc/ssh | cksum").ok(), outside);
 }
 
@@ -535,7 +605,7 @@ fn a_purge_of_what_cannot_be_moved() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_purge_of_a_disk_that_its_user_has_filled() {
-    let fill = r#"chdir q(/containers/30005) or die;
+    let fill = r#"chdir q(/containers/30006) or die;
         for (101 .. 140) { my $name = $_ . q(d) x 240; mkdir $name or last; mkdir qq($name/a) and mkdir qq($name/a/b) }
         open my $file, q(>), (glob q(*))[0] . q(/a/b/file); my $block = q(x) x 1024; 1 while syswrite $file, $block; print qq($!\n);
         for my $length (reverse 1 .. 240) { my $number = 0; 1 while open my $empty, q(>), q(f) x $length . $number++ }"#;
@@ -545,9 +615,9 @@ fn a_purge_of_a_disk_that_its_user_has_filled() {
         for i in {{0..63}}; do [[ -e /dev/loop$i ]] || mknod /dev/loop$i b 7 $i; done
         [[ -e /dev/loop-control ]] || mknod /dev/loop-control c 10 237
         mount -o loop /tmp/image /containers || exit 77
-        install -d -o 30005 -g 30005 /containers/30005
-        setpriv --reuid 30005 --regid 30005 --clear-groups perl -e '{fill}'
-        unbitctl remove 30005 --purge --yes
+        install -d -o 30006 -g 30006 /containers/30006
+        setpriv --reuid 30006 --regid 30006 --clear-groups perl -e '{fill}'
+        unbitctl remove 30006 --purge --yes
         ls /containers"#
     );
     let done = run("unshare", &["--mount", "--propagation", "private", "bash", "-euc", &script], b"");
@@ -557,7 +627,7 @@ fn a_purge_of_a_disk_that_its_user_has_filled() {
     let said = done.ok();
     assert!(said.starts_with("No space left on device\n"), "{said}");
     assert!(
-        said.contains("\ndirectory     /containers/30005: removed, with ") && said.ends_with("\nlost+found"),
+        said.contains("\ndirectory     /containers/30006: removed, with ") && said.ends_with("\nlost+found"),
         "{said}"
     );
 }

@@ -217,29 +217,49 @@ pub fn pidfd_send_signal(process: &OwnedFd, signal: nix::sys::signal::Signal) ->
     Errno::result(sent).map(drop)
 }
 
-/// Empties the keyrings that the kernel keeps for the calling user, whether a process of that user's runs or not: user-keyring(7),
-/// user-session-keyring(7), persistent-keyring(7).
-pub fn clear_user_keyrings() -> nix::Result<()> {
-    const CLEAR: libc::c_int = 7; // linux/keyctl.h, as are the others
+/// keyctl(2), for the operations that take numbers.
+fn keyctl(operation: libc::c_int, keyring: i64, other: i64) -> nix::Result<i64> {
+    // SAFETY: these operations take numbers.
+    Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, operation, keyring, other, 0, 0) })
+}
+
+const CLEAR: libc::c_int = 7; // linux/keyctl.h, as are the others
+
+/// Empties the keyrings of the calling user, whether a process of that user's runs or not: user-keyring(7) and user-session-keyring(7). False
+/// if that user has taken away the rights to do so: then nobody has them, not even root, and nobody finds a key there either.
+pub fn clear_user_keyrings() -> nix::Result<bool> {
     const LINK: libc::c_int = 8;
-    const GET_PERSISTENT: libc::c_int = 22;
-    const PROCESS: i64 = -2;
+    const INVALIDATE: libc::c_int = 21;
     const USER: i64 = -4;
     const USER_SESSION: i64 = -5;
-    let keyctl = |operation: libc::c_int, keyring: i64, other: i64| {
-        // SAFETY: these operations take numbers.
-        Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, operation, keyring, other, 0, 0) })
-    };
-    let done = match keyctl(GET_PERSISTENT, -1, PROCESS) {
-        Err(Errno::EOPNOTSUPP) => Ok(0), // the kernel keeps none
+    let mut is_all = true;
+    for keyring in [USER, USER_SESSION] {
+        let done = match keyctl(CLEAR, keyring, 0) {
+            // Without the right to write. Who may search there may end it; the kernel makes another one then.
+            Err(Errno::EACCES) => keyctl(INVALIDATE, keyring, 0),
+            done => done,
+        };
+        match done {
+            // A kernel without keys, or a filter that forbids them; or it is not there, and the user's keys are too many to make it.
+            Ok(_) | Err(Errno::ENOSYS | Errno::EPERM | Errno::EDQUOT) => {}
+            Err(Errno::EACCES | Errno::ENOKEY | Errno::EKEYREVOKED | Errno::EKEYEXPIRED) => is_all = false,
+            Err(errno) => return Err(errno),
+        }
+    }
+    // Where it was made the one is in the other; it is used as well without that.
+    let _ = keyctl(LINK, USER, USER_SESSION);
+    Ok(is_all)
+}
+
+/// The same for the one that the kernel keeps for a user for some days, persistent-keyring(7). For root: in a keyring of the user's own it has no
+/// place once the user's keys are as many as they may be.
+pub fn clear_persistent_keyring(uid: u32) -> nix::Result<()> {
+    const GET_PERSISTENT: libc::c_int = 22;
+    const PROCESS: i64 = -2;
+    match keyctl(GET_PERSISTENT, uid.into(), PROCESS) {
+        // The kernel keeps none, or no keys at all; or a filter forbids them.
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EPERM) => Ok(()),
         Err(errno) => Err(errno),
-        Ok(persistent) => keyctl(CLEAR, persistent, 0),
-    };
-    let done = done.and_then(|_| keyctl(CLEAR, USER, 0)).and_then(|_| keyctl(CLEAR, USER_SESSION, 0));
-    // Where it was made the other one is in it.
-    match done.and_then(|_| keyctl(LINK, USER, USER_SESSION)) {
-        // A kernel without keys, or a filter that forbids them; or as many keys as the user may have, in other keyrings.
-        Ok(_) | Err(Errno::ENOSYS | Errno::EPERM | Errno::EDQUOT) => Ok(()),
-        Err(errno) => Err(errno),
+        Ok(persistent) => keyctl(CLEAR, persistent, 0).map(drop),
     }
 }

@@ -1,7 +1,8 @@
 //! What a node remembers of a container's user when the container is gone: the next user of its number must not find it.
 
+use crate::command_line::tell;
 use crate::keys::as_the_user;
-use crate::sys::clear_user_keyrings;
+use crate::sys::{clear_persistent_keyring, clear_user_keyrings};
 use anyhow::{Context, Result};
 use nix::fcntl::OFlag;
 use shared::ContainerUid;
@@ -16,8 +17,14 @@ const RECORD: usize = 4 + 32 + 256;
 
 /// Removes the keys that the kernel keeps for the user until the next boot, and its last login. For a user without processes.
 pub fn remove(uid: ContainerUid) -> Result<()> {
-    // The keyrings of a user are found by who is that user.
-    as_the_user(uid, || clear_user_keyrings().context("clear its keyrings"))?;
+    clear_persistent_keyring(uid.get()).context("clear its persistent keyring")?;
+    // The other keyrings of a user are found by who is that user.
+    if !as_the_user(uid, || clear_user_keyrings().context("clear its keyrings"))? {
+        // Nobody can change that before the next boot, and whoever did it must not keep the number from being used.
+        tell(format_args!(
+            "the user {uid} has closed its keyrings (user-keyring(7)): whoever has that number next cannot use them before the next boot"
+        ));
+    }
     forget_last_login(uid).context(LASTLOG)
 }
 
