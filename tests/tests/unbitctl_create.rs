@@ -517,6 +517,40 @@ fn a_container_that_does_not_end_is_killed() {
     honest_login_works();
 }
 
+/// Its pid 1 is root's at first, as those of other containers may be, and is in its cgroups only later.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_container_that_is_still_starting_is_waited_for() {
+    const HOLD: &str = "/run/hold.fifo";
+    let _end = afterwards();
+    sh(format!("rm -f {HOLD}; mkfifo {HOLD}; install -d -o {UID} -g {UID} {HOME}")).ok();
+    let mut others: Vec<_> = (0..8)
+        .map(|_| Command::new("unshare").args(["--pid", "--fork", "--kill-child", "sleep", "7777"]).spawn().unwrap())
+        .collect();
+    let _gone = AtEnd(move || {
+        others.iter_mut().for_each(|other| drop((other.kill(), other.wait())));
+        sh(format!("rm -f {HOLD}"));
+    });
+    eventually("root's other containers", || {
+        (sh("pgrep -xfc 'sleep 7777'").out.trim().parse::<u32>() == Ok(8)).then_some(())
+    });
+    let hold = format!("hook-pre-jail = exec:cat {HOLD}\nhook-pre-jail = exec:ip link");
+    let text = fs::read_to_string("/usr/share/doc/unbit/examples/container.ini").unwrap();
+    fs::write(VASSAL, text.replace("hook-pre-jail = exec:ip link", &hold)).unwrap();
+    let starts = || !sh(format!("pgrep -f '[u]wsgi.*{UID}.ini'")).out.is_empty();
+    eventually("its start", || (!sh(format!("pgrep -xf 'cat {HOLD}'")).out.is_empty()).then_some(()));
+    assert!(starts());
+    let remove = Command::new("unbitctl").args(["remove", "30006"]).stdout(Stdio::piped()).spawn().unwrap();
+    eventually("that the Emperor has no file of it", || (!fs::exists(VASSAL).unwrap()).then_some(()));
+    fs::write(HOLD, "go on").unwrap();
+    let removed = remove.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&removed.stdout);
+    assert!(removed.status.success() && said.contains("its cgroups are gone"), "{said}");
+    eventually("its end", || (!starts()).then_some(()));
+    assert_eq!(sh(format!("find /sys/fs/cgroup -name {UID}")).ok(), "", "{said}");
+    honest_login_works();
+}
+
 /// Where an engine has delegated a group, a tenant can make one of any name below it.
 #[test]
 #[ignore = "needs the node: make test"]

@@ -23,8 +23,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// The unit of the examples, below which cgroup-v2.ini puts a container's group.
 const UNIT: &str = "system.slice/containers.service";
 
-/// The container's cgroups: those that its pid 1 is in, and where the examples put them. Nowhere else: in a group that an engine has delegated a
-/// tenant can make one of any name.
+/// The container's cgroups: those that its pid 1 is in, and where the examples put them, whether they are there or not: one that starts may make
+/// them later. Nowhere else: in a group that an engine has delegated a tenant can make one of any name.
 pub fn groups(uid: ContainerUid) -> Vec<PathBuf> {
     let name = uid.to_string();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -43,7 +43,7 @@ pub fn groups(uid: ContainerUid) -> Vec<PathBuf> {
     let leader = Processes::look().ok().and_then(|processes| processes.first_of(uid.get()).map(|first| first.pid));
     let own = leader.and_then(of).into_iter().flatten();
     found.extend(own.filter(|directory| directory.file_name().is_some_and(|last| last == name.as_str())));
-    found.into_iter().filter(|directory| directory.is_dir()).collect()
+    found.into_iter().collect()
 }
 
 /// How it has ended.
@@ -103,7 +103,9 @@ fn numbers(pids: &[i32]) -> String {
 fn left(uid: ContainerUid, groups: &[PathBuf]) -> Result<Vec<i32>> {
     let processes = Processes::look()?;
     let mut left: Vec<i32> = processes.first_of(uid.get()).map(|process| process.pid).into_iter().collect();
-    left.extend(processes.first_of(0).filter(|first| is_starting(uid, first.pid)).map(|first| first.pid));
+    let emperors = emperor::pids();
+    let starting = processes.all_first_of(0).filter(|first| emperors.contains(&first.parent));
+    left.extend(starting.filter(|first| is_starting(uid, first.pid)).map(|first| first.pid));
     let members = groups.iter().filter_map(|group| fs::read_to_string(group.join("cgroup.procs")).ok());
     left.extend(members.flat_map(|text| text.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()));
     left.sort_unstable();
@@ -111,7 +113,8 @@ fn left(uid: ContainerUid, groups: &[PathBuf]) -> Result<Vec<i32>> {
     Ok(left)
 }
 
-/// Whether a pid 1 that is root is uWSGI on its way to be this container.
+/// Whether a pid 1 that is root is uWSGI on its way to be this container. Only for a child of the Emperor's: to read a command line takes the lock
+/// of its process's memory, which root of another engine's container can hold.
 fn is_starting(uid: ContainerUid, pid: i32) -> bool {
     let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let words = String::from_utf8_lossy(&words).into_owned();
@@ -130,6 +133,9 @@ fn kill(uid: ContainerUid, pid: i32) {
 
 /// Whether the cgroup is gone. The kernel says that it is busy for a moment after its last process.
 fn remove(group: &Path) -> bool {
+    if !group.exists() {
+        return true; // also on a file system that is read-only
+    }
     match nix::unistd::unlinkat(nix::fcntl::AT_FDCWD, group, nix::unistd::UnlinkatFlags::RemoveDir) {
         Ok(()) | Err(Errno::ENOENT) => true,
         Err(_) => false,

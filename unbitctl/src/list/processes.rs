@@ -63,10 +63,7 @@ impl Processes {
 
     fn new(all: Vec<Process>, clock: Clock) -> Self {
         let by_pid: HashMap<i32, Process> = all.into_iter().map(|process| (process.pid, process)).collect();
-        let first = by_pid.values().filter_map(|process| match (process.numbers.as_slice(), process.uids.as_slice()) {
-            ([pid, 1], [uid, others @ ..]) if others.iter().all(|other| other == uid) => Some((*uid, *pid)),
-            _ => None,
-        });
+        let first = by_pid.values().filter_map(|process| Some((process.first_of()?, process.pid)));
         Self { first: first.collect(), by_pid, clock }
     }
 
@@ -78,6 +75,11 @@ impl Processes {
     /// The pid 1 of a pid namespace right below ours that is this user's.
     pub fn first_of(&self, uid: u32) -> Option<&Process> {
         self.first.get(&uid).and_then(|pid| self.get(*pid))
+    }
+
+    /// Every such pid 1 of this user. Root has one in each container that starts, and in many of other engines.
+    pub fn all_first_of(&self, uid: u32) -> impl Iterator<Item = &Process> {
+        self.all().filter(move |process| process.first_of() == Some(uid))
     }
 
     /// The time, in seconds since 1970, of a number of ticks after the machine's start.
@@ -112,6 +114,14 @@ impl Process {
             uids: numbers("Uid")?.into_iter().map(|uid| u32::try_from(uid).ok()).collect::<Option<_>>()?,
             numbers: numbers("NSpid")?.into_iter().map(|pid| i32::try_from(pid).ok()).collect::<Option<_>>()?,
         })
+    }
+
+    /// Whose pid 1 it is, if it is that of a pid namespace right below ours and has one uid only.
+    fn first_of(&self) -> Option<u32> {
+        match (self.numbers.as_slice(), self.uids.as_slice()) {
+            ([_, 1], [uid, others @ ..]) if others.iter().all(|other| other == uid) => Some(*uid),
+            _ => None,
+        }
     }
 
     /// When it started, in ticks after the machine. With its number that tells it from every other process.
@@ -176,10 +186,15 @@ mod tests {
             process(21, 20, 30001, &[21, 7]),     // a session
             process(24, 22, 30001, &[24, 10, 1]), // a namespace of the tenant's own
             process(30, 20, 30000, &[30, 5]),     // another's
+            process(31, 10, 0, &[31, 1]),         // containers that start
+            process(32, 10, 0, &[32, 1]),
         ];
         let processes = Processes::new(all, Clock { boot: 1000, ticks: 100 });
         assert_eq!(processes.first_of(30001).map(|process| process.pid), Some(11));
         assert_eq!(processes.first_of(30000), None);
+        let mut starting: Vec<_> = processes.all_first_of(0).map(|process| process.pid).collect();
+        starting.sort_unstable();
+        assert_eq!(starting, [31, 32]);
         assert_eq!(processes.time_of(250), 1002);
     }
 
