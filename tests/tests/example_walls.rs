@@ -5,6 +5,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
@@ -828,6 +829,53 @@ fn what_waits_in_netlink_sockets_is_not_limited() {
     fs::write(format!("{HOME}/walls.pl"), fill).unwrap();
     assert_eq!(fs::read_to_string(limit).unwrap().trim(), "67108864");
     assert_eq!(ssh(30001, "perl ~/walls.pl").ok(), "150000000");
+}
+
+/// The kernel counts connections that are closed before all was sent for the whole machine (`tcp_max_orphans`), and beyond that number resets
+/// every one that is closed. The limit of memory has to end it first.
+#[test]
+#[ignore = "needs the node: make test"]
+fn connections_that_nobody_has_open_any_more_are_limited_by_memory() {
+    const NUMBER: u64 = 2000;
+    leader(30001);
+    let used = "/sys/fs/cgroup/memory/30001/memory.usage_in_bytes";
+    if !fs::exists(used).unwrap() {
+        return not_tried("the memory controller of version 1, in a hierarchy of its own", true);
+    }
+    let number = |path: &str| fs::read_to_string(path).unwrap().trim().parse::<u64>().unwrap();
+    // `TCP: inuse 4 orphan 0 ...`
+    let orphans =
+        || sh("sed -n 's/^TCP:.* orphan \\([0-9]*\\) .*/\\1/p' /proc/net/sockstat").ok().parse::<u64>().unwrap();
+    let before = number(used);
+    let make = format!(
+        "use Socket; use Fcntl; my @kept; $| = 1;
+         socket(my $l, AF_INET, SOCK_STREAM, 0); setsockopt($l, SOL_SOCKET, SO_RCVBUF, pack q(l), 2048);
+         bind($l, sockaddr_in(0, INADDR_LOOPBACK)) && listen($l, 9) or die $!; my $address = getsockname $l;
+         for (1 .. {NUMBER}) {{ socket(my $c, AF_INET, SOCK_STREAM, 0); setsockopt($c, SOL_SOCKET, SO_SNDBUF, pack q(l), 4096);
+             connect($c, $address) && accept(my $s, $l) or die $!; push @kept, $s;
+             fcntl($c, F_SETFL, O_NONBLOCK); 1 while syswrite $c, q(x) x 4096; close $c }}
+         print qq(made\n); <STDIN>"
+    );
+    fs::write(format!("{HOME}/walls.pl"), make).unwrap();
+    let _end = AtEnd(|| drop(fs::remove_file(format!("{HOME}/walls.pl"))));
+    let mut session = Command::new("ssh")
+        .args(["30001@node", "perl walls.pl"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(client_errors())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    BufReader::new(session.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    let (seen, each) = (orphans(), (number(used) - before) / NUMBER);
+    drop(session.stdin.take());
+    session.wait().unwrap();
+    assert_eq!(said, "made\n");
+    assert!(seen >= NUMBER, "the node has {seen}: the kernel no longer counts them for the whole machine");
+    let file = fs::read_to_string("/usr/share/doc/unbit/examples/sysctl.d-unbit.conf").unwrap();
+    let limit = file.lines().find_map(|line| line.strip_prefix("net.ipv4.tcp_max_orphans = ")?.parse::<u64>().ok());
+    let limit = limit.expect("the example has no limit of them");
+    assert!(limit * each > 1_073_741_824, "{limit} of {each} bytes are less than memory-max");
 }
 
 /// What strace(1) logged of the Emperor and its children.
