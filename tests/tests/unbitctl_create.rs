@@ -551,6 +551,26 @@ fn a_container_that_is_still_starting_is_waited_for() {
     honest_login_works();
 }
 
+/// SECURITY.md, "What is not promised". `create` cannot tell a limit that is too low from a tenant that does not like it.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_tenant_that_does_not_start_keeps_its_limits_until_they_are_changed_by_hand() {
+    const FORMER: &str = "memory-max=1073741824";
+    let _end = afterwards();
+    create(&format!("--key {KEY}")).ok();
+    as_tenant("rm -r logs; ln -s /nowhere/at/all logs");
+    let err = create("--memory 64M --timeout 3").failed();
+    assert!(err.contains(&format!("{VASSAL} is as before")), "{err}");
+    assert!(fs::read_to_string(VASSAL).unwrap().contains(FORMER));
+    sh(format!("sed -i s/{FORMER}/memory-max=67108864/ {VASSAL}")).ok();
+    as_tenant("rm logs");
+    leader(UID);
+    match limit(&["memory.limit_in_bytes", "memory.max"]) {
+        Some(limit) => assert_eq!(limit, "67108864"),
+        None => not_tried("the memory controller", layout_lacks_controllers()),
+    }
+}
+
 /// Where an engine has delegated a group, a tenant can make one of any name below it.
 #[test]
 #[ignore = "needs the node: make test"]
