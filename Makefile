@@ -5,21 +5,21 @@
 #
 # On a fresh Debian 12 or 13, as root; both install what they need from Debian:
 #   make demo      show logins on a private node, and give a shell in a container
-#   make test      run every test
+#   make test      run the tests, except those below "More tests"
 #
 # Installing and packaging:
 #   make install   install what was built; [DESTDIR=] [PREFIX=/usr]
-#   make uninstall the reverse; [DESTDIR=] [PREFIX=/usr]
+#   make uninstall remove what make install installed; [DESTDIR=] [PREFIX=/usr]
 #   make deb       Debian packages, in target/deb; as root
 #                  [RELEASES="bookworm trixie"] [ARCH=arm64]
 #   make dist      what is committed, as target/dist/unbit-VERSION.tar.xz
-#   make release   the same, with packages, bills of materials and SHA256SUMS; as root
-#                  [RELEASES="bookworm trixie"]
+#   make release   what make dist makes, and the packages, bills of materials and
+#                  SHA256SUMS; as root; [RELEASES="bookworm trixie"]
 #
 # Developing:
 #   make check     formatting, lints, imports, man pages, documents (make lint),
 #                  and licences (make supply-chain)
-#   make test-fast one minute of tests, after each change; as root
+#   make test-fast tests of one minute, for after each change; as root
 #   make stage     install into target/stage, from where tests/run takes it
 #   make bench     what lookups cost, next to a bare stat; as root
 #   make bench-login   what logins cost, next to an ordinary user's; as root
@@ -36,22 +36,24 @@
 # More tests, as root:
 #   make test-repeat        every test 20 times while a processor is busy
 #                           [TIMES=20] [BUSY=1]
-#   make test-releases      other releases of Debian, and their sshd
+#   make test-releases      with other releases of Debian, and their sshd
 #   make test-cgroups       every cgroup layout
 #   make test-load          500 logins while containers die
 #   make test-faults        every system call of a login fails, with every errno
 #   make test-packages      packages come and go while sessions are open
+#                           [RELEASES=]
 #   make test-mail          exim4 and postfix, which run a tenant's ~/.forward
+#                           [RELEASES=]
 #   make test-vm            a real Debian in qemu, with its kernel and systemd
-#                           [RELEASES=] for these three
+#                           [RELEASES=]
 #   make test-autopkgtest   debian/tests, by Debian's autopkgtest; [RELEASES=]
 #   make test-arm64         packages and tests for arm64, in emulation
 #   make test-engines       systemd-nspawn, podman, Docker, LXC, Incus and units
 #                           [ENGINES="nspawn podman ..."]
 #   make test-distribution  unbitctl with the real debootstrap and mmdebstrap
-#   make test-reproducible  two builds in different directories, byte by byte
+#   make test-reproducible  two builds in different directories, compared byte by byte
 #
-# Set when building; these are the values of nss-unbit and pam-unbit in C:
+# Set when building; these defaults are the values of nss-unbit and pam-unbit in C:
 #   UNBIT_CONTAINERS=/containers UNBIT_FIRST_UID=30000
 #   UNBIT_SHELL=/bin/bash UNBIT_ADDRESS_BASE=10.0.0.0
 
