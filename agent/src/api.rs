@@ -47,10 +47,10 @@ impl Api {
         let mut containers = BTreeMap::new();
         for ListedContainer { uid, mtime, ssh_keys_mtime } in listed {
             if ContainerUid::new(uid).is_none() {
-                bail!("GET {path}: {uid} is no container's number");
+                bail!("GET {path}: {uid} is not a container's number");
             }
             if containers.insert(uid, Listed { changed: mtime, keys_changed: ssh_keys_mtime }).is_some() {
-                bail!("GET {path}: {uid} is there twice");
+                bail!("GET {path}: {uid} is listed twice");
             }
         }
         Ok(containers)
@@ -80,7 +80,7 @@ impl Api {
         if first.body.len() as u64 > LONGEST_TEXT {
             bail!("GET {path}: longer than {LONGEST_TEXT} bytes");
         }
-        let text = String::from_utf8(first.body).with_context(|| format!("GET {path}: no text"))?;
+        let text = String::from_utf8(first.body).with_context(|| format!("GET {path}: not text"))?;
         must_be_plain(&text).with_context(|| format!("GET {path}"))?;
         Ok(text)
     }
@@ -126,7 +126,7 @@ pub fn must_be_ini(text: &str) -> Result<()> {
     let first = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with([';', '#']));
     match first {
         Some("[uwsgi]") => Ok(()),
-        Some(other) => bail!("no configuration of uWSGI, which begins with [uwsgi], but {}", escape::quoted(other)),
+        Some(other) => bail!("not a uWSGI configuration, which begins with [uwsgi], but {}", escape::quoted(other)),
         None => bail!("an empty configuration"),
     }
 }

@@ -11,7 +11,7 @@ pub fn holds(going: usize, all: usize, is_allowed: bool) -> bool {
 /// The message about a removal that was blocked.
 pub fn sentence(going: usize, all: usize, what: &str, job: &str) -> String {
     format!(
-        "{going} of {all} {what} would be removed at once, and none is; if that is right: unbit-agent once {job} --allow-removal"
+        "{going} of {all} {what} would be removed at once, so none is; to allow it: unbit-agent once {job} --allow-removal"
     )
 }
 

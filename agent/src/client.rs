@@ -83,7 +83,7 @@ impl Client {
 /// A sentence that is the same each time, so that it is logged once.
 fn words(error: &ureq::Error) -> String {
     match error {
-        ureq::Error::Timeout(_) => format!("no whole answer within {} s", TIME.as_secs()),
+        ureq::Error::Timeout(_) => format!("no complete answer within {} s", TIME.as_secs()),
         ureq::Error::BodyExceedsLimit(_) => format!("the answer is longer than {} MiB", LONGEST >> 20),
         ureq::Error::HostNotFound => "the name of the API has no address".to_owned(),
         ureq::Error::Io(error) => error.to_string(),

@@ -46,7 +46,7 @@ impl Directory {
             reopened(&roots_path::open_directory(path).map_err(astray)?, ".")?
         } else {
             let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
-                bail!("{} is no directory of ours", shown())
+                bail!("{} is not a directory that can be used", shown())
             };
             let open = reopened(&roots_path::open_directory(parent).map_err(astray)?, name)?;
             let status = fstat(&open)?;
@@ -93,7 +93,7 @@ impl Directory {
         let file = match regular_file::open(&self.open, name) {
             Err(Odd::Missing) => return Ok(None),
             Err(Odd::Link) => bail!("{} is a symbolic link, and is left as it is", shown()),
-            Err(Odd::NotRegular) => bail!("{} is no regular file, and is left as it is", shown()),
+            Err(Odd::NotRegular) => bail!("{} is not a regular file, and is left as it is", shown()),
             Err(Odd::Failed(errno)) => return Err(errno).with_context(shown),
             Ok(file) => file,
         };
@@ -204,8 +204,8 @@ mod tests {
         fs::write(path.join("long"), [0; 11]).unwrap();
         let cause = |name: &str| format!("{:#}", directory.read(name, 10).err().unwrap());
         assert!(cause("link").contains("is a symbolic link"), "{}", cause("link"));
-        assert!(cause("directory").contains("is no regular file"));
-        assert!(cause("fifo").contains("is no regular file"));
+        assert!(cause("directory").contains("is not a regular file"));
+        assert!(cause("fifo").contains("is not a regular file"));
         assert!(cause("long").contains("is longer than 10 bytes"));
         assert!(directory.read("none", 10).unwrap().is_none());
         fs::remove_dir_all(&path).unwrap();

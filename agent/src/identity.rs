@@ -46,12 +46,12 @@ impl Identity {
     /// Becomes it for good: with no other group, no capability, and nothing that a program could give back.
     pub fn become_it(&self) -> Result<()> {
         if geteuid().is_root() {
-            set_groups(&[self.gid]).context("leave root's groups")?;
+            set_groups(&[self.gid]).context("drop root's groups")?;
             become_user(self.uid, self.gid).context("become another user")?;
         }
         clear_capabilities().context("give up capabilities")?;
-        set_no_new_privs().context("no new privileges")?;
-        set_not_dumpable().context("not dumpable")?;
+        set_no_new_privs().context("set no_new_privs")?;
+        set_not_dumpable().context("become not dumpable")?;
         if geteuid().as_raw() != self.uid || getegid().as_raw() != self.gid || can_become_root() {
             bail!("privileges are left");
         }

@@ -172,7 +172,7 @@ fn prepare(daemon: Daemon, place: &Place, is_dry_run: bool, may_remove: bool) ->
     let is_name_verified = !place.insecure_server_name;
     if !is_name_verified {
         tell(format_args!(
-            "warning: --insecure-server-name: every server with a certificate of {} can say that it is {}",
+            "warning: --insecure-server-name: every server with a certificate of {} can pretend to be {}",
             authorities.display(),
             settings.api.host
         ));

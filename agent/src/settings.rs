@@ -63,15 +63,20 @@ impl Settings {
         let needed = |key: &str| value(key)?.with_context(|| format!("section [uwsgi] has no {key}"));
         let path = |key: &str, value: &str| {
             let path = PathBuf::from(value);
-            if path.is_absolute() { Ok(path) } else { bail!("{key} is no absolute path: {}", escape::quoted(value)) }
+            if path.is_absolute() {
+                Ok(path)
+            } else {
+                bail!("{key} is not an absolute path: {}", escape::quoted(value))
+            }
         };
         let api = needed("api_domain")?;
         let public_ip = value("public_ip")?;
         let public_ip = public_ip
-            .map(|ip| ip.parse().with_context(|| format!("public_ip is no IPv4 address: {}", escape::quoted(ip))));
+            .map(|ip| ip.parse().with_context(|| format!("public_ip is not an IPv4 address: {}", escape::quoted(ip))));
         Ok(Self {
-            api: ApiDomain::parse(api)
-                .with_context(|| format!("api_domain is no domain, nor one with a port: {}", escape::quoted(api)))?,
+            api: ApiDomain::parse(api).with_context(|| {
+                format!("api_domain is not a domain, nor a domain with a port: {}", escape::quoted(api))
+            })?,
             key_file: path("api_client_key_file", needed("api_client_key_file")?)?,
             certificate_file: path("api_client_cert_file", needed("api_client_cert_file")?)?,
             ca_file: value("api_ca_file")?.map(|file| path("api_ca_file", file)).transpose()?,
@@ -126,13 +131,13 @@ mod tests {
         for (from, to, cause) in [
             ("api_domain=api.example", "", "has no api_domain"),
             ("api_domain=api.example", "api_domain=api.example\napi_domain=b.example", "api_domain is given twice"),
-            ("=api.example", "=api.example/x", "api_domain is no domain"),
-            ("=api.example", "=root@api.example", "api_domain is no domain"),
-            ("=api.example", "=api.example:0", "api_domain is no domain"),
-            ("=api.example", "=api.example:+1", "api_domain is no domain"),
+            ("=api.example", "=api.example/x", "api_domain is not a domain"),
+            ("=api.example", "=root@api.example", "api_domain is not a domain"),
+            ("=api.example", "=api.example:0", "api_domain is not a domain"),
+            ("=api.example", "=api.example:+1", "api_domain is not a domain"),
             ("=api.example", "=", "has no api_domain"),
-            ("/etc/uwsgi/client.key", "client.key", "api_client_key_file is no absolute path"),
-            ("192.0.2.1", "here", "public_ip is no IPv4 address"),
+            ("/etc/uwsgi/client.key", "client.key", "api_client_key_file is not an absolute path"),
+            ("192.0.2.1", "here", "public_ip is not an IPv4 address"),
             ("[uwsgi]", "[uwsgi", "has no api_domain"),
         ] {
             let error = Settings::parse(&WHOLE.replace(from, to)).unwrap_err();

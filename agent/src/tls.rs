@@ -51,7 +51,7 @@ impl Material {
             let name = || path.display().to_string();
             let file = std::fs::File::open(path).with_context(name)?;
             if !file.metadata().with_context(name)?.is_file() {
-                bail!("{} is no regular file", name());
+                bail!("{} is not a regular file", name());
             }
             let bytes = regular_file::read(file, LONGEST).with_context(name)?;
             bytes.with_context(|| format!("{} is longer than {LONGEST} bytes", name()))

@@ -87,7 +87,7 @@ impl Attachment {
             }
             None => {
                 let emperor = EmperorSocket::reach(container, deadline)?;
-                tell("reach", format_args!("somebody listens on run/ns.socket"));
+                tell("reach", format_args!("a process listens on run/ns.socket"));
                 let leader = Leader::by_socket(emperor.pidfd()?, container)?;
                 tell("verify", format_args!("that is its pid 1, {} here", leader.pid));
                 leader
@@ -201,7 +201,7 @@ impl Attachment {
     /// In the helper: joins everything, takes over pid 1's restrictions, and drops the privileges that `who` must not have.
     fn join_and_become(&mut self, who: Who, is_in_version_2: bool) -> Result<(), Refusal> {
         // From the start: no core file of a caller's memory, whatever limits of pid 1's hold from here on.
-        sys::set_not_dumpable().context(Reason::Broken, "keep others from the helper")?;
+        sys::set_not_dumpable().context(Reason::Broken, "make the helper not dumpable")?;
         self.must_be_unchanged()?;
         let own = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
         // As root: the container's user may not look at everybody's (hidepid=2).
@@ -246,7 +246,7 @@ impl Attachment {
         cgroups::must_be_joined(&self.cgroups, &own, theirs)?;
         self.confinement.apply_affinity()?;
         label.map_or(Ok(()), |label| label.apply(&own))?;
-        sys::set_not_dumpable().context(Reason::Broken, "keep others from the session's process")?;
+        sys::set_not_dumpable().context(Reason::Broken, "make the session's process not dumpable")?;
         self.must_be_alive()
     }
 
@@ -263,7 +263,7 @@ impl Attachment {
         if now == self.confinement {
             return Ok(());
         }
-        Err(Refusal::new(Reason::NotTrusted, "what binds its pid 1 has changed since it was verified"))
+        Err(Refusal::new(Reason::NotTrusted, "the confinement of its pid 1 has changed since it was verified"))
     }
 
     /// For `join=now`, whose application is root for some time inside. `root-is-trusted` does not count here: it is for sshd's sessions only.

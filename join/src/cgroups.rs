@@ -173,7 +173,7 @@ pub fn open_all(pid_1: &Proc, parent: i32, own_required: bool) -> Result<Vec<Cgr
         }
     }
     if own_required && cgroups.is_empty() && !mounts.show_any(&memberships)? {
-        let cause = "none of its cgroups is in sight (not mounted, or whoever looks for them is in a cgroup namespace of its own)";
+        let cause = "none of its cgroups can be found (they are not mounted, or this process is in a cgroup namespace of its own)";
         return Err(Refusal::new(Reason::Misconfigured, cause));
     }
     if own_required && !has_own {

@@ -102,15 +102,15 @@ impl Confinement {
     /// on the process may not join or make namespaces, or keyrings, if pid 1 has a filter of system calls.
     pub fn apply_capabilities(&self) -> Result<(), Refusal> {
         sys::bound_capabilities(self.bounding_set)
-            .context(Reason::Broken, "leave capabilities that its pid 1 cannot have (CAP_SETPCAP is needed)")?;
+            .context(Reason::Broken, "drop capabilities that its pid 1 cannot have (CAP_SETPCAP is needed)")?;
         // An exec as root would bring these back.
         sys::change_capabilities(|| caps::clear(None, CapSet::Inheritable))
-            .context(Reason::Broken, "leave inheritable capabilities")?;
+            .context(Reason::Broken, "drop inheritable capabilities")?;
         if self.has_filter {
-            seccomp::apply().context(Reason::Broken, "filter system calls, as its pid 1's are")?;
+            seccomp::apply().context(Reason::Broken, "install a system call filter, because its pid 1 has one")?;
         }
         if self.no_new_privs {
-            retry(set_no_new_privs).context(Reason::Broken, "gain no new privileges, like its pid 1")?;
+            retry(set_no_new_privs).context(Reason::Broken, "set no_new_privs, which its pid 1 has")?;
         }
         Ok(())
     }

@@ -40,7 +40,7 @@ impl EmperorSocket {
         let connection = unix_socket::new()?;
         // Before there is a peer: its sendmsg(2) fails with EPIPE from the first one on. uWSGI notes that in the container's own log.
         retry(|| socket::shutdown(connection.as_raw_fd(), Shutdown::Read))
-            .context(Reason::Broken, "close our end to what the peer sends")?;
+            .context(Reason::Broken, "shut down the receiving side of the connection")?;
         unix_socket::connect(&connection, &socket, deadline, "run/ns.socket")?;
         Ok(Self { connection })
     }

@@ -59,7 +59,7 @@ pub fn run(deadline: Deadline, work: impl FnOnce() -> Result<usize, Refusal>) ->
         }
         Cloned::Child => {
             let done = end_with(caller)
-                .and_then(|()| sys::set_not_dumpable().context(Reason::Broken, "keep others from the helper"))
+                .and_then(|()| sys::set_not_dumpable().context(Reason::Broken, "make the helper not dumpable"))
                 .and_then(|()| work());
             match &done {
                 Ok(found) => report.0.kind.store(i32::try_from(*found).unwrap_or(0), Ordering::Release),
@@ -72,9 +72,9 @@ pub fn run(deadline: Deadline, work: impl FnOnce() -> Result<usize, Refusal>) ->
 
 /// In the helper: the kernel kills it when its parent ends (PR_SET_PDEATHSIG). Otherwise the process inside would have no supervisor.
 pub fn end_with(caller: Pid) -> Result<(), Refusal> {
-    retry(|| set_pdeathsig(Signal::SIGKILL)).context(Reason::Broken, "end the helper with who waits for it")?;
+    retry(|| set_pdeathsig(Signal::SIGKILL)).context(Reason::Broken, "make the helper end with its parent")?;
     if getppid() != caller {
-        return Err(Refusal::new(Reason::Broken, "who waits for the helper has ended"));
+        return Err(Refusal::new(Reason::Broken, "the process that waits for the helper has ended"));
     }
     Ok(())
 }

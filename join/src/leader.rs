@@ -89,7 +89,7 @@ impl Leader {
         let has_own_users = theirs != user_namespace::our_own()?;
         match &self.found {
             Found::BySocket(_) if has_own_users => {
-                Err(Refusal::new(Reason::NotTrusted, format!("pid {} lives in a user namespace of its own", self.pid)))
+                Err(Refusal::new(Reason::NotTrusted, format!("pid {} is in a user namespace of its own", self.pid)))
             }
             Found::BySocket(_) => Ok(()),
             Found::ByLink(linked) => linked.check(&self.proc, &status, has_own_users),

@@ -105,7 +105,7 @@ fn runs_its_own_program(process: &Proc) -> Result<bool, Refusal> {
     let mounts = process.open("mountinfo").context(Reason::NotRunning, "open the mounts of its pid 1")?;
     match mountinfo::lists(File::from(mounts), mount).context(Reason::NotRunning, "read the mounts of its pid 1")? {
         Some(is_its_own) => Ok(is_its_own),
-        None => Err(Refusal::new(Reason::NotTrusted, "its pid 1 has more mounts than are looked at")),
+        None => Err(Refusal::new(Reason::NotTrusted, "its pid 1 has more mounts than are read")),
     }
 }
 

@@ -102,8 +102,8 @@ fn check(descriptor: &OwnedFd, kind: Kind, owners: &[Inode]) -> Result<Inode, Re
     let not_trusted = |what: &str| Err(Refusal::new(Reason::NotTrusted, format!("its {} namespace {what}", kind.name)));
     let inode = check_kind(descriptor, kind.name, kind.flag)?;
     let owner = match sys::namespace_owner(descriptor) {
-        Err(Errno::EPERM) => return not_trusted("belongs to a user namespace out of our sight"),
-        other => other.context(Reason::Broken, "ask a namespace its owner (NS_GET_USERNS)")?,
+        Err(Errno::EPERM) => return not_trusted("belongs to a user namespace that this process cannot see"),
+        other => other.context(Reason::Broken, "get the owner of a namespace (NS_GET_USERNS)")?,
     };
     if !owners.contains(&retry(|| fstat(&owner)).context(Reason::Broken, "fstat a user namespace")?.into()) {
         return not_trusted("belongs to another user namespace");
@@ -126,11 +126,11 @@ fn must_be_nsfs(descriptor: &OwnedFd, what: &str) -> Result<(), Refusal> {
     if filesystem == FsType(libc::NSFS_MAGIC as _) {
         return Ok(());
     }
-    Err(Refusal::new(Reason::NotTrusted, format!("{what} is no namespace")))
+    Err(Refusal::new(Reason::NotTrusted, format!("{what} is not a namespace")))
 }
 
 fn type_of(descriptor: &OwnedFd) -> Result<CloneFlags, Refusal> {
-    sys::namespace_type(descriptor).context(Reason::Broken, "ask a namespace its type (NS_GET_NSTYPE)")
+    sys::namespace_type(descriptor).context(Reason::Broken, "get the type of a namespace (NS_GET_NSTYPE)")
 }
 
 #[cfg(test)]
@@ -159,7 +159,7 @@ mod tests {
     fn a_file_is_no_namespace() {
         let file = OwnedFd::from(File::open("/proc/self/status").unwrap());
         let refusal = check(&file, Kind::ALL[0], &our_users()).unwrap_err();
-        assert_eq!(refusal.cause, "its pid namespace is no namespace");
+        assert_eq!(refusal.cause, "its pid namespace is not a namespace");
     }
 
     #[test]

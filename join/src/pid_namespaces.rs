@@ -88,10 +88,12 @@ impl PidNamespace {
         }
         match sys::namespace_parent(&descriptor).and_then(|parent| look(&parent)) {
             Err(Errno::EPERM) => Ok(Relation::Other), // it is not below ours
-            parent => match parent.context(Reason::Broken, "ask a pid namespace its parent (NS_GET_PARENT)")? == ours {
-                true => Ok(Relation::Child(Self { inode, descriptor, members: vec![pid] })),
-                false => Ok(Relation::Other),
-            },
+            parent => {
+                match parent.context(Reason::Broken, "get the parent of a pid namespace (NS_GET_PARENT)")? == ours {
+                    true => Ok(Relation::Child(Self { inode, descriptor, members: vec![pid] })),
+                    false => Ok(Relation::Other),
+                }
+            }
         }
     }
 
@@ -101,7 +103,7 @@ impl PidNamespace {
             Err(Errno::EPERM) => return Ok(false), // to one that is not below ours
             owner => owner.and_then(|owner| retry(|| fstat(&owner))),
         };
-        let owner = owner.context(Reason::Broken, "ask a pid namespace its owner (NS_GET_USERNS)")?;
+        let owner = owner.context(Reason::Broken, "get the owner of a pid namespace (NS_GET_USERNS)")?;
         Ok(Inode::from(owner) == user_namespace::our_own()?)
     }
 
@@ -116,7 +118,7 @@ impl PidNamespace {
         match sys::pid_in_namespace(&self.descriptor, 1) {
             Err(Errno::ENOTTY) => {} // before Linux 6.11
             Err(Errno::ESRCH) => return Err(ended()),
-            pid => return pid.context(Reason::Broken, "ask a pid namespace for its pid 1 (NS_GET_PID_FROM_PIDNS)"),
+            pid => return pid.context(Reason::Broken, "get the pid 1 of a pid namespace (NS_GET_PID_FROM_PIDNS)"),
         }
         // It is older than all the others, so that most often it has the lowest number.
         self.members.sort_unstable();

@@ -32,7 +32,7 @@ pub fn must_suffice_to_enter() -> Result<(), Refusal> {
 
 /// Leaves every supplementary group. In a user namespace with `setgroups deny` nobody can do it any more.
 pub fn leave_groups() -> Result<(), Refusal> {
-    sys::set_groups(&[]).context(Reason::Broken, "leave root's groups")
+    sys::set_groups(&[]).context(Reason::Broken, "drop root's groups")
 }
 
 /// In the node's user namespace: becomes the container's user, with no group but its own.
@@ -54,12 +54,12 @@ pub fn give_up_all(container: ContainerUid, groups: &[u32]) -> Result<(), Refusa
     sys::clear_capabilities().context(Reason::Broken, "give up every capability")?;
     let has = |set| sys::change_capabilities(|| caps::read(None, set));
     for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable, CapSet::Ambient] {
-        if !has(set).context(Reason::Broken, "see that no capability is left")?.is_empty() {
+        if !has(set).context(Reason::Broken, "check that no capability is left")?.is_empty() {
             return Err(Refusal::new(Reason::Broken, format!("{set:?} capabilities are left")));
         }
     }
     let Ids { uid, gid } = Ids::of(container);
-    let left = retry(getgroups).context(Reason::Broken, "see that no group is left")?;
+    let left = retry(getgroups).context(Reason::Broken, "check that no group is left")?;
     let has_other_groups = !left.iter().map(|group| group.as_raw()).eq(groups.iter().copied());
     if getuid().as_raw() != uid || getgid().as_raw() != gid || has_other_groups || sys::can_become_root() {
         return Err(Refusal::new(Reason::Broken, "an id of the node is left"));
@@ -72,7 +72,7 @@ pub fn stay_root(bounding_set: u64) -> Result<(), Refusal> {
     let may_keep = |kept: &Capability| bounding_set & kept.bitmask() != 0;
     let kept: Vec<_> = KEPT_BY_ROOT.into_iter().filter(may_keep).collect();
     let root = Gid::from_raw(0);
-    retry(|| setgroups(&[root])).context(Reason::Broken, "leave root's groups")?;
+    retry(|| setgroups(&[root])).context(Reason::Broken, "drop root's groups")?;
     retry(|| setresgid(root, root, root)).context(Reason::Broken, "stay in root's group")?;
     keep_capabilities(&kept).context(Reason::Broken, "drop capabilities")
 }
@@ -80,7 +80,7 @@ pub fn stay_root(bounding_set: u64) -> Result<(), Refusal> {
 /// For an application that becomes the user by itself: it reaches files as the user from here on, and keeps what it needs for that.
 pub fn keep_what_an_application_needs(container: ContainerUid) -> Result<(), Refusal> {
     let (uid, gid) = (Uid::from_raw(container.get()), Gid::from_raw(container.get()));
-    retry(|| setgroups(&[gid])).context(Reason::Broken, "leave root's groups")?;
+    retry(|| setgroups(&[gid])).context(Reason::Broken, "drop root's groups")?;
     // setfsuid(2) does not tell a failure; asking with an invalid id tells what holds.
     setfsgid(gid);
     setfsuid(uid);

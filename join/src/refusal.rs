@@ -99,14 +99,14 @@ impl Reason {
                 "cannot be entered: this node has a wrong link to it. Please ask the operator of this node."
             }
             Self::NoPidNamespace => {
-                "is starting, or has no process namespace of its own. Please ask the operator of this node if this goes on."
+                "is starting, or has no pid namespace of its own. Please ask the operator of this node if this continues."
             }
             Self::TwoContainers => {
-                "cannot be entered: another container runs in its place as well. Please ask the operator of this node."
+                "cannot be entered: its link leads to more than one container. Please ask the operator of this node."
             }
             Self::TooManyGroups => "has too many control groups. Please remove some, or ask the operator of this node.",
             Self::BadMap => {
-                "cannot be entered: its user has no number of its own on this node. Please ask the operator of this node."
+                "cannot be entered: its user has no uid of its own on this node. Please ask the operator of this node."
             }
             Self::RootTooPowerful => {
                 "cannot be entered: its root user has too much power on this node. Please ask the operator of this node."

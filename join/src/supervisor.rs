@@ -27,7 +27,7 @@ pub struct Signals {
 impl Signals {
     /// Holds all of them. Where SIGCHLD is ignored nobody learns how a child ended, so it is set back, too.
     pub fn hold() -> Result<Self, Refusal> {
-        let of_children = sys::default_signal(Signal::SIGCHLD).context(Reason::Broken, "hear of the child's end")?;
+        let of_children = sys::default_signal(Signal::SIGCHLD).context(Reason::Broken, "watch for the child's end")?;
         let mut before = SigSet::empty();
         // Not nix's thread_swap_mask, which takes the errno that pthread_sigmask(3) returns for a success.
         let blocked = retry(|| sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before)));
@@ -82,20 +82,20 @@ fn leave_power_behind(container: ContainerUid, ids: Ids, kept: SignalFd) -> Resu
     // Out of the session's process group, which a process inside can signal as a whole: kill(0, SIGSTOP).
     retry(|| setpgid(Pid::from_raw(0), Pid::from_raw(0)))
         .context(Reason::Broken, "put the supervisor into a group of its own")?;
-    sys::bound_capabilities(0).context(Reason::Broken, "leave the supervisor no capability")?;
+    sys::bound_capabilities(0).context(Reason::Broken, "drop the supervisor's capabilities")?;
     for set in [CapSet::Ambient, CapSet::Inheritable] {
         sys::change_capabilities(|| caps::clear(None, set))
-            .context(Reason::Broken, "leave the supervisor no capability")?;
+            .context(Reason::Broken, "drop the supervisor's capabilities")?;
     }
-    retry(set_no_new_privs).context(Reason::Broken, "give the supervisor no new privileges")?;
+    retry(set_no_new_privs).context(Reason::Broken, "set no_new_privs for the supervisor")?;
     sys::close_all_but(kept.as_fd()).context(Reason::Broken, "close what the supervisor has open")?;
     sys::set_groups(&[ids.gid])
         .and_then(|()| sys::become_user(ids.uid, ids.gid))
         .context(Reason::Broken, "make the supervisor the container's user")?;
-    sys::clear_capabilities().context(Reason::Broken, "leave the supervisor no capability")?;
+    sys::clear_capabilities().context(Reason::Broken, "drop the supervisor's capabilities")?;
     // A change of ids takes both back, prctl(2).
-    sys::set_not_dumpable().context(Reason::Broken, "keep others from the supervisor")?;
-    retry(|| set_pdeathsig(Signal::SIGKILL)).context(Reason::Broken, "end the supervisor with sshd's monitor")?;
+    sys::set_not_dumpable().context(Reason::Broken, "make the supervisor not dumpable")?;
+    retry(|| set_pdeathsig(Signal::SIGKILL)).context(Reason::Broken, "make the supervisor end with sshd's monitor")?;
     Ok(kept)
 }
 

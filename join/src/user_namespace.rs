@@ -89,7 +89,7 @@ pub fn must_be_child(descriptor: &OwnedFd, ours: Inode) -> Result<(), Refusal> {
         Err(Errno::EPERM) => false, // it is not below ours
         parent => {
             let parent = parent.and_then(|parent| retry(|| fstat(&parent)));
-            Inode::from(parent.context(Reason::Broken, "ask a user namespace its parent (NS_GET_PARENT)")?) == ours
+            Inode::from(parent.context(Reason::Broken, "get the parent of a user namespace (NS_GET_PARENT)")?) == ours
         }
     };
     if is_child {

@@ -102,7 +102,7 @@ fn is_linked(name: &SecondName, container: ContainerUid) -> Result<bool, Refusal
     let misconfigured =
         |cause| Refusal::new(Reason::Misconfigured, format!("{link} is a link to {container}, but {cause}"));
     if status.st_uid != 0 {
-        return Err(misconfigured(format!("uid {} has made it, and not root", status.st_uid)));
+        return Err(misconfigured(format!("it belongs to uid {}, not to root", status.st_uid)));
     }
     must_be_roots(&directory).map_err(|seen| misconfigured(format!("{CONTAINERS} {seen}")))?;
     Ok(true)

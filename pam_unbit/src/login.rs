@@ -180,12 +180,11 @@ fn establish_credentials(call: &mut Call) -> Result<Verdict, Refusal> {
     drop(login);
     let options = options_for_the_service(call)?;
     let misconfigured = |cause| Refusal::new(Reason::Misconfigured, cause);
-    let attachment = setuid_guard::disarm()?.ok_or_else(|| {
-        misconfigured("credentials were asked for once more, after the session had entered".to_owned())
-    })?;
+    let attachment = setuid_guard::disarm()?
+        .ok_or_else(|| misconfigured("pam_setcred was called again after the session had entered".to_owned()))?;
     if getppid() != monitor {
         return Err(misconfigured(format!(
-            "credentials were asked for in a process that is no child of the monitor {monitor}; does a module behind pam_unbit.so fork?"
+            "pam_setcred was called in a process that is not a child of the monitor {monitor}; does a module after pam_unbit.so fork?"
         )));
     }
     enter(attachment, container, monitor, &options)?;
@@ -260,9 +259,7 @@ fn bind_session(call: &mut Call) -> Result<Verdict, Refusal> {
 fn another_user(verified: ContainerUser) -> Refusal {
     Refusal::new(
         Reason::Misconfigured,
-        format!(
-            "the session is another user's or process's than the one that was verified, that of container {verified}"
-        ),
+        format!("the session does not belong to the user and process that were verified, for container {verified}"),
     )
 }
 
@@ -324,7 +321,7 @@ fn options_for_the_service(call: &Call) -> Result<Options, Refusal> {
         (true, false) | (false, true) => Ok(options),
         (true, true) => Err(Refusal::new(
             Reason::Misconfigured,
-            "join=now would take sshd's monitor into the container; sshd does without",
+            "join=now would take sshd's monitor into the container; remove it from sshd's lines",
         )),
         (false, false) => {
             let service =
@@ -371,7 +368,7 @@ fn describe(call: &Call, user: ContainerUser, slot: &Slot) {
         key: record::keys(call.pam.environment(AUTH_INFO)),
     };
     if let Err(error) = slot.describe(&record) {
-        let line = format!("container {user}: unbitctl sessions will not know whose this session is: {error}");
+        let line = format!("container {user}: unbitctl sessions cannot show whose session this is: {error}");
         call.pam.log(libc::LOG_WARNING, &line);
     }
 }

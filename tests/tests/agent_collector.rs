@@ -244,16 +244,16 @@ fn domains_are_files_of_www_data_alone() {
 
     let before = sh(format!("cd {} && cksum *", place.display())).ok();
     for (entries, cause) in [
-        (serde_json::json!([{"rsa": pem, "domains": [domain("../../../etc/cron.d/x")]}]), "is no domain"),
-        (serde_json::json!([{"rsa": pem, "domains": [domain("/etc/x")]}]), "is no domain"),
-        (serde_json::json!([{"rsa": pem, "domains": [domain(".")]}]), "is no domain"),
+        (serde_json::json!([{"rsa": pem, "domains": [domain("../../../etc/cron.d/x")]}]), "is not a domain"),
+        (serde_json::json!([{"rsa": pem, "domains": [domain("/etc/x")]}]), "is not a domain"),
+        (serde_json::json!([{"rsa": pem, "domains": [domain(".")]}]), "is not a domain"),
         (
             serde_json::json!([{"rsa": "", "domains": [domain("a.example"), domain("b.example")]}]),
             "its customer has no key",
         ),
         (
             serde_json::json!([{"rsa": private, "domains": [domain("a.example"), domain("b.example")]}]),
-            "is no public key",
+            "is not a public key",
         ),
         (
             serde_json::json!([{"rsa": pem, "domains": [domain("a.example"), domain("b.example"), domain("api.test")]}]),
@@ -330,11 +330,11 @@ fn ports_are_a_table_of_their_own() {
     assert_eq!(reach(9001), "");
 
     for (bad, cause) in [
-        (mapping(22, "10.0.0.3"), "22 is no port from 1024 to 65535"),
+        (mapping(22, "10.0.0.3"), "22 is not a port from 1024 to 65535"),
         (mapping(1999, "10.0.0.3"), "is a port of the node's own services"),
-        (mapping(9001, "10.0.0.3; touch /tmp/by-shell"), "is no IPv4 address"),
-        (mapping(9001, "$(touch /tmp/by-shell)"), "is no IPv4 address"),
-        (mapping(9001, "192.0.2.9"), "192.0.2.9 is no container's address"),
+        (mapping(9001, "10.0.0.3; touch /tmp/by-shell"), "is not an IPv4 address"),
+        (mapping(9001, "$(touch /tmp/by-shell)"), "is not an IPv4 address"),
+        (mapping(9001, "192.0.2.9"), "192.0.2.9 is not a container's address"),
         (mapping(9000, "10.0.0.4"), "leads to two places"),
     ] {
         says(serde_json::json!([mapping(9000, "10.0.0.3"), bad]));

@@ -94,7 +94,7 @@ fn an_empty_list_stops_nothing() {
     fs::write(node.directory.join("vassals/40001.ini"), "an operator's").unwrap();
     fs::write(node.directory.join("vassals/30000.ini"), "the API's").unwrap();
     node.api.says("/containers/", "[]");
-    node.refuses("containers", "6 of 6 containers would be removed at once, and none is; if that is right: unbit-agent once containers --allow-removal");
+    node.refuses("containers", "6 of 6 containers would be removed at once, so none is; to allow it: unbit-agent once containers --allow-removal");
     node.api.says("/containers/", &list(&MANY[..2]));
     node.refuses("containers", "4 of 6 containers");
     assert!(node.agent("once containers --dry-run --allow-removal").ok().lines().count() == 4);
@@ -149,10 +149,10 @@ fn an_answer_that_is_no_list_changes_nothing() {
         (Answer::ok(r#"[{"uid": "../../root/.ssh/x"}]"#), "not the JSON"),
         (Answer::ok(r#"[{"uid": -1}]"#), "not the JSON"),
         (Answer::ok(r#"[{"uid": 30001.0}]"#), "not the JSON"),
-        (Answer::ok(&good.replace("30003", "0")), "0 is no container's number"),
-        (Answer::ok(&good.replace("30003", "33")), "33 is no container's number"),
-        (Answer::ok(&good.replace("30003", "65534")), "65534 is no container's number"),
-        (Answer::ok(&good.replace("30003", "30001")), "30001 is there twice"),
+        (Answer::ok(&good.replace("30003", "0")), "0 is not a container's number"),
+        (Answer::ok(&good.replace("30003", "33")), "33 is not a container's number"),
+        (Answer::ok(&good.replace("30003", "65534")), "65534 is not a container's number"),
+        (Answer::ok(&good.replace("30003", "30001")), "30001 is listed twice"),
         // Half answers: by their length, by chunks, by the end of the connection, and of the JSON alone.
         (Answer::of_length(good.len() as u64 + 1, &good), "GET /containers/: "),
         (Answer::of_length(good.len() as u64 - 1, &good), "not the JSON"),
@@ -188,7 +188,7 @@ fn a_file_that_is_half_or_none_is_not_written() {
     let path = "/containers/30001.ini";
     for (answers, cause) in [
         (vec![Answer::ok("")], "an empty configuration"),
-        (vec![Answer::ok("<html>[uwsgi]")], "no configuration of uWSGI"),
+        (vec![Answer::ok("<html>[uwsgi]")], "not a uWSGI configuration"),
         (vec![Answer::ok("[uwsgi]\na = \0\n")], "the character \\u{0} is in the text"),
         (vec![Answer::ok("[uwsgi]\na = \u{1b}[2J\n")], "the character \\u{1b} is in the text"),
         (vec![Answer::new(404, &whole)], "the API answers 404"),
@@ -217,7 +217,7 @@ fn an_api_that_says_nothing_more_costs_half_a_minute() {
     node.with_containers(&MANY);
     node.api.answers("/containers/", [Answer::stalled()]);
     let began = Instant::now();
-    node.refuses("containers", "GET /containers/: no whole answer within 30 s");
+    node.refuses("containers", "GET /containers/: no complete answer within 30 s");
     assert!((29..40).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
 }
 
@@ -443,7 +443,7 @@ fn alarms_are_bytes_of_whoever_made_the_file() {
     assert_eq!(error.matches("an alarm is dropped: ").count(), 8, "{error}");
     for cause in [
         "it is a symbolic link",
-        "it is no regular file",
+        "it is not a regular file",
         "uid 30002: it speaks for container 30001",
         "longer than",
         "33 is no",
@@ -543,7 +543,7 @@ fn services_are_files_of_two_numbers() {
         (r#"{"customer": 7, "id": 1, "config": "[uwsgi]\u0000"}"#, "the character"),
         (
             r#"{"customer": 7, "id": 1, "config": "[uwsgi]"}, {"customer": 7, "id": 1, "config": "[uwsgi]\n"}"#,
-            "is there twice",
+            "is listed twice",
         ),
     ] {
         node.api.says("/custom_services/", &format!("[{bad}]"));

@@ -445,9 +445,9 @@ fn only_a_part_of_a_hierarchy_is_mounted() {
 fn where_the_cgroups_cannot_be_reached() {
     let cases = [
         // Another container's part is mounted, and no other.
-        ("--", r#"[ ! -d $top/30000 ] || mount --bind $top/30000 "$new""#, "none of its cgroups is in sight"),
+        ("--", r#"[ ! -d $top/30000 ] || mount --bind $top/30000 "$new""#, "none of its cgroups can be found"),
         // None at all.
-        ("--", ":", "none of its cgroups is in sight"),
+        ("--", ":", "none of its cgroups can be found"),
         // The right one, with something else over it.
         (
             "--",
@@ -455,7 +455,7 @@ fn where_the_cgroups_cannot_be_reached() {
             "in any mount of it: EXDEV",
         ),
         // sshd in a cgroup namespace that the container is not in.
-        ("--cgroup", r#"mount --bind $top "$new""#, "none of its cgroups is in sight"),
+        ("--cgroup", r#"mount --bind $top "$new""#, "none of its cgroups can be found"),
     ];
     for (unshare, script, cause) in cases {
         let _sshd = Sshd::with_mounts(unshare, script);

@@ -620,7 +620,7 @@ fn the_terminal_that_the_emperor_was_started_from_is_not_the_tenants() {
     let _in_this_order = (lacks, OnATerminal::start()); // the Emperor that comes after it finds the file as it was
     assert_eq!(below_pid_1(30001, "tty", open), "opened\n");
     let found = check();
-    assert!(found.starts_with("fail\nhas the terminal that the Emperor was started from: 30001\n"), "{found}");
+    assert!(found.starts_with("fail\nhas the terminal from which the Emperor was started: 30001\n"), "{found}");
     assert!(found.contains(" setsid --fork env -i PATH="), "{found}");
 }
 

@@ -308,7 +308,7 @@ fn names(line: &str, errno: &str) -> bool {
         || line.contains("there is no such account")
         || line.contains("libnss_unbit.so.2 does not answer")
         || (errno == "ESRCH" && line.contains("its pid 1 has ended"))
-        || (errno == "EPERM" && line.contains("belongs to a user namespace out of our sight"))
+        || (errno == "EPERM" && line.contains("belongs to a user namespace that this process cannot see"))
 }
 
 /// A login on a kernel that lacks something: each call that `lacking` gives an errno gets it each time.

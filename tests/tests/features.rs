@@ -598,7 +598,7 @@ fn the_childs_setcred_comes_twice() {
         let done = ssh(30001, "hostname");
         assert_eq!((done.status, done.out.as_str()), (Some(255), ""), "{done:?}");
         let line = log.one_line("refused:");
-        assert!(line.contains("credentials were asked for once more, after the session had entered"), "{line}");
+        assert!(line.contains("pam_setcred was called again after the session had entered"), "{line}");
         nothing_on_the_host();
     }
     assert_eq!(ssh(30001, PLACE).ok(), inside());

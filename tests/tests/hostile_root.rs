@@ -186,7 +186,7 @@ fn mounts_without_end() {
         program.ends_with("late/perl").then_some(())
     });
     within(Duration::from_secs(20), "a refusal", &|| {
-        assert_refused("cannot be entered: its set-up failed a check.", "its pid 1 has more mounts than are looked at");
+        assert_refused("cannot be entered: its set-up failed a check.", "its pid 1 has more mounts than are read");
     });
     assert_eq!(ssh(30000, "hostname").ok(), "c30000");
     drop(sh("unbitctl check"));

@@ -469,7 +469,7 @@ fn the_log_on_standard_error_outlives_a_refusal() {
         let _between = between_check_and_join(&format!("echo 17 >{file}"));
         let log = Log::from_now();
         assert_eq!(login().status, Some(255));
-        log.one_line("what binds its pid 1 has changed since it was verified");
+        log.one_line("the confinement of its pid 1 has changed since it was verified");
     }
     told("Accepted publickey for 30001");
     assert_eq!(login().ok(), "c30001");

@@ -180,7 +180,7 @@ fn a_link_that_another_than_root_can_have_made_is_refused() {
     for (change, cause) in [
         (
             "chown -h alice /containers/web1",
-            "/containers/web1 is a link to 30001, but uid 1000 has made it, and not root",
+            "/containers/web1 is a link to 30001, but it belongs to uid 1000, not to root",
         ),
         ("chown -h root /containers/web1; chmod 775 /containers", "/containers has mode 40775 and belongs to uid 0"),
         ("chmod 1777 /containers", "/containers has mode 41777 and belongs to uid 0"),
@@ -201,7 +201,7 @@ fn a_link_that_changes_during_a_login() {
     let _end = AtEnd(|| drop(sh("rm -f /containers/web1")));
     for (change, cause) in [
         ("rm /containers/web1", "could not identify user"), // pam_unix, of common-account
-        ("ln -sfn 30000 /containers/web1", "the session is another user's"),
+        ("ln -sfn 30000 /containers/web1", "the session does not belong to the user"),
     ] {
         sh("ln -sfn 30001 /containers/web1").ok();
         let _between = between_check_and_join(change);
@@ -252,7 +252,7 @@ fn a_link_that_goes_between_account_and_session_of_another_service() {
         let done = sh("pamtester unbit-test web1 acct_mgmt open_session");
         assert_eq!(done.status == Some(0), opens, "{change}: {done:?}\n{}", log.text());
         if !opens {
-            assert!(log.one_line("refused:").contains("that of container 30001 (web1)"), "{}", log.text());
+            assert!(log.one_line("refused:").contains("for container 30001 (web1)"), "{}", log.text());
         }
     }
 }
@@ -281,7 +281,7 @@ fn attach_gives_names_and_detach_takes_them() {
     assert_eq!(sh("stat -c '%N %U' /containers/web1").ok(), "'/containers/web1' -> '30001' root");
     assert_inside("web1");
     let again = unbitctl("attach web1 --name www").ok();
-    assert!(again.starts_with("/containers/www -> 30001: is there already\n"), "{again}");
+    assert!(again.starts_with("/containers/www -> 30001: exists already\n"), "{again}");
 
     let listed = unbitctl("list").ok();
     assert!(listed.lines().any(|line| line.starts_with("30001  web1,www  uwsgi ")), "{listed}");
@@ -355,7 +355,7 @@ fn check_goes_the_way_of_a_name() {
     };
     ends_with("no container has the name web1");
     sh("ln -s 030001 /containers/web1").ok();
-    ends_with("/containers/web1 is a link to \"030001\", which is not the number of a container");
+    ends_with("/containers/web1 is a link to \"030001\", which is not exactly the number of a container");
     sh("ln -sfn 30009 /containers/web1").ok();
     ends_with("there is no directory /containers/30009");
     sh("ln -sfn 30001 /containers/web1").ok();
@@ -372,7 +372,7 @@ fn check_goes_the_way_of_a_name() {
     }
     // sshd is asked about the name.
     let _denied = Changed::file("/etc/ssh/sshd_config", |text| format!("{text}DenyUsers web1\n"));
-    assert!(findings("check web1").iter().any(|line| line.contains("DenyUsers web1: web1 is shut out")));
+    assert!(findings("check web1").iter().any(|line| line.contains("DenyUsers web1: web1 is excluded")));
     assert_eq!(unbitctl("check 30001").status, Some(0));
 }
 
@@ -395,7 +395,7 @@ fn check_of_the_node_looks_at_every_name() {
     }
     {
         let _almost = second_name("www", "/containers/30001");
-        names("/containers/www leads to \"/containers/30001\", and is no second name");
+        names("/containers/www leads to \"/containers/30001\", and is not a second name");
     }
     {
         let _account = add_account("web1:x:1007:1007::/home/web1:/bin/bash");

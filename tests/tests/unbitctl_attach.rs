@@ -47,7 +47,7 @@ fn an_account_is_attached_and_detached() {
 
     let before = sh(format!("stat -c '%i %Z' {LINK}")).ok();
     let said = attach_group(&format!("{group}/")).ok();
-    assert!(said.starts_with(&format!("{LINK} -> {group}: is there already\n")), "{said}");
+    assert!(said.starts_with(&format!("{LINK} -> {group}: exists already\n")), "{said}");
     assert_eq!(sh(format!("stat -c '%i %Z' {LINK}")).ok(), before, "it was not written again");
 
     let listed = run("unbitctl", &["list"], b"").ok();
@@ -175,7 +175,7 @@ fn the_accounts_directory_is_made_if_asked() {
     assert_eq!(sh("stat -c '%u:%g %a' /containers/30009").ok(), "30009:30009 755");
     sh("chown 0:0 /containers/30009").ok();
     let err = attach(&["--create-home"]).failed();
-    assert!(err.contains("belongs to 0:0, so it is no account"), "{err}");
+    assert!(err.contains("belongs to 0:0, so it is not an account"), "{err}");
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn what_is_in_the_links_place_stays_there() {
     let container = Engine::new("web1").start();
     sh(format!("mkdir -p {LINKS} && echo file >{LINK}")).ok();
     let err = attach_group(&container.groups()[0]).failed();
-    assert!(err.contains("is no symbolic link"), "{err}");
+    assert!(err.contains("is not a symbolic link"), "{err}");
     assert_eq!(fs::read_to_string(LINK).unwrap(), "file\n");
-    assert!(run("unbitctl", &["detach", "30001"], b"").failed().contains("is no symbolic link"));
+    assert!(run("unbitctl", &["detach", "30001"], b"").failed().contains("is not a symbolic link"));
 }

@@ -92,7 +92,7 @@ fn nothing_is_wrong_with_the_node_of_the_examples() {
     match faults.as_slice() {
         [] => {}
         faults if layout_lacks_controllers() => {
-            assert!(faults.iter().all(|finding| finding.seen.starts_with("no limit of ")), "{faults:#?}");
+            assert!(faults.iter().all(|finding| finding.seen.starts_with("no limit on ")), "{faults:#?}");
             not_tried("limits: this layout has no such controllers", true);
         }
         faults => panic!("{faults:#?}"),
@@ -378,7 +378,7 @@ fn quota() {
     // The real thing, where the kernel was built with it (CONFIG_QFMT_V2).
     const FEATURE: &str = "-O quota -E quotatype=usrquota";
     if let Some(found) = check_on_ext4(FEATURE, "", "", QUOTA) {
-        one(&found, "fail", "user quota is counted but no limit holds: /containers");
+        one(&found, "fail", "user quota is counted, but limits are not enforced: /containers");
         one(&check_on_ext4(FEATURE, ",usrquota", "", QUOTA).unwrap(), "ok", "user quota is on: /containers (ext4");
         // As the fix says.
         let fixed = "disk=/dev/$disk; umount -d /containers; tune2fs -O quota -Q usrquota /tmp/image >/dev/null; mount -o loop,usrquota /tmp/image /containers;";
@@ -394,7 +394,7 @@ fn quota() {
     };
     for (flags, state, seen) in [
         ("0300", "ok", "user quota is on: /containers"),
-        ("0100", "fail", "user quota is counted but no limit holds: /containers"),
+        ("0100", "fail", "user quota is counted, but limits are not enforced: /containers"),
         ("0c00", "fail", "user quota is off: /containers"), // the group's
     ] {
         one(&check_on_ext4("", "", &answers("quotactl_fd", flags), LOOP).unwrap(), state, seen);
@@ -458,22 +458,22 @@ fn each_container_has_a_limit_of_memory() {
             fs::write(file, limit).unwrap();
         }
     });
-    one(&check("cgroups"), "ok", "with limits of memory and processes"); // those of examples/container.ini
+    one(&check("cgroups"), "ok", "with limits on memory and processes"); // those of examples/container.ini
     for file in [&first, &second] {
         fs::write(file, none).unwrap();
     }
-    one(&check("cgroups"), "warn", "no limit of memory: 30000 30001");
+    one(&check("cgroups"), "warn", "no limit on memory: 30000 30001");
     fs::write(&first, "400000000").unwrap();
     let found = check("cgroups");
-    let fix = one(&found, "warn", "no limit of memory: 30001").fix.clone().unwrap();
+    let fix = one(&found, "warn", "no limit on memory: 30001").fix.clone().unwrap();
     sh(fix.lines().next().unwrap().replace("BYTES", "400000000")).ok();
     one(
         &check("cgroups"),
         "ok",
-        "all 2 containers that run are in cgroups of their own, with limits of memory and processes",
+        "all 2 containers that run are in cgroups of their own, with limits on memory and processes",
     );
     fs::write(&second, none).unwrap();
-    one(&check("cgroups"), "warn", "no limit of memory: 30001");
+    one(&check("cgroups"), "warn", "no limit on memory: 30001");
 }
 
 /// Moves the processes of a container to another cgroup, in every hierarchy.
@@ -514,9 +514,9 @@ fn each_container_has_a_cgroup_of_its_own() {
         }
         move_30001("30001", "limited/30001");
         fs::write(&first, "400000000").unwrap();
-        one(&check("cgroups"), "warn", "no limit of memory: 30001");
+        one(&check("cgroups"), "warn", "no limit on memory: 30001");
         fs::write(format!("{top}/limited/memory.limit_in_bytes"), "400000000").unwrap();
-        one(&check("cgroups"), "warn", "no limit of processes: 30001");
+        one(&check("cgroups"), "warn", "no limit on processes: 30001");
         sh("for group in $(find /sys/fs/cgroup -type d -name limited); do if [ -e $group/pids.max ]; then echo 500 >$group/pids.max; fi; done").ok();
         one(&check("cgroups"), "ok", "all 2 containers");
     }
@@ -556,7 +556,7 @@ fn controllers_are_usable() {
             let _back = AtEnd(|| fs::write(control, "+memory").unwrap());
             fs::write(control, "-memory").unwrap();
             let found = check("cgroups");
-            let finding = one(&found, "fail", "memory is not handed down to containers");
+            let finding = one(&found, "fail", "memory is not enabled for containers");
             sh(finding.fix.as_ref().unwrap()).ok();
             one(&check("cgroups"), "ok", "version 2, with memory and cpu");
         }
@@ -637,7 +637,7 @@ fn an_emperor_that_is_dead() {
         let found = check("emperor");
         (pid_of(30001) != before && found.iter().any(|finding| finding.seen.contains("ns.socket"))).then_some(found)
     });
-    one(&found, "fail", "runs, and listens on no run/ns.socket: 30001");
+    one(&found, "fail", "runs, and does not listen on run/ns.socket: 30001");
     as_before(vassal);
     // Without a container's file nothing is asked of one.
     let _files = AtEnd(|| {
@@ -730,7 +730,7 @@ fn files_of_containers_that_give_power_away() {
 fn services_of_the_guide() {
     sh(MADE).ok();
     let _gone = AtEnd(|| drop(sh("rm -f /etc/uwsgi/services/*; kill $(cat /run/stats.pid); rm /run/stats.pid")));
-    one(&check("services"), "fail", "/etc/uwsgi/services has no service of the guide's");
+    one(&check("services"), "fail", "/etc/uwsgi/services has no service of the guide");
     sh("touch /etc/uwsgi/services/http.ini").ok();
     let found = check("services");
     let finding = one(&found, "fail", "/etc/uwsgi/services/http.ini exists, but nothing listens on 127.0.0.1:5003");
@@ -747,7 +747,7 @@ fn services_of_the_guide() {
     listen("127.0.0.1");
     assert_healthy(&check("services"), "all whose files are there run: http");
     listen("0.0.0.0");
-    one(&check("services"), "fail", "http tells its statistics on 0.0.0.0:5003, and not on 127.0.0.1 alone");
+    one(&check("services"), "fail", "http offers its statistics on 0.0.0.0:5003, not only on 127.0.0.1");
 }
 
 #[test]
@@ -774,7 +774,7 @@ fn keys_and_certificates_of_the_guide() {
     sh("sed -i 's/<the_api_domain>/api.example.com/' /etc/uwsgi/local.ini").ok();
     certificate("client", "-days 365");
     certificate("uwsgi.it", "-days 365");
-    assert_healthy(&check("secrets"), "for nobody's eyes, and end in no 30 days");
+    assert_healthy(&check("secrets"), "cannot be read by others, and do not expire within 30 days");
     for (breaks, fixes, state, seen) in [
         ("chmod 644 /etc/uwsgi/local.ini", "", "fail", "/etc/uwsgi/local.ini has mode 0644"),
         ("chmod 604 /etc/uwsgi/ssl/client.key", "", "fail", "/etc/uwsgi/ssl/client.key has mode 0604"),
@@ -783,7 +783,7 @@ fn keys_and_certificates_of_the_guide() {
             "cd /etc/uwsgi/ssl; mv client.crt c; echo x >client.crt",
             "mv c client.crt",
             "fail",
-            "/etc/uwsgi/ssl/client.crt is no certificate",
+            "/etc/uwsgi/ssl/client.crt is not a certificate",
         ),
     ] {
         sh(breaks).ok();
@@ -791,7 +791,7 @@ fn keys_and_certificates_of_the_guide() {
         let fix = one(&found, state, seen).fix.clone().unwrap();
         assert_eq!(found.len(), 1, "{found:#?}");
         sh(if fixes.is_empty() { fix } else { format!("cd /etc/uwsgi/ssl; {fixes}") }).ok();
-        assert_healthy(&check("secrets"), "for nobody's eyes");
+        assert_healthy(&check("secrets"), "cannot be read by others");
     }
     certificate("uwsgi.it", "-days 7");
     one(&check("secrets"), "warn", "/etc/uwsgi/ssl/uwsgi.it.crt ends on ");

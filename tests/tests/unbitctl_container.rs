@@ -133,7 +133,7 @@ fn the_account() {
     {
         let _other = Changed::file("/etc/passwd", |text| format!("{text}30001:x:30001:0::/root:/bin/bash\n"));
         let failed = ends_at("account", "the account 30001 is uid 30001 and gid 0, not uid and gid 30001");
-        assert!(failed.fix.starts_with("take the line of 30001 out of /etc/passwd"), "{failed:?}");
+        assert!(failed.fix.starts_with("remove the line of 30001 from /etc/passwd"), "{failed:?}");
         assert_eq!(ssh(30001, "true").status, Some(255));
     }
     {
@@ -189,7 +189,7 @@ fn accounts_that_are_not_the_containers() {
         let cause = "the account 30005 is uid 1001 and gid 1001, not uid and gid 30005, so it is not a container's";
         let cause = format!("{begins}{cause}: its logins are refused");
         assert_eq!(seen, cause, "{made}");
-        assert!(fix.starts_with("take the line of 30005 out of /etc/passwd"), "{fix}");
+        assert!(fix.starts_with("remove the line of 30005 from /etc/passwd"), "{fix}");
     }
     {
         let _account = with_account("30009:x:30009:30009::/home/30009:/bin/bash");
@@ -203,7 +203,7 @@ fn accounts_that_are_not_the_containers() {
     {
         let _account = with_account("carol:x:41234:41234::/home/carol:/bin/bash");
         let (seen, fix) = account("41234");
-        let cause = "there is no directory /containers/41234, so 41234 is no container; the uid is that of carol, an ordinary account";
+        let cause = "there is no directory /containers/41234, so 41234 is not a container; the uid is that of carol, an ordinary account";
         assert!(seen.starts_with(cause), "{seen}");
         assert!(fix.starts_with("nothing, unless there should be a container 41234"), "{fix}");
     }
@@ -292,7 +292,7 @@ fn what_the_pam_lines_let_in_and_should_not() {
     }
     {
         let _jump = before("session", "session [success=1 default=ignore] pam_permit.so");
-        ends_at("pam", "pam_permit.so may end the search before pam_unbit.so");
+        ends_at("pam", "pam_permit.so may end the stack before pam_unbit.so");
         assert_eq!(ssh(30001, "true").status, Some(255));
     }
     a_login_works();
@@ -302,8 +302,8 @@ fn what_the_pam_lines_let_in_and_should_not() {
 #[ignore = "needs the node: make test"]
 fn whom_sshd_lets_in() {
     for (lines, cause) in [
-        ("AllowUsers root alice", "AllowUsers root alice: 30001 is shut out"),
-        ("DenyGroups 300*", "DenyGroups 300*: 30001 is shut out"),
+        ("AllowUsers root alice", "AllowUsers root alice: 30001 is excluded"),
+        ("DenyGroups 300*", "DenyGroups 300*: 30001 is excluded"),
         ("UsePAM no", "sshd does not use PAM"),
         ("ChrootDirectory /distros/base", "ChrootDirectory /distros/base"),
         ("Match User 30001\nPubkeyAuthentication no", "PubkeyAuthentication no"),
@@ -815,7 +815,7 @@ fn who_is_not_root() {
     let done = sh("unbitctl enter 30999 -- true");
     assert!(done.status == Some(1) && done.err.contains("there is no container 30999 on this node"), "{done:?}");
     let done = as_alice("list --wide");
-    assert_eq!(done.err, "unbitctl: without root states, host names, sessions and quotas are not seen\n");
+    assert_eq!(done.err, "unbitctl: without root, states, host names, sessions and quotas are unknown\n");
     let pid = leader(30001);
     let text = done.ok();
     let line = text.lines().find(|line| line.starts_with("30001")).unwrap();
@@ -1070,8 +1070,8 @@ fn each_state_is_told_with_its_cause() {
         let hidden = sh(format!(
             "unshare --mount sh -c 'umount -lR /sys/fs/cgroup; unbitctl list --json' | python3 -c \"{rows}\""
         ));
-        let words = "(not mounted, or whoever looks for them is in a cgroup namespace of its own)";
-        let one = format!("misconfigured: none of its cgroups is in sight {words}");
+        let words = "(they are not mounted, or this process is in a cgroup namespace of its own)";
+        let one = format!("misconfigured: none of its cgroups can be found {words}");
         assert_eq!(hidden.ok(), format!("{one}\n{one}"));
     }
     sh("node-emperor stop").ok();

@@ -89,7 +89,7 @@ fn a_container_is_made_changed_stopped_and_purged() {
     // Other limits are another vassal, and the container restarts; a session that is open ends.
     let session = Session::open(UID, &[], 3301);
     let said = create("--memory 512M --pids 400 --cpus 1.5").ok();
-    let changed = "30006.ini: memory 512M, pids 400, cpus 1.5, on /distros/base, where it was memory 1G, pids 1000, on /distros/base; it restarts, which ends its 1 open sessions";
+    let changed = "30006.ini: memory 512M, pids 400, cpus 1.5, on /distros/base instead of memory 1G, pids 1000, on /distros/base; it restarts, which ends its 1 open sessions";
     assert!(said.contains(changed), "{said}");
     assert_eq!(ssh(UID, "hostname").ok(), "c30006");
     eventually("the end of the session", || (!fs::exists(format!("/proc/{}", session.process)).unwrap()).then_some(()));
@@ -123,7 +123,7 @@ fn a_container_is_made_changed_stopped_and_purged() {
     let said = unbitctl("remove 30006").ok();
     assert!(said.contains("it did not run") && !said.contains(": removed"), "{said}");
     let said = create("").ok();
-    assert!(said.contains("there are some") && said.contains("memory 1G"), "{said}");
+    assert!(said.contains("some exist already") && said.contains("memory 1G"), "{said}");
     assert_eq!(ssh(UID, "ls").ok(), "kept\nlogs\nrun\nvassals");
 
     let err = unbitctl("remove 30006 --purge").failed();
@@ -151,7 +151,7 @@ fn what_is_wrong_is_found_before_anything_is_made() {
         ("", 1, "without a key nobody could log in to 30006: give --key FILE, or --without-key"),
         ("--key /is/not/there", 1, "/is/not/there: No such file or directory"),
         ("--key /root/.ssh/id_ed25519", 1, "is a private key"),
-        ("--key /tmp/words", 1, "/tmp/words, line 1: it is no public key"),
+        ("--key /tmp/words", 1, "/tmp/words, line 1: it is not a public key"),
         ("--key - --key /tmp/other.pub", 1, "standard input holds no public key"),
         (
             "--key /tmp/other.pub --distribution none",
@@ -173,7 +173,7 @@ fn what_is_wrong_is_found_before_anything_is_made() {
         assert_eq!(state(), before, "{words}");
     }
     for (change, undo, cause) in [
-        ("mkdir /containers/30006", "rmdir /containers/30006", "/containers/30006 is there, and belongs to 0:0"),
+        ("mkdir /containers/30006", "rmdir /containers/30006", "/containers/30006 exists, and belongs to 0:0"),
         ("ln -s nowhere /containers/30006", "rm /containers/30006", "is a link that leads nowhere"),
         (
             "echo 'bob:x:30006:100::/:/bin/sh' >>/etc/passwd",
@@ -193,7 +193,7 @@ fn what_is_wrong_is_found_before_anything_is_made() {
         (
             "ln -s /etc/passwd /etc/uwsgi/vassals/30006.ini",
             "rm /etc/uwsgi/vassals/30006.ini",
-            "30006.ini is no regular file",
+            "30006.ini is not a regular file",
         ),
         (
             "chmod o+w /etc/uwsgi/vassals",
@@ -293,7 +293,7 @@ fn two_at_once_are_one() {
     let mut first = begin(&format!("--key {KEY} --distribution broken"));
     eventually("its vassal", || fs::exists(VASSAL).unwrap().then_some(()));
     for words in [format!("create {UID} --key {KEY}"), format!("remove {UID}")] {
-        assert!(unbitctl(&words).failed().contains("another unbitctl is at work on 30006"), "{words}");
+        assert!(unbitctl(&words).failed().contains("another unbitctl is working on 30006"), "{words}");
     }
     end_by(&mut first, "TERM");
 }
@@ -449,13 +449,13 @@ fn nothing_of_a_tenants_leads_root_astray() {
         ("mkdir .ssh; ln -s /root/.ssh/authorized_keys .ssh/", ".ssh/authorized_keys is a link"),
         ("mkdir .ssh; ln -s nowhere .ssh/authorized_keys", ".ssh/authorized_keys is a link"),
         ("mkdir .ssh; ln -s /proc/self/fd/1 .ssh/authorized_keys", ".ssh/authorized_keys is a link"),
-        ("mkdir .ssh; mkfifo .ssh/authorized_keys", ".ssh/authorized_keys is no regular file"),
-        ("mkdir -p .ssh/authorized_keys", ".ssh/authorized_keys is no regular file"),
+        ("mkdir .ssh; mkfifo .ssh/authorized_keys", ".ssh/authorized_keys is not a regular file"),
+        ("mkdir -p .ssh/authorized_keys", ".ssh/authorized_keys is not a regular file"),
         (
             "mkdir .ssh; python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\".ssh/authorized_keys\")'",
-            ".ssh/authorized_keys is no regular file",
+            ".ssh/authorized_keys is not a regular file",
         ),
-        ("mkdir .ssh; truncate -s 20G .ssh/authorized_keys", ".ssh/authorized_keys is longer than any file of keys"),
+        ("mkdir .ssh; truncate -s 20G .ssh/authorized_keys", ".ssh/authorized_keys is too long for a key file"),
         ("mkdir -p .ssh/.authorized_keys.unbitctl", "remove .ssh/.authorized_keys.unbitctl: EISDIR"),
         ("mkdir .ssh; touch .ssh/authorized_keys; chmod 500 .ssh", "make .ssh/.authorized_keys.unbitctl: EACCES"),
     ] {
@@ -609,7 +609,8 @@ fn a_purge_stays_in_the_directory() {
     // Another file system stays, and the container is no account meanwhile; the rest is done the next time.
     let err = unbitctl("remove 30006 --purge --yes").failed();
     assert!(
-        err.contains("mnt: a file system is mounted there") && err.contains("once more: unbitctl remove 30006 --purge"),
+        err.contains("mnt: a file system is mounted there")
+            && err.contains("run it again: unbitctl remove 30006 --purge"),
         "{err}"
     );
     assert_eq!(sh("ls -A /containers/*30006*/mnt; ls /containers/.30006.purge/mnt").out.trim(), "kept");

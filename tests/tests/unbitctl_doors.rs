@@ -126,7 +126,7 @@ fn subordinate_ids_that_are_containers() {
     assert_healthy("subids");
     // Those of root, for other engines.
     fs::write("/etc/subuid", "root:100000:65536\n").unwrap();
-    one(&check("subids"), "warn", "what root starts with them the number of the container 100005");
+    one(&check("subids"), "warn", "so what root starts with them has the uid of the container 100005");
     fs::write("/etc/subuid", "root:1000000:65536\n").unwrap();
     assert_healthy("subids");
 }

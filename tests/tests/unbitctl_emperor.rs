@@ -43,7 +43,7 @@ fn the_emperors_files_are_those_of_the_examples() {
     sh("mv /usr/bin/uwsgi /tmp").ok();
     let err = unbitctl("setup emperor").failed();
     sh("mv /tmp/uwsgi /usr/bin").ok();
-    assert_eq!(err, "unbitctl: packages are missing: apt-get install uwsgi-core, or say --install\n");
+    assert_eq!(err, "unbitctl: packages are missing: apt-get install uwsgi-core, or give --install\n");
     assert_eq!(files(), bare);
 
     let said = unbitctl("setup emperor").ok();
@@ -103,7 +103,7 @@ fn a_distribution_is_made_and_completed() {
         "directory     /.old_root: made",
         "directory     /containers: made",
         "libnss_unbit.so.2: copied from the node",
-        "nsswitch      unbit is in its place, right behind files",
+        "nsswitch      unbit is in its place, directly after files",
         "ok    distributions",
     ] {
         assert!(said.contains(line), "{line} in {said}");
@@ -121,7 +121,7 @@ fn a_distribution_is_made_and_completed() {
     let found = || sh("find /distros/new -printf '%p %i %T@\\n' | sort | cksum").ok();
     let before = found();
     let said = unbitctl("setup distribution new").ok();
-    assert!(said.contains("/distros/new: is there") && !said.contains(": made"), "{said}");
+    assert!(said.contains("/distros/new: exists") && !said.contains(": made"), "{said}");
     assert_eq!(found(), before);
     sh("rmdir /distros/new/containers; rm /distros/new/usr/lib/*/libnss_unbit.so.2").ok();
     let said = unbitctl("setup distribution new").ok();
@@ -198,7 +198,7 @@ fn nothing_is_left_of_a_distribution_that_fails() {
 #[ignore = "needs the node: make test"]
 fn a_tool_that_is_missing_is_named() {
     let err = unbitctl("setup distribution new").failed();
-    assert_eq!(err, "unbitctl: packages are missing: apt-get install debootstrap, or say --install\n");
+    assert_eq!(err, "unbitctl: packages are missing: apt-get install debootstrap, or give --install\n");
     for words in [
         "setup distribution",
         "setup distribution ../x",

@@ -546,8 +546,8 @@ fn a_bad_list_changes_nothing() {
     assert_eq!((done.status, done.out.as_str()), (Some(1), ""));
     assert_eq!(
         done.err,
-        "unbitctl: no rules are made of these lists
-unbitctl: /etc/uwsgi/nodes:2: \"node7.example\" is no IP address
+        "unbitctl: no rules are made from these lists
+unbitctl: /etc/uwsgi/nodes:2: \"node7.example\" is not an IP address
 unbitctl: /etc/uwsgi/nodes:3: \"192.0.2.0/24\" is a network: one address a line is needed
 unbitctl: /etc/uwsgi/legion_nodes:1: \"10.0.0.7\" is a container's address (--containers 10.0.0.0/8)\n"
     );
@@ -668,14 +668,18 @@ fn the_check_sees_what_the_lists_say_now() {
     holds(&check(), &[good]);
 
     on_node("nft insert rule inet unbit input accept").ok();
-    holds(&check(), &["FAIL ports ", "its rules are others", fix]);
+    holds(&check(), &["FAIL ports ", "its rules differ", fix]);
     on_node(fix.trim_start_matches("fix ")).ok();
     holds(&check(), &[good]);
 
     fs::write("/etc/uwsgi/nodes", "192.0.2.300\n").unwrap();
     holds(
         &check(),
-        &["FAIL ports ", "/etc/uwsgi/nodes:1: \"192.0.2.300\" is no IP address", "correct the list, then: unbitctl"],
+        &[
+            "FAIL ports ",
+            "/etc/uwsgi/nodes:1: \"192.0.2.300\" is not an IP address",
+            "correct the list, then: unbitctl",
+        ],
     );
     fs::remove_file("/etc/uwsgi/nodes").unwrap();
     holds(

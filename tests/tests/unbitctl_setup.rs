@@ -243,7 +243,7 @@ fn passwords_are_refused_only_if_that_is_wished() {
     sh("unbitctl setup --undo").ok();
     for (answer, refused) in [("", false), ("n\n", false), ("y\n", true)] {
         let asked = run("script", &["-qec", "unbitctl setup sshd", "/dev/null"], answer.as_bytes());
-        assert!(asked.out.contains("Shall it accept only keys"), "{answer:?}: {asked:?}");
+        assert!(asked.out.contains("Should it accept only keys"), "{answer:?}: {asked:?}");
         assert_eq!(!passwords().contains("yes"), refused, "{answer:?}: {asked:?}");
     }
 }
@@ -265,7 +265,7 @@ fn a_distribution_is_set_up_as_one() {
         assert_eq!(checks.contains(words), has, "{words}: {checks}");
     }
     let refused = sh(format!("unbitctl setup --root {OTHER} directories")).failed();
-    assert!(refused.contains("/distros/other is a distribution, and the directories are a node's"), "{refused}");
+    assert!(refused.contains("/distros/other is a distribution, and only a node has these directories"), "{refused}");
     sh(format!("unbitctl setup --root {OTHER}")).ok();
     assert_eq!(sh(format!("ls -A {OTHER}")).ok(), ".old_root\ncontainers\netc\nusr\nvar");
     assert_eq!(sh(format!("ls -A {OTHER}/etc | grep -v unbit-")).ok(), "nsswitch.conf\npasswd");
@@ -595,7 +595,7 @@ fn each_check_fails_by_its_one_thing_and_passes_after_its_fix() {
         (
             "pam",
             "sed -i '/^session.*unbit/isession required pam_limits.so' /etc/pam.d/sshd",
-            "pam_limits.so runs for container users: if it fails, every module behind pam_unbit.so runs for them too",
+            "pam_limits.so runs for container users: if it fails, every module after pam_unbit.so runs for them too",
         ),
         (
             "pam",
@@ -724,7 +724,7 @@ fn what_setup_cannot_fix_is_told_with_the_place() {
         ("sed -i 's/^auth.*unbit.so/& debig/' /etc/pam.d/sshd", "change the options by hand"),
         (
             "grep ^auth.*unbit /etc/pam.d/sshd >/etc/pam.d/ours; sed -i 's/^auth.*unbit.*/@include ours/; /^session.*unbit/s/done/ok/' /etc/pam.d/sshd",
-            "take the line of pam_unbit.so out of /etc/pam.d/ours",
+            "remove the line of pam_unbit.so from /etc/pam.d/ours",
         ),
         (
             "printf 'Match User 3*\\n ChrootDirectory /srv\\n' >>/etc/ssh/sshd_config",
@@ -732,7 +732,7 @@ fn what_setup_cannot_fix_is_told_with_the_place() {
         ),
         (
             "printf 'Match User 3*\\n AuthenticationMethods publickey,password\\n' >>/etc/ssh/sshd_config",
-            "fix: let container users in by publickey alone",
+            "fix: let container users in with publickey only",
         ),
         ("printf 'Match User 3*\\n X11Forwarding yes\\n' >>/etc/ssh/sshd_config", "fix: in /etc/ssh/sshd_config line "),
         ("echo Nonsense yes >>/etc/ssh/sshd_config", "Bad configuration option: Nonsense"),
@@ -928,7 +928,7 @@ fn accounts_come_after_the_lines_of_pam() {
     // Nor do they stay behind those lines.
     sh("cp -a /tmp/stock/etc/pam.d/sshd /etc/pam.d; unbitctl setup pam; sed -i '/^passwd:/s/$/ unbit/' /etc/nsswitch.conf").ok();
     let refused = sh("unbitctl setup --undo").failed();
-    assert!(refused.contains("take unbit out of /etc/nsswitch.conf first"), "{refused}");
+    assert!(refused.contains("remove unbit from /etc/nsswitch.conf first"), "{refused}");
     sh("grep -q pam_unbit /etc/pam.d/sshd && unbitctl setup --undo --force && ! grep pam_unbit /etc/pam.d/sshd").ok();
 }
 
@@ -948,7 +948,7 @@ fn undo_goes_where_nothing_unsafe_remains() {
     sh(format!("sed -i 's/^UsePAM.*//; $ a UsePAM no' {ours}")).ok();
     sh("unbitctl setup sshd").ok();
     let refused = sh("unbitctl setup --undo").failed();
-    assert!(refused.contains("take unbit out of /etc/nsswitch.conf first"), "{refused}");
+    assert!(refused.contains("remove unbit from /etc/nsswitch.conf first"), "{refused}");
 }
 
 #[test]
@@ -992,7 +992,7 @@ fn only_root_sets_up_and_one_at_a_time() {
     let asked = "unbitctl: sshd: root is needed to ask sshd what it is configured to do\n";
     assert_eq!((refused.status, refused.err.as_str()), (Some(3), asked));
     let refused = sh("flock /etc unbitctl setup");
-    assert_eq!((refused.status, refused.err.as_str()), (Some(1), "unbitctl: another unbitctl setup is at work\n"));
+    assert_eq!((refused.status, refused.err.as_str()), (Some(1), "unbitctl: another unbitctl setup is running\n"));
     assert_eq!(sh("unbitctl setup nonsense").status, Some(2));
     for command in ["setup", "check"] {
         for (root, fault) in [("/nowhere", "there is no such directory"), ("/etc/passwd", "it is not a directory")] {

@@ -10,7 +10,7 @@ use unbit_tests::supervision::{Session, status};
 use unbit_tests::tenant::give;
 use unbit_tests::*;
 
-const BAD_MAP: &str = "cannot be entered: its user has no number of its own on this node.";
+const BAD_MAP: &str = "cannot be entered: its user has no uid of its own on this node.";
 
 /// What 30001 is on the node with the usual maps.
 const ON_THE_NODE: &str = "1030001";

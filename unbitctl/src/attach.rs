@@ -153,7 +153,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         say!("{}", lines_of(&words(uid, &engine, &found, pid, before.as_deref())));
     }
     for name in &arguments.names {
-        let done = if names::give(name, uid)? { "made" } else { "is there already" };
+        let done = if names::give(name, uid)? { "made" } else { "exists already" };
         say!("{} -> {uid}: {done}\n", names::place(name).display());
     }
     let shown = arguments.names.first().map_or(Account::Number(uid), |name| Account::Name(*name));
@@ -182,7 +182,7 @@ fn words(uid: ContainerUid, engine: &Engine, found: &Found, pid: i32, before: Op
     let link = place(uid);
     let (link, target) = (link.display(), found.cgroup.display());
     let done = match before {
-        Some(before) if before == found.cgroup => "is there already",
+        Some(before) if before == found.cgroup => "exists already",
         Some(_) => "replaced",
         None => "made",
     };
@@ -196,7 +196,7 @@ fn words(uid: ContainerUid, engine: &Engine, found: &Found, pid: i32, before: Op
     }
     if before != Some(&found.cgroup) && trusted(uid).exists() {
         text.push_str(&format!(
-            "note: {} says that this container's root is trusted; remove it unless you mean the {}\n",
+            "note: {} says that this container's root is trusted; remove it unless that is true of the {}\n",
             trusted(uid).display(),
             engine.name()
         ));
@@ -224,7 +224,7 @@ fn home(uid: ContainerUid, create: bool) -> Result<()> {
         // An operator may keep it elsewhere; `check` says whether it is an account then.
         Ok(status) if status.is_symlink() => return Ok(()),
         Ok(status) => bail!(
-            "{shown} belongs to {}:{}, so it is no account: chown {uid}:{uid} {shown}",
+            "{shown} belongs to {}:{}, so it is not an account: chown {uid}:{uid} {shown}",
             status.uid(),
             status.gid()
         ),
@@ -260,7 +260,7 @@ fn read(link: &Path) -> Result<Option<PathBuf>> {
         Ok(target) => Ok(Some(target)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) if error.kind() == ErrorKind::InvalidInput => {
-            bail!("{} is no symbolic link: see what it is, and remove it", link.display())
+            bail!("{} is not a symbolic link: check what it is, and remove it", link.display())
         }
         Err(error) => Err(error).with_context(|| link.display().to_string()),
     }
@@ -373,7 +373,7 @@ mod tests {
                         the link stays valid until then\n\
                         note: look\n";
         assert_eq!(text, expected);
-        assert!(words(uid, &engine, &found, 7, Some(&found.cgroup)).contains(": is there already\n"));
+        assert!(words(uid, &engine, &found, 7, Some(&found.cgroup)).contains(": exists already\n"));
         let text = words(uid, &engine, &found, 7, Some(Path::new("/c/old")));
         assert!(text.contains(": replaced\n") && text.ends_with("note: the link led to /c/old\n"), "{text}");
     }

@@ -238,11 +238,11 @@ impl<'a> Plan<'a> {
     fn make_directory(&self, progress: &mut Progress, undo: &mut Undo) -> Result<()> {
         let shown = self.home.display();
         if self.home.symlink_metadata().is_ok() {
-            progress.found("directory", format!("{shown}: is there"));
+            progress.found("directory", format!("{shown}: exists"));
             return Ok(());
         }
         // Whoever had this number before may have been removed by hand.
-        traces::remove(self.uid).context("what the node remembers of an earlier user of this number")?;
+        traces::remove(self.uid).context("remove what the node keeps of an earlier user of this number")?;
         // Complete before it has its name, from which on it is an account.
         let new = Path::new(CONTAINERS).join(format!(".{}.unbitctl", self.uid));
         match fs::remove_dir(&new) {
@@ -264,7 +264,7 @@ impl<'a> Plan<'a> {
 
     fn write_keys(&self, progress: &mut Progress, undo: &mut Undo) -> Result<()> {
         if self.keys.is_empty() {
-            let what = if self.arguments.without_key { "none is written" } else { "there are some" };
+            let what = if self.arguments.without_key { "none is written" } else { "some exist already" };
             progress.found("key", what);
             return Ok(());
         }
@@ -273,7 +273,7 @@ impl<'a> Plan<'a> {
             if key.is_in(&added.lines) {
                 progress.changed("key", format!("{}: added", key.shown));
             } else {
-                progress.found("key", format!("{}: is there", key.shown));
+                progress.found("key", format!("{}: exists already", key.shown));
             }
         }
         if !added.lines.is_empty() {
@@ -320,7 +320,7 @@ impl<'a> Plan<'a> {
         let what = |text: &str| vassal::settings(text);
         match &self.old {
             Some(old) if *old == self.new => {
-                progress.found("vassal", format!("{shown}: is there; {}", what(old)));
+                progress.found("vassal", format!("{shown}: exists; {}", what(old)));
                 return Ok(false);
             }
             Some(old) => {
@@ -329,7 +329,7 @@ impl<'a> Plan<'a> {
                 undo.note(Made::Vassal(self.vassal.clone(), Some(old.clone())));
                 let ends = if open > 0 { format!(", which ends its {open} open sessions") } else { String::new() };
                 let (before, after) = (what(old), what(&self.new));
-                progress.changed("vassal", format!("{shown}: {after}, where it was {before}; it restarts{ends}"));
+                progress.changed("vassal", format!("{shown}: {after} instead of {before}; it restarts{ends}"));
             }
             None => {
                 replace(&self.vassal, &self.new)?;
@@ -415,7 +415,7 @@ fn summary(findings: &[Finding]) -> String {
     let count = |state| findings.iter().filter(|finding| finding.state == state).count();
     match count(State::Warn) {
         0 => format!("{} ok", count(State::Ok)),
-        warnings => format!("{} ok, {warnings} warn: unbitctl check says of what", count(State::Ok)),
+        warnings => format!("{} ok, {warnings} warn: unbitctl check shows what", count(State::Ok)),
     }
 }
 
@@ -441,7 +441,9 @@ fn must_be_free(uid: ContainerUid, home: &Path) -> Result<()> {
     }
     match fs::metadata(home) {
         Ok(status) if uid.is_owner_of(status.mode(), status.uid(), status.gid()) => return Ok(()),
-        Ok(status) => bail!("{shown} is there, and belongs to {}:{}: is that {uid}'s?", status.uid(), status.gid()),
+        Ok(status) => {
+            bail!("{shown} exists, and belongs to {}:{}: is it the directory of {uid}?", status.uid(), status.gid())
+        }
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).with_context(|| shown.to_string()),
         Err(_) if home.is_symlink() => bail!("{shown} is a link that leads nowhere"),
         Err(_) => {}
@@ -458,7 +460,7 @@ fn read_vassal(uid: ContainerUid, file: &Path) -> Result<Option<String>> {
     let shown = file.display();
     match fs::symlink_metadata(file) {
         Ok(found) if found.is_file() => Ok(Some(fs::read_to_string(file).with_context(|| shown.to_string())?)),
-        Ok(_) => bail!("{shown} is no regular file, and is left as it is"),
+        Ok(_) => bail!("{shown} is not a regular file, and is left as it is"),
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(|| shown.to_string()),
         Err(_) if has_vassal(uid) => {
             bail!("another file of {VASSALS} starts {uid} already (ls {VASSALS}/{uid}.*): change that by hand")

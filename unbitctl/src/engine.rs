@@ -134,7 +134,7 @@ fn holds(cgroup: &Path, begin: &str) -> bool {
 /// Runs the tool of an engine.
 fn ask(node: &RootFs, tool: &str, arguments: &[&str]) -> Result<Output> {
     command::run(node, tool, arguments)
-        .with_context(|| format!("cannot ask {tool} for the container (--cgroup PATH does without it)"))
+        .with_context(|| format!("cannot ask {tool} for the container (use --cgroup PATH instead)"))
 }
 
 /// systemd-machined knows the unit, and systemd its cgroup.
@@ -191,7 +191,7 @@ fn incus(node: &RootFs, name: &str) -> Result<Found> {
     if !answer.ok() {
         bail!("Incus has no instance {name}: {}", answer.complaint());
     }
-    let state: Value = serde_json::from_str(&answer.out).context("read what incus query says")?;
+    let state: Value = serde_json::from_str(&answer.out).context("parse the output of incus query")?;
     let pid = number(state.get("pid"));
     let Some(pid) = pid else { bail!("the instance {name} is not running; start it first: incus start {name}") };
     // LXC's name of an instance of another project has the project's in front.
@@ -206,7 +206,7 @@ fn oci_pid(node: &RootFs, engine: &str, name: &str) -> Result<i32> {
         bail!("{engine} has no container {name}: {}", answer.complaint());
     }
     let described: Value =
-        serde_json::from_str(&answer.out).with_context(|| format!("read what {engine} inspect says"))?;
+        serde_json::from_str(&answer.out).with_context(|| format!("parse the output of {engine} inspect"))?;
     let pid = number(described.pointer("/0/State/Pid"));
     pid.with_context(|| format!("the container {name} is not running; start it first: {engine} start {name}"))
 }
@@ -239,7 +239,7 @@ fn payload(process: &Path, name: &str) -> Result<Found> {
     let mut warnings = Vec::new();
     if !number.is_empty() {
         warnings.push(format!(
-            "it should be {PAYLOAD}{name}: LXC takes another name while a group of an earlier start is left, and {PAYLOAD}{name} again once \
+            "it should be {PAYLOAD}{name}: LXC uses another name while a cgroup of an earlier start is left, and {PAYLOAD}{name} again once \
              that is gone; remove it (rmdir), restart the container, and attach it again"
         ));
     }

@@ -42,7 +42,7 @@ Examples:
   tar c site | unbitctl enter 30001 -- tar x
   unbitctl enter --root 30001 -- ss -tlnp
 
-The exit status is the command's, 128 and the signal's number if a signal ended it, 126 if it cannot be run, 127 if it is not there.";
+The exit status is the command's, 128 plus the signal's number if a signal ended it, 126 if it cannot be run, 127 if it does not exist.";
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -74,8 +74,8 @@ pub fn with_tip(mut error: clap::Error, arguments: &[OsString]) -> clap::Error {
 }
 
 const DANGER: [&str; 2] = [
-    "root inside the container: every program, library and configuration file there is the tenant's or the distribution's, and runs with",
-    "the uid 0 of this node, to which its /proc/sys and the devices that the container sees are open. Run nothing that you do not have to.",
+    "warning: root inside the container: the programs, libraries and configuration files there belong to the tenant or the distribution.",
+    "They run with uid 0 of this node, which can write to /proc/sys and to the devices that the container sees. Run only what you have to.",
 ];
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
@@ -127,7 +127,7 @@ fn refused(container: ContainerUid, refusal: &Refusal) -> anyhow::Error {
     match reason {
         Reason::NoContainer => {
             anyhow!(
-                "there is no container {container} on this node ({cause}); unbitctl list shows those that there are, unbitctl create makes one"
+                "there is no container {container} on this node ({cause}); unbitctl list shows the existing ones, unbitctl create makes one"
             )
         }
         _ => anyhow!("container {container} refused: {cause}; unbitctl check {container} says more, and what to do"),

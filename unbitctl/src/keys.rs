@@ -51,9 +51,10 @@ pub fn read(file: &Path) -> Result<Vec<Key>> {
         Box::new(File::open(file).with_context(|| name.clone())?)
     };
     let Some(bytes) = regular_file::read(source, LONGEST).with_context(|| name.clone())? else {
-        bail!("{name} is longer than any file of keys")
+        bail!("{name} is too long for a key file")
     };
-    let text = String::from_utf8(bytes).ok().with_context(|| format!("{name} is not text, so it is no public key"))?;
+    let text =
+        String::from_utf8(bytes).ok().with_context(|| format!("{name} is not text, so it is not a public key"))?;
     if text.contains("PRIVATE KEY-----") {
         bail!("{name} is a private key, which never leaves its owner: the public one is in the file with .pub");
     }
@@ -62,7 +63,7 @@ pub fn read(file: &Path) -> Result<Vec<Key>> {
     let keys = keys.map(|(at, line)| check(line).with_context(|| format!("{name}, line {}", at + 1)));
     let keys = keys.collect::<Result<Vec<_>>>()?;
     if keys.is_empty() {
-        bail!("{name} holds no public key");
+        bail!("{name} contains no public key");
     }
     Ok(keys)
 }
@@ -86,7 +87,7 @@ fn check(line: &str) -> Result<Key> {
     let shown = String::from_utf8_lossy(&answer.stdout).trim().to_owned();
     match identity(line) {
         Some(_) if answer.status.success() && shown.lines().count() == 1 => Ok(Key { line: line.to_owned(), shown }),
-        _ => bail!("it is no public key: ssh-keygen -l does not know it"),
+        _ => bail!("it is not a public key: ssh-keygen -l does not know it"),
     }
 }
 
@@ -186,13 +187,13 @@ fn read_file(directory: &Directory) -> Result<Option<Vec<u8>>> {
     let file = match regular_file::open(directory, FILE) {
         Err(Odd::Missing) => return Ok(None),
         Err(Odd::Link) => bail!("{name} is a link, and is left as it is"),
-        Err(Odd::NotRegular) => bail!("{name} is no regular file, and is left as it is"),
+        Err(Odd::NotRegular) => bail!("{name} is not a regular file, and is left as it is"),
         Err(Odd::Failed(errno)) => return Err(errno).context(name),
         Ok(file) => file,
     };
     match regular_file::read(file, LONGEST).with_context(|| name.clone())? {
         Some(bytes) => Ok(Some(bytes)),
-        None => bail!("{name} is longer than any file of keys, and is left as it is"),
+        None => bail!("{name} is too long for a key file, and is left as it is"),
     }
 }
 
@@ -253,11 +254,11 @@ mod tests {
     fn whatever_else_is_refused_and_named() {
         let key = "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n";
         for (name, text, cause) in [
-            ("empty", "", "holds no public key"),
-            ("comment", "# only this\n", "holds no public key"),
+            ("empty", "", "contains no public key"),
+            ("comment", "# only this\n", "contains no public key"),
             ("private", key, "is a private key"),
-            ("words", "hello\n", "line 1: it is no public key"),
-            ("short", &format!("{ED25519}\nssh-ed25519 AAAAC3Nz x\n"), "line 2: it is no public key"),
+            ("words", "hello\n", "line 1: it is not a public key"),
+            ("short", &format!("{ED25519}\nssh-ed25519 AAAAC3Nz x\n"), "line 2: it is not a public key"),
             ("control", &ED25519.replace(" ada", " \u{1b}[2Jada"), "the character \\u{1b}"),
             ("certificate", "ssh-ed25519-cert-v01@openssh.com AAAA x", "it is a certificate"),
         ] {

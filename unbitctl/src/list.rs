@@ -46,7 +46,7 @@ Columns:
   TASKS     processes and threads in its pids cgroup, and the limit
   OOM       processes that the kernel killed because its memory was full
   MEMORY    memory used by its memory cgroup, and the limit
-  CPU       time used by its cgroup, in hours:minutes:seconds; with --watch, percent of one processor since the last look
+  CPU       time used by its cgroup, in hours:minutes:seconds; with --watch, percent of one processor since the last refresh
   PID       its pid 1 on this node, and when that started
   QUOTA     disk space used by its user on the file system of /containers, and the limit
 
@@ -223,7 +223,7 @@ impl RootFs {
 
     /// What the operator has to know of what is shown.
     const fn warning(&self) -> Option<&'static str> {
-        if self.is_root { None } else { Some("without root states, host names, sessions and quotas are not seen") }
+        if self.is_root { None } else { Some("without root, states, host names, sessions and quotas are unknown") }
     }
 
     /// All containers, by uid.

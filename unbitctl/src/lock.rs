@@ -28,7 +28,7 @@ impl Lock {
             .open(&path);
         match Flock::lock(file.with_context(|| path.display().to_string())?, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self(lock)),
-            Err((_, Errno::EWOULDBLOCK)) => bail!("another unbitctl is at work on {uid}"),
+            Err((_, Errno::EWOULDBLOCK)) => bail!("another unbitctl is working on {uid}"),
             Err((_, errno)) => Err(errno).context("lock"),
         }
     }

@@ -65,7 +65,7 @@ Exit status:
   1  a check failed, a login would not work, or something failed; the reason is on stderr
   2  wrong arguments
   3  root is needed
-  4  only steps of the guide failed that --guide names";
+  4  with --guide: only steps of the guide failed, and no check of logins";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:

@@ -67,15 +67,13 @@ pub fn look(name: &SecondName) -> Result<ContainerUid> {
     match fs::read_link(&place) {
         Ok(text) => SecondName::leads_to(text.as_os_str().as_bytes()).with_context(|| {
             let text = escape::quoted(text.as_os_str().as_bytes());
-            format!("{link} is a link to {text}, which is not the number of a container and nothing else")
+            format!("{link} is a link to {text}, which is not exactly the number of a container")
         }),
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            bail!(
-                "no container has the name {name}: there is no link {link}; unbitctl list shows the names that there are"
-            )
+            bail!("no container has the name {name}: there is no link {link}; unbitctl list shows the existing names")
         }
         Err(error) if error.kind() == ErrorKind::InvalidInput => {
-            bail!("{link} is not a symbolic link, so {name} is no name")
+            bail!("{link} is not a symbolic link, so {name} is not a second name")
         }
         Err(error) => Err(error).with_context(|| link.to_string()),
     }
@@ -139,7 +137,8 @@ pub fn can_be_given(name: &SecondName, uid: ContainerUid) -> Result<()> {
             other => bail!("{name} is a name of {other}: unbitctl detach {name}"),
         },
     }
-    directory_is_roots().context("a name is only as good as its directory (unbitctl setup directories)")?;
+    directory_is_roots()
+        .context("second names need a /containers that only root can write to (unbitctl setup directories)")?;
     let user = nix::unistd::User::from_name(name.as_str()).with_context(|| format!("look up the account {name}"))?;
     match user {
         Some(user) if user.uid.as_raw() != uid.get() => {

@@ -30,7 +30,7 @@ pub fn need(packages: &[Package], install: bool, dry_run: bool) -> Result<()> {
         bail!("these have to be installed first, by their names in Debian: {names}");
     }
     if !install && !is_agreed(&names) {
-        bail!("packages are missing: apt-get install {names}, or say --install");
+        bail!("packages are missing: apt-get install {names}, or give --install");
     }
     say!("apt-get install {names}\n");
     let _ = stdout().flush();

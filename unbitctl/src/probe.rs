@@ -116,13 +116,13 @@ impl Probe {
 pub fn forget_the_operator(container: ContainerUid) -> Result<(), Refusal> {
     // A session of its own: /dev/tty is the operator's terminal until then.
     setsid().context(Reason::Broken, "begin a session")?;
-    join::sys::new_session_keyring().context(Reason::Broken, "leave the operator's keyring")?;
+    join::sys::new_session_keyring().context(Reason::Broken, "join a session keyring other than the operator's")?;
     // Rust ignores it, and what is ignored stays so through an exec.
     default_signal(Signal::SIGPIPE).context(Reason::Broken, "set back SIGPIPE")?;
     umask(Mode::from_bits_truncate(0o022));
     let none = caps::clear(None, CapSet::Inheritable).map_err(|_| Errno::last());
-    none.context(Reason::Broken, "leave inheritable capabilities")?;
-    retry(|| setgroups(&[Gid::from_raw(container.get())])).context(Reason::Broken, "leave root's groups")
+    none.context(Reason::Broken, "drop inheritable capabilities")?;
+    retry(|| setgroups(&[Gid::from_raw(container.get())])).context(Reason::Broken, "drop root's groups")
 }
 
 /// In the process: redirects stdin, stdout and stderr to /dev/null.

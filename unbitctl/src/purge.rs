@@ -114,7 +114,7 @@ impl Tree<'_> {
                 let Some((left, inner)) = above.pop() else { break };
                 directory = open_parent(&directory).with_context(|| shown(&inner))?;
                 if Inode::from(fstat(&directory)?) != left {
-                    bail!("{}: somebody moves directories there", shown(&inner));
+                    bail!("{}: another process moves directories there", shown(&inner));
                 }
             }
         }

@@ -35,7 +35,7 @@ impl State {
     pub fn must_be_on(&self) -> Result<()> {
         if !self.is_on {
             bail!(
-                "no limit on the disk can hold: the file system of {CONTAINERS} has no user quota (unbitctl check says how to turn it on)"
+                "no limit on the disk can be enforced: the file system of {CONTAINERS} has no user quota (unbitctl check says how to turn it on)"
             );
         }
         Ok(())

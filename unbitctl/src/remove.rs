@@ -165,7 +165,7 @@ impl Home {
         let (uid, shown) = (self.uid, self.path.display());
         match &self.found {
             Some(found) if found.is_symlink() => {
-                bail!("{shown} is a link: what is behind it, and the link, have to be removed by hand")
+                bail!("{shown} is a link: remove it and what it leads to by hand")
             }
             Some(found) if !uid.is_owner_of(found.mode(), found.uid(), found.gid()) => {
                 bail!("{shown} belongs to {}:{}, so it is not {uid}'s", found.uid(), found.gid())
@@ -187,7 +187,7 @@ impl Home {
                 }
                 interrupt.check()
             })
-            .with_context(|| format!("not all is removed; once more: unbitctl remove {} --purge", self.uid))
+            .with_context(|| format!("not all is removed; run it again: unbitctl remove {} --purge", self.uid))
         };
         let had_doomed = self.doomed().symlink_metadata().is_ok();
         go(&self.doomed, progress)?;
@@ -201,7 +201,7 @@ impl Home {
             go(&self.doomed, progress)?;
         }
         if self.found.is_some() || had_doomed {
-            traces::remove(self.uid).context("what the node remembers of its user")?;
+            traces::remove(self.uid).context("remove what the node keeps of its user")?;
             progress.changed("directory", format!("{shown}: removed, with {removed} files"));
         }
         for name in names::of(self.uid) {

@@ -109,7 +109,7 @@ impl RootFs {
         let mut bytes = Vec::new();
         self.open_file(absolute)?.take(LONGEST_FILE).read_to_end(&mut bytes)?;
         if bytes.len() as u64 == LONGEST_FILE {
-            return Err(Error::new(ErrorKind::InvalidInput, "it is longer than such a file can be"));
+            return Err(Error::new(ErrorKind::InvalidInput, "it is too long for such a file"));
         }
         Ok(bytes)
     }

@@ -18,8 +18,8 @@ use std::process::ExitCode;
 
 pub const EXAMPLES: &str = "\
 Examples:
-  unbitctl sessions                   who is in
-  unbitctl sessions web1 --wide       who is in the container web1, with whole keys
+  unbitctl sessions                   who is logged in
+  unbitctl sessions web1 --wide       who is logged in to the container web1, with full keys
   unbitctl sessions --end 48213-0f3a
   unbitctl sessions --json | jq '.[] | select(.address == \"192.0.2.7\") | .id'
 

@@ -63,7 +63,7 @@ pub fn change(text: &str, choice: &Choice) -> Result<String> {
     for (key, value) in [("memory-max", choice.memory), ("pids-max", choice.pids)] {
         if let Some(value) = value {
             text = set(&text, key, value).ok_or_else(|| {
-                anyhow::anyhow!("it has no line set-placeholder = {key}=..., so its limit is elsewhere")
+                anyhow::anyhow!("it has no line set-placeholder = {key}=..., so its limit is set elsewhere")
             })?;
         }
     }
@@ -71,13 +71,13 @@ pub fn change(text: &str, choice: &Choice) -> Result<String> {
         text = match set(&text, "cpu-max", cpu) {
             Some(text) => text,
             None => after(&text, "pids-max", &format!("set-placeholder = cpu-max={cpu}")).ok_or_else(|| {
-                anyhow::anyhow!("it has no line set-placeholder = pids-max=..., so its limits are elsewhere")
+                anyhow::anyhow!("it has no line set-placeholder = pids-max=..., so its limits are set elsewhere")
             })?,
         };
     }
     if let Some(name) = &choice.distribution {
         let Some(old) = settings(&text).distribution else {
-            bail!("it has no line that mounts /distros/NAME on /ns, so its root is elsewhere");
+            bail!("it has no line that mounts /distros/NAME on /ns, so its root directory is set elsewhere");
         };
         let (old, new) = (format!("/distros/{old}"), format!("/distros/{name}"));
         // The two lines that mount it, of which one is a comment: both are about /ns.

@@ -134,7 +134,7 @@ fn read(directory: &OwnedFd, name: &str) -> Result<Found> {
     let file = match regular_file::open(directory, name) {
         Err(Odd::Missing) => return Ok(Found::Gone),
         Err(Odd::Link) => return Ok(Found::Nothing("it is a symbolic link".to_owned())),
-        Err(Odd::NotRegular) => return Ok(Found::Nothing("it is no regular file".to_owned())),
+        Err(Odd::NotRegular) => return Ok(Found::Nothing("it is not a regular file".to_owned())),
         Err(Odd::Failed(Errno::EWOULDBLOCK)) => return Ok(Found::Gone), // somebody holds a lease on it: another time
         Err(Odd::Failed(errno)) => return Err(errno).with_context(|| format!("{NAME}/{name}")),
         Ok(file) => file,
@@ -154,7 +154,7 @@ fn parse(bytes: &[u8], owner: u32) -> Result<Alarm> {
     let alarm: Alarm = serde_json::from_str(&String::from_utf8_lossy(bytes))
         .map_err(|_| anyhow::anyhow!("not the JSON of an alarm"))?;
     if ContainerUid::new(alarm.container).is_none() {
-        bail!("{} is no container's number", alarm.container);
+        bail!("{} is not a container's number", alarm.container);
     }
     if ![0, alarm.container].contains(&owner) {
         bail!("it speaks for container {}", alarm.container);

@@ -23,7 +23,7 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     let mut services = BTreeMap::new();
     for Service { customer, id, config } in node.api.list(PATH)? {
         if services.insert(format!("{customer}_{id}.ini"), config).is_some() {
-            bail!("GET {PATH}: {customer}_{id} is there twice");
+            bail!("GET {PATH}: {customer}_{id} is listed twice");
         }
     }
     let directory = node.open(DIRECTORY)?;

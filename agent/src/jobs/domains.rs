@@ -36,7 +36,7 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
         let key = rsa.as_deref().unwrap_or_default();
         for Domain { name } in domains {
             let Some(name) = DomainName::parse(name) else {
-                bail!("GET {PATH}: {} is no domain", shared::escape::quoted(name));
+                bail!("GET {PATH}: {} is not a domain", shared::escape::quoted(name));
             };
             let is_right = if name == own {
                 Err(anyhow::anyhow!("{name} is the API's own domain"))
@@ -80,7 +80,7 @@ fn must_be_key(text: &str) -> Result<()> {
     }
     let key = openssl::pkey::PKey::public_key_from_pem(text.as_bytes());
     if key.is_err() || text.contains("PRIVATE KEY-----") {
-        bail!("its key is no public key in PEM");
+        bail!("its key is not a public key in PEM");
     }
     Ok(())
 }

@@ -46,7 +46,7 @@ fn read(name: &str) -> Result<String> {
     let shown = || escape::name(name).to_string();
     let file = OpenOptions::new().read(true).custom_flags(libc_flags()).open(name).with_context(shown)?;
     if !file.metadata().with_context(shown)?.is_file() {
-        bail!("{} is no regular file", shown());
+        bail!("{} is not a regular file", shown());
     }
     let Some(bytes) = regular_file::read(file, LONGEST).with_context(shown)? else {
         bail!("{} is longer than {LONGEST} bytes", shown())

@@ -67,7 +67,8 @@ fn update(node: &mut Node, name: &str, path: &str, report: &mut Report) -> Resul
 
 /// The API's addresses, each once. One that is none makes the whole list wrong.
 fn addresses(list: &[String]) -> Result<BTreeSet<IpAddr>> {
-    let address = |text: &String| text.parse().with_context(|| format!("{} is no IP address", escape::quoted(text)));
+    let address =
+        |text: &String| text.parse().with_context(|| format!("{} is not an IP address", escape::quoted(text)));
     list.iter().map(address).collect()
 }
 

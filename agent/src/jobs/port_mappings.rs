@@ -109,7 +109,7 @@ impl Mappings {
 impl Entry {
     fn parse(&self, own: Option<Ipv4Addr>) -> Result<(Public, Private)> {
         let address = |text: &str| -> Result<Ipv4Addr> {
-            text.parse().ok().with_context(|| format!("{} is no IPv4 address", escape::quoted(text)))
+            text.parse().ok().with_context(|| format!("{} is not an IPv4 address", escape::quoted(text)))
         };
         let protocol = match self.proto.as_str() {
             "tcp" => Protocol::Tcp,
@@ -122,7 +122,7 @@ impl Entry {
             address.is_unspecified() || address.is_loopback() || address.is_multicast() || address.is_broadcast()
         };
         if is_odd(public.address) || own.is_some_and(|own| own != public.address) {
-            bail!("{} is no address of this node (public_ip in local.ini)", public.address);
+            bail!("{} is not an address of this node (public_ip in local.ini)", public.address);
         }
         if is_services(public.protocol, public.port) {
             bail!("{public} is a port of the node's own services");
@@ -130,7 +130,7 @@ impl Entry {
         // Of the network of the containers the first address is the node's.
         let [first, ..] = Ipv4Addr::from_bits(ADDRESS_BASE).octets();
         if private.address.octets().first() != Some(&first) || private.address.to_bits() <= ADDRESS_BASE + 1 {
-            bail!("{} is no container's address", private.address);
+            bail!("{} is not a container's address", private.address);
         }
         Ok((public, private))
     }
@@ -140,7 +140,7 @@ impl Entry {
 fn port(number: u64) -> Result<u16> {
     match u16::try_from(number) {
         Ok(port @ 1024..) => Ok(port),
-        _ => bail!("{number} is no port from 1024 to 65535"),
+        _ => bail!("{number} is not a port from 1024 to 65535"),
     }
 }
 

@@ -123,7 +123,7 @@ fn a_service_enters_in_its_own_way_only() {
         assert_refused(&mut Transaction::new("su", Some(USER), ACCOUNT), hook, &[], Misconfigured, cause);
         let cause = r"the service su\u{a}x cannot enter containers without join=now";
         assert_refused(&mut Transaction::new("su\nx", Some(USER), ACCOUNT), hook, &[], Misconfigured, cause);
-        let cause = "join=now would take sshd's monitor into the container; sshd does without";
+        let cause = "join=now would take sshd's monitor into the container; remove it from sshd's lines";
         assert_refused(&mut Transaction::new("sshd", Some(USER), ACCOUNT), hook, &[c"join=now"], Misconfigured, cause);
     }
 }

@@ -60,7 +60,7 @@ fn judge_one(
         }
         (None, Some(container)) => {
             let seen = format!("{FILE}: the account {name} has the uid of the container {container}");
-            let fix = "give the account another number (usermod --uid), and look for what belongs to the old one";
+            let fix = "give the account another uid (usermod --uid), and give its files the new one";
             Some(Finding::fail(CHECK, WHY_NUMBER, seen, fix))
         }
         (None, None) => None,

@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const CHECK: &str = "cgroups";
-const LAYOUT: &str = "a container's limits of memory and cpu are set in its cgroup";
+const LAYOUT: &str = "a container's limits on memory and processor time are set in its cgroup";
 const OWN: &str =
     "logins to a container without a cgroup of its own are refused, because no limit would hold for its sessions";
 const LIMIT: &str = "a container without a limit can take the memory of all others";
@@ -34,7 +34,7 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
     if !containers.is_empty() {
         judge_containers(&containers, &|file| fs::read_to_string(file).ok())
     } else if fs::read("/proc/1/status").is_ok() {
-        vec![Finding::not_applicable(CHECK, OWN, "no container runs that an Emperor has started")]
+        vec![Finding::not_applicable(CHECK, OWN, "no container of an Emperor runs")]
     } else {
         vec![Finding::not_applicable(CHECK, OWN, "root is needed to see the processes of containers")]
     }
@@ -78,7 +78,7 @@ fn judge_layout(version_1: &[&str], version_2: Option<&str>, read: &dyn Fn(&str)
             Some(top) if has_word(&read(&format!("{top}/cgroup.controllers")), controller) => {
                 let handed_down = format!("{top}/cgroup.subtree_control");
                 if !has_word(&read(&handed_down), controller) {
-                    faults.push(format!("{controller} is not handed down to containers"));
+                    faults.push(format!("{controller} is not enabled for containers"));
                     fixes.push(format!("echo +{controller} >{handed_down}"));
                 }
             }
@@ -192,7 +192,7 @@ fn judge_containers(
     let homeless: Vec<_> = containers.iter().filter(|(_, container)| !container.has_own).map(|(uid, _)| *uid).collect();
     let mut findings = Vec::new();
     if !homeless.is_empty() {
-        let fix = "see that its file in /etc/uwsgi/vassals makes a cgroup and puts the container there: cgroup = for version 1, a hook for version 2";
+        let fix = "make sure that its file in /etc/uwsgi/vassals makes a cgroup and puts the container there: cgroup = for version 1, a hook for version 2";
         findings.push(Finding::fail(CHECK, OWN, format!("no cgroup of its own: {}", list(&homeless)), fix));
     }
     findings.extend(memory.finding(LIMIT, "memory", "BYTES"));
@@ -200,10 +200,10 @@ fn judge_containers(
     if findings.is_empty() {
         let seen = match containers.len() {
             1 => {
-                "the one container that runs is in a cgroup of its own, with limits of memory and processes".to_owned()
+                "the one container that runs is in a cgroup of its own, with limits on memory and processes".to_owned()
             }
             many => format!(
-                "all {many} containers that run are in cgroups of their own, with limits of memory and processes"
+                "all {many} containers that run are in cgroups of their own, with limits on memory and processes"
             ),
         };
         findings.push(Finding::ok(CHECK, OWN, seen));
@@ -257,9 +257,9 @@ impl Limits {
         if self.none.is_empty() {
             return None;
         }
-        let mut seen = format!("no limit of {of_what}: {}", list(&self.none));
+        let mut seen = format!("no limit on {of_what}: {}", list(&self.none));
         if !self.shared.is_empty() {
-            seen.push_str(&format!("; counted with others: {}", list(&self.shared)));
+            seen.push_str(&format!("; counted together with others: {}", list(&self.shared)));
         }
         let fix = match self.file {
             Some(file) => format!(
@@ -322,7 +322,7 @@ mod tests {
             assert_eq!((state, seen.as_str()), (State::Ok, name));
         }
         let (state, seen, fix) = layout(&[], Some("/cg"), "cpu memory", "cpu");
-        assert_eq!((state, seen.as_str()), (State::Fail, "version 2, but memory is not handed down to containers"));
+        assert_eq!((state, seen.as_str()), (State::Fail, "version 2, but memory is not enabled for containers"));
         assert_eq!(fix, "echo +memory >/cg/cgroup.subtree_control");
         let (state, seen, fix) = layout(&["cpu", "cpuacct"], None, "", "");
         assert_eq!((state, seen.as_str()), (State::Fail, "version 1, but there is no controller memory"));
@@ -367,7 +367,7 @@ mod tests {
     fn each_container_needs_a_limit_of_its_own() {
         let both = [(30000, container(true, "30000")), (30001, container(true, "30001"))];
         assert_eq!(judged(&both, &[("/cg/30000", "1000"), ("/cg/30001", "1000")])[0].0, State::Ok);
-        assert_eq!(judged(&both, &[("/cg/30001", "1000")]), [(State::Warn, "no limit of memory: 30000".to_owned())]);
+        assert_eq!(judged(&both, &[("/cg/30001", "1000")]), [(State::Warn, "no limit on memory: 30000".to_owned())]);
         assert_eq!(judged(&both, &[("/cg/30000", "9223372036854771712"), ("/cg/30001", "1")])[0].0, State::Warn);
     }
 
@@ -376,18 +376,21 @@ mod tests {
         let apart = [(30000, container(true, "30000")), (30001, container(true, "30001"))];
         let of = |containers: &[(u32, Running)], limits: &[(&str, &str)]| {
             let found = judged_of("pids.max", containers, limits);
-            found.into_iter().filter(|(_, seen)| !seen.starts_with("no limit of memory")).collect::<Vec<_>>()
+            found.into_iter().filter(|(_, seen)| !seen.starts_with("no limit on memory")).collect::<Vec<_>>()
         };
         let warn = |seen: &str| [(State::Warn, seen.to_owned())];
         assert_eq!(of(&apart, &[("/cg/30000", "1000"), ("/cg/30001", "1000")])[0].0, State::Ok);
-        assert_eq!(of(&apart, &[("/cg/30000", "1000")]), warn("no limit of processes: 30001"));
+        assert_eq!(of(&apart, &[("/cg/30000", "1000")]), warn("no limit on processes: 30001"));
         // A group of all of them is nobody's own, and its limit nobody's.
         let one_group = [(30000, container(true, "all")), (30001, container(true, "all"))];
-        let seen = "no limit of processes: 30000 30001; counted with others: 30000 30001";
+        let seen = "no limit on processes: 30000 30001; counted together with others: 30000 30001";
         assert_eq!(of(&one_group, &[("/cg/all", "1000")]), warn(seen));
         let mut without = container(true, "30001");
         without.pids = None;
-        assert_eq!(of(&[(30001, without)], &[]), warn("no limit of processes: 30001; counted with others: 30001"));
+        assert_eq!(
+            of(&[(30001, without)], &[]),
+            warn("no limit on processes: 30001; counted together with others: 30001")
+        );
     }
 
     #[test]
@@ -395,7 +398,7 @@ mod tests {
         let limit = [("/cg/a", "1000")];
         assert_eq!(judged(&[(30001, container(true, "a/app"))], &limit)[0].0, State::Ok);
         let both = [(30000, container(true, "a/30000")), (30001, container(true, "a/30001"))];
-        assert_eq!(judged(&both, &limit), [(State::Warn, "no limit of memory: 30000 30001".to_owned())]);
+        assert_eq!(judged(&both, &limit), [(State::Warn, "no limit on memory: 30000 30001".to_owned())]);
     }
 
     #[test]

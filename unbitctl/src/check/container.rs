@@ -171,11 +171,11 @@ fn in_sshds_place(
     let next = STEPS.iter().skip_while(|(name, _)| *name != last).nth(1).map_or(last, |(name, _)| *name);
     match end {
         _ if !is_complete => {
-            let seen = format!("a process in sshd's place did not finish within {} s", limit.as_secs());
+            let seen = format!("a test process with sshd's limits did not finish within {} s", limit.as_secs());
             Err(fail(next, seen, "is sshd's cgroup frozen, or does the file system of the containers hang?"))
         }
         Ok(WaitStatus::Signaled(_, signal, _)) => {
-            let seen = format!("a process in sshd's place was ended by {signal}");
+            let seen = format!("a test process with sshd's limits was killed by {signal}");
             let fix = "SIGSYS is a seccomp filter: remove SystemCallFilter= and the like from ssh.service (systemctl edit ssh)";
             Err(fail(next, seen, fix))
         }
@@ -335,7 +335,7 @@ fn second_name(name: &SecondName, container: ContainerUid) -> Result<Finding, Fi
         None => Err(fail(
             "account",
             format!(
-                "glibc knows no account {name}, though {link} leads to {container}: libnss_unbit.so.2 is older than this"
+                "glibc knows no account {name}, though {link} leads to {container}: libnss_unbit.so.2 is older than this unbitctl"
             ),
             "install the libnss_unbit.so.2 of this version",
         )),
@@ -361,11 +361,11 @@ fn no_directory(container: ContainerUid, home: &str) -> Finding {
         }
         (None, Some(user)) => {
             let seen = format!(
-                "{seen}, so {name} is no container; the uid is that of {}, an ordinary account, which logs in to this node",
+                "{seen}, so {name} is not a container; the uid is that of {}, an ordinary account, which logs in to this node",
                 user.name
             );
             let fix = format!(
-                "nothing, unless there should be a container {name}: that needs a number that is no account's uid"
+                "nothing, unless there should be a container {name}: that needs a number that is not the uid of an account"
             );
             fail("account", seen, fix)
         }
@@ -386,7 +386,9 @@ fn not_the_containers(user: &User) -> String {
 }
 
 fn take_out(name: &str) -> String {
-    format!("take the line of {name} out of /etc/passwd, or whatever else comes before unbit in /etc/nsswitch.conf")
+    format!(
+        "remove the line of {name} from /etc/passwd, or from whatever else comes before unbit in /etc/nsswitch.conf"
+    )
 }
 
 /// What sshd goes by for this user, and whom it lets in at all.
@@ -422,14 +424,14 @@ fn pam(node: &RootFs, findings: &mut Vec<Finding>) -> Result<Options, Finding> {
 /// Whether sshd would take a key of the user's.
 fn keys(login: &Account, container: ContainerUid, says: &Says) -> Result<Finding, Finding> {
     if says.of("PubkeyAuthentication") == "no" {
-        return Err(fail("keys", "sshd takes no keys: PubkeyAuthentication no", "unbitctl setup sshd"));
+        return Err(fail("keys", "sshd accepts no keys: PubkeyAuthentication no", "unbitctl setup sshd"));
     }
     let home = home(container);
     let is_strict = says.of("StrictModes") != "no";
     let files = says.of("AuthorizedKeysFile");
     let (mut good, mut bad, mut doubts) = (Vec::new(), Vec::new(), Vec::new());
     let _user = AsTheUser::become_it(container).map_err(|errno| {
-        fail("keys", format!("leave root's groups: {errno}"), "run it as root, with all of root's capabilities")
+        fail("keys", format!("drop root's groups: {errno}"), "run it as root, with all of root's capabilities")
     })?;
     for file in files.split_whitespace().filter(|file| *file != "none").map(|file| expand(file, login, container)) {
         match look_at_keys(container, &file, is_strict, &mut doubts) {
@@ -453,7 +455,7 @@ fn keys(login: &Account, container: ContainerUid, says: &Says) -> Result<Finding
         return Ok(warn(
             "keys",
             format!("no file of keys that sshd reads ({files}); whether {name} has one is not checked"),
-            "log in with a key that is known there",
+            "try a login with a key that it knows",
         ));
     }
     if bad.is_empty() {
@@ -599,7 +601,7 @@ fn check_modes(
     let (path, mode) = (shown(path), status.mode() & 0o7777);
     let seen = format!("mode {mode:o} of {}:{}", status.uid(), status.gid());
     if is_owned && status.mode() & 0o002 == 0 && status.gid() == container.get() {
-        doubts.push(format!("{what} {path}: {seen}; Debian's sshd lets that pass, others do not"));
+        doubts.push(format!("{what} {path}: {seen}; Debian's sshd accepts that, others do not"));
         return Ok(());
     }
     Err(format!("bad ownership or modes for {what} {path}: {seen}"))
@@ -668,12 +670,12 @@ fn fix(container: ContainerUid, name: &str, refusal: &Refusal) -> String {
         ("namespaces", _) => {
             "start the container with namespaces of its own: emperor-use-clone = fs,pid,ipc,uts,net".to_owned()
         }
-        ("cgroups", Reason::Misconfigured) => "unbitctl check tells which cgroups are mounted".to_owned(),
+        ("cgroups", Reason::Misconfigured) => "unbitctl check shows which cgroups are mounted".to_owned(),
         ("cgroups", Reason::NotTrusted) => format!(
             "put the container into a cgroup of its own, in its vassal /etc/uwsgi/vassals/{container}.ini; or allow it without one: cgroup=optional in {}",
             pam::FILE
         ),
-        _ => "a system call failed that should not: the kernel's log (dmesg) may say more".to_owned(),
+        _ => "a system call failed unexpectedly: the kernel's log (dmesg) may say more".to_owned(),
     }
 }
 
@@ -704,7 +706,9 @@ fn fix_link(container: ContainerUid, reason: Reason) -> Option<String> {
             "start the container without CAP_SYS_PTRACE or with a user namespace of its own; or, if you trust its root as you trust the node's: touch {link}{}",
             link::TRUST
         )),
-        Reason::NotTrusted => Some(format!("see pam_unbit(8), FILES, for what a container behind {link} must be")),
+        Reason::NotTrusted => {
+            Some(format!("see pam_unbit(8), FILES, for the rules that a container with the link {link} must keep"))
+        }
         _ => None,
     }
 }
@@ -737,7 +741,7 @@ fn join(
             "home" if about.is_empty() => findings.push(ok("home", format!("{} is there", home(container)))),
             "home" => findings.push(warn(
                 "home",
-                format!("{}: {about}; sshd says so and goes on in /", home(container)),
+                format!("{}: {about}; sshd reports it and goes on in /", home(container)),
                 format!("mount {} in the container, in its vassal", home(container)),
             )),
             "ended" if about == "0" => {
@@ -775,7 +779,7 @@ fn join(
     if !has_joined {
         return Err(fail(
             "join",
-            "the process that entered was ended from outside",
+            "the process that entered was killed from outside",
             "see the kernel's log (dmesg): was its cgroup out of memory?",
         ));
     }
@@ -785,7 +789,7 @@ fn join(
     if !has_shell {
         return Err(fail(
             "shell",
-            "the process that runs the shell was ended from outside",
+            "the process that runs the shell was killed from outside",
             "see the kernel's log (dmesg): was its cgroup out of memory?",
         ));
     }

@@ -92,7 +92,7 @@ const OF_GUIDE: [Directory; 13] = [
 const ANYBODY: u32 = 0o007;
 const STICKY: u32 = 0o1000;
 
-const WHY: &str = "accounts, containers and the node's services are what is in them";
+const WHY: &str = "they hold accounts, containers and the node's services";
 
 pub const STEP: Step = Step { guide: check_guide, ..Step::new(CHECK, check, fix) };
 

@@ -15,7 +15,7 @@ use std::io::{BufRead, BufReader};
 const CHECK: &str = "emperor";
 const WHY: &str =
     "it starts the containers, and restarts those that have ended; nobody can log in to a container that does not run";
-const WHY_SOCKET: &str = "a login asks the container's socket who its pid 1 is";
+const WHY_SOCKET: &str = "a login finds the container's pid 1 as the process that listens on run/ns.socket";
 const WHY_TERMINAL: &str =
     "the tenant can open it as /dev/tty, and type commands into the shell from which the Emperor was started";
 
@@ -82,14 +82,14 @@ fn judge(
     let is_silent = |uid: &&ContainerUid| leaders.get(uid).is_some_and(|pid| !listens(*pid));
     let silent: Vec<_> = files.iter().filter(is_silent).copied().collect();
     if !silent.is_empty() {
-        let seen = format!("runs, and listens on no run/ns.socket: {}", list(&silent));
+        let seen = format!("runs, and does not listen on run/ns.socket: {}", list(&silent));
         let fix = format!("grep -n setns {VASSALS}/*: each needs setns-socket = /containers/%n/run/ns.socket");
         findings.push(Finding::fail(CHECK, WHY_SOCKET, seen, fix));
     }
     let has_one = |uid: &&ContainerUid| leaders.get(uid).is_some_and(|pid| has_terminal(*pid));
     let on_a_terminal: Vec<_> = files.iter().filter(has_one).copied().collect();
     if !on_a_terminal.is_empty() {
-        let seen = format!("has the terminal that the Emperor was started from: {}", list(&on_a_terminal));
+        let seen = format!("has the terminal from which the Emperor was started: {}", list(&on_a_terminal));
         let end = emperor.map_or_else(String::new, |pid| format!("kill -INT {pid}\n"));
         findings.push(Finding::fail(CHECK, WHY_TERMINAL, seen, format!("{end}{}", emperor::by_hand())));
     }
@@ -157,7 +157,7 @@ mod tests {
         }
         let looping = UNIT.replace("=running", "=auto-restart").replace("=active", "=activating");
         let [(_, seen, _), ..] = &judged(Some(7), &looping, &[30001])[..] else { panic!() };
-        assert_eq!(seen, "containers.service has ended (success) after 0 restarts, and is to be started again");
+        assert_eq!(seen, "containers.service has ended (success) after 0 restarts, and will be started again");
     }
 
     #[test]
@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(fix, "journalctl -u containers -n 50\nunbitctl check 30002");
         let found = judged(Some(7), UNIT, &[30001, 30002]);
         let [(_, silent, _)] = &found[..] else { panic!("{found:?}") };
-        assert_eq!(silent, "runs, and listens on no run/ns.socket: 30002");
+        assert_eq!(silent, "runs, and does not listen on run/ns.socket: 30002");
     }
 
     #[test]

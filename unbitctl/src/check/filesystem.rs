@@ -45,13 +45,16 @@ fn judge_quota(mount: &Mount, quota: UserQuota) -> Finding {
         (_, UserQuota { counts: true, limits: true }) => {
             Finding::ok(CHECK, QUOTA, format!("user quota is on: {place}"))
         }
-        (_, UserQuota { counts: true, .. }) => {
-            Finding::fail(CHECK, QUOTA, format!("user quota is counted but no limit holds: {place}"), quota_fix(mount))
-        }
+        (_, UserQuota { counts: true, .. }) => Finding::fail(
+            CHECK,
+            QUOTA,
+            format!("user quota is counted, but limits are not enforced: {place}"),
+            quota_fix(mount),
+        ),
         ("zfs" | "nfs" | "nfs4" | "ceph" | "lustre" | "cifs", _) => Finding::not_applicable(
             CHECK,
             QUOTA,
-            format!("the kernel does not say whether quotas hold on this file system: {place}"),
+            format!("the kernel does not say whether quotas are enforced on this file system: {place}"),
         ),
         _ => Finding::fail(CHECK, QUOTA, format!("user quota is off: {place}"), quota_fix(mount)),
     }
@@ -73,7 +76,7 @@ fn quota_fix(mount: &Mount) -> String {
              umount {point} && tune2fs -O quota -Q usrquota {source} && mount {point}"
         ),
         "xfs" if point == "/" => {
-            "add rootflags=uquota to the kernel's command line and boot, xfs takes it at the first mount alone"
+            "add rootflags=uquota to the kernel's command line and boot, xfs accepts it only at the first mount"
                 .to_owned()
         }
         "xfs" => format!(

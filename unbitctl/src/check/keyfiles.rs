@@ -40,7 +40,7 @@ fn is_tenants(file: &str) -> bool {
 }
 
 fn nobody_listens() -> Finding {
-    let seen = "sshd does not listen itself: with ssh.socket, see that ssh@.service has MemoryMax=";
+    let seen = "sshd does not listen itself: with ssh.socket, make sure that ssh@.service has MemoryMax=";
     Finding::not_applicable(CHECK, WHY, seen)
 }
 

@@ -20,7 +20,8 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
     let has_postfix = node.has(POSTCONF);
     if exim.is_none() && !has_postfix {
         return vec![if node.has(SENDMAIL) {
-            let seen = format!("{SENDMAIL} is neither exim nor postfix: docs/operating.md says how to try it");
+            let seen =
+                format!("{SENDMAIL} is neither exim nor postfix: docs/operating.md in the source says how to test it");
             Finding::not_applicable(CHECK, WHY, seen)
         } else {
             Finding::ok(CHECK, WHY, "there is no mail server")
@@ -99,13 +100,13 @@ impl Exim {
     fn judge(&self, program: &str, commands: &[String]) -> Finding {
         let what = match (self.starts, self.has_started, runs_files_of_users(commands)) {
             (true, ..) => "a command in ~/.forward".to_owned(),
-            (_, true, _) => "a ${run} in the filter in ~/.forward, as soon as it looks where mail goes".to_owned(),
+            (_, true, _) => "a ${run} in the filter in ~/.forward, as soon as it routes the mail".to_owned(),
             (.., Some(command)) => format!("what {command} finds in the home directory"),
             (false, false, None) => {
                 return Finding::ok(CHECK, WHY, format!("{program} starts no program for container users"));
             }
         };
-        Finding::fail(CHECK, WHY, format!("{program} starts for container users {what}"), fix_exim())
+        Finding::fail(CHECK, WHY, format!("for container users, {program} runs {what}"), fix_exim())
     }
 }
 
@@ -187,7 +188,7 @@ impl Postfix {
             (.., Some(command)) => format!("what {command} finds in the home directory: mailbox_command"),
             _ => return ok("starts no program for container users"),
         };
-        Finding::fail(CHECK, WHY, format!("postfix starts for container users {what}"), fix_postfix(&self.names))
+        Finding::fail(CHECK, WHY, format!("for container users, postfix runs {what}"), fix_postfix(&self.names))
     }
 }
 
@@ -258,7 +259,7 @@ mod tests {
         let finding = seen.judge("exim4", &[]);
         assert_eq!(
             (finding.state, finding.seen.as_str()),
-            (State::Fail, "exim4 starts for container users a command in ~/.forward")
+            (State::Fail, "for container users, exim4 runs a command in ~/.forward")
         );
         let fix = finding.fix.unwrap();
         assert!(

@@ -21,7 +21,7 @@ const CONFIGURATION: &str = "/etc/nscd.conf";
 const DATABASES: [(&str, i32, &[u8]); 2] = [("passwd", 1, b"0\0"), ("group", 3, b"0\0")];
 
 pub const STEP: Step =
-    Step { follow_up: "nscd reads its file again by: systemctl restart nscd", ..Step::new(CHECK, check, fix) };
+    Step { follow_up: "to make nscd read its file again: systemctl restart nscd", ..Step::new(CHECK, check, fix) };
 
 pub fn check(node: &RootFs) -> Vec<Finding> {
     let text = node.read(CONFIGURATION).ok().flatten().unwrap_or_default();
@@ -42,7 +42,9 @@ fn installed(node: &RootFs, configured: &[&str]) -> Finding {
     match (is_there, configured) {
         (false, _) => Finding::ok(CHECK, WHY, "is not installed"),
         (true, []) => Finding::ok(CHECK, WHY, "caches neither passwd nor group"),
-        (true, cached) => Finding::warn(CHECK, WHY, format!("is to cache {}", cached.join(" and ")), node.setup(CHECK)),
+        (true, cached) => {
+            Finding::warn(CHECK, WHY, format!("is configured to cache {}", cached.join(" and ")), node.setup(CHECK))
+        }
     }
 }
 

@@ -310,21 +310,20 @@ fn line_faults(ours: &Entry) -> Vec<Fault> {
     match ours.kind {
         Kind::Account => {
             must("success", &[Ok, Done], Harm::Shut, "container users are refused");
-            must("perm_denied", &[Bad, Die], Harm::Unsafe, "a refusal is none");
+            must("perm_denied", &[Bad, Die], Harm::Unsafe, "a refusal has no effect");
             must("module_unknown", &[Bad, Die], Harm::Unsafe, "without the module nobody refuses container users");
         }
         _ => {
-            must("success", &[Done], Harm::Unsafe, "what comes behind runs for container users as well");
+            must("success", &[Done], Harm::Unsafe, "what comes after it runs for container users as well");
             for answer in ["perm_denied", "session_err", "cred_err", "auth_err", "system_err"] {
-                must(answer, &[Die], Harm::Unsafe, "a refusal is not the end");
+                must(answer, &[Die], Harm::Unsafe, "a refusal does not end the stack");
             }
             must("module_unknown", &[Ignore], Harm::Small, "without the module nobody logs in");
         }
     }
     must("ignore", &[Ignore], Harm::Unsafe, "other users are refused");
     if ours.substack {
-        faults
-            .push(Fault::not_safe(format!("{}: in a substack, which is all that its control words end", ours.place())));
+        faults.push(Fault::not_safe(format!("{}: in a substack, so its control words end only the substack", ours.place())));
     }
     faults
 }
@@ -363,14 +362,16 @@ fn chain_faults(chain: &[&Entry], ours: usize) -> Vec<Fault> {
                 .iter()
                 .any(|action| *action == Action::Done || (*action == Action::Die && entry.kind == Kind::Auth));
         if over || ends {
-            faults.push(Fault::shut(format!("{}: {} may end the search before {MODULE}", entry.place(), entry.name())));
+            faults.push(Fault::shut(format!("{}: {} may end the stack before {MODULE}", entry.place(), entry.name())));
         } else if entry.kind != Kind::Account {
             faults.push(early(entry));
         }
     }
     if let Some(line) = chain.get(ours).filter(|line| line.kind == Kind::Account && !guarded) {
-        let seen =
-            format!("{}: other users meet it as well, and without the module none of them logs in", line.place());
+        let seen = format!(
+            "{}: it runs for other users as well, and without the module none of them can log in",
+            line.place()
+        );
         faults.push(Fault::small(seen));
     }
     faults
@@ -381,7 +382,7 @@ fn early(entry: &Entry) -> Fault {
     let harm = match threat(entry) {
         Some(threat) => threat.to_owned(),
         None if entry.control.all().contains(&Action::Bad) => {
-            format!("if it fails, every module behind {MODULE} runs for them too, as root")
+            format!("if it fails, every module after {MODULE} runs for them too, as root")
         }
         None => format!("{MODULE} must be the first {} line", entry.kind),
     };
@@ -402,7 +403,7 @@ fn guard(entry: &Entry) -> Result<(), Fault> {
     };
     if below.is_none_or(|below| below > FIRST_UID) {
         let seen = format!(
-            "{}: the account line of {MODULE} is for uid {FIRST_UID} and above, this is not: {}",
+            "{}: the account line of {MODULE} is for uid {FIRST_UID} and above, this line is not: {}",
             entry.place(),
             condition.join(" ")
         );
@@ -424,7 +425,7 @@ fn threat(entry: &Entry) -> Option<&'static str> {
         "pam_systemd_home.so" | "pam_mount.so" | "pam_ecryptfs.so" | "pam_namespace.so" => {
             "it mounts on the node what the tenant asks for"
         }
-        "pam_motd.so" => "it runs programs and shows them what is the node's",
+        "pam_motd.so" => "it runs programs and shows users what is meant for users of the node",
         "pam_exec.so" | "pam_script.so" => "it runs programs on the node",
         "pam_mail.so" => "it looks into the tenant's directory",
         "pam_mkhomedir.so" | "pam_oddjob_mkhomedir.so" | "pam_xauth.so" => "it writes to the tenant's directory",
@@ -479,7 +480,7 @@ fn fixed(read: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>> {
         Err(fault) => bail!("change the options by hand, because somebody chose them: {}", fault.seen),
     };
     if let Some(entry) = stack.iter().find(|entry| is_ours(entry) && entry.file != SERVICE) {
-        bail!("take the line of {MODULE} out of {DIRECTORY}/{}, then: unbitctl setup {NAME}", entry.file);
+        bail!("remove the line of {MODULE} from {DIRECTORY}/{}, then: unbitctl setup {NAME}", entry.file);
     }
 
     let text = without_ours(&old, &stack);

@@ -18,7 +18,7 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
         Finding::not_applicable(NAME, WHY, "root is needed to see")
     } else {
         look().unwrap_or_else(|error| {
-            Finding::warn(NAME, WHY, format!("cannot be seen: {error:#}"), format!("see to it that `{APPLY}` works"))
+            Finding::warn(NAME, WHY, format!("cannot be seen: {error:#}"), format!("make sure that `{APPLY}` works"))
         })
     }]
 }
@@ -38,7 +38,7 @@ fn look() -> Result<Finding> {
         Err(error) => return Err(error),
     };
     let Ok(source) = Source::from_arguments(table.arguments()) else {
-        return Ok(Finding::fail(NAME, WHY, "the table inet unbit is not of this unbitctl", APPLY));
+        return Ok(Finding::fail(NAME, WHY, "the table inet unbit was not made by this version of unbitctl", APPLY));
     };
     let again = load(&source)?;
     let ruleset = match Ruleset::made_of(&source) {
@@ -55,7 +55,7 @@ fn look() -> Result<Finding> {
         Finding::fail(
             NAME,
             WHY,
-            format!("the table inet unbit is not what the lists make of it: {}", differences.join("; ")),
+            format!("the table inet unbit does not agree with the lists: {}", differences.join("; ")),
             again,
         )
     })

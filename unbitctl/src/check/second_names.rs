@@ -59,8 +59,9 @@ fn judge_one(link: &Link, accounts: &[&str], is_container: &dyn Fn(ContainerUid)
         let seen = format!("{CONTAINERS}/{shown} is a link of uid {}: logins by it are refused", link.owner);
         Finding::fail(CHECK, WHY, seen, remove())
     } else if accounts.contains(&name.as_str()) {
-        let seen =
-            format!("{PASSWD} has an account {name} too, which comes first: {CONTAINERS}/{name} is no name of {uid}");
+        let seen = format!(
+            "{PASSWD} has an account {name} too, which comes first: {CONTAINERS}/{name} is not a name of {uid}"
+        );
         let fix =
             format!("unbitctl detach {name}, or give the account another name: usermod --login ANOTHER_NAME {name}");
         Finding::fail(CHECK, WHY, seen, fix)
@@ -77,14 +78,14 @@ fn almost(link: &Link) -> Option<Finding> {
     let shown = escape::name(&link.name);
     let text = std::str::from_utf8(&link.text).ok()?;
     if SecondName::leads_to(&link.text).is_some() {
-        let seen = format!("{CONTAINERS}/{shown} leads to {text}, and is no name that an account can have");
+        let seen = format!("{CONTAINERS}/{shown} leads to {text}, and is not a name that an account can have");
         let fix = "a name has at most 32 lower case letters, digits, _ and -, and begins with a letter or _";
         return Some(Finding::warn(CHECK, WHY, seen, fix));
     }
     SecondName::parse(link.name.as_bytes())?;
     let last = text.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
     let uid = ContainerUid::parse(last.trim_start_matches('0').as_bytes())?;
-    let seen = format!("{CONTAINERS}/{shown} leads to {}, and is no second name", escape::quoted(text));
+    let seen = format!("{CONTAINERS}/{shown} leads to {}, and is not a second name", escape::quoted(text));
     Some(Finding::warn(CHECK, WHY, seen, format!("ln -sfn {uid} {CONTAINERS}/{shown}")))
 }
 
@@ -114,15 +115,15 @@ mod tests {
             seen,
             [
                 (State::Ok, "the one second name leads to a container of this node"),
-                (State::Warn, "/containers/Web1 leads to 30001, and is no name that an account can have"),
+                (State::Warn, "/containers/Web1 leads to 30001, and is not a name that an account can have"),
                 (
                     State::Fail,
-                    "/etc/passwd has an account alice too, which comes first: /containers/alice is no name of 30001"
+                    "/etc/passwd has an account alice too, which comes first: /containers/alice is not a name of 30001"
                 ),
-                (State::Warn, "/containers/far leads to \"/containers/30001/\", and is no second name"),
+                (State::Warn, "/containers/far leads to \"/containers/30001/\", and is not a second name"),
                 (State::Warn, "gone is a name of 30002, and there is no such container on this node"),
                 (State::Fail, "/containers/stranger is a link of uid 1000: logins by it are refused"),
-                (State::Warn, "/containers/web2 leads to \"030001\", and is no second name"),
+                (State::Warn, "/containers/web2 leads to \"030001\", and is not a second name"),
             ]
         );
         assert_eq!(findings[3].fix.as_deref(), Some("ln -sfn 30001 /containers/far"));

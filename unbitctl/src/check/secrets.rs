@@ -12,9 +12,9 @@ use std::os::unix::fs::MetadataExt;
 
 const CHECK: &str = "secrets";
 const LOCAL: &str = "/etc/uwsgi/local.ini";
-const WHY_LOCAL: &str = "the services and the daemons read it: who they are, which API they ask, with which key";
+const WHY_LOCAL: &str = "the services and daemons read from it the node's address, the API, and the key for the API";
 const WHY_MODE: &str = "whoever can read it can pose as this node, or as a customer";
-const WHY_CERTIFICATE: &str = "when it ends, clients or the API refuse this node";
+const WHY_CERTIFICATE: &str = "when it expires, clients or the API refuse this node";
 /// The default certificate of the http routers.
 const HTTPS: [(&str, Use); 2] =
     [("/etc/uwsgi/ssl/uwsgi.it.crt", Use::Certificate), ("/etc/uwsgi/ssl/uwsgi.it.key", Use::Key)];
@@ -71,8 +71,9 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
         ));
     }
     if findings.is_empty() {
-        let seen =
-            format!("{LOCAL} and the files that it names are there, for nobody's eyes, and end in no {DAYS} days");
+        let seen = format!(
+            "{LOCAL} and the files that it names exist, cannot be read by others, and do not expire within {DAYS} days"
+        );
         findings.push(Finding::ok(CHECK, WHY_LOCAL, seen));
     }
     findings
@@ -137,7 +138,7 @@ fn judge_certificate(node: &RootFs, path: &str) -> Option<Finding> {
         Ok(answer) => answer,
     };
     if !end.ok() {
-        let seen = format!("{path} is no certificate: {}", end.complaint());
+        let seen = format!("{path} is not a certificate: {}", end.complaint());
         let fix = format!("openssl x509 -noout -text -in {}", node.quoted(path));
         return Some(Finding::fail(CHECK, WHY_CERTIFICATE, seen, fix));
     }
@@ -145,8 +146,8 @@ fn judge_certificate(node: &RootFs, path: &str) -> Option<Finding> {
     let end = end.out.trim().trim_start_matches("notAfter=").to_owned();
     let lasts = |days: u32| answer(&["-checkend", &(days * 86_400).to_string()]).is_ok_and(|answer| answer.ok());
     let (state, seen) = match (lasts(0), lasts(DAYS)) {
-        (false, _) => (State::Fail, format!("{path} ended on {end}")),
-        (true, false) => (State::Warn, format!("{path} ends on {end}")),
+        (false, _) => (State::Fail, format!("{path} expired on {end}")),
+        (true, false) => (State::Warn, format!("{path} expires on {end}")),
         (true, true) => return None,
     };
     let fix = format!("renew it: openssl x509 -noout -subject -issuer -enddate -in {}", node.quoted(path));

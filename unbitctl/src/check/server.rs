@@ -139,7 +139,7 @@ impl Server {
         // systemd's socket need not be where sshd would listen itself, but for the port.
         let connect = |address: SocketAddr| Some((address, TcpStream::connect_timeout(&address, PATIENCE).ok()?));
         let Some((address, mut connection)) = addresses.into_iter().find_map(connect) else {
-            bail!("systemd listens for sshd, and takes no connection on this machine's own addresses")
+            bail!("systemd listens for sshd, and accepts no connection on this machine's own addresses")
         };
         connection.set_read_timeout(Some(PATIENCE))?;
         let mut banner = [0; 4];
@@ -149,7 +149,7 @@ impl Server {
         let inodes = sockets().unwrap_or_default().iter().filter(is_it).map(|socket| socket.inode).collect();
         match owners(&inodes).first() {
             Some(pid) => Ok(Some(Answering { pid: *pid, connection: Some(connection) })),
-            None => bail!("{address}: the sshd that answers is not in sight"),
+            None => bail!("{address}: the process of the sshd that answers cannot be seen"),
         }
     }
 }
@@ -240,7 +240,7 @@ impl Place {
         let permitted: CapsHashSet =
             caps::all().into_iter().filter(|one| self.permitted & one.bitmask() != 0).collect();
         for set in [CapSet::Effective, CapSet::Permitted] {
-            change_capabilities(|| caps::set(None, set, &permitted)).context("have sshd's capabilities")?;
+            change_capabilities(|| caps::set(None, set, &permitted)).context("take over sshd's capabilities")?;
         }
         Ok(())
     }

@@ -7,8 +7,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 const CHECK: &str = "services";
 const DIRECTORY: &str = "/etc/uwsgi/services";
-const WHY: &str = "a service that does not tell its statistics does not run, or is not the one of the guide";
-const WHY_OPEN: &str = "containers and other nodes can read what the service tells of customers";
+const WHY: &str = "a service that does not offer its statistics does not run, or is not that of the guide";
+const WHY_OPEN: &str = "containers and other nodes can read what the statistics show of customers";
 
 /// Its file, and the ports on 127.0.0.1 that PORTS.md of uwsgi.it has for it.
 const SERVICES: [(&str, &[u16]); 6] = [
@@ -47,7 +47,7 @@ fn judge(has: &dyn Fn(&str) -> bool, listening: &[SocketAddrV4]) -> Vec<Finding>
             findings.push(Finding::fail(CHECK, WHY, seen, fix));
         }
         if let Some(address) = ports.iter().find_map(is_any) {
-            let seen = format!("{name} tells its statistics on {address}, and not on 127.0.0.1 alone");
+            let seen = format!("{name} offers its statistics on {address}, not only on 127.0.0.1");
             let fix =
                 format!("write 127.0.0.1:{} there: grep -n {} {DIRECTORY}/{name}.ini", address.port(), address.port());
             findings.push(Finding::fail(CHECK, WHY_OPEN, seen, fix));
@@ -55,7 +55,7 @@ fn judge(has: &dyn Fn(&str) -> bool, listening: &[SocketAddrV4]) -> Vec<Finding>
         well.push(*name);
     }
     if well.is_empty() {
-        return vec![Finding::fail(CHECK, WHY, format!("{DIRECTORY} has no service of the guide's"), COPY)];
+        return vec![Finding::fail(CHECK, WHY, format!("{DIRECTORY} has no service of the guide"), COPY)];
     }
     if findings.is_empty() {
         findings.push(Finding::ok(CHECK, WHY, format!("all whose files are there run: {}", well.join(" "))));
@@ -98,7 +98,7 @@ mod tests {
         let open = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 5004);
         assert_eq!(
             seen(&["fastrouter"], &[open]),
-            [(State::Fail, "fastrouter tells its statistics on 0.0.0.0:5004, and not on 127.0.0.1 alone".to_owned())]
+            [(State::Fail, "fastrouter offers its statistics on 0.0.0.0:5004, not only on 127.0.0.1".to_owned())]
         );
         assert_eq!(seen(&[], &all)[0].0, State::Fail);
     }

@@ -91,7 +91,7 @@ impl Says {
         let denies = ["DenyUsers", "DenyGroups"].into_iter().find(|keyword| names(keyword, false));
         let mut allowing = ["AllowUsers", "AllowGroups"].into_iter();
         let keyword = denies.or_else(|| allowing.find(|keyword| self.names(keyword) && !names(keyword, true)))?;
-        Some(format!("{keyword} {}: {user} is shut out", self.of(keyword)))
+        Some(format!("{keyword} {}: {user} is excluded", self.of(keyword)))
     }
 }
 
@@ -232,7 +232,7 @@ pub const STEP: Step = Step {
     needs: &[pam::NAME], // which sshd asks from then on about everybody
     validate,
     warning,
-    follow_up: "sshd reads its files again by: systemctl reload ssh",
+    follow_up: "to make sshd read its files again: systemctl reload ssh",
     ..Step::new(NAME, check, fix)
 };
 
@@ -392,15 +392,15 @@ pub fn obstacles(says: &Says, user: &str, group: &str) -> Vec<Finding> {
     let methods = says.of("AuthenticationMethods");
     if !methods.is_empty() && !methods.split_whitespace().any(|method| matches!(method, "any" | "publickey")) {
         let fix = format!(
-            "let container users in by publickey alone: Match User 3*, AuthenticationMethods publickey, at the end of {MAIN}"
+            "let container users in with publickey only: Match User 3*, AuthenticationMethods publickey, at the end of {MAIN}"
         );
-        found("container users have keys alone", format!("AuthenticationMethods {methods}"), fix);
+        found("container users have only keys", format!("AuthenticationMethods {methods}"), fix);
     }
     if says.names("ChrootDirectory") {
         let fix = format!(
             "keep it from container users: ChrootDirectory none in a Match for them, before the other one, in {MAIN}"
         );
-        let why = "container users are no longer root when sshd gets to it, and are refused";
+        let why = "sshd must be root for it, but the sessions of container users have given up root by then, so they are refused";
         found(why, format!("ChrootDirectory {}", says.of("ChrootDirectory")), fix);
     }
     findings
@@ -422,7 +422,7 @@ fn shell(node: &RootFs) -> Finding {
     if file.metadata().is_ok_and(|file| file.is_file() && file.mode() & 0o111 != 0) {
         Finding::ok(NAME, WHY_SHELL, format!("{SHELL} is there"))
     } else {
-        Finding::fail(NAME, WHY_SHELL, format!("{SHELL} cannot be run"), format!("install the shell {SHELL} anew"))
+        Finding::fail(NAME, WHY_SHELL, format!("{SHELL} cannot be run"), format!("reinstall the shell {SHELL}"))
     }
 }
 
@@ -668,7 +668,7 @@ mod tests {
         }
         assert_eq!(
             Says::parse("allowusers a\nallowusers b").shuts_out("1", "1").unwrap(),
-            "AllowUsers a b: 1 is shut out"
+            "AllowUsers a b: 1 is excluded"
         );
         let by_name = |out: &str| Says::parse(out).shuts_out("web1", "30001").is_some();
         assert!(by_name("denyusers web*") && by_name("denygroups 30001") && by_name("allowusers 3*"));

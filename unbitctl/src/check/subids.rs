@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 
 const CHECK: &str = "subids";
 const LOGIN_DEFS: &str = "/etc/login.defs";
-const WHY: &str = "an ordinary user can be each of these numbers in a user namespace, and with a container's number can write its files";
+const WHY: &str = "an ordinary user can become each of these uids in a user namespace, and as a container's uid can write the container's files";
 
 /// The files, the options of usermod(8) that take a range away, and the settings of login.defs(5) by which useradd(8) gives one.
 const KINDS: [Kind; 2] = [
@@ -95,7 +95,7 @@ fn judge(kind: &Kind, line: &str, containers: &[ContainerUid]) -> Option<Finding
     let seen = format!("{}: {} has {numbers}", kind.file, escape::name(name));
     // Root needs none of it, and gives such ranges to containers of other engines.
     if matches!(name, "root" | "0") {
-        let seen = format!("{seen}, and so has what root starts with them the number of the container {}", first?);
+        let seen = format!("{seen}, so what root starts with them has the uid of the container {}", first?);
         let fix = format!("give root another range in {}, and the containers that use it", kind.file);
         return Some(Finding::warn(CHECK, WHY, seen, fix));
     }

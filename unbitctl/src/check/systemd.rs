@@ -111,7 +111,7 @@ impl Unit {
                 (State::Fail, seen, log)
             }
             Health::Waits(restarts, result) => {
-                let seen = format!("{name} has ended ({result}) after {restarts} restarts, and is to be started again");
+                let seen = format!("{name} has ended ({result}) after {restarts} restarts, and will be started again");
                 (State::Fail, seen, log)
             }
             Health::Failed(result) => {

@@ -56,7 +56,7 @@ fn judge_writers(node: &RootFs, files: &[Vassal]) -> Vec<Finding> {
         let is_open = uid != 0 || mode & 0o002 != 0 || mode & 0o020 != 0 && status.gid() != 0;
         is_open.then(|| {
             let real = node.quoted(path);
-            let fix = format!("chown root:root {real} && chmod go-w {real}, after a look at what is in there");
+            let fix = format!("chown root:root {real} && chmod go-w {real}, after you have checked what is in it");
             Finding::fail(CHECK, WHY, format!("{path} is uid {uid}'s, mode {mode:04o}"), fix)
         })
     });
@@ -106,7 +106,7 @@ fn finding(node: &RootFs, kind: Kind, files: &[(&Vassal, Vec<Fault>)]) -> Option
         Kind::Mount => (
             State::Fail,
             "root follows the tenant's links there, and what they lead to appears in the container, or is covered",
-            format!("mount nothing from or to a place below the tenant's directory, a tmpfs in its place: {compare}"),
+            format!("mount nothing from or to a place below the tenant's directory; use a tmpfs instead: {compare}"),
         ),
         Kind::Program => (
             State::Fail,
@@ -116,7 +116,7 @@ fn finding(node: &RootFs, kind: Kind, files: &[(&Vassal, Vec<Fault>)]) -> Option
         Kind::Include => (
             State::Fail,
             "root reads options, hooks among them, that the tenant has written",
-            format!("take that line out: sed -i '{}d' {real}", first.line),
+            format!("remove that line: sed -i '{}d' {real}", first.line),
         ),
         Kind::Devices => (
             State::Warn,
@@ -125,7 +125,7 @@ fn finding(node: &RootFs, kind: Kind, files: &[(&Vassal, Vec<Fault>)]) -> Option
         ),
         Kind::Nosuid => (
             State::Warn,
-            "mount(2) ignores other flags besides bind, so set-user-ID programs work there",
+            "mount(2) ignores other flags together with bind, so set-user-ID programs work there",
             format!("add a line for each after it, mount:none none TARGET bind,remount,nosuid: {compare}"),
         ),
     };

@@ -55,12 +55,12 @@ fn address(word: &str, containers: &Network) -> Result<IpAddr, String> {
             _ if word.contains('/') => "is a network: one address a line is needed",
             _ if word.parse::<SocketAddr>().is_ok() => "has a port: the address alone is needed",
             _ if word.contains(char::is_whitespace) => "is more than one address",
-            _ => "is no IP address",
+            _ => "is not an IP address",
         }
         .to_owned());
     };
     let reason = match address {
-        _ if address.is_unspecified() => "is no machine's address",
+        _ if address.is_unspecified() => "is not the address of a machine",
         _ if address.is_loopback() => "is an address of this node itself",
         _ if address.is_multicast() => "is a multicast address",
         IpAddr::V4(Ipv4Addr::BROADCAST) => "is the broadcast address",
@@ -79,10 +79,10 @@ fn address(word: &str, containers: &Network) -> Result<IpAddr, String> {
 
 /// An argument: an address that packets to this node can have. By any other all of them would be dropped.
 pub fn public_ip(text: &str) -> Result<IpAddr, String> {
-    let address: IpAddr = text.parse().map_err(|_| "is no IP address".to_owned())?;
+    let address: IpAddr = text.parse().map_err(|_| "is not an IP address".to_owned())?;
     if address.is_unspecified() || address.is_loopback() || address.is_multicast() || address.to_canonical() != address
     {
-        return Err("is no address at which others reach this node".to_owned());
+        return Err("is not an address at which others reach this node".to_owned());
     }
     Ok(address)
 }
@@ -120,13 +120,13 @@ mod tests {
             ("192.0.2.0/24", "is a network: one address a line is needed"),
             ("192.0.2.7:999", "has a port: the address alone is needed"),
             ("192.0.2.7 192.0.2.8", "is more than one address"),
-            ("node7.example", "is no IP address"),
-            ("192.0.2.256", "is no IP address"),
-            ("192.0.2.07", "is no IP address"),
-            ("192.0.2.7;", "is no IP address"),
-            ("fe80::1%eth0", "is no IP address"),
-            ("0.0.0.0", "is no machine's address"),
-            ("::", "is no machine's address"),
+            ("node7.example", "is not an IP address"),
+            ("192.0.2.256", "is not an IP address"),
+            ("192.0.2.07", "is not an IP address"),
+            ("192.0.2.7;", "is not an IP address"),
+            ("fe80::1%eth0", "is not an IP address"),
+            ("0.0.0.0", "is not the address of a machine"),
+            ("::", "is not the address of a machine"),
             ("127.0.0.1", "is an address of this node itself"),
             ("::1", "is an address of this node itself"),
             ("224.0.0.1", "is a multicast address"),

@@ -69,7 +69,7 @@ fn print_or_load(source: &Source, loads: bool) -> Result<ExitCode> {
                 );
             }
             let BadLists(lines) = error.downcast::<BadLists>()?;
-            tell("no rules are made of these lists");
+            tell("no rules are made from these lists");
             lines.iter().for_each(tell);
             return Ok(ExitCode::FAILURE);
         }

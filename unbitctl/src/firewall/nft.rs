@@ -14,7 +14,7 @@ pub struct Missing;
 
 impl std::fmt::Display for Missing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{NFT} is not there; apt install nftables")
+        write!(f, "{NFT} is not installed; apt install nftables")
     }
 }
 
@@ -120,7 +120,7 @@ impl Table {
             differences.extend(list(&format!("{name} holds"), held.difference(elements)));
         }
         if self.rest != should.rest {
-            differences.push("its rules are others".to_owned());
+            differences.push("its rules differ".to_owned());
         }
         differences
     }
@@ -171,7 +171,7 @@ mod tests {
         let should = table(1, r#""192.0.2.1", "192.0.2.2""#, "drop");
         assert_eq!(should.arguments(), ["--nodes=/nodes"]);
         assert_eq!(table(7, r#""192.0.2.2", "192.0.2.1""#, "drop").differences(&should), [""; 0]);
-        assert_eq!(table(7, r#""192.0.2.2", "192.0.2.1""#, "accept").differences(&should), ["its rules are others"]);
+        assert_eq!(table(7, r#""192.0.2.2", "192.0.2.1""#, "accept").differences(&should), ["its rules differ"]);
         assert_eq!(
             table(7, r#""192.0.2.2", "192.0.2.3""#, "drop").differences(&should),
             ["nodes ipv4 lacks 192.0.2.1", "nodes ipv4 holds 192.0.2.3"]

@@ -20,7 +20,7 @@ pub struct BadLists(pub Vec<String>);
 
 impl Display for BadLists {
     fn fmt(&self, f: &mut Formatter<'_>) -> Written {
-        write!(f, "no rules are made of these lists: {}", self.0.join("; "))
+        write!(f, "no rules are made from these lists: {}", self.0.join("; "))
     }
 }
 

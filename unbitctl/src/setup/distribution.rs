@@ -97,7 +97,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     DirBuilder::new().recursive(true).mode(0o755).create(DISTRIBUTIONS).context(DISTRIBUTIONS)?;
     let _lock = super::journal::Lock::take(&node)?;
     if is_there {
-        progress.found("system", format!("{shown}: is there"));
+        progress.found("system", format!("{shown}: exists"));
         must_be_roots(&place)?;
         complete(&place, &library, &mut progress)?;
         return verdict(&place);
@@ -159,7 +159,7 @@ fn complete(root: &Path, library: &Path, progress: &mut Progress) -> Result<()> 
     for directory in distributions::NEEDED {
         let path = format!("/{directory}");
         match node.open_link(&path) {
-            Ok(_) => progress.found("directory", format!("{path}: is there")),
+            Ok(_) => progress.found("directory", format!("{path}: exists")),
             Err(_) => {
                 DirBuilder::new().mode(0o755).create(node.path(&path)).with_context(|| path.clone())?;
                 progress.changed("directory", format!("{path}: made"));
@@ -169,7 +169,7 @@ fn complete(root: &Path, library: &Path, progress: &mut Progress) -> Result<()> 
     let inside = library.to_string_lossy();
     let ours = fs::read(library).with_context(|| inside.to_string())?;
     if node.read_bytes(&inside).is_ok_and(|found| found == ours) {
-        progress.found("library", format!("{inside}: is there"));
+        progress.found("library", format!("{inside}: exists"));
     } else {
         // In its directory, wherever links lead inside: it is on the node's path only as long as they stay there.
         let directory = library.parent().and_then(Path::to_str).context("a library is in a directory")?;
@@ -189,7 +189,7 @@ fn complete(root: &Path, library: &Path, progress: &mut Progress) -> Result<()> 
     }
     for change in changes {
         change.make()?;
-        progress.changed("nsswitch", "unbit is in its place, right behind files");
+        progress.changed("nsswitch", "unbit is in its place, directly after files");
     }
     Ok(())
 }

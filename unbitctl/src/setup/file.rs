@@ -52,7 +52,7 @@ pub fn pending(node: &RootFs, changes: Vec<Change>) -> Result<Vec<Pending>> {
             Change::Directory { path, uid, gid, mode } => {
                 let place = place(node, &path)?;
                 match fs::symlink_metadata(&place) {
-                    Ok(found) if !found.is_dir() => bail!("{path} is in the way: it is no directory"),
+                    Ok(found) if !found.is_dir() => bail!("{path} is in the way: it is not a directory"),
                     Ok(found) if (found.uid(), found.gid(), found.mode() & 0o7777) == (uid, gid, mode) => {}
                     _ => pending.push(Pending::Directory { path, place, uid, gid, mode }),
                 }

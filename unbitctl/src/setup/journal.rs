@@ -21,7 +21,7 @@ impl Lock {
         let directory = node.resolve(LOCK).and_then(File::open).context(LOCK)?;
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self(lock)),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!("another unbitctl setup is at work"),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!("another unbitctl setup is running"),
             Err((_, errno)) => Err(errno).context("lock"),
         }
     }

@@ -126,7 +126,7 @@ fn chosen(node: &RootFs, names: &[String]) -> Result<Vec<&'static Step>> {
     }
     if names.iter().any(|name| name == directories::STEP.name) {
         bail!(
-            "{} is a distribution, and the directories are a node's: it needs {}",
+            "{} is a distribution, and only a node has these directories: it needs {}",
             node.root().display(),
             distributions::NEEDED.join(" and ")
         );
@@ -141,7 +141,7 @@ fn wants_keys_only(node: &RootFs, chosen: &[&Step], dry_run: bool) -> bool {
     if dry_run || !concerns || !terminal::can_ask() || !sshd::takes_passwords(node) {
         return false;
     }
-    let question = "sshd accepts passwords. Shall it accept only keys from now on, for all users? [y/N]";
+    let question = "sshd accepts passwords. Should it accept only keys from now on, for all users? [y/N]";
     terminal::ask(question).is_ok_and(|answer| matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
@@ -266,7 +266,7 @@ fn go(node: &RootFs, step: &Step, wishes: Wishes, journal: &mut Journal, counts:
         counts.fixed += usize::from(is_directory && is_there);
         Ok(())
     });
-    let result = result.and_then(|()| (step.validate)(node).context("the new files do not do"));
+    let result = result.and_then(|()| (step.validate)(node).context("the new files are not accepted"));
     let Err(error) = result else {
         if node.is_running() && !step.follow_up.is_empty() {
             say!("{}\n", step.follow_up);

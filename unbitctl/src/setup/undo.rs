@@ -42,7 +42,9 @@ pub fn run(node: &RootFs, dry_run: bool, force: bool) -> Result<ExitCode> {
         }
     }
     if !force && node.is_running() && leaves_accounts(node, &replaced)? {
-        tell("container users would get a session on the node: take unbit out of /etc/nsswitch.conf first, or --force");
+        tell(
+            "container users would get a session on the node: remove unbit from /etc/nsswitch.conf first, or give --force",
+        );
         obstacle = true;
     }
     if obstacle {
@@ -69,7 +71,7 @@ pub fn run(node: &RootFs, dry_run: bool, force: bool) -> Result<ExitCode> {
             say!("The set-up before that one can be undone as well: {}\n", node.setup("--undo"));
         }
         if node.is_running() && replaced.iter().any(|file| file.path.starts_with("/etc/ssh/")) {
-            say!("sshd reads its files again by: systemctl reload ssh\n");
+            say!("to make sshd read its files again: systemctl reload ssh\n");
         }
     }
     Ok(ExitCode::SUCCESS)

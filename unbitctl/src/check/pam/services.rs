@@ -54,16 +54,16 @@ fn findings(stack: &[Entry], name: &str) -> Vec<Finding> {
         .collect();
     let done = session.control.action("success");
     if done != Action::Done {
-        faults.push(format!("{}: success is {done}, so what comes behind runs for them, inside", session.place()));
+        faults.push(format!("{}: success is {done}, so what comes after it runs for them, inside", session.place()));
     }
     for answer in ["perm_denied", "session_err", "system_err"] {
         let action = session.control.action(answer);
         if action != Action::Die {
-            faults.push(format!("{}: {answer} is {action}, so a refusal is not the end", session.place()));
+            faults.push(format!("{}: {answer} is {action}, so a refusal does not end the stack", session.place()));
         }
     }
     if session.substack {
-        faults.push(format!("{}: in a substack, which is all that its control words end", session.place()));
+        faults.push(format!("{}: in a substack, so its control words end only the substack", session.place()));
     }
     if faults.is_empty() {
         let seen = format!("{DIRECTORY}/{name} lets container users in, and nothing runs for them before {MODULE}");

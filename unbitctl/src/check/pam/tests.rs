@@ -109,8 +109,8 @@ fn a_session_line_in_its_former_place_is_moved_up() {
     assert_eq!(
         seen(&former()),
         [
-            "/etc/pam.d/sshd line 16: pam_selinux.so runs for container users: if it fails, every module behind pam_unbit.so runs for them too, as root",
-            "/etc/pam.d/sshd line 17: pam_loginuid.so runs for container users: if it fails, every module behind pam_unbit.so runs for them too, as root",
+            "/etc/pam.d/sshd line 16: pam_selinux.so runs for container users: if it fails, every module after pam_unbit.so runs for them too, as root",
+            "/etc/pam.d/sshd line 17: pam_loginuid.so runs for container users: if it fails, every module after pam_unbit.so runs for them too, as root",
             "/etc/pam.d/sshd line 18: pam_keyinit.so runs for container users: pam_unbit.so must be the first session line",
         ]
     );
@@ -175,17 +175,17 @@ fn each_fault_is_seen_and_fixed() {
         (
             session.clone(),
             session.replace("done", "ok"),
-            "success is ok, so what comes behind runs for container users as well",
+            "success is ok, so what comes after it runs for container users as well",
         ),
         (
             session.clone(),
             session.replace("default=die", "default=bad"),
-            "perm_denied is bad, so a refusal is not the end",
+            "perm_denied is bad, so a refusal does not end the stack",
         ),
         (
             session.clone(),
             session.replace("default=die", "default=ignore"),
-            "perm_denied is ignore, so a refusal is not the end",
+            "perm_denied is ignore, so a refusal does not end the stack",
         ),
         (
             session.clone(),
@@ -198,20 +198,20 @@ fn each_fault_is_seen_and_fixed() {
         (
             "account    required     pam_unbit".into(),
             "account    optional     pam_unbit".into(),
-            "perm_denied is ignore, so a refusal is none",
+            "perm_denied is ignore, so a refusal has no effect",
         ),
         (
             "account    required     pam_unbit".into(),
             format!("account    {CONTROL}     pam_unbit"),
             "module_unknown is ignore",
         ),
-        ("uid < 30000".into(), "uid < 40000".into(), "is for uid 30000 and above, this is not: uid < 40000"),
-        ("quiet uid < 30000".into(), "use_uid uid < 30000".into(), "this is not: use_uid uid < 30000"),
+        ("uid < 30000".into(), "uid < 40000".into(), "is for uid 30000 and above, this line is not: uid < 40000"),
+        ("quiet uid < 30000".into(), "use_uid uid < 30000".into(), "this line is not: use_uid uid < 30000"),
         ("[success=1 default".into(), "[success=2 default".into(), "should be [success=1 default=ignore]"),
         (
             "account    [success=1 default=ignore] pam_succeed_if.so quiet uid < 30000\n".into(),
             String::new(),
-            "other users meet it as well",
+            "it runs for other users as well",
         ),
         (
             session.clone(),
@@ -226,12 +226,12 @@ fn each_fault_is_seen_and_fixed() {
         (
             session.clone(),
             format!("session    sufficient     pam_permit.so\n{session}"),
-            "pam_permit.so may end the search before pam_unbit.so",
+            "pam_permit.so may end the stack before pam_unbit.so",
         ),
         (
             "account    required     pam_nologin.so\n".into(),
             "account    sufficient     pam_localuser.so\naccount    required     pam_nologin.so\n".into(),
-            "pam_localuser.so may end the search before pam_unbit.so",
+            "pam_localuser.so may end the stack before pam_unbit.so",
         ),
     ] {
         assert!(FIXED.contains(&old), "{old}");
@@ -258,7 +258,7 @@ fn a_line_behind_the_common_ones_is_too_late() {
     );
     let seen = seen(&late);
     for fault in [
-        "/etc/pam.d/common-auth line 2: pam_deny.so may end the search before pam_unbit.so",
+        "/etc/pam.d/common-auth line 2: pam_deny.so may end the stack before pam_unbit.so",
         "/etc/pam.d/common-session line 5: pam_systemd.so runs for container users: it starts the tenant's own units on the node",
     ] {
         assert!(seen.iter().any(|seen| seen == fault), "{fault}: {seen:?}");
@@ -296,8 +296,8 @@ fn substacks_and_includes_of_one_kind_are_followed() {
         _ => None,
     };
     let faults: Vec<_> = faults(&stack::flatten(&read, "sshd")).into_iter().map(|fault| fault.seen).collect();
-    assert_eq!(faults, ["/etc/pam.d/ours line 2: in a substack, which is all that its control words end"]);
-    assert!(fixed(&read).unwrap_err().to_string().contains("out of /etc/pam.d/ours"));
+    assert_eq!(faults, ["/etc/pam.d/ours line 2: in a substack, so its control words end only the substack"]);
+    assert!(fixed(&read).unwrap_err().to_string().contains("from /etc/pam.d/ours"));
 }
 
 #[test]
@@ -310,7 +310,7 @@ fn a_jump_takes_a_substack_for_one_line() {
             1,
         )
     };
-    let fault = "/etc/pam.d/sshd line 2: pam_permit.so may end the search before pam_unbit.so".to_owned();
+    let fault = "/etc/pam.d/sshd line 2: pam_permit.so may end the stack before pam_unbit.so".to_owned();
     assert!(!seen(&jump(1)).contains(&fault));
     assert!(seen(&jump(2)).contains(&fault), "{:?}", seen(&jump(2)));
 }
