@@ -34,7 +34,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tls::{Material, SYSTEM_CA, Tls};
 
-/// Configure a uwsgi.it node as its API says, in the place of configurator, collector and dominator.
+/// Configure a uwsgi.it node as its API says, instead of configurator, collector and dominator.
 #[derive(Parser)]
 #[command(version, after_help = EXIT_CODES)]
 struct Arguments {
@@ -44,9 +44,9 @@ struct Arguments {
 
 const EXIT_CODES: &str = "\
 Exit status:
-  0  all is done
-  1  something could not be done; the reason is on stderr
-  2  the arguments make no sense
+  0  everything was done
+  1  something failed; the reason is on stderr
+  2  wrong arguments
   3  root is needed";
 
 const RUN_EXAMPLES: &str = "\

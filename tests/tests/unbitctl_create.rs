@@ -152,7 +152,7 @@ fn what_is_wrong_is_found_before_anything_is_made() {
         ("--key /is/not/there", 1, "/is/not/there: No such file or directory"),
         ("--key /root/.ssh/id_ed25519", 1, "is a private key"),
         ("--key /tmp/words", 1, "/tmp/words, line 1: it is not a public key"),
-        ("--key - --key /tmp/other.pub", 1, "standard input holds no public key"),
+        ("--key - --key /tmp/other.pub", 1, "standard input contains no public key"),
         (
             "--key /tmp/other.pub --distribution none",
             1,

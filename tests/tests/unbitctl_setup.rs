@@ -571,7 +571,7 @@ fn each_check_fails_by_its_one_thing_and_passes_after_its_fix() {
         ("pam", "sed -i '/^account.*unbit/d' /etc/pam.d/sshd", "there is no account line of pam_unbit.so"),
         ("pam", "sed -i '/^session.*unbit/d' /etc/pam.d/sshd", "there is no session line of pam_unbit.so"),
         ("pam", "sed -i '/^session.*unbit/s/done/ok/' /etc/pam.d/sshd", "success is ok"),
-        ("pam", "sed -i 's/uid < 30000/uid < 60000/' /etc/pam.d/sshd", "this is not: uid < 60000"),
+        ("pam", "sed -i 's/uid < 30000/uid < 60000/' /etc/pam.d/sshd", "this line is not: uid < 60000"),
         (
             "pam",
             "line=$(grep ^session.*unbit /etc/pam.d/sshd); sed -i '/^session.*unbit/d' /etc/pam.d/sshd; echo \"$line\" >>/etc/pam.d/sshd",

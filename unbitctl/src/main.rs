@@ -77,7 +77,7 @@ enum Command {
     /// Check the node, or each step of a login to one container
     #[command(after_help = check::EXAMPLES)]
     Check(check::Arguments),
-    /// Fix what check finds; show each change first, and keep the old file
+    /// Fix what check finds; print each change, and keep the old file
     #[command(after_help = setup::EXAMPLES)]
     Setup(setup::Arguments),
     /// Make a container that uWSGI's Emperor runs, and wait until a login works
@@ -101,7 +101,7 @@ enum Command {
     /// Run a shell or a command in a container
     #[command(after_help = enter::EXAMPLES)]
     Enter(enter::Arguments),
-    /// Print, load or remove the node's nftables rules
+    /// Print, load or remove the nftables rules of a uwsgi.it node
     #[command(after_help = firewall::EXAMPLES)]
     Firewall(firewall::Arguments),
     /// Print the completions of a shell

@@ -39,7 +39,7 @@ use std::process::ExitCode;
 pub const EXAMPLES: &str = "\
 Examples:
   unbitctl check                    can container users log in, and only where they belong?
-  unbitctl check --guide uwsgi.it   and are the steps of uwsgi.it's guide to a node done?
+  unbitctl check --guide uwsgi.it   and are the steps of uwsgi.it's guide for a node done?
   unbitctl check 30001              why can't 30001 log in?
   unbitctl check --root /distros/precise --json";
 

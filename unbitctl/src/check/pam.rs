@@ -323,7 +323,10 @@ fn line_faults(ours: &Entry) -> Vec<Fault> {
     }
     must("ignore", &[Ignore], Harm::Unsafe, "other users are refused");
     if ours.substack {
-        faults.push(Fault::not_safe(format!("{}: in a substack, so its control words end only the substack", ours.place())));
+        faults.push(Fault::not_safe(format!(
+            "{}: in a substack, so its control words end only the substack",
+            ours.place()
+        )));
     }
     faults
 }

@@ -30,7 +30,7 @@ pub struct Arguments {
     /// Load the rules in one step, in place of those loaded before
     #[arg(long)]
     apply: bool,
-    /// Load them again for the lists as they are now, with the options of the table that is loaded; if none is, do nothing
+    /// Load them again for the lists as they are now, with the options of the loaded table; if none is loaded, do nothing
     #[arg(long, conflicts_with_all = ["apply", "Source"])]
     reload: bool,
     /// Remove the rules; all other tables stay as they are

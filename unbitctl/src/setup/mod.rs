@@ -23,13 +23,13 @@ use std::process::ExitCode;
 
 pub const EXAMPLES: &str = "\
 Examples:
-  unbitctl setup --dry-run           what would change?
+  unbitctl setup --dry-run           show what would change
   unbitctl setup                     fix all that can be fixed
-  unbitctl setup --guide uwsgi.it    and do the steps of uwsgi.it's guide to a node
+  unbitctl setup --guide uwsgi.it    and do the steps of uwsgi.it's guide for a node
   unbitctl setup --keys-only sshd    and refuse all passwords
   unbitctl setup nsswitch --root /distros/precise
   unbitctl setup --undo              undo the last set-up
-  unbitctl setup emperor             and what containers of uWSGI's Emperor need";
+  unbitctl setup emperor             set up what containers of uWSGI's Emperor need";
 
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
