@@ -288,7 +288,7 @@ impl Attachment {
     /// In an application that has yet to give up root by itself: joins all of it, and keeps no more power than that takes. Its files it
     /// reaches as the container's user from here on.
     pub fn enter_before_the_application_drops_root(mut self) -> Result<(), Refusal> {
-        // A directory of the host's that the application has open would be a way out for the user's shell.
+        // A directory of the node that the application has open would be a way out for the user's shell.
         sys::close_on_exec().context(Reason::Broken, "keep the application's descriptors from the user's programs")?;
         let own = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
         let label = self.confinement.apparmor_label(&self.leader.proc)?;
@@ -306,7 +306,7 @@ impl Attachment {
         self.must_be_alive()
     }
 
-    /// The mount namespace last, so that everything before it happens in the host's file system. `process` is our own directory in the node's /proc.
+    /// The mount namespace last, so that everything before it happens in the node's file system. `process` is our own directory in the node's /proc.
     fn join_namespaces(&self, process: &Proc, label: Option<&Takeover<'_>>) -> Result<(), Refusal> {
         crate::failpoint("enter");
         let own = Proc::of_self().and_then(|own| own.namespace("pid_for_children"));

@@ -1,6 +1,6 @@
 //! Prepare: the cgroups of the container's pid 1, in every mounted hierarchy, of whatever version and under any name.
 //!
-//! The files are opened in the monitor, on the host; the process that enters moves itself. The monitor stays in sshd's own cgroup, where no
+//! The files are opened in the monitor, on the node; the process that enters moves itself. The monitor stays in sshd's own cgroup, where no
 //! tenant's memory limit can kill it.
 //!
 //! How a process joins decides what a login costs. A write to cgroup.procs waits for all of the machine's processors (8 ms, cgroup_threadgroup_rwsem);

@@ -21,7 +21,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 #[derive(Debug)]
 pub struct Leader {
     pidfd: OwnedFd,
-    /// Its number on the host.
+    /// Its pid on the node.
     pub pid: i32,
     /// Its directory of /proc.
     pub proc: Proc,

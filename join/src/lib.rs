@@ -1,4 +1,4 @@
-//! The way from the host into a container, for the PAM module and the operator's command alike.
+//! The way from the node into a container, for the PAM module and the operator's command alike.
 //!
 //! [`attach`] does it, in this order:
 //!
