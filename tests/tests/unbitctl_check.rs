@@ -573,7 +573,7 @@ fn no_container_runs() {
         sh("node-emperor start; node-wait-container 30000; node-wait-container 30001").ok();
     });
     sh("node-emperor stop").ok();
-    one(&check("cgroups"), "not-applicable", "no container runs");
+    one(&check("cgroups"), "not-applicable", "no container of an Emperor runs");
 }
 
 // A dead node
@@ -794,7 +794,7 @@ fn keys_and_certificates_of_the_guide() {
         assert_healthy(&check("secrets"), "cannot be read by others");
     }
     certificate("uwsgi.it", "-days 7");
-    one(&check("secrets"), "warn", "/etc/uwsgi/ssl/uwsgi.it.crt ends on ");
+    one(&check("secrets"), "warn", "/etc/uwsgi/ssl/uwsgi.it.crt expires on ");
     sh("cd /etc/uwsgi/ssl; mkdir /tmp/ca; cd /tmp/ca; echo 01 >serial; : >index
         printf '%s\\n' '[ca]' 'default_ca = d' '[d]' 'database = index' 'new_certs_dir = .' 'serial = serial' 'default_md = sha256' 'policy = p' \\
             '[p]' 'commonName = supplied' >conf
@@ -802,7 +802,7 @@ fn keys_and_certificates_of_the_guide() {
         openssl ca -batch -notext -config conf -selfsign -keyfile /etc/uwsgi/ssl/client.key -in request -out /etc/uwsgi/ssl/client.crt \\
             -startdate 200101000000Z -enddate 210101000000Z 2>&1; status=$?; rm -r /tmp/ca; exit $status")
     .ok();
-    one(&check("secrets"), "fail", "/etc/uwsgi/ssl/client.crt ended on Jan  1 00:00:00 2021 GMT");
+    one(&check("secrets"), "fail", "/etc/uwsgi/ssl/client.crt expired on Jan  1 00:00:00 2021 GMT");
     certificate("client", "-days 365");
     // A customer's key in a file that everybody reads.
     let changed = Changed::unseen_by_the_emperor(VASSAL, |text| format!("{text}; -----BEGIN RSA PRIVATE KEY-----\n"));
