@@ -64,7 +64,7 @@ impl Fetcher {
         let (ours, theirs) = UnixStream::pair().context("make a socket")?;
         let ForkResult::Parent { child } = fork().context("fork")? else {
             drop(ours);
-            match become_powerless(&self.identity, &theirs) {
+            match drop_privileges(&self.identity, &theirs) {
                 Ok(()) => drop(serve(&self.client, theirs)),
                 Err(error) => drop(answer(&theirs, Err(format!("{error:#}")))),
             }
@@ -90,7 +90,7 @@ impl Drop for Fetcher {
 }
 
 /// In the child, before it hears of anything.
-fn become_powerless(identity: &Identity, socket: &UnixStream) -> Result<()> {
+fn drop_privileges(identity: &Identity, socket: &UnixStream) -> Result<()> {
     close_all_but(socket)?;
     identity.become_it()?;
     setrlimit(Resource::RLIMIT_FSIZE, 0, 0)?; // it writes no file

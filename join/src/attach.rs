@@ -16,7 +16,7 @@ use crate::leader::Leader;
 use crate::link::Link;
 use crate::namespaces::{self, Kind, Namespace};
 use crate::options::Options;
-use crate::power;
+use crate::privileges;
 use crate::proc::Proc;
 use crate::refusal::{Context, Reason, Refusal};
 use crate::root_directory::RootDirectory;
@@ -46,7 +46,7 @@ pub struct Attachment {
 pub enum Who {
     /// The container's user, without any capability.
     User,
-    /// Root, with what an administrator needs there (see [`power`]).
+    /// Root, with what an administrator needs there (see [`privileges`]).
     Root,
 }
 
@@ -77,7 +77,7 @@ impl Attachment {
         tell: &mut dyn FnMut(&str, fmt::Arguments<'_>),
     ) -> Result<Self, Refusal> {
         let deadline = Deadline::after(options.timeout);
-        power::must_suffice_to_enter()?;
+        privileges::must_suffice_to_enter()?;
         let leader = match link {
             Some(link) => {
                 tell("reach", format_args!("root's link leads to {}", link.target().display()));
@@ -214,10 +214,10 @@ impl Attachment {
         match &self.users {
             None => self.join_namespaces(&own, label.as_ref())?,
             Some(users) => {
-                power::leave_groups()?;
+                privileges::leave_groups()?;
                 self.join_namespaces(&own, label.as_ref())?;
                 users.join()?;
-                power::become_user_inside(self.container)?;
+                privileges::become_user_inside(self.container)?;
                 match sys::new_session_keyring() {
                     // Whoever is this number in another container can use up its keys. Then there is none, and not the caller's either.
                     Err(Errno::EDQUOT) => sys::revoke_session_keyring(),
@@ -233,11 +233,11 @@ impl Attachment {
         self.confinement.apply_capabilities()?; // after the user namespace, which brings a full bounding set
         match (who, &self.users) {
             (Who::User, None) => {
-                power::become_user(self.container)?;
-                power::give_up_all(self.container, &[self.container.get()])?;
+                privileges::become_user(self.container)?;
+                privileges::drop_all(self.container, &[self.container.get()])?;
             }
-            (Who::User, Some(_)) => power::give_up_all(self.container, &[])?,
-            (Who::Root, _) => power::stay_root(self.confinement.bounding_set)?,
+            (Who::User, Some(_)) => privileges::drop_all(self.container, &[])?,
+            (Who::Root, _) => privileges::stay_root(self.confinement.bounding_set)?,
         }
         // A group of version 1 that is frozen holds whoever joins it, also from SIGKILL: that must not be root.
         for cgroup in self.cgroups.iter_mut().filter(|cgroup| !cgroup.needs_root()) {
@@ -299,7 +299,7 @@ impl Attachment {
         self.confinement.apply_affinity()?;
         self.join_namespaces(&own, label.as_ref())?;
         self.confinement.apply_capabilities()?;
-        power::keep_what_an_application_needs(self.container)?;
+        privileges::keep_for_join_now(self.container)?;
         self.root.must_be_here()?;
         label.map_or(Ok(()), |label| label.apply(&own))?;
         self.confinement.apply_soft_limits()?;

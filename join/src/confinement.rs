@@ -3,7 +3,7 @@
 //!
 //! pam_unbit(8) lists what is taken over and what is not.
 //!
-//! It reads and applies. It gives up no id and no capability: that is [`power`](crate::power).
+//! It reads and applies. It gives up no id and no capability: that is [`privileges`](crate::privileges).
 
 use crate::apparmor::{self, Takeover};
 use crate::proc::{Proc, numbers};

@@ -55,7 +55,7 @@ impl Signals {
 /// open, and ends with sshd's monitor, its parent, if that ends first.
 /// `ids` are those of the container's user on the node, by which it may signal the session.
 pub fn supervise_session(container: ContainerUid, ids: Ids, child: Pid, signals: &Signals, monitor: Pid) -> Refusal {
-    match Signals::descriptor().and_then(|to_read| leave_power_behind(container, ids, to_read)) {
+    match Signals::descriptor().and_then(|to_read| drop_privileges(container, ids, to_read)) {
         // The monitor of a short session does not wait for us: then there is nothing to supervise any more.
         Ok(_) if getppid() != monitor => {
             let _ = kill(child, Signal::SIGKILL);
@@ -76,7 +76,7 @@ pub fn end_with_the_supervisor() {
 }
 
 /// The ids last: as the container's user this process has nothing any more.
-fn leave_power_behind(container: ContainerUid, ids: Ids, kept: SignalFd) -> Result<SignalFd, Refusal> {
+fn drop_privileges(container: ContainerUid, ids: Ids, kept: SignalFd) -> Result<SignalFd, Refusal> {
     // No more than a name; an operator can do without.
     let _ = sys::set_supervisor_title(container.get());
     // Out of the session's process group, which a process inside can signal as a whole: kill(0, SIGSTOP).

@@ -4,7 +4,7 @@
 //! other group and no capability, and is ended if it takes too long.
 
 use crate::deadline::read_within;
-use crate::power;
+use crate::privileges;
 use crate::refusal::Refusal;
 use crate::sys::{become_user, close_all_but, exit_now, fork, retry};
 use nix::errno::Errno;
@@ -67,9 +67,9 @@ fn become_it(uid: ContainerUid, kept: &OwnedFd) -> Result<(), String> {
     setsid().map_err(failed)?;
     close_all_but(kept).map_err(failed)?;
     umask(Mode::from_bits_truncate(0o077));
-    power::leave_groups().map_err(refused)?;
+    privileges::leave_groups().map_err(refused)?;
     become_user(uid.get(), uid.get()).map_err(failed)?;
-    power::give_up_all(uid, &[]).map_err(refused)?;
+    privileges::drop_all(uid, &[]).map_err(refused)?;
     set_pdeathsig(Signal::SIGKILL).map_err(failed) // now, because another uid takes it back
 }
 

@@ -470,7 +470,8 @@ impl Tracer {
         let before = self.calls.iter().filter(|call| (call.step, call.number, &call.object) == (step, number, &object));
         let nth = before.count() + 1;
         let mut call = Call { step, number, arguments, nth, object, result: 0, answered: false };
-        let is_inside = || namespace(pid, "mnt").is_some_and(|now| now == self.mounts) && !is_powerless(pid, self.uid);
+        let is_inside =
+            || namespace(pid, "mnt").is_some_and(|now| now == self.mounts) && !is_unprivileged(pid, self.uid);
         // What terminals.rs looks up is not the tenant's.
         let is_allowed = step == "terminals" && ["/dev", "/dev/pts"].contains(&call.object.as_str());
         if path && !is_allowed && is_inside() {
@@ -514,7 +515,7 @@ impl Tracer {
     /// Wherever sshd is when the module is not at work.
     fn check_between(&mut self, pid: pid_t) {
         let Some(mounts) = namespace(pid, "mnt") else { return };
-        let wrong = match (mounts != self.mounts, is_powerless(pid, self.uid)) {
+        let wrong = match (mounts != self.mounts, is_unprivileged(pid, self.uid)) {
             (true, true) => "a process of the container's on the host",
             (false, false) if self.way == Way::Su && is_bounded(pid, self.uid) => return,
             (false, false) => "a process with power in the container",
@@ -565,7 +566,7 @@ impl Status {
 }
 
 /// Whether every uid of a process is the container's, and it has no capability.
-fn is_powerless(pid: pid_t, uid: u32) -> bool {
+fn is_unprivileged(pid: pid_t, uid: u32) -> bool {
     let status = Status::of(pid);
     status.line("Uid:") == vec![uid.to_string(); 4].join("\t") && status.capabilities(&["CapPrm:", "CapEff:"]) == 0
 }

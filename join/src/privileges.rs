@@ -1,4 +1,4 @@
-//! Power: the ids, groups and capabilities that it takes to enter, and how a process gives them up.
+//! Privileges: the ids, groups and capabilities that it takes to enter, and how a process drops them.
 //!
 //! What the session takes over from pid 1 is in [`confinement`](crate::confinement).
 
@@ -50,7 +50,7 @@ pub fn become_user_inside(container: ContainerUid) -> Result<(), Refusal> {
 }
 
 /// Gives up every capability, and sees to it that nothing is left: no capability, no id but the container's, no group but these, and no way back.
-pub fn give_up_all(container: ContainerUid, groups: &[u32]) -> Result<(), Refusal> {
+pub fn drop_all(container: ContainerUid, groups: &[u32]) -> Result<(), Refusal> {
     sys::clear_capabilities().context(Reason::Broken, "give up every capability")?;
     let has = |set| sys::change_capabilities(|| caps::read(None, set));
     for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable, CapSet::Ambient] {
@@ -78,7 +78,7 @@ pub fn stay_root(bounding_set: u64) -> Result<(), Refusal> {
 }
 
 /// For an application that becomes the user by itself: it reaches files as the user from here on, and keeps what it needs for that.
-pub fn keep_what_an_application_needs(container: ContainerUid) -> Result<(), Refusal> {
+pub fn keep_for_join_now(container: ContainerUid) -> Result<(), Refusal> {
     let (uid, gid) = (Uid::from_raw(container.get()), Gid::from_raw(container.get()));
     retry(|| setgroups(&[gid])).context(Reason::Broken, "drop root's groups")?;
     // setfsuid(2) does not tell a failure; asking with an invalid id tells what holds.
@@ -87,11 +87,11 @@ pub fn keep_what_an_application_needs(container: ContainerUid) -> Result<(), Ref
     if setfsgid(Gid::from_raw(u32::MAX)) != gid || setfsuid(Uid::from_raw(u32::MAX)) != uid {
         return Err(Refusal::new(Reason::Broken, "reach files as the container's user: setfsuid had no effect"));
     }
-    keep_capabilities(&KEPT).context(Reason::Broken, "drop capabilities")
+    keep_capabilities(&KEPT_FOR_JOIN_NOW).context(Reason::Broken, "drop capabilities")
 }
 
 /// What login(1), su(1) and cron(8) need to hand over a terminal, become the user, signal it, and write to the audit log.
-const KEPT: [Capability; 6] = [
+const KEPT_FOR_JOIN_NOW: [Capability; 6] = [
     Capability::CAP_CHOWN,
     Capability::CAP_FOWNER,
     Capability::CAP_KILL,
