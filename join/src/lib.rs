@@ -31,7 +31,7 @@ mod pid_namespaces;
 pub mod privileges;
 pub mod proc;
 pub mod refusal;
-pub mod refusals;
+pub mod refusal_counters;
 pub mod regular_file;
 mod root_directory;
 pub mod roots_path;

@@ -13,7 +13,7 @@ use std::fmt;
 #[cfg(test)]
 use crate::pam::fake::count;
 #[cfg(not(test))]
-use join::refusals::count;
+use join::refusal_counters::count;
 
 /// One call of a hook.
 pub struct Call<'a> {

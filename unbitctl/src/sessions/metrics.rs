@@ -7,7 +7,7 @@ use crate::openmetrics::{
     Text,
 };
 use anyhow::{Context, Result};
-use join::refusals;
+use join::refusal_counters;
 use join::sessions;
 use shared::ContainerUid;
 use std::collections::BTreeMap;
@@ -25,17 +25,17 @@ pub fn text(sessions: &[Session], container: Option<ContainerUid>) -> Result<Str
     });
     text.family("unbit_sessions", Gauge, "Open sessions, by the service of PAM.", counts);
 
-    let directory = Path::new(refusals::DIRECTORY);
+    let directory = Path::new(refusal_counters::DIRECTORY);
     let containers = match container {
         Some(container) => vec![Some(container)],
         None => {
-            let all = sessions::containers(directory).context(refusals::DIRECTORY)?;
+            let all = sessions::containers(directory).context(refusal_counters::DIRECTORY)?;
             all.into_iter().map(Some).chain([None]).collect()
         }
     };
     let mut refused = Vec::new();
     for container in containers {
-        let counted = refusals::counted(directory, container).context(refusals::DIRECTORY)?;
+        let counted = refusal_counters::counted(directory, container).context(refusal_counters::DIRECTORY)?;
         refused.extend(
             counted
                 .into_iter()

@@ -2,7 +2,7 @@
 //!
 //! A file is a page of numbers that every process maps and adds to, so nobody waits for anybody, however a login ends.
 //!
-//! A count decides nothing: no login depends on it.
+//! No login depends on a counter.
 
 use crate::refusal::{Context, Reason, Refusal};
 use crate::run_directory;
