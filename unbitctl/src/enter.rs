@@ -6,10 +6,10 @@
 
 use crate::check::pam;
 use crate::command_line::tell;
-use crate::keeper::{self, Begun, Keeper, Sent};
 use crate::names::Account;
 use crate::probe::{self, Messages, Probe};
 use crate::pty_forward::{self, End, Seen, Stream};
+use crate::reaper::{self, Begun, Reaper, Sent};
 use crate::rootfs::RootFs;
 use crate::terminal::{Pty, Raw};
 use crate::{sealed_exe, sys};
@@ -112,10 +112,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             Err(1)
         })
     };
-    let begun = keeper::fork(|| drop(ours.take()), send)?;
+    let begun = reaper::fork(|| drop(ours.take()), send)?;
     drop(theirs);
     match (begun, ours.take()) {
-        (Begun::Runs(keeper), Some(ours)) => stay_outside(keeper, ours, &signals),
+        (Begun::Runs(reaper), Some(ours)) => stay_outside(reaper, ours, &signals),
         (Begun::Runs(_), None) => Ok(ExitCode::FAILURE),
         (Begun::Ended(code), _) => Ok(code),
     }
@@ -296,7 +296,7 @@ fn arrival(probe: &mut Probe, container: ContainerUid, program: &str, limit: Dur
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The life out here: carries bytes and signals until the session's first process ends.
-fn stay_outside(mut keeper: Keeper, ours: Ours, signals: &Signals) -> Result<ExitCode> {
+fn stay_outside(mut reaper: Reaper, ours: Ours, signals: &Signals) -> Result<ExitCode> {
     let (stdin, stdout, stderr) = (stdin(), stdout(), stderr());
     let raw = ours
         .pty
@@ -318,8 +318,8 @@ fn stay_outside(mut keeper: Keeper, ours: Ours, signals: &Signals) -> Result<Exi
         streams.extend(from.map(|from| Stream::new(End::Own(from), End::Shared(to))));
     }
 
-    let has_ended = |keeper: &mut Keeper, limit, streams: &mut Vec<Stream<'_>>, end: &mut Option<u8>| {
-        *end = keeper.wait(limit);
+    let has_ended = |reaper: &mut Reaper, limit, streams: &mut Vec<Stream<'_>>, end: &mut Option<u8>| {
+        *end = reaper.wait(limit);
         // There is nobody left to send the first one's to.
         drop(streams.drain(..usize::from(end.is_some())));
         end.is_some()
@@ -328,7 +328,7 @@ fn stay_outside(mut keeper: Keeper, ours: Ours, signals: &Signals) -> Result<Exi
     while let Seen::Signal = pty_forward::forward(&mut streams, &signals.descriptor, end.is_some())? {
         let Some(signal) = signals.next() else { continue };
         match signal {
-            Signal::SIGCHLD if end.is_none() => drop(has_ended(&mut keeper, Duration::ZERO, &mut streams, &mut end)),
+            Signal::SIGCHLD if end.is_none() => drop(has_ended(&mut reaper, Duration::ZERO, &mut streams, &mut end)),
             Signal::SIGCHLD => {}
             Signal::SIGWINCH => {
                 if let (Some(pty), Ok(size)) = (&ours.pty, sys::window_size(&stdin)) {
@@ -343,10 +343,10 @@ fn stay_outside(mut keeper: Keeper, ours: Ours, signals: &Signals) -> Result<Exi
             // Only whoever reads the rest still keeps us.
             _ if end.is_some() => break,
             signal => {
-                keeper.send(signal);
+                reaper.send(signal);
                 // Whoever hangs up or asks twice does not stay for a session that does not care: nohup(1) is one.
                 let goes = signal == Signal::SIGHUP || signal == Signal::SIGTERM && replace(&mut was_asked, true);
-                if goes && !has_ended(&mut keeper, PATIENCE, &mut streams, &mut end) {
+                if goes && !has_ended(&mut reaper, PATIENCE, &mut streams, &mut end) {
                     return Ok(ExitCode::from(128 + signal as u8));
                 }
             }

@@ -1,4 +1,4 @@
-//! A process between the operator's command and the one inside: it waits for that one, and nothing that stops the operator's stops it.
+//! A process between the operator's command and the process inside, which it reaps. What stops the operator's command does not stop it.
 //!
 //! The kernel lets a container's pid 1 end only when every process of its pid namespace has been waited for. One whose parent is stopped (SIGSTOP, or
 //! Ctrl-Z where there is no terminal of its own) would keep the container from ever starting again.
@@ -18,33 +18,33 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// The keeper, as the operator's process sees it.
-pub struct Keeper {
+/// The reaper, as the operator's process sees it.
+pub struct Reaper {
     socket: UnixStream,
     pid: Pid,
 }
 
-/// How it begins.
+/// What came of the start.
 pub enum Begun {
     /// The command runs inside.
-    Runs(Keeper),
-    /// It does not: with this exit status.
+    Runs(Reaper),
+    /// The command could not be started. The exit status says why.
     Ended(ExitCode),
 }
 
-/// What the keeper says, each with the byte that follows.
+/// What the reaper says, each with the byte that follows.
 const RUNS: u8 = b'r';
 const ENDED: u8 = b'e';
 
-/// Forks the keeper. It calls `leave` to close the operator's descriptors, calls `send` to start the process inside, and waits for that.
+/// Forks the reaper. It calls `leave` to close the operator's descriptors, calls `send` to start the process inside, and waits for that.
 pub fn fork(leave: impl FnOnce(), send: impl FnOnce() -> Result<Sent, u8>) -> Result<Begun> {
     let (socket, theirs) = UnixStream::pair().context("make a socket")?;
     match join::sys::fork().context("fork")? {
         ForkResult::Parent { child } => {
             drop(theirs);
-            let mut keeper = Keeper { socket, pid: child };
-            Ok(match keeper.hear(None) {
-                Some((RUNS, _)) => Begun::Runs(keeper),
+            let mut reaper = Reaper { socket, pid: child };
+            Ok(match reaper.hear(None) {
+                Some((RUNS, _)) => Begun::Runs(reaper),
                 Some((_, status)) => Begun::Ended(ExitCode::from(status)),
                 None => Begun::Ended(ExitCode::FAILURE),
             })
@@ -59,7 +59,7 @@ pub fn fork(leave: impl FnOnce(), send: impl FnOnce() -> Result<Sent, u8>) -> Re
                 Ok(Sent { probe }) => {
                     let _ = probe::silence(); // whoever reads the operator's output is not to wait for us
                     let _ = socket.write_all(&[RUNS, 0]);
-                    let status = keep(&probe, &mut socket);
+                    let status = reap(&probe, &mut socket);
                     let _ = socket.write_all(&[ENDED, status]);
                 }
                 Err(status) => drop(socket.write_all(&[ENDED, status])),
@@ -74,8 +74,8 @@ pub struct Sent {
     pub probe: Probe,
 }
 
-/// Passes signals on until it ends; the exit status of that.
-fn keep(probe: &Probe, socket: &mut UnixStream) -> u8 {
+/// Passes signals on to the process inside until it ends, and returns its exit status.
+fn reap(probe: &Probe, socket: &mut UnixStream) -> u8 {
     let mut is_heard = true;
     loop {
         let mut asked = vec![PollFd::new(probe.end(), PollFlags::POLLIN)];
@@ -109,13 +109,13 @@ fn keep(probe: &Probe, socket: &mut UnixStream) -> u8 {
     }
 }
 
-impl Keeper {
+impl Reaper {
     /// Passes a signal on to the process inside, and to those of its group.
     pub fn send(&mut self, signal: Signal) {
         let _ = self.socket.write_all(&[signal as u8]);
     }
 
-    /// The exit status, once it has ended; `None` if it has not within `limit`. A keeper that was killed knows none.
+    /// The exit status, once it has ended; `None` if it has not within `limit`. A reaper that was killed knows none.
     pub fn wait(&mut self, limit: Duration) -> Option<u8> {
         let (_, status) = self.hear(Some(limit))?;
         let _ = retry(|| waitpid(self.pid, None));
