@@ -4,7 +4,6 @@
 //! be. [`jobs`] compare and change, in [`files`] that are replaced as a whole; [`report`] is what people and the log hear of it.
 
 mod api;
-mod brake;
 mod client;
 mod command;
 mod fetcher;
@@ -13,6 +12,7 @@ mod identity;
 mod jobs;
 mod names;
 mod quota;
+mod removal_limit;
 mod report;
 mod settings;
 mod tls;

@@ -89,7 +89,7 @@ unasked = 1
 #[test]
 #[ignore = "needs the node: make test"]
 fn an_empty_list_stops_nothing() {
-    let node = Node::new("brake");
+    let node = Node::new("removal-limit");
     node.with_containers(&MANY);
     fs::write(node.directory.join("vassals/40001.ini"), "an operator's").unwrap();
     fs::write(node.directory.join("vassals/30000.ini"), "the API's").unwrap();

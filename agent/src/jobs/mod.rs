@@ -11,9 +11,9 @@ mod nodes;
 mod port_mappings;
 
 use crate::api::Api;
-use crate::brake;
 use crate::files::Directory;
 use crate::quota::Quotas;
+use crate::removal_limit;
 use crate::report::{Action, Report};
 use crate::settings::Settings;
 use anyhow::Result;
@@ -165,8 +165,8 @@ impl Node {
         report: &mut Report,
     ) {
         let going: Vec<_> = there.iter().filter(|name| !stay.contains(*name)).collect();
-        if brake::holds(going.len(), there.len(), self.may_remove) {
-            report.problem(brake::sentence(going.len(), there.len(), what, job));
+        if removal_limit::blocks(going.len(), there.len(), self.may_remove) {
+            report.problem(removal_limit::message(going.len(), there.len(), what, job));
             return;
         }
         for name in going {

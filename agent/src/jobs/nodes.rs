@@ -2,8 +2,8 @@
 
 use super::Node;
 use crate::api::Nodes;
-use crate::brake;
 use crate::command;
+use crate::removal_limit;
 use crate::report::{Action, Report};
 use anyhow::{Context, Result, bail};
 use shared::escape;
@@ -54,8 +54,8 @@ fn update(node: &mut Node, name: &str, path: &str, report: &mut Report) -> Resul
     }
     let before = before.unwrap_or_default();
     let going = before.difference(&addresses).count();
-    if brake::holds(going, before.len(), node.may_remove) {
-        bail!("{}: {}", directory.path_of(name), brake::sentence(going, before.len(), "addresses", "nodes"));
+    if removal_limit::blocks(going, before.len(), node.may_remove) {
+        bail!("{}: {}", directory.path_of(name), removal_limit::message(going, before.len(), "addresses", "nodes"));
     }
     if !node.is_dry_run {
         let text: String = addresses.iter().map(|address| format!("{address}\n")).collect();

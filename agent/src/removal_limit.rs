@@ -1,0 +1,31 @@
+//! The limit on removals in one round: an API that answers with half a list, or none, must not stop a node's containers.
+//!
+//! It keeps no state on purpose. An API that is wrong once is often wrong for minutes, so the same answer again would prove nothing. The operator
+//! has to allow the removal.
+
+/// Whether the removal must be blocked: it is more than 3 and more than a tenth, and the operator has not allowed it.
+pub fn blocks(going: usize, all: usize, is_allowed: bool) -> bool {
+    !is_allowed && going > 3.max(all / 10)
+}
+
+/// The message about a removal that was blocked.
+pub fn message(going: usize, all: usize, what: &str, job: &str) -> String {
+    format!(
+        "{going} of {all} {what} would be removed at once, so none is; to allow it: unbit-agent once {job} --allow-removal"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_or_a_tenth_may_go() {
+        for (going, all, is_blocked) in
+            [(0, 0, false), (3, 3, false), (4, 4, true), (3, 39, false), (4, 39, true), (4, 40, false)]
+        {
+            assert_eq!(blocks(going, all, false), is_blocked, "{going} of {all}");
+        }
+        assert!(blocks(101, 1000, false) && !blocks(100, 1000, false) && !blocks(1000, 1000, true));
+    }
+}
