@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result, bail};
 use join::regular_file::{self, Odd};
-use join::roots_path::{self, Astray};
+use join::safe_path::{self, PathError};
 use join::sys::retry;
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -33,22 +33,18 @@ impl Directory {
     /// Opens one. For root no step of the path may be anybody else's; another user may have the last one.
     pub fn open(path: &Path) -> Result<Self> {
         let shown = || escape::name(&path.display().to_string()).to_string();
-        let astray = |astray: Astray| match astray {
-            Astray::Missing(name, _) => anyhow::anyhow!("{}: there is no {name}", shown()),
-            Astray::Wrong(cause) => anyhow::anyhow!("{}: {cause}", shown()),
-            Astray::Failed(name, errno) => anyhow::anyhow!("{}: {name}: {errno}", shown()),
-        };
+        let error = |error: PathError| anyhow::anyhow!("{}: {error}", shown());
         let reopened = |place: &OwnedFd, name: &str| {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             retry(|| openat(place, name, flags, Mode::empty())).with_context(shown)
         };
         let open = if geteuid().is_root() {
-            reopened(&roots_path::open_directory(path).map_err(astray)?, ".")?
+            reopened(&safe_path::open_directory(path).map_err(error)?, ".")?
         } else {
             let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
                 bail!("{} is not a directory that can be used", shown())
             };
-            let open = reopened(&roots_path::open_directory(parent).map_err(astray)?, name)?;
+            let open = reopened(&safe_path::open_directory(parent).map_err(error)?, name)?;
             let status = fstat(&open)?;
             if status.st_mode & 0o002 != 0 || ![0, geteuid().as_raw()].contains(&status.st_uid) {
                 bail!("{} has mode {:o} and belongs to uid {}", shown(), status.st_mode & 0o7777, status.st_uid);

@@ -20,7 +20,7 @@ use crate::linked::Linked;
 use crate::pid_namespaces::{self, PidNamespace};
 use crate::proc::Proc;
 use crate::refusal::{Context, Reason, Refusal};
-use crate::roots_path::{self, Astray};
+use crate::safe_path::{self, PathError};
 use crate::subtree::Subtree;
 use crate::sys::{self, retry};
 use nix::errno::Errno;
@@ -47,13 +47,13 @@ pub struct Link {
 impl Link {
     /// Reads the link of a container; `None` if it has none. A link that is wrong refuses: the tenant's socket is no way around it.
     pub fn of(container: ContainerUid) -> Result<Option<Self>, Refusal> {
-        let directory = match roots_path::open_directory(Path::new(DIRECTORY)) {
-            Err(Astray::Missing(..)) => return Ok(None),
-            directory => directory.map_err(|astray| wrong(DIRECTORY, &astray))?,
+        let directory = match safe_path::open_directory(Path::new(DIRECTORY)) {
+            Err(PathError::Missing(..)) => return Ok(None),
+            directory => directory.map_err(|error| wrong(DIRECTORY, &error))?,
         };
         let name = container.to_string();
         let Some(status) = status_of(&directory, &name)? else { return Ok(None) };
-        let is_link = roots_path::kind(&status) == SFlag::S_IFLNK;
+        let is_link = safe_path::kind(&status) == SFlag::S_IFLNK;
         if !is_link || status.st_uid != 0 {
             let cause = format!("{DIRECTORY}/{name} is not a symbolic link that root owns");
             return Err(Refusal::new(Reason::BadLink, cause));
@@ -67,9 +67,9 @@ impl Link {
 
     /// A cgroup directory that could be linked to a container.
     pub fn at(path: &Path, container: ContainerUid) -> Result<Self, Refusal> {
-        let root_is_trusted = match roots_path::open_directory(Path::new(DIRECTORY)) {
-            Err(Astray::Missing(..)) => false,
-            Err(astray) => return Err(wrong(DIRECTORY, &astray)),
+        let root_is_trusted = match safe_path::open_directory(Path::new(DIRECTORY)) {
+            Err(PathError::Missing(..)) => false,
+            Err(error) => return Err(wrong(DIRECTORY, &error)),
             Ok(directory) => has_trust(&directory, container)?,
         };
         Self::to(Path::new("/").join(path), root_is_trusted)
@@ -78,16 +78,16 @@ impl Link {
     fn to(target: PathBuf, root_is_trusted: bool) -> Result<Self, Refusal> {
         let path = target.display();
         let bad = |what: &str| Err(Refusal::new(Reason::BadLink, format!("its link leads to {path}, {what}")));
-        let directory = match roots_path::open_directory(&target) {
+        let directory = match safe_path::open_directory(&target) {
             Ok(directory) => directory,
             // The engine makes the group when it starts the container.
-            Err(Astray::Missing(name, true)) => {
+            Err(PathError::Missing(name, true)) => {
                 let cause = format!("its link leads to {path}, and there is no cgroup {name}");
                 return Err(Refusal::new(Reason::NotRunning, cause));
             }
-            Err(astray) => return Err(wrong(&path.to_string(), &astray)),
+            Err(error) => return Err(wrong(&path.to_string(), &error)),
         };
-        if !roots_path::is_cgroup(&directory).context(Reason::Broken, "fstatfs what its link leads to")? {
+        if !safe_path::is_cgroup(&directory).context(Reason::Broken, "fstatfs what its link leads to")? {
             return bad("which is not a cgroup");
         }
         let Some(subtree) = Subtree::of(directory).context(Reason::Broken, "look at what its link leads to")? else {
@@ -154,8 +154,8 @@ impl Link {
 fn has_trust(directory: &OwnedFd, container: ContainerUid) -> Result<bool, Refusal> {
     let name = format!("{container}{TRUST}");
     let Some(status) = status_of(directory, &name)? else { return Ok(false) };
-    let is_file = roots_path::kind(&status) == SFlag::S_IFREG;
-    match roots_path::must_be_roots(&status) {
+    let is_file = safe_path::kind(&status) == SFlag::S_IFREG;
+    match safe_path::must_be_roots(&status) {
         Ok(()) if is_file => Ok(true),
         Ok(()) => Err(Refusal::new(Reason::BadLink, format!("{DIRECTORY}/{name} is not a regular file"))),
         Err(seen) => Err(Refusal::new(Reason::BadLink, format!("{DIRECTORY}/{name} {seen}"))),
@@ -170,10 +170,10 @@ fn status_of(directory: &OwnedFd, name: &str) -> Result<Option<FileStat>, Refusa
     }
 }
 
-fn wrong(path: &str, astray: &Astray) -> Refusal {
-    match astray {
-        Astray::Missing(name, _) => Refusal::new(Reason::BadLink, format!("{path}: {name} does not exist")),
-        Astray::Wrong(what) => Refusal::new(Reason::BadLink, format!("{path}: {what}")),
-        Astray::Failed(name, errno) => Refusal::failed(Reason::Broken, format_args!("{path}: open {name}"), *errno),
+fn wrong(path: &str, error: &PathError) -> Refusal {
+    match error {
+        PathError::Missing(name, _) => Refusal::new(Reason::BadLink, format!("{path}: {name} does not exist")),
+        PathError::Wrong(what) => Refusal::new(Reason::BadLink, format!("{path}: {what}")),
+        PathError::Failed(name, errno) => Refusal::failed(Reason::Broken, format_args!("{path}: open {name}"), *errno),
     }
 }

@@ -4,7 +4,7 @@
 
 use crate::pam::Handle;
 use join::refusal::{Context, Reason, Refusal};
-use join::roots_path::must_be_roots;
+use join::safe_path::must_be_roots;
 use join::sys::retry;
 use nix::errno::Errno;
 use nix::fcntl::readlink;

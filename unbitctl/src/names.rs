@@ -3,7 +3,7 @@
 use crate::command_line;
 use crate::rootfs::RootFs;
 use anyhow::{Context, Result, bail};
-use join::roots_path::must_be_roots;
+use join::safe_path::must_be_roots;
 use join::sys::retry;
 use nix::sys::stat::stat;
 use shared::settings::{CONTAINERS, CONTAINERS_PATH};

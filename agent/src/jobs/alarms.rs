@@ -8,7 +8,7 @@ use crate::api::Posted;
 use crate::report::{Action, Report};
 use anyhow::{Context, Result, bail};
 use join::regular_file::{self, Odd};
-use join::roots_path;
+use join::safe_path;
 use join::sys::retry;
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -89,7 +89,7 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
 /// Opens the directory, in which others may make files; the way to it is root's. Nothing if there is none.
 fn open(node: &Node) -> Result<Option<OwnedFd>> {
     let path = node.directory.display();
-    let parent = roots_path::open_directory(&node.directory).map_err(|astray| anyhow::anyhow!("{path}: {astray:?}"))?;
+    let parent = safe_path::open_directory(&node.directory).map_err(|error| anyhow::anyhow!("{path}: {error}"))?;
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     match retry(|| openat(&parent, NAME, flags, Mode::empty())) {
         Err(Errno::ENOENT) => Ok(None),

@@ -1,7 +1,7 @@
-//! A path that nobody but root can lead elsewhere.
+//! Opens a path that nobody but root can change, as OpenSSH's safe_path() and sudo's secure_path.c check one.
 //!
-//! Each step is opened by itself, and no step is taken through a directory or a symbolic link that belongs to another user or that others may
-//! write to. Below the mount point of a cgroup hierarchy the owner does not matter: an engine gives a container's group to the container's root.
+//! Each component is opened by itself. None may be a directory or a symbolic link that belongs to another user, nor a directory that others
+//! may write to. Below the mount point of a cgroup hierarchy the owner does not matter: an engine gives a container's group to the container's root.
 
 use crate::sys::retry;
 use nix::errno::Errno;
@@ -9,67 +9,78 @@ use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::sys::statfs::{FsType, fstatfs};
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path};
 
-/// As many symbolic links as the kernel follows in one path (path_resolution(7)).
-const LINKS: usize = 40;
+/// The kernel follows as many symbolic links in one path (path_resolution(7)).
+const MAX_SYMLINKS: usize = 40;
 
 const STEP: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
-/// Why a path leads nowhere. The text names the step.
+/// Why a path was not opened. The text names the component.
 #[derive(Debug)]
-pub enum Astray {
-    /// A step does not exist. The second value says whether the directory before it is a cgroup.
+pub enum PathError {
+    /// A component does not exist. The second value says whether the directory before it is a cgroup.
     Missing(String, bool),
-    /// A step is not root's alone, or is not a directory.
+    /// Another user can change a component, or it is not a directory.
     Wrong(String),
     /// A system call failed.
     Failed(String, Errno),
 }
 
+impl fmt::Display for PathError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing(name, _) => write!(f, "there is no {name}"),
+            Self::Wrong(cause) => f.write_str(cause),
+            Self::Failed(name, errno) => write!(f, "{name}: {errno}"),
+        }
+    }
+}
+
 /// Opens the directory at the end of an absolute path.
-pub fn open_directory(path: &Path) -> Result<OwnedFd, Astray> {
+pub fn open_directory(path: &Path) -> Result<OwnedFd, PathError> {
     let mut here = open_root()?;
-    let mut left = steps(path);
+    let mut left = components(path);
     let mut links = 0;
     while let Some(name) = left.pop() {
-        let failed = |errno| Astray::Failed(name_of(&name), errno);
+        let failed = |errno| PathError::Failed(name_of(&name), errno);
         if name == "/" {
             here = open_root()?;
             continue;
         }
         let next = match retry(|| openat(&here, name.as_os_str(), STEP, Mode::empty())) {
-            Err(Errno::ENOENT) => return Err(Astray::Missing(name_of(&name), is_cgroup(&here).map_err(failed)?)),
+            Err(Errno::ENOENT) => return Err(PathError::Missing(name_of(&name), is_cgroup(&here).map_err(failed)?)),
             next => next.map_err(failed)?,
         };
         let status = retry(|| fstat(&next)).map_err(failed)?;
         match kind(&status) {
             SFlag::S_IFLNK => {
                 links += 1;
-                if status.st_uid != 0 || links > LINKS {
+                if status.st_uid != 0 || links > MAX_SYMLINKS {
                     let of = status.st_uid;
-                    return Err(Astray::Wrong(format!(
+                    return Err(PathError::Wrong(format!(
                         "{} is a symbolic link of uid {of}, or one too many",
                         name_of(&name)
                     )));
                 }
                 let text = retry(|| readlinkat(&next, "")).map_err(failed)?;
-                left.extend(steps(Path::new(&text)));
+                left.extend(components(Path::new(&text)));
             }
             SFlag::S_IFDIR => {
                 if !is_cgroup(&next).map_err(failed)? {
-                    must_be_roots(&status).map_err(|seen| Astray::Wrong(format!("{} {seen}", name_of(&name))))?;
+                    must_be_roots(&status).map_err(|seen| PathError::Wrong(format!("{} {seen}", name_of(&name))))?;
                 }
                 here = next;
             }
-            _ => return Err(Astray::Wrong(format!("{} is not a directory", name_of(&name)))),
+            _ => return Err(PathError::Wrong(format!("{} is not a directory", name_of(&name)))),
         }
     }
     Ok(here)
 }
 
-/// A file or directory must be root's, and nobody else may write to it. What it is instead, if it is not that.
+/// Refuses a file or directory that root does not own, or that others may write to. The error says what it is instead.
 pub fn must_be_roots(status: &FileStat) -> Result<(), String> {
     if status.st_uid == 0 && status.st_mode & 0o022 == 0 {
         return Ok(());
@@ -91,12 +102,13 @@ pub fn is_cgroup(directory: &OwnedFd) -> nix::Result<bool> {
     Ok(kinds.contains(&retry(|| fstatfs(directory))?.filesystem_type()))
 }
 
-fn open_root() -> Result<OwnedFd, Astray> {
-    retry(|| open("/", STEP | OFlag::O_DIRECTORY, Mode::empty())).map_err(|errno| Astray::Failed("/".to_owned(), errno))
+fn open_root() -> Result<OwnedFd, PathError> {
+    retry(|| open("/", STEP | OFlag::O_DIRECTORY, Mode::empty()))
+        .map_err(|errno| PathError::Failed("/".to_owned(), errno))
 }
 
-/// The steps of a path, the first one last.
-fn steps(path: &Path) -> Vec<OsString> {
+/// The components of a path, the first one last.
+fn components(path: &Path) -> Vec<OsString> {
     let name = |component: Component<'_>| component.as_os_str().to_owned();
     path.components().rev().filter(|component| *component != Component::CurDir).map(name).collect()
 }
@@ -114,27 +126,27 @@ mod tests {
 
     #[test]
     fn the_first_step_is_taken_first() {
-        assert_eq!(steps(Path::new("/a/./b/../c/")), ["c", "..", "b", "a", "/"].map(OsString::from));
-        assert_eq!(steps(Path::new("../x")), ["x", ".."].map(OsString::from));
+        assert_eq!(components(Path::new("/a/./b/../c/")), ["c", "..", "b", "a", "/"].map(OsString::from));
+        assert_eq!(components(Path::new("../x")), ["x", ".."].map(OsString::from));
     }
 
     #[test]
     fn others_must_not_be_able_to_change_a_step() {
         // Root owns /tmp, and every user may write there.
         let wrong = |path: &Path| match open_directory(path) {
-            Err(Astray::Wrong(text)) => text,
+            Err(PathError::Wrong(text)) => text,
             other => panic!("{path:?}: {other:?}"),
         };
         assert!(wrong(Path::new("/tmp")).contains("root alone"));
         assert!(wrong(Path::new("/etc/passwd")).contains("not a directory"));
         assert!(
-            matches!(open_directory(Path::new("/etc/no/such")), Err(Astray::Missing(name, false)) if name == "\"no\"")
+            matches!(open_directory(Path::new("/etc/no/such")), Err(PathError::Missing(name, false)) if name == "\"no\"")
         );
         open_directory(Path::new("/etc/../usr/./share")).unwrap();
         if !nix::unistd::getuid().is_root() {
             return;
         }
-        let directory = Path::new("/run").join(format!("unbit-roots-path-{}", std::process::id()));
+        let directory = Path::new("/run").join(format!("unbit-safe-path-{}", std::process::id()));
         fs::create_dir(&directory).unwrap();
         symlink("loop", directory.join("loop")).unwrap();
         symlink("/etc", directory.join("etc")).unwrap();
@@ -145,9 +157,9 @@ mod tests {
         let writable = open_directory(&directory);
         fs::remove_dir_all(&directory).unwrap();
         let [endless, etc, theirs] = results;
-        assert!(matches!(endless, Err(Astray::Wrong(_))), "{endless:?}");
+        assert!(matches!(endless, Err(PathError::Wrong(_))), "{endless:?}");
         assert!(etc.is_ok(), "{etc:?}");
-        assert!(matches!(theirs, Err(Astray::Wrong(text)) if text.contains("of uid 30001")));
-        assert!(matches!(writable, Err(Astray::Wrong(text)) if text.contains("mode 40775")));
+        assert!(matches!(theirs, Err(PathError::Wrong(text)) if text.contains("of uid 30001")));
+        assert!(matches!(writable, Err(PathError::Wrong(text)) if text.contains("mode 40775")));
     }
 }
