@@ -14,13 +14,13 @@ use crate::emperor_socket::EmperorSocket;
 use crate::helper::{self, Report, end_with};
 use crate::leader::Leader;
 use crate::link::Link;
+use crate::masked_paths;
 use crate::namespaces::{self, Kind, Namespace};
 use crate::options::Options;
 use crate::privileges;
 use crate::proc::Proc;
 use crate::refusal::{Context, Reason, Refusal};
 use crate::root_directory::RootDirectory;
-use crate::roots_view;
 use crate::sys::{self, Cloned};
 use crate::user_namespace::{self, Ids, UserNamespace};
 use caps::Capability;
@@ -228,7 +228,7 @@ impl Attachment {
         }
         self.root.must_be_here()?;
         if who == Who::Root {
-            roots_view::cover_what_is_the_tenants()?;
+            masked_paths::mask_the_tenants()?;
         }
         self.confinement.apply_capabilities()?; // after the user namespace, which brings a full bounding set
         match (who, &self.users) {

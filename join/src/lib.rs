@@ -9,7 +9,7 @@
 //! | verify | [`leader`], [`linked`], [`root_directory`] | is that the container's pid 1, and its root directory the container's? |
 //! | prepare | [`namespaces`], [`user_namespace`], [`cgroups`], [`confinement`] (with [`apparmor`], [`seccomp`]) | what is there to join, and how is pid 1 bound? each opened and checked |
 //! | terminals | [`terminals`] | where does sshd's monitor open the session's terminals? |
-//! | enter | [`attach`], [`privileges`], [`roots_view`], [`helper`] | join all of it in a helper process, drop all privileges, and fork |
+//! | enter | [`attach`], [`privileges`], [`masked_paths`], [`helper`] | join all of it in a helper process, drop all privileges, and fork |
 //!
 //! [`supervisor`] is the process that stays outside; [`tenant`] is for what has to be done among a tenant's files. [`sessions`] counts how
 //! many there are. [`refusal`] holds every reason to say no and what people read then; [`options`] what the PAM line may say. `unsafe` is in [`sys`] alone.
@@ -24,6 +24,7 @@ mod helper;
 pub mod leader;
 pub mod link;
 mod linked;
+mod masked_paths;
 pub mod mountinfo;
 pub mod namespaces;
 pub mod options;
@@ -34,7 +35,6 @@ pub mod refusal;
 pub mod refusal_counters;
 pub mod regular_file;
 mod root_directory;
-mod roots_view;
 mod run_directory;
 pub mod safe_path;
 mod seccomp;

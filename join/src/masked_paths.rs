@@ -1,9 +1,11 @@
-//! What root sees in a container that it has entered: nothing in the places where programs look for more of the machine's own, if the
-//! tenant owns them.
+//! Masks paths for root that has entered a container, as the OCI runtime specification's maskedPaths: an empty directory covers each
+//! directory of the tenant's in which programs look for code or sockets of the machine.
 //!
-//! Perl and Python load modules from `/usr/local` before or besides the distribution's, and name services connect to sockets in `/run`.
-//! In the example's containers both are the tenant's. Where root of the container owns them, the rest of its file system is no better, and
-//! they stay as they are.
+//! Perl and Python load modules from `/usr/local` before or after the distribution's, and name services connect to sockets in `/run`. The
+//! tenant owns both in a container of examples/container.ini. Where root of the container owns them, it owns the rest of the file system
+//! as well, so nothing is masked.
+//!
+//! Which capabilities root keeps is not decided here, but in [`privileges`](crate::privileges).
 
 use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::retry;
@@ -12,13 +14,12 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::stat;
 
-const PLACES: [&str; 2] = ["/usr/local", "/run"];
+const MASKED: [&str; 2] = ["/usr/local", "/run"];
 
-/// In the helper, which has joined the container's mount namespace: goes to a copy of it, in which an empty directory covers each place of
-/// the tenant's.
-pub fn cover_what_is_the_tenants() -> Result<(), Refusal> {
+/// Moves the helper, which has joined the container's mount namespace, to a copy of it in which the tenant's directories are masked.
+pub fn mask_the_tenants() -> Result<(), Refusal> {
     let mut theirs = Vec::new();
-    for place in PLACES {
+    for place in MASKED {
         match retry(|| stat(place)) {
             Ok(found) if found.st_uid != 0 => theirs.push(place),
             Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EACCES) => {}
@@ -30,7 +31,7 @@ pub fn cover_what_is_the_tenants() -> Result<(), Refusal> {
     }
     retry(|| unshare(CloneFlags::CLONE_NEWNS))
         .context(Reason::Broken, "copy the container's mount namespace for root")?;
-    // What is mounted here must not show in the container; what is mounted there later shows here.
+    // The container must not see these mounts. Mounts that it makes later appear here.
     retry(|| mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>))
         .context(Reason::Broken, "keep root's mounts from the container")?;
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
