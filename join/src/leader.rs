@@ -3,12 +3,12 @@
 //! It must be pid 1 of a pid namespace that is a child of ours. One that listens on the container's socket must also be in our own user namespace
 //! and be the container's user. A tenant cannot become such a process: a process inside the container has another number there, and one that made
 //! itself pid 1 did so in a user namespace of its own. Nor can a tenant trace the one that is. One that root's link leads to may be any
-//! user, and must be what [`Linked`] demands.
+//! user, and must be what [`LinkRules`] demands.
 //!
 //! How it was found is not in this file.
 
 use crate::deadline::Deadline;
-use crate::linked::Linked;
+use crate::link_rules::LinkRules;
 use crate::proc::{Proc, numbers};
 use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::retry;
@@ -34,7 +34,7 @@ enum Found {
     /// It listens on the container's socket, so it must be this user.
     BySocket(u32),
     /// It is in the cgroup that root's link leads to.
-    ByLink(Linked),
+    ByLink(LinkRules),
 }
 
 impl Leader {
@@ -44,8 +44,8 @@ impl Leader {
     }
 
     /// Takes the process behind `pidfd`, which may be the pid 1 in the cgroup of root's link.
-    pub fn by_link(pidfd: OwnedFd, linked: Linked) -> Result<Self, Refusal> {
-        Self::take(pidfd, Found::ByLink(linked))
+    pub fn by_link(pidfd: OwnedFd, rules: LinkRules) -> Result<Self, Refusal> {
+        Self::take(pidfd, Found::ByLink(rules))
     }
 
     fn take(pidfd: OwnedFd, found: Found) -> Result<Self, Refusal> {
@@ -66,7 +66,7 @@ impl Leader {
     pub fn must_have_no_tracer(&self, deadline: Deadline) -> Result<(), Refusal> {
         match &self.found {
             Found::BySocket(_) => Ok(()),
-            Found::ByLink(linked) => linked.must_have_no_tracer(deadline),
+            Found::ByLink(rules) => rules.must_have_no_tracer(deadline),
         }
     }
 
@@ -92,7 +92,7 @@ impl Leader {
                 Err(Refusal::new(Reason::NotTrusted, format!("pid {} is in a user namespace of its own", self.pid)))
             }
             Found::BySocket(_) => Ok(()),
-            Found::ByLink(linked) => linked.check(&self.proc, &status, has_own_users),
+            Found::ByLink(rules) => rules.check(&self.proc, &status, has_own_users),
         }
     }
 

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | find | [`link`] | which pid 1 is in the cgroup that root has linked to the account? |
 //! | find, without a link | [`emperor_socket`] | who listens on the container's ns.socket? |
-//! | verify | [`leader`], [`linked`], [`root_directory`] | is that the container's pid 1, and its root directory the container's? |
+//! | verify | [`leader`], [`link_rules`], [`root_directory`] | is that the container's pid 1, and its root directory the container's? |
 //! | prepare | [`namespaces`], [`user_namespace`], [`cgroups`], [`confinement`] (with [`apparmor`], [`seccomp`]) | what is there to join, and how is pid 1 bound? each opened and checked |
 //! | terminals | [`terminals`] | where does sshd's monitor open the session's terminals? |
 //! | enter | [`attach`], [`privileges`], [`masked_paths`], [`helper`] | join all of it in a helper process, drop all privileges, and fork |
@@ -23,7 +23,7 @@ pub mod emperor_socket;
 mod helper;
 pub mod leader;
 pub mod link;
-mod linked;
+mod link_rules;
 mod masked_paths;
 pub mod mountinfo;
 pub mod namespaces;

@@ -11,12 +11,12 @@
 //! 5. None of its cgroups is frozen.
 //! 6. No process in these groups can have CAP_SYS_PTRACE in our user namespace, unless root says that it trusts root inside.
 //!
-//! Rules 2 to 6 are checked by [`Linked`], rule 6 for other processes than pid 1 by [`tracers`](crate::tracers). Rule 7, that a session is in
+//! Rules 2 to 6 are checked by [`LinkRules`], rule 6 for other processes than pid 1 by [`tracers`](crate::tracers). Rule 7, that a session is in
 //! pid 1's root directory, is [`RootDirectory`](crate::root_directory)'s, for every container.
 
 use crate::deadline::Deadline;
 use crate::leader::Leader;
-use crate::linked::Linked;
+use crate::link_rules::LinkRules;
 use crate::pid_namespaces::{self, PidNamespace};
 use crate::proc::Proc;
 use crate::refusal::{Context, Reason, Refusal};
@@ -118,8 +118,8 @@ impl Link {
             pidfd => pidfd.context(Reason::Broken, "pidfd_open (Linux 5.3 or newer is needed)")?,
         };
         let root_is_trusted = self.root_is_trusted;
-        let linked = Linked { subtree: self.subtree, pid_namespace, has_the_nodes_users, root_is_trusted };
-        let leader = Leader::by_link(pidfd, linked)?;
+        let rules = LinkRules { subtree: self.subtree, pid_namespace, has_the_nodes_users, root_is_trusted };
+        let leader = Leader::by_link(pidfd, rules)?;
         if !root_is_trusted {
             leader.must_have_no_tracer(deadline)?;
         }

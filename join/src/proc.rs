@@ -1,6 +1,6 @@
 //! What /proc shows of a process: its files, its namespaces, the numbers in its status.
 //!
-//! Nothing here decides anything: [`leader`](crate::leader) and [`linked`](crate::linked) do. A process may end at any moment, so its directory
+//! Nothing here decides anything: [`leader`](crate::leader) and [`link_rules`](crate::link_rules) do. A process may end at any moment, so its directory
 //! is held open, and never found again by its number.
 
 use crate::sys::retry;

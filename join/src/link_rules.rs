@@ -18,7 +18,7 @@ use std::fs::File;
 
 /// What the link says of a container.
 #[derive(Debug)]
-pub struct Linked {
+pub struct LinkRules {
     /// The cgroup.
     pub subtree: Subtree,
     /// The one pid namespace of it that is a direct child of ours.
@@ -29,7 +29,7 @@ pub struct Linked {
     pub root_is_trusted: bool,
 }
 
-impl Linked {
+impl LinkRules {
     /// Looks at the pid 1, whose `status` is given.
     /// If the pid namespace belongs to a user namespace of the container, its processes have no capabilities on the node;
     /// [`user_namespace`](crate::user_namespace) checks this.
