@@ -4,7 +4,7 @@
 //! a name ends.
 
 use anyhow::{Context, Result, bail};
-use join::regular_file::{self, Odd};
+use join::regular_file::{self, OpenError};
 use join::safe_path::{self, PathError};
 use join::sys::retry;
 use nix::dir::Dir;

@@ -1,6 +1,6 @@
-//! Regular files in a directory that others can change: opened by name, never through a link, and never waited for.
+//! Opens a regular file in a directory that others can change: never through a symbolic link, and never waiting (O_NONBLOCK).
 //!
-//! What is done about a name that is something else is the caller's affair.
+//! The caller decides what to do about anything else that has the name.
 
 use crate::sys::retry;
 use nix::errno::Errno;
@@ -10,9 +10,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 
-/// Why there is no file to read.
+/// Why a file was not opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Odd {
+pub enum OpenError {
     /// Nothing has this name.
     Missing,
     /// A symbolic link.
@@ -24,17 +24,17 @@ pub enum Odd {
 }
 
 /// Opens a regular file for reading.
-pub fn open(directory: impl AsFd, name: &str) -> Result<File, Odd> {
+pub fn open(directory: impl AsFd, name: &str) -> Result<File, OpenError> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let file = match retry(|| openat(&directory, name, flags, Mode::empty())) {
-        Err(Errno::ENOENT) => return Err(Odd::Missing),
-        Err(Errno::ELOOP) => return Err(Odd::Link),
-        Err(Errno::ENXIO | Errno::ENODEV) => return Err(Odd::NotRegular), // a socket, a device without a driver
-        file => file.map_err(Odd::Failed)?,
+        Err(Errno::ENOENT) => return Err(OpenError::Missing),
+        Err(Errno::ELOOP) => return Err(OpenError::Link),
+        Err(Errno::ENXIO | Errno::ENODEV) => return Err(OpenError::NotRegular), // a socket, a device without a driver
+        file => file.map_err(OpenError::Failed)?,
     };
-    let mode = fstat(&file).map_err(Odd::Failed)?.st_mode;
+    let mode = fstat(&file).map_err(OpenError::Failed)?.st_mode;
     if SFlag::from_bits_truncate(mode) & SFlag::S_IFMT != SFlag::S_IFREG {
-        return Err(Odd::NotRegular);
+        return Err(OpenError::NotRegular);
     }
     Ok(File::from(file))
 }
@@ -64,11 +64,11 @@ mod tests {
         fs::create_dir(place.join("directory")).unwrap();
         let _socket = UnixListener::bind(place.join("socket")).unwrap();
         let directory = File::open(&place).unwrap();
-        let odd = |name: &str| open(&directory, name).err();
-        assert_eq!(odd("none"), Some(Odd::Missing));
-        assert_eq!(odd("link"), Some(Odd::Link));
+        let error = |name: &str| open(&directory, name).err();
+        assert_eq!(error("none"), Some(OpenError::Missing));
+        assert_eq!(error("link"), Some(OpenError::Link));
         for name in ["fifo", "directory", "socket"] {
-            assert_eq!(odd(name), Some(Odd::NotRegular), "{name}");
+            assert_eq!(error(name), Some(OpenError::NotRegular), "{name}");
         }
         assert_eq!(read(open(&directory, "file").unwrap(), 4).unwrap().as_deref(), Some(&b"text"[..]));
         assert_eq!(read(open(&directory, "file").unwrap(), 3).unwrap(), None);

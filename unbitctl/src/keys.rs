@@ -4,7 +4,7 @@
 //! group and no capability, follows no link, waits for nobody, and is ended if it takes too long.
 
 use anyhow::{Context, Result, bail};
-use join::regular_file::{self, Odd};
+use join::regular_file::{self, OpenError};
 use join::tenant::{self, Directory};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat};

@@ -7,7 +7,7 @@ use super::Node;
 use crate::api::Posted;
 use crate::report::{Action, Report};
 use anyhow::{Context, Result, bail};
-use join::regular_file::{self, Odd};
+use join::regular_file::{self, OpenError};
 use join::safe_path;
 use join::sys::retry;
 use nix::dir::Dir;

@@ -3,7 +3,7 @@
 use super::Node;
 use crate::report::{Action, Report};
 use anyhow::{Context, Result, bail};
-use join::regular_file::{self, Odd};
+use join::regular_file::{self, OpenError};
 use join::tenant::{self, Directory};
 use nix::errno::Errno;
 use shared::ContainerUid;
@@ -86,8 +86,13 @@ fn read(directory: &Directory) -> Result<Option<Vec<u8>>, String> {
     let failed = |error: &dyn std::fmt::Display| format!("{DIRECTORY}/{FILE}: {error}");
     match regular_file::open(directory, FILE) {
         Ok(file) => regular_file::read(file, LONGEST).map_err(|error| failed(&error)),
-        Err(Odd::Missing | Odd::Link | Odd::NotRegular | Odd::Failed(Errno::EACCES | Errno::EWOULDBLOCK)) => Ok(None),
-        Err(Odd::Failed(errno)) => Err(failed(&errno)),
+        Err(
+            OpenError::Missing
+            | OpenError::Link
+            | OpenError::NotRegular
+            | OpenError::Failed(Errno::EACCES | Errno::EWOULDBLOCK),
+        ) => Ok(None),
+        Err(OpenError::Failed(errno)) => Err(failed(&errno)),
     }
 }
 
