@@ -11,7 +11,7 @@ use crate::cgroups::{self, Cgroup};
 use crate::confinement::Confinement;
 use crate::deadline::Deadline;
 use crate::emperor_socket::EmperorSocket;
-use crate::helper::{self, Report, end_with};
+use crate::helper::{self, Report, die_with_parent};
 use crate::leader::Leader;
 use crate::link::Link;
 use crate::masked_paths;
@@ -173,10 +173,10 @@ impl Attachment {
                 helper::wait_for_child(helper, deadline, &report).map(Forked::Outside)
             }
             Cloned::Child => {
-                let joined = end_with(caller).and_then(|()| prepare());
+                let joined = die_with_parent(caller).and_then(|()| prepare());
                 let joined = joined.and_then(|()| self.join_and_become(who, is_born_there));
                 let forked = joined.and_then(|()| {
-                    end_with(caller)?; // a change of ids takes it back, prctl(2)
+                    die_with_parent(caller)?; // a change of ids takes it back, prctl(2)
                     report.keep_from_children()?;
                     finish()?;
                     self.confinement.apply_soft_limits()?;

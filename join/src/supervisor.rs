@@ -70,7 +70,7 @@ pub fn supervise_session(container: ContainerUid, ids: Ids, child: Pid, signals:
 }
 
 /// In the process inside: ends with its supervisor, which is the only one that could end it.
-pub fn end_with_the_supervisor() {
+pub fn die_with_supervisor() {
     // It fails for a number that is no signal, and for nothing else.
     let _ = retry(|| set_pdeathsig(Signal::SIGKILL));
 }

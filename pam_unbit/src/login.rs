@@ -202,7 +202,7 @@ fn enter(attachment: Attachment, container: ContainerUid, monitor: Pid, options:
     let finish = || signals.release().inspect(|()| sys::close_log());
     match attachment.fork_into(Who::User, deadline, || Ok(()), finish)? {
         Forked::Inside => {
-            supervisor::end_with_the_supervisor();
+            supervisor::die_with_supervisor();
             Ok(())
         }
         Forked::Outside(child) => Err(supervisor::supervise_session(container, ids, child, &signals, monitor)),
