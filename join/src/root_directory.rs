@@ -5,15 +5,15 @@
 use crate::leader::Leader;
 use crate::proc::Proc;
 use crate::refusal::{Context, Reason, Refusal};
-use crate::sys::{self, Place, retry};
+use crate::sys::{self, FileId, retry};
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
 /// Where a session has to find itself once it has joined the mount namespace.
 #[derive(Debug)]
 pub struct RootDirectory {
-    theirs: Place,
-    ours: Place,
+    theirs: FileId,
+    ours: FileId,
 }
 
 impl RootDirectory {
@@ -23,17 +23,17 @@ impl RootDirectory {
             .proc
             .open_directory("root")
             .context(Reason::NotRunning, format_args!("open /proc/{}/root", leader.pid))?;
-        let theirs = sys::place_of(&root).context(Reason::Broken, "look at the root directory of its pid 1")?;
+        let theirs = sys::file_id(&root).context(Reason::Broken, "look at the root directory of its pid 1")?;
         // For us it is a directory like any other, so that ".." leads out of it, unless it is the top (path_resolution(7)).
         let above = retry(|| openat(&root, "..", PATH, Mode::empty()))
-            .and_then(|above| sys::place_of(&above))
+            .and_then(|above| sys::file_id(&above))
             .context(Reason::Broken, "look above the root directory of its pid 1")?;
         if above != theirs {
             return Err(not_the_root());
         }
         let ours = Proc::of_self()
             .and_then(|own| own.open_directory("root"))
-            .and_then(|root| sys::place_of(&root))
+            .and_then(|root| sys::file_id(&root))
             .context(Reason::Broken, "look at our own root directory")?;
         let found = Self { theirs, ours };
         found.must_not_be_ours(theirs)?;
@@ -43,7 +43,7 @@ impl RootDirectory {
     /// After the mount namespace is joined: `/` must be what pid 1 has, and not what the node has.
     pub fn must_be_here(&self) -> Result<(), Refusal> {
         let here = retry(|| open("/", PATH, Mode::empty()))
-            .and_then(|root| sys::place_of(&root))
+            .and_then(|root| sys::file_id(&root))
             .context(Reason::Broken, "look at the root directory that was joined")?;
         if here != self.theirs {
             return Err(not_the_root());
@@ -51,7 +51,7 @@ impl RootDirectory {
         self.must_not_be_ours(here)
     }
 
-    fn must_not_be_ours(&self, root: Place) -> Result<(), Refusal> {
+    fn must_not_be_ours(&self, root: FileId) -> Result<(), Refusal> {
         if (root.device, root.inode) == (self.ours.device, self.ours.inode) {
             return Err(Refusal::new(Reason::NotTrusted, "its root directory is the node's own"));
         }

@@ -55,12 +55,12 @@ impl Slot {
 
     /// Writes down what session it is. Without that the session is seen all the same, by its lock.
     pub fn describe(&self, record: &Record) -> io::Result<()> {
-        self.file.write_all_at(&record.to_bytes(), place_of(self.number))
+        self.file.write_all_at(&record.to_bytes(), offset_of(self.number))
     }
 }
 
 /// Where the record of a slot begins.
-fn place_of(number: u32) -> u64 {
+fn offset_of(number: u32) -> u64 {
     u64::from(number) * SIZE as u64
 }
 
@@ -88,7 +88,7 @@ pub fn open_sessions(directory: &Path, container: ContainerUid) -> io::Result<Ve
     let open = held(&file, 0..MOST.into())?.into_iter().map(|(slot, pid)| {
         let read = || {
             let mut bytes = [0; SIZE];
-            file.read_exact_at(&mut bytes, place_of(slot)).ok()?;
+            file.read_exact_at(&mut bytes, offset_of(slot)).ok()?;
             Record::parse(&bytes)
         };
         // Another may have begun to write in between: what is read twice is whole.

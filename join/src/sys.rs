@@ -386,9 +386,9 @@ impl CpuSet {
     }
 }
 
-/// Which file it is, and on which mount, statx(2).
+/// What identifies a file and the mount that it was opened on, statx(2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Place {
+pub struct FileId {
     /// The file system's device number, as fstat(2) has it.
     pub device: u64,
     /// The number of the inode.
@@ -397,8 +397,8 @@ pub struct Place {
     pub mount: u64,
 }
 
-/// Asks no server for it: that of a network or FUSE file system may not answer.
-pub fn place_of(file: &OwnedFd) -> nix::Result<Place> {
+/// AT_STATX_DONT_SYNC, because the server of a network or FUSE file system may not answer.
+pub fn file_id(file: &OwnedFd) -> nix::Result<FileId> {
     const FLAGS: c_int = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
     const STATX_INO: u32 = 0x100; // linux/stat.h, as are the places of the fields
     const STATX_MNT_ID: u32 = 0x1000;
@@ -411,14 +411,14 @@ pub fn place_of(file: &OwnedFd) -> nix::Result<Place> {
     let half = |at| status.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u32::from_ne_bytes(*bytes));
     let (mask, inode, major, minor, mount) = (half(0), number(0x20), half(0x88), half(0x8c), number(0x90));
     let device = nix::sys::stat::makedev(major.into(), minor.into());
-    Ok(Place { device, inode, mount: if mask & STATX_MNT_ID == 0 { 0 } else { mount } })
+    Ok(FileId { device, inode, mount: if mask & STATX_MNT_ID == 0 { 0 } else { mount } })
 }
 
 /// The number of the mount that a file was opened on: statx(2) from Linux 5.8 on, before that the descriptor's fdinfo (proc_pid_fdinfo(5)).
 pub fn mount_of(file: &OwnedFd) -> nix::Result<u64> {
-    let place = place_of(file)?;
-    if place.mount != 0 {
-        return Ok(place.mount);
+    let id = file_id(file)?;
+    if id.mount != 0 {
+        return Ok(id.mount);
     }
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).map_err(|_| Errno::last())?;
     let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));

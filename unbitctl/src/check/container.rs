@@ -4,7 +4,7 @@
 //! From `reach` on they are the code that pam_unbit.so runs (the crate [`join`]), up to a process that enters the container and runs its shell.
 
 use super::pam;
-use super::server::{self, Answering, Place};
+use super::server::{self, Answering, Sandbox};
 use super::sshd::{self, Says};
 use crate::containers::has_vassal;
 use crate::engine;
@@ -119,11 +119,11 @@ fn go(login: &Account, findings: &mut Vec<Finding>) -> Result<(), Finding> {
         ),
     });
     let options = pam(&node, findings)?;
-    in_sshds_place(login, container, &says, &options, answering.as_ref(), findings)
+    in_sshds_sandbox(login, container, &says, &options, answering.as_ref(), findings)
 }
 
 /// The rest of the way, in a process that can do what sshd's can and no more. It may end in ways of its own: a filter of sshd's may kill it.
-fn in_sshds_place(
+fn in_sshds_sandbox(
     login: &Account,
     container: ContainerUid,
     says: &Says,
@@ -134,13 +134,14 @@ fn in_sshds_place(
     let broken = |error: nix::Error| {
         fail("sshd", format!("fork a process: {error}"), "unbitctl list, dmesg: is the node out of memory?")
     };
-    let place = answering.map(|sshd| Place::of(sshd.pid)).transpose();
+    let sandbox = answering.map(|sshd| Sandbox::of(sshd.pid)).transpose();
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC).map_err(broken)?;
     let ForkResult::Parent { child } = join::sys::fork().map_err(broken)? else {
         drop(reader);
         let _ = set_pdeathsig(Signal::SIGKILL);
         let mut told = Told { sink: File::from(writer) };
-        let taken = place.and_then(|place| place.map(|place| place.take().map(|()| place.limits())).transpose());
+        let taken =
+            sandbox.and_then(|sandbox| sandbox.map(|sandbox| sandbox.enter().map(|()| sandbox.limits())).transpose());
         let (limits, end) = match taken {
             Ok(limits) => (limits.flatten(), the_rest(login, container, says, options, &mut told)),
             Err(error) => {

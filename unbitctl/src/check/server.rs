@@ -1,4 +1,4 @@
-//! The process that answers ssh on this node, and what it may do: a login has that, and not what the operator has.
+//! The process that answers ssh on this node, and its sandbox: a login has that, and not what the operator has.
 
 use crate::sys;
 use anyhow::{Context, Result, bail};
@@ -164,8 +164,8 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-/// What a process may do, and where it is.
-pub struct Place {
+/// What systemd and sshd leave a process of sshd: namespaces, cgroups, capabilities and system calls.
+pub struct Sandbox {
     namespaces: Vec<(File, CloneFlags)>,
     cgroups: Vec<PathBuf>,
     bounding: u64,
@@ -186,7 +186,7 @@ const NAMESPACES: [(&str, CloneFlags); 5] = [
 /// With version 2 they are all in one.
 const CONTROLLERS: [&str; 8] = ["pids", "memory", "cpu", "cpuset", "freezer", "devices", "blkio", "cpuacct"];
 
-impl Place {
+impl Sandbox {
     pub fn of(pid: i32) -> Result<Self> {
         let status = |of: &str| fs::read_to_string(format!("/proc/{of}/status"));
         let (theirs, ours) = (status(&pid.to_string())?, status("self")?);
@@ -220,8 +220,8 @@ impl Place {
         })
     }
 
-    /// Takes it: the calling process, which has one thread, can do no more from here on.
-    pub fn take(&self) -> Result<()> {
+    /// Puts the calling process, which has one thread, into the sandbox for good.
+    pub fn enter(&self) -> Result<()> {
         for cgroup in &self.cgroups {
             let file = cgroup.join("cgroup.procs");
             fs::write(&file, b"0").with_context(|| file.display().to_string())?;
@@ -245,7 +245,7 @@ impl Place {
         Ok(())
     }
 
-    /// How it is less than what root has, for people; nothing if it is not.
+    /// What root has and this does not, for people; nothing if there is no difference.
     pub fn limits(&self) -> Option<String> {
         let missing: Vec<_> = SOMETIMES_MISSED
             .iter()
@@ -312,8 +312,8 @@ mod tests {
     }
 
     #[test]
-    fn our_own_place_is_as_large_as_ours() {
-        let own = Place::of(std::process::id() as i32).unwrap();
+    fn our_own_sandbox_limits_nothing() {
+        let own = Sandbox::of(std::process::id() as i32).unwrap();
         assert!(own.namespaces.is_empty() && own.cgroups.is_empty() && own.filters.is_empty());
     }
 }
