@@ -10,7 +10,7 @@ use shared::{ContainerUid, escape};
 use std::collections::BTreeMap;
 
 /// No text that becomes a file is longer.
-pub const LONGEST_TEXT: u64 = 1 << 20;
+pub const MAX_TEXT: u64 = 1 << 20;
 /// No list has more.
 const MOST_ENTRIES: usize = 100_000;
 
@@ -77,8 +77,8 @@ impl Api {
         if first.may_be_half && self.get(path)?.body != first.body {
             bail!("GET {path}: the connection ends before the answer does");
         }
-        if first.body.len() as u64 > LONGEST_TEXT {
-            bail!("GET {path}: longer than {LONGEST_TEXT} bytes");
+        if first.body.len() as u64 > MAX_TEXT {
+            bail!("GET {path}: longer than {MAX_TEXT} bytes");
         }
         let text = String::from_utf8(first.body).with_context(|| format!("GET {path}: not text"))?;
         must_be_plain(&text).with_context(|| format!("GET {path}"))?;

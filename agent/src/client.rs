@@ -9,11 +9,11 @@ use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{Connector, TcpConnector};
 
 /// For all of a request, from the look-up of the name to the last byte of the answer.
-pub const TIME: Duration = Duration::from_secs(30);
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a connection is kept for the next request: less than uWSGI's routers keep it.
 const IDLE: Duration = Duration::from_secs(3);
 /// The longest answer that is read, in bytes.
-pub const LONGEST: u64 = 16 << 20;
+pub const MAX_BODY: u64 = 16 << 20;
 
 /// What is asked.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -51,7 +51,7 @@ impl Client {
             .max_redirects(0)
             .max_redirects_will_error(false)
             .proxy(None) // which it would take from the environment
-            .timeout_global(Some(TIME))
+            .timeout_global(Some(REQUEST_TIMEOUT))
             .max_idle_age(IDLE)
             .user_agent(concat!("unbit-agent/", env!("CARGO_PKG_VERSION")))
             .max_response_header_size(64 << 10)
@@ -74,7 +74,7 @@ impl Client {
         let has_end =
             answer.headers().contains_key("content-length") || answer.headers().contains_key("transfer-encoding");
         let mut body = Vec::new();
-        let read = answer.body_mut().with_config().limit(LONGEST).reader().read_to_end(&mut body);
+        let read = answer.body_mut().with_config().limit(MAX_BODY).reader().read_to_end(&mut body);
         read.map_err(|error| words(&ureq::Error::from(error)))?;
         Ok(Response { status, body, may_be_half: !has_end && self.tls.was_cut() })
     }

@@ -3,7 +3,7 @@
 //! It is a child without privileges: TLS, HTTP and name look-ups happen there and nowhere else. The privileged process receives only the
 //! status and the body of an answer, over a socket, and kills the child after a time limit.
 
-use crate::client::{Client, LONGEST, Request, Response, TIME};
+use crate::client::{Client, MAX_BODY, REQUEST_TIMEOUT, Request, Response};
 use crate::identity::Identity;
 use anyhow::{Context, Result, bail};
 use join::sys::{close_all_but, exit_now, fork, retry};
@@ -17,7 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 /// More than the client takes by itself, name look-ups included.
-const LIMIT: Duration = Duration::from_secs(TIME.as_secs() + 10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(REQUEST_TIMEOUT.as_secs() + 10);
 
 /// What an answer begins with.
 const ANSWERED: u8 = b'a';
@@ -108,8 +108,8 @@ fn serve(client: &Client, socket: UnixStream) -> io::Result<()> {
 
 /// A request on the socket: the path's length and the path; one byte, which is 1 if there is a body; the body's length and the body.
 fn exchange(mut socket: &UnixStream, request: &Request) -> io::Result<Result<Response, String>> {
-    let end = Instant::now() + LIMIT;
-    socket.set_write_timeout(Some(LIMIT))?;
+    let end = Instant::now() + ANSWER_TIMEOUT;
+    socket.set_write_timeout(Some(ANSWER_TIMEOUT))?;
     let body = request.body.as_deref();
     let mut message = framed(request.path.as_bytes());
     message.push(u8::from(body.is_some()));
@@ -160,7 +160,7 @@ fn read_frame(mut read: impl FnMut(&mut [u8]) -> io::Result<()>) -> io::Result<V
     let mut length = [0; 4];
     read(&mut length)?;
     let length = u32::from_be_bytes(length);
-    if u64::from(length) > LONGEST {
+    if u64::from(length) > MAX_BODY {
         return Err(ErrorKind::InvalidData.into());
     }
     let mut bytes = vec![0; length as usize];

@@ -84,7 +84,7 @@ impl Directory {
     }
 
     /// What is in a regular file, and what it is; nothing if it is not there.
-    pub fn read(&self, name: &str, longest: u64) -> Result<Option<Content>> {
+    pub fn read(&self, name: &str, max: u64) -> Result<Option<Content>> {
         let shown = || self.path_of(name);
         let file = match regular_file::open(&self.open, name) {
             Err(Odd::Missing) => return Ok(None),
@@ -94,8 +94,8 @@ impl Directory {
             Ok(file) => file,
         };
         let status = fstat(&file).with_context(shown)?;
-        let Some(bytes) = regular_file::read(file, longest).with_context(shown)? else {
-            bail!("{} is longer than {longest} bytes, and is left as it is", shown())
+        let Some(bytes) = regular_file::read(file, max).with_context(shown)? else {
+            bail!("{} is longer than {max} bytes, and is left as it is", shown())
         };
         Ok(Some(Content { bytes, status }))
     }

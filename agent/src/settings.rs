@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 /// More than any file of settings.
-const LONGEST: u64 = 64 << 10;
+const MAX_FILE: u64 = 64 << 10;
 
 /// What is read of it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -51,9 +51,9 @@ impl Settings {
         let name = path.display().to_string();
         let mut text = String::new();
         let file = File::open(path).with_context(|| name.clone())?;
-        file.take(LONGEST + 1).read_to_string(&mut text).with_context(|| name.clone())?;
-        if text.len() as u64 > LONGEST {
-            bail!("{name} is longer than {LONGEST} bytes");
+        file.take(MAX_FILE + 1).read_to_string(&mut text).with_context(|| name.clone())?;
+        if text.len() as u64 > MAX_FILE {
+            bail!("{name} is longer than {MAX_FILE} bytes");
         }
         Self::parse(&text).with_context(|| name)
     }

@@ -42,7 +42,7 @@ pub struct Material {
 }
 
 /// How much of each file is read.
-const LONGEST: u64 = 4 << 20;
+const MAX_FILE: u64 = 4 << 20;
 
 impl Material {
     /// Reads the three files.
@@ -53,8 +53,8 @@ impl Material {
             if !file.metadata().with_context(name)?.is_file() {
                 bail!("{} is not a regular file", name());
             }
-            let bytes = regular_file::read(file, LONGEST).with_context(name)?;
-            bytes.with_context(|| format!("{} is longer than {LONGEST} bytes", name()))
+            let bytes = regular_file::read(file, MAX_FILE).with_context(name)?;
+            bytes.with_context(|| format!("{} is longer than {MAX_FILE} bytes", name()))
         };
         Ok(Self { key: read(key)?, certificate: read(certificate)?, authorities: read(authorities)? })
     }

@@ -16,7 +16,7 @@ use std::os::unix::fs::FileExt;
 const FILE: &str = "attr/apparmor/current";
 const FILE_BEFORE_LINUX_5_8: &str = "attr/current";
 /// The kernel gives a page at most (fs/proc/base.c).
-const LONGEST: usize = 4096;
+const MAX_LABEL: usize = 4096;
 /// Where this is on, a process without CAP_MAC_OVERRIDE on the node does not leave `unconfined`: the kernel stacks the profile on it, and then
 /// signals between a session and the container's other processes are denied (Linux 6.7, aa_change_profile() in security/apparmor/domain.c).
 const RESTRICTION: &str = "/proc/sys/kernel/apparmor_restrict_unprivileged_unconfined";
@@ -67,7 +67,7 @@ impl<'a> Takeover<'a> {
     /// `unconfined`. So both labels are read by this process, and must be the same.
     fn is_there(&self, own: &Proc) -> Result<Result<(), String>, Refusal> {
         let now = read(own).context(Reason::Broken, "read our own AppArmor label")?.unwrap_or_default();
-        let mut theirs = [0; LONGEST];
+        let mut theirs = [0; MAX_LABEL];
         let length =
             self.theirs.read_at(&mut theirs, 0).context(Reason::Broken, "read the AppArmor label of its pid 1")?;
         Ok(if theirs.get(..length) == Some(now.as_bytes()) { Ok(()) } else { Err(now) })

@@ -45,13 +45,13 @@ pub fn is_ready(descriptor: &impl AsFd, limit: Duration) -> bool {
 }
 
 /// What is read within this time, and whether the writer has closed its end or has written as much as is read at most.
-pub fn read_within(pipe: &mut (impl Read + AsFd), limit: Duration, longest: usize) -> (Vec<u8>, bool) {
+pub fn read_within(pipe: &mut (impl Read + AsFd), limit: Duration, max: usize) -> (Vec<u8>, bool) {
     let deadline = Deadline::after(limit);
     let mut bytes = Vec::new();
     while is_ready(pipe, deadline.left().unwrap_or_default()) {
         let mut some = [0; 4096];
         match pipe.read(&mut some) {
-            Ok(length) if length > 0 && bytes.len() < longest => bytes.extend(some.iter().take(length)),
+            Ok(length) if length > 0 && bytes.len() < max => bytes.extend(some.iter().take(length)),
             _ => return (bytes, true),
         }
     }

@@ -63,13 +63,13 @@ fn source(mountinfo: &str, device: u64) -> Option<String> {
 
 /// As much of a mountinfo as is looked at: some 25,000 mounts with paths of an ordinary length. Who may mount in a container can make each of
 /// its lines as long as it likes, and the whole larger than the node's memory.
-const MOST: u64 = 4 << 20;
+const MAX_BYTES: u64 = 4 << 20;
 
 /// Whether a mountinfo lists a mount of this number; `None` if it is not among what is looked at, and there is more. No more than a part of it
 /// is in memory at a time.
 pub fn lists(mountinfo: impl Read, id: u64) -> io::Result<Option<bool>> {
     let wanted = format!("{id} ").into_bytes();
-    let mut left = BufReader::with_capacity(16 << 10, mountinfo.take(MOST));
+    let mut left = BufReader::with_capacity(16 << 10, mountinfo.take(MAX_BYTES));
     // As many bytes of what is wanted as the line begins with.
     let mut same = Some(0);
     loop {
@@ -144,7 +144,7 @@ mod tests {
         // Lines without end, and one after the part that is looked at.
         assert_eq!(lists(std::io::repeat(b' '), 27).unwrap(), None);
         assert_eq!(lists(std::io::repeat(b'7'), 7).unwrap(), None);
-        let long = vec![b'x'; usize::try_from(MOST).unwrap()];
+        let long = vec![b'x'; usize::try_from(MAX_BYTES).unwrap()];
         assert_eq!(lists(long.as_slice().chain(&b"\n27 1 0:3 / / rw - tmpfs none rw"[..]), 27).unwrap(), None);
     }
 

@@ -74,11 +74,11 @@ fn decimal<T: FromStr>(text: &str) -> Option<T> {
 
 fn parse_sessions(number: &str) -> Result<u32, Refusal> {
     match decimal(number) {
-        Some(sessions @ 1..=sessions::MOST) => Ok(sessions),
+        Some(sessions @ 1..=sessions::MAX_SESSIONS) => Ok(sessions),
         _ => Err(bad(format!(
             "option sessions={}: a number of sessions from 1 to {} is needed",
             escape::name(number),
-            sessions::MOST
+            sessions::MAX_SESSIONS
         ))),
     }
 }

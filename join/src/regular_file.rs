@@ -40,10 +40,10 @@ pub fn open(directory: impl AsFd, name: &str) -> Result<File, OpenError> {
 }
 
 /// All of a file, if it has no more bytes than this.
-pub fn read(file: impl Read, longest: u64) -> io::Result<Option<Vec<u8>>> {
+pub fn read(file: impl Read, max: u64) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
-    file.take(longest + 1).read_to_end(&mut bytes)?;
-    Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= longest))
+    file.take(max + 1).read_to_end(&mut bytes)?;
+    Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= max))
 }
 
 #[cfg(test)]

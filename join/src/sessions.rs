@@ -19,7 +19,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 /// The largest number of sessions that `sessions=` allows.
-pub const MOST: u32 = 1024;
+pub const MAX_SESSIONS: u32 = 1024;
 
 /// One session's place. It is given back when this is dropped in the process that took it, or when that ends.
 ///
@@ -70,7 +70,7 @@ pub const DIRECTORY: &str = "/run/unbit/sessions";
 /// The number of sessions that are open. `None` if only root can see it.
 pub fn count(directory: &Path, container: ContainerUid) -> Option<usize> {
     let Some(file) = open_to_read(directory, container).ok()? else { return Some(0) };
-    held(&file, 0..MOST.into()).ok().map(|held| held.len())
+    held(&file, 0..MAX_SESSIONS.into()).ok().map(|held| held.len())
 }
 
 /// A session that is open.
@@ -85,7 +85,7 @@ pub struct Open {
 /// All sessions of a container.
 pub fn open_sessions(directory: &Path, container: ContainerUid) -> io::Result<Vec<Open>> {
     let Some(file) = open_to_read(directory, container)? else { return Ok(Vec::new()) };
-    let open = held(&file, 0..MOST.into())?.into_iter().map(|(slot, pid)| {
+    let open = held(&file, 0..MAX_SESSIONS.into())?.into_iter().map(|(slot, pid)| {
         let read = || {
             let mut bytes = [0; SIZE];
             file.read_exact_at(&mut bytes, offset_of(slot)).ok()?;
@@ -122,8 +122,8 @@ fn open_to_read(directory: &Path, container: ContainerUid) -> io::Result<Option<
 
 /// Whether a place below the limit is enough. Where the limit was higher until now, others are taken above it, and all of them count.
 fn has_room(file: &OwnedFd, limit: u32) -> nix::Result<bool> {
-    let above = limit.into()..MOST.into();
-    Ok(held(file, above)?.is_empty() || held(file, 0..MOST.into())?.len() < limit as usize)
+    let above = limit.into()..MAX_SESSIONS.into();
+    Ok(held(file, above)?.is_empty() || held(file, 0..MAX_SESSIONS.into())?.len() < limit as usize)
 }
 
 /// The locked bytes of a range, each with the process that holds it. fcntl(2) reports one lock of the range, in no particular order, so the bytes on

@@ -19,7 +19,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// As many groups as are looked at.
-const GROUPS: usize = 32_768;
+const MAX_GROUPS: usize = 32_768;
 
 const DIRECTORY: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_NONBLOCK).union(OFlag::O_CLOEXEC);
@@ -96,8 +96,8 @@ impl Subtree {
                 group => group.map_err(failed)?,
             };
             groups += 1;
-            if groups > GROUPS {
-                return Err(Refusal::new(Reason::TooManyGroups, format!("it has more than {GROUPS} cgroups")));
+            if groups > MAX_GROUPS {
+                return Err(Refusal::new(Reason::TooManyGroups, format!("it has more than {MAX_GROUPS} cgroups")));
             }
             levels.push(enter(&here, false, deadline, found)?);
         }

@@ -22,9 +22,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// For the process that works there.
-const LIMIT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest answer, in bytes.
-const LONGEST: usize = 2 << 20;
+const MAX_OUTPUT: usize = 2 << 20;
 
 /// What its answer begins with.
 const DONE: u8 = b'd';
@@ -48,10 +48,10 @@ pub fn run_as(uid: ContainerUid, work: impl FnOnce() -> Result<Vec<u8>, String>)
         exit_now(0)
     };
     drop(writer);
-    let (text, is_whole) = read_within(&mut File::from(reader), LIMIT, LONGEST);
+    let (text, is_whole) = read_within(&mut File::from(reader), TIMEOUT, MAX_OUTPUT);
     let _ = kill(child, Signal::SIGKILL);
     if !is_whole {
-        return Err(format!("{home}: its file system does not answer within {} s", LIMIT.as_secs()));
+        return Err(format!("{home}: its file system does not answer within {} s", TIMEOUT.as_secs()));
     }
     retry(|| waitpid(child, None)).map_err(|errno| failed("wait for the process that works there", errno))?;
     match text.split_first() {

@@ -20,8 +20,8 @@ use std::time::Duration;
 
 /// A process of an engine (`docker exec`, a health check) has the capability until it executes the container's program. So the search is
 /// repeated until this much time is left.
-const LEFT: Duration = Duration::from_millis(100);
-const PAUSE: Duration = Duration::from_millis(5);
+const RESERVED: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The pid, in our pid namespace, of a process that can have it.
 pub fn find(subtree: &Subtree, deadline: Deadline) -> Result<Option<i32>, Refusal> {
@@ -45,7 +45,7 @@ pub fn find(subtree: &Subtree, deadline: Deadline) -> Result<Option<i32>, Refusa
             return Ok(None);
         }
         match tracer {
-            Some(_) if deadline.left().is_some_and(|left| left > LEFT) => sleep(PAUSE),
+            Some(_) if deadline.left().is_some_and(|left| left > RESERVED) => sleep(POLL_INTERVAL),
             Some(tracer) => return Ok(Some(tracer)),
             None => {}
         }

@@ -24,8 +24,8 @@ pub fn connect(connection: &OwnedFd, to: &OwnedFd, deadline: Deadline, name: &st
     loop {
         // With no time left it is tried all the same, without waiting: on a busy machine the time may have gone by in our own work.
         let left = time_left(deadline, &step);
-        let patience = left.as_ref().copied().unwrap_or(TimeVal::new(0, 1));
-        retry(|| socket::setsockopt(connection, sockopt::SendTimeout, &patience))
+        let timeout = left.as_ref().copied().unwrap_or(TimeVal::new(0, 1));
+        retry(|| socket::setsockopt(connection, sockopt::SendTimeout, &timeout))
             .context(Reason::Broken, "limit the time to connect")?;
         match socket::connect(connection.as_raw_fd(), &address) {
             Ok(()) => return Ok(()),

@@ -46,10 +46,10 @@ struct Page {
 }
 
 /// How much of the directory is read at once.
-const READ: usize = 4096;
+const READ_SIZE: usize = 4096;
 /// No entry of getdents64 is shorter.
 const SHORTEST_ENTRY: usize = 24;
-const BATCH: usize = READ / SHORTEST_ENTRY;
+const BATCH: usize = READ_SIZE / SHORTEST_ENTRY;
 const _: () = assert!(size_of::<Page>() <= 4096);
 
 /// What a process remembers between two calls.
@@ -171,7 +171,7 @@ impl Walk {
         (self.next, self.count) = (0, 0);
         let mut ended = true;
         if let Source::Open(directory) = &self.source {
-            for entry in directory.read(&mut [MaybeUninit::uninit(); READ]).map_err(Failure::unavailable)? {
+            for entry in directory.read(&mut [MaybeUninit::uninit(); READ_SIZE]).map_err(Failure::unavailable)? {
                 ended = false;
                 let container = ContainerUid::parse(entry.name).filter(|_| entry.may_be_directory);
                 if let (Some(container), Some(slot)) = (container, self.batch.get_mut(self.count)) {

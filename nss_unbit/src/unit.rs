@@ -352,15 +352,15 @@ fn records() {
 
 #[test]
 fn every_length_at_every_misalignment_is_all_or_nothing() {
-    const MOST: usize = 512;
+    const MAX_BUFFER: usize = 512;
     const STEP: usize = if cfg!(miri) { 128 } else { 1 };
     const AROUND: usize = 64;
     container_30001();
     every_function(|name, host, call| {
         for misalignment in 0..8 {
             let mut enough = false;
-            for length in (0..=MOST).step_by(STEP) {
-                let mut memory = [0x5au8; AROUND + 8 + MOST + AROUND];
+            for length in (0..=MAX_BUFFER).step_by(STEP) {
+                let mut memory = [0x5au8; AROUND + 8 + MAX_BUFFER + AROUND];
                 let base = memory.as_mut_ptr();
                 let start = AROUND + base.wrapping_add(AROUND).align_offset(8) + misalignment;
                 let at = base.wrapping_add(start);
@@ -393,7 +393,7 @@ fn every_length_at_every_misalignment_is_all_or_nothing() {
                     assert!(!host || answer.h_errno == HostError::Internal as c_int, "{case}: {}", answer.h_errno);
                 }
             }
-            assert!(enough, "{name}: {MOST} bytes are not enough");
+            assert!(enough, "{name}: {MAX_BUFFER} bytes are not enough");
         }
     });
 }

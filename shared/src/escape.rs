@@ -17,35 +17,35 @@ pub struct Escaped<'a> {
     plain: fn(char) -> bool,
     quote: &'static str,
     /// The length at which it is cut.
-    most: usize,
+    max: usize,
 }
 
 /// A whole line or message: what it names may have been escaped before, so backslashes stay.
 pub fn line(text: &str) -> Escaped<'_> {
-    Escaped { text: text.as_bytes(), plain: is_printable, quote: "", most: usize::MAX }
+    Escaped { text: text.as_bytes(), plain: is_printable, quote: "", max: usize::MAX }
 }
 
 /// A name or a path within a sentence: spaces stay.
 pub fn name<T: AsRef<[u8]> + ?Sized>(text: &T) -> Escaped<'_> {
-    Escaped { text: text.as_ref(), plain: |letter| is_printable(letter) && letter != '\\', quote: "", most: MAX_NAME }
+    Escaped { text: text.as_ref(), plain: |letter| is_printable(letter) && letter != '\\', quote: "", max: MAX_NAME }
 }
 
 /// A text in double quotes, with the mark of a cut behind them.
 pub fn quoted<T: AsRef<[u8]> + ?Sized>(text: &T) -> Escaped<'_> {
     let plain = |letter| is_printable(letter) && !matches!(letter, '"' | '\\');
-    Escaped { text: text.as_ref(), plain, quote: "\"", most: MAX_NAME }
+    Escaped { text: text.as_ref(), plain, quote: "\"", max: MAX_NAME }
 }
 
 /// One word of a sentence, without quotes: whatever could end or continue the sentence is escaped.
 pub fn word<T: AsRef<[u8]> + ?Sized>(text: &T) -> Escaped<'_> {
     let plain = |letter: char| letter.is_ascii_alphanumeric() || ".:-_@%/+".contains(letter);
-    Escaped { text: text.as_ref(), plain, quote: "", most: MAX_NAME }
+    Escaped { text: text.as_ref(), plain, quote: "", max: MAX_NAME }
 }
 
 /// A cgroup as /proc/PID/cgroup has it: one word, in which systemd has escapes of its own.
 pub fn cgroup(text: &str) -> Escaped<'_> {
     let plain = |letter: char| letter.is_ascii_alphanumeric() || ".:-_@%/+=,\\".contains(letter);
-    Escaped { text: text.as_bytes(), plain, quote: "", most: 2 * MAX_NAME }
+    Escaped { text: text.as_bytes(), plain, quote: "", max: 2 * MAX_NAME }
 }
 
 fn is_printable(letter: char) -> bool {
@@ -64,14 +64,14 @@ impl Display for Escaped<'_> {
 impl Escaped<'_> {
     /// Whether there was more than there is room for.
     fn write(&self, f: &mut Formatter<'_>) -> Result<bool, fmt::Error> {
-        let mut room = self.most;
+        let mut room = self.max;
         let mut fits = |length: usize| {
             let rest = room.checked_sub(length);
             room = rest.unwrap_or(0);
             rest.is_some()
         };
         // More bytes than these cannot fit, whatever they are.
-        let head = self.text.get(..self.most.saturating_add(4)).unwrap_or(self.text);
+        let head = self.text.get(..self.max.saturating_add(4)).unwrap_or(self.text);
         for chunk in head.utf8_chunks() {
             for letter in chunk.valid().chars() {
                 if (self.plain)(letter) {

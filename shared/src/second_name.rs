@@ -7,9 +7,9 @@ use core::ffi::CStr;
 use core::fmt;
 
 /// The longest name, as with useradd(8).
-const LONGEST: usize = 32;
+const MAX_LEN: usize = 32;
 /// Room for `/containers/`, a name, and the end mark.
-const LINK_SIZE: usize = PREFIX + LONGEST + 1;
+const LINK_SIZE: usize = PREFIX + MAX_LEN + 1;
 /// `/containers/` with room for a name.
 const NOBODYS_LINK: [u8; LINK_SIZE] = with_prefix();
 /// Room for the text of a link: more than the ten digits of the largest number, so that a longer text is seen to be longer.
@@ -62,7 +62,7 @@ impl SecondName {
     }
 
     /// The name, with zeros after it.
-    pub fn padded(&self) -> [u8; LONGEST] {
+    pub fn padded(&self) -> [u8; MAX_LEN] {
         let name = self.link.get(PREFIX..).and_then(|name| name.first_chunk());
         name.copied().unwrap_or_default()
     }

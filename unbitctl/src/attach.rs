@@ -126,7 +126,7 @@ const fn time_for(reason: Reason) -> Duration {
         _ => 0,
     })
 }
-const PAUSE: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     must_be_root("attach")?;
@@ -171,7 +171,7 @@ fn find(cgroup: &Path, uid: ContainerUid) -> Result<i32, Refusal> {
     loop {
         let link = Link::at(cgroup, uid);
         match link.and_then(|link| Attachment::prepare_by(Some(link), uid, &Options::default(), &mut |_, _| {})) {
-            Err(refusal) if started.elapsed() < time_for(refusal.reason) => sleep(PAUSE),
+            Err(refusal) if started.elapsed() < time_for(refusal.reason) => sleep(POLL_INTERVAL),
             other => return other.map(|attachment| attachment.leader().pid),
         }
     }

@@ -380,7 +380,7 @@ impl<'a> Plan<'a> {
                 };
                 return Err(Failed { error, findings });
             }
-            interrupt.pause(PAUSE)?;
+            interrupt.pause(POLL_INTERVAL)?;
         }
     }
 
@@ -402,7 +402,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-const PAUSE: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The steps of a login that are about the node and its keys.
 const BEFORE_THE_CONTAINER: [&str; 4] = ["account", "sshd", "pam", "keys"];

@@ -293,7 +293,7 @@ fn arrival(probe: &mut Probe, container: ContainerUid, program: &str, limit: Dur
 }
 
 /// For the end of a session that was told to end.
-const PATIENCE: Duration = Duration::from_millis(500);
+const EXIT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The life out here: carries bytes and signals until the session's first process ends.
 fn stay_outside(mut reaper: Reaper, ours: Ours, signals: &Signals) -> Result<ExitCode> {
@@ -346,7 +346,7 @@ fn stay_outside(mut reaper: Reaper, ours: Ours, signals: &Signals) -> Result<Exi
                 reaper.send(signal);
                 // Whoever hangs up or asks twice does not stay for a session that does not care: nohup(1) is one.
                 let goes = signal == Signal::SIGHUP || signal == Signal::SIGTERM && replace(&mut was_asked, true);
-                if goes && !has_ended(&mut reaper, PATIENCE, &mut streams, &mut end) {
+                if goes && !has_ended(&mut reaper, EXIT_TIMEOUT, &mut streams, &mut end) {
                     return Ok(ExitCode::from(128 + signal as u8));
                 }
             }

@@ -24,7 +24,7 @@ const FILE: &str = "authorized_keys";
 const NEW: &str = ".authorized_keys.unbitctl";
 
 /// More than anybody's keys.
-const LONGEST: u64 = 1 << 20;
+const MAX_KEY_FILE: u64 = 1 << 20;
 
 /// One public key.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -191,7 +191,7 @@ fn read_file(directory: &Directory) -> Result<Option<Vec<u8>>> {
         Err(Odd::Failed(errno)) => return Err(errno).context(name),
         Ok(file) => file,
     };
-    match regular_file::read(file, LONGEST).with_context(|| name.clone())? {
+    match regular_file::read(file, MAX_KEY_FILE).with_context(|| name.clone())? {
         Some(bytes) => Ok(Some(bytes)),
         None => bail!("{name} is too long for a key file, and is left as it is"),
     }

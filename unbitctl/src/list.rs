@@ -170,12 +170,12 @@ impl State {
 }
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let mut node = RootFs::new()?;
+    let mut scanner = Scanner::new()?;
     if arguments.watch {
-        watch::run(&mut node, arguments.wide)?;
+        watch::run(&mut scanner, arguments.wide)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let containers = node.look()?;
+    let containers = scanner.look()?;
     let text = if arguments.json {
         serde_json::to_string_pretty(&containers)? + "\n"
     } else if arguments.openmetrics {
@@ -184,14 +184,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         table::lines(&containers, None, Window::new(arguments.wide)).join("\n") + "\n"
     };
     report::print(&text)?;
-    if let Some(warning) = node.warning() {
+    if let Some(warning) = scanner.warning() {
         crate::command_line::tell(warning);
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// What is kept between two looks.
-struct RootFs {
+struct Scanner {
     is_root: bool,
     resources: Resources,
     /// By uid: the containers that were seen to run.
@@ -211,11 +211,11 @@ struct Known {
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 /// A container may keep us waiting this long; and once those that do not answer have taken this much of every worker's time, the others next to nothing.
-const PATIENCE: Duration = Duration::from_millis(200);
-const LITTLE_PATIENCE: Duration = Duration::from_millis(10);
-const ALL_PATIENCE: Duration = Duration::from_secs(1);
+const PROBE_TIMEOUT: Duration = Duration::from_millis(200);
+const SHORT_PROBE_TIMEOUT: Duration = Duration::from_millis(10);
+const WORKER_TIMEOUT: Duration = Duration::from_secs(1);
 
-impl RootFs {
+impl Scanner {
     fn new() -> Result<Self> {
         let is_root = nix::unistd::geteuid().is_root();
         Ok(Self { is_root, resources: Resources::new(is_root)?, running: HashMap::new() })
@@ -234,10 +234,10 @@ impl RootFs {
         let (next, waited) = (AtomicUsize::new(0), AtomicU64::new(0));
         let (known, resources) = (&self.running, &self.resources);
         let asks = |uid: ContainerUid| {
-            let is_patient = Duration::from_micros(waited.load(Ordering::Relaxed)) < ALL_PATIENCE * WORKERS;
-            let patience = self.is_root.then_some(if is_patient { PATIENCE } else { LITTLE_PATIENCE });
+            let has_time = Duration::from_micros(waited.load(Ordering::Relaxed)) < WORKER_TIMEOUT * WORKERS;
+            let timeout = self.is_root.then_some(if has_time { PROBE_TIMEOUT } else { SHORT_PROBE_TIMEOUT });
             let started = Instant::now();
-            let seen = look_at(uid, &processes, known.get(&uid.get()), resources, patience);
+            let seen = look_at(uid, &processes, known.get(&uid.get()), resources, timeout);
             if seen.0.state == State::NotAnswering {
                 let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
                 waited.fetch_add(micros, Ordering::Relaxed);
@@ -272,13 +272,13 @@ fn uids() -> Result<Vec<ContainerUid>> {
     Ok(entries.filter_map(|entry| ContainerUid::parse(entry.ok()?.file_name().as_encoded_bytes())).collect())
 }
 
-/// One container. Without `patience`, which only root has, it is not asked.
+/// One container. Without `timeout`, which only root has, it is not asked.
 fn look_at(
     uid: ContainerUid,
     processes: &Processes,
     known: Option<&Known>,
     resources: &Resources,
-    patience: Option<Duration>,
+    timeout: Option<Duration>,
 ) -> (Container, Option<Known>) {
     let still = known.filter(|known| {
         let process = processes.get(known.pid);
@@ -287,12 +287,12 @@ fn look_at(
     });
     let mut leader = processes.first_of(uid.get());
     let (mut state, mut cause, mut running) = (State::Running, None, None);
-    match (still, patience) {
+    match (still, timeout) {
         (Some(known), _) => {
             leader = processes.get(known.pid);
             running = Some(known.clone());
         }
-        (None, Some(patience)) => match ask(uid, patience) {
+        (None, Some(timeout)) => match ask(uid, timeout) {
             Ok((pid, host_name)) => {
                 leader = processes.get(pid);
                 running = leader.and_then(Process::started).map(|started| Known {
@@ -327,8 +327,8 @@ fn look_at(
 }
 
 /// Meets its pid 1 as a login does; the number of that, and what the container calls itself.
-fn ask(uid: ContainerUid, patience: Duration) -> Result<(i32, Option<String>), Refusal> {
-    let options = Options { timeout: patience, ..Options::default() };
+fn ask(uid: ContainerUid, timeout: Duration) -> Result<(i32, Option<String>), Refusal> {
+    let options = Options { timeout, ..Options::default() };
     let attachment = Attachment::prepare(uid, &options, &mut |_, _| {})?;
     // A host name is asked for where it is one: this thread goes there, and does nothing else afterwards.
     let own = attachment.namespaces().iter().find(|namespace| namespace.kind.name == "uts");

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 /// What the Emperor has to end it itself. Then it is killed.
 const GRACE: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The unit of the examples, below which cgroup-v2.ini puts a container's group.
 const UNIT: &str = "system.slice/containers.service";
@@ -90,7 +90,7 @@ pub fn wait(
             left.iter().for_each(|pid| kill(uid, *pid));
         }
         now(&format!("waiting for {uid} to end: pid {}", numbers(&left)));
-        interrupt.pause(PAUSE)?;
+        interrupt.pause(POLL_INTERVAL)?;
     }
 }
 

@@ -25,9 +25,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Where they are, for people.
 const NAME: &str = "alarms";
 /// uWSGI writes a few hundred bytes.
-const LONGEST: u64 = 64 << 10;
+const MAX_ALARM: u64 = 64 << 10;
 /// What one round sends, of all containers and of each. The others wait.
-const MOST: usize = 200;
+const MAX_PER_ROUND: usize = 200;
 const MOST_OF_EACH: usize = 10;
 /// How much of the directory one round reads, however many files a tenant has made there.
 const MOST_NAMES: usize = 10_000;
@@ -63,7 +63,7 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
                 }
             }
             Kind::Alarm => {
-                if sent.values().sum::<usize>() >= MOST {
+                if sent.values().sum::<usize>() >= MAX_PER_ROUND {
                     continue;
                 }
                 match read(&directory, &name)? {
@@ -141,14 +141,14 @@ fn read(directory: &OwnedFd, name: &str) -> Result<Found> {
     };
     let owner = fstat(&file).with_context(|| format!("{NAME}/{name}"))?.st_uid;
     let mut bytes = Vec::new();
-    file.take(LONGEST + 1).read_to_end(&mut bytes).with_context(|| format!("{NAME}/{name}"))?;
+    file.take(MAX_ALARM + 1).read_to_end(&mut bytes).with_context(|| format!("{NAME}/{name}"))?;
     Ok(parse(&bytes, owner).map_or_else(|cause| Found::Nothing(format!("uid {owner}: {cause:#}")), Found::Alarm))
 }
 
 /// An alarm of whoever owns the file: a container for itself, root for any.
 fn parse(bytes: &[u8], owner: u32) -> Result<Alarm> {
-    if bytes.len() as u64 > LONGEST {
-        bail!("longer than {LONGEST} bytes");
+    if bytes.len() as u64 > MAX_ALARM {
+        bail!("longer than {MAX_ALARM} bytes");
     }
     // uWSGI writes the bytes of a message as they are.
     let alarm: Alarm = serde_json::from_str(&String::from_utf8_lossy(bytes))

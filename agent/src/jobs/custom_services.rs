@@ -1,7 +1,7 @@
 //! The files of the customers' services, which an Emperor runs as root: what is in them is the API's operator's word, as a container's is.
 
 use super::Node;
-use crate::api::{LONGEST_TEXT, must_be_ini, must_be_plain};
+use crate::api::{MAX_TEXT, must_be_ini, must_be_plain};
 use crate::names::canonical_number;
 use crate::report::Report;
 use anyhow::{Result, bail};
@@ -29,9 +29,9 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     let directory = node.open(DIRECTORY)?;
     let there = directory.names(!node.is_dry_run)?;
     for (name, config) in &services {
-        let is_right = must_be_plain(config).and_then(|()| must_be_ini(config)).and_then(|()| {
-            if config.len() as u64 > LONGEST_TEXT { bail!("longer than {LONGEST_TEXT} bytes") } else { Ok(()) }
-        });
+        let is_right = must_be_plain(config)
+            .and_then(|()| must_be_ini(config))
+            .and_then(|()| if config.len() as u64 > MAX_TEXT { bail!("longer than {MAX_TEXT} bytes") } else { Ok(()) });
         let done = match is_right {
             Ok(()) => node.write(&directory, name, config, MODE, report),
             Err(error) => Err(error.context(format!("GET {PATH}: {name}"))),

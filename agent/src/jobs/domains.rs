@@ -14,7 +14,7 @@ const DIRECTORY: &str = "domains";
 const MODE: u32 = 0o600;
 const PATH: &str = "/domains/rsa/";
 /// Longer than any key.
-const LONGEST: usize = 64 << 10;
+const MAX_KEY: usize = 64 << 10;
 
 #[derive(Deserialize)]
 struct Customer {
@@ -75,8 +75,8 @@ fn must_be_key(text: &str) -> Result<()> {
     if text.trim().is_empty() {
         bail!("its customer has no key");
     }
-    if text.len() > LONGEST {
-        bail!("its key is longer than {LONGEST} bytes");
+    if text.len() > MAX_KEY {
+        bail!("its key is longer than {MAX_KEY} bytes");
     }
     let key = openssl::pkey::PKey::public_key_from_pem(text.as_bytes());
     if key.is_err() || text.contains("PRIVATE KEY-----") {

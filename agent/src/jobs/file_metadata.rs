@@ -13,7 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 const PATH: &str = "/serverfilemetadata/";
 /// None of the files below is longer.
-const LONGEST: u64 = 64 << 10;
+const MAX_FILE: u64 = 64 << 10;
 /// What anybody on the node may read and no secret is in.
 pub const ALLOWED: [&str; 8] = [
     "/etc/debian_version",
@@ -48,8 +48,8 @@ fn read(name: &str) -> Result<String> {
     if !file.metadata().with_context(shown)?.is_file() {
         bail!("{} is not a regular file", shown());
     }
-    let Some(bytes) = regular_file::read(file, LONGEST).with_context(shown)? else {
-        bail!("{} is longer than {LONGEST} bytes", shown())
+    let Some(bytes) = regular_file::read(file, MAX_FILE).with_context(shown)? else {
+        bail!("{} is longer than {MAX_FILE} bytes", shown())
     };
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

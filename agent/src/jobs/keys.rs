@@ -13,7 +13,7 @@ const FILE: &str = "uwsgi_authorized_keys";
 /// Its name until it is complete.
 const NEW: &str = ".uwsgi_authorized_keys.unbit-agent";
 /// More than anybody's keys.
-const LONGEST: u64 = 1 << 20;
+const MAX_FILE: u64 = 1 << 20;
 
 pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     let listed = node.api.containers()?;
@@ -85,7 +85,7 @@ fn write_as_the_user(uid: ContainerUid, text: &[u8], is_dry_run: bool) -> Result
 fn read(directory: &Directory) -> Result<Option<Vec<u8>>, String> {
     let failed = |error: &dyn std::fmt::Display| format!("{DIRECTORY}/{FILE}: {error}");
     match regular_file::open(directory, FILE) {
-        Ok(file) => regular_file::read(file, LONGEST).map_err(|error| failed(&error)),
+        Ok(file) => regular_file::read(file, MAX_FILE).map_err(|error| failed(&error)),
         Err(
             OpenError::Missing
             | OpenError::Link

@@ -25,8 +25,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const TUNTAP: u16 = 5002;
 const HTTP: u16 = 5003;
 /// How long they may take, and how much they may say: some hundred bytes for each container or domain.
-const TIME: Duration = Duration::from_secs(10);
-const LONGEST: u64 = 64 << 20;
+const ROUTER_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_ANSWER: u64 = 64 << 20;
 /// No file of a cgroup is longer, but for io.stat with many devices.
 const LONGEST_FILE: u64 = 256 << 10;
 /// Faults of single metrics, after which a round is given up: the API is broken, not the metric.
@@ -251,9 +251,9 @@ fn read(path: &Path) -> Option<String> {
 
 /// What a router says, all of it; nothing if there is none.
 fn stats<T: DeserializeOwned>(port: u16) -> Result<Option<T>> {
-    let end = Instant::now() + TIME;
+    let end = Instant::now() + ROUTER_TIMEOUT;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let Ok(mut socket) = TcpStream::connect_timeout(&address, TIME) else { return Ok(None) };
+    let Ok(mut socket) = TcpStream::connect_timeout(&address, ROUTER_TIMEOUT) else { return Ok(None) };
     let mut bytes = Vec::new();
     let mut some = [0; 64 << 10];
     loop {
@@ -268,8 +268,8 @@ fn stats<T: DeserializeOwned>(port: u16) -> Result<Option<T>> {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(_) => bail!("{address}: no complete answer within {} s", TIME.as_secs()),
         }
-        if bytes.len() as u64 > LONGEST {
-            bail!("{address}: the answer is longer than {} MiB", LONGEST >> 20);
+        if bytes.len() as u64 > MAX_ANSWER {
+            bail!("{address}: the answer is longer than {} MiB", MAX_ANSWER >> 20);
         }
     }
     serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{address}: not the JSON of a router"))

@@ -144,7 +144,7 @@ impl Node {
 
     /// Writes a file if it has another content.
     fn write(&self, directory: &Directory, name: &str, text: &str, mode: u32, report: &mut Report) -> Result<()> {
-        let old = directory.read(name, crate::api::LONGEST_TEXT)?;
+        let old = directory.read(name, crate::api::MAX_TEXT)?;
         if old.as_ref().is_some_and(|old| old.bytes == text.as_bytes()) {
             return Ok(());
         }

@@ -46,7 +46,7 @@ fn update(node: &mut Node, name: &str, path: &str, report: &mut Report) -> Resul
     let addresses = addresses(&said.nodes).with_context(|| format!("GET {path}"))?;
     let directory = node.open("")?;
     directory.names(!node.is_dry_run)?; // what was left unfinished goes
-    let old = directory.read(name, crate::api::LONGEST_TEXT)?;
+    let old = directory.read(name, crate::api::MAX_TEXT)?;
     let text = old.as_ref().map(|old| String::from_utf8_lossy(&old.bytes).into_owned());
     let before = text.as_deref().map(listed);
     if before.as_ref() == Some(&addresses) {

@@ -7,7 +7,7 @@ use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 /// More is no corpus for a tree, but a fuzzer's (`cargo fuzz cmin`).
-const MOST: u64 = 300 * 1024;
+const MAX_BYTES: u64 = 300 * 1024;
 
 fn fuzz() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
@@ -47,5 +47,5 @@ fn every_target_has_a_property_and_a_small_corpus() {
     assert_eq!((named("targets"), named("corpus")), (names.clone(), names));
     let inputs = ALL.iter().flat_map(|(name, _)| files(fuzz().join("corpus").join(name)));
     let size: u64 = inputs.map(|input| fs::metadata(input).unwrap().len()).sum();
-    assert!(size < MOST, "the corpora have {size} bytes");
+    assert!(size < MAX_BYTES, "the corpora have {size} bytes");
 }

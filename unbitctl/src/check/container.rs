@@ -561,7 +561,7 @@ fn look_at_keys(
     let flags = OFlag::O_NONBLOCK.bits(); // a lease (fcntl(2)) of the tenant's would keep us waiting
     let opened = File::options().read(true).custom_flags(flags).open(format!("/proc/self/fd/{}", pinned.as_raw_fd()));
     let opened = opened.map_err(failed)?;
-    opened.take(LONGEST).read_to_end(&mut text).map_err(failed)?;
+    opened.take(MAX_KEY_FILE).read_to_end(&mut text).map_err(failed)?;
     if !text.is_empty() && !has_key(&text) {
         return Err(format!("{} holds no key", shown(&real)));
     }
@@ -577,7 +577,7 @@ fn link_in(path: &Path) -> Option<String> {
 }
 
 /// More than anybody's keys.
-const LONGEST: u64 = 1 << 20;
+const MAX_KEY_FILE: u64 = 1 << 20;
 
 /// Whether there is a line with a key, by the names with which all types of keys begin (ssh -Q key).
 pub(crate) fn has_key(text: &[u8]) -> bool {

@@ -76,9 +76,9 @@ fn containers() -> impl Iterator<Item = (ContainerUid, String)> {
 /// As much as some 25,000 mounts take. A tenant who may mount can make the whole of it larger than the node's memory; and what an engine has mounted from the
 /// node comes first.
 fn beginning_of(mounts: fs::File) -> Option<String> {
-    const MOST: u64 = 4 << 20;
+    const MAX_BYTES: u64 = 4 << 20;
     let mut text = Vec::new();
-    mounts.take(MOST).read_to_end(&mut text).ok()?;
+    mounts.take(MAX_BYTES).read_to_end(&mut text).ok()?;
     Some(String::from_utf8_lossy(&text).into_owned())
 }
 

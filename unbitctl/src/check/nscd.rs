@@ -103,9 +103,9 @@ struct Answer {
 fn ask(request: i32, key: &[u8]) -> io::Result<Answer> {
     let mut socket = UnixStream::connect(SOCKET)?;
     let pid = getsockopt(&socket, PeerCredentials)?.pid();
-    let patience = Some(Duration::from_secs(3));
-    socket.set_read_timeout(patience)?;
-    socket.set_write_timeout(patience)?;
+    let timeout = Some(Duration::from_secs(3));
+    socket.set_read_timeout(timeout)?;
+    socket.set_write_timeout(timeout)?;
     let head = [2, request, key.len() as i32].map(i32::to_ne_bytes).concat();
     socket.write_all(&[&head, key].concat())?;
     let (mut version, mut found) = ([0; 4], [0; 4]);

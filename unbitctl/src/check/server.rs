@@ -130,18 +130,19 @@ pub struct Answering {
 impl Server {
     /// The process; `None` if we cannot tell.
     pub fn answer(&self) -> Result<Option<Answering>> {
-        const PATIENCE: Duration = Duration::from_secs(10);
+        const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
         let addresses = match self {
             Self::Sshd(pid) => return Ok(Some(Answering { pid: *pid, connection: None })),
             Self::Unknown => return Ok(None),
             Self::Socket(addresses) => addresses.iter().copied().map(reachable),
         };
         // systemd's socket need not be where sshd would listen itself, but for the port.
-        let connect = |address: SocketAddr| Some((address, TcpStream::connect_timeout(&address, PATIENCE).ok()?));
+        let connect =
+            |address: SocketAddr| Some((address, TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).ok()?));
         let Some((address, mut connection)) = addresses.into_iter().find_map(connect) else {
             bail!("systemd listens for sshd, and accepts no connection on this machine's own addresses")
         };
-        connection.set_read_timeout(Some(PATIENCE))?;
+        connection.set_read_timeout(Some(CONNECT_TIMEOUT))?;
         let mut banner = [0; 4];
         connection.read_exact(&mut banner).with_context(|| format!("{address}: no sshd answers"))?;
         let (ours, theirs) = (connection.local_addr()?.port(), address.port());

@@ -33,7 +33,7 @@ pub struct Undo {
 }
 
 /// For the container to end.
-const LIMIT: Duration = Duration::from_secs(30);
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Undo {
     pub const fn new(uid: ContainerUid) -> Self {
@@ -85,7 +85,7 @@ fn undo(uid: ContainerUid, made: &Made) -> Result<String> {
             let groups = stop::groups(uid);
             fs::remove_file(file).with_context(|| file.display().to_string())?;
             // The signal that ended `create` has been read; another one ends this wait.
-            stop::wait(uid, groups, LIMIT, &Interrupt::hold()?, &mut |_| {})?;
+            stop::wait(uid, groups, STOP_TIMEOUT, &Interrupt::hold()?, &mut |_| {})?;
             format!("{} is removed again", file.display())
         }
         Made::Vassal(file, Some(before)) => {

@@ -1,6 +1,6 @@
 //! `unbitctl list --watch`: the containers again and again, until q or a signal.
 
-use super::{Container, RootFs, table};
+use super::{Container, Scanner, table};
 use crate::columns::Window;
 use crate::report;
 use crate::terminal::{self, Keys};
@@ -13,13 +13,13 @@ use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-const PAUSE: Duration = Duration::from_secs(2);
+const INTERVAL: Duration = Duration::from_secs(2);
 
 /// What ends it. SIGTSTP and SIGCONT are read as well: a terminal is as it was while somebody else has it.
 const ENDS: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 
 /// Until q, Ctrl-C, or whatever else asks it to end.
-pub fn run(node: &mut RootFs, wide: bool) -> Result<()> {
+pub fn run(scanner: &mut Scanner, wide: bool) -> Result<()> {
     const NO_TERMINAL: &str = "--watch needs a terminal";
     terminal::size().context(NO_TERMINAL)?;
     let mut held = SigSet::empty();
@@ -30,14 +30,14 @@ pub fn run(node: &mut RootFs, wide: bool) -> Result<()> {
     let mut keys = Keys::new();
     let mut before: HashMap<u32, Container> = HashMap::new();
     loop {
-        let containers = node.look()?;
+        let containers = scanner.look()?;
         let percent = |container: &Container| container.share(before.get(&container.uid)?);
         let shares: Vec<Option<f64>> = containers.iter().map(percent).collect();
         let (rows, columns) = terminal::size().context(NO_TERMINAL)?;
         let columns = columns.max(20);
         let window = if wide { Window::Any } else { Window::Terminal(columns) };
         let mut lines = table::lines(&containers, Some(&shares), window);
-        lines.extend(node.warning().map(str::to_owned));
+        lines.extend(scanner.warning().map(str::to_owned));
         draw(&lines, rows.max(4), columns)?;
         before = containers.into_iter().map(|container| (container.uid, container)).collect();
         if is_over(&signals, &mut keys)? {
@@ -48,7 +48,7 @@ pub fn run(node: &mut RootFs, wide: bool) -> Result<()> {
 
 /// Waits until it is time for the next look. Whether it is the end instead.
 fn is_over(signals: &SignalFd, keys: &mut Option<Keys>) -> Result<bool> {
-    let next = Instant::now() + PAUSE;
+    let next = Instant::now() + INTERVAL;
     loop {
         let left = next.saturating_duration_since(Instant::now());
         let mut asked = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];

@@ -53,8 +53,8 @@ const CONTAINERS: &str = "/containers";
 /// Files that include each other end somewhere.
 const DEPTH: usize = 8;
 /// As many options as are looked at, and as long as a value grows by placeholders in placeholders.
-const MOST: usize = 4096;
-const LONGEST: usize = 4096;
+const MAX_SETTINGS: usize = 4096;
+const MAX_VALUE: usize = 4096;
 
 /// All of them in a file, which may include others; only .ini files are read.
 pub fn faults(path: &str, read: &dyn Fn(&str) -> Option<String>, text: &str) -> Vec<Fault> {
@@ -99,7 +99,7 @@ impl Start {
     ) {
         let mut is_ours = true;
         for (at, line) in text.lines().enumerate() {
-            if settings.len() >= MOST {
+            if settings.len() >= MAX_SETTINGS {
                 return;
             }
             let line = line.trim();
@@ -288,7 +288,7 @@ fn filled(value: &str, values: &BTreeMap<String, String>) -> String {
         let short = after.strip_prefix('n').map(|after| ("n", after));
         let known = named.and_then(|(name, after)| Some((values.get(name)?, after)));
         let known = known.or_else(|| short.and_then(|(name, after)| Some((values.get(name)?, after))));
-        match known.filter(|(value, _)| text.len() + value.len() <= LONGEST) {
+        match known.filter(|(value, _)| text.len() + value.len() <= MAX_VALUE) {
             Some((value, after)) => {
                 text.push_str(value);
                 rest = after;
