@@ -1,6 +1,6 @@
 //! What glibc and this module pass to each other: the structs of its headers and the codes of its NSS interface.
 //!
-//! Own definitions, because they are few and never change: each is part of glibc's stable ABI.
+//! They are defined here instead of taken from a crate, because they are few and part of glibc's stable ABI.
 //!
 //! No lookup is in this file.
 
@@ -11,7 +11,7 @@ use rustix::io::Errno;
 #[repr(i32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Status {
-    /// Ask again; with ERANGE: and with a larger buffer.
+    /// Ask again; with ERANGE, with a larger buffer.
     TryAgain = -2,
     /// This service cannot tell.
     Unavailable = -1,
@@ -21,12 +21,12 @@ pub enum Status {
     Success = 1,
 }
 
-/// Why there is no record, as glibc is told. Eight bytes, so that a `Result` of a pointer goes through two registers.
+/// Why there is no record, in glibc's codes. Eight bytes, so that a `Result` with a pointer is returned in two registers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Failure {
     pub status: Status,
     errno: u16,
-    /// For hosts alone. `Internal` ("see errno") lets glibc grow the buffer, and of anything else it would end a whole getaddrinfo
+    /// For hosts alone. `Internal` ("see errno") makes glibc grow the buffer. With any other failure it would end the whole getaddrinfo
     /// (nss/getaddrinfo.c).
     host_error: HostError,
 }

@@ -1,8 +1,8 @@
 //! The caller's buffer, into which every string and array of a record goes.
 //!
-//! glibc's callers choose its address and its length: any address, odd ones too, and any length, none included.
+//! glibc's callers choose its address and its length. The address can be unaligned, and the length 0.
 //!
-//! The records say what is written. No other file writes to the caller's memory, except [`exports`](crate::exports).
+//! What is written is decided in the files of the records. Only this file and [`exports`](crate::exports) write to the caller's memory.
 #![allow(unsafe_code)]
 
 use crate::abi::Failure;
@@ -24,9 +24,9 @@ impl Buffer {
         Self { start: start.cast(), left: length }
     }
 
-    /// Puts a string and its end mark into the buffer.
+    /// Appends a string and a NUL. The string may end in NULs already.
     ///
-    /// The compiler knows its size, and makes of the copy a few stores. A string may have zeros at its end already.
+    /// It is an array, so that the compiler turns the copy into a few stores.
     pub fn string<const N: usize>(&mut self, text: [u8; N]) -> Result<*mut c_char, Failure> {
         #[repr(C)]
         #[derive(Clone, Copy)]
@@ -34,7 +34,7 @@ impl Buffer {
         self.value(Ended(text, 0)).map(<*mut _>::cast)
     }
 
-    /// Puts a value (an array of pointers, an address) into the buffer, where its type is aligned.
+    /// Appends a value (an array of pointers, an address), aligned for its type.
     pub fn value<T: Copy>(&mut self, value: T) -> Result<*mut T, Failure> {
         let padding = (self.start as usize).wrapping_neg() % align_of::<T>();
         self.take(padding)?;
@@ -44,7 +44,7 @@ impl Buffer {
         Ok(place)
     }
 
-    /// Takes the next `length` bytes.
+    /// Takes the next `length` bytes of the buffer.
     fn take(&mut self, length: usize) -> Result<*mut u8, Failure> {
         let taken = self.start;
         self.left = self.left.checked_sub(length).ok_or(Failure::BUFFER_TOO_SMALL)?;

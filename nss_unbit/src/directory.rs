@@ -1,7 +1,9 @@
-//! The directory of the containers, as the kernel lists it.
+//! Reads the directory of the containers, getdents64(2).
 //!
-//! The descriptor lives in a process that knows nothing of it: a daemon that closes "all" descriptors may have closed it, and opened
-//! something else under its number. So it is looked at again each time before it is read or closed.
+//! The process does not know of this descriptor. A daemon that closes "all" descriptors may have closed it and opened another file with
+//! the same number, so each call checks that the descriptor is still this directory before it reads or closes it.
+//!
+//! Which entries are containers is decided in [`enumeration`](crate::enumeration).
 #![allow(unsafe_code)]
 
 use core::ffi::{CStr, c_int, c_long};
@@ -41,7 +43,7 @@ impl Directory {
         found.is_ok_and(|found| self.identity == (found.st_dev, found.st_ino))
     }
 
-    /// Lets go of the descriptor, if it is still this directory.
+    /// Closes the descriptor, if it is still this directory.
     pub fn close(self) {
         if self.is_ours() {
             // SAFETY: it is the one that `open` made.
@@ -59,16 +61,16 @@ impl Directory {
     }
 }
 
-/// Any number as a descriptor: the kernel answers EBADF for one that is none.
+/// Borrows any number as a descriptor: for one that is not open the kernel returns EBADF.
 fn borrow<'any>(fd: c_int) -> Result<BorrowedFd<'any>, Errno> {
     if fd < 0 {
         return Err(Errno::BADF);
     }
-    // SAFETY: only questions are asked of it.
+    // SAFETY: it is only passed to system calls that read its state.
     Ok(unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
-/// A system call for which rustix has only a function that could panic, and glibc (getdents64: 2.30) only a young one.
+/// A raw system call: rustix's function for it could panic, and glibc's (getdents64) exists only since 2.30.
 ///
 /// # Safety
 /// That of the system call.
@@ -94,7 +96,7 @@ pub struct Entries<'buffer> {
 /// An entry of a directory.
 #[derive(Debug)]
 pub struct Entry<'buffer> {
-    /// Where to go on after it.
+    /// The offset at which to go on after it.
     pub offset: u64,
     /// Whether it may be a directory, or a symlink to one.
     pub may_be_directory: bool,

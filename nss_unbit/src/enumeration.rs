@@ -1,10 +1,11 @@
-//! All accounts, one by one: `getent passwd`.
+//! Enumerates all accounts: `getent passwd`, setpwent(3).
 //!
-//! There is one walk for each database in a process, as C's interface has it. It keeps one descriptor and a short batch
-//! of numbers, whatever the number of containers, and survives what processes do: threads that ask at the same time, and fork, even in
-//! the middle of another thread's call. The walk is in a page of memory that the kernel clears in a child (MADV_WIPEONFORK): no
-//! lock and no half-written state of a thread of the parent survives. The position does. The child opens its own descriptor, because an
-//! inherited one shares its offset with the parent.
+//! C's interface has one enumeration for each database in a process. It keeps one descriptor and a short batch of numbers, whatever the
+//! number of containers. Threads may call it at the same time, and a process may fork in the middle of another thread's call: the state is
+//! in a page that the kernel clears in the child (MADV_WIPEONFORK), so no held lock and no half-written state is inherited. Only the
+//! position is. The child opens a descriptor of its own, because an inherited one shares its offset with the parent.
+//!
+//! What a record looks like is not in this file.
 #![allow(unsafe_code)]
 
 use crate::abi::Failure;
@@ -20,32 +21,32 @@ use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 use rustix::thread::futex;
 use shared::{ContainerUid, settings};
 
-/// The walk for passwd.
+/// The enumeration of passwd.
 pub static PASSWD: Enumeration = Enumeration::new();
-/// The walk for group.
+/// The enumeration of group.
 pub static GROUP: Enumeration = Enumeration::new();
-/// The walk for shadow.
+/// The enumeration of shadow.
 pub static SHADOW: Enumeration = Enumeration::new();
 
-/// A walk over the containers.
+/// An enumeration of the containers.
 #[derive(Debug)]
 pub struct Enumeration {
     /// NULL until somebody enumerates.
     page: AtomicPtr<Page>,
-    /// The offset in the directory after the last entry that was given out. Never half-written.
+    /// The offset in the directory after the last entry that was returned. Atomic, so a fork cannot find it half-written.
     position: AtomicU64,
 }
 
-/// What is empty in a child. All zeros are a walk that nobody has begun.
+/// What the kernel clears in a forked child. All zeros are an unlocked enumeration that has not begun.
 #[repr(C)]
 struct Page {
-    /// 0: nobody is inside. 1: a thread is. 2: and others may be waiting.
-    turn: AtomicU32,
-    /// For the thread that is inside.
+    /// A futex: 0 unlocked, 1 locked, 2 locked and others may be waiting.
+    lock: AtomicU32,
+    /// For the thread that holds the lock.
     walk: UnsafeCell<Walk>,
 }
 
-/// How much of the directory is read at once.
+/// How many bytes of the directory one getdents64(2) reads.
 const READ_SIZE: usize = 4096;
 /// No entry of getdents64 is shorter.
 const SHORTEST_ENTRY: usize = 24;
@@ -56,7 +57,7 @@ const _: () = assert!(size_of::<Page>() <= 4096);
 #[repr(C)]
 struct Walk {
     source: Source,
-    /// Containers that were read and not given out yet, with the offset after each: `batch[next..count]`.
+    /// The containers that were read and not returned yet, each with the offset after it: `batch[next..count]`.
     batch: [(u32, u64); BATCH],
     next: usize,
     count: usize,
@@ -71,7 +72,7 @@ enum Source {
 }
 
 impl Enumeration {
-    /// A walk that has not begun.
+    /// An enumeration that has not begun.
     pub const fn new() -> Self {
         Self { page: AtomicPtr::new(null_mut()), position: AtomicU64::new(0) }
     }
@@ -79,17 +80,17 @@ impl Enumeration {
     /// Goes back to the start, with nothing open.
     pub fn rewind(&self) {
         if let Some(page) = self.page() {
-            let mut walk = page.enter();
+            let mut walk = page.lock();
             walk.forget();
             self.position.store(0, Ordering::Relaxed);
         }
     }
 
-    /// Makes a record of the next container. If that fails (the buffer is too small), the container stays the next one.
+    /// Makes the record of the next container. If that fails (the buffer is too small), the container stays the next one.
     ///
-    /// One that cannot be looked at is passed over: glibc would end the whole walk on a failure, and the others are well.
+    /// A container whose stat(2) fails is skipped: glibc would end the enumeration at a failure, and lose all others.
     pub fn next<R>(&self, record: impl FnOnce(&Account) -> Result<R, Failure>) -> Result<R, Failure> {
-        let mut walk = self.enter()?;
+        let mut walk = self.lock()?;
         let (account, after) = walk.peek(&self.position)?;
         let record = record(&account)?;
         walk.next += 1;
@@ -97,13 +98,13 @@ impl Enumeration {
         Ok(record)
     }
 
-    /// Waits for its turn, on a page that the first call of a process makes.
-    fn enter(&self) -> Result<Turn<'_>, Failure> {
-        Ok(self.page().map_or_else(|| self.make_page(), Ok)?.enter())
+    /// Waits for the lock, in the page that the first call of a process maps.
+    fn lock(&self) -> Result<Guard<'_>, Failure> {
+        Ok(self.page().map_or_else(|| self.make_page(), Ok)?.lock())
     }
 
     fn page(&self) -> Option<&Page> {
-        // SAFETY: NULL, or a page that stays for good.
+        // SAFETY: NULL, or a page that is never unmapped.
         unsafe { self.page.load(Ordering::Acquire).as_ref() }
     }
 
@@ -111,7 +112,7 @@ impl Enumeration {
     fn make_page(&self) -> Result<&Page, Failure> {
         let size = size_of::<Page>();
         let unavailable = |errno: Errno| Failure::unavailable(errno.raw_os_error());
-        // SAFETY: memory that nobody else has, where zeros are a `Page`. If another thread was faster, ours is given back.
+        // SAFETY: a new mapping, whose zeros are a `Page`. If another thread has set one in the meantime, ours is unmapped.
         unsafe {
             let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
             let memory = mm::mmap_anonymous(null_mut(), size, access, flags).map_err(unavailable)?;
@@ -132,20 +133,20 @@ impl Enumeration {
 }
 
 impl Page {
-    /// Waits for its turn.
-    fn enter(&self) -> Turn<'_> {
-        if self.turn.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
-            while self.turn.swap(2, Ordering::Acquire) != 0 {
-                // It returns early if that has changed, or for a signal.
-                let _ = futex::wait(&self.turn, futex::Flags::PRIVATE, 2, None);
+    /// Waits for the lock.
+    fn lock(&self) -> Guard<'_> {
+        if self.lock.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            while self.lock.swap(2, Ordering::Acquire) != 0 {
+                // Returns early after a signal, or if the value is not 2 any more.
+                let _ = futex::wait(&self.lock, futex::Flags::PRIVATE, 2, None);
             }
         }
-        Turn(self)
+        Guard(self)
     }
 }
 
 impl Walk {
-    /// The next container that is here, and the offset after it.
+    /// The next container that exists, and the offset after it.
     fn peek(&mut self, position: &AtomicU64) -> Result<(Account, u64), Failure> {
         loop {
             let Some((uid, after)) = self.batch.get(self.next..self.count).and_then(|batch| batch.first()) else {
@@ -159,7 +160,7 @@ impl Walk {
         }
     }
 
-    /// Reads the next batch, which may turn out empty. At the end of the directory there is none.
+    /// Reads the next batch, which can be empty. At the end of the directory it fails with [`Failure::ABSENT`].
     fn read(&mut self, position: &AtomicU64) -> Result<(), Failure> {
         if matches!(self.source, Source::Ended) {
             return Err(Failure::ABSENT);
@@ -196,30 +197,30 @@ impl Walk {
     }
 }
 
-/// Somebody's turn, until it is dropped.
-struct Turn<'page>(&'page Page);
+/// Holds the lock until it is dropped.
+struct Guard<'page>(&'page Page);
 
-impl Deref for Turn<'_> {
+impl Deref for Guard<'_> {
     type Target = Walk;
 
     fn deref(&self) -> &Walk {
-        // SAFETY: `enter` hands out one `Turn` at a time.
+        // SAFETY: the lock lets one `Guard` exist at a time.
         unsafe { &*self.0.walk.get() }
     }
 }
 
-impl DerefMut for Turn<'_> {
+impl DerefMut for Guard<'_> {
     fn deref_mut(&mut self) -> &mut Walk {
         // SAFETY: as above.
         unsafe { &mut *self.0.walk.get() }
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Guard<'_> {
     #[inline(never)] // once in the library is enough
     fn drop(&mut self) {
-        if self.0.turn.swap(0, Ordering::Release) == 2 {
-            let _ = futex::wake(&self.0.turn, futex::Flags::PRIVATE, 1);
+        if self.0.lock.swap(0, Ordering::Release) == 2 {
+            let _ = futex::wake(&self.0.lock, futex::Flags::PRIVATE, 1);
         }
     }
 }

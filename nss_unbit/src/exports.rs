@@ -216,7 +216,7 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyname2_r(
     unsafe { host(hosts::by_name(bytes(name), family), result, buffer, length, errnop, h_errnop) }
 }
 
-/// The same, with the canonical name; how long the answer may be kept is left to the caller: it does not change.
+/// The same, with the canonical name. No time to live is written, because an address does not change.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _nss_unbit_gethostbyname3_r(
     name: *const c_char,
@@ -239,7 +239,7 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyname3_r(
     }
 }
 
-/// All addresses of this name, which is one. The caller hands in the first tuple of the list, or NULL to have it in the buffer.
+/// The one address of this name. The caller passes the first tuple of the list, or NULL to get it in the buffer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _nss_unbit_gethostbyname4_r(
     name: *const c_char,
@@ -284,7 +284,7 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyaddr_r(
     }
 }
 
-/// The same; how long the answer may be kept is left to the caller, as it is with accounts.
+/// The same. No time to live is written, as for accounts.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _nss_unbit_gethostbyaddr2_r(
     address: *const c_void,
@@ -392,7 +392,7 @@ unsafe fn next<R>(
     }
 }
 
-/// Answers for hosts, likewise.
+/// The same for hosts.
 ///
 /// # Safety
 /// The promises of C above.
@@ -412,12 +412,12 @@ unsafe fn host(
     }
 }
 
-/// Hands over the record, or says why there is none.
+/// Writes the record to `result`, or the reason why there is none to `errnop`.
 ///
 /// # Safety
 /// The promises of C above.
 unsafe fn status<R>(record: Result<R, Failure>, result: *mut R, errnop: *mut c_int) -> Status {
-    let mut h_errno = 0; // of no use here
+    let mut h_errno = 0; // not used for accounts
     // SAFETY: the caller's promises.
     unsafe { host_status(record, result, errnop, &mut h_errno) }
 }
@@ -458,14 +458,14 @@ unsafe fn bytes<'name>(name: *const c_char) -> &'name [u8] {
     unsafe { CStr::from_ptr(name) }.to_bytes()
 }
 
-/// The same, one by one: most names that glibc asks for begin with a letter, and the search for their end would be for nothing.
+/// The same bytes one by one. Most names that glibc asks for begin with a letter, so strlen(3) would be wasted on them.
 ///
 /// # Safety
 /// `name` is a C string, and stays so while the iterator is in use.
 unsafe fn characters(name: *const c_char) -> impl Iterator<Item = u8> {
     let mut rest = name.cast::<u8>();
     core::iter::from_fn(move || {
-        // SAFETY: the caller's promise; the end mark is the last byte that is read, for `rest` stays there.
+        // SAFETY: the caller's promise; the NUL is the last byte that is read, because `rest` stays there.
         unsafe {
             let character = rest.read();
             (character != 0).then(|| {

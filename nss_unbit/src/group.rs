@@ -1,11 +1,11 @@
-//! The record of a group, `30001:x:30001:`, put together from a number alone: nothing is looked up here.
+//! The record of a group, `30001:x:30001:`, made from the number alone. Nothing is looked up here.
 
 use crate::abi::{Failure, Group};
 use crate::buffer::Buffer;
 use crate::lookup::Account;
 use core::ptr::null_mut;
 
-/// The group record of a container: nobody is a member but by primary gid.
+/// The group record of a container. It lists no members: the account has the group as its primary one.
 pub fn record(account: &Account, buffer: &mut Buffer) -> Result<Group, Failure> {
     Ok(Group {
         gr_name: buffer.string(account.home.padded_name())?,

@@ -1,4 +1,6 @@
-//! `30001.local` is 10.0.0.3, anywhere; 10.0.0.3 is `30001.local`, where that container is.
+//! Host names: `30001.local` is 10.0.0.3 on every node, and 10.0.0.3 is `30001.local` on the node that has the container.
+//!
+//! The arithmetic is in the crate [`shared`].
 
 use crate::abi::{AF_INET, AF_INET6, AddrTuple, Failure, Hostent};
 use crate::buffer::Buffer;
@@ -8,19 +10,19 @@ use core::net::Ipv4Addr;
 use core::ptr::null_mut;
 use shared::ContainerUid;
 
-/// The container of a host name, and its address. It need not be here: the network spans nodes.
+/// The container of a host name, and its address. The container can be on another node, because the network spans nodes.
 pub fn by_name(name: &[u8], family: c_int) -> Result<(ContainerUid, Ipv4Addr), Failure> {
     let container = ContainerUid::parse_host_name(name).ok_or(Failure::ABSENT)?;
     let address = container.address().ok_or(Failure::ABSENT)?;
     if family == AF_INET { Ok((container, address)) } else { Err(Failure::NO_ADDRESS) }
 }
 
-/// How an IPv6 address begins that holds an IPv4 one: `::ffff:0:0/96`.
+/// The first bytes of an IPv4-mapped IPv6 address, `::ffff:0:0/96`.
 const MAPPED: &[u8; 12] = b"\0\0\0\0\0\0\0\0\0\0\xff\xff";
 
-/// The container of an address, if it is here: a network in 10/8 must not get names for machines that are none.
+/// The container of an address, if this node has it: other machines in 10/8 must not get a container's name.
 ///
-/// An IPv4 address inside an IPv6 one is what servers see that listen on both.
+/// A server that listens on both families sees IPv4 clients by IPv4-mapped addresses.
 pub fn by_address(address: &[u8], family: c_int) -> Result<(ContainerUid, Ipv4Addr), Failure> {
     let address = match family {
         AF_INET => Some(address),

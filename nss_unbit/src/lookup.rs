@@ -1,12 +1,14 @@
-//! Whether a container is here: one `stat` of its home. By a second name, one `readlink` before that.
+//! Whether this node has a container: one stat(2) of its home directory, and for a second name one readlink(2) before that.
+//!
+//! No record is made here.
 
 use crate::abi::Failure;
 use core::ffi::CStr;
 use rustix::fs::Stat;
 use rustix::io::Errno;
-use shared::{ContainerUid, Home, SecondName, TEXT_SIZE, settings};
+use shared::{ContainerUid, Home, LINK_TEXT_SIZE, SecondName, settings};
 
-/// The account of a container that is here.
+/// The account of a container that exists.
 #[derive(Clone, Copy, Debug)]
 pub struct Account {
     /// Its uid and gid.
@@ -15,29 +17,31 @@ pub struct Account {
     pub home: Home,
 }
 
-/// The account of the container, if it is here.
+/// The account of the container, if it exists.
 ///
 /// Only ENOENT below an existing directory means that there is no such account. EACCES, EIO, ELOOP, or a missing `/containers`
 /// (which may not be mounted) mean that the service is unavailable.
-#[inline(always)] // so that an account is never copied from one function's stack to another's
+#[inline(always)] // so that no `Account` is copied between stack frames
 pub fn present(container: ContainerUid) -> Result<Account, Failure> {
     let home = container.home();
-    match look(home.as_c_str()) {
+    match stat_uninterrupted(home.as_c_str()) {
         Ok(found) if container.is_owner_of(found.st_mode, found.st_uid, found.st_gid) => {
             Ok(Account { container, home })
         }
         Ok(_) => Err(Failure::ABSENT),
-        Err(Errno::NOENT | Errno::NOTDIR) if look(settings::CONTAINERS_PATH).is_ok() => Err(Failure::ABSENT),
+        Err(Errno::NOENT | Errno::NOTDIR) if stat_uninterrupted(settings::CONTAINERS_PATH).is_ok() => {
+            Err(Failure::ABSENT)
+        }
         Err(errno) => Err(Failure::unavailable(errno.raw_os_error())),
     }
 }
 
-/// The account of the container that this is a second name of.
+/// The account of the container that has this second name.
 ///
-/// Nearly every name that gets here is in no database at all, and must cost no more than the one `readlink`: so a missing /containers is not
-/// reported here.
+/// Nearly every name that gets here is in no database, and must cost no more than the one readlink(2). So a missing /containers is not
+/// reported as unavailable here.
 pub fn linked(name: &SecondName) -> Result<Account, Failure> {
-    let mut text = [0; TEXT_SIZE];
+    let mut text = [0; LINK_TEXT_SIZE];
     let container = loop {
         match readlink(name.link(), &mut text) {
             Ok(length) => break text.get(..length).and_then(SecondName::leads_to),
@@ -55,9 +59,9 @@ fn readlink(path: &CStr, text: &mut [u8]) -> rustix::io::Result<usize> {
     rustix::fs::readlinkat_raw(rustix::fs::CWD, path, text)
 }
 
-/// A service behind this one would answer that there is no such account, so an interrupted call is made again here.
+/// stat(2), repeated after EINTR: if this service failed, a later one would answer that there is no such account.
 #[inline(always)]
-fn look(path: &CStr) -> rustix::io::Result<Stat> {
+fn stat_uninterrupted(path: &CStr) -> rustix::io::Result<Stat> {
     loop {
         match stat(path) {
             Err(Errno::INTR) => {}

@@ -1,5 +1,4 @@
-//! The record of a user, `30001:x:30001:30001:30001:/containers/30001:/bin/bash`, put together from a name and a number: nothing is looked up
-//! here.
+//! The record of a user, `30001:x:30001:30001:30001:/containers/30001:/bin/bash`, made from the number alone. Nothing is looked up here.
 
 use crate::abi::{Failure, Passwd};
 use crate::buffer::Buffer;
@@ -15,13 +14,13 @@ pub fn record(account: &Account, buffer: &mut Buffer) -> Result<Passwd, Failure>
         pw_passwd: buffer.string(*b"x")?,
         pw_uid: uid,
         pw_gid: uid,
-        pw_gecos: buffer.string(account.home.padded_name())?, // a copy of its own: callers cut gecos up in place
+        pw_gecos: buffer.string(account.home.padded_name())?, // a second copy, because callers modify gecos in place
         pw_dir: buffer.string(account.home.padded())?,
         pw_shell: buffer.string(settings::SHELL_BYTES)?,
     })
 }
 
-/// The record of the same account by a second name; nothing else of it is another.
+/// Gives the record a second name. Nothing else differs.
 pub fn rename(record: &mut Passwd, name: *mut c_char) {
     record.pw_name = name;
 }

@@ -1,4 +1,4 @@
-//! The record of a locked password, `30001:!:::::::`, put together from a name: nothing is looked up here.
+//! The record of a locked password, `30001:!:::::::`, made from the number alone. Nothing is looked up here.
 
 use crate::abi::{Failure, Shadow};
 use crate::buffer::Buffer;
@@ -9,7 +9,7 @@ use core::ffi::{c_char, c_long, c_ulong};
 const EMPTY: c_long = -1;
 const EMPTY_FLAG: c_ulong = c_ulong::MAX;
 
-/// The shadow record of a container: no password opens it, and nothing of it expires.
+/// The shadow record of a container: its password is locked and never expires.
 pub fn record(account: &Account, buffer: &mut Buffer) -> Result<Shadow, Failure> {
     Ok(Shadow {
         sp_namp: buffer.string(account.home.padded_name())?,
@@ -24,7 +24,7 @@ pub fn record(account: &Account, buffer: &mut Buffer) -> Result<Shadow, Failure>
     })
 }
 
-/// The record of the same account by a second name.
+/// Gives the record a second name.
 pub fn rename(record: &mut Shadow, name: *mut c_char) {
     record.sp_namp = name;
 }

@@ -1,26 +1,29 @@
-//! Shows text that somebody else chose, in printable ASCII: no line, colour or direction of its own, nothing unseen, and no end of it far away.
+//! Escapes text that somebody else chose, for logs, terminals and messages: what is left is printable ASCII and of limited length.
 //!
-//! Letters of other scripts are escaped too: those that are written from right to left turn what stands around them.
+//! Control characters and invisible characters are escaped, and so is every letter beyond ASCII: right-to-left text would reorder the text
+//! around it.
+//!
+//! Where a text is shown is not decided here.
 
 use core::fmt::{self, Display, Formatter, Write};
 
 /// The longest name that is shown, in bytes, with its escapes.
 const MAX_NAME: usize = 128;
-/// Follows a text that was cut.
+/// Follows a text that was truncated.
 const CUT: &str = "...";
 
-/// A text as it is shown: letters as they are, as `\u{202e}`, or, where they are no UTF-8, as `\xff`.
+/// A text as it is shown: a character is plain, or `\u{202e}`; a byte that is not UTF-8 is `\xff`.
 #[derive(Clone, Copy)]
 pub struct Escaped<'a> {
     text: &'a [u8],
-    /// What stands as it is.
+    /// The characters that are not escaped.
     plain: fn(char) -> bool,
     quote: &'static str,
-    /// The length at which it is cut.
+    /// The length at which it is truncated.
     max: usize,
 }
 
-/// A whole line or message: what it names may have been escaped before, so backslashes stay.
+/// A whole line or message. Names in it may be escaped already, so backslashes stay.
 pub fn line(text: &str) -> Escaped<'_> {
     Escaped { text: text.as_bytes(), plain: is_printable, quote: "", max: usize::MAX }
 }
@@ -30,19 +33,19 @@ pub fn name<T: AsRef<[u8]> + ?Sized>(text: &T) -> Escaped<'_> {
     Escaped { text: text.as_ref(), plain: |letter| is_printable(letter) && letter != '\\', quote: "", max: MAX_NAME }
 }
 
-/// A text in double quotes, with the mark of a cut behind them.
+/// A text in double quotes. `...` follows the closing quote of a text that was truncated.
 pub fn quoted<T: AsRef<[u8]> + ?Sized>(text: &T) -> Escaped<'_> {
     let plain = |letter| is_printable(letter) && !matches!(letter, '"' | '\\');
     Escaped { text: text.as_ref(), plain, quote: "\"", max: MAX_NAME }
 }
 
-/// One word of a sentence, without quotes: whatever could end or continue the sentence is escaped.
+/// One word of a sentence, without quotes: every character that could end or continue the sentence is escaped.
 pub fn word<T: AsRef<[u8]> + ?Sized>(text: &T) -> Escaped<'_> {
     let plain = |letter: char| letter.is_ascii_alphanumeric() || ".:-_@%/+".contains(letter);
     Escaped { text: text.as_ref(), plain, quote: "", max: MAX_NAME }
 }
 
-/// A cgroup as /proc/PID/cgroup has it: one word, in which systemd has escapes of its own.
+/// A cgroup as in /proc/PID/cgroup, as one word. Backslashes stay, because systemd escapes unit names with them.
 pub fn cgroup(text: &str) -> Escaped<'_> {
     let plain = |letter: char| letter.is_ascii_alphanumeric() || ".:-_@%/+=,\\".contains(letter);
     Escaped { text: text.as_bytes(), plain, quote: "", max: 2 * MAX_NAME }
@@ -62,7 +65,7 @@ impl Display for Escaped<'_> {
 }
 
 impl Escaped<'_> {
-    /// Whether there was more than there is room for.
+    /// Writes the text, and returns whether it was truncated.
     fn write(&self, f: &mut Formatter<'_>) -> Result<bool, fmt::Error> {
         let mut room = self.max;
         let mut fits = |length: usize| {

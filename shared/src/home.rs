@@ -1,14 +1,16 @@
 //! The name and the home directory of a container: `30001` and `/containers/30001`.
 //!
-//! Both are arrays of one size, with zeros after the text. The compiler copies such an array in registers, but copies as many bytes
-//! as there are digits by a loop or a call, which was a third of a lookup's instructions outside the kernel.
+//! Both are arrays of a fixed size, with zeros after the text, which the compiler copies in registers. To copy as many bytes as there are
+//! digits took a loop or a call, and a third of a lookup's instructions outside the kernel.
+//!
+//! Nothing is looked up here.
 #![allow(unsafe_code)]
 
 use crate::ContainerUid;
 use crate::settings::CONTAINERS;
 use core::ffi::CStr;
 
-/// Room for a name: at most ten digits, and zeros. [`ContainerUid::name`] makes it out of a `u128`.
+/// Room for a name: at most ten digits, and zeros. [`ContainerUid::name`] builds it in a `u128`.
 pub(crate) const NAME_SIZE: usize = size_of::<u128>();
 /// The bytes of `/containers/`.
 pub(crate) const PREFIX: usize = CONTAINERS.len() + 1;
@@ -16,7 +18,7 @@ pub(crate) const PREFIX: usize = CONTAINERS.len() + 1;
 const HOME_SIZE: usize = PREFIX + NAME_SIZE;
 
 /// `/containers/` with room for a name.
-const NOBODYS_HOME: [u8; HOME_SIZE] = with_prefix();
+const HOME_TEMPLATE: [u8; HOME_SIZE] = with_prefix();
 
 /// `/containers/`, with zeros after it.
 #[allow(clippy::indexing_slicing)] // evaluated by the compiler
@@ -35,7 +37,7 @@ impl ContainerUid {
     /// The account name: the number in decimal.
     #[inline]
     pub const fn name(self) -> Name {
-        // The last digit comes first, and moves up for each one before it: in little-endian bytes they stand in reading order.
+        // Each digit is shifted in below the digits to its right, so the little-endian bytes are in reading order.
         let (mut digits, mut len, mut rest) = (0u128, 0, self.get());
         while rest != 0 {
             digits = digits << 8 | (b'0' + (rest % 10) as u8) as u128;
@@ -49,7 +51,7 @@ impl ContainerUid {
     #[inline]
     pub fn home(self) -> Home {
         let name = self.name();
-        let mut home = Home { path: NOBODYS_HOME, len: PREFIX + name.len };
+        let mut home = Home { path: HOME_TEMPLATE, len: PREFIX + name.len };
         if let Some(last) = home.path.last_chunk_mut() {
             *last = name.text;
         }
@@ -65,7 +67,7 @@ pub struct Name {
 }
 
 impl Name {
-    /// The digits, without an end mark.
+    /// The digits, without a NUL.
     pub fn as_bytes(&self) -> &[u8] {
         self.text.get(..self.len).unwrap_or_default()
     }
@@ -82,8 +84,8 @@ impl Home {
     /// The path, for a system call.
     #[inline]
     pub const fn as_c_str(&self) -> &CStr {
-        // SAFETY: `home` has made the path of `len` bytes that are not zero (settings.rs refuses a directory with one) and at least six
-        // zeros. A search for the first of them costs about as many instructions as a bare stat does outside the kernel.
+        // SAFETY: `home` makes the path of `len` bytes, none of them zero (settings.rs refuses such a directory), and at least six zeros.
+        // strlen(3) would take about as many instructions as a bare stat(2) outside the kernel.
         unsafe { CStr::from_bytes_with_nul_unchecked(core::slice::from_raw_parts(self.path.as_ptr(), self.len + 1)) }
     }
 

@@ -1,4 +1,6 @@
 //! The host name and the address of a container: `30001.local` is 10.0.0.3, by arithmetic.
+//!
+//! Whether the container exists is not asked here.
 
 use crate::ContainerUid;
 use crate::home::NAME_SIZE;
@@ -11,14 +13,14 @@ const DOMAIN: &[u8; 6] = b".local";
 /// Room for a host name.
 const HOST_NAME_SIZE: usize = NAME_SIZE + DOMAIN.len();
 
-/// The first container has the network's address plus this; plus 1 is the node itself.
+/// The first container has the network's address plus 2. The node itself has the address plus 1.
 const FIRST_HOST: u32 = 2;
 
-/// All of the network but its first number, which stays: containers end before 10.255.255.255.
+/// The host part of an address in 10/8: the last container's address is below 10.255.255.255.
 const HOST_MASK: u32 = 0x00ff_ffff;
 
 impl ContainerUid {
-    /// The container's address; none for a uid that the network has no room for.
+    /// The container's address; `None` for a uid beyond the network.
     pub const fn address(self) -> Option<Ipv4Addr> {
         let host = (ADDRESS_BASE & HOST_MASK) as u64 + (self.get() - FIRST_UID) as u64 + FIRST_HOST as u64;
         if host < HOST_MASK as u64 { Some(Ipv4Addr::from_bits(ADDRESS_BASE & !HOST_MASK | host as u32)) } else { None }

@@ -1,6 +1,6 @@
 //! What a container is, for the NSS module, the PAM module and the operator's command alike.
 //!
-//! Pure: no files, no C, no allocation, no panic. A container is a number, and everything else follows from it:
+//! No files, no C, no allocation, no panic. A container is a number, from which its name, home and address follow:
 //!
 //! ```
 //! let container = shared::ContainerUid::parse(b"30001").unwrap();
@@ -16,7 +16,7 @@ mod second_name;
 pub mod settings;
 
 pub use home::{Home, Name};
-pub use second_name::{SecondName, TEXT_SIZE};
+pub use second_name::{LINK_TEXT_SIZE, SecondName};
 use settings::FIRST_UID;
 
 /// The uid of a container: at least [`FIRST_UID`], at most 2^31-1, and neither 65534 (nobody) nor 65535 (16-bit -1).
@@ -40,7 +40,7 @@ impl ContainerUid {
         Self::read(name.iter().copied())
     }
 
-    /// Reads an account name byte by byte, and none after the one that shows that it is no container's.
+    /// The same, byte by byte: no byte is read after the first one that shows that the name is no container's.
     #[inline]
     pub fn read(name: impl Iterator<Item = u8>) -> Option<Self> {
         let mut uid = 0u64;
@@ -51,7 +51,7 @@ impl ContainerUid {
             }
             uid = uid * 10 + u64::from(digit);
             if uid == 0 || uid > MAX_UID as u64 {
-                return None; // a zero in front, or too large, and no larger than u64 can hold
+                return None; // a leading zero, or too large; checked at each digit, so u64 cannot overflow
             }
         }
         Self::new(uid as u32)
@@ -62,7 +62,7 @@ impl ContainerUid {
         self.0
     }
 
-    /// Whether what `stat` said of [`Self::home`] makes it a container: a directory owned by exactly uid:uid.
+    /// Whether this stat(2) of [`Self::home`] is a container's: a directory owned by exactly uid:uid.
     pub const fn is_owner_of(self, mode: u32, uid: u32, gid: u32) -> bool {
         const S_IFMT: u32 = 0o170_000;
         const S_IFDIR: u32 = 0o040_000;

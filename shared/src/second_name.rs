@@ -1,4 +1,6 @@
 //! A second name of a container: `web1`, by the symbolic link `/containers/web1 -> 30001`.
+//!
+//! This file parses names and link texts. It reads no link.
 #![allow(unsafe_code)]
 
 use crate::ContainerUid;
@@ -8,15 +10,15 @@ use core::fmt;
 
 /// The longest name, as with useradd(8).
 const MAX_LEN: usize = 32;
-/// Room for `/containers/`, a name, and the end mark.
+/// Room for `/containers/`, a name, and a NUL.
 const LINK_SIZE: usize = PREFIX + MAX_LEN + 1;
 /// `/containers/` with room for a name.
-const NOBODYS_LINK: [u8; LINK_SIZE] = with_prefix();
-/// Room for the text of a link: more than the ten digits of the largest number, so that a longer text is seen to be longer.
-pub const TEXT_SIZE: usize = 16;
+const LINK_TEMPLATE: [u8; LINK_SIZE] = with_prefix();
+/// The size of the buffer for readlink(2): more than the ten digits of the largest number, so a longer text is not taken for a number.
+pub const LINK_TEXT_SIZE: usize = 16;
 
-/// A name that can be a container's second one: a lower case letter or an underscore, then lower case letters, digits, `_` and `-`; at most 32
-/// in all. So useradd(8) takes it for an account, and no number and no path is one.
+/// A name that can be a container's second one: a lower case letter or `_`, then lower case letters, digits, `_` and `-`; at most 32
+/// characters. useradd(8) accepts each of them, and none is a number or a path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SecondName {
     /// The path of the link, with zeros after it.
@@ -30,12 +32,12 @@ impl SecondName {
         Self::read(name.iter().copied())
     }
 
-    /// Reads a name byte by byte, and none after the one that shows that it cannot be a second one.
+    /// The same, byte by byte: no byte is read after the first one that no second name has.
     #[inline]
     pub fn read(mut name: impl Iterator<Item = u8>) -> Option<Self> {
         let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
         let first = name.next().filter(|byte| is_letter(*byte))?;
-        let (mut link, mut len) = (NOBODYS_LINK, PREFIX);
+        let (mut link, mut len) = (LINK_TEMPLATE, PREFIX);
         *link.get_mut(len)? = first;
         len += 1;
         for byte in name {
@@ -51,12 +53,12 @@ impl SecondName {
     /// The path of the link, for a system call.
     #[inline]
     pub const fn link(&self) -> &CStr {
-        // SAFETY: `read` has made the path of `len` bytes that are not zero (settings.rs refuses a directory with one), and left at least one zero.
-        // A search for it costs as much as all the rest of a lookup.
+        // SAFETY: `read` makes the path of `len` bytes, none of them zero (settings.rs refuses such a directory), and at least one zero.
+        // strlen(3) would cost as much as the rest of a lookup.
         unsafe { CStr::from_bytes_with_nul_unchecked(core::slice::from_raw_parts(self.link.as_ptr(), self.len + 1)) }
     }
 
-    /// The container that a link with this text leads to: the text is the number of one, and nothing else.
+    /// The container that a link with this text leads to. The text must be its number and nothing else.
     pub fn leads_to(text: &[u8]) -> Option<ContainerUid> {
         ContainerUid::parse(text)
     }
@@ -152,6 +154,6 @@ mod tests {
         ] {
             assert_eq!(leads_to(text), None, "{text:?}");
         }
-        assert!("2147483647".len() < TEXT_SIZE);
+        assert!("2147483647".len() < LINK_TEXT_SIZE);
     }
 }

@@ -1,8 +1,8 @@
 //! What an operator may set when building; the defaults are those of nss-unbit and pam-unbit.
 //!
-//! Build time only: the NSS module runs inside setuid programs, where neither a file nor the environment can be trusted.
+//! They cannot be set at run time: the NSS module runs inside set-user-ID programs, which can trust neither a file nor the environment.
 
-#![allow(clippy::indexing_slicing, clippy::panic)] // all of it is evaluated by the compiler, where a panic is a build error
+#![allow(clippy::indexing_slicing, clippy::panic)] // evaluated at compile time, where a panic is a build error
 
 use core::ffi::CStr;
 
@@ -18,7 +18,7 @@ pub const CONTAINERS_PATH: &CStr = match CStr::from_bytes_with_nul(&padded::<{ C
     Err(_) => panic!("UNBIT_CONTAINERS: no NUL"),
 };
 
-/// The first uid that belongs to a container; every uid from here on is one or nobody. `UNBIT_FIRST_UID`.
+/// The first uid of a container. Every uid from here on is a container's or nobody's. `UNBIT_FIRST_UID`.
 pub const FIRST_UID: u32 = match option_env!("UNBIT_FIRST_UID") {
     Some(text) => decimal(text.as_bytes()),
     None => 30_000,
@@ -30,7 +30,7 @@ pub const SHELL: &str = match option_env!("UNBIT_SHELL") {
     None => "/bin/bash",
 };
 
-/// [`SHELL`], as a value.
+/// [`SHELL`], as an array.
 pub const SHELL_BYTES: [u8; SHELL.len()] = padded(SHELL);
 
 /// The network of the containers, in host byte order: the first container has this address plus 2. `UNBIT_ADDRESS_BASE`.

@@ -1,7 +1,7 @@
-//! Tests of the exported functions, called as glibc calls them. The real file system comes in with the tests on the node.
+//! Tests of the exported functions, called as glibc calls them, on a file system of their own. tests/tests/nss_proof.rs has the real one.
 //!
-//! A program of its own made of the library's modules, and not the library with `cfg(test)`, which older cargos would link like the
-//! library: without start-up files.
+//! They are a program made of the library's modules, not the library with `cfg(test)`: older versions of Cargo would link that with the
+//! arguments of the library, without start-up files.
 #![allow(unsafe_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod abi;
@@ -48,7 +48,7 @@ thread_local! {
     static READLINKS: Cell<usize> = const { Cell::new(0) };
 }
 
-/// In the place of the system call: what [`put`] says.
+/// Replaces the system call: what a test has [`put`] there.
 pub fn stat(path: &CStr) -> Result<Stat, Errno> {
     STATS.set(STATS.get() + 1);
     let inode = FILES.with_borrow(|files| files.get(path).copied()).unwrap_or(Err(Errno::NOENT))?;
@@ -58,7 +58,7 @@ pub fn stat(path: &CStr) -> Result<Stat, Errno> {
     Ok(found)
 }
 
-/// In the place of the system call: what [`link`] says.
+/// Replaces the system call: what a test has [`link`]ed.
 pub fn readlink(path: &CStr, text: &mut [u8]) -> Result<usize, Errno> {
     READLINKS.set(READLINKS.get() + 1);
     let target = LINKS.with_borrow(|links| links.get(path).copied()).unwrap_or(Err(Errno::NOENT))?;
@@ -67,7 +67,7 @@ pub fn readlink(path: &CStr, text: &mut [u8]) -> Result<usize, Errno> {
     Ok(length)
 }
 
-/// In the place of the real directory: what [`ENUMERATED`] says.
+/// Replaces /containers: the directory in [`ENUMERATED`].
 pub fn open(_: &CStr, offset: u64) -> Result<Directory, c_int> {
     crate::directory::open(&ENUMERATED.with_borrow(Clone::clone), offset)
 }
