@@ -1,7 +1,8 @@
-//! The AppArmor label of the container's pid 1, taken over as lxc-attach(1) does it: at once, and not at the next exec, because what sshd does
-//! for a session (forwardings, its internal sftp server) it does without one.
+//! Reads the AppArmor label of the container's pid 1, and gives it to a session as lxc-attach(1) does.
 //!
-//! Which label a session must have is decided in [`confinement`](crate::confinement); here it is read and set.
+//! The label changes at once (changeprofile) and not at the next exec: sshd's forwardings and its internal sftp server never exec.
+//!
+//! Which label a session must have is decided in [`confinement`](crate::confinement).
 
 use crate::proc::Proc;
 use crate::refusal::{Context, Reason, Refusal};
@@ -12,21 +13,21 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// From Linux 5.8 on. `attr/current` may be another security module's.
+/// Since Linux 5.8. `attr/current` can belong to another security module.
 const FILE: &str = "attr/apparmor/current";
 const FILE_BEFORE_LINUX_5_8: &str = "attr/current";
-/// The kernel gives a page at most (fs/proc/base.c).
+/// The kernel returns at most a page (fs/proc/base.c).
 const MAX_LABEL: usize = 4096;
-/// Where this is on, a process without CAP_MAC_OVERRIDE on the node does not leave `unconfined`: the kernel stacks the profile on it, and then
-/// signals between a session and the container's other processes are denied (Linux 6.7, aa_change_profile() in security/apparmor/domain.c).
+/// If this is on, the kernel stacks the new profile on `unconfined` for a process without CAP_MAC_OVERRIDE, and then denies signals between
+/// the session and the container's other processes (Linux 6.7, aa_change_profile() in security/apparmor/domain.c).
 const RESTRICTION: &str = "/proc/sys/kernel/apparmor_restrict_unprivileged_unconfined";
 
-/// The label that confines a process; `None` if nothing does, or if this kernel does not use AppArmor.
+/// The label that confines a process; `None` if it is unconfined, or this kernel does not use AppArmor.
 pub fn label_of(process: &Proc) -> io::Result<Option<String>> {
     Ok(read(process)?.and_then(|text| label(&text).map(str::to_owned)))
 }
 
-/// pid 1's label, to be taken over.
+/// pid 1's label, before this process takes it over.
 pub struct Takeover<'a> {
     label: &'a str,
     theirs: File,
@@ -34,7 +35,7 @@ pub struct Takeover<'a> {
 }
 
 impl<'a> Takeover<'a> {
-    /// For a process that may still look at pid 1, where /proc is the node's.
+    /// Opens pid 1's label. The process must still have the node's /proc and be allowed to read pid 1.
     pub fn of(label: &'a str, leader: &Proc) -> Result<Self, Refusal> {
         let theirs = leader.open(FILE).or_else(|_| leader.open(FILE_BEFORE_LINUX_5_8));
         let theirs = theirs.context(Reason::NotRunning, "open the AppArmor label of its pid 1")?.into();
@@ -45,16 +46,16 @@ impl<'a> Takeover<'a> {
         })
     }
 
-    /// As root, if that is what it takes. A profile may forbid what there is left to do; the login is refused then.
+    /// Takes the label over now, while the process is root, if that is needed. If the profile forbids a later step, the login is refused.
     pub fn apply_as_root(&self, own: &Proc) -> Result<(), Refusal> {
         if self.takes_root { self.apply(own) } else { Ok(()) }
     }
 
-    /// Confines this process, and sees to it that it is. `own` is its directory in the node's /proc.
+    /// Confines this process, and verifies it. `own` is its directory in the node's /proc.
     pub fn apply(&self, own: &Proc) -> Result<(), Refusal> {
         let step = || format!("take over pid 1's AppArmor label {}", self.label.escape_debug());
         if self.is_there(own)?.is_ok() {
-            return Ok(()); // already, as root
+            return Ok(()); // `apply_as_root` did it
         }
         let file = own.open_to_write(FILE).or_else(|_| own.open_to_write(FILE_BEFORE_LINUX_5_8));
         let file = file.context(Reason::Broken, step())?;
@@ -63,8 +64,8 @@ impl<'a> Takeover<'a> {
         self.is_there(own)?.map_err(|now| Refusal::new(Reason::Broken, format!("{}: it is {now:?} afterwards", step())))
     }
 
-    /// Whether this process has it; otherwise what it has. In a policy namespace, as Incus makes them, a process reads the names of that alone:
-    /// `unconfined`. So both labels are read by this process, and must be the same.
+    /// Whether this process has the label; otherwise the label that it has. The names that a process reads depend on its policy namespace
+    /// (Incus makes one for each container), so this process reads both labels, and they must be equal.
     fn is_there(&self, own: &Proc) -> Result<Result<(), String>, Refusal> {
         let now = read(own).context(Reason::Broken, "read our own AppArmor label")?.unwrap_or_default();
         let mut theirs = [0; MAX_LABEL];
@@ -76,7 +77,7 @@ impl<'a> Takeover<'a> {
 
 fn read(process: &Proc) -> io::Result<Option<String>> {
     match process.read(FILE) {
-        Err(error) if is(&error, Errno::EINVAL) => Ok(None), // it is built in, and off
+        Err(error) if is(&error, Errno::EINVAL) => Ok(None), // AppArmor is built in, but disabled
         Err(error) if is(&error, Errno::ENOENT) && is_on_before_linux_5_8() => {
             process.read(FILE_BEFORE_LINUX_5_8).map(Some)
         }
@@ -93,7 +94,7 @@ fn is(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno as i32)
 }
 
-/// The label in what the kernel says: `docker-default (enforce)`, or `unconfined`.
+/// The label without its mode: `docker-default (enforce)` is docker-default, `unconfined` is none.
 pub(crate) fn label(text: &str) -> Option<&str> {
     let text = text.trim_end_matches(['\n', '\0']);
     let modes = [" (enforce)", " (complain)", " (kill)", " (unconfined)", " (mixed)", " (prompt)", " (user)"];
@@ -106,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_label_is_told_from_its_mode() {
+    fn a_label_is_separated_from_its_mode() {
         assert_eq!(label("docker-default (enforce)\n"), Some("docker-default"));
         assert_eq!(label("lxc-container-default-cgns (enforce)"), Some("lxc-container-default-cgns"));
         let of_lxd = "lxc-web1_</var/lib/lxc>//&:lxc-web1_<-var-lib-lxc>:unconfined";

@@ -1,7 +1,7 @@
-//! Attach to a container: everything that a session needs of it, first opened and checked, then joined.
+//! Attaches to a container: opens and checks everything that a session joins, then joins it.
 //!
-//! [`Attachment::fork_into`] is how a session begins. A helper process joins everything while nobody in the container can see it, gives up
-//! all power, and only then forks: the first process that exists in the container's pid namespace has been the container's user from birth.
+//! [`Attachment::fork_into`] starts a session. A helper process, which nobody in the container can see, joins everything, drops all
+//! privileges, and only then forks. So the first process of the session in the container's pid namespace is created as the container's user.
 //!
 //! How pid 1 is found, and what it must be, is not in this file: see [`link`](crate::link), [`emperor_socket`](crate::emperor_socket) and
 //! [`leader`](crate::leader).
@@ -29,7 +29,7 @@ use nix::unistd::{Pid, getpid};
 use shared::ContainerUid;
 use std::{fmt, iter};
 
-/// A container that has been verified, and the descriptors to join it by. Nothing is joined yet.
+/// A verified container, with the descriptors of everything to join. Nothing is joined yet.
 #[derive(Debug)]
 pub struct Attachment {
     container: ContainerUid,
@@ -41,26 +41,26 @@ pub struct Attachment {
     confinement: Confinement,
 }
 
-/// Who a process is inside.
+/// The user that a process becomes inside.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Who {
     /// The container's user, without any capability.
     User,
-    /// Root, with what an administrator needs there (see [`privileges`]).
+    /// Root, with the capabilities that an administrator needs there (see [`privileges`]).
     Root,
 }
 
 /// Where [`Attachment::fork_into`] returns.
 pub enum Forked {
-    /// Outside, in the process that called. The one inside is its child.
+    /// In the caller, outside. The process inside is its child.
     Outside(Pid),
-    /// Inside, as what it was to become.
+    /// In the process inside.
     Inside,
 }
 
 impl Attachment {
-    /// Meets the container's pid 1 and opens all there is to join. Changes nothing, so it serves as a dry run too. `tell` hears of each step that
-    /// is done, and what was seen.
+    /// Finds and verifies the container's pid 1, and opens everything to join. It changes nothing, so it is a dry run as well.
+    /// `tell` is called after each step with its name and result.
     pub fn prepare(
         container: ContainerUid,
         options: &Options,
@@ -69,7 +69,7 @@ impl Attachment {
         Self::prepare_by(Link::of(container)?, container, options, tell)
     }
 
-    /// The same, by a link that may not be there yet, or by the container's socket.
+    /// The same, by a link that need not exist yet, or by the container's socket.
     pub fn prepare_by(
         link: Option<Link>,
         container: ContainerUid,
@@ -99,14 +99,14 @@ impl Attachment {
         let namespaces = namespaces::open(&leader.proc, &owners, &options.namespaces)?;
         tell("namespaces", format_args!("{}", namespaces::names(&namespaces)));
         let root = RootDirectory::of(&leader)?;
-        // The group that root has linked is the container's own.
+        // A cgroup that root has linked is the container's own in any case.
         let own_cgroup_required = options.cgroup_required && !leader.is_linked();
         let cgroups = cgroups::open_all(&leader.proc, leader.parent()?, own_cgroup_required)?;
         tell("cgroups", format_args!("{}", cgroups::names(&cgroups)));
         // Before the final user namespace check: in a new user namespace pid 1 would show a full bounding set.
         let confinement = Confinement::of(&leader.proc, leader.pid)?;
         let attachment = Self { container, leader, users, namespaces, cgroups, root, confinement };
-        attachment.must_be_the_same()?; // what was opened was the container's all the time
+        attachment.must_be_the_same()?; // so everything that was opened belonged to it
         Ok(attachment)
     }
 
@@ -115,40 +115,40 @@ impl Attachment {
         &self.leader
     }
 
-    /// Who the container's user is on the node.
+    /// The ids of the container's user on the node.
     pub fn ids(&self) -> Ids {
         self.users.as_ref().map_or(Ids::of(self.container), |users| users.ids)
     }
 
-    /// What there is to join.
+    /// The namespaces to join.
     pub fn namespaces(&self) -> &[Namespace] {
         &self.namespaces
     }
 
-    /// Whether its user namespace is another than ours.
+    /// Whether it has a user namespace of its own.
     pub(crate) const fn has_user_namespace(&self) -> bool {
         self.users.is_some()
     }
 
-    /// The capabilities that its pid 1 could gain.
+    /// The bounding set of its pid 1.
     pub(crate) const fn bounding_set(&self) -> u64 {
         self.confinement.bounding_set
     }
 
-    /// In a helper that looks at the container's files.
+    /// For a helper that looks at the container's files.
     pub(crate) fn join_mount_namespace(&self) -> Result<(), Refusal> {
         find(&self.namespaces, MOUNT)?.join()?;
         self.root.must_be_here()
     }
 
-    /// Forks a process into the container. Only for a process of one thread.
+    /// Forks a process into the container. The calling process must have one thread.
     ///
-    /// The caller clones a helper, which is born in the container's cgroup of version 2 and joins the rest; the helper's own child, a child of
-    /// the caller by CLONE_PARENT, is the process inside, and the helper ends. The helper reports an error to the caller, which
-    /// refuses the login, and it is killed at the deadline.
+    /// The caller clones a helper into the container's cgroup of version 2 (CLONE_INTO_CGROUP). The helper joins the rest, clones the process
+    /// inside as a child of the caller (CLONE_PARENT), and ends. If a step fails, the helper reports it to the caller, which refuses the login.
+    /// At the deadline the caller kills the helper.
     ///
-    /// `prepare` is done in the helper before it joins anything, `finish` right before it forks: it closes whatever else must not be open inside.
-    /// The process inside has no step left that can fail, because nobody could report the failure any more.
+    /// The helper calls `prepare` before it joins anything, and `finish` right before it forks, to close whatever else must not be open inside.
+    /// The process inside has no step left that can fail, because it could not report the failure.
     pub fn fork_into(
         mut self,
         who: Who,
@@ -176,7 +176,7 @@ impl Attachment {
                 let joined = die_with_parent(caller).and_then(|()| prepare());
                 let joined = joined.and_then(|()| self.join_and_become(who, is_born_there));
                 let forked = joined.and_then(|()| {
-                    die_with_parent(caller)?; // a change of ids takes it back, prctl(2)
+                    die_with_parent(caller)?; // a change of ids cleared it, prctl(2)
                     report.keep_from_children()?;
                     finish()?;
                     self.confinement.apply_soft_limits()?;
@@ -198,13 +198,13 @@ impl Attachment {
         }
     }
 
-    /// In the helper: joins everything, takes over pid 1's restrictions, and drops the privileges that `who` must not have.
+    /// In the helper: joins everything, takes over pid 1's confinement, and drops the privileges that `who` must not have.
     fn join_and_become(&mut self, who: Who, is_in_version_2: bool) -> Result<(), Refusal> {
         // From the start: no core file of a caller's memory, whatever limits of pid 1's hold from here on.
         sys::set_not_dumpable().context(Reason::Broken, "make the helper not dumpable")?;
         self.must_be_unchanged()?;
         let own = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
-        // As root: the container's user may not look at everybody's (hidepid=2).
+        // While still root: with hidepid=2 the container's user cannot read it.
         let theirs = self.leader.proc.open("cgroup").context(Reason::NotRunning, "open /proc/PID/cgroup")?;
         let label = self.confinement.apparmor_label(&self.leader.proc)?;
         for cgroup in self.cgroups.iter_mut().filter(|cgroup| cgroup.needs_root() && !is_in_version_2) {
@@ -219,7 +219,7 @@ impl Attachment {
                 users.join()?;
                 privileges::become_user_inside(self.container)?;
                 match sys::new_session_keyring() {
-                    // Whoever is this number in another container can use up its keys. Then there is none, and not the caller's either.
+                    // A process with the same uid in another container can use up the quota of keys. Then revoke the caller's keyring instead.
                     Err(Errno::EDQUOT) => sys::revoke_session_keyring(),
                     joined => joined,
                 }
@@ -230,7 +230,7 @@ impl Attachment {
         if who == Who::Root {
             masked_paths::mask_the_tenants()?;
         }
-        self.confinement.apply_capabilities()?; // after the user namespace, which brings a full bounding set
+        self.confinement.apply_capabilities()?; // after the user namespace, where the bounding set is full again
         match (who, &self.users) {
             (Who::User, None) => {
                 privileges::become_user(self.container)?;
@@ -239,7 +239,7 @@ impl Attachment {
             (Who::User, Some(_)) => privileges::drop_all(self.container, &[])?,
             (Who::Root, _) => privileges::stay_root(self.confinement.bounding_set)?,
         }
-        // A group of version 1 that is frozen holds whoever joins it, also from SIGKILL: that must not be root.
+        // A frozen cgroup of version 1 stops a process that joins it, even for SIGKILL. That process must not be root.
         for cgroup in self.cgroups.iter_mut().filter(|cgroup| !cgroup.needs_root()) {
             cgroup.join()?;
         }
@@ -250,23 +250,23 @@ impl Attachment {
         self.must_be_alive()
     }
 
-    /// It must still be what was verified, in the user namespace that was opened.
+    /// pid 1 must still be what was verified, in the user namespace that was opened.
     fn must_be_the_same(&self) -> Result<(), Refusal> {
         self.leader.check()?;
         UserNamespace::must_be_that_of(self.users.as_ref(), &self.leader.proc)
     }
 
-    /// What binds pid 1 can have changed since it was verified, unlike what has been opened.
+    /// Unlike open descriptors, pid 1's confinement can have changed since it was verified.
     fn must_be_unchanged(&self) -> Result<(), Refusal> {
         let now = Confinement::of(&self.leader.proc, self.leader.pid)?;
-        self.must_be_the_same()?; // in another user namespace it would look unbound
+        self.must_be_the_same()?; // in a new user namespace it would seem unconfined
         if now == self.confinement {
             return Ok(());
         }
         Err(Refusal::new(Reason::NotTrusted, "the confinement of its pid 1 has changed since it was verified"))
     }
 
-    /// For `join=now`, whose application is root for some time inside. `root-is-trusted` does not count here: it is for sshd's sessions only.
+    /// For `join=now`, whose application is root inside for some time. `root-is-trusted` is for sshd's sessions, and has no effect here.
     pub fn must_be_safe_for_root(&self, deadline: Deadline) -> Result<(), Refusal> {
         if self.users.is_some() {
             let cause = "it has a user namespace of its own, which an application does not enter by join=now";
@@ -279,14 +279,14 @@ impl Attachment {
         Err(Refusal::new(Reason::RootTooPowerful, cause))
     }
 
-    /// For `join=now`, whose application is root for some time inside: the next process that this one forks is born in the container's pid namespace.
+    /// For `join=now`: puts the next child of this process into the container's pid namespace.
     pub fn bind_next_child(&self) -> Result<(), Refusal> {
-        self.must_be_unchanged()?; // inside, where pid 1 has another number, nobody can ask any more
+        self.must_be_unchanged()?; // afterwards it cannot be checked: pid 1 has another number inside
         find(&self.namespaces, PID)?.join()
     }
 
-    /// In an application that has yet to give up root by itself: joins all of it, and keeps no more power than that takes. Its files it
-    /// reaches as the container's user from here on.
+    /// For `join=now`, in the application, which drops root itself later: joins everything, and keeps only the capabilities needed for that.
+    /// From here on it accesses files as the container's user.
     pub fn enter_before_the_application_drops_root(mut self) -> Result<(), Refusal> {
         // A directory of the node that the application has open would be a way out for the user's shell.
         sys::close_on_exec().context(Reason::Broken, "keep the application's descriptors from the user's programs")?;
@@ -312,17 +312,17 @@ impl Attachment {
         let own = Proc::of_self().and_then(|own| own.namespace("pid_for_children"));
         let own = own.context(Reason::Broken, "look at our own pid namespace")?;
         for namespace in &self.namespaces {
-            // `join=now` has joined it already, in the parent.
+            // With `join=now` the parent has joined the pid namespace already.
             if namespace.kind != PID || namespace.inode != own {
                 namespace.join()?;
             }
         }
-        // Before a user namespace, in which root is not the node's any more.
+        // Before the user namespace, in which this process is not the node's root any more.
         label.map_or(Ok(()), |label| label.apply_as_root(process))
     }
 
-    /// Asked last of all, and when nothing is left to do as root: the mount namespace of a container that has ended can still be joined, by its
-    /// descriptor.
+    /// The last check, when no step is left that needs root: by its descriptor, the mount namespace of a container that has ended can still
+    /// be joined.
     fn must_be_alive(&self) -> Result<(), Refusal> {
         if self.leader.is_alive()? {
             return Ok(());

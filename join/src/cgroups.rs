@@ -1,12 +1,12 @@
-//! Prepare: the cgroups of the container's pid 1, in every mounted hierarchy, of whatever version and under any name.
+//! Prepare: the cgroups of the container's pid 1, in every mounted hierarchy, of either version.
 //!
 //! The files are opened in the monitor, on the node; the process that enters moves itself. The monitor stays in sshd's own cgroup, where no
 //! tenant's memory limit can kill it.
 //!
-//! How a process joins decides what a login costs. A write to cgroup.procs waits for all of the machine's processors (8 ms, cgroup_threadgroup_rwsem);
-//! a thread that moves itself by `tasks` (version 1, Linux 5.5) and a process that is born in its cgroup (version 2, clone3(2)) do not.
+//! How a process joins decides what a login costs. A write to cgroup.procs takes cgroup_threadgroup_rwsem and waits for all processors (8 ms).
+//! A thread that moves itself by `tasks` (version 1, Linux 5.5) and a process that clone3(2) creates in its cgroup (version 2) do not wait.
 //!
-//! This file does not look for pid 1 and does not judge it, apart from the one rule that a frozen container is refused.
+//! This file does not look for pid 1, and refuses it for one reason alone: a frozen cgroup.
 
 use crate::mountinfo::Mount;
 use crate::proc::{self, Proc};
@@ -23,7 +23,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-/// A cgroup of the container's, to be joined.
+/// A cgroup of the container, open to be joined.
 #[derive(Debug)]
 pub struct Cgroup {
     /// As in /proc/PID/cgroup: "memory:/30001", or ":/30001" for version 2.
@@ -46,28 +46,28 @@ impl Cgroup {
         Ok(Self { name: membership.name(), version, directory, joins })
     }
 
-    /// The directory, if a process can be born there.
+    /// The directory, for a clone3(2) into the cgroup; `None` for version 1.
     pub fn birthplace(&self) -> Option<&OwnedFd> {
         (self.version == Version::Two).then_some(&self.directory)
     }
 
-    /// Whether root alone may join it. (By the files of version 1 a process moves itself as whoever opened them.)
+    /// Whether the process that joins must be root. Version 1 checks the process that opened the file instead.
     pub fn needs_root(&self) -> bool {
         self.version == Version::Two
     }
 
-    /// Moves the calling process, which has one thread: 0 stands for the writer in both versions of cgroups(7), whatever its pid namespace.
+    /// Moves the calling process, which has one thread. In both versions of cgroups(7), 0 stands for the writer in any pid namespace.
     pub fn join(&mut self) -> Result<(), Refusal> {
         self.joins.write_all(b"0").context(Reason::Broken, format_args!("join the container's cgroup {}", self.name))
     }
 
-    /// Whether it is of this membership's hierarchy.
+    /// Whether it is in this membership's hierarchy.
     fn is_of(&self, membership: &Membership) -> bool {
         self.name.split_once(':').is_some_and(|(controllers, _)| controllers == membership.controllers)
     }
 }
 
-/// Whether everything in a group is stopped. Version 2 says so once it is done, the freezer of version 1 as soon as it is asked for.
+/// Whether a cgroup is frozen, or, in version 1, is being frozen.
 fn is_frozen(directory: &OwnedFd, version: Version) -> std::io::Result<bool> {
     let file = match version {
         Version::One => "freezer.state",
@@ -76,7 +76,7 @@ fn is_frozen(directory: &OwnedFd, version: Version) -> std::io::Result<bool> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut text = String::new();
     match retry(|| openat(directory, file, flags, Mode::empty())) {
-        // Another controller's; or version 2's root, or a kernel before 5.2, which cannot freeze it.
+        // A hierarchy without the freezer, the root cgroup of version 2, or a kernel before 5.2: none of them can be frozen.
         Err(Errno::ENOENT) => return Ok(false),
         opened => File::from(opened?).read_to_string(&mut text)?,
     };
@@ -91,7 +91,7 @@ pub(crate) fn says_frozen(text: &str, version: Version) -> bool {
     text.lines().any(|line| line.starts_with(word))
 }
 
-/// Refuses a process whose group is frozen, in any hierarchy.
+/// Refuses a process that is in a frozen cgroup of any hierarchy.
 pub fn must_not_be_frozen(process: &Proc) -> Result<(), Refusal> {
     let has_freezer = |membership: &Membership| membership.is_v2() || membership.has("freezer");
     each_of(process, has_freezer, |membership, directory| {
@@ -103,8 +103,8 @@ pub fn must_not_be_frozen(process: &Proc) -> Result<(), Refusal> {
     })
 }
 
-/// Whether a predicate holds for any directory of the process's cgroups of this version. Those of the other one are not looked for: a
-/// hierarchy that is mounted nowhere takes as long as this node has mounts.
+/// Whether a predicate holds for the directory of any of the process's cgroups of this version. The other version is not looked for, because
+/// to find that a hierarchy is not mounted takes as long as the node has mounts.
 pub fn any_of(
     process: &Proc,
     version: Version,
@@ -119,7 +119,7 @@ pub fn any_of(
     Ok(any)
 }
 
-/// The directory of each of a process's cgroups in the hierarchies that are asked for, where it is mounted.
+/// Calls `found` with the directory of each of a process's cgroups that is asked for and mounted.
 fn each_of(
     process: &Proc,
     is_asked_for: impl Fn(&Membership) -> bool,
@@ -142,7 +142,8 @@ pub fn names(cgroups: &[Cgroup]) -> String {
     cgroups.iter().map(|cgroup| cgroup.name.as_str()).collect::<Vec<_>>().join(" ")
 }
 
-/// Opens the cgroups of `pid_1` to join. With `own_required`, it must be in one that neither its `parent` (0: out of our sight) nor we are in.
+/// Opens the cgroups of `pid_1` that this process is not in. With `own_required`, its parent (0: not in our pid namespace) must not be in
+/// one of them.
 pub fn open_all(pid_1: &Proc, parent: i32, own_required: bool) -> Result<Vec<Cgroup>, Refusal> {
     let read = |process: &Proc, reason| Membership::all_of(process).context(reason, "read /proc/PID/cgroup");
     let memberships = read(pid_1, Reason::NotRunning)?;
@@ -158,7 +159,7 @@ pub fn open_all(pid_1: &Proc, parent: i32, own_required: bool) -> Result<Vec<Cgr
     let mounts = Mounts::default();
     let mut cgroups = Vec::new();
     let mut has_own = false;
-    // sshd's child is by birth in those that are ours too.
+    // sshd's child inherits the cgroups that this process is in.
     for membership in memberships.iter().filter(|membership| !ours.contains(membership)) {
         if let Some(directory) = mounts.find(membership, &ours)? {
             has_own |= membership.is_own(&parent);
@@ -188,8 +189,8 @@ pub fn open_all(pid_1: &Proc, parent: i32, own_required: bool) -> Result<Vec<Cgr
     Ok(cgroups)
 }
 
-/// Checks after the join, in /proc/self/cgroup, that this process is in the same cgroups as pid 1. `theirs` is pid 1's open file `cgroup`: both are
-/// read now, because a cgroup namespace that has been joined changes how every path is shown.
+/// Checks after the join that this process is in the same cgroups as pid 1. `theirs` is pid 1's open file `cgroup`. Both files are read now,
+/// because the cgroup namespace that was joined changes every path in them.
 pub fn must_be_joined(cgroups: &[Cgroup], own: &Proc, theirs: OwnedFd) -> Result<(), Refusal> {
     let ours = Membership::all_of(own).context(Reason::Broken, "read /proc/self/cgroup")?;
     let theirs = Membership::read(theirs).context(Reason::NotRunning, "read /proc/PID/cgroup")?;
@@ -206,13 +207,13 @@ pub fn must_be_joined(cgroups: &[Cgroup], own: &Proc, theirs: OwnedFd) -> Result
     }
 }
 
-/// Where cgroups are mounted. Under /sys/fs/cgroup in nearly every node, so that the whole of mountinfo, which grows with the containers, is read
-/// only if they are not.
+/// Where cgroups are mounted: below /sys/fs/cgroup on nearly every node. Only if they are not there is mountinfo read, which grows with the
+/// containers.
 #[derive(Default)]
 struct Mounts(OnceCell<Vec<Hierarchy>>);
 
 impl Mounts {
-    /// The directory of a cgroup; `None` if its hierarchy is not mounted: then nobody can have set a limit there.
+    /// The directory of a cgroup; `None` if its hierarchy is not mounted, so that nobody can have set a limit in it.
     fn find(&self, membership: &Membership, ours: &[Membership]) -> Result<Option<OwnedFd>, Refusal> {
         if let Some(directory) = usual_place(membership, ours) {
             return Ok(Some(directory));
@@ -236,15 +237,15 @@ impl Mounts {
 
     fn read(&self) -> Result<&[Hierarchy], Refusal> {
         if self.0.get().is_none() {
-            // Nobody else is there to have set it meanwhile.
+            // It cannot fail: this process has one thread.
             let _ = self.0.set(Hierarchies::mounted()?.0);
         }
         Ok(self.0.get().map_or(&[], Vec::as_slice))
     }
 }
 
-/// The cgroup's directory where systemd and its like mount the hierarchy. If our own cgroup is found below it too, the mount shows the root of the hierarchy.
-/// [`must_be_joined`] has the last word.
+/// The cgroup's directory in the place where systemd mounts the hierarchy. If our own cgroup is below that place as well, the mount shows the
+/// root of the hierarchy. [`must_be_joined`] checks the result.
 fn usual_place(membership: &Membership, ours: &[Membership]) -> Option<OwnedFd> {
     const CGROUP: &str = "/sys/fs/cgroup";
     let own = ours.iter().find(|own| own.controllers == membership.controllers)?;
@@ -270,7 +271,7 @@ fn usual_place(membership: &Membership, ours: &[Membership]) -> Option<OwnedFd> 
         .find_map(|place| below(place, &membership.path).filter(is_it))
 }
 
-/// Which version a directory of cgroups is of.
+/// The version of a cgroup's directory.
 pub fn version_of(directory: &OwnedFd) -> nix::Result<Version> {
     let filesystem = retry(|| fstatfs(directory))?.filesystem_type();
     Ok(if filesystem == FsType(libc::CGROUP2_SUPER_MAGIC as _) { Version::Two } else { Version::One })
@@ -298,12 +299,12 @@ impl Membership {
         Ok(Self::all_in(&proc::read_whole(file)?))
     }
 
-    /// Not by lines(), which takes a carriage return from their ends: a cgroup's name can end in one.
+    /// Not by lines(), which strips a carriage return: a cgroup's name can end in one.
     pub(crate) fn all_in(text: &str) -> Vec<Self> {
         text.split('\n').filter_map(Self::parse).collect()
     }
 
-    /// Whether it is not where the process's parent is: a container's own, and not its Emperor's.
+    /// Whether the process's parent is not in it: it is the container's own cgroup, not its Emperor's.
     fn is_own(&self, parent: &[Self]) -> bool {
         self.path != "/" && !parent.contains(self)
     }
@@ -320,20 +321,20 @@ impl Membership {
         self.controllers.split(',').any(|name| name == controller)
     }
 
-    /// For people. Who may make groups in a container can name one as if it were the rest of a line of the log.
+    /// For people. Escaped, because a tenant that may make cgroups could name one like the rest of a line of the log.
     pub(crate) fn name(&self) -> String {
         escape::cgroup(&format!("{}:{}", self.controllers, self.path)).to_string()
     }
 }
 
-/// The mounted hierarchies, to find the files of a process's cgroups in.
+/// The mounted hierarchies, in which the files of a process's cgroups are found.
 #[derive(Debug)]
 pub struct Hierarchies(Vec<Hierarchy>);
 
-/// Which of the two versions of cgroups(7) a directory's files are of.
+/// The two versions of cgroups(7).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Version {
-    /// A hierarchy per controller or some.
+    /// A hierarchy for each controller, or for several.
     One,
     /// The unified hierarchy.
     Two,
@@ -349,13 +350,13 @@ impl Hierarchies {
         Ok(Self(mounts.lines().filter_map(Mount::parse).filter_map(Hierarchy::of).collect()))
     }
 
-    /// Where a controller has the process, if it is there by itself: its own cgroup, and those around it that `parent`, which started it, is
-    /// not in. Of version 2 if version 1 has none, whatever controllers it has there.
+    /// The directories of the process's cgroup for a controller and of those above it, as far as its `parent` is not in them. From version 2
+    /// if version 1 does not have the controller, whatever controllers version 2 has.
     pub fn of(&self, process: &Proc, parent: &Proc, controller: &str) -> Option<(Version, Vec<PathBuf>)> {
         self.seen(process, parent)?.of(controller)
     }
 
-    /// The same for several controllers: what the kernel says of both processes is read once.
+    /// The same for several controllers: the files of both processes are read once.
     pub fn seen(&self, process: &Proc, parent: &Proc) -> Option<Seen<'_>> {
         let (memberships, parents) = (Membership::all_of(process).ok()?, Membership::all_of(parent).ok()?);
         Some(Seen { hierarchies: self, memberships, parents })
@@ -372,7 +373,7 @@ impl Hierarchies {
         (!own.is_empty()).then_some(own)
     }
 
-    /// The directories of a process's cgroups, as far as they are mounted, version 2 first. The top of a hierarchy is none.
+    /// The directories of a process's cgroups, as far as they are mounted, version 2 first. Root cgroups are left out.
     pub fn directories(&self, process: &Proc) -> std::io::Result<Vec<PathBuf>> {
         let mut memberships = Membership::all_of(process)?;
         memberships.retain(|membership| membership.path != "/");
@@ -384,7 +385,7 @@ impl Hierarchies {
         Ok(memberships.iter().filter_map(directory).collect())
     }
 
-    /// Whether a process is in a cgroup in which its parent is not, as a container has to be to be entered.
+    /// Whether a process is in a cgroup that its parent is not in, as a container must be.
     pub fn has_own(&self, process: &Proc, parent: &Proc) -> std::io::Result<bool> {
         let parent = Membership::all_of(parent)?;
         let mut memberships = Membership::all_of(process)?.into_iter();
@@ -403,7 +404,7 @@ impl Hierarchies {
     }
 }
 
-/// Where a process and its parent were in all hierarchies.
+/// The memberships of a process and its parent in all hierarchies.
 pub struct Seen<'a> {
     hierarchies: &'a Hierarchies,
     memberships: Vec<Membership>,
@@ -438,7 +439,7 @@ impl Hierarchy {
         Some(Self { mount, controllers })
     }
 
-    /// Whether it is the membership's hierarchy, and shows the part of it where the membership's cgroup is.
+    /// Whether it is a mount of the membership's hierarchy in which the membership's cgroup is visible.
     pub(crate) fn shows(&self, membership: &Membership) -> bool {
         let same_hierarchy = match &self.controllers {
             None => membership.is_v2(),
@@ -450,7 +451,7 @@ impl Hierarchy {
         same_hierarchy && self.relative(membership).is_some()
     }
 
-    /// The membership's path as seen from the mount point.
+    /// The membership's path, relative to the mount point.
     pub(crate) fn relative<'a>(&self, membership: &'a Membership) -> Option<&'a str> {
         self.below(&membership.path)
     }
@@ -528,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_has_to_itself_what_its_parent_is_not_in() {
+    fn a_process_owns_the_cgroups_that_its_parent_is_not_in() {
         let hierarchies = Hierarchies(vec![hierarchy(MEMORY), hierarchy(UNIFIED)]);
         let parents = [membership("9:memory:/system/emperor"), membership("0::/system")];
         let own = |line: &str| hierarchies.around(&membership(line), &parents).unwrap_or_default();

@@ -1,9 +1,7 @@
-//! What binds the container's pid 1 as a process, and hence all that it starts. A session is bound in the same way, whatever sshd itself
-//! was started with.
+//! Reads how the container's pid 1 is confined, and confines a session in the same way, whatever sshd was started with: bounding set,
+//! no_new_privs, AppArmor label, limits, scheduling. pam_unbit(8) lists what is taken over and what is not.
 //!
-//! pam_unbit(8) lists what is taken over and what is not.
-//!
-//! It reads and applies. It gives up no id and no capability: that is [`privileges`](crate::privileges).
+//! Ids and effective capabilities are dropped in [`privileges`](crate::privileges), not here.
 
 use crate::apparmor::{self, Takeover};
 use crate::proc::{Proc, numbers};
@@ -22,9 +20,9 @@ use std::io::Write;
 pub struct Confinement {
     /// The bounding set, as a mask of bits (PR_CAPBSET_DROP of prctl(2)).
     pub bounding_set: u64,
-    /// Whether set-user-ID programs give it nothing (PR_SET_NO_NEW_PRIVS of prctl(2)).
+    /// Whether set-user-ID programs have no effect (PR_SET_NO_NEW_PRIVS of prctl(2)).
     pub no_new_privs: bool,
-    /// Whether it has a filter of system calls.
+    /// Whether it has a seccomp filter.
     has_filter: bool,
     apparmor_label: Option<String>,
     oom_score_adj: i32,
@@ -35,7 +33,7 @@ pub struct Confinement {
 }
 
 impl Confinement {
-    /// Reads all of it. The caller checks afterwards that the process still lives, and so that its number was its own.
+    /// Reads all of it. The caller must check afterwards that the process is still alive, so that `pid` was not another's.
     pub fn of(proc: &Proc, pid: i32) -> Result<Self, Refusal> {
         let read = |name: &str| proc.read(name).context(Reason::NotRunning, format_args!("read /proc/{pid}/{name}"));
         let unreadable = |name: &str| Refusal::new(Reason::Broken, format!("/proc/{pid}/{name} cannot be understood"));
@@ -55,8 +53,8 @@ impl Confinement {
         })
     }
 
-    /// Takes over what needs root's power, and the node's /proc, to take over. An sshd that has lost CAP_SYS_RESOURCE or CAP_SYS_NICE cannot loosen
-    /// anything: there a session keeps what is tighter than pid 1's.
+    /// Takes over what needs root and the node's /proc. Without CAP_SYS_RESOURCE or CAP_SYS_NICE a limit cannot be raised: then the session
+    /// keeps sshd's, which is tighter than pid 1's.
     pub fn apply_as_root(&self) -> Result<(), Refusal> {
         let about = |what: &str| format!("take over the {what} of its pid 1");
         self.apply_oom_score_adj().context(Reason::Broken, about("oom_score_adj"))?;
@@ -68,7 +66,7 @@ impl Confinement {
         self.limits.iter().try_for_each(|limit| limit.apply_hard().context(Reason::Broken, limit.about()))
     }
 
-    /// The soft limits, last of all: one that is too low for what there is left to do would end the helper, in words of the kernel's or in none.
+    /// Takes over the soft limits, in the last step: one that is too low for another step would end the helper without a report.
     pub fn apply_soft_limits(&self) -> Result<(), Refusal> {
         self.limits.iter().try_for_each(|limit| limit.apply_soft().context(Reason::Broken, limit.about()))
     }
@@ -98,8 +96,8 @@ impl Confinement {
         }
     }
 
-    /// Gives up the capabilities that pid 1 cannot have, so that no set-user-ID program of the container's gives a session more than it. From here
-    /// on the process may not join or make namespaces, or keyrings, if pid 1 has a filter of system calls.
+    /// Drops the capabilities that pid 1 cannot gain, so that no set-user-ID program in the container gives a session more than pid 1 can get.
+    /// If pid 1 has a seccomp filter, this process cannot join or make namespaces or keyrings from here on.
     pub fn apply_capabilities(&self) -> Result<(), Refusal> {
         sys::bound_capabilities(self.bounding_set)
             .context(Reason::Broken, "drop capabilities that its pid 1 cannot have (CAP_SETPCAP is needed)")?;
@@ -115,13 +113,13 @@ impl Confinement {
         Ok(())
     }
 
-    /// Its AppArmor label, where it has one: to be taken over when all else is done, for a profile may forbid what there was to do. Asked as root on
-    /// the node.
+    /// pid 1's AppArmor label, if it has one, to be taken over last, because a profile can forbid any of the other steps. Must be called while
+    /// the process is root on the node.
     pub fn apparmor_label(&self, proc: &Proc) -> Result<Option<Takeover<'_>>, Refusal> {
         self.apparmor_label.as_ref().map(|label| Takeover::of(label, proc)).transpose()
     }
 
-    /// Runs on pid 1's CPUs. Only after the cgroups are joined: a cpuset sets the CPUs anew.
+    /// Takes over the CPU affinity. Must be called after the cgroups are joined, because a cpuset resets it.
     pub fn apply_affinity(&self) -> Result<(), Refusal> {
         if CpuSet::of(0).as_ref() == Ok(&self.cpus) {
             return Ok(());
@@ -135,7 +133,7 @@ pub(crate) fn capabilities(status: &str) -> Option<(u64, bool)> {
     Some((mask(status, "CapBnd")?, no_new_privs != [0]))
 }
 
-/// Whether a process has a filter of system calls: 2 is SECCOMP_MODE_FILTER. A kernel without them has no such line.
+/// Whether a process has a seccomp filter: 2 is SECCOMP_MODE_FILTER. A kernel without seccomp has no such line.
 pub(crate) fn has_filter(status: &str) -> bool {
     numbers(status, "Seccomp").is_ok_and(|mode| mode != [0])
 }
@@ -159,7 +157,7 @@ impl Limit {
         format!("take over pid 1's limit {:?}", self.resource)
     }
 
-    /// With as much of the soft limit as there is.
+    /// Sets the hard limit, and lowers the soft limit to it if it is above.
     fn apply_hard(self) -> nix::Result<()> {
         let (soft, hard) = retry(|| getrlimit(self.resource))?;
         if hard == self.hard {

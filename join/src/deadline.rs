@@ -1,4 +1,6 @@
-//! Limits of time: one for everything in a login that can wait on the container, and one for what a process inside reports.
+//! Time limits for everything that can wait on the container, and for reading from processes inside.
+//!
+//! How long a limit is, and what a timeout means, is decided by the caller.
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -11,17 +13,17 @@ use std::time::{Duration, Instant};
 pub struct Deadline(Instant);
 
 impl Deadline {
-    /// The end of a time that begins now.
+    /// The point in time after this timeout.
     pub fn after(timeout: Duration) -> Self {
         Self(Instant::now() + timeout)
     }
 
-    /// The time that is left; `None` when it is over.
+    /// The time that is left; `None` after the deadline.
     pub fn left(self) -> Option<Duration> {
         self.0.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     }
 
-    /// Waits until there is something to read; false if the time is over before.
+    /// Waits until the descriptor is readable; false at the deadline.
     pub fn wait_for(self, descriptor: &impl AsFd) -> nix::Result<bool> {
         loop {
             let Some(left) = self.left() else { return Ok(false) };
@@ -33,7 +35,7 @@ impl Deadline {
     }
 }
 
-/// Whether there is something to read within this time. It looks once, even if the time is zero.
+/// Whether the descriptor becomes readable within this time. It polls at least once, even if the time is zero.
 pub fn is_ready(descriptor: &impl AsFd, limit: Duration) -> bool {
     let deadline = Deadline::after(limit);
     loop {
@@ -44,7 +46,7 @@ pub fn is_ready(descriptor: &impl AsFd, limit: Duration) -> bool {
     }
 }
 
-/// What is read within this time, and whether the writer has closed its end or has written as much as is read at most.
+/// Reads at most about `max` bytes within this time. The second value says whether the writer has closed its end, or has written more.
 pub fn read_within(pipe: &mut (impl Read + AsFd), limit: Duration, max: usize) -> (Vec<u8>, bool) {
     let deadline = Deadline::after(limit);
     let mut bytes = Vec::new();
@@ -60,7 +62,7 @@ pub fn read_within(pipe: &mut (impl Read + AsFd), limit: Duration, max: usize) -
 
 fn poll_for(descriptor: &impl AsFd, left: Duration) -> nix::Result<bool> {
     let mut one = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
-    // Milliseconds, of which a part counts as one.
+    // Rounded up to whole milliseconds.
     let left = PollTimeout::try_from(left.as_millis().saturating_add(1)).unwrap_or(PollTimeout::MAX);
     poll(&mut one, left).map(|ready| ready > 0)
 }

@@ -1,8 +1,10 @@
-//! Find, for the containers of uWSGI's Emperor: find out who listens on the container's `run/ns.socket`.
+//! Find, for a container of uWSGI's Emperor: which process listens on its `run/ns.socket`?
 //!
-//! The tenant owns that path and may put anything there. So the walk follows no symbolic link, and of what answers only the identity
-//! counts: the kernel says who called `listen`. Nothing that the peer sends can even arrive: to close a descriptor of a tenant's can
-//! hang root beyond SIGKILL (dirty pages on a FUSE mount, a lingering TCP socket), also one that was never taken out of the queue.
+//! The tenant owns that path and can put anything there. So no symbolic link is followed, and only the kernel's answer to who called
+//! listen(2) is used. The peer cannot send anything: to close a descriptor that a tenant has sent can hang root beyond SIGKILL (dirty pages
+//! on a FUSE mount, a lingering TCP socket), even one that was never received.
+//!
+//! Whether that process is the container's pid 1 is decided in [`leader`](crate::leader).
 
 use crate::deadline::Deadline;
 use crate::refusal::{Context, Reason, Refusal};
@@ -15,13 +17,13 @@ use nix::sys::stat::{Mode, SFlag, fstat};
 use shared::ContainerUid;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-/// A connection to whoever listens on the container's socket. Nothing is known about the peer yet.
+/// A connection to the container's socket. The peer is not verified yet.
 pub struct EmperorSocket {
     connection: OwnedFd,
 }
 
 impl EmperorSocket {
-    /// Walks from `/containers` to the socket and connects.
+    /// Opens the path from `/containers` to the socket, and connects.
     pub fn reach(container: ContainerUid, deadline: Deadline) -> Result<Self, Refusal> {
         let home = open_home(container)?;
         let no_link = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -38,7 +40,7 @@ impl EmperorSocket {
             return Err(Refusal::new(Reason::NotTrusted, format!("run/ns.socket belongs to uid {}", status.st_uid)));
         }
         let connection = unix_socket::new()?;
-        // Before there is a peer: its sendmsg(2) fails with EPIPE from the first one on. uWSGI notes that in the container's own log.
+        // Before connect(2), so that even the peer's first sendmsg(2) fails with EPIPE. uWSGI logs that in the container's own log.
         retry(|| socket::shutdown(connection.as_raw_fd(), Shutdown::Read))
             .context(Reason::Broken, "shut down the receiving side of the connection")?;
         unix_socket::connect(&connection, &socket, deadline, "run/ns.socket")?;
@@ -53,8 +55,8 @@ impl EmperorSocket {
         }
     }
 
-    /// The pid may have changed hands since `listen`. That is harmless: whoever holds it now is verified like any other peer, and only the
-    /// container's pid 1 passes.
+    /// The pid can belong to another process since listen(2). That is harmless, because any process is verified, and only the container's pid 1
+    /// passes.
     fn pidfd_before_linux_6_5(&self) -> Result<OwnedFd, Refusal> {
         let peer = retry(|| socket::getsockopt(&self.connection, sockopt::PeerCredentials))
             .context(Reason::Broken, "ask who listens on run/ns.socket (SO_PEERCRED)")?;
@@ -67,7 +69,7 @@ impl EmperorSocket {
     }
 }
 
-/// The container's own directory: a symbolic link in `/containers` is the operator's right, everything behind it is checked.
+/// Opens the container's directory. `/containers/UID` may be a symbolic link, which only root can make; its target is checked.
 fn open_home(container: ContainerUid) -> Result<OwnedFd, Refusal> {
     let home = container.home();
     let home = home.as_c_str();

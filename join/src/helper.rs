@@ -1,6 +1,6 @@
-//! A process that does a part of a login for the one that forks it, and reports what it could not do.
+//! Runs a step of a login in a helper process, which reports an error to its parent.
 //!
-//! What may wait on the container, or changes the process that does it, is done in a helper: it can be killed at the deadline.
+//! Steps that can wait on the container, or that change the process for good, run in a helper, because it can be killed at the deadline.
 //!
 //! The caller says what a helper does. Nothing here joins a namespace.
 
@@ -17,27 +17,27 @@ use std::sync::atomic::{AtomicI32, Ordering};
 pub struct Report(Shared);
 
 impl Report {
-    /// Made before the helper is.
+    /// Must be called before the helper is forked.
     pub fn new() -> Result<Self, Refusal> {
         Shared::new().map(Self).context(Reason::Broken, "map memory to share with the helper")
     }
 
-    /// The process inside, as it is numbered outside. 0 until there is one.
+    /// The pid of the process inside, in our pid namespace. 0 until it is forked.
     pub fn child(&self) -> &AtomicI32 {
         &self.0.pid
     }
 
-    /// Before the helper forks the session's process.
+    /// Must be called before the helper forks the session's process.
     pub fn keep_from_children(&self) -> Result<(), Refusal> {
         self.0.keep_from_children().context(Reason::Broken, "keep the helper's report from the session")
     }
 
-    /// In the helper, before it ends.
+    /// Reports a refusal. For the helper, before it ends.
     pub fn refuse(&self, refusal: &Refusal) {
         for (slot, byte) in self.0.text.iter().zip(refusal.cause.bytes()) {
             slot.store(byte, Ordering::Relaxed);
         }
-        // A reason's number plus 1, so that 0 is none.
+        // Plus 1, because 0 is no reason.
         self.0.kind.store(refusal.reason as i32 + 1, Ordering::Release);
     }
 
@@ -48,7 +48,7 @@ impl Report {
     }
 }
 
-/// Does this work in a helper, and waits for it until the deadline. What it finds is a small number. Only for a process of one thread.
+/// Runs `work` in a helper, and waits for it until the deadline. The result is a small number. The calling process must have one thread.
 pub fn run(deadline: Deadline, work: impl FnOnce() -> Result<usize, Refusal>) -> Result<usize, Refusal> {
     let report = Report::new()?;
     let caller = getpid();
@@ -103,7 +103,7 @@ fn wait_for(helper: Pid, deadline: Deadline, report: &Report) -> Result<(), Refu
         Ok(true) => match retry(|| waitpid(helper, None)) {
             Ok(WaitStatus::Exited(_, 0)) => return Ok(()),
             Ok(end) => {
-                // Its number may be another's by now: nobody is killed.
+                // The child is not killed: its pid may belong to another process by now.
                 let unsaid = || Refusal::new(Reason::Broken, format!("the helper that enters ended by {end:?}"));
                 return Err(report.refusal().unwrap_or_else(unsaid));
             }
@@ -115,7 +115,7 @@ fn wait_for(helper: Pid, deadline: Deadline, report: &Report) -> Result<(), Refu
         ),
         Err(refusal) => refusal,
     };
-    // A helper that a frozen group of version 1 holds ends when that is thawed. It has no power, and nobody needs to wait for it.
+    // A helper in a frozen cgroup of version 1 ends when that is thawed. It has no privileges, and nobody needs to wait for it.
     let _ = kill(helper, Signal::SIGKILL);
     Err(refusal)
 }

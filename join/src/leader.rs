@@ -1,11 +1,11 @@
 //! Verify: is the process behind a pidfd the container's pid 1?
 //!
-//! It must be pid 1 of a pid namespace that is a child of ours. One that listens on the container's socket must also be in our own user namespace
-//! and be the container's user. A tenant cannot become such a process: a process inside the container has another number there, and one that made
-//! itself pid 1 did so in a user namespace of its own. Nor can a tenant trace the one that is. One that root's link leads to may be any
-//! user, and must be what [`LinkRules`] demands.
+//! It must be pid 1 of a pid namespace that is a child of ours. If it was found by the container's socket, it must also be in our user namespace
+//! and run as the container's user. A tenant cannot make such a process: any process inside the container has another pid there, and a pid 1
+//! that the tenant makes is in a user namespace of its own. A tenant cannot trace the container's pid 1 either. A process that was found by
+//! root's link may run as any user, and must satisfy [`LinkRules`].
 //!
-//! How it was found is not in this file.
+//! How it is found is not in this file.
 
 use crate::deadline::Deadline;
 use crate::link_rules::LinkRules;
@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use shared::ContainerUid;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-/// The container's pid 1, pinned by a pidfd.
+/// The container's pid 1, held by a pidfd.
 #[derive(Debug)]
 pub struct Leader {
     pidfd: OwnedFd,
@@ -52,7 +52,7 @@ impl Leader {
         let pid = pid_of(&pidfd)?;
         let proc = Proc::of(pid).context(Reason::NotRunning, format_args!("open /proc/{pid}"))?;
         let leader = Self { pidfd, pid, proc, found };
-        // From here on: it lives, so its number was not given to another process before the directory was opened.
+        // It is alive afterwards, so `pid` was not reused before the directory was opened.
         leader.check()?;
         Ok(leader)
     }
@@ -62,7 +62,7 @@ impl Leader {
         matches!(self.found, Found::ByLink(_))
     }
 
-    /// Refuses a linked container of which a process can trace a session, whatever its pid 1 can.
+    /// Refuses a linked container if any process in it can trace a session.
     pub fn must_have_no_tracer(&self, deadline: Deadline) -> Result<(), Refusal> {
         match &self.found {
             Found::BySocket(_) => Ok(()),
@@ -70,10 +70,10 @@ impl Leader {
         }
     }
 
-    /// Looks again: alive, and still what it has to be.
+    /// Checks that it is alive and still satisfies all rules.
     pub fn check(&self) -> Result<(), Refusal> {
         let checked = self.check_while_it_lives();
-        // What is found out about a process that has ended means nothing.
+        // First that it is alive: what was read about a process that has ended means nothing.
         if !self.is_alive()? {
             return Err(Refusal::new(Reason::NotRunning, format!("its pid 1 ({} here) has ended", self.pid)));
         }
@@ -108,7 +108,7 @@ impl Leader {
         }
     }
 
-    /// Whether it still runs. A pidfd turns readable when its process ends.
+    /// Whether it is still running. A pidfd becomes readable when its process ends.
     pub fn is_alive(&self) -> Result<bool, Refusal> {
         let mut pidfd = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
         let ready =
@@ -120,7 +120,7 @@ impl Leader {
         self.proc.read("status").context(Reason::NotRunning, format_args!("read /proc/{}/status", self.pid))
     }
 
-    /// The process that started it: the node's Emperor. 0 if that one is out of our sight.
+    /// Its parent: the node's Emperor. 0 if that is not in our pid namespace.
     pub fn parent(&self) -> Result<i32, Refusal> {
         let status = self.status()?;
         match numbers(&status, "PPid").as_deref() {
@@ -130,7 +130,7 @@ impl Leader {
     }
 }
 
-/// The number of the process behind a pidfd, in the pid namespace of /proc (pidfd's fdinfo, see pidfd_open(2)).
+/// The pid of the process behind a pidfd, in the pid namespace of /proc, from the pidfd's fdinfo (pidfd_open(2)).
 fn pid_of(pidfd: &OwnedFd) -> Result<i32, Refusal> {
     let info = Proc::of_self()
         .map_err(std::io::Error::from)

@@ -1,18 +1,21 @@
 //! The way from the node into a container, for the PAM module and the operator's command alike.
 //!
-//! [`attach`] does it, in this order:
+//! [`attach`] takes these steps, in this order:
 //!
-//! | step | module | what it answers |
+//! | step | module | question |
 //! |---|---|---|
-//! | find | [`link`] | which pid 1 is in the cgroup that root has linked to the account? |
+//! | find | [`link`] | which pid 1 is in the cgroup of root's link? |
 //! | find, without a link | [`emperor_socket`] | who listens on the container's ns.socket? |
-//! | verify | [`leader`], [`link_rules`], [`root_directory`] | is that the container's pid 1, and its root directory the container's? |
-//! | prepare | [`namespaces`], [`user_namespace`], [`cgroups`], [`confinement`] (with [`apparmor`], [`seccomp`]) | what is there to join, and how is pid 1 bound? each opened and checked |
-//! | terminals | [`terminals`] | where does sshd's monitor open the session's terminals? |
-//! | enter | [`attach`], [`privileges`], [`masked_paths`], [`helper`] | join all of it in a helper process, drop all privileges, and fork |
+//! | verify | [`leader`], [`link_rules`], [`tracers`] | is that the container's pid 1? |
+//! | verify | [`root_directory`] | does a join end in its root directory? |
+//! | prepare | [`namespaces`], [`user_namespace`], [`cgroups`] | what is there to join? |
+//! | prepare | [`confinement`], [`apparmor`], [`seccomp`] | how is pid 1 confined? |
+//! | terminals | [`terminals`] | where does sshd's monitor open terminals? |
+//! | enter | [`attach`], [`helper`], [`privileges`], [`masked_paths`] | join, drop privileges, fork |
 //!
-//! [`supervisor`] is the process that stays outside; [`tenant`] is for what has to be done among a tenant's files. [`sessions`] counts how
-//! many there are. [`refusal`] holds every reason to say no and what people read then; [`options`] what the PAM line may say. `unsafe` is in [`sys`] alone.
+//! [`supervisor`] is the process that stays outside. [`tenant`] works on a tenant's files. [`sessions`] counts sessions and
+//! [`refusal_counters`] refusals. [`refusal`] has every reason to refuse, with the sentence that the user reads. [`options`] parses the PAM
+//! line. All `unsafe` code is in [`sys`].
 
 mod apparmor;
 pub mod attach;
@@ -51,12 +54,12 @@ pub mod user_namespace;
 
 pub use deadline::Deadline;
 
-/// What must hold for any input of the parsers here, for the fuzzer.
+/// The properties that the fuzzer checks. They are inside the crate because its parsers are private.
 #[cfg(feature = "fuzz")]
 #[path = "../../fuzz/properties/join.rs"]
 pub mod properties;
 
-/// A failure on demand: panics if that is what the file says.
+/// Panics if a test has written the name of this point to a file.
 #[cfg(feature = "test-panics")]
 #[allow(clippy::panic)]
 pub fn failpoint(point: &str) {
@@ -65,6 +68,6 @@ pub fn failpoint(point: &str) {
     }
 }
 
-/// A failure on demand, in builds for tests; here nothing.
+/// Does nothing: only builds for tests can fail on demand.
 #[cfg(not(feature = "test-panics"))]
 pub const fn failpoint(_point: &str) {}

@@ -1,8 +1,7 @@
-//! Find, for the containers of any engine: root's link `/etc/unbit/30001` to the container's cgroup directory, looked at before the tenant's
-//! socket.
+//! Find, for a container of any engine: which pid 1 is in the cgroup that root's link `/etc/unbit/30001` leads to?
 //!
-//! Every engine has a cgroup for each container. The link says which one is this account's, and the kernel says which processes are in it.
-//! Nothing is received from anybody. [`Link::find_leader`] finds the pid 1:
+//! Every engine has a cgroup for each container. The link says which cgroup is this account's, and the kernel which processes are in it.
+//! No process is asked. An account with a link is never looked up by its socket. [`Link::find_leader`] finds the pid 1 by these rules:
 //!
 //! 1. The group, with those below it, has processes of exactly one pid namespace that is a direct child of ours.
 //! 2. The pid 1 of that namespace is in one of these groups.
@@ -11,8 +10,8 @@
 //! 5. None of its cgroups is frozen.
 //! 6. No process in these groups can have CAP_SYS_PTRACE in our user namespace, unless root says that it trusts root inside.
 //!
-//! Rules 2 to 6 are checked by [`LinkRules`], rule 6 for other processes than pid 1 by [`tracers`](crate::tracers). Rule 7, that a session is in
-//! pid 1's root directory, is [`RootDirectory`](crate::root_directory)'s, for every container.
+//! [`LinkRules`] checks rules 2 to 6, and [`tracers`](crate::tracers) rule 6 for other processes than pid 1. A seventh rule, that a session
+//! is in pid 1's root directory, holds for every container: see [`root_directory`](crate::root_directory).
 
 use crate::deadline::Deadline;
 use crate::leader::Leader;
@@ -30,10 +29,10 @@ use shared::ContainerUid;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-/// Where the links are. It must be root's, like each link in it.
+/// The directory of the links. Root must own it and each link in it.
 pub const DIRECTORY: &str = "/etc/unbit";
 
-/// Behind a link's name: the name of a file by which root says that it trusts root inside this container.
+/// The suffix of a file beside the link, by which root says that it trusts root inside this container.
 pub const TRUST: &str = ".root-is-trusted";
 
 /// The cgroup that root has linked, or is about to link, to an account.
@@ -45,7 +44,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Reads the link of a container; `None` if it has none. A link that is wrong refuses: the tenant's socket is no way around it.
+    /// Reads the link of a container; `None` if it has none. A wrong link refuses the login, and the socket is not tried instead.
     pub fn of(container: ContainerUid) -> Result<Option<Self>, Refusal> {
         let directory = match safe_path::open_directory(Path::new(DIRECTORY)) {
             Err(PathError::Missing(..)) => return Ok(None),
@@ -80,7 +79,7 @@ impl Link {
         let bad = |what: &str| Err(Refusal::new(Reason::BadLink, format!("its link leads to {path}, {what}")));
         let directory = match safe_path::open_directory(&target) {
             Ok(directory) => directory,
-            // The engine makes the group when it starts the container.
+            // The engine makes the cgroup when it starts the container.
             Err(PathError::Missing(name, true)) => {
                 let cause = format!("its link leads to {path}, and there is no cgroup {name}");
                 return Err(Refusal::new(Reason::NotRunning, cause));
@@ -105,7 +104,7 @@ impl Link {
         &self.target
     }
 
-    /// Finds the container's pid 1 by the rules.
+    /// Finds the container's pid 1 by the rules above.
     pub fn find_leader(self, deadline: Deadline) -> Result<Leader, Refusal> {
         let namespace = self.pid_namespace(deadline)?;
         let pid_namespace = namespace.inode;
@@ -150,7 +149,7 @@ impl Link {
     }
 }
 
-/// Whether root says in so many words that it trusts root inside this container: by a regular file beside the link, which root owns.
+/// Whether root trusts root inside this container: by a regular file beside the link, which root owns.
 fn has_trust(directory: &OwnedFd, container: ContainerUid) -> Result<bool, Refusal> {
     let name = format!("{container}{TRUST}");
     let Some(status) = status_of(directory, &name)? else { return Ok(false) };
@@ -162,7 +161,7 @@ fn has_trust(directory: &OwnedFd, container: ContainerUid) -> Result<bool, Refus
     }
 }
 
-/// What a name in the directory is; `None` if there is no such name.
+/// The status of a name in the directory; `None` if it does not exist.
 fn status_of(directory: &OwnedFd, name: &str) -> Result<Option<FileStat>, Refusal> {
     match retry(|| fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)) {
         Err(Errno::ENOENT) => Ok(None),

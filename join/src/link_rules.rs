@@ -1,8 +1,7 @@
-//! Verify: what must hold for a pid 1 that was found by root's link, besides what holds for each ([`Leader`](crate::leader::Leader)).
+//! Verify: rules 2 to 6 of [`link`](crate::link), for a pid 1 that was found by root's link. [`Leader`](crate::leader::Leader) has the rules
+//! for every pid 1.
 //!
-//! The numbers are those of the rules in [`link`](crate::link). All of them are looked at again after everything has been opened.
-//!
-//! Nothing here searches, and nothing is joined.
+//! All of them are checked again after everything has been opened. Nothing here searches or joins.
 
 use crate::cgroups;
 use crate::confinement;
@@ -16,42 +15,43 @@ use crate::tracers;
 use nix::errno::Errno;
 use std::fs::File;
 
-/// What the link says of a container.
+/// What a link determines about its container.
 #[derive(Debug)]
 pub struct LinkRules {
     /// The cgroup.
     pub subtree: Subtree,
-    /// The one pid namespace of it that is a direct child of ours.
+    /// The one pid namespace in the cgroup that is a direct child of ours.
     pub pid_namespace: Inode,
-    /// Whether that belongs to our user namespace, so that processes in it can have power on the node.
+    /// Whether our user namespace owns it, so that processes in it can have capabilities on the node.
     pub has_the_nodes_users: bool,
-    /// Whether root says that it trusts root inside.
+    /// Whether root trusts root inside.
     pub root_is_trusted: bool,
 }
 
 impl LinkRules {
-    /// Looks at the pid 1, whose `status` is given.
+    /// Checks the pid 1, whose `status` is given.
+    ///
     /// If the pid namespace belongs to a user namespace of the container, its processes have no capabilities on the node;
     /// [`user_namespace`](crate::user_namespace) checks this.
     pub fn check(&self, process: &Proc, status: &str, has_own_users: bool) -> Result<(), Refusal> {
         let refuse = |reason: Reason, cause: &str| Err(Refusal::new(reason, cause));
-        // systemd changes the process further: it takes away what the unit may not have, and starts its program.
+        // systemd has not finished: it still drops capabilities and executes the unit's program.
         let unless_starting = |reason| if is_systemds_child(status) { Reason::Starting } else { reason };
         let its = |name: &str| {
             process.namespace(name).context(Reason::NotRunning, format_args!("look at its {name} namespace"))
         };
-        // Rule 2: it is in the pid namespace and in the groups that were found.
+        // Rule 2: it is in the pid namespace and in the cgroups that were found.
         if its("pid")? != self.pid_namespace {
             return refuse(Reason::NotTrusted, "its pid 1 is in another pid namespace by now");
         }
         if !self.subtree.holds(process)? {
             return refuse(Reason::NotTrusted, "its pid 1 is not in the cgroup that the link leads to, nor below it");
         }
-        // Rule 3: until an engine executes the container's program, pid 1 is the engine's, with root's privileges and the node's root directory.
+        // Rule 3: until it executes the container's program, pid 1 is the engine, with root's privileges and the node's root directory.
         if !runs_its_own_program(process)? {
             return refuse(Reason::Starting, "its pid 1 runs a program that is not on a mount of its own yet");
         }
-        // Rule 4: root in our cgroup namespace can move itself to the group of another account, and be its pid 1.
+        // Rule 4: root in our cgroup namespace can move itself to the cgroup of another account, and become its pid 1.
         if self.has_the_nodes_users && has_our_cgroup_namespace(process)? && (has_own_users || can_be_root(status)?) {
             let cause = "it has no cgroup namespace of its own, and can be root";
             return refuse(unless_starting(Reason::NotTrusted), cause);
@@ -60,7 +60,7 @@ impl LinkRules {
         cgroups::must_not_be_frozen(process)?;
         // Rule 6: such a root process reaches the node's sshd through /proc/PID/exe of a session.
         if !self.root_is_trusted && self.has_the_nodes_users {
-            // What that can do in its own user namespace says nothing of what it has forked before.
+            // Its capabilities in its own user namespace say nothing about the children that it forked before it entered that.
             if has_own_users {
                 let cause = "its pid 1 is in a user namespace of its own, but its pid namespace belongs to the node's, where its other \
                     processes can have power, and root has not said that its root is trusted";
@@ -74,7 +74,7 @@ impl LinkRules {
         Ok(())
     }
 
-    /// Rule 6 for all processes but pid 1, which may have dropped the capability after it had forked a child that keeps it.
+    /// Rule 6 for all other processes: pid 1 may have dropped the capability after it forked a child that keeps it.
     pub fn must_have_no_tracer(&self, deadline: Deadline) -> Result<(), Refusal> {
         if !self.has_the_nodes_users {
             return Ok(());
@@ -88,7 +88,7 @@ impl LinkRules {
     }
 }
 
-/// Whether the program is on a mount of the process's own mount namespace.
+/// Whether the process's program is on a mount of its own mount namespace.
 fn runs_its_own_program(process: &Proc) -> Result<bool, Refusal> {
     let program = match process.open_path("exe") {
         Err(errno @ (Errno::ENOENT | Errno::ESRCH)) => {
@@ -97,7 +97,7 @@ fn runs_its_own_program(process: &Proc) -> Result<bool, Refusal> {
         program => program.context(Reason::Broken, "look at the program of its pid 1")?,
     };
     let mount = sys::mount_of(&program).context(Reason::Broken, "look at the mount of its pid 1's program")?;
-    // Most often it is on the mount that is the root directory. Whoever is born in a mount namespace has its own root directory there.
+    // Most often it is on the mount of the root directory, which is in the process's own mount namespace.
     let root = process.open_directory("root").context(Reason::NotRunning, "open the root directory of its pid 1")?;
     if sys::mount_of(&root).context(Reason::Broken, "look at the mount of its pid 1's root directory")? == mount {
         return Ok(true);
@@ -120,7 +120,7 @@ fn has_our_cgroup_namespace(process: &Proc) -> Result<bool, Refusal> {
 }
 
 /// Whether systemd has not yet executed the program of a unit: until then it puts the process's name in brackets (systemd.exec(5) does not
-/// promise it; src/core/exec-invoke.c does it). Nothing but the sentence for the user depends on it.
+/// document it; src/core/exec-invoke.c does it). Only the sentence for the user depends on it.
 fn is_systemds_child(status: &str) -> bool {
     let name = status.lines().find_map(|line| line.strip_prefix("Name:\t"));
     name.is_some_and(|name| name.starts_with('(') && name.ends_with(')'))
