@@ -1,6 +1,6 @@
-//! What is mounted where, as the kernel tells it.
+//! Parses /proc/PID/mountinfo, proc_pid_mountinfo(5).
 //!
-//! It parses text, which [`device_of`] alone reads itself. Nothing here opens what is mounted.
+//! The caller opens the file, except for [`device_of`]. Nothing here opens what is mounted.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
@@ -51,7 +51,7 @@ impl Mount {
     }
 }
 
-/// The path of the device with the file system that a directory is on; nothing if it is on none.
+/// The path of the device that has a directory's file system; `None` if the file system is on no device.
 pub fn device_of(directory: impl AsRef<Path>) -> io::Result<Option<String>> {
     let device = fs::metadata(directory)?.dev();
     Ok(source(&fs::read_to_string("/proc/self/mountinfo")?, device).filter(|source| source.starts_with('/')))
@@ -61,16 +61,16 @@ fn source(mountinfo: &str, device: u64) -> Option<String> {
     mountinfo.lines().filter_map(Mount::parse).find(|mount| mount.device == device).map(|mount| mount.source)
 }
 
-/// As much of a mountinfo as is looked at: some 25,000 mounts with paths of an ordinary length. Who may mount in a container can make each of
-/// its lines as long as it likes, and the whole larger than the node's memory.
+/// How much of a mountinfo is read: some 25,000 mounts with paths of ordinary length. A tenant that may mount can make the file larger than
+/// the node's memory.
 const MAX_BYTES: u64 = 4 << 20;
 
-/// Whether a mountinfo lists a mount of this number; `None` if it is not among what is looked at, and there is more. No more than a part of it
-/// is in memory at a time.
+/// Whether a mountinfo lists a mount with this id; `None` if the part that is read does not, and there is more. The file is read in small
+/// parts.
 pub fn lists(mountinfo: impl Read, id: u64) -> io::Result<Option<bool>> {
     let wanted = format!("{id} ").into_bytes();
     let mut left = BufReader::with_capacity(16 << 10, mountinfo.take(MAX_BYTES));
-    // As many bytes of what is wanted as the line begins with.
+    // How many bytes of `wanted` the line matches so far; `None` once it differs.
     let mut same = Some(0);
     loop {
         let part = left.fill_buf()?;

@@ -1,7 +1,6 @@
-//! Prepare: the container's namespaces, opened and checked.
+//! Prepare: opens and checks the container's namespaces.
 //!
-//! They are joined by these descriptors and not through the pidfd: a pid 1 that unshares after the check takes the pidfd with it, while a
-//! checked descriptor cannot change.
+//! They are joined by these descriptors and not by the pidfd, setns(2): the namespaces of a pidfd change if pid 1 unshares after the check.
 //!
 //! User namespaces have rules of their own, in [`user_namespace`](crate::user_namespace).
 
@@ -23,7 +22,7 @@ pub struct Kind {
 }
 
 impl Kind {
-    /// In the order in which they are joined: the mount namespace last, so that everything before it happens in the host's file system.
+    /// In the order in which they are joined: the mount namespace last, so that all other steps see the node's files.
     /// User namespaces are not among them, see [`user_namespace`](crate::user_namespace).
     pub const ALL: [Self; 7] = [
         Self { name: "pid", flag: CloneFlags::CLONE_NEWPID },
@@ -40,7 +39,7 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.name == name)
     }
 
-    /// The namespaces that the session never shares with the host.
+    /// The namespaces that a session never shares with the node.
     fn is_needed(self) -> bool {
         matches!(self.name, "mnt" | "pid")
     }
@@ -75,8 +74,8 @@ pub fn names(namespaces: &[Namespace]) -> String {
     namespaces.iter().map(|namespace| namespace.kind.name).collect::<Vec<_>>().join(",")
 }
 
-/// Opens those of the asked kinds in which the container's pid 1 is not where we are, in the order of the table.
-/// Each must belong to one of the user namespaces `owners`.
+/// Opens pid 1's namespaces of the kinds `asked`, except for those that we are in, in the order of `asked`. One of the user namespaces
+/// `owners` must own each of them.
 pub fn open(pid_1: &Proc, owners: &[Inode], asked: &[Kind]) -> Result<Vec<Namespace>, Refusal> {
     let own = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
     let mut namespaces = Vec::new();
@@ -97,7 +96,7 @@ pub fn open(pid_1: &Proc, owners: &[Inode], asked: &[Kind]) -> Result<Vec<Namesp
     Ok(namespaces)
 }
 
-/// A namespace of the wanted kind, made by someone with power over one of these user namespaces.
+/// Checks that a namespace is of this kind, and that one of these user namespaces owns it.
 fn check(descriptor: &OwnedFd, kind: Kind, owners: &[Inode]) -> Result<Inode, Refusal> {
     let not_trusted = |what: &str| Err(Refusal::new(Reason::NotTrusted, format!("its {} namespace {what}", kind.name)));
     let inode = check_kind(descriptor, kind.name, kind.flag)?;
@@ -120,7 +119,7 @@ pub fn check_kind(descriptor: &OwnedFd, name: &str, flag: CloneFlags) -> Result<
     retry(|| fstat(descriptor)).context(Reason::Broken, "fstat a namespace").map(Inode::from)
 }
 
-/// Before any ioctl: on another file system the same number may mean anything.
+/// Must be called before any ioctl: on another file system the same number can mean anything.
 fn must_be_nsfs(descriptor: &OwnedFd, what: &str) -> Result<(), Refusal> {
     let filesystem = retry(|| fstatfs(descriptor)).context(Reason::Broken, "fstatfs a namespace")?.filesystem_type();
     if filesystem == FsType(libc::NSFS_MAGIC as _) {

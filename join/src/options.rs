@@ -1,4 +1,4 @@
-//! The options of a PAM line. The same set is taken on each of the three lines.
+//! Parses the options of a PAM line. Each of the three lines accepts the same ones.
 //!
 //! Options come from nowhere else: there is no file and no environment variable.
 
@@ -9,12 +9,12 @@ use shared::escape;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// What the words after the module's name say.
+/// The options of one line.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Options {
     /// `debug`: log each step at LOG_DEBUG.
     pub debug: bool,
-    /// `timeout=SECONDS`: for everything that can wait on the container, 1 to 60, default 3.
+    /// `timeout=SECONDS`: give up after this many seconds if the container does not respond; 1 to 60, default 3.
     pub timeout: Duration,
     /// `namespaces=LIST`: the kinds to join where the container's differ from the host's; default all. `mnt` and `pid` must be in it.
     pub namespaces: Vec<Kind>,
@@ -22,7 +22,7 @@ pub struct Options {
     pub cgroup_required: bool,
     /// `sessions=N`: how many sessions a container may have at once, 1 to 1024, default 64.
     pub sessions: u32,
-    /// `join=now`: the application enters itself, in open_session. For services that never call setcred in a child: su, login, cron.
+    /// `join=now`: the application itself enters, in open_session. For services that never call setcred in a child: su, login, cron.
     pub join_now: bool,
 }
 
@@ -40,7 +40,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Reads the words after the module's name. What is not known refuses: a misspelt restriction must not be a missing one.
+    /// Reads the words after the module's name. An unknown word is an error, so that no misspelt restriction is ignored.
     pub fn parse<'a>(words: impl IntoIterator<Item = &'a [u8]>) -> Result<Self, Refusal> {
         let mut options = Self::default();
         for word in words {
@@ -67,7 +67,7 @@ fn parse_timeout(seconds: &str) -> Result<Duration, Refusal> {
     }
 }
 
-/// A number as people write it: std would take a sign as well.
+/// Digits alone: std accepts a sign as well.
 fn decimal<T: FromStr>(text: &str) -> Option<T> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
@@ -98,7 +98,7 @@ fn parse_namespaces(list: &str) -> Result<Vec<Kind>, Refusal> {
             )));
         }
     }
-    // Whatever the order in the list, they are joined in the table's.
+    // They are joined in the order of the table, not of the option.
     Ok(Kind::ALL.iter().filter(|kind| asked.contains(kind)).copied().collect())
 }
 

@@ -1,6 +1,6 @@
-//! Which pid namespaces the processes of a cgroup are in, and which process is the pid 1 of one.
+//! Finds the pid namespaces of the processes in a cgroup, and the pid 1 of a pid namespace.
 //!
-//! Whether that process may be entered is not decided here.
+//! Whether a container may be entered is not decided here.
 
 use crate::deadline::Deadline;
 use crate::proc::{Inode, Proc, numbers};
@@ -13,12 +13,12 @@ use nix::fcntl::{AtFlags, OFlag, open};
 use nix::sys::stat::{Mode, fstat, fstatat};
 use std::os::fd::OwnedFd;
 
-/// What the processes of a cgroup are in.
+/// The pid namespaces of a cgroup's processes.
 #[derive(Default)]
 pub struct Found {
     /// The pid namespaces that are direct children of ours.
     pub children: Vec<PidNamespace>,
-    /// A process of any other pid namespace, such as ours.
+    /// A process in any other pid namespace, such as ours.
     pub another: Option<i32>,
 }
 
@@ -30,7 +30,7 @@ pub struct PidNamespace {
     members: Vec<i32>,
 }
 
-/// What the pid namespace of a process is to ours.
+/// How the pid namespace of a process is related to ours.
 enum Relation {
     Child(PidNamespace),
     Other,
@@ -38,7 +38,7 @@ enum Relation {
     Unknown,
 }
 
-/// Looks at each process once.
+/// Reads the pid namespace of each process.
 pub fn of_processes(subtree: &Subtree, deadline: Deadline) -> Result<Found, Refusal> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let proc = retry(|| open("/proc", flags, Mode::empty())).context(Reason::Broken, "open /proc")?;
@@ -67,7 +67,7 @@ pub fn of_processes(subtree: &Subtree, deadline: Deadline) -> Result<Found, Refu
                     found.children.push(namespace);
                     return Ok(());
                 }
-                Relation::Unknown => return Ok(()), // another process of it may be met
+                Relation::Unknown => return Ok(()), // another process of the same namespace may follow
             }
         }
         found.another.get_or_insert(pid);
@@ -97,10 +97,10 @@ impl PidNamespace {
         }
     }
 
-    /// Whether it belongs to our user namespace.
+    /// Whether our user namespace owns it.
     pub fn has_our_users(&self) -> Result<bool, Refusal> {
         let owner = match sys::namespace_owner(&self.descriptor) {
-            Err(Errno::EPERM) => return Ok(false), // to one that is not below ours
+            Err(Errno::EPERM) => return Ok(false), // its owner is not below ours
             owner => owner.and_then(|owner| retry(|| fstat(&owner))),
         };
         let owner = owner.context(Reason::Broken, "get the owner of a pid namespace (NS_GET_USERNS)")?;
@@ -112,7 +112,7 @@ impl PidNamespace {
         self.members.first().copied().unwrap_or_default()
     }
 
-    /// The number here of its pid 1. That is no more than a number: the process may end, and another may get it.
+    /// The pid of its pid 1 in our pid namespace. The process can end and its pid be reused at any time.
     pub fn pid_1(mut self) -> Result<i32, Refusal> {
         let ended = || Refusal::new(Reason::NotRunning, "its pid 1 has ended");
         match sys::pid_in_namespace(&self.descriptor, 1) {
@@ -120,7 +120,7 @@ impl PidNamespace {
             Err(Errno::ESRCH) => return Err(ended()),
             pid => return pid.context(Reason::Broken, "get the pid 1 of a pid namespace (NS_GET_PID_FROM_PIDNS)"),
         }
-        // It is older than all the others, so that most often it has the lowest number.
+        // It is the oldest process, so most often it has the lowest pid.
         self.members.sort_unstable();
         let is_pid_1 = |pid: &i32| {
             let status = Proc::of(*pid).map_err(std::io::Error::from).and_then(|process| process.read("status"));

@@ -9,7 +9,7 @@ use caps::{CapSet, Capability, CapsHashSet};
 use nix::unistd::{Gid, Uid, getgid, getgroups, getuid, setfsgid, setfsuid, setgroups, setresgid};
 use shared::ContainerUid;
 
-/// To look at the namespaces of another user's process, to join them, and to become the container's user.
+/// Needed to open the namespaces of another user's process, to join them, and to become the container's user.
 const NEEDED: [Capability; 5] = [
     Capability::CAP_SYS_PTRACE,
     Capability::CAP_SYS_ADMIN,
@@ -18,7 +18,7 @@ const NEEDED: [Capability; 5] = [
     Capability::CAP_SETGID,
 ];
 
-/// Asked first: what fails later for want of a capability would look like a container that is gone.
+/// Checked first: a later failure for lack of a capability would look like a container that has ended.
 pub fn must_suffice_to_enter() -> Result<(), Refusal> {
     let has = sys::change_capabilities(|| caps::read(None, CapSet::Effective));
     let has = has.context(Reason::Broken, "read our own capabilities")?;
@@ -30,7 +30,7 @@ pub fn must_suffice_to_enter() -> Result<(), Refusal> {
     Err(Refusal::new(Reason::Misconfigured, cause))
 }
 
-/// Leaves every supplementary group. In a user namespace with `setgroups deny` nobody can do it any more.
+/// Drops every supplementary group. In a user namespace with `setgroups deny` that is impossible.
 pub fn leave_groups() -> Result<(), Refusal> {
     sys::set_groups(&[]).context(Reason::Broken, "drop root's groups")
 }
@@ -43,13 +43,13 @@ pub fn become_user(container: ContainerUid) -> Result<(), Refusal> {
         .context(Reason::Broken, "become the container's user")
 }
 
-/// In the container's user namespace: becomes its user. That takes no capability away: the node's uid 0 is nobody there, and hence not root.
+/// In the container's user namespace: becomes its user. This drops no capability, because the node's uid 0 is not root there.
 pub fn become_user_inside(container: ContainerUid) -> Result<(), Refusal> {
     let Ids { uid, gid } = Ids::of(container);
     sys::become_user(uid, gid).context(Reason::Broken, "become the container's user in its user namespace")
 }
 
-/// Gives up every capability, and sees to it that nothing is left: no capability, no id but the container's, no group but these, and no way back.
+/// Drops every capability, and verifies that no capability, no id but the container's, no other group, and no way to become root is left.
 pub fn drop_all(container: ContainerUid, groups: &[u32]) -> Result<(), Refusal> {
     sys::clear_capabilities().context(Reason::Broken, "give up every capability")?;
     let has = |set| sys::change_capabilities(|| caps::read(None, set));
@@ -77,7 +77,7 @@ pub fn stay_root(bounding_set: u64) -> Result<(), Refusal> {
     keep_capabilities(&kept).context(Reason::Broken, "drop capabilities")
 }
 
-/// For an application that becomes the user by itself: it reaches files as the user from here on, and keeps what it needs for that.
+/// For `join=now`, whose application becomes the user itself: keeps the capabilities for that, and accesses files as the user from here on.
 pub fn keep_for_join_now(container: ContainerUid) -> Result<(), Refusal> {
     let (uid, gid) = (Uid::from_raw(container.get()), Gid::from_raw(container.get()));
     retry(|| setgroups(&[gid])).context(Reason::Broken, "drop root's groups")?;
@@ -100,9 +100,8 @@ const KEPT_FOR_JOIN_NOW: [Capability; 6] = [
     Capability::CAP_AUDIT_WRITE,
 ];
 
-/// What root needs inside a container to look after its files, processes and network. Not among them is to mount, to make device nodes, to load
-/// modules, or to open files by handle (CAP_DAC_READ_SEARCH), which finds those of the host. That is no wall: /proc/sys and the device nodes that
-/// are there ask for the uid 0 alone.
+/// What root needs inside a container to manage its files, processes and network. Root cannot mount, make device nodes, load modules, or open
+/// the node's files by handle (CAP_DAC_READ_SEARCH). This is not a security boundary: /proc/sys and existing device nodes check only for uid 0.
 const KEPT_BY_ROOT: [Capability; 11] = [
     Capability::CAP_CHOWN,
     Capability::CAP_DAC_OVERRIDE,
@@ -117,12 +116,12 @@ const KEPT_BY_ROOT: [Capability; 11] = [
     Capability::CAP_SYS_PTRACE,
 ];
 
-/// Each change by itself, so that an interrupted one is made again while the capability to make it is still there.
+/// One change at a time, so that a call that a signal interrupts can be repeated while the process still has the capability for it.
 fn keep_capabilities(kept: &[Capability]) -> nix::Result<()> {
     let kept: CapsHashSet = kept.iter().copied().collect();
     sys::bound_capabilities(kept.iter().fold(0, |mask, capability| mask | capability.bitmask()))?;
     sys::change_capabilities(|| caps::clear(None, CapSet::Ambient))?;
-    // From what there is, which may be less: a service manager may have taken some away.
+    // A service manager may have dropped some of them already.
     let kept: CapsHashSet =
         sys::change_capabilities(|| caps::read(None, CapSet::Permitted))?.intersection(&kept).copied().collect();
     sys::change_capabilities(|| caps::set(None, CapSet::Effective, &kept))?;

@@ -1,7 +1,7 @@
-//! What /proc shows of a process: its files, its namespaces, the numbers in its status.
+//! Reads a process's directory in /proc: files, namespaces, fields of its status.
 //!
-//! Nothing here decides anything: [`leader`](crate::leader) and [`link_rules`](crate::link_rules) do. A process may end at any moment, so its directory
-//! is held open, and never found again by its number.
+//! The directory is held open, because a process can end and its pid be reused at any moment. Nothing is decided here, but in
+//! [`leader`](crate::leader) and [`link_rules`](crate::link_rules).
 
 use crate::sys::retry;
 use nix::dir::Dir;
@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 
-/// What tells two files apart, namespaces among them.
+/// The identity of a file or a namespace.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Inode {
     device: u64,
@@ -32,12 +32,12 @@ impl From<FileStat> for Inode {
     }
 }
 
-/// A directory of /proc. Held open, it stays that process's: once the process has gone, every look-up in it fails with ESRCH.
+/// A process's directory in /proc. Once the process has ended, every lookup in it fails with ESRCH.
 #[derive(Debug)]
 pub struct Proc(OwnedFd);
 
 impl Proc {
-    /// The process of this number, as /proc here counts them.
+    /// The process with this pid, in the pid namespace of /proc.
     pub fn of(pid: i32) -> nix::Result<Self> {
         Self::at(&format!("/proc/{pid}"))
     }
@@ -61,12 +61,12 @@ impl Proc {
         self.at_name(name, OFlag::O_WRONLY)
     }
 
-    /// Opens what one of its links leads to, as no more than a place (O_PATH).
+    /// Opens the target of one of its links with O_PATH.
     pub fn open_path(&self, name: &str) -> nix::Result<OwnedFd> {
         self.at_name(name, OFlag::O_PATH)
     }
 
-    /// Opens one of its directories, or one that a link of its leads to, as no more than a place (O_PATH).
+    /// Opens one of its directories, or the directory that one of its links leads to, with O_PATH.
     pub fn open_directory(&self, name: &str) -> nix::Result<OwnedFd> {
         self.at_name(name, OFlag::O_PATH | OFlag::O_DIRECTORY)
     }
@@ -75,8 +75,8 @@ impl Proc {
         retry(|| openat(&self.0, name, flags | OFlag::O_CLOEXEC, Mode::empty())).map_err(|errno| self.cause(errno))
     }
 
-    /// Of a link of a process that ends while it is followed, Linux says EACCES (proc_ns_get_link() and proc_pid_get_link()). That is also what
-    /// it says of a link that may not be followed: then the process is still there.
+    /// If a process ends while one of its links is followed, Linux returns EACCES (proc_ns_get_link() and proc_pid_get_link()), as for a link
+    /// that may not be followed. Only in the second case does the process still exist.
     fn cause(&self, errno: Errno) -> Errno {
         match errno {
             Errno::EACCES => retry(|| fstatat(&self.0, "status", AtFlags::empty())).err().unwrap_or(errno),
@@ -94,7 +94,7 @@ impl Proc {
         self.at_namespace("", name)
     }
 
-    /// What is in one of its directories.
+    /// The names in one of its directories.
     pub(crate) fn names(&self, directory: &str) -> nix::Result<Vec<String>> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let mut directory = retry(|| Dir::openat(&self.0, directory, flags, Mode::empty()))?;
@@ -105,7 +105,7 @@ impl Proc {
         Ok(names)
     }
 
-    /// The same as [`Proc::namespace`] of one of its threads: `task/PID/`.
+    /// [`Proc::namespace`] for one of its threads: `task/PID/`.
     pub(crate) fn at_namespace(&self, thread: &str, name: &str) -> nix::Result<Inode> {
         let link = format!("{thread}ns/{name}");
         let status = retry(|| fstatat(&self.0, link.as_str(), AtFlags::empty()));
@@ -115,12 +115,12 @@ impl Proc {
 
 /// Reads an open file of /proc whole, see [`Proc::read`].
 pub fn read_whole(file: OwnedFd) -> std::io::Result<String> {
-    let mut text = Vec::with_capacity(4096); // the kernel gives no size, and std would begin with 32 bytes
+    let mut text = Vec::with_capacity(4096); // /proc reports no size, and std would begin with 32 bytes
     File::from(file).read_to_end(&mut text)?;
     Ok(text_of(&text))
 }
 
-/// A NUL stands where bytes are no UTF-8, and not U+FFFD: a tenant can give that name to a directory next to the one that is meant.
+/// Replaces invalid UTF-8 by NUL, which no file name has. A tenant could give a name with U+FFFD to another directory.
 pub(crate) fn text_of(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {

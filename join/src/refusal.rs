@@ -1,18 +1,18 @@
 //! Why a login is refused: one plain sentence for the user, one line with the cause for the operator.
 //!
-//! The sentences that users read are in this file and in no other. What leads to a refusal is where it happens.
+//! All sentences that users read are in this file. The causes are where each refusal happens.
 
 use nix::errno::Errno;
 use std::fmt;
 
-/// What the user is told. The operator's cause is [`Refusal::cause`].
+/// The reason, by which the user reads a sentence. The operator reads [`Refusal::cause`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reason {
     /// The account is not a container that exists here.
     NoContainer,
     /// Container users log in with keys; no password module may run for them.
     KeysOnly,
-    /// The container has no pid 1, or it ended while we looked.
+    /// The container has no pid 1, or it ended during the login.
     NotRunning,
     /// The container's pid 1 still runs its engine's program.
     Starting,
@@ -28,7 +28,7 @@ pub enum Reason {
     NoPidNamespace,
     /// The linked cgroup has processes of more than one container.
     TwoContainers,
-    /// More cgroups are below the linked one than are looked at.
+    /// More cgroups are below the linked one than are walked.
     TooManyGroups,
     /// The container's user namespace gives its user a number on the node that no session may have.
     BadMap,
@@ -43,7 +43,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// Each of them, in the order of their numbers.
+    /// All of them, in the order of their values.
     pub const ALL: [Self; 16] = [
         Self::NoContainer,
         Self::KeysOnly,
@@ -63,7 +63,7 @@ impl Reason {
         Self::Broken,
     ];
 
-    /// Its name for machines.
+    /// Its name in JSON and metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::NoContainer => "no-container",
@@ -118,12 +118,12 @@ impl Reason {
     }
 }
 
-/// A login that ends here.
+/// The error of this crate: a login that is refused.
 #[derive(Debug)]
 pub struct Refusal {
-    /// What the user is told.
+    /// Decides what the user reads.
     pub reason: Reason,
-    /// What the operator is told: the step, and the name of the errno if there is one.
+    /// For the operator: the step, and the name of the errno if there is one.
     pub cause: String,
 }
 
@@ -144,7 +144,7 @@ impl Refusal {
     }
 }
 
-/// Turns the failure of a system call into a refusal that names the step.
+/// Turns an errno into a refusal that names the step, as anyhow's `Context` does.
 pub trait Context<T> {
     /// The value, or a refusal for this reason that names the step and the errno.
     fn context(self, reason: Reason, step: impl fmt::Display) -> Result<T, Refusal>;

@@ -1,6 +1,6 @@
 //! How many logins were refused since boot, by container and reason: counters in `/run/unbit/refusals`, one file for each container.
 //!
-//! A file is a page of numbers that every process maps and adds to, so nobody waits for anybody, however a login ends.
+//! A file is a page of counters, which every process maps and increments atomically. So no login waits for another, however one ends.
 //!
 //! No login depends on a counter.
 
@@ -24,18 +24,18 @@ const NO_CONTAINER: &str = "other";
 /// The bytes of a file: more than there will ever be reasons.
 const SIZE: usize = 4096;
 
-/// Counts one more. Only for a process that sees the node's /run.
+/// Counts a refusal. The calling process must see the node's /run.
 pub fn count(container: Option<ContainerUid>, reason: Reason) -> Result<(), Refusal> {
     let name = container.map_or_else(|| NO_CONTAINER.to_owned(), |container| container.to_string());
     let file = run_directory::open_file("refusals", &name)?;
-    // To write to a page that cannot be had would be a SIGBUS.
+    // Allocates the page: a write to a hole in a full file system is a SIGBUS.
     let room = libc::off_t::try_from(SIZE).map_err(|_| Errno::EOVERFLOW);
     room.and_then(|room| sys::retry(|| fallocate(&file, FallocateFlags::empty(), 0, room)))
         .and_then(|()| sys::add_one(&file, SIZE, reason as usize))
         .context(Reason::Broken, format_args!("count in {DIRECTORY}/{name}"))
 }
 
-/// How many there were for each reason; nothing if there was none at all. `None` is for names that are no container's.
+/// The counters by reason; empty if no login was refused. `None` is for names that are no container's.
 pub fn counted(directory: &Path, container: Option<ContainerUid>) -> io::Result<Vec<(Reason, u64)>> {
     let name = container.map_or_else(|| NO_CONTAINER.to_owned(), |container| container.to_string());
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;

@@ -1,6 +1,6 @@
-//! The root directory of the container's pid 1: it must be the root of its mount namespace, because that is where setns(2) leads.
+//! Verify: the root directory of the container's pid 1 must be the root of its mount namespace, which setns(2) makes a session's root.
 //!
-//! A pid 1 in a chroot(2) has a root directory of its own, and a session that joined its mount namespace would see the files around it.
+//! If pid 1 is in a chroot(2), a session that joins its mount namespace sees the files outside the chroot.
 
 use crate::leader::Leader;
 use crate::proc::Proc;
@@ -9,7 +9,7 @@ use crate::sys::{self, FileId, retry};
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
-/// Where a session has to find itself once it has joined the mount namespace.
+/// The root directory that a session must have after it has joined the mount namespace.
 #[derive(Debug)]
 pub struct RootDirectory {
     theirs: FileId,
@@ -17,14 +17,14 @@ pub struct RootDirectory {
 }
 
 impl RootDirectory {
-    /// Looks at pid 1's root directory, and refuses the node's, and one that is not the root of its mount namespace.
+    /// Refuses a pid 1 whose root directory is the node's, or is not the root of its mount namespace.
     pub fn of(leader: &Leader) -> Result<Self, Refusal> {
         let root = leader
             .proc
             .open_directory("root")
             .context(Reason::NotRunning, format_args!("open /proc/{}/root", leader.pid))?;
         let theirs = sys::file_id(&root).context(Reason::Broken, "look at the root directory of its pid 1")?;
-        // For us it is a directory like any other, so that ".." leads out of it, unless it is the top (path_resolution(7)).
+        // We are outside its chroot, so ".." leads out of it, unless it is the root of the mount namespace (path_resolution(7)).
         let above = retry(|| openat(&root, "..", PATH, Mode::empty()))
             .and_then(|above| sys::file_id(&above))
             .context(Reason::Broken, "look above the root directory of its pid 1")?;
@@ -40,7 +40,7 @@ impl RootDirectory {
         Ok(found)
     }
 
-    /// After the mount namespace is joined: `/` must be what pid 1 has, and not what the node has.
+    /// Checks, after the mount namespace was joined, that `/` is pid 1's root directory and not the node's.
     pub fn must_be_here(&self) -> Result<(), Refusal> {
         let here = retry(|| open("/", PATH, Mode::empty()))
             .and_then(|root| sys::file_id(&root))

@@ -1,6 +1,6 @@
-//! Where root keeps what ends with the machine: `/run/unbit`.
+//! Opens files in root's runtime directory `/run/unbit`, which a reboot empties.
 //!
-//! Nothing that a tenant can write to is kept here.
+//! No tenant can write there. What is in the files is decided by the callers.
 
 use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::retry;
@@ -9,7 +9,7 @@ use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 use std::os::fd::OwnedFd;
 
-/// Opens a file of a directory in /run/unbit; both are made if they are not there. Root alone may write on the way to it, and read what is there.
+/// Opens a file in a directory of /run/unbit, and makes both if they do not exist. Only root may write to any component, and read the files.
 pub fn open_file(directory_name: &str, file_name: &str) -> Result<OwnedFd, Refusal> {
     let path = format!("/run/unbit/{directory_name}");
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

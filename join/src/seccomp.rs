@@ -1,14 +1,16 @@
-//! A filter of system calls for a session whose pid 1 has one (seccomp(2)).
+//! The seccomp(2) filter of a session whose pid 1 has a filter.
 //!
-//! A filter that a process has cannot be taken over. This one denies what the default profiles of Docker (moby, `profiles/seccomp/default.json`)
-//! and podman (containers/common, `pkg/seccomp/seccomp.json`) deny a process without capabilities: what either of them denies. pid 1's own may deny
-//! more.
+//! The filter of another process cannot be taken over. This one denies every call that the default profile of Docker (moby,
+//! `profiles/seccomp/default.json`) or of podman (containers/common, `pkg/seccomp/seccomp.json`) denies a process without capabilities. pid 1's
+//! own filter can deny more.
+//!
+//! Whether a session gets the filter is decided in [`confinement`](crate::confinement).
 
 use crate::sys;
 use libc::{c_long, sock_filter as Instruction};
 use nix::errno::Errno;
 
-/// linux/audit.h: how this program's system calls are numbered.
+/// AUDIT_ARCH_... of linux/audit.h for this program.
 #[cfg(target_arch = "x86_64")]
 const ARCHITECTURE: Option<u32> = Some(0xc000_003e);
 #[cfg(target_arch = "aarch64")]
@@ -18,7 +20,7 @@ const ARCHITECTURE: Option<u32> = Some(0xc000_00f3);
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")))]
 const ARCHITECTURE: Option<u32> = None;
 
-/// What fails with EPERM, whatever the arguments.
+/// The calls that fail with EPERM, whatever the arguments.
 const DENIED: &[c_long] = &[
     libc::SYS_acct,
     libc::SYS_add_key,
@@ -80,7 +82,7 @@ const DENIED: &[c_long] = &[
     libc::SYS_vmsplice,
 ];
 
-/// The same of those that x86 has besides, most of them for long gone.
+/// More such calls, which only x86 has; the kernel has removed most of them.
 #[cfg(target_arch = "x86_64")]
 const DENIED_ON_X86: &[c_long] = &[
     libc::SYS__sysctl,
@@ -100,7 +102,7 @@ const QUOTACTL_FD: c_long = 443;
 const FUTEX_WAITV: c_long = 449;
 const SET_MEMPOLICY_HOME_NODE: c_long = 450;
 const CACHESTAT: c_long = 451;
-/// What is newer than fchmodat2 (Linux 6.6) not every profile allows: it does not exist in a session.
+/// Not every profile allows calls newer than fchmodat2 (Linux 6.6), so they fail with ENOSYS.
 const NEWEST: u32 = 452;
 /// The numbers of x32, which are x86_64's with this bit.
 const X32: u32 = 0x4000_0000;
@@ -111,44 +113,44 @@ const PERSONALITIES: [u32; 5] = [0, 8, 0x20000, 0x20008, 0xffff_ffff];
 
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const NOT_PERMITTED: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
-/// What libaudit takes for a kernel without audit, so that libpam logs nothing (audit_open(3)); podman's profile has it too.
+/// With this errno libaudit assumes a kernel without audit, and libpam logs no error (audit_open(3)). podman's profile has it as well.
 const NO_AUDIT: u32 = libc::SECCOMP_RET_ERRNO | libc::EINVAL as u32;
 const NO_SUCH_CALL: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 
-/// Where the kernel puts what it asks about, `struct seccomp_data`.
+/// Offsets in `struct seccomp_data`.
 const NUMBER_AT: u32 = 0;
 const ARCHITECTURE_AT: u32 = 4;
-/// The low half of an argument, on machines that keep that first.
+/// The low half of an argument on a little-endian machine.
 const fn argument_at(index: u32) -> u32 {
     16 + 8 * index
 }
 
-/// Filters the system calls of this process and of all that it starts. Takes CAP_SYS_ADMIN, or no_new_privs.
+/// Filters the system calls of this process and its descendants. Needs CAP_SYS_ADMIN or no_new_privs.
 pub fn apply() -> nix::Result<()> {
     sys::filter_system_calls(&filter().ok_or(Errno::EOPNOTSUPP)?)
 }
 
-/// A word of what the kernel asks about.
+/// Loads a word of `struct seccomp_data`.
 const fn load(at: u32) -> Instruction {
     instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, at, 0)
 }
 
-/// The verdict.
+/// Returns the verdict.
 const fn ret(verdict: u32) -> Instruction {
     instruction(libc::BPF_RET | libc::BPF_K, verdict, 0)
 }
 
-/// Passes over the next so many instructions unless the word is this one.
+/// Skips the next `over` instructions unless the loaded word is this value.
 const fn unless_equal(value: u32, over: u8) -> Instruction {
     instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value, over)
 }
 
-/// The same unless it is at least this one.
+/// Skips them unless the word is at least this value.
 const fn unless_at_least(value: u32, over: u8) -> Instruction {
     instruction(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, value, over)
 }
 
-/// The same unless it has any of these bits.
+/// Skips them unless the word has any of these bits.
 const fn unless_any_bit(bits: u32, over: u8) -> Instruction {
     instruction(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, bits, over)
 }
@@ -157,7 +159,7 @@ const fn instruction(code: u32, k: u32, jf: u8) -> Instruction {
     Instruction { code: code as u16, jt: 0, jf, k }
 }
 
-/// The filter; `None` where nobody has written one.
+/// The filter; `None` on an architecture that has none here.
 fn filter() -> Option<Vec<Instruction>> {
     let mut program = vec![
         load(ARCHITECTURE_AT),
@@ -173,7 +175,7 @@ fn filter() -> Option<Vec<Instruction>> {
     for number in DENIED.iter().chain(DENIED_ON_X86) {
         program.extend([unless_equal(*number as u32, 1), ret(NOT_PERMITTED)]);
     }
-    // Its flags are in memory, where a filter sees nothing. glibc then uses clone(2).
+    // Its flags are in memory, which a filter cannot read. glibc falls back to clone(2).
     program.extend([unless_equal(libc::SYS_clone3 as u32, 1), ret(NO_SUCH_CALL)]);
     let clone = [load(argument_at(0)), unless_any_bit(NAMESPACES, 1), ret(NOT_PERMITTED), ret(ALLOW)];
     let personality: Vec<_> = [load(argument_at(0))]

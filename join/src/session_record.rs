@@ -1,7 +1,7 @@
-//! What sshd's monitor writes down of a session, for root to read: behind its lock, at the place of its slot in `/run/unbit/sessions/30001`.
+//! The record of a session, which sshd's monitor writes to its slot in `/run/unbit/sessions/30001`, for root to read.
 //!
-//! The lock says that there is a session, and whose; see [`sessions`](crate::sessions). The record only describes it. It names its writer and the
-//! moment, so that one that an earlier session has left in the slot is not taken for this one's.
+//! The lock on the slot says that there is a session, and whose: see [`sessions`](crate::sessions). The record only describes it. It has the
+//! writer's pid, so that the record of an earlier session in the same slot is not taken for this one's.
 
 use nix::time::{ClockId, clock_gettime};
 use std::str;
@@ -12,13 +12,13 @@ pub const SIZE: usize = 1024;
 /// The first line of a record: its format.
 const FORMAT: &str = "unbit 1";
 
-/// Follows a text that was cut.
+/// Follows a text that was truncated.
 const CUT: &str = "...";
 
-/// One session, as PAM knows it when the session opens. Texts are escaped by whoever writes them, and are one line each.
+/// One session, as PAM describes it when it opens. Each text is one line, which the writer has escaped.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Record {
-    /// Who holds the lock.
+    /// The process that holds the lock.
     pub pid: u32,
     /// When the session was opened, in milliseconds since boot (CLOCK_BOOTTIME, as is a process's start in /proc).
     pub opened: u64,
@@ -41,7 +41,7 @@ pub fn now() -> u64 {
 }
 
 impl Record {
-    /// The record as it is written, all of it.
+    /// The whole record, as it is written.
     pub fn to_bytes(&self) -> [u8; SIZE] {
         let Self { pid, opened, service, address, port, terminal, key } = self;
         let mut text = format!("{FORMAT}\n{pid}\n{opened}\n{service}\n{address}\n{port}\n{terminal}\n{key}");
@@ -56,7 +56,7 @@ impl Record {
         bytes
     }
 
-    /// What was written, if it is whole.
+    /// Reads a record; `None` unless it is complete.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let text = bytes.split(|byte| *byte == 0).next()?;
         let mut lines = str::from_utf8(text).ok()?.strip_suffix('\n')?.split('\n');

@@ -1,8 +1,8 @@
-//! How many sessions a container has, counted by the kernel.
+//! Counts and limits the sessions of a container.
 //!
-//! Each session holds a record lock (F_SETLK of fcntl(2)) on one byte of `/run/unbit/sessions/30001`. The lock is its monitor's and ends with it, however
-//! that ends, so nothing has to be cleaned up and nothing can be miscounted. The file's content says whose session it is, see
-//! [`Record`](crate::session_record::Record): the kernel names the process that holds a lock, and what another process wrote does not count.
+//! Each session holds a record lock (F_SETLK of fcntl(2)) on one byte of `/run/unbit/sessions/30001`, its slot. The kernel releases the lock
+//! when sshd's monitor ends, however it ends, so nothing has to be cleaned up or can be miscounted. The file also has a
+//! [`Record`](crate::session_record::Record) for each slot. Only a record of the process that holds the lock counts.
 
 use crate::refusal::{Context, Reason, Refusal};
 use crate::run_directory;
@@ -21,19 +21,19 @@ use std::path::Path;
 /// The largest number of sessions that `sessions=` allows.
 pub const MAX_SESSIONS: u32 = 1024;
 
-/// One session's place. It is given back when this is dropped in the process that took it, or when that ends.
+/// A session's slot. It is released when the process that took it drops this or ends.
 ///
-/// A process must not hold two for the same container: to close one file drops every lock that the process has on it.
+/// A process must not hold two slots of one container: closing a file releases all locks that the process has on it (fcntl(2)).
 #[derive(Debug)]
 pub struct Slot {
     file: File,
     number: u32,
-    /// Whose.
+    /// The container that it counts for.
     pub container: ContainerUid,
 }
 
 impl Slot {
-    /// Takes the first free place of so many.
+    /// Takes the first free slot below the limit.
     pub fn take(container: ContainerUid, limit: u32) -> Result<Self, Refusal> {
         let file = run_directory::open_file("sessions", &container.to_string())?;
         let counting = "count the container's sessions";
@@ -53,7 +53,7 @@ impl Slot {
         Err(Refusal::new(Reason::TooManySessions, cause))
     }
 
-    /// Writes down what session it is. Without that the session is seen all the same, by its lock.
+    /// Writes the record. Without one, the lock still shows the session.
     pub fn describe(&self, record: &Record) -> io::Result<()> {
         self.file.write_all_at(&record.to_bytes(), offset_of(self.number))
     }
@@ -78,7 +78,7 @@ pub fn count(directory: &Path, container: ContainerUid) -> Option<usize> {
 pub struct Open {
     /// The process that holds its lock: sshd's monitor, or the application that entered by `join=now`.
     pub pid: i32,
-    /// What that process wrote. Nothing as long as it logs in.
+    /// The record of that process; `None` until it is written.
     pub record: Option<Record>,
 }
 
@@ -91,7 +91,7 @@ pub fn open_sessions(directory: &Path, container: ContainerUid) -> io::Result<Ve
             file.read_exact_at(&mut bytes, offset_of(slot)).ok()?;
             Record::parse(&bytes)
         };
-        // Another may have begun to write in between: what is read twice is whole.
+        // A record that reads the same twice was not being written.
         let record = read().filter(|record| Some(record) == read().as_ref());
         Open { pid, record: record.filter(|record| i32::try_from(record.pid) == Ok(pid)) }
     });
@@ -110,7 +110,7 @@ pub fn containers(directory: &Path) -> io::Result<Vec<ContainerUid>> {
     Ok(all)
 }
 
-/// The file of a container's, if it has had a session since boot.
+/// A container's file, if it has had a session since boot.
 fn open_to_read(directory: &Path, container: ContainerUid) -> io::Result<Option<File>> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     match File::options().read(true).custom_flags(flags.bits()).open(directory.join(container.to_string())) {
@@ -120,14 +120,14 @@ fn open_to_read(directory: &Path, container: ContainerUid) -> io::Result<Option<
     }
 }
 
-/// Whether a place below the limit is enough. Where the limit was higher until now, others are taken above it, and all of them count.
+/// Whether the limit holds with slots above it counted as well, which were taken when the limit was higher.
 fn has_room(file: &OwnedFd, limit: u32) -> nix::Result<bool> {
     let above = limit.into()..MAX_SESSIONS.into();
     Ok(held(file, above)?.is_empty() || held(file, 0..MAX_SESSIONS.into())?.len() < limit as usize)
 }
 
-/// The locked bytes of a range, each with the process that holds it. fcntl(2) reports one lock of the range, in no particular order, so the bytes on
-/// either side are asked about too.
+/// The locked bytes of a range, each with the process that holds it. F_GETLK reports any one lock in a range, so the bytes on both sides of
+/// it are queried again.
 fn held(file: &impl AsFd, range: Range<libc::off_t>) -> nix::Result<Vec<(u32, i32)>> {
     let (mut held, mut left) = (Vec::new(), vec![range]);
     while let Some(range) = left.pop().filter(|range| !range.is_empty()) {
@@ -143,7 +143,7 @@ fn held(file: &impl AsFd, range: Range<libc::off_t>) -> nix::Result<Vec<(u32, i3
     Ok(held)
 }
 
-/// A lock of another process in this range, and the number of that process.
+/// A lock of another process in this range, and its pid.
 fn lock_in(file: &impl AsFd, range: &Range<libc::off_t>) -> nix::Result<Option<(Range<libc::off_t>, i32)>> {
     let mut lock = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
@@ -153,7 +153,7 @@ fn lock_in(file: &impl AsFd, range: &Range<libc::off_t>) -> nix::Result<Option<(
         l_pid: 0,
     };
     retry(|| fcntl(file.as_fd(), FcntlArg::F_GETLK(&mut lock)))?;
-    // A length of 0 reaches to the end of the file, wherever that will be.
+    // A length of 0 means up to the end of the file.
     let end = if lock.l_len == 0 { libc::off_t::MAX } else { lock.l_start + lock.l_len };
     Ok((lock.l_type != libc::F_UNLCK as libc::c_short).then_some((lock.l_start..end, lock.l_pid)))
 }

@@ -1,9 +1,9 @@
-//! A cgroup and all cgroups below it: which processes are in it, and whether one is.
+//! A cgroup with all cgroups below it: lists its processes, and says whether a process is in it.
 //!
-//! Root inside a container makes groups below its own, as many and as deep as it likes. So the walk opens one name at a time and holds one
-//! descriptor, whatever the depth, and it ends by the deadline and by a number of groups.
+//! Root inside a container can make cgroups below its own, as many and as deep as it likes. So the walk holds one descriptor, whatever the
+//! depth, and ends at the deadline or at a maximum number of cgroups.
 //!
-//! Which of these processes is the pid 1 is asked in [`pid_namespaces`](crate::pid_namespaces).
+//! Which process is pid 1 is decided in [`pid_namespaces`](crate::pid_namespaces).
 
 use crate::cgroups::{self, Version};
 use crate::deadline::Deadline;
@@ -18,7 +18,7 @@ use nix::unistd::read;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// As many groups as are looked at.
+/// The maximum number of cgroups that are walked.
 const MAX_GROUPS: usize = 32_768;
 
 const DIRECTORY: OFlag =
@@ -32,21 +32,21 @@ pub struct Subtree {
     version: Version,
 }
 
-/// A group on the way down, and its children that are still to be entered.
+/// A cgroup on the path down, and its children that have not been walked yet.
 struct Level {
     inode: Inode,
     children: Vec<CString>,
 }
 
 impl Subtree {
-    /// The cgroup of this directory, unless it is the top of what is mounted there.
+    /// The cgroup of this directory; `None` for the root of the mount.
     pub fn of(directory: OwnedFd) -> nix::Result<Option<Self>> {
         let inode = inode_of(&directory)?;
         let version = cgroups::version_of(&directory)?;
         Ok(above(&directory, inode)?.map(|_| Self { directory, inode, version }))
     }
 
-    /// Whether a process is in this group or in one below it.
+    /// Whether a process is in this cgroup or in one below it.
     pub fn holds(&self, process: &Proc) -> Result<bool, Refusal> {
         cgroups::any_of(process, self.version, |group| {
             let mut inode = inode_of(group)?;
@@ -63,7 +63,7 @@ impl Subtree {
         })
     }
 
-    /// Calls `found` with the number of each process, as /proc counts here. One that moves meanwhile may be found twice, or not at all.
+    /// Calls `found` with the pid of each process. A process that moves in the meantime can be found twice or not at all.
     pub fn for_each_process(
         &self,
         deadline: Deadline,
@@ -105,7 +105,7 @@ impl Subtree {
     }
 }
 
-/// Reads a group's processes and the names of its children.
+/// Reads a cgroup's processes and the names of its children.
 fn enter(
     group: &OwnedFd,
     is_top: bool,
@@ -125,7 +125,7 @@ fn enter(
                 found(pid)?;
             }
         }
-        // In a threaded group (cgroups(7)). The group above that is not threaded lists all its processes.
+        // A threaded cgroup (cgroups(7)). The nearest cgroup above that is not threaded lists its processes.
         Err(Errno::EOPNOTSUPP) if !is_top => {}
         Err(Errno::EOPNOTSUPP) => return Err(Refusal::new(Reason::BadLink, "the link leads to a threaded cgroup")),
         Err(errno @ (Errno::ENOENT | Errno::ENODEV)) if is_top => return Err(gone(errno)),
@@ -136,18 +136,18 @@ fn enter(
         return Err(Refusal::new(Reason::NotAnswering, "there was no time left to look at all its cgroups"));
     }
     let status = retry(|| fstat(group)).map_err(failed)?;
-    // kernfs counts a directory's own directories there, and most groups have none.
+    // kernfs counts subdirectories in st_nlink, and most cgroups have none.
     let has_children = status.st_nlink > 2;
     let children = if has_children { names_of_children(group).map_err(failed)? } else { Vec::new() };
     Ok(Level { inode: status.into(), children })
 }
 
-/// The numbers of a cgroup.procs. 0 is a process that is in no pid namespace below ours.
+/// The pids in a cgroup.procs. 0 stands for a process outside our pid namespace.
 pub(crate) fn processes(text: &str) -> impl Iterator<Item = i32> {
     text.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(|pid| *pid > 0)
 }
 
-/// Reads the numbers of a group's processes. std would ask for the size first, twice for each of so many files.
+/// Reads a cgroup.procs. std would call statx(2) and lseek(2) for each of so many files.
 fn read_processes(group: &OwnedFd) -> nix::Result<String> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let file = retry(|| openat(group, "cgroup.procs", flags, Mode::empty()))?;
@@ -180,7 +180,7 @@ fn names_of_children(group: &OwnedFd) -> nix::Result<Vec<CString>> {
     Ok(names)
 }
 
-/// The group above; `None` above the top.
+/// The cgroup above; `None` for the root of the mount.
 fn above(directory: &OwnedFd, inode: Inode) -> nix::Result<Option<(OwnedFd, Inode)>> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let above = retry(|| openat(directory, "..", flags, Mode::empty()))?;

@@ -1,8 +1,9 @@
-//! The process that stays outside and waits for one that is inside: it passes signals on, and ends as that one ends, so that whoever started it sees
-//! no difference.
+//! The process that stays outside and waits for its child inside: it forwards signals, and exits as the child exits, so its own parent sees no
+//! difference.
 //!
-//! It never stops itself, and always reaps: a container cannot end before each of its processes has been waited for, and one of them is this
-//! process's child.
+//! It never stops itself, and always reaps its child: a container cannot end before each of its processes has been waited for.
+//!
+//! Nothing here enters a container.
 
 use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, retry};
@@ -18,14 +19,14 @@ use nix::unistd::{ForkResult, Pid, getpid, getppid, setpgid};
 use shared::ContainerUid;
 use std::os::fd::AsFd;
 
-/// The application's signals, held from before a fork until each side of it knows what to do with them.
+/// Blocks the application's signals from before a fork until both processes can handle them.
 pub struct Signals {
     before: SigSet,
     of_children: SigAction,
 }
 
 impl Signals {
-    /// Holds all of them. Where SIGCHLD is ignored nobody learns how a child ended, so it is set back, too.
+    /// Blocks all of them, and sets SIGCHLD to its default: if it is ignored, the exit status of a child is lost.
     pub fn hold() -> Result<Self, Refusal> {
         let of_children = sys::default_signal(Signal::SIGCHLD).context(Reason::Broken, "watch for the child's end")?;
         let mut before = SigSet::empty();
@@ -38,12 +39,12 @@ impl Signals {
         Ok(Self { before, of_children })
     }
 
-    /// To read them by. Made by the process that reads: no child has it.
+    /// A signalfd. The process that reads it makes it, so no child inherits it.
     fn descriptor() -> Result<SignalFd, Refusal> {
         retry(|| SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC)).context(Reason::Broken, "read signals")
     }
 
-    /// Gives the application its signals back.
+    /// Restores the application's signals.
     pub fn release(&self) -> Result<(), Refusal> {
         sys::restore_signal(Signal::SIGCHLD, &self.of_children)
             .and_then(|()| retry(|| sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.before), None)))
@@ -51,12 +52,13 @@ impl Signals {
     }
 }
 
-/// For sshd: the process that forked the session's, and is now left over, outside. It becomes the container's user, keeps nothing that it has
-/// open, and ends with sshd's monitor, its parent, if that ends first.
-/// `ids` are those of the container's user on the node, by which it may signal the session.
+/// Turns sshd's child, which forked the session's process and stays outside, into the supervisor. It becomes the container's user, closes all
+/// descriptors, and is killed if sshd's monitor, its parent, ends first.
+///
+/// `ids` are those of the container's user on the node, which let it signal the session.
 pub fn supervise_session(container: ContainerUid, ids: Ids, child: Pid, signals: &Signals, monitor: Pid) -> Refusal {
     match Signals::descriptor().and_then(|to_read| drop_privileges(container, ids, to_read)) {
-        // The monitor of a short session does not wait for us: then there is nothing to supervise any more.
+        // The monitor has ended, so there is no session to supervise.
         Ok(_) if getppid() != monitor => {
             let _ = kill(child, Signal::SIGKILL);
             sys::exit_now(255)
@@ -69,15 +71,15 @@ pub fn supervise_session(container: ContainerUid, ids: Ids, child: Pid, signals:
     }
 }
 
-/// In the process inside: ends with its supervisor, which is the only one that could end it.
+/// Has the kernel kill the process inside when its supervisor ends, because nobody else would.
 pub fn die_with_supervisor() {
-    // It fails for a number that is no signal, and for nothing else.
+    // It fails only for an invalid signal.
     let _ = retry(|| set_pdeathsig(Signal::SIGKILL));
 }
 
-/// The ids last: as the container's user this process has nothing any more.
+/// Changes the ids last, because the container's user could not do the other steps.
 fn drop_privileges(container: ContainerUid, ids: Ids, kept: SignalFd) -> Result<SignalFd, Refusal> {
-    // No more than a name; an operator can do without.
+    // An operator can do without the title.
     let _ = sys::set_supervisor_title(container.get());
     // Out of the session's process group, which a process inside can signal as a whole: kill(0, SIGSTOP).
     retry(|| setpgid(Pid::from_raw(0), Pid::from_raw(0)))
@@ -99,12 +101,13 @@ fn drop_privileges(container: ContainerUid, ids: Ids, kept: SignalFd) -> Result<
     Ok(kept)
 }
 
-/// For `join=now`: forks twice. The grandchild goes on as the application. The outer error: nothing was forked,
-/// and this is the original process. The inner error: the grandchild failed, and must not return to the application, which would go on as
-/// root on the node.
+/// For `join=now`: forks twice, and returns in the grandchild, which goes on as the application.
 ///
-/// Two processes wait: the original one stops when the application is stopped, so that a shell's job control sees it; the one between never
-/// stops, so that it can always wait for the application. `before_the_second` is done in the one between.
+/// With the outer error nothing was forked. The inner error is returned in a child, which must not return to the application: that would go on
+/// as root on the node.
+///
+/// Two processes wait. The original one stops when the application stops, for a shell's job control. The one in the middle never stops, so it
+/// can always reap the application. It calls `before_the_second`.
 pub fn go_on_in_a_child(
     before_the_second: impl FnOnce() -> Result<(), Refusal>,
 ) -> Result<Result<(), Refusal>, Refusal> {
@@ -130,7 +133,7 @@ enum Side {
     Child,
 }
 
-/// What the parent needs it has before it has a child, so that it cannot fail to supervise.
+/// The parent opens what it needs before it forks, so that it cannot fail to supervise the child.
 fn fork_to_supervise() -> Result<Side, Refusal> {
     let to_read = Signals::descriptor()?;
     Ok(match retry(sys::fork).context(Reason::Broken, "fork")? {
@@ -139,7 +142,7 @@ fn fork_to_supervise() -> Result<Side, Refusal> {
     })
 }
 
-/// The rest of this process's life: until the child ends, and then the same end. `front` is stopped when the child stops.
+/// Waits until the child ends, and exits in the same way. `front` is stopped when the child stops.
 fn supervise(child: Pid, signals: &Signals, to_read: &SignalFd, front: Option<Pid>) -> ! {
     let mut flags = WaitPidFlag::WNOHANG;
     flags.set(WaitPidFlag::WUNTRACED, front.is_some());
@@ -147,15 +150,15 @@ fn supervise(child: Pid, signals: &Signals, to_read: &SignalFd, front: Option<Pi
         match waitpid(child, Some(flags)) {
             Ok(WaitStatus::Exited(_, status)) => sys::exit_now(status),
             Ok(WaitStatus::Signaled(_, signal, _)) => end_by(signal, &signals.before),
-            // When that one is continued, so are we, and by us the child.
+            // When `front` is continued, it continues this process, which continues the child.
             Ok(WaitStatus::Stopped(..)) => drop(front.map(|front| kill(front, Signal::SIGSTOP))),
-            Err(Errno::EINTR) => continue, // the signal that tells of the child may have been read already
+            Err(Errno::EINTR) => continue, // the SIGCHLD may have been read already
             Err(_) => sys::exit_now(255),
             _ => {}
         }
         let Ok(Some(received)) = to_read.read_signal() else { continue };
-        // A terminal's signals come from the kernel and reach the child too, for it is in our process group; but that the line has hung up
-        // only the session's first process is told.
+        // A terminal's signals come from the kernel and reach the child as well, which is in our process group. Only the SIGHUP of a lost
+        // connection is sent to the session leader alone.
         let sent_by_a_process = received.ssi_code <= 0;
         match Signal::try_from(received.ssi_signo as i32) {
             Ok(Signal::SIGCHLD) | Err(_) => {}
@@ -165,7 +168,7 @@ fn supervise(child: Pid, signals: &Signals, to_read: &SignalFd, front: Option<Pi
     }
 }
 
-/// Ends by the signal that ended the child, without a second core file.
+/// Ends by the signal that ended the child, without a core file.
 fn end_by(signal: Signal, before: &SigSet) -> ! {
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
     let _ = sys::default_signal(signal);

@@ -1,6 +1,6 @@
-//! The system calls that nix does not have, or has only as unsafe.
+//! System calls that nix lacks, or has only as unsafe functions.
 //!
-//! Each function is one call with its types. Decisions, messages and refusals are with the callers.
+//! Each function makes one call safe to use. Decisions, messages and refusals belong to the callers.
 #![allow(unsafe_code)]
 
 use nix::dir::Dir;
@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
 
-/// Makes a call again when a signal interrupts it. Nobody who logs in asked for that signal.
+/// Repeats a call that a signal interrupts (EINTR).
 pub fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
     loop {
         match call() {
@@ -65,14 +65,15 @@ pub fn namespace_parent(namespace: &OwnedFd) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// NS_GET_PID_FROM_PIDNS of linux/nsfs.h (Linux 6.11; ENOTTY before): the number here of a process with this number in a pid namespace. Only
-/// for a descriptor on nsfs.
+/// NS_GET_PID_FROM_PIDNS of linux/nsfs.h (Linux 6.11; ENOTTY before): the pid, in our pid namespace, of the process with this pid in another.
+/// Only for a descriptor on nsfs.
 pub fn pid_in_namespace(namespace: &OwnedFd, pid: i32) -> nix::Result<i32> {
     // SAFETY: the request takes a number.
     retry(|| unsafe { ioctls::get_pid(namespace.as_raw_fd(), pid) })
 }
 
-/// Leaves nothing in the bounding set but what is in this mask of bits (PR_CAPBSET_DROP of prctl(2)). What is not there needs no power to go.
+/// Leaves nothing in the bounding set but what is in this mask of bits (PR_CAPBSET_DROP of prctl(2)). Dropping a capability
+/// that is already absent needs no CAP_SETPCAP.
 pub fn bound_capabilities(kept: u64) -> nix::Result<()> {
     for capability in (0..u64::BITS).filter(|capability| kept & (1 << capability) == 0) {
         // SAFETY: takes numbers and touches no memory of ours.
@@ -87,12 +88,12 @@ pub fn bound_capabilities(kept: u64) -> nix::Result<()> {
     Ok(())
 }
 
-/// Changes capabilities by the crate caps, which loses the errno of the call.
+/// Calls a function of the crate caps, whose error lacks the errno of the system call.
 pub fn change_capabilities<T>(call: impl Fn() -> Result<T, caps::errors::CapsError>) -> nix::Result<T> {
     retry(|| call().map_err(|_| Errno::last()))
 }
 
-/// Gives up every capability that this process has.
+/// Drops every capability of this process.
 pub fn clear_capabilities() -> nix::Result<()> {
     use caps::CapSet;
     for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
@@ -101,14 +102,14 @@ pub fn clear_capabilities() -> nix::Result<()> {
     Ok(())
 }
 
-/// Has these supplementary groups and no others. A raw call, for this thread alone: after [`clone_into`] glibc may still remember threads that
-/// exist in the parent only, and would wait for them.
+/// Sets the supplementary groups. A raw call, for this thread alone: after [`clone_into`] glibc can still know threads that only the parent has,
+/// and would wait for them.
 pub fn set_groups(groups: &[u32]) -> nix::Result<()> {
     // SAFETY: reads as many groups as there are.
     retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })).map(drop)
 }
 
-/// Becomes this user and group and nobody else. Raw calls, see [`set_groups`].
+/// Sets all uids and gids. Raw calls, see [`set_groups`].
 pub fn become_user(uid: u32, gid: u32) -> nix::Result<()> {
     // SAFETY: takes numbers.
     retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) }))?;
@@ -116,7 +117,7 @@ pub fn become_user(uid: u32, gid: u32) -> nix::Result<()> {
     retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) })).map(drop)
 }
 
-/// Leaves the keyring of the session before for a new one: keyctl(2), KEYCTL_JOIN_SESSION_KEYRING.
+/// Joins a new session keyring: keyctl(2), KEYCTL_JOIN_SESSION_KEYRING.
 pub fn new_session_keyring() -> nix::Result<()> {
     const JOIN_SESSION_KEYRING: c_int = 1;
     const NO_NAME: *const std::ffi::c_char = std::ptr::null();
@@ -128,7 +129,7 @@ pub fn new_session_keyring() -> nix::Result<()> {
     }
 }
 
-/// Ends the use of the session keyring that this process has, by whoever else has it (KEYCTL_REVOKE).
+/// Revokes the session keyring of this process, for every process that has it (KEYCTL_REVOKE).
 pub fn revoke_session_keyring() -> nix::Result<()> {
     const REVOKE: c_int = 3;
     const SESSION_KEYRING: c_int = -3;
@@ -143,7 +144,7 @@ pub fn can_become_root() -> bool {
     Errno::result(unsafe { libc::syscall(libc::SYS_setresuid, 0, 0, 0) }).is_ok()
 }
 
-/// Ends this process on the spot, with nothing of the application's run on the way.
+/// Ends this process at once, without running the application's exit handlers.
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit(2) takes a number and does not return.
     unsafe { libc::_exit(status) }
@@ -156,10 +157,10 @@ pub fn fork() -> nix::Result<nix::unistd::ForkResult> {
     unsafe { nix::unistd::fork() }
 }
 
-/// Of linux/sched.h. It is beyond the 32 bits that clone(2) takes.
+/// From linux/sched.h. clone(2) has no room for it in its 32 bits of flags.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
-/// The new process of [`clone_into`] or [`clone_sibling`], as its parent and it itself see it.
+/// Which process returns from [`clone_into`] or [`clone_sibling`].
 pub enum Cloned {
     /// In the process that called.
     Parent(Pid),
@@ -167,10 +168,10 @@ pub enum Cloned {
     Child,
 }
 
-/// fork(2) into a cgroup of version 2, given by its directory; where there is none, or the kernel cannot do that (clone3(2), Linux 5.7), as
-/// an ordinary fork. The second value says whether the new process was born in the cgroup.
+/// fork(2) into a cgroup of version 2, given by its directory (clone3(2), Linux 5.7). An ordinary fork if there is none, or the kernel cannot
+/// do that. The second value says whether the new process was created in the cgroup.
 ///
-/// glibc's handlers of fork do not run. They are for locks that other threads hold, and a PAM application has none where it opens a session.
+/// glibc's fork handlers do not run. They are for locks of other threads, which a PAM application does not have when it opens a session.
 pub fn clone_into(cgroup: Option<&OwnedFd>) -> nix::Result<(Cloned, bool)> {
     if let Some(cgroup) = cgroup {
         // SAFETY: all zeros asks for nothing.
@@ -192,7 +193,7 @@ pub fn clone_into(cgroup: Option<&OwnedFd>) -> nix::Result<(Cloned, bool)> {
     Ok((cloned(pid), false))
 }
 
-/// fork(2), but the new process is a child of this one's parent (CLONE_PARENT of clone(2)). Its number goes to `pid`, for that parent to read.
+/// fork(2), but the new process is a child of this process's parent (CLONE_PARENT of clone(2)). Its pid is written to `pid`, for the parent.
 pub fn clone_sibling(pid: &AtomicI32) -> nix::Result<Cloned> {
     let flags = c_long::from(libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID | libc::SIGCHLD);
     // SAFETY: as above; the kernel writes the number of the new process, in this process's memory.
@@ -201,24 +202,24 @@ pub fn clone_sibling(pid: &AtomicI32) -> nix::Result<Cloned> {
     Ok(cloned(pid))
 }
 
-/// An argument of a raw call that is not used.
+/// An unused argument of a raw call.
 const NONE: c_long = 0;
 
 fn cloned(pid: c_long) -> Cloned {
     if pid == 0 { Cloned::Child } else { Cloned::Parent(Pid::from_raw(pid as i32)) }
 }
 
-/// Memory that this process shares with the children that it clones from now on. It is never unmapped.
+/// Memory that this process shares with the children that it clones later. It is never unmapped.
 #[derive(Clone, Copy)]
 pub struct Shared(&'static SharedMemory);
 
-/// What is in it, all zeros to begin with.
+/// Its content, which is zeroed at first.
 pub struct SharedMemory {
-    /// For the number of a process.
+    /// A pid.
     pub pid: AtomicI32,
-    /// For a number that says what the text is.
+    /// What the text is.
     pub kind: AtomicI32,
-    /// For a text.
+    /// A text, padded with zeros.
     pub text: [AtomicU8; 1000],
 }
 
@@ -236,7 +237,7 @@ impl Shared {
         Ok(Self(unsafe { &*memory.cast::<SharedMemory>() }))
     }
 
-    /// Keeps it from the children that this process clones from now on, which must not look at it.
+    /// Keeps it from children that this process clones later (MADV_DONTFORK).
     pub fn keep_from_children(self) -> nix::Result<()> {
         let address = std::ptr::from_ref(self.0).cast_mut().cast();
         // SAFETY: our own mapping, which stays as it is in this process.
@@ -252,7 +253,7 @@ impl std::ops::Deref for Shared {
     }
 }
 
-/// Keeps other processes of the same user from tracing this one, and from what belongs to it in /proc (PR_SET_DUMPABLE of prctl(2)).
+/// Keeps processes of the same user from tracing this one and from its files in /proc (PR_SET_DUMPABLE of prctl(2)).
 pub fn set_not_dumpable() -> nix::Result<()> {
     retry(|| nix::sys::prctl::set_dumpable(false))
 }
@@ -293,7 +294,7 @@ impl Scheduling {
         period: 0,
     };
 
-    /// Of a process, or with 0 of this one.
+    /// The scheduling of a process; 0 is this process.
     pub fn of(pid: i32) -> nix::Result<Self> {
         let mut found = Self::NORMAL;
         let size = size_of::<Self>();
@@ -303,7 +304,7 @@ impl Scheduling {
         Ok(Self { size: size as u32, nice: nice(pid)?, ..found })
     }
 
-    /// What a child of this process has: SCHED_RESET_ON_FORK keeps priority from it, and SCHED_DEADLINE no process hands down.
+    /// What a child inherits: no priority with SCHED_RESET_ON_FORK, and never SCHED_DEADLINE.
     pub fn of_a_child(self) -> Self {
         const RESET_ON_FORK: u64 = 1;
         let policy = self.policy as c_int;
@@ -316,7 +317,7 @@ impl Scheduling {
         }
     }
 
-    /// For this process.
+    /// Applies it to this process.
     pub fn apply(&self) -> nix::Result<()> {
         // SAFETY: the kernel reads the struct, whose size is in it.
         retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const *self, 0) }))?;
@@ -334,7 +335,7 @@ impl Scheduling {
     }
 }
 
-/// The nice value of a process, or with 0 of this one. sched_getattr(2) has it for some policies alone.
+/// The nice value of a process; 0 is this process. sched_getattr(2) reports it for some policies only.
 pub fn nice(pid: i32) -> nix::Result<i32> {
     // SAFETY: takes numbers. The bare call counts from 40 down to 1, so that it is never negative.
     retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, pid) }))
@@ -347,7 +348,7 @@ pub fn set_nice(value: i32) -> nix::Result<()> {
     retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, 0, value) })).map(drop)
 }
 
-/// The I/O priority of a process, or with 0 of this one, ioprio_get(2).
+/// The I/O priority of a process, ioprio_get(2); 0 is this process.
 pub fn io_priority(pid: i32) -> nix::Result<i32> {
     const WHO_PROCESS: c_int = 1;
     // SAFETY: takes numbers.
@@ -366,7 +367,7 @@ pub fn set_io_priority(value: i32) -> nix::Result<()> {
 pub struct CpuSet(Vec<u8>);
 
 impl CpuSet {
-    /// Of a process, or with 0 of this one.
+    /// The CPUs of a process; 0 is this process.
     pub fn of(pid: i32) -> nix::Result<Self> {
         let mut mask = vec![0; 1024];
         let room = mask.len();
@@ -378,7 +379,7 @@ impl CpuSet {
         Ok(Self(mask))
     }
 
-    /// For this process.
+    /// Applies it to this process.
     pub fn apply(&self) -> nix::Result<()> {
         // SAFETY: the kernel reads as many bytes as there are.
         let set = || unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, self.0.len(), self.0.as_ptr()) };
@@ -400,7 +401,7 @@ pub struct FileId {
 /// AT_STATX_DONT_SYNC, because the server of a network or FUSE file system may not answer.
 pub fn file_id(file: &OwnedFd) -> nix::Result<FileId> {
     const FLAGS: c_int = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
-    const STATX_INO: u32 = 0x100; // linux/stat.h, as are the places of the fields
+    const STATX_INO: u32 = 0x100; // linux/stat.h, as the offsets of the fields
     const STATX_MNT_ID: u32 = 0x1000;
     let mut status = [0u8; 256];
     let (file, path, asked) = (file.as_raw_fd(), c"".as_ptr(), STATX_INO | STATX_MNT_ID);
@@ -446,7 +447,7 @@ pub fn move_mount(mount: &OwnedFd, path: &str) -> nix::Result<()> {
     retry(|| Errno::result(attach())).map(drop)
 }
 
-/// Sends a descriptor to a process of ours by a Unix socket, unix(7).
+/// Sends a descriptor over a Unix socket, unix(7).
 pub fn send_descriptor(socket: &OwnedFd, sent: &OwnedFd) -> nix::Result<()> {
     let descriptors = [sent.as_raw_fd()];
     let control = [ControlMessage::ScmRights(&descriptors)];
@@ -473,7 +474,7 @@ pub fn receive_descriptor(socket: &OwnedFd) -> nix::Result<Option<OwnedFd>> {
     }
 }
 
-/// Shows operators what this process is, in place of sshd's command line, which it never looks at again.
+/// Overwrites sshd's command line, so that ps(1) shows what this process is.
 pub fn set_supervisor_title(uid: u32) -> nix::Result<()> {
     let title = format!("pam_unbit: {uid} [supervisor]");
     let name = std::ffi::CString::new(title.as_str()).map_err(|_| Errno::EINVAL)?;
@@ -520,14 +521,14 @@ fn close_all_before_linux_5_9(kept: c_int) -> nix::Result<()> {
     Ok(())
 }
 
-/// Sets back a signal to what it does by default; what it did before, for [`restore_signal`].
+/// Sets a signal to its default action, and returns the old one for [`restore_signal`].
 pub fn default_signal(signal: Signal) -> nix::Result<SigAction> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: the default is no handler of ours.
     retry(|| unsafe { sigaction(signal, &default) })
 }
 
-/// Gives a signal back to the application.
+/// Restores the application's signal action.
 pub fn restore_signal(signal: Signal, action: &SigAction) -> nix::Result<()> {
     // SAFETY: the application's own handler, as it was.
     retry(|| unsafe { sigaction(signal, action) }).map(drop)
@@ -559,7 +560,7 @@ fn close_on_exec_before_linux_5_11() -> nix::Result<()> {
     Ok(())
 }
 
-/// Adds one to a number in a file that has so many bytes at least, where others may do the same.
+/// Atomically increments the counter number `place` in a file of at least `size` bytes.
 pub fn add_one(file: &OwnedFd, size: usize, place: usize) -> nix::Result<()> {
     const NUMBER: usize = size_of::<AtomicU64>();
     if place.checked_add(1).and_then(|end| end.checked_mul(NUMBER)).is_none_or(|end| end > size) {

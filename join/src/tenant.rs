@@ -1,7 +1,9 @@
-//! Work among a tenant's files.
+//! Reads and writes a tenant's files.
 //!
-//! The directory is the tenant's, and anything may be in it. So no root process opens a path below it. The one that does is the tenant, has no
-//! other group and no capability, and is ended if it takes too long.
+//! The tenant owns its home directory, and anything can be in it. So no root process opens a path below it. A child process does, which runs as
+//! the tenant without other groups or capabilities, and is killed if it takes too long.
+//!
+//! What is read or written is decided by the callers.
 
 use crate::deadline::read_within;
 use crate::privileges;
@@ -21,17 +23,17 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-/// For the process that works there.
+/// How long the child process may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest answer, in bytes.
 const MAX_OUTPUT: usize = 2 << 20;
 
-/// What its answer begins with.
+/// The first byte of its answer.
 const DONE: u8 = b'd';
 const FAILED: u8 = b'f';
 
-/// Does something in a process that is the container's user on the node, with no group and no power; and gives back what it says. For a
-/// process that has one thread, as root.
+/// Runs `work` in a child process as the container's user, with no group and no capability, and returns its result. The calling process must be
+/// root and have one thread.
 pub fn run_as(uid: ContainerUid, work: impl FnOnce() -> Result<Vec<u8>, String>) -> Result<Vec<u8>, String> {
     let home = uid.home();
     let home = home.as_c_str().to_string_lossy();
@@ -70,10 +72,10 @@ fn become_it(uid: ContainerUid, kept: &OwnedFd) -> Result<(), String> {
     privileges::leave_groups().map_err(refused)?;
     become_user(uid.get(), uid.get()).map_err(failed)?;
     privileges::drop_all(uid, &[]).map_err(refused)?;
-    set_pdeathsig(Signal::SIGKILL).map_err(failed) // now, because another uid takes it back
+    set_pdeathsig(Signal::SIGKILL).map_err(failed) // last, because a change of uid clears it
 }
 
-/// The directory of the account. A link that root made in its place is followed.
+/// Opens the account's home directory. It may be a symbolic link, which only root can make.
 pub fn open_home(uid: ContainerUid) -> Result<OwnedFd, String> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let home = open(uid.home().as_c_str(), flags, Mode::empty()).map_err(|errno| errno.to_string())?;
@@ -84,14 +86,14 @@ pub fn open_home(uid: ContainerUid) -> Result<OwnedFd, String> {
     Ok(home)
 }
 
-/// A directory in the account's, for the process of [`run_as`].
+/// A directory in the account's home, for the process of [`run_as`].
 pub struct Directory {
     open: OwnedFd,
     name: &'static str,
 }
 
 impl Directory {
-    /// Opens one; nothing if it is not there. No link is followed.
+    /// Opens one; `None` if it does not exist. No symbolic link is followed.
     pub fn open(home: &OwnedFd, name: &'static str) -> Result<Option<Self>, String> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         match openat(home, name, flags, Mode::empty()) {
@@ -104,14 +106,14 @@ impl Directory {
         }
     }
 
-    /// Makes one, for the tenant alone.
+    /// Makes one with mode 0700.
     pub fn make(home: &OwnedFd, name: &'static str) -> Result<Self, String> {
         mkdirat(home, name, Mode::S_IRWXU).map_err(|errno| format!("make {name}: {errno}"))?;
         Self::open(home, name)?.ok_or_else(|| format!("{name}: {}", Errno::ENOENT))
     }
 
-    /// Puts a whole new file in the place of `file`, atomically. `new` is its name until it is complete. It is renamed over a link, not written
-    /// through it.
+    /// Replaces `file` atomically. The new file has the name `new` until it is complete. If `file` is a symbolic link, the link is replaced and
+    /// not its target.
     pub fn replace(&self, file: &str, new: &str, bytes: &[u8]) -> Result<(), String> {
         let directory = &self.open;
         let failed = |step: &str, name: &str, error: &dyn Display| format!("{step} {}/{name}: {error}", self.name);
@@ -125,7 +127,7 @@ impl Directory {
         let mut write = || -> io::Result<()> {
             made.write_all(bytes)?;
             fsync(made.as_fd())?;
-            // Another process may be at the same file: `unbit-agent once` next to `run`.
+            // Another process can write the same file, such as `unbit-agent once` next to `run`.
             if fstat(&made)?.st_ino != fstatat(directory, new, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_ino {
                 return Err(io::Error::other("another process writes it as well"));
             }

@@ -1,10 +1,11 @@
-//! Where sshd opens the terminals of a session.
+//! Has sshd's monitor open terminals in the container's `/dev/pts`.
 //!
-//! On the node, nothing would count them: a tenant's process can keep a terminal open after its session has ended, and so take all that the machine
-//! has (`kernel.pty.max`). So sshd's monitor has a mount namespace of its own, with the container's `/dev/pts` in the place of the node's. That has
-//! the container's limit (`max=` of the kernel's Documentation/filesystems/devpts.rst), and `tty` finds its terminal by name in the container.
+//! The node's `/dev/pts` has no limit for each tenant: a tenant's process can keep a terminal open after its session has ended, and so use up
+//! all terminals of the machine (`kernel.pty.max`). So the monitor gets a mount namespace of its own, in which the container's `/dev/pts` covers
+//! the node's. That has a limit of its own (`max=` in the kernel's Documentation/filesystems/devpts.rst), and tty(1) finds the terminal's name
+//! in the container.
 //!
-//! A session's own processes are not touched here: this is about sshd's monitor.
+//! Only sshd's monitor is changed here, not the session's processes.
 
 use crate::attach::Attachment;
 use crate::deadline::Deadline;
@@ -30,7 +31,7 @@ use std::os::fd::OwnedFd;
 pub enum Terminals {
     /// Those of the container's `/dev/pts`.
     Containers,
-    /// Those of a devpts that this connection alone has.
+    /// Those of a devpts that only this connection has.
     Connections,
     /// The node's: its `/dev/pts` is bound into the container.
     Nodes,
@@ -63,13 +64,13 @@ impl Attachment {
         Ok(terminals)
     }
 
-    /// What would come of it: the namespace is made, and nobody enters it.
+    /// A dry run: makes the namespace, and does not enter it.
     pub fn try_terminals(&self, deadline: Deadline) -> Result<Terminals, Refusal> {
         self.make_terminals(deadline).map(|(terminals, _)| terminals)
     }
 
-    /// A helper makes the namespace. Every mount needs a lock that the kernel has once for all namespaces, and a tenant who copies many mounts
-    /// holds it for some time: the monitor itself waits for no longer than until the deadline.
+    /// Makes the namespace in a helper, so that the monitor waits until the deadline at most: each mount needs a lock that all namespaces share,
+    /// and a tenant who copies many mounts can hold it for some time.
     fn make_terminals(&self, deadline: Deadline) -> Result<(Terminals, Option<OwnedFd>), Refusal> {
         let (ours, helpers) =
             retry(|| socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC))
@@ -102,7 +103,7 @@ impl Attachment {
             }
         }
         begin_mount_namespace()?;
-        keep_from_the_nodes_records()?;
+        hide_login_records()?;
         let terminals = match theirs {
             Some(theirs) => {
                 mounted(sys::move_mount(&theirs, DIRECTORY), "mount the container's /dev/pts for sshd's monitor")?;
@@ -115,18 +116,18 @@ impl Attachment {
                 Terminals::Connections
             }
         };
-        lead_ptmx_there()?;
+        redirect_ptmx()?;
         Ok(terminals)
     }
 
-    /// A lookup in the container must not wait on a file system that the tenant has mounted. Its pid 1's mounts can be changed by nobody inside
-    /// who has no CAP_SYS_ADMIN in the user namespace that they belong to.
+    /// Whether a lookup in the container cannot wait on a file system that the tenant has mounted. To change pid 1's mounts, a process inside
+    /// needs CAP_SYS_ADMIN in the user namespace that owns them.
     fn is_safe_to_look_up(&self) -> bool {
         !self.has_user_namespace()
             && (!self.leader().is_linked() || self.bounding_set() & Capability::CAP_SYS_ADMIN.bitmask() == 0)
     }
 
-    /// A copy of the mount on the container's `/dev/pts`, if that is a devpts. The helper goes there for it, and comes back.
+    /// A copy of the mount on the container's `/dev/pts`, if that is a devpts. The helper joins the mount namespace for it, and returns.
     fn open_terminals(&self) -> Result<Option<OwnedFd>, Refusal> {
         let here = own_mount_namespace()?;
         self.join_mount_namespace()?;
@@ -141,7 +142,7 @@ fn own_mount_namespace() -> Result<OwnedFd, Refusal> {
     Proc::of_self().and_then(|own| own.open("ns/mnt")).context(Reason::Broken, "open our own mount namespace")
 }
 
-/// In the monitor. setns(2) leads to the top of the namespace: an sshd in a chroot(2) would leave that.
+/// In the monitor. setns(2) changes the root directory to that of the namespace, so an sshd in a chroot(2) would leave it: it is refused.
 fn enter(made: &OwnedFd) -> Result<(), Refusal> {
     let root = || retry(|| stat("/")).map(|root| (root.st_dev, root.st_ino)).context(Reason::Broken, "look at /");
     let before = root()?;
@@ -153,7 +154,7 @@ fn enter(made: &OwnedFd) -> Result<(), Refusal> {
     Err(Refusal::new(Reason::Misconfigured, "sshd's root directory is not that of its mount namespace"))
 }
 
-/// In the container's mount namespace. Links could lead anywhere.
+/// In the container's mount namespace. No symbolic link is followed.
 fn copy_of_the_mount() -> Result<Option<OwnedFd>, Refusal> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let opened = retry(|| open("/dev", flags, Mode::empty()))
@@ -170,7 +171,7 @@ fn copy_of_the_mount() -> Result<Option<OwnedFd>, Refusal> {
     mounted(sys::clone_mount(&opened), "copy the mount of the container's /dev/pts").map(Some)
 }
 
-/// open_tree(2), move_mount(2) or mount(2): with EPERM, a filter may deny this call alone.
+/// The result of open_tree(2), move_mount(2) or mount(2). EPERM can come from a seccomp filter that denies only this call.
 fn mounted<T>(done: nix::Result<T>, step: &str) -> Result<T, Refusal> {
     match done {
         Err(errno @ Errno::EPERM) => {
@@ -181,7 +182,7 @@ fn mounted<T>(done: nix::Result<T>, step: &str) -> Result<T, Refusal> {
     }
 }
 
-/// What is mounted in it from here on stays there, and what the node mounts or unmounts later is seen in it.
+/// Mounts made in it from here on stay there, and later mounts and unmounts of the node appear in it (MS_SLAVE).
 fn begin_mount_namespace() -> Result<(), Refusal> {
     match retry(|| unshare(CloneFlags::CLONE_NEWNS)) {
         Err(errno @ Errno::EPERM) => {
@@ -194,8 +195,8 @@ fn begin_mount_namespace() -> Result<(), Refusal> {
     mounted(changed, "keep the monitor's mounts from the node")
 }
 
-/// `/dev/ptmx` of the node opens a terminal of the devpts on /dev/pts beside it, unless it is bound from another one.
-fn lead_ptmx_there() -> Result<(), Refusal> {
+/// The node's `/dev/ptmx` opens a terminal of the devpts on /dev/pts beside it, unless it is a bind mount from another devpts.
+fn redirect_ptmx() -> Result<(), Refusal> {
     let here = retry(|| stat(DIRECTORY)).context(Reason::Broken, "look at the session's /dev/pts")?.st_dev;
     let ptmx = retry(|| stat("/dev/ptmx")).context(Reason::Misconfigured, "look at /dev/ptmx")?.st_dev;
     let devices = retry(|| stat("/dev")).context(Reason::Misconfigured, "look at /dev")?.st_dev;
@@ -205,11 +206,12 @@ fn lead_ptmx_there() -> Result<(), Refusal> {
     bind("/dev/pts/ptmx", "/dev/ptmx").context(Reason::Broken, "bind the session's ptmx")
 }
 
-/// The names of these terminals are the node's terminals' as well. sshd would write over their lines in utmp(5) and end root's entries in
-/// wtmpdb(8), and `who` and `last` would show root's terminals as the tenant's. It writes files of this connection's instead, because without
-/// them it logs an error for each session. They are in a tmpfs below the mount that follows. Directories are covered, because what lies on a
-/// file moves away with it when logrotate(8) renames it. lastlog is an array by uid, and stays the node's.
-fn keep_from_the_nodes_records() -> Result<(), Refusal> {
+/// Keeps sshd from recording these terminals in the node's utmp(5), wtmp and wtmpdb(8): they have the same names as the node's terminals, so
+/// sshd would overwrite root's lines. It writes to empty files of this connection, because without any it logs an error for each session.
+///
+/// The files are in a tmpfs below the mount that follows. Directories are covered instead of files, because a mount on a file moves with it
+/// when logrotate(8) renames it. lastlog is an array by uid, and stays the node's.
+fn hide_login_records() -> Result<(), Refusal> {
     let keep = "keep the session from the node's records";
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     retry(|| mount(Some("tmpfs"), DIRECTORY, Some("tmpfs"), flags, Some("mode=700,size=64k,nr_inodes=16")))

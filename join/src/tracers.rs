@@ -1,9 +1,10 @@
-//! Verify, for rule 6 of [`link`](crate::link): whether any process in a container can have CAP_SYS_PTRACE in our user namespace.
+//! Verify, for rule 6 of [`link`](crate::link): can any process in a container have CAP_SYS_PTRACE in our user namespace?
 //!
-//! Pid 1 may have dropped the capability (PR_CAPBSET_DROP of prctl(2)) after it forked a child that still has it, and each thread has
-//! capabilities of its own. A child cannot have what its parent cannot: so a process that was seen without it needs no second look, and
-//! once no process has it, none will. Each process is looked at as soon as the kernel has named it. One that ends before that may have left a
-//! child behind, so the kernel is asked again.
+//! Pid 1 can have dropped the capability (PR_CAPBSET_DROP of prctl(2)) after it forked a child that still has it, and each thread has
+//! capabilities of its own. A child has no capability that its parent cannot have. So a process that was seen without it needs no second look,
+//! and if no process has it, none will. A process that ends before it is checked can leave a child behind, so the cgroup is read again.
+//!
+//! Whether such a container is refused is decided in [`link`](crate::link).
 
 use crate::confinement;
 use crate::deadline::Deadline;
@@ -18,12 +19,12 @@ use std::io;
 use std::thread::sleep;
 use std::time::Duration;
 
-/// A process of an engine (`docker exec`, a health check) has the capability until it executes the container's program. So the search is
-/// repeated until this much time is left.
+/// A process that an engine starts inside (`docker exec`, a health check) has the capability until it executes the container's program. So the
+/// search is repeated until only this much time is left before the deadline.
 const RESERVED: Duration = Duration::from_millis(100);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The pid, in our pid namespace, of a process that can have it.
+/// The pid of a process that can have the capability.
 pub fn find(subtree: &Subtree, deadline: Deadline) -> Result<Option<i32>, Refusal> {
     let our_users = user_namespace::our_own()?;
     let mut harmless = BTreeSet::new();
@@ -33,7 +34,7 @@ pub fn find(subtree: &Subtree, deadline: Deadline) -> Result<Option<i32>, Refusa
             if harmless.contains(&pid) {
                 return Ok(());
             }
-            let process = Look { pid, our_users };
+            let process = Candidate { pid, our_users };
             match process.can_trace()? {
                 Some(true) => drop(tracer.get_or_insert(pid)),
                 Some(false) => drop(harmless.insert(pid)),
@@ -52,13 +53,13 @@ pub fn find(subtree: &Subtree, deadline: Deadline) -> Result<Option<i32>, Refusa
     }
 }
 
-struct Look {
+struct Candidate {
     pid: i32,
     our_users: Inode,
 }
 
-impl Look {
-    /// `None` if it ended before that could be seen. There can be thousands, so for most of them one file is read.
+impl Candidate {
+    /// `None` if it ended before it could be checked. There can be thousands, so only one file is read for most of them.
     fn can_trace(&self) -> Result<Option<bool>, Refusal> {
         let step = |what: &str| format!("look at {what} of process {}, which is in its cgroup", self.pid);
         let Some(process) = found(Proc::of(self.pid)).context(Reason::Broken, step("the directory"))? else {
@@ -67,7 +68,7 @@ impl Look {
         let Some(status) = read(&process, "status").context(Reason::Broken, step("the status"))? else {
             return Ok(None);
         };
-        // One number alone is that of a process of our own pid namespace: the engine's, on the node.
+        // A single pid belongs to a process in our own pid namespace: the engine's, on the node.
         let numbers = |key| numbers(&status, key).map_err(|cause| Refusal::new(Reason::Broken, cause));
         if numbers("NSpid")?.len() == 1 {
             return Ok(Some(false));
@@ -91,7 +92,7 @@ impl Look {
         Ok(all_were_seen.then_some(false))
     }
 
-    /// In a user namespace below ours it has power over that alone.
+    /// In a user namespace below ours, the capability has no effect on ours.
     fn can_thread_trace(&self, process: &Proc, thread: &str, status: &str) -> Result<Option<bool>, Refusal> {
         let has_ended = status.lines().any(|line| line.starts_with("State:\tZ") || line.starts_with("State:\tX"));
         if has_ended || !can_trace(status)? {

@@ -1,6 +1,6 @@
-//! Connecting to a unix socket that somebody else owns: by the inode that was checked, and not for longer than the deadline.
+//! Connects to a Unix socket that a tenant owns: to the inode that was checked, and until the deadline at most.
 //!
-//! Nothing is read from the socket, here or elsewhere.
+//! Nothing is ever read from the socket.
 
 use crate::deadline::Deadline;
 use crate::refusal::{Context, Reason, Refusal};
@@ -16,13 +16,13 @@ pub fn new() -> Result<OwnedFd, Refusal> {
         .context(Reason::Broken, "make a socket")
 }
 
-/// Connects to the socket behind a descriptor. A full backlog makes connect(2) wait, for as long as SO_SNDTIMEO allows.
+/// Connects to the socket behind a descriptor. With a full backlog connect(2) waits, for SO_SNDTIMEO at most.
 pub fn connect(connection: &OwnedFd, to: &OwnedFd, deadline: Deadline, name: &str) -> Result<(), Refusal> {
     let address = UnixAddr::new(format!("/proc/self/fd/{}", to.as_raw_fd()).as_str())
         .context(Reason::Broken, format_args!("name {name}"))?;
     let step = format!("connect to {name}");
     loop {
-        // With no time left it is tried all the same, without waiting: on a busy machine the time may have gone by in our own work.
+        // Try once even with no time left: on a busy machine our own work may have used it up.
         let left = time_left(deadline, &step);
         let timeout = left.as_ref().copied().unwrap_or(TimeVal::new(0, 1));
         retry(|| socket::setsockopt(connection, sockopt::SendTimeout, &timeout))
@@ -36,7 +36,7 @@ pub fn connect(connection: &OwnedFd, to: &OwnedFd, deadline: Deadline, name: &st
     }
 }
 
-/// What is left of the time, as a socket option takes it. Never zero, for that would mean to wait for ever.
+/// The time that is left, for a socket option. Never zero, which would mean no limit (socket(7)).
 fn time_left(deadline: Deadline, step: &str) -> Result<TimeVal, Refusal> {
     match deadline.left() {
         Some(left) => Ok(TimeVal::new(left.as_secs() as i64, i64::from(left.subsec_micros()).max(1))),

@@ -1,7 +1,9 @@
-//! Prepare: the user namespace of a container that root has linked, and who the session is there and on the node.
+//! Prepare: the user namespace of a linked container, and the session's ids there and on the node.
 //!
-//! Inside, a session is the container's user: uid and gid 30001. The maps of the namespace (user_namespaces(7)) say which ids of the node's
-//! those are. They must be nobody's here, or a session could signal another account's processes and own its files.
+//! Inside, a session has the uid and gid 30001. The maps of the namespace (user_namespaces(7)) say which ids these are on the node. No account
+//! of the node may have those ids, because the session could signal its processes and access its files.
+//!
+//! The session's other namespaces are in [`namespaces`](crate::namespaces).
 
 use crate::namespaces;
 use crate::proc::{Inode, Proc};
@@ -15,7 +17,7 @@ use shared::ContainerUid;
 use shared::settings::FIRST_UID;
 use std::os::fd::OwnedFd;
 
-/// A session's ids as the node counts them.
+/// A session's ids on the node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ids {
     /// The user.
@@ -25,7 +27,7 @@ pub struct Ids {
 }
 
 impl Ids {
-    /// In the node's own user namespace they are the container's number.
+    /// In the node's user namespace they are the container's number.
     pub const fn of(container: ContainerUid) -> Self {
         Self { uid: container.get(), gid: container.get() }
     }
@@ -42,7 +44,7 @@ pub struct UserNamespace {
 }
 
 impl UserNamespace {
-    /// That of pid 1; `None` if it is ours.
+    /// pid 1's user namespace; `None` if it is ours.
     pub fn of(pid_1: &Proc, container: ContainerUid) -> Result<Option<Self>, Refusal> {
         let ours = our_own()?;
         let descriptor = pid_1.open("ns/user").context(Reason::NotRunning, "open the container's user namespace")?;
@@ -54,15 +56,15 @@ impl UserNamespace {
         let map = |kind: Kind| {
             let file = kind.file();
             let text = pid_1.read(file).context(Reason::NotRunning, format_args!("read its {file}"))?;
-            kind.judge(&text, container)
+            kind.check(&text, container)
         };
         let ids = Ids { uid: map(Kind::Users)?, gid: map(Kind::Groups)? };
         let found = Self { inode, ids, descriptor };
-        Self::must_be_that_of(Some(&found), pid_1)?; // the maps were this one's
+        Self::must_be_that_of(Some(&found), pid_1)?; // so the maps were those of this namespace
         Ok(Some(found))
     }
 
-    /// Refuses a pid 1 that is not in this user namespace, or in ours if it has none of its own.
+    /// Refuses a pid 1 that is not in `users`, or not in our user namespace if that is `None`.
     pub fn must_be_that_of(users: Option<&Self>, pid_1: &Proc) -> Result<(), Refusal> {
         let now = pid_1.namespace("user").context(Reason::NotRunning, "look at the container's user namespace")?;
         if now == users.map_or_else(our_own, |users| Ok(users.inode))? {
@@ -71,7 +73,7 @@ impl UserNamespace {
         Err(Refusal::new(Reason::NotTrusted, "its pid 1 has changed its user namespace since it was verified"))
     }
 
-    /// Joins it by its descriptor, setns(2). The process has all capabilities there, and loses those that it has on the node.
+    /// Joins it by its descriptor, setns(2). The process gets all capabilities there, and loses those that it has on the node.
     pub fn join(&self) -> Result<(), Refusal> {
         retry(|| setns(&self.descriptor, CloneFlags::CLONE_NEWUSER))
             .context(Reason::Broken, "join the container's user namespace")
@@ -98,7 +100,7 @@ pub fn must_be_child(descriptor: &OwnedFd, ours: Inode) -> Result<(), Refusal> {
     Err(Refusal::new(Reason::NotTrusted, "its user namespace is not a direct child of the node's user namespace"))
 }
 
-/// What a map is of.
+/// The two maps of a user namespace.
 #[derive(Clone, Copy)]
 enum Kind {
     Users,
@@ -113,8 +115,8 @@ impl Kind {
         }
     }
 
-    /// The id on the node of the container's, if a session may have it.
-    fn judge(self, map: &str, container: ContainerUid) -> Result<u32, Refusal> {
+    /// The container's id on the node, or why no session may have it.
+    fn check(self, map: &str, container: ContainerUid) -> Result<u32, Refusal> {
         let refuse = |what: String| {
             let map = map.split_whitespace().collect::<Vec<_>>().join(" ");
             Err(Refusal::new(Reason::BadMap, format!("{what} ({}: {map})", self.file())))
@@ -136,7 +138,7 @@ impl Kind {
         Ok(id)
     }
 
-    /// Whose id this is on the node. systemd has names of its own for the ids of containers that it knows (nss-mymachines(8)).
+    /// The account that has this id on the node, apart from the names that nss-mymachines(8) makes up for containers' ids.
     fn account(self, id: u32) -> Result<Option<String>, Refusal> {
         let name = match self {
             Self::Users => retry(|| User::from_uid(Uid::from_raw(id))).map(|user| user.map(|user| user.name)),
@@ -147,8 +149,8 @@ impl Kind {
     }
 }
 
-/// The id outside of one inside: each line of a map has the first inside, the first outside, and their number. The last of all numbers is no id:
-/// setresuid(2) takes it for "as it is".
+/// The id outside for an id inside: each line of a map has the first id inside, the first id outside, and their number. 2^32-1 is no id:
+/// setresuid(2) takes it as "unchanged".
 pub(crate) fn mapped(map: &str, inside: u32) -> Option<u32> {
     map.lines().find_map(|line| {
         let mut numbers = line.split_whitespace().map(str::parse::<u32>);
@@ -180,7 +182,7 @@ mod tests {
     #[test]
     fn ids_that_no_session_may_have() {
         let container = ContainerUid::new(30001).unwrap();
-        let judge = |map: &str| Kind::Users.judge(map, container).map_err(|refusal| refusal.cause);
+        let judge = |map: &str| Kind::Users.check(map, container).map_err(|refusal| refusal.cause);
         assert_eq!(judge("0 1000000 65536\n"), Ok(1_030_001));
         for (map, cause) in [
             ("0 1000000 30001\n", "30001 is not mapped in its user namespace (uid_map: 0 1000000 30001)"),
