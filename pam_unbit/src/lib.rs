@@ -12,11 +12,11 @@
 //! fork) and in [`sys`] (what nix does not have), nowhere else.
 
 mod account;
+mod auth_info;
 mod call;
 mod hooks;
 mod login;
 mod nss;
 mod pam;
-mod record;
 mod setuid_guard;
 mod sys;

@@ -15,10 +15,10 @@
 //! Whatever is missing or out of order refuses.
 
 use crate::account::{Account, ContainerUser};
+use crate::auth_info;
 use crate::call::Call;
 use crate::nss;
 use crate::pam::flag;
-use crate::record;
 use crate::setuid_guard;
 use crate::sys;
 use join::Deadline;
@@ -345,7 +345,7 @@ fn begin_kernel_session(container: ContainerUid, options: &Options) -> Result<()
 
 /// The line that a login leaves in the log when its session opens.
 fn opened(call: &Call, user: ContainerUser, attachment: &Attachment, took: Duration) -> String {
-    let origin = record::origin(call.pam.remote_host(), &record::keys(call.pam.environment(AUTH_INFO)));
+    let origin = auth_info::origin(call.pam.remote_host(), &auth_info::keys(call.pam.environment(AUTH_INFO)));
     let took = took.as_secs_f64() * 1e3;
     format!("container {user}: session opened{origin}; {attachment}; verified in {took:.1} ms")
 }
@@ -356,7 +356,7 @@ const AUTH_INFO: &CStr = c"SSH_AUTH_INFO_0";
 /// Writes down for `unbitctl sessions` what session it is. No login is refused for want of that.
 fn describe(call: &Call, user: ContainerUser, slot: &Slot) {
     let text = |text: Option<&CStr>| text.map(|text| escape::word(text.to_bytes()).to_string()).unwrap_or_default();
-    let (address, port) = record::client(call.pam.environment(c"SSH_CONNECTION"))
+    let (address, port) = auth_info::client(call.pam.environment(c"SSH_CONNECTION"))
         .unwrap_or_else(|| (text(call.pam.remote_host()), String::new()));
     let record = Record {
         pid: process::id(),
@@ -365,7 +365,7 @@ fn describe(call: &Call, user: ContainerUser, slot: &Slot) {
         address,
         port,
         terminal: text(call.pam.terminal()),
-        key: record::keys(call.pam.environment(AUTH_INFO)),
+        key: auth_info::keys(call.pam.environment(AUTH_INFO)),
     };
     if let Err(error) = slot.describe(&record) {
         let line = format!("container {user}: unbitctl sessions cannot show whose session this is: {error}");

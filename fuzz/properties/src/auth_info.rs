@@ -1,6 +1,6 @@
 //! SSH_AUTH_INFO_0 and the client's address, as the log shows them.
 
-use crate::pam_unbit::record::{client, keys, origin};
+use crate::pam_unbit::auth_info::{client, keys, origin};
 use base64ct::{Base64, Base64Unpadded, Encoding};
 use sha2::{Digest, Sha256};
 use std::ffi::CString;

@@ -8,7 +8,7 @@ mod escape;
 /// pam_unbit makes a library for C, from which nothing can be called; this file of it needs no other one.
 #[path = "../../../pam_unbit/src"]
 mod pam_unbit {
-    pub mod record;
+    pub mod auth_info;
 }
 
 /// Panics if the property does not hold for this input.
