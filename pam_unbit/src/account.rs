@@ -1,6 +1,6 @@
-//! Identify: whose login is it?
+//! Identify: is this a container user, and of which container?
 //!
-//! It knows names, numbers and directories, and nothing of what runs in the container.
+//! This file knows names, uids and directories, and nothing about the processes of a container.
 
 use crate::pam::Handle;
 use join::refusal::{Context, Reason, Refusal};
@@ -14,17 +14,17 @@ use shared::{ContainerUid, SecondName};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 
-/// Who logs in, as far as this module is concerned.
+/// The account that logs in.
 pub enum Account {
     /// A container's user: this module decides.
     Container(ContainerUser),
-    /// An ordinary user, whatever the uid: none of this module's business.
+    /// An ordinary user, whatever the uid: this module ignores the login.
     Other,
-    /// No such account. The rest of the stack refuses it, in its own time and words, so that nobody can tell names apart.
+    /// No such account. The rest of the stack refuses it like any other, so that nobody can find out which containers exist.
     Unknown,
 }
 
-/// A container's user, by the name that is in use. As `30001`, or `30001 (web1)`, it is in every line of the log.
+/// A container user, by the name that was used to log in. The log shows it as `30001` or `30001 (web1)`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ContainerUser {
     pub container: ContainerUid,
@@ -40,8 +40,8 @@ impl fmt::Display for ContainerUser {
     }
 }
 
-/// Decides by the name, the uid and the container's directory. A container's number is nobody else's: neither its name with another uid, nor its uid
-/// with another name, unless root has linked that name to the number.
+/// Decides by the name, the uid and the container's directory. An account that has a container's number as its name and another uid is refused,
+/// and so is one that has its uid and another name, unless root has made that a second name.
 pub fn identify(pam: &Handle) -> Result<Account, Refusal> {
     let Some(name) = pam.user() else { return Ok(Account::Unknown) };
     let named = ContainerUid::parse(name.to_bytes());
@@ -76,7 +76,7 @@ pub fn identify(pam: &Handle) -> Result<Account, Refusal> {
     }
 }
 
-/// Whether there is such a container. Where that cannot be told, nobody is let in.
+/// Whether there is such a container. If stat(2) fails, the login is refused.
 fn exists(container: ContainerUid) -> Result<bool, Refusal> {
     #[cfg(test)]
     if crate::pam::fake::has_directory(container) {
@@ -89,7 +89,7 @@ fn exists(container: ContainerUid) -> Result<bool, Refusal> {
     }
 }
 
-/// Whether root has made this a second name of the container. Root alone must be able to make links there.
+/// Whether root has made this a second name of the container. Only root may be able to make links there.
 fn is_linked(name: &SecondName, container: ContainerUid) -> Result<bool, Refusal> {
     let link = name.link().to_string_lossy();
     match retry(|| readlink(name.link())) {

@@ -1,5 +1,5 @@
-//! Describes a login for the log: the client's address, and the key or certificate that sshd
-//! accepted.
+//! Parses SSH_AUTH_INFO_0, and describes for the log the client's address and the key or certificate
+//! that sshd accepted.
 //!
 //! sshd puts what it accepted into the PAM environment as `SSH_AUTH_INFO_0` (OpenSSH `auth-pam.c`
 //! expose_authinfo, `auth2.c` auth2_update_session_info): one line for each method, with the public
@@ -14,8 +14,8 @@ use std::ffi::CStr;
 use std::net::IpAddr;
 use std::str;
 
-/// sshd may require several methods (`AuthenticationMethods` in `sshd_config(5)`); of those after
-/// the fourth the log has only that there are more.
+/// sshd may require several methods (`AuthenticationMethods` in `sshd_config(5)`). The log has four,
+/// and says that there are more.
 const MAX_METHODS: usize = 4;
 
 /// The words for the log, each clause with a space before it: ` from 192.0.2.7 with ssh-ed25519
@@ -54,7 +54,7 @@ pub fn keys(auth_info: Option<&CStr>) -> String {
 pub fn client(connection: Option<&CStr>) -> Option<(String, String)> {
     let mut words = connection?.to_bytes().split(|byte| *byte == b' ');
     let (address, port) = (words.next()?, words.next()?);
-    // What is no connection of TCP has the port 65535 and an address that is none.
+    // Without a TCP connection, sshd sets the port 65535 and no valid address.
     let is_address = str::from_utf8(address).is_ok_and(|address| address.parse::<IpAddr>().is_ok());
     let is_port = str::from_utf8(port).is_ok_and(|port| port.parse::<u16>().is_ok());
     (is_address && is_port).then(|| (word(address).to_string(), word(port).to_string()))
@@ -64,7 +64,7 @@ pub fn client(connection: Option<&CStr>) -> Option<(String, String)> {
 fn method(line: &[u8]) -> String {
     let (name, rest) = split_at_space(line);
     match name {
-        // What sshd adds to a key is the use counter of a security key.
+        // sshd appends the use counter of a security key to its key.
         b"publickey" => key(rest).map_or_else(|| "publickey (unreadable)".to_owned(), |(key, _counter)| key),
         b"hostbased" => key(rest).map_or_else(
             || "hostbased (unreadable)".to_owned(),

@@ -1,6 +1,6 @@
-//! One call of libpam: its handle, flags and options, whose login it is, and how a refusal is reported.
+//! One call by libpam: its handle, flags and options, the account, and how a refusal is reported.
 //!
-//! What the call does is in [`login`](crate::login); nothing here decides who may log in.
+//! What the call does is in [`login`](crate::login). Nothing here decides who may log in.
 
 use crate::account::{self, Account, ContainerUser};
 use crate::pam::{Handle, flag};
@@ -19,7 +19,7 @@ use join::refusal_counters::count;
 pub struct Call<'a> {
     pub pam: Handle,
     pub flags: c_int,
-    /// Whose login it is, once that is known.
+    /// The container user, once it is identified.
     pub user: Option<ContainerUser>,
     words: Vec<&'a [u8]>,
 }
@@ -42,7 +42,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Decides whose login it is, see [`account::identify`].
+    /// Identifies the account, see [`account::identify`].
     pub fn identify(&mut self) -> Result<Account, Refusal> {
         let account = account::identify(&self.pam)?;
         if let Account::Container(user) = account {
@@ -51,7 +51,7 @@ impl<'a> Call<'a> {
         Ok(account)
     }
 
-    /// Writes down a refusal: the cause to the log, the sentence to the user.
+    /// Reports a refusal: the cause to the log, the sentence to the user.
     pub fn refuse(&self, refusal: &Refusal) {
         let name = self.pam.user().map(|user| escape::word(user.to_bytes()).to_string()).unwrap_or_default();
         let user = self.user.map_or_else(|| name.clone(), |user| user.to_string());
@@ -61,7 +61,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Counts a refusal. Not from inside a container, where /run is the tenant's.
+    /// Counts a refusal. Must not be called inside a container, where the tenant owns /run.
     pub fn count(&self, refusal: &Refusal) {
         if let Err(failed) = count(self.user.map(|user| user.container), refusal.reason) {
             self.debug(format_args!("the refusal is not counted: {}", failed.cause));

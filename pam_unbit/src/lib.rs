@@ -1,15 +1,15 @@
-//! pam_unbit.so: `ssh 30001@node` lands in the namespaces and cgroups of container 30001.
+//! pam_unbit.so: `ssh 30001@node` opens a session in the namespaces and cgroups of container 30001.
 //!
-//! [`login`] tells a login from top to bottom. Its steps, in the order in which it takes them:
+//! [`login`] has the steps of a login, in order:
 //!
-//! | step | module | what it answers |
+//! | step | module | question |
 //! |---|---|---|
-//! | identify | [`account`] | is this a container's user, and whose? |
+//! | identify | [`account`] | is this a container user, and of which container? |
 //! | reach, verify, prepare | [`join::attach`] | who is the container's pid 1, and what is there to join? |
-//! | enter | [`join::attach`], [`nss`] | join all of it, in sshd's child, which loads no code from the container |
+//! | enter | [`join::attach`], [`nss`] | how does sshd's child join all of it, and load no code from the container? |
 //!
-//! What is not about PAM is in the crate [`join`]. `unsafe` is in [`hooks`] and [`pam`] (Linux-PAM's C interface), in [`setuid_guard`] (a handler for
-//! fork) and in [`sys`] (what nix does not have), nowhere else.
+//! Everything that does not concern PAM is in the crate [`join`]. All `unsafe` code is in [`hooks`] and [`pam`] (Linux-PAM's C interface),
+//! [`setuid_guard`] (fork handlers) and [`sys`] (what nix lacks).
 
 mod account;
 mod auth_info;

@@ -1,4 +1,4 @@
-//! A login, told from top to bottom.
+//! A login from top to bottom. How a container is found, verified and entered is in the crate [`join`].
 //!
 //! sshd calls these hooks in this order (OpenSSH `auth2.c`, `sshd.c` or `sshd-session.c`, `session.c`, `platform.c`):
 //!
@@ -9,10 +9,9 @@
 //!    as sshd's child; the one that forked stays outside as its [`supervisor`].
 //! 5. [`close_session`], in the monitor.
 //!
-//! The monitor, which stays root, joins nothing of the container. It has a mount namespace of its own, see [`join::terminals`].
-//! A process drops the node's ids, capabilities and descriptors before it forks into the container, see [`join::attach`]. Until then sshd's
-//! child cannot change its uid, see [`setuid_guard`].
-//! Whatever is missing or out of order refuses.
+//! The monitor, which stays root, joins no namespace of the container; it gets a mount namespace of its own, see [`join::terminals`]. A helper
+//! drops the node's ids, capabilities and descriptors before it forks into the container, see [`join::attach`]. Until then sshd's child cannot
+//! change its uid, see [`setuid_guard`]. If a hook is not called, or in another order, the login is refused.
 
 use crate::account::{Account, ContainerUser};
 use crate::auth_info;
@@ -37,24 +36,24 @@ use std::fmt;
 use std::process;
 use std::time::{Duration, Instant};
 
-/// What a hook says when it does not refuse.
+/// The result of a hook that does not refuse.
 pub enum Verdict {
     Success,
     /// Not a container's user: the rest of the stack decides.
     Ignore,
 }
 
-/// What one hook leaves for the next, kept by libpam; sshd's child inherits a copy.
+/// What one hook keeps for the next, by pam_set_data(3). sshd's child inherits a copy.
 struct Login {
     user: ContainerUser,
     monitor: u32,
     verified: Option<Attachment>,
-    /// The session's place among those of the container.
+    /// The session's slot among those of the container.
     slot: Option<Slot>,
     verified_in: Duration,
     auth_line_seen: bool,
     session: Session,
-    /// Since when sshd's session is open.
+    /// When sshd's session was opened.
     opened: Option<Instant>,
 }
 
@@ -87,7 +86,7 @@ impl Login {
     }
 }
 
-/// Container users have no password, and no password module may run for them as root: keys only.
+/// Refuses a container user: they log in with keys, and no password module may run for them as root.
 pub fn authenticate(call: &mut Call) -> Result<Verdict, Refusal> {
     let refusal = match call.identify() {
         Ok(Account::Other | Account::Unknown) => return Ok(Verdict::Ignore),
@@ -98,7 +97,7 @@ pub fn authenticate(call: &mut Call) -> Result<Verdict, Refusal> {
     Err(Refusal::new(Reason::KeysOnly, refusal))
 }
 
-/// Verifies the container. A refusal here reaches the client before it is let in, whatever it came for: a shell, sftp, or -N.
+/// Verifies the container. A refusal in this phase reaches the client before sshd accepts it, for a shell, sftp and -N alike.
 pub fn acct_mgmt(call: &mut Call) -> Result<Verdict, Refusal> {
     let Account::Container(user) = call.identify()? else { return Ok(Verdict::Ignore) };
     let started = Instant::now();
@@ -113,7 +112,7 @@ pub fn acct_mgmt(call: &mut Call) -> Result<Verdict, Refusal> {
     Ok(Verdict::Success)
 }
 
-/// The place that an earlier call of this transaction has taken stays: a second one would take its lock away, see [`Slot`].
+/// Keeps the slot of an earlier call of this transaction: taking a second one would release its lock, see [`Slot`].
 fn take_slot(call: &Call, container: ContainerUid, options: &Options) -> Result<Slot, Refusal> {
     match recall(call).and_then(|login| login.borrow_mut().slot.take()) {
         Some(slot) if slot.container == container => Ok(slot),
@@ -126,8 +125,8 @@ fn prepare(call: &Call, user: ContainerUser, options: &Options) -> Result<Attach
     Attachment::prepare(user.container, options, &mut tell)
 }
 
-/// Called twice: in the monitor, before the session, and in the child that becomes the user's. There it enters the container or ends the
-/// process, because sshd does no more than log an error that it returns after a login by key.
+/// Called twice: in the monitor, before the session, and in the child that becomes the user. The second call enters the container or exits,
+/// because sshd only logs an error of it after a login by key.
 pub fn setcred(call: &mut Call) -> Result<Verdict, Refusal> {
     if call.flags & flag::DELETE_CRED != 0 {
         return Ok(if recall(call).is_some() { Verdict::Success } else { Verdict::Ignore });
@@ -137,7 +136,7 @@ pub fn setcred(call: &mut Call) -> Result<Verdict, Refusal> {
             call.refuse(&refusal);
             call.count(&refusal);
             if recall(call).is_some_and(|login| !login.borrow().is_in_monitor()) {
-                // A helper that a frozen cgroup holds would keep the monitor and the client waiting.
+                // A helper that a frozen cgroup stops has them open as well, and the monitor and the client would wait for it.
                 sys::end_connections();
             }
             exit_now(255)
@@ -160,7 +159,7 @@ fn establish_credentials(call: &mut Call) -> Result<Verdict, Refusal> {
     match login.session {
         Session::Entered => return Ok(Verdict::Success),
         Session::Open => {}
-        // It is written down already. sshd forks its child all the same.
+        // The refusal was reported already. sshd forks its child nevertheless.
         Session::Refused if !login.is_in_monitor() => exit_now(255),
         Session::NotYet if !login.is_in_monitor() => {
             return Err(Refusal::new(
@@ -169,14 +168,14 @@ fn establish_credentials(call: &mut Call) -> Result<Verdict, Refusal> {
             ));
         }
         Session::NotYet | Session::Refused => {
-            options_for_the_service(call)?; // those of the auth line
+            options_for_the_service(call)?; // the options of the auth line
             login.auth_line_seen = true;
             return Ok(Verdict::Success);
         }
     }
 
     let (container, monitor) = (user.container, Pid::from_raw(login.monitor as i32));
-    drop(login.slot.take()); // the monitor's: no descriptor of it goes inside
+    drop(login.slot.take()); // the lock is the monitor's, and the descriptor must not be open inside
     drop(login);
     let options = options_for_the_service(call)?;
     let misconfigured = |cause| Refusal::new(Reason::Misconfigured, cause);
@@ -191,7 +190,7 @@ fn establish_credentials(call: &mut Call) -> Result<Verdict, Refusal> {
     Ok(Verdict::Success)
 }
 
-/// Returns in the process inside alone, or with an error outside.
+/// Returns `Ok` in the process inside, and an error outside.
 fn enter(attachment: Attachment, container: ContainerUid, monitor: Pid, options: &Options) -> Result<(), Refusal> {
     nss::pin()?;
     sys::open_log();
@@ -209,7 +208,7 @@ fn enter(attachment: Attachment, container: ContainerUid, monitor: Pid, options:
     }
 }
 
-/// Prepares the session: the monitor's next child must enter the container. Entering can still fail, in [`setcred`].
+/// Arms the guard: the monitor's next child must enter the container. That can still fail, in [`setcred`].
 pub fn open_session(call: &mut Call) -> Result<Verdict, Refusal> {
     let verdict = bind_session(call);
     if let (Err(_), Some(login)) = (&verdict, recall(call)) {
@@ -222,7 +221,7 @@ fn bind_session(call: &mut Call) -> Result<Verdict, Refusal> {
     let user = match (call.identify()?, recall(call)) {
         (Account::Container(user), _) => user,
         (Account::Other | Account::Unknown, None) => return Ok(Verdict::Ignore),
-        // Its second name has gone since: no session on the node comes of that.
+        // Its second name was removed since. That must not become a session on the node.
         (Account::Other | Account::Unknown, Some(login)) => return Err(another_user(login.borrow().user)),
     };
     let started = Instant::now();
@@ -263,22 +262,22 @@ fn another_user(verified: ContainerUser) -> Refusal {
     )
 }
 
-/// Lets go of everything.
+/// Closes and releases everything, and logs the end of the session.
 pub fn close_session(call: &mut Call) -> Result<Verdict, Refusal> {
     let Some(login) = recall(call) else { return Ok(Verdict::Ignore) };
     let mut login = login.borrow_mut();
     setuid_guard::forget();
     drop((login.verified.take(), login.slot.take()));
     if let Some(opened) = login.opened.take() {
-        let _ = sys::revoke_session_keyring(); // it goes with its last process otherwise
+        let _ = sys::revoke_session_keyring(); // otherwise it stays until its last process ends
         let line = format!("container {}: session closed after {:.1} s", login.user, opened.elapsed().as_secs_f64());
         call.pam.log(libc::LOG_INFO, &line);
     }
     Ok(Verdict::Success)
 }
 
-/// `join=now`: for an application that calls no hook in the child that becomes the user's, so that it has to enter itself. Returns in a child that
-/// goes on as the application; see [`supervisor`].
+/// `join=now`: for an application that calls no hook in the child that becomes the user, so that the application itself must enter. Returns in a
+/// child, which goes on as the application; see [`supervisor`].
 fn join_now(call: &mut Call, user: ContainerUser, options: &Options, started: Instant) -> Result<Verdict, Refusal> {
     let container = user.container;
     if let Some(login) = recall(call).filter(|login| login.borrow().user != user) {
@@ -313,8 +312,8 @@ fn join_now(call: &mut Call, user: ContainerUser, options: &Options, started: In
     Ok(Verdict::Success)
 }
 
-/// Which service may enter in which way. sshd's child enters by its second setcred. Other services never call that, so their session would
-/// stay on the host; they enter at once, and only if the PAM line says so.
+/// Refuses options that do not fit the service. sshd's child enters in its second setcred. Other services never call that, so they must enter at
+/// once, with `join=now`, or their session would be on the node.
 fn options_for_the_service(call: &Call) -> Result<Options, Refusal> {
     let options = call.options()?;
     match (is_sshd(call), options.join_now) {
@@ -334,8 +333,8 @@ fn options_for_the_service(call: &Call) -> Result<Options, Refusal> {
     }
 }
 
-/// What pam_loginuid and pam_keyinit do for everybody else. No module but this one runs for container users.
-/// With `join=now` a number that is there already stays: it is that of the operator who uses su.
+/// Does what pam_loginuid and pam_keyinit do for other users, because no other module runs for container users. With `join=now` an existing
+/// loginuid stays: it is the operator's, who uses su.
 fn begin_kernel_session(container: ContainerUid, options: &Options) -> Result<(), Refusal> {
     if !(options.join_now && sys::has_loginuid()) {
         sys::set_loginuid(container.get()).context(Reason::Broken, "write /proc/self/loginuid")?;
@@ -343,17 +342,17 @@ fn begin_kernel_session(container: ContainerUid, options: &Options) -> Result<()
     sys::begin_session_keyring(container.get()).context(Reason::Broken, "join a new session keyring")
 }
 
-/// The line that a login leaves in the log when its session opens.
+/// The line for the log when a session opens.
 fn opened(call: &Call, user: ContainerUser, attachment: &Attachment, took: Duration) -> String {
     let origin = auth_info::origin(call.pam.remote_host(), &auth_info::keys(call.pam.environment(AUTH_INFO)));
     let took = took.as_secs_f64() * 1e3;
     format!("container {user}: session opened{origin}; {attachment}; verified in {took:.1} ms")
 }
 
-/// What sshd has accepted, in the PAM environment.
+/// The methods and keys that sshd has accepted, in the PAM environment.
 const AUTH_INFO: &CStr = c"SSH_AUTH_INFO_0";
 
-/// Writes down for `unbitctl sessions` what session it is. No login is refused for want of that.
+/// Writes the session's record for `unbitctl sessions`. If that fails, the login goes on.
 fn describe(call: &Call, user: ContainerUser, slot: &Slot) {
     let text = |text: Option<&CStr>| text.map(|text| escape::word(text.to_bytes()).to_string()).unwrap_or_default();
     let (address, port) = auth_info::client(call.pam.environment(c"SSH_CONNECTION"))

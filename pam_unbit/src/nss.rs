@@ -1,8 +1,10 @@
-//! Enter: look up names without running the tenant's code.
+//! Enter: keeps glibc from loading NSS libraries of the tenant.
 //!
-//! Once the mount namespace is the container's, glibc would load each NSS library that it has not loaded yet from the tenant's file system, into a
-//! process that is root (`join=now`) or that holds a socket to sshd's monitor (sshd's child, when it resolves the host of a
-//! forwarding). So before the join glibc is told what to use: libraries that are loaded by then, and no others.
+//! In the container's mount namespace, glibc would load an NSS library from the tenant's file system, into a process that is root (`join=now`) or
+//! that holds a socket to sshd's monitor (sshd's child, when it resolves the host of a forwarding). So before the join this file sets
+//! nsswitch.conf(5) for the process to libraries that are loaded already.
+//!
+//! It looks up no container: that is `nss_unbit`.
 
 use crate::sys;
 use join::refusal::{Context, Reason, Refusal};
@@ -11,7 +13,7 @@ use nix::unistd::User;
 use shared::ContainerUid;
 use std::ffi::CStr;
 
-/// For sshd's child: of `files unbit dns` those that need no library, and those whose library is loaded now.
+/// For sshd's child: allows those of `files unbit dns` that need no library, or whose library can be loaded now.
 pub fn pin() -> Result<(), Refusal> {
     let built_in = sys::glibc_version() >= (2, 34); // files and dns moved into libc itself
     let files = built_in || sys::load(c"libnss_files.so.2");
@@ -27,7 +29,7 @@ pub fn pin() -> Result<(), Refusal> {
     }
 }
 
-/// For an application that is still root inside: nothing but our own library. Not even files, which are the tenant's there.
+/// For an application that is still root inside: allows only our own library. Not even `files`, which the tenant owns there.
 pub fn pin_alone(container: ContainerUid) -> Result<(), Refusal> {
     configure(c"unbit", c"unbit", c"unbit")?;
     match retry(|| User::from_uid(container.get().into())) {

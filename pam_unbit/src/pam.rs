@@ -1,6 +1,6 @@
-//! What this module uses of Linux-PAM: pam_modules(3), pam_ext(3), pam_modutil(3), pam_conv(3).
+//! Bindings for the functions of Linux-PAM that this module calls: pam_modules(3), pam_ext(3), pam_modutil(3), pam_conv(3).
 //!
-//! It passes values to libpam and back, and decides nothing.
+//! Nothing is decided here.
 #![allow(unsafe_code)]
 
 use shared::escape;
@@ -53,7 +53,7 @@ struct Conversation {
     appdata: *mut c_void,
 }
 
-/// Linux-PAM's own handle, of which a module knows nothing.
+/// Linux-PAM's handle, which is opaque to a module.
 #[repr(C)]
 pub struct RawHandle {
     _private: [u8; 0],
@@ -71,7 +71,7 @@ unsafe extern "C" {
     fn pam_modutil_getpwnam(pamh: *mut RawHandle, user: *const c_char) -> *mut libc::passwd;
 }
 
-/// What this module asks of a passwd entry.
+/// The fields of a passwd entry that this module uses.
 pub struct Passwd {
     pub uid: u32,
     pub gid: u32,
@@ -112,7 +112,7 @@ impl Handle {
         Some(unsafe { borrowed(host.as_ptr().cast()) })
     }
 
-    /// PAM_TTY: the terminal of who uses su or login; sshd says "ssh", cron "cron".
+    /// PAM_TTY: the terminal of a user of su or login; sshd sets "ssh", cron "cron".
     pub fn terminal(&self) -> Option<&CStr> {
         let terminal = self.item(PAM_TTY)?;
         // SAFETY: PAM_TTY is a string and lives until it is set anew, which nobody does in a hook.
@@ -143,14 +143,14 @@ impl Handle {
         Some(Passwd { uid: entry.pw_uid, gid: entry.pw_gid })
     }
 
-    /// Logs one line, with the prefix by which operators know PAM: `pam_unbit(sshd:session): `.
+    /// Logs one line with the usual prefix of PAM, pam_syslog(3): `pam_unbit(sshd:session): `.
     pub fn log(&self, priority: c_int, line: &str) {
         let line = printable(line);
         // SAFETY: the handle is valid; the constant format takes one string.
         unsafe { pam_syslog(self.0.as_ptr(), priority, c"%s".as_ptr(), line.as_ptr()) };
     }
 
-    /// Shows one sentence to the user, if the application has a way to.
+    /// Shows one sentence to the user, if the application has a conversation function.
     pub fn tell(&self, sentence: &str) {
         let Some(conversation) = self.item(PAM_CONV) else { return };
         // SAFETY: the item of this number is a struct pam_conv, and lives until it is set anew.
@@ -170,7 +170,7 @@ impl Handle {
         }
     }
 
-    /// Keeps a value with the transaction, in place of the one before. False if libpam has no memory for it.
+    /// Keeps a value with the transaction, and drops the one before. False if libpam has no memory for it.
     pub fn remember<T: 'static>(&mut self, value: T) -> bool {
         let value: *mut Kept = Box::into_raw(Box::new(Box::new(value)));
         // SAFETY: the handle is valid; from here on the box is libpam's, which gives it to `forget` once.

@@ -1,11 +1,12 @@
-//! Nobody becomes the container's user outside the container, and the monitor keeps nothing of the container's open.
+//! Keeps sshd's child from becoming the container's user before it has entered the container.
 //!
-//! From open_session on, what the monitor forks cannot change its uid: CAP_SETUID is not effective there until setcred takes it back, right before it
-//! enters. So if setcred is not reached in the child (a module before ours in the stack, an sshd that does not call it), the login ends in
-//! sshd's own permanently_set_uid(), and not in a session on the host. The monitor keeps all its capabilities: other modules close their sessions
-//! there.
+//! From open_session on, a child of the monitor has no effective CAP_SETUID, until setcred raises it again right before it enters. So if the
+//! child does not reach our setcred (because of a module before ours, or an sshd that does not call it), the login ends in sshd's
+//! permanently_set_uid(), and not in a session on the node. The monitor keeps all its capabilities, because other modules close their sessions
+//! in it.
 //!
-//! The container's descriptors go to the monitor's next child. Once that is forked, the monitor closes its own.
+//! The guard also hands the container's descriptors to the monitor's next child, and closes them in the monitor after the fork. Nothing is
+//! joined here.
 #![allow(unsafe_code)]
 
 use crate::sys;
@@ -20,12 +21,12 @@ use std::sync::{Mutex, Once};
 static ARMED: AtomicBool = AtomicBool::new(false);
 static ATTACHMENT: Mutex<Option<Attachment>> = Mutex::new(None);
 
-/// In the monitor: its next child gets the attachment, and no child is the container's user before it has entered.
+/// In the monitor: its next child gets the attachment, and no child can change its uid before it enters.
 pub fn arm(attachment: Attachment) -> Result<(), Refusal> {
     static ONCE: Once = Once::new();
     let mut error = 0;
     ONCE.call_once(|| {
-        // SAFETY: functions of this library, which glibc forgets when the library is unloaded.
+        // SAFETY: functions of this library, which glibc unregisters when the library is unloaded.
         error = unsafe { libc::pthread_atfork(None, Some(in_the_parent), Some(in_the_child)) };
     });
     if error != 0 {
@@ -41,7 +42,7 @@ pub fn arm(attachment: Attachment) -> Result<(), Refusal> {
 
 /// Puts an attachment, or none, in place of the one that is held.
 fn hold(attachment: Option<Attachment>) -> Option<Attachment> {
-    // A panic ends the process, so none has left the lock poisoned.
+    // The lock is never poisoned, because a panic ends the process.
     ATTACHMENT.lock().ok().and_then(|mut held| std::mem::replace(&mut *held, attachment))
 }
 
@@ -62,7 +63,7 @@ unsafe extern "C" fn in_the_child() {
     }
 }
 
-/// In the child that enters. `None` if this child has entered already, or is not the monitor's first.
+/// In the child, before it enters. `None` if it has entered already, or is not the monitor's first child.
 pub fn disarm() -> Result<Option<Attachment>, Refusal> {
     let Some(attachment) = hold(None) else { return Ok(None) };
     ARMED.store(false, Ordering::Relaxed);
@@ -71,7 +72,7 @@ pub fn disarm() -> Result<Option<Attachment>, Refusal> {
     Ok(Some(attachment))
 }
 
-/// Where there is no session any more.
+/// At the end of the session: closes the descriptors, and lets children change their uid.
 pub fn forget() {
     drop(hold(None));
     ARMED.store(false, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! What each hook returns, logs, tells and counts, by the hooks' own names. Any user can run this: see [`fake`].
+//! What each hook returns, logs, shows the user and counts, called by the hooks' own names. Any user can run these tests: see [`fake`].
 
 use super::*;
 use crate::pam::fake::{self, Transaction};

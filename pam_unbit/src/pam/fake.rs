@@ -1,5 +1,5 @@
-//! A libpam for tests, which any user can run: its functions by their own names, and a transaction whose items a test chooses and whose log and
-//! messages it reads.
+//! A libpam for tests that any user can run: its functions by their own names, and a transaction. A test chooses the transaction's items, and
+//! reads its log and messages.
 #![allow(unsafe_code)]
 
 use super::{Cleanup, Conversation, Message, PAM_CONV, PAM_SERVICE, RawHandle, Response, code};
