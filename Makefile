@@ -164,7 +164,7 @@ test:
 	tests/run --release $(RELEASE) --all
 
 # What finds most in a minute: the unit tests and corpora, logins that work or are refused, their log, what binds a session, the NSS module.
-FAST = refusals,unit_tests,login,confinement,record,nss_proof,nss_clients,corpora
+FAST = refusals,unit_tests,login,confinement,session_log,nss_proof,nss_clients,corpora
 test-fast:
 	@tests/prepare node
 	tests/build $(RELEASE)

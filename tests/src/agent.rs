@@ -86,7 +86,7 @@ impl Node {
 
     /// What a test may change is nothing: `job` fails, says why, and leaves everything as it is.
     #[track_caller]
-    pub fn refuses(&self, job: &str, cause: &str) {
+    pub fn assert_refuses(&self, job: &str, cause: &str) {
         let before = self.state();
         let error = self.agent(&format!("once {job}")).failed();
         assert!(error.contains(cause), "{cause}: {error}");

@@ -8,9 +8,9 @@ pub mod linked;
 pub mod nss;
 pub mod nss_fuzz;
 pub mod registers;
+pub mod scm_rights;
 pub mod supervision;
 pub mod tenant;
-pub mod wire;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -380,15 +380,15 @@ pub const SSHD_PAM: &str = "/etc/pam.d/sshd";
 pub const MARK: &str = "/tmp/landed-on-the-host";
 
 /// The ways in that need no terminal, each with what it does.
-pub const WAYS: [&[&str]; 4] = [
+pub const CLIENTS: [&[&str]; 4] = [
     &["ssh", "USER@node", "touch /tmp/landed-on-the-host"],
     &["sftp", "-b", "/dev/null", "USER@node"],
     &["sftp", INTERNAL_SFTP, "-b", "/dev/null", "USER@node"],
     &["ssh", "-N", "USER@node"],
 ];
 
-/// Tries one of [`WAYS`], for ten seconds at most: a client that hangs is killed, and has the status 137.
-pub fn try_way(user: impl Display, way: &[&str]) -> Done {
+/// Tries one of [`CLIENTS`], for ten seconds at most: a client that hangs is killed, and has the status 137.
+pub fn try_client(user: impl Display, way: &[&str]) -> Done {
     let words = way.iter().map(|word| word.replace("USER", &user.to_string())).collect::<Vec<_>>();
     let words = words.iter().map(String::as_str).collect::<Vec<_>>();
     run("timeout", &[&["-s", "KILL", "10"], &words[..]].concat(), b"")
@@ -397,9 +397,9 @@ pub fn try_way(user: impl Display, way: &[&str]) -> Done {
 /// Tries everything a client can come for. Each attempt must be refused with this sentence and one log line with this cause.
 #[track_caller]
 pub fn assert_user_refused(user: &str, sentence: &str, cause: &str) {
-    for way in WAYS {
+    for way in CLIENTS {
         let log = Log::from_now();
-        let done = try_way(user, way);
+        let done = try_client(user, way);
         assert_eq!(done.status, Some(255), "{way:?}: {done:?}\n{}", log.text());
         assert_eq!(done.out, "", "{way:?}: standard output is the protocol's");
         assert!(done.err.contains(sentence), "{way:?}: {done:?}");
@@ -428,7 +428,7 @@ pub fn assert_no_session_on_the_host() {
 
 /// Container 30001, root and an ordinary user log in. After a test this shows that the refusal had no other reason.
 #[track_caller]
-pub fn honest_login_works() {
+pub fn assert_honest_logins() {
     leader(30001);
     assert_eq!(ssh(30001, "hostname").ok(), "c30001");
     for user in ["root", "alice"] {

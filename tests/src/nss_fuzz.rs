@@ -142,7 +142,7 @@ impl Input {
                 status = TRYAGAIN;
             }
             assert_eq!(answer.status, status, "{case}");
-            check_errors(&answer, function.host, ipv6_forward(index), &case);
+            assert_errors(&answer, function.host, ipv6_forward(index), &case);
             if status == SUCCESS && uid != 0 {
                 let texts = answer.texts();
                 let name = if let Verdict::SecondName(name) = self.expected() { name } else { uid.to_string() };
@@ -186,7 +186,7 @@ fn presence(uid: u32) -> c_int {
     if is_container { SUCCESS } else { NOTFOUND }
 }
 
-fn check_errors(answer: &Answer, host: bool, ipv6_forward: bool, case: &str) {
+fn assert_errors(answer: &Answer, host: bool, ipv6_forward: bool, case: &str) {
     let errno = match answer.status {
         TRYAGAIN => libc::ERANGE,
         SUCCESS => crate::nss::STALE,

@@ -96,7 +96,7 @@ fn an_empty_list_stops_nothing() {
     node.api.says("/containers/", "[]");
     node.refuses("containers", "6 of 6 containers would be removed at once, so none is; to allow it: unbit-agent once containers --allow-removal");
     node.api.says("/containers/", &list(&MANY[..2]));
-    node.refuses("containers", "4 of 6 containers");
+    node.assert_refuses("containers", "4 of 6 containers");
     assert!(node.agent("once containers --dry-run --allow-removal").ok().lines().count() == 4);
     assert_eq!(node.vassals().len(), 8);
     // Three at once go without a word.
@@ -113,13 +113,13 @@ fn an_empty_list_stops_nothing() {
         fs::write(node.directory.join(format!("custom_services/7_{id}.ini")), ini(id)).unwrap();
     }
     node.api.says("/custom_services/", "[]");
-    node.refuses("custom-services", "5 of 5 services would be removed at once");
+    node.assert_refuses("custom-services", "5 of 5 services would be removed at once");
     let addresses: String = (1..=5).map(|host| format!("192.0.2.{host}\n")).collect();
     fs::write(node.directory.join("nodes"), addresses).unwrap();
     fs::write(node.directory.join("legion_nodes"), "").unwrap();
     node.api.says("/legion/nodes/", r#"{"unix": 1, "nodes": []}"#);
     node.api.says("/nodes/", r#"{"unix": 1, "nodes": []}"#);
-    node.refuses("nodes", "5 of 5 addresses would be removed at once");
+    node.assert_refuses("nodes", "5 of 5 addresses would be removed at once");
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn an_answer_that_is_no_list_changes_nothing() {
     ];
     for (answer, cause) in answers {
         node.api.answers("/containers/", [answer]);
-        node.refuses("containers", cause);
+        node.assert_refuses("containers", cause);
     }
     assert!(node.api.bytes_sent() < 64 << 20, "{} bytes", node.api.bytes_sent());
     assert!(node.api.asked().iter().all(|asked| asked.path == "/containers/"), "no redirect is followed");
@@ -197,7 +197,7 @@ fn a_file_that_is_half_or_none_is_not_written() {
         (vec![Answer::ok(&format!("[uwsgi]\n{}", "x".repeat(1 << 20)))], "longer than 1048576 bytes"),
     ] {
         node.api.answers(path, answers);
-        node.refuses("containers", cause);
+        node.assert_refuses("containers", cause);
     }
     // A server that never says goodbye is uWSGI's. What it says twice is taken.
     node.api.answers(path, [Answer::cut(&whole)]);
@@ -518,7 +518,7 @@ fn lists_of_nodes_are_addresses_and_make_the_firewall() {
         "null",
     ] {
         node.api.says("/nodes/", &format!(r#"{{"unix": 1, "nodes": ["192.0.2.12", {bad}]}}"#));
-        node.refuses("nodes", "GET /nodes/: ");
+        node.assert_refuses("nodes", "GET /nodes/: ");
     }
 }
 
@@ -547,7 +547,7 @@ fn services_are_files_of_two_numbers() {
         ),
     ] {
         node.api.says("/custom_services/", &format!("[{bad}]"));
-        node.refuses("custom-services", cause);
+        node.assert_refuses("custom-services", cause);
     }
 }
 
@@ -559,15 +559,15 @@ fn directories_and_files_that_others_can_lead_elsewhere_are_refused() {
     let vassals = node.directory.join("vassals");
     let file = vassals.join("30001.ini");
     fs::set_permissions(&vassals, fs::Permissions::from_mode(0o777)).unwrap();
-    node.refuses("containers", "root alone must be able to write there");
+    node.assert_refuses("containers", "root alone must be able to write there");
     fs::set_permissions(&vassals, fs::Permissions::from_mode(0o755)).unwrap();
     std::os::unix::fs::chown(&vassals, Some(30001), Some(30001)).unwrap();
-    node.refuses("containers", "root alone must be able to write there");
+    node.assert_refuses("containers", "root alone must be able to write there");
     std::os::unix::fs::chown(&vassals, Some(0), Some(0)).unwrap();
     fs::rename(&file, "/run/kept.ini").unwrap();
     symlink("/run/kept.ini", &file).unwrap();
     node.api.says("/containers/30001.ini", "[uwsgi]\nother = 1\n");
-    node.refuses("containers", "30001.ini is a symbolic link, and is left as it is");
+    node.assert_refuses("containers", "30001.ini is a symbolic link, and is left as it is");
     assert_eq!(fs::read_to_string("/run/kept.ini").unwrap(), ini(30001));
     fs::remove_file(&file).unwrap();
     // Owner and mode of a file that is there stay.
@@ -590,7 +590,7 @@ fn a_full_disk_leaves_the_old_file() {
     fs::write(vassals.join("30001.ini"), ini(30001)).unwrap();
     let new = format!("[uwsgi]\n{}", "x = y\n".repeat(5000));
     node.api.says("/containers/30001.ini", &new);
-    node.refuses("containers", "No space left on device");
+    node.assert_refuses("containers", "No space left on device");
     assert_eq!(node.vassals(), ["30001.ini"], "nothing is left beside it");
     sh(format!("mount -o remount,size=1m {}", vassals.display())).ok();
     node.agent("once containers").ok();

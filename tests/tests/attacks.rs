@@ -314,7 +314,7 @@ fn roots_own_socket_elsewhere_is_never_called() {
 }
 
 /// Logs in for as long as the tenant swaps two paths. Each login is refused, or is in the one true container.
-fn swapped(prepare: &str, a: &str, b: &str) {
+fn assert_each_login_is_whole(prepare: &str, a: &str, b: &str) {
     let watch = Watch::start();
     {
         let tool = give_tool(30001);
@@ -367,13 +367,17 @@ fn swapped(prepare: &str, a: &str, b: &str) {
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_socket_is_swapped_with_a_listener_of_the_tenants() {
-    swapped("TENANT serve ~/run/other & sleep 0.3;", "/containers/30001/run/ns.socket", "/containers/30001/run/other");
+    assert_each_login_is_whole(
+        "TENANT serve ~/run/other & sleep 0.3;",
+        "/containers/30001/run/ns.socket",
+        "/containers/30001/run/other",
+    );
 }
 
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_socket_is_swapped_with_a_link_to_another_containers() {
-    swapped(
+    assert_each_login_is_whole(
         "ln -s /containers/30000/run/ns.socket ~/run/other;",
         "/containers/30001/run/ns.socket",
         "/containers/30001/run/other",
@@ -383,13 +387,13 @@ fn the_socket_is_swapped_with_a_link_to_another_containers() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_directory_is_swapped_with_a_link_to_another_containers() {
-    swapped("ln -s ../30000/run ~/evil;", "/containers/30001/run", "/containers/30001/evil");
+    assert_each_login_is_whole("ln -s ../30000/run ~/evil;", "/containers/30001/run", "/containers/30001/evil");
 }
 
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_directory_is_swapped_with_one_where_the_tenant_listens() {
-    swapped(
+    assert_each_login_is_whole(
         "mkdir ~/evil; TENANT serve ~/evil/ns.socket & sleep 0.3;",
         "/containers/30001/run",
         "/containers/30001/evil",

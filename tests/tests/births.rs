@@ -133,7 +133,7 @@ fn size() -> usize {
 /// Root processes with the node's root directory are born inside and end at once: nsenter(1) into the pid namespace alone. An onlooker that does
 /// not catch them proves nothing. On a busy machine it takes more of them.
 #[track_caller]
-fn witness(leader: &str) {
+fn assert_onlooker_sees(leader: &str) {
     const WANTED: usize = 10;
     const AT_ONCE: usize = 20;
     const MOST: usize = 200;
@@ -159,7 +159,7 @@ fn witness(leader: &str) {
     }
 }
 
-fn nothing_of_the_nodes_is_born(way: &str) {
+fn assert_nothing_of_the_nodes_is_born(way: &str) {
     let watch = Watch::start();
     {
         give_home();
@@ -172,7 +172,7 @@ fn nothing_of_the_nodes_is_born(way: &str) {
         );
         let hostile = Hostile::become_by(&become_it, "serve /run/ns.socket");
         eventually("the onlooker", || fs::exists(file()).unwrap().then_some(()));
-        witness(&hostile.leader);
+        assert_onlooker_sees(&hostile.leader);
 
         let logins = std::env::var("LOGINS").map_or(LOGINS, |logins| logins.parse().unwrap());
         let (next, start) = (AtomicUsize::new(0), size());
@@ -205,7 +205,7 @@ fn nothing_of_the_nodes_is_born(way: &str) {
             "only {} sessions were looked at completely, of {logins} logins",
             seen.sessions
         );
-        witness(&hostile.leader); // it still looks
+        assert_onlooker_sees(&hostile.leader); // it still looks
     }
     watch.done();
 }
@@ -213,11 +213,11 @@ fn nothing_of_the_nodes_is_born(way: &str) {
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_reader_of_proc_sees_nothing_of_the_nodes() {
-    nothing_of_the_nodes_is_born("spin");
+    assert_nothing_of_the_nodes_is_born("spin");
 }
 
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_tracer_that_stops_every_process_at_birth_sees_nothing_of_the_nodes() {
-    nothing_of_the_nodes_is_born("seize");
+    assert_nothing_of_the_nodes_is_born("seize");
 }

@@ -119,20 +119,20 @@ fn can_try(needed: &str, is_there: bool) -> bool {
 
 /// Everybody else logs in, as if nothing were the matter, and sshd lives.
 #[track_caller]
-fn others_are_well() {
+fn assert_others_log_in() {
     assert_eq!(ssh("alice", "hostname").ok(), "node");
     assert_eq!(ssh(30000, "hostname").ok(), "c30000");
 }
 
 #[track_caller]
-fn honest_login_works() {
+fn assert_honest_logins() {
     leader(30001);
     assert_eq!(ssh(30001, PLACE).ok(), inside());
-    others_are_well();
+    assert_others_log_in();
 }
 
 #[track_caller]
-fn nothing_on_the_host() {
+fn assert_nothing_on_the_host() {
     eventually("no process of a container's user on the host", || {
         let host = namespaces("self");
         let processes = sh("ps -eo pid=,uid=,comm= | awk '$2 >= 30000 && $2 < 60000 && $3 !~ /^perl/ {print $1}'").ok();
@@ -220,7 +220,7 @@ fn a_container_under_a_slice() {
         // Its session may use what was the container's own name.
         drop(sh(format!("rmdir '/sys/fs/cgroup/{path}' 2>/dev/null")));
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn a_container_with_a_cgroup_of_its_own_in_one_hierarchy_only() {
         let _moved = (!shared.is_empty()).then(|| Moved::to("system", &shared));
         assert_eq!(ssh(30001, PLACE).ok(), inside(), "{}", all[own]);
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -254,15 +254,15 @@ fn a_frozen_container_keeps_its_sessions_and_takes_no_more() {
         let refused = eventually("it is frozen", || Some(ssh(30001, "true")).filter(|done| done.status != Some(0)));
         assert!(refused.err.contains("Container 30001 is paused."), "{refused:?}");
         assert!(waits.is_running());
-        others_are_well();
-        nothing_on_the_host();
+        assert_others_log_in();
+        assert_nothing_on_the_host();
         drop(given_up);
         fs::write(&freezer, thaw).unwrap();
         waits.say("go on");
         assert_eq!(waits.end(), (Some(0), expected));
     }
     eventually("nothing is left", || (all_members() == before).then_some(()));
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -278,12 +278,12 @@ fn at_the_limit_of_processes() {
         let done = ssh(30001, "read name </proc/sys/kernel/hostname; echo $name; exec readlink /proc/self/ns/mnt");
         assert_eq!(done.status == Some(0), enters, "room for {room}: {done:?}");
         assert_eq!(done.out.replace('\n', " ").trim(), if enters { &expected } else { "" });
-        others_are_well();
-        nothing_on_the_host();
+        assert_others_log_in();
+        assert_nothing_on_the_host();
     }
     fs::write(&limit, "max").unwrap();
     eventually("nothing is left", || (members(limit.rsplit_once('/').unwrap().0).len() as u32 <= now).then_some(()));
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -304,7 +304,7 @@ fn at_the_limit_of_memory() {
     // What takes too much is killed, and only that.
     let done = ssh(30001, "perl -e '$_ = q(x) x 200_000_000'; echo ended $?");
     assert_eq!(done.ok(), "ended 137");
-    others_are_well();
+    assert_others_log_in();
 
     // Nothing is left, not even for sshd's child: whoever is killed, the monitors are not, and nobody else.
     for _ in 0..3 {
@@ -312,15 +312,15 @@ fn at_the_limit_of_memory() {
         let done = ssh(30001, PLACE);
         println!("with no memory left: {done:?}");
         assert!(done.status != Some(0) || done.out.starts_with("c30001"), "{done:?}");
-        others_are_well();
-        nothing_on_the_host();
+        assert_others_log_in();
+        assert_nothing_on_the_host();
     }
     drop(fs::write(&limit, unlimited));
     leader(30001);
     assert_eq!(sh("cat /run/sshd.pid").ok(), sshd);
     let monitors = fs::read_to_string(format!("/proc/{monitor}/stat"));
     assert!(monitors.is_ok() || pgrep("^sleep 1202$").is_none(), "a monitor ends with its session, not before");
-    honest_login_works();
+    assert_honest_logins();
 }
 
 /// Writes to the `cgroup.procs` of every cgroup of the node.
@@ -363,7 +363,7 @@ fn nothing_moves_on_a_refusal() {
         assert_ne!(done.status, Some(0), "{done:?}");
         let line = log.one_line("refused:");
         assert!(line.contains(cause), "{line}");
-        nothing_on_the_host();
+        assert_nothing_on_the_host();
         assert_eq!(moves.count(), 0, "{cause}");
     };
     {
@@ -386,7 +386,7 @@ fn nothing_moves_on_a_refusal() {
         refused("it has no cgroup of its own");
     }
     assert_eq!(all_members(), before);
-    honest_login_works();
+    assert_honest_logins();
 }
 
 /// An sshd on port 2200 in a mount namespace of its own, whose cgroup mounts are made by a script; `$top` is each old one, `$new` a place.
@@ -437,7 +437,7 @@ fn only_a_part_of_a_hierarchy_is_mounted() {
         let _sshd = Sshd::with_mounts("--", &format!("{own}; {covered}"));
         assert_eq!(ssh_2200(PLACE).ok(), inside());
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -464,9 +464,9 @@ fn where_the_cgroups_cannot_be_reached() {
         assert_eq!((done.status, done.out.as_str()), (Some(255), ""), "{done:?}");
         let line = log.one_line("refused:");
         assert!(line.contains(cause), "{line}");
-        nothing_on_the_host();
+        assert_nothing_on_the_host();
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 /// The top of the hierarchy of version 2, if the layout has one.
@@ -493,7 +493,7 @@ fn a_container_in_a_threaded_cgroup() {
         assert_eq!(place, inside());
         assert!(place.contains(":/a/30001"), "{place}");
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -516,7 +516,7 @@ fn a_cgroup_that_is_removed_while_the_session_enters() {
     }
     let line = log.one_line("refused:");
     assert!(line.contains("join the container's cgroup :/30001: ENODEV"), "{line}");
-    nothing_on_the_host();
+    assert_nothing_on_the_host();
     eventually("nothing is left", || (all_members() == before).then_some(()));
-    honest_login_works();
+    assert_honest_logins();
 }

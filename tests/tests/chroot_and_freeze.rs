@@ -35,7 +35,7 @@ fn pid_1_is_in_a_chroot() {
         let _hostile = Hostile::become_by(&command, "serve /run/ns.socket");
         assert_refused_within_timeout("30003", NOT_TRUSTED, CHROOT);
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 /// What `chroot =` of uWSGI does, where the root of the mount namespace stays the node's.
@@ -73,7 +73,7 @@ fn the_chroot_of_a_vassal() {
     }
     let new = restart();
     assert_in_the_root_of(30002, &new);
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn a_root_that_is_covered_later() {
         assert!(!fs::exists("/containers/30002/half").unwrap(), "a session");
     }
     assert_refused_within_timeout("30002", NOT_TRUSTED, CHROOT);
-    honest_login_works();
+    assert_honest_logins();
 }
 
 /// A container's freezer of one version.
@@ -185,7 +185,7 @@ fn a_frozen_container() {
             }
             assert_eq!(ssh(30000, "hostname").ok(), "c30000", "another container");
         }
-        honest_login_works();
+        assert_honest_logins();
     }
 }
 
@@ -208,7 +208,7 @@ fn a_container_in_a_group_of_a_frozen_one() {
             assert_refused_within_timeout("30001", PAUSED, "is frozen");
         }
         assert_eq!(leader(30001), pid);
-        honest_login_works();
+        assert_honest_logins();
     }
 }
 
@@ -255,6 +255,6 @@ fn a_container_that_is_frozen_between_check_and_join() {
             assert!(!fs::exists(half).unwrap(), "half done: {way:?}");
             assert_eq!(log.lines("refused:").len(), 1, "{}", log.text());
         }
-        honest_login_works();
+        assert_honest_logins();
     }
 }

@@ -30,9 +30,9 @@ fn assert_kept_out(user: &str, cause: &str) {
     drop(fs::remove_file(MARK)); // another test's
     let _su = join_now("su");
     let su = ["su", "USER", "-c", "touch /tmp/landed-on-the-host"];
-    for way in WAYS.iter().copied().chain([&su[..]]) {
+    for way in CLIENTS.iter().copied().chain([&su[..]]) {
         let log = Log::from_now();
-        let done = try_way(user, way);
+        let done = try_client(user, way);
         assert!(done.status != Some(0) && done.status != Some(137), "{way:?}: {done:?}\n{}", log.text());
         assert_eq!(done.out, "", "{way:?}");
         assert!(!fs::exists(MARK).unwrap(), "{way:?}: a session on the node");
@@ -79,7 +79,7 @@ fn a_name_that_is_a_number_with_an_ordinary_uid() {
         assert_kept_out("30005", "1001");
         assert_eq!(run("id", &["-G", "30005"], b"").ok(), "1001", "the container's group is not that user's");
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn an_ordinary_user_whose_uid_is_no_containers() {
         assert_eq!(sh("su ldapuser -c 'id -un'").ok(), "ldapuser", "{make}");
         assert_eq!(log.lines("ldapuser"), [""; 0], "{make}");
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn an_ordinary_user_whose_uid_is_a_containers() {
         let _account = Account::add(line);
         assert_kept_out("ldapuser", "41234");
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]

@@ -146,7 +146,7 @@ fn inventory(uid: u32) -> String {
 #[test]
 #[ignore = "needs the node: make test"]
 fn every_call_fails_once() {
-    sweep(Way::Sshd, &undisturbed(Way::Sshd, 30001), &[]);
+    assert_every_fault_is_clean(Way::Sshd, &undisturbed(Way::Sshd, 30001), &[]);
 }
 
 /// The link is read in acct_mgmt, and what must hold for a linked pid 1 is looked at again in the helper; the rest is the same either way.
@@ -163,7 +163,7 @@ fn every_call_by_a_link_fails_once() {
     let mut calls = undisturbed(Way::Sshd, 30001);
     assert!(calls.iter().any(|call| call.object.contains("/etc/unbit/UID")), "the witness: the link is read");
     calls.retain(|call| ["acct_mgmt", "helper"].contains(&call.step));
-    sweep(Way::Sshd, &calls, &before);
+    assert_every_fault_is_clean(Way::Sshd, &calls, &before);
 }
 
 #[test]
@@ -171,13 +171,13 @@ fn every_call_by_a_link_fails_once() {
 fn every_call_of_join_now_fails_once() {
     let before = undisturbed(Way::Sshd, 30001);
     let _su = join_now("su");
-    sweep(Way::Su, &undisturbed(Way::Su, 30001), &before);
+    assert_every_fault_is_clean(Way::Su, &undisturbed(Way::Su, 30001), &before);
 }
 
 const UIDS: [u32; 2] = [30000, 30001];
 
 /// Each call fails in a login of its own. A sample leaves out the kinds of calls in `elsewhere`.
-fn sweep(way: Way, calls: &[Call], elsewhere: &[Call]) {
+fn assert_every_fault_is_clean(way: Way, calls: &[Call], elsewhere: &[Call]) {
     // On a loaded machine the tracer alone can take the three seconds that a login has.
     let _patience = with_option("timeout=30");
     let all = std::env::var("FAULTS").is_ok_and(|faults| faults == "all");

@@ -22,7 +22,7 @@ fn outside(user: &str) -> String {
 
 /// Every process of the container users, and sshd's own one for them, is in none of the host's namespaces that a container has to itself.
 #[track_caller]
-fn nothing_on_the_host() {
+fn assert_nothing_on_the_host() {
     eventually("no process of a container's user on the host", || {
         let host = namespaces("self");
         let processes = sh("ps -eo pid=,uid= | awk '$2 >= 30000 && $2 < 60000 {print $1}'").ok();
@@ -137,7 +137,7 @@ fn the_agent_is_reached_from_inside() {
     let left = format!("/proc/{}/root{sock}", leader(30001));
     eventually("the end of the socket", || (!fs::exists(&left).unwrap()).then_some(()));
     assert_ne!(ssh(30001, "ssh-add -l").status, Some(0), "without -A there is none");
-    nothing_on_the_host();
+    assert_nothing_on_the_host();
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn a_port_forwarded_back_listens_in_the_container() {
     let out = eventually("an answer", || Some(ssh(30001, &script)).filter(|done| done.status == Some(0))).ok();
     assert_eq!(out, format!("{}\nnode", inside()));
     assert_eq!(ask("7801"), "", "nobody listens there on the node");
-    nothing_on_the_host();
+    assert_nothing_on_the_host();
 
     // The same port again, and one that takes root's power: refused as it is for anybody.
     for port in ["7801", "80"] {
@@ -177,7 +177,7 @@ fn a_socks_proxy_goes_out_from_the_container() {
         assert_eq!(answer.trim(), "c30001", "{address}");
     }
     assert_eq!(ask("7777"), "node", "the witness: there is somebody to be confused with");
-    nothing_on_the_host();
+    assert_nothing_on_the_host();
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn standard_streams_are_forwarded_into_the_container() {
     // As a jump host, on the way to another container.
     let jump = "ssh -J 30001@node -o HostKeyAlias=node 30000@127.0.0.1 hostname";
     assert_ne!(sh(jump).status, Some(0), "127.0.0.1 is the container's");
-    nothing_on_the_host();
+    assert_nothing_on_the_host();
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn unix_sockets_are_forwarded_both_ways() {
     let from = eventually("an answer", || Some(ssh(30001, &script)).filter(|done| done.out.contains("node")));
     assert_eq!(from.ok(), format!("{}\nnode\nsocket,30001", inside()));
     assert!(!fs::exists("/tmp/from").unwrap(), "it is in the container's /tmp");
-    nothing_on_the_host();
+    assert_nothing_on_the_host();
 }
 
 /// A unix socket without a file belongs to a network namespace (unix(7), abstract): CVE-2020-15257.
@@ -275,7 +275,7 @@ fn many_sessions_on_one_connection_are_all_inside() {
     assert!(sftp.contains("Remote working directory: /containers/30001"), "{sftp}");
     run("ssh", &["-S", "/tmp/master", "-O", "forward", "-L", "7804:127.0.0.1:7777", "30001@node"], b"").ok();
     assert_eq!(ask("7804"), "c30001");
-    nothing_on_the_host();
+    assert_nothing_on_the_host();
 
     log.one_line("container 30001: session opened"); // once: it was one connection all the time
     let mut sleeper = Running::start("ssh", &["-S", "/tmp/master", "30001@node", "sleep 1101"]);
@@ -305,7 +305,7 @@ fn the_servers_forced_command_runs_inside() {
     }
     assert_eq!(ssh(30001, "test -e /tmp/unforced").status, Some(1));
     assert!(!fs::exists("/tmp/unforced").unwrap());
-    nothing_on_the_host();
+    assert_nothing_on_the_host();
 }
 
 #[test]
@@ -330,7 +330,7 @@ fn a_keys_forced_command_runs_inside() {
         assert!(sftp.contains("Remote working directory: /containers/30001"), "{sftp}");
     }
     assert_eq!(ssh(30001, PLACE).ok(), inside());
-    nothing_on_the_host();
+    assert_nothing_on_the_host();
 }
 
 /// sshd changes its root after PAM, when this module has already given up root: it cannot, and ends the session.
@@ -361,7 +361,7 @@ fn chroot_directory_is_refused() {
             });
             log.one_line("container 30001: session opened"); // it was let in, and it was sshd that ended it
         }
-        nothing_on_the_host();
+        assert_nothing_on_the_host();
     }
     assert_eq!(ssh(30001, PLACE).ok(), inside());
 }
@@ -379,7 +379,7 @@ fn the_internal_sftp_server_is_inside() {
     let _end = AtEnd(|| drop((client.kill(), client.wait())));
     assert_eq!(namespaces(&server), namespaces(&leader(30001)));
     assert_ne!(namespaces(&server)["mnt"], namespaces("self")["mnt"]);
-    nothing_on_the_host();
+    assert_nothing_on_the_host();
     // Neither what only the node has, nor what the user may not.
     for refused in [
         "ls /distros",
@@ -424,7 +424,7 @@ fn passwords_that_fail_before_the_key() {
                 "{text}"
             );
             assert!(text.contains("Accepted publickey for 30001"), "{text}");
-            nothing_on_the_host();
+            assert_nothing_on_the_host();
         }
         assert_eq!(order("keyboard-interactive,password").status, Some(255), "no key, no login");
     }
@@ -438,7 +438,7 @@ fn passwords_that_fail_before_the_key() {
         let text = log.text();
         assert!(text.contains("Partial publickey for 30001"), "{text}");
         assert!(text.contains("a password was offered; container users log in with keys"), "{text}");
-        nothing_on_the_host();
+        assert_nothing_on_the_host();
     }
 }
 
@@ -467,7 +467,7 @@ fn a_certificate_opens_its_own_container() {
     assert!(log.text().contains("ID own (serial 0) CA"), "{}", log.text());
     assert_eq!(client("2200", "forced", "asked").ok(), "c30001\nasked");
     assert!(client("2200", "other", "true").failed().contains("Permission denied"));
-    nothing_on_the_host();
+    assert_nothing_on_the_host();
 }
 
 #[test]
@@ -494,7 +494,7 @@ fn the_tenants_environment_reaches_nobody_but_the_tenant() {
         .unwrap();
     let mut client = Running(client);
     let sleep = eventually("the session", || pgrep("^sleep 1102$"));
-    nothing_on_the_host();
+    assert_nothing_on_the_host();
 
     let environment = |pid: &str| fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     let marked = |pid: &str| String::from_utf8_lossy(&environment(pid)).contains("UNBIT_");
@@ -544,7 +544,7 @@ fn the_environment_file_is_a_link_or_a_fifo() {
         assert!(status.contains("Uid:\t30001\t30001\t30001\t30001"), "{status}");
         assert_eq!(ssh(30001, PLACE).ok(), inside());
         assert_eq!(run("ssh", &["-p2200", "alice@node", PLACE], b"").ok(), outside("alice"));
-        nothing_on_the_host();
+        assert_nothing_on_the_host();
         assert!(!login.is_finished(), "the witness: it waits");
         fs::write(file, "FROM=fifo\n").unwrap();
         login.join().unwrap()
@@ -576,7 +576,7 @@ fn the_childs_setcred_never_comes() {
             assert_eq!((done.status, done.out.as_str()), (Some(255), ""), "{done:?}");
             assert!(fs::exists("/run/second").unwrap(), "the witness: the session's line has run");
             log.one_line("container 30001: session opened"); // so it was the child that ended
-            nothing_on_the_host();
+            assert_nothing_on_the_host();
         }
         assert_eq!(ssh("alice", PLACE).ok(), outside("alice"));
     }
@@ -625,6 +625,6 @@ fn sshd_under_another_service_name() {
             "{line}"
         );
     }
-    nothing_on_the_host();
+    assert_nothing_on_the_host();
     assert_eq!(ssh(30001, PLACE).ok(), inside());
 }

@@ -130,7 +130,7 @@ fn a_link_that_leads_to_no_container() {
         assert_refused(BAD_LINK, cause);
         sh("chown 0:0 /etc/unbit && chmod 755 /etc/unbit").ok();
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 /// Processes of the node's own in a group: `--pid=host`, or an engine's that is about to start a container.

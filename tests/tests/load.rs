@@ -91,7 +91,7 @@ fn load(logins: usize) -> (Vec<Login>, Vec<Login>) {
 
 /// Every one is where it wanted to be, and the log has one line for each of a container's.
 #[track_caller]
-fn all_inside<'a>(logins: impl IntoIterator<Item = &'a Login>, log: &Log) {
+fn assert_all_inside<'a>(logins: impl IntoIterator<Item = &'a Login>, log: &Log) {
     let mut expected = BTreeMap::new();
     for login in logins {
         assert!(login.is_inside(), "{}: {:?}", login.user, login.done);
@@ -262,7 +262,7 @@ impl Trouble {
             over.store(true, Ordering::Relaxed);
             (honest, knocks, killer.join().unwrap())
         });
-        all_inside(&honest, &log);
+        assert_all_inside(&honest, &log);
         let (silent, dying): (Vec<_>, Vec<_>) = knocks.into_iter().partition(|login| login.user == SILENT.to_string());
         for Login { done, took, .. } in &silent {
             assert_eq!((done.status, done.out.as_str()), (Some(255), ""), "{done:?}");
@@ -295,7 +295,7 @@ fn the_trouble_of_two_containers_is_their_own() {
     let logins = logins.div_ceil(ROUNDS);
     let log = Log::from_now();
     let (honest, knocks) = load(CLIENTS); // a warm-up
-    all_inside(honest.iter().chain(&knocks), &log);
+    assert_all_inside(honest.iter().chain(&knocks), &log);
     let before = settled_inventory();
     let memory_before = memory();
 
@@ -305,7 +305,7 @@ fn the_trouble_of_two_containers_is_their_own() {
     for _ in 0..ROUNDS {
         let log = Log::from_now();
         let (honest, knocks) = load(logins);
-        all_inside(honest.iter().chain(&knocks), &log);
+        assert_all_inside(honest.iter().chain(&knocks), &log);
         peace.extend(honest);
         trouble.round(logins);
     }

@@ -26,7 +26,7 @@ fn examples(manual: &str) -> Vec<(String, String)> {
     found
 }
 
-fn run_all(manual: &str, at_least: usize) {
+fn assert_all_run(manual: &str, at_least: usize) {
     let examples = examples(manual);
     assert!(examples.len() >= at_least, "{manual}: {examples:?}");
     for (command, output) in examples {
@@ -39,11 +39,11 @@ fn run_all(manual: &str, at_least: usize) {
 #[ignore = "needs the node: make test"]
 fn those_of_nss_unbit() {
     let _gone = AtEnd(|| drop(fs::remove_file("/containers/web1")));
-    run_all("nss-unbit.8", 2);
+    assert_all_run("nss-unbit.8", 2);
 }
 
 #[test]
 #[ignore = "needs the node: make test"]
 fn those_of_unbitctl() {
-    run_all("unbitctl.8", 13);
+    assert_all_run("unbitctl.8", 13);
 }

@@ -33,7 +33,7 @@ const NO_DNS: &str = "hosts: files unbit";
 const PASSWD: &str = "30001:x:30001:30001:30001:/containers/30001:/bin/bash";
 
 /// Everything that getent can ask.
-fn getent_answers() {
+fn assert_getent_answers() {
     for key in ["30001", "30001 30001"] {
         assert!(sh(format!("getent passwd {key}")).ok().lines().all(|line| line == PASSWD));
         assert!(sh(format!("getent group {key}")).ok().lines().all(|line| line == "30001:x:30001:"));
@@ -65,7 +65,7 @@ fn getent_answers() {
     }
 }
 
-fn enumerations_answer() {
+fn assert_enumerations_answer() {
     for (database, line) in [("passwd", PASSWD), ("group", "30001:x:30001:"), ("shadow", "30001:!:::::::")] {
         let all = sh(format!("getent {database}")).ok();
         let place = |name: &str| all.lines().position(|line| line.starts_with(&format!("{name}:")));
@@ -78,8 +78,8 @@ fn enumerations_answer() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn getent() {
-    getent_answers();
-    enumerations_answer();
+    assert_getent_answers();
+    assert_enumerations_answer();
 }
 
 /// `web1` is a second name of 30001 for whoever asks for an account, and for nobody who asks for a group or lists them all.
@@ -254,7 +254,7 @@ fn getaddrinfo(name: &str, family: c_int, flags: c_int) -> Result<(Vec<String>, 
     }
 }
 
-fn getaddrinfo_answers() {
+fn assert_getaddrinfo_answers() {
     use libc::{AF_INET, AF_INET6, AF_UNSPEC, AI_ADDRCONFIG, AI_CANONNAME, AI_V4MAPPED};
     let address = || vec!["10.0.0.3".to_owned()];
     for flags in [0, AI_ADDRCONFIG, AI_V4MAPPED | AI_ADDRCONFIG] {
@@ -279,7 +279,7 @@ fn getaddrinfo_answers() {
 #[ignore = "needs the node: make test"]
 fn host_names_by_getaddrinfo() {
     let _switch = Switch::new(NO_DNS);
-    getaddrinfo_answers();
+    assert_getaddrinfo_answers();
 }
 
 #[test]
@@ -316,9 +316,9 @@ fn with_nscd() {
     let _nscd = Nscd;
     eventually("nscd", || (sh("nscd -g").status == Some(0)).then_some(()));
     for _ in 0..2 {
-        getent_answers(); // the second time out of its cache
+        assert_getent_answers(); // the second time out of its cache
     }
-    enumerations_answer();
+    assert_enumerations_answer();
     // Hits are not counted: clients read the cache by themselves. What was not in it yet is.
     let statistics = sh("nscd -g").ok();
     let misses = statistics.lines().filter(|line| line.contains("cache misses on positive entries"));
@@ -336,8 +336,8 @@ fn with_nscd() {
 fn with_systemd_beside_us() {
     for order in ["unbit systemd", "systemd unbit"] {
         let _switch = Switch::new(&format!("passwd: files {order}\ngroup: files {order}\nshadow: files {order}"));
-        getent_answers();
-        enumerations_answer();
+        assert_getent_answers();
+        assert_enumerations_answer();
         assert_eq!(sh("id 30001").ok(), "uid=30001(30001) gid=30001(30001) groups=30001(30001)");
     }
 }

@@ -24,7 +24,7 @@ fn the_emperor_is_down() {
         assert_user_refused("30001", "Container 30001 is not running.", "open its directory run: ENOENT");
         sh("mv /containers/30001/away /containers/30001/run").ok();
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 /// sshd from 9.8 on penalises the client's address for failed authentications, and counts a refusal
@@ -58,7 +58,7 @@ fn refusals_keep_nobody_else_out() {
         text.replace("#PerSourcePenalties authfail:0\n", "PerSourcePenalties authfail:0\n")
     });
     assert_eq!(ten_refusals(), 10);
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn a_full_backlog_costs_the_timeout_and_no_more() {
         assert!(log.one_line("refused:").contains("connect to run/ns.socket: ETIMEDOUT"));
         assert!((1..5).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 /// sshd's LoginGraceTime counts on while the module waits for the tenant. The signal that ends it must find nothing that waits on, and leave
@@ -119,7 +119,7 @@ fn the_grace_time_ends_while_the_module_waits() {
         eventually("the end of sshd's processes", || (sh("pgrep -c '^sshd'").ok() == before).then_some(()));
         assert_no_session_on_the_host();
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn names_that_are_not_the_canonical_number() {
         }
     }
     assert_no_session_on_the_host();
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn a_line_in_passwd_makes_no_container() {
     sh("mkdir /containers/30010").ok();
     let _end = AtEnd(|| drop(sh("rmdir /containers/30010")));
     assert_user_refused("30010", sentence, "the account has no directory /containers/30010 of its own");
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn an_unknown_option() {
         );
         assert_eq!(ssh("alice", "hostname").ok(), "node", "others do not suffer");
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -215,7 +215,7 @@ fn the_account_line_is_missing() {
         assert!(log.one_line("refused: is the account line").contains("pam_unbit(sshd:session)"), "{}", log.text());
         assert_no_session_on_the_host();
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn the_auth_line_is_missing() {
         assert!(log.one_line("refused:").contains("is the auth line of pam_unbit.so missing?"), "{}", log.text());
         assert_no_session_on_the_host();
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -251,7 +251,7 @@ fn the_session_line_is_missing() {
         }
         assert_no_session_on_the_host();
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn the_module_is_missing() {
         assert!(log.text().contains("unable to dlopen(pam_unbit.so)"), "{}", log.text());
         assert_no_session_on_the_host();
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -301,7 +301,7 @@ fn a_container_without_a_cgroup_of_its_own() {
         let _option = with_option("cgroup=optional");
         assert_eq!(ssh(30001, "hostname").ok(), "c30001");
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -326,7 +326,7 @@ fn the_socket_is_another_containers_or_no_socket_at_all() {
             assert_user_refused("30001", sentence, cause);
         }
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -353,7 +353,7 @@ fn someone_else_listens_on_the_socket() {
             assert_user_refused("30001", "its set-up failed a check", cause);
         }
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -436,7 +436,7 @@ fn a_panic_ends_the_login() {
         }
         assert_no_session_on_the_host();
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 /// A refusal in setcred ends the connection for whoever holds it, and nothing else: with `sshd -e` standard error is the log of all sshds.

@@ -49,7 +49,7 @@ fn a_login_by_a_second_name_is_in_the_container() {
     assert!(monitor.contains(": web1 ["), "{monitor}");
     drop(session);
     assert_eq!(ssh("web2", "true").status, Some(255));
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn a_uid_without_a_link_of_that_name_to_it_is_refused() {
     let _name = second_name("web1", "30001");
     let _account = add_account("web1:x:30001:100::/home/web1:/bin/bash");
     assert_user_refused("web1", "Container web1 is not on this node.", CAUSE);
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn a_link_that_changes_during_a_login() {
         assert!(log.text().contains(cause), "{change}: {}", log.text());
         assert_no_session_on_the_host();
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]

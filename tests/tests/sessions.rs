@@ -80,7 +80,7 @@ fn one_more_than_may_be_open_is_refused_by_every_way_in() {
         assert_too_many(2);
     }
     from_none();
-    honest_login_works();
+    assert_honest_logins();
     wait_for_slots(0);
 }
 
@@ -125,7 +125,7 @@ fn sixty_four_unless_a_line_says_otherwise() {
     }
     from_none();
     wait_for_slots(0);
-    honest_login_works();
+    assert_honest_logins();
 }
 
 /// Where the limit was higher until now, sessions have slots on both sides of it, and all of them count.
@@ -146,7 +146,7 @@ fn a_limit_that_has_been_lowered() {
     }
     from_none();
     wait_for_slots(0);
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -226,7 +226,7 @@ fn a_number_from_1_to_1024() {
         assert_eq!(ssh("alice", "hostname").ok(), "node", "others log in as before");
     }
     assert_no_session_on_the_host();
-    honest_login_works();
+    assert_honest_logins();
 }
 
 /// A tenant with a key, who has all the time and all the processes that it takes.
@@ -277,5 +277,5 @@ fn a_tenant_that_opens_sessions_without_end_keeps_nobody_else_out() {
     }
     drop(option);
     from_none();
-    honest_login_works();
+    assert_honest_logins();
 }

@@ -34,15 +34,6 @@ fn soon(what: &str, done: impl Fn() -> bool) {
     }
 }
 
-#[track_caller]
-fn honest_logins_work() {
-    leader(30001);
-    assert_eq!(ssh(30001, "hostname").ok(), "c30001");
-    for user in ["root", "alice"] {
-        assert_eq!(ssh(user, "hostname").ok(), "node");
-    }
-}
-
 #[test]
 #[ignore = "needs the node: make test"]
 fn it_owns_nothing() {
@@ -85,7 +76,7 @@ fn it_owns_nothing() {
         session.hang_up();
         soon("the end of the session", || are_gone(&[&session.supervisor, &session.first, &session.monitor]));
     }
-    honest_logins_work();
+    assert_honest_logins();
 }
 
 #[test]
@@ -151,7 +142,7 @@ fn nobody_inside_sees_traces_or_signals_it() {
 
 /// Stops all processes of the container, as some engines do when they shut one down, and then kills its pid 1.
 #[track_caller]
-fn ends_at_once(hostile: &Hostile, stopped: &[&String], all: &[&String]) {
+fn assert_ends_at_once(hostile: &Hostile, stopped: &[&String], all: &[&String]) {
     root_inside(&hostile.leader, "kill -STOP -1").ok();
     for pid in stopped {
         eventually("it to stop", || status(pid, "State").starts_with('T').then_some(()));
@@ -179,11 +170,11 @@ fn a_container_that_stops_all_its_processes_ends_at_once() {
         .iter()
         .flat_map(|session| [&session.command, &session.first, &session.supervisor, &session.monitor])
         .collect();
-    ends_at_once(&hostile, &first, &all);
+    assert_ends_at_once(&hostile, &first, &all);
     for session in &mut sessions {
         assert_eq!(eventually("the client's end", || session.client.try_wait().unwrap()).code(), Some(255));
     }
-    honest_logins_work();
+    assert_honest_logins();
 }
 
 /// The same for a session of another service, whose caller must see it stop when a shell's job control stops it.
@@ -198,13 +189,13 @@ fn a_container_that_stops_all_its_processes_ends_at_once_with_join_now() {
     // Dropped before the container, which cannot end before somebody has waited for the session's process.
     let mut su = Ended(su.stdin(Stdio::null()).stdout(Stdio::null()).stderr(client_errors()).spawn().unwrap());
     let command = eventually("the command", || pgrep("^stopped-su 600$"));
-    ends_at_once(&hostile, &[&command], &[&command]);
+    assert_ends_at_once(&hostile, &[&command], &[&command]);
     // A shell that saw it stop would continue it.
     eventually("the end of su", || {
         sh(format!("kill -CONT {}", su.0.id()));
         su.0.try_wait().unwrap()
     });
-    honest_logins_work();
+    assert_honest_logins();
 }
 
 /// A process that ends with the test.
@@ -268,7 +259,7 @@ fn whoever_is_killed_in_whatever_order_nothing_is_left() {
             assert_eq!(mounts(), before);
             let leader = hostile.get_or_insert_with(start).leader.clone();
             assert_eq!(ssh(HOSTILE, "readlink /proc/self/ns/pid").ok(), namespaces(&leader)["pid"]);
-            honest_logins_work();
+            assert_honest_logins();
         }
     }
     println!("{tried} sessions, each with two killed");
@@ -403,7 +394,7 @@ fn a_client_that_goes_hangs_up_as_it_does_for_others() {
         soon(&format!("{user}: SIGHUP to the session of the terminal"), hung_up);
         drop(fs::remove_file(&mark));
     }
-    honest_logins_work();
+    assert_honest_logins();
 }
 
 /// One that is killed before it has a session to supervise leaves none behind.

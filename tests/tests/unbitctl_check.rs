@@ -579,7 +579,7 @@ fn no_container_runs() {
 // A dead node
 
 /// Puts a vassal back, and waits until its container runs as before.
-fn as_before(_vassal: Changed) {
+fn assert_restarts(_vassal: Changed) {
     drop(_vassal);
     leader(30001);
     eventually("a container that listens", || {
@@ -629,7 +629,7 @@ fn an_emperor_that_is_dead() {
     });
     let fix = one(&found, "fail", "has a file in /etc/uwsgi/vassals and does not run: 30001").fix.clone().unwrap();
     assert!(fix.ends_with("\nunbitctl check 30001"), "{fix}");
-    as_before(vassal);
+    assert_restarts(vassal);
     // One that nobody can ask.
     let before = pid_of(30001);
     let vassal = Changed::file(VASSAL, |text| text.replace("setns-socket =", ";setns-socket ="));
@@ -811,7 +811,7 @@ fn keys_and_certificates_of_the_guide() {
     sh(fix).ok();
     assert!(check("secrets").iter().all(|finding| finding.state != "fail"));
     sh(format!("chmod 644 {VASSAL}")).ok();
-    as_before(changed);
+    assert_restarts(changed);
 }
 
 // Distributions

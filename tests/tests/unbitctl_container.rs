@@ -33,7 +33,7 @@ for f in json.load(sys.stdin): print(f['check'], f['state'], f['seen'], (f['fix'
 
 /// A login would not work: it ends at this step, for this cause.
 #[track_caller]
-fn ends_at(step: &str, cause: &str) -> Finding {
+fn assert_ends_at(step: &str, cause: &str) -> Finding {
     let (mut findings, status) = check();
     assert_eq!(status, Some(1), "{findings:#?}");
     let last = findings.pop().unwrap();
@@ -53,8 +53,8 @@ fn ends_at(step: &str, cause: &str) -> Finding {
 
 /// The same, and pam_unbit.so refuses a login with the very words.
 #[track_caller]
-fn ends_as_a_login_does(step: &str, cause: &str) {
-    let failed = ends_at(step, cause);
+fn assert_ends_as_a_login(step: &str, cause: &str) {
+    let failed = assert_ends_at(step, cause);
     let log = Log::from_now();
     let done = ssh(30001, "true");
     assert_eq!(done.status, Some(255), "{done:?}");
@@ -67,7 +67,7 @@ fn ends_as_a_login_does(step: &str, cause: &str) {
 }
 
 #[track_caller]
-fn a_login_works() {
+fn assert_login_works() {
     leader(30001);
     assert_eq!(ssh(30001, "hostname").ok(), "c30001");
     let (findings, status) = check();
@@ -90,11 +90,6 @@ fn a_login_works() {
     assert_eq!(status, Some(0));
 }
 
-fn with_option(option: &str) -> Changed {
-    let option = format!("pam_unbit.so {option}");
-    Changed::file("/etc/pam.d/sshd", |text| text.replace("pam_unbit.so", &option))
-}
-
 /// Something else in a file's place, until this is dropped.
 fn instead(path: &str, made: &str) -> AtEnd<impl FnMut() + use<>> {
     sh(format!("mv {path} {path}.kept && {made}")).ok();
@@ -108,7 +103,7 @@ fn a_container_that_works() {
     let members =
         || sh("cat /sys/fs/cgroup/*/30001/cgroup.procs /sys/fs/cgroup/30001/cgroup.procs 2>/dev/null | sort -u").ok();
     let before = members();
-    a_login_works();
+    assert_login_works();
     assert_eq!(members(), before, "nothing is left behind");
     let text = run("unbitctl", &["check", "30001"], b"").ok();
     let last = text.lines().nth_back(1).unwrap(); // behind it they are counted
@@ -122,13 +117,13 @@ fn the_account() {
     {
         sh("chown 0:0 /containers/30001").ok();
         let _back = AtEnd(|| drop(sh("chown 30001:30001 /containers/30001")));
-        let failed = ends_at("account", "/containers/30001 belongs to 0:0");
+        let failed = assert_ends_at("account", "/containers/30001 belongs to 0:0");
         assert_eq!(failed.fix, "chown 30001:30001 /containers/30001");
         assert!(ssh(30001, "true").err.contains("Permission denied (publickey)"), "a login does not work either");
     }
     {
         let _nsswitch = Changed::file("/etc/nsswitch.conf", |text| text.replace("unbit", ""));
-        assert_eq!(ends_at("account", "nsswitch.conf lacks unbit").fix, "unbitctl setup nsswitch");
+        assert_eq!(assert_ends_at("account", "nsswitch.conf lacks unbit").fix, "unbitctl setup nsswitch");
     }
     {
         let _other = Changed::file("/etc/passwd", |text| format!("{text}30001:x:30001:0::/root:/bin/bash\n"));
@@ -139,13 +134,13 @@ fn the_account() {
     {
         fs::write("/etc/nologin", "").unwrap();
         let _end = AtEnd(|| fs::remove_file("/etc/nologin").unwrap());
-        ends_at("account", "nologin is there");
+        assert_ends_at("account", "nologin is there");
         assert_eq!(ssh(30001, "true").status, Some(255));
     }
     let absent = run("unbitctl", &["check", "30008"], b"");
     assert_eq!(absent.status, Some(1));
     assert!(absent.out.contains("FAIL  account  there is no directory /containers/30008"), "{absent:?}");
-    a_login_works();
+    assert_login_works();
 }
 
 /// A line that a test adds to /etc/passwd, with a home directory where our key opens the account.
@@ -217,7 +212,7 @@ fn accounts_that_are_not_the_containers() {
         assert_eq!(ssh(30001, "hostname").ok(), "c30001");
         assert_eq!(ssh("bob", "hostname").status, Some(255));
     }
-    a_login_works();
+    assert_login_works();
 }
 
 #[test]
@@ -229,24 +224,24 @@ fn the_pam_lines() {
             text.lines().filter(stays).map(|line| line.to_owned() + "\n").collect()
         };
         let _line = Changed::file("/etc/pam.d/sshd", without);
-        let failed = ends_at("pam", &format!("there is no {kind} line of pam_unbit.so"));
+        let failed = assert_ends_at("pam", &format!("there is no {kind} line of pam_unbit.so"));
         assert_eq!(failed.fix, "unbitctl setup pam");
     }
     {
         let _module = instead(&sh("ls /usr/lib/*/security/pam_unbit.so").ok(), "true");
-        ends_at("pam", "there is no /usr/lib/");
+        assert_ends_at("pam", "there is no /usr/lib/");
         assert_eq!(ssh(30001, "true").status, Some(255));
     }
     {
         let _option = with_option("timout=5");
-        ends_at("pam", "unknown option: timout=5");
+        assert_ends_at("pam", "unknown option: timout=5");
         let log = Log::from_now();
         assert_eq!(ssh(30001, "true").status, Some(255));
         log.one_line("unknown option: timout=5");
     }
     {
         let _option = with_option("join=now");
-        ends_at("pam", "join=now is not for sshd");
+        assert_ends_at("pam", "join=now is not for sshd");
     }
     {
         let _option = with_option("namespaces=mnt,pid timeout=7");
@@ -256,7 +251,7 @@ fn the_pam_lines() {
         assert_eq!(seen("namespaces"), "pid,mnt", "the options are the login's");
         assert!(seen("pam").contains("timeout=7"));
     }
-    a_login_works();
+    assert_login_works();
 }
 
 #[test]
@@ -295,7 +290,7 @@ fn what_the_pam_lines_let_in_and_should_not() {
         ends_at("pam", "pam_permit.so may end the stack before pam_unbit.so");
         assert_eq!(ssh(30001, "true").status, Some(255));
     }
-    a_login_works();
+    assert_login_works();
 }
 
 #[test]
@@ -312,7 +307,7 @@ fn whom_sshd_lets_in() {
         let file = "/etc/ssh/sshd_config.d/00-a.conf";
         fs::write(file, format!("{lines}\n")).unwrap();
         let _end = AtEnd(|| fs::remove_file(file).unwrap());
-        ends_at(if lines.contains("Pubkey") { "keys" } else { "sshd" }, cause);
+        assert_ends_at(if lines.contains("Pubkey") { "keys" } else { "sshd" }, cause);
     }
     {
         let file = "/etc/ssh/sshd_config.d/00-a.conf";
@@ -324,7 +319,7 @@ fn whom_sshd_lets_in() {
     {
         sh("node-sshd stop").ok();
         let _up = AtEnd(|| drop(sh("node-sshd start")));
-        let failed = ends_at("sshd", "no sshd runs, and nothing listens on ");
+        let failed = assert_ends_at("sshd", "no sshd runs, and nothing listens on ");
         assert!(failed.seen.contains("0.0.0.0:22"), "{failed:?}");
         // A tenant's process of that name is none.
         let fake = "exec -a 'sshd: /usr/sbin/sshd [listener] 0 of 10-100 startups' sleep 60";
@@ -333,10 +328,10 @@ fn whom_sshd_lets_in() {
             .spawn()
             .unwrap();
         eventually("its title", || pgrep("^sshd: .*listener"));
-        ends_at("sshd", "no sshd runs, and nothing listens on ");
+        assert_ends_at("sshd", "no sshd runs, and nothing listens on ");
         drop((tenant.kill(), tenant.wait()));
     }
-    a_login_works();
+    assert_login_works();
 }
 
 /// What systemd and others may keep from sshd, each as a prefix of the command that starts it.
@@ -381,7 +376,7 @@ fn what_sshds_own_process_may_not_do() {
         (filtered(0x0005_0001, "move_mount"), "terminals", FILTER, "sshd runs with a seccomp filter"),
     ] {
         sh(format!("node-sshd stop && {prefix} node-sshd start")).ok();
-        let failed = ends_at(step, cause);
+        let failed = assert_ends_at(step, cause);
         assert!(failed.fix.contains(more), "{failed:?}");
         let log = Log::from_now();
         assert_eq!(ssh(30001, "true").status, Some(255), "{prefix}: {}", log.text());
@@ -389,16 +384,16 @@ fn what_sshds_own_process_may_not_do() {
     }
     {
         sh(format!("node-sshd stop && {NO_CONTAINERS} node-sshd start")).ok();
-        ends_at("account", "there is no directory /containers/30001");
+        assert_ends_at("account", "there is no directory /containers/30001");
         assert_eq!(ssh(30001, "true").status, Some(255));
     }
     {
         sh(format!("node-sshd stop && {} node-sshd start", filtered(0x8000_0000, "setns"))).ok();
-        ends_at("terminals", "SIGSYS");
+        assert_ends_at("terminals", "SIGSYS");
         assert_eq!(ssh(30001, "true").status, Some(255));
     }
     sh("node-sshd restart").ok();
-    a_login_works();
+    assert_login_works();
 }
 
 /// systemd listens, and starts an sshd for each connection: there is none to look at before.
@@ -435,15 +430,15 @@ with socket.create_server(('127.0.0.1', 22)) as server:
     let _up = AtEnd(|| drop(sh("node-sshd start")));
     {
         let _listener = listen("");
-        a_login_works();
+        assert_login_works();
     }
     {
         let _listener = listen(NO_PTRACE);
-        ends_as_a_login_does("reach", "lacks CAP_SYS_PTRACE");
+        assert_ends_as_a_login("reach", "lacks CAP_SYS_PTRACE");
     }
     {
         let _listener = listen("sleep 0 #");
-        ends_at("sshd", "no sshd answers");
+        assert_ends_at("sshd", "no sshd answers");
     }
 }
 
@@ -455,13 +450,13 @@ fn no_more_processes() {
         return not_tried("no controller pids in this layout", layout_lacks_controllers());
     };
     let now = || fs::read_to_string(format!("{group}/pids.current")).unwrap().trim().parse::<u32>().unwrap();
-    a_login_works();
+    assert_login_works();
     let limit = fs::read_to_string(format!("{group}/pids.max")).unwrap();
     let _back = AtEnd(|| fs::write(format!("{group}/pids.max"), &limit).unwrap());
     let processes = now();
     for room in [0, 1] {
         fs::write(format!("{group}/pids.max"), (processes + room).to_string()).unwrap();
-        let failed = ends_at("join", "EAGAIN");
+        let failed = assert_ends_at("join", "EAGAIN");
         assert!(failed.fix.contains("its limit on the number of processes is reached"), "{failed:?}");
         assert_ne!(ssh(30001, "true").status, Some(0), "a login needs two");
     }
@@ -482,7 +477,7 @@ fn a_container_that_is_gone() {
         assert_eq!(failed.check, "reach", "{failed:?}");
         assert!(failed.fix.contains("what is left is /containers/30001"), "{failed:?}");
     }
-    a_login_works();
+    assert_login_works();
 }
 
 #[test]
@@ -492,7 +487,7 @@ fn the_keys() {
     let as_the_tenant = |made: &str| format!("{} && chown -h 30001:30001 {keys}", made.replace("KEYS", keys));
     {
         let _none = instead(keys, "true");
-        ends_at("keys", "there is no file of keys");
+        assert_ends_at("keys", "there is no file of keys");
         assert_eq!(ssh(30001, "true").status, Some(255));
     }
     for (made, cause) in [
@@ -510,17 +505,17 @@ fn the_keys() {
         ),
     ] {
         let _odd = instead(keys, &as_the_tenant(made));
-        ends_at("keys", cause);
+        assert_ends_at("keys", cause);
     }
     {
         let _text = instead(keys, &as_the_tenant("echo not a key >KEYS"));
-        ends_at("keys", "uwsgi_authorized_keys holds no key");
+        assert_ends_at("keys", "uwsgi_authorized_keys holds no key");
     }
     for (path, mode) in [("/containers/30001/.ssh", "0"), ("/containers", "700"), (keys, "600; chown 0:0")] {
         let before = sh(format!("stat -c '%a %u:%g' {path}; chmod {mode} {path}")).ok();
         let (before, owner) = before.split_once(' ').unwrap();
         let _back = AtEnd(|| drop(sh(format!("chown {owner} {path}; chmod {before} {path}"))));
-        ends_at("keys", "Permission denied");
+        assert_ends_at("keys", "Permission denied");
         assert_eq!(ssh(30001, "true").status, Some(255), "{path}");
     }
     for (directory, cause) in [
@@ -529,7 +524,7 @@ fn the_keys() {
     ] {
         let before = sh(format!("stat -c %a {directory}; chmod o+w {directory}")).ok();
         let _back = AtEnd(|| drop(sh(format!("chmod {before} {directory}"))));
-        ends_at("keys", cause);
+        assert_ends_at("keys", cause);
         let log = Log::from_now();
         assert_eq!(ssh(30001, "true").status, Some(255));
         eventually("sshd's own line", || log.text().contains(cause).then_some(()));
@@ -550,7 +545,7 @@ fn the_keys() {
         fs::write(file, "AuthorizedKeysFile /etc/ssh/keys/%u\n").unwrap();
         sh("install -d -m 777 /etc/ssh/keys; cp /root/.ssh/id_ed25519.pub /etc/ssh/keys/30001").ok();
         let _end = AtEnd(|| drop(sh(format!("rm -r {file} /etc/ssh/keys"))));
-        ends_at("keys", "bad ownership or modes for directory /etc/ssh/keys: mode 777");
+        assert_ends_at("keys", "bad ownership or modes for directory /etc/ssh/keys: mode 777");
     }
     {
         // Debian's sshd bears a group that is the user alone.
@@ -568,7 +563,7 @@ fn the_keys() {
         let (findings, status) = check();
         assert_eq!((findings[3].check.as_str(), findings[3].state.as_str(), status), ("keys", "warn", Some(0)));
     }
-    a_login_works();
+    assert_login_works();
 }
 
 /// A file that is regular when it is looked at and a device when it is opened: its directory is swapped with a link to /dev.
@@ -609,7 +604,7 @@ fn a_file_of_keys_that_turns_into_a_device() {
     drop(end);
     assert!(regular > 0, "no file of keys was read");
     assert!(devices.is_empty(), "{} devices were opened, and {regular} files", devices.len());
-    a_login_works();
+    assert_login_works();
 }
 
 /// What a tenant names, wherever it is shown: a path of keys, the container's host name, a cgroup.
@@ -629,7 +624,7 @@ fn what_a_tenant_names_is_one_word_among_others() {
             ),
         );
         let _gone = AtEnd(|| drop(sh(format!("rm -r /containers/30001/$'{HOSTILE}'"))));
-        let failed = ends_at("keys", "bad ownership or modes for directory /containers/30001/");
+        let failed = assert_ends_at("keys", "bad ownership or modes for directory /containers/30001/");
         assert!(failed.seen.contains(shown), "{failed:?}");
         for way in ["", "--json"] {
             let out = sh(format!("unbitctl check 30001 {way}")).out;
@@ -648,7 +643,7 @@ fn what_a_tenant_names_is_one_word_among_others() {
             assert!(out.replace(r"\\", r"\").contains(one_word), "{out}");
         }
     }
-    a_login_works();
+    assert_login_works();
 }
 
 #[test]
@@ -657,12 +652,12 @@ fn the_emperor_is_down() {
     sh("node-emperor stop").ok();
     {
         let _up = AtEnd(|| drop(sh("node-emperor start")));
-        ends_as_a_login_does("reach", "connect to run/ns.socket: ECONNREFUSED");
+        assert_ends_as_a_login("reach", "connect to run/ns.socket: ECONNREFUSED");
         sh(format!("mv {SOCKET} /tmp/")).ok();
-        ends_as_a_login_does("reach", "open run/ns.socket: ENOENT");
+        assert_ends_as_a_login("reach", "open run/ns.socket: ENOENT");
         sh("rm /tmp/ns.socket").ok();
     }
-    a_login_works();
+    assert_login_works();
 }
 
 #[test]
@@ -675,13 +670,13 @@ fn something_else_in_the_sockets_place() {
         ("ln /containers/30000/run/ns.socket S", "run/ns.socket belongs to uid 30000"),
     ] {
         let _instead = instead(SOCKET, &made.replace('S', SOCKET));
-        ends_as_a_login_does("reach", cause);
+        assert_ends_as_a_login("reach", cause);
     }
     {
         let _instead = instead("/containers/30001/run", "ln -s /containers/30000/run /containers/30001/run");
-        ends_as_a_login_does("reach", "open its directory run: ENOTDIR");
+        assert_ends_as_a_login("reach", "open its directory run: ENOTDIR");
     }
-    a_login_works();
+    assert_login_works();
 }
 
 #[test]
@@ -694,9 +689,9 @@ fn somebody_else_listens() {
         let mut listener = Command::new("sh").args(["-c", &format!("{by} {listen} {SOCKET}")]).spawn().unwrap();
         let _end = AtEnd(|| drop((listener.kill(), listener.wait())));
         eventually("the listener", || fs::exists(SOCKET).unwrap().then_some(()));
-        ends_as_a_login_does("verify", "would be a container's pid 1");
+        assert_ends_as_a_login("verify", "would be a container's pid 1");
     }
-    a_login_works();
+    assert_login_works();
 }
 
 #[test]
@@ -709,13 +704,13 @@ fn root_s_link_is_wrong() {
         (&format!("{group}/stopped"), "there is no cgroup \"stopped\""),
     ] {
         let _link = Link::to(30001, target);
-        ends_as_a_login_does("reach", cause);
+        assert_ends_as_a_login("reach", cause);
     }
     // uWSGI executes before its root directory is the container's: such a container is entered by its socket.
     let _link = Link::to(30001, group);
-    ends_as_a_login_does("verify", "its pid 1 runs a program that is not on a mount of its own yet");
+    assert_ends_as_a_login("verify", "its pid 1 runs a program that is not on a mount of its own yet");
     drop(_link);
-    a_login_works();
+    assert_login_works();
 }
 
 #[test]
@@ -737,13 +732,13 @@ fn no_cgroup_of_its_own() {
                 let _ = fs::write(file, pid);
             }
         });
-        ends_as_a_login_does("cgroups", "it has no cgroup of its own");
+        assert_ends_as_a_login("cgroups", "it has no cgroup of its own");
         let row = list().into_iter().find(|row| row.uid == "30001").unwrap();
         assert_eq!((row.memory.as_str(), row.cpu_seconds.as_str()), ("None", "None"), "what it shares is not its own");
         let _option = with_option("cgroup=optional");
         assert_eq!(check().1, Some(0));
     }
-    a_login_works();
+    assert_login_works();
 }
 
 #[test]
@@ -753,16 +748,16 @@ fn the_distribution_has_no_shell() {
         let bash = "/distros/base/usr/bin/bash";
         sh(format!("mv {bash} {bash}.kept")).ok();
         let _back = AtEnd(|| drop(sh(format!("mv {bash}.kept {bash}"))));
-        ends_at("shell", "run /bin/bash: No such file or directory");
+        assert_ends_at("shell", "run /bin/bash: No such file or directory");
         assert_ne!(ssh(30001, "true").status, Some(0));
     }
     {
         let bash = "/distros/base/usr/bin/bash";
         sh(format!("mv {bash} {bash}.kept; touch {bash}")).ok();
         let _back = AtEnd(|| drop(sh(format!("mv {bash}.kept {bash}"))));
-        ends_at("shell", "run /bin/bash: Permission denied");
+        assert_ends_at("shell", "run /bin/bash: Permission denied");
     }
-    a_login_works();
+    assert_login_works();
 }
 
 #[test]
@@ -778,14 +773,14 @@ fn a_frozen_container_holds_nobody_up() {
     {
         fs::write(file, words[0]).unwrap();
         let _thaw = AtEnd(|| fs::write(file, words[1]).unwrap());
-        let failed = ends_at("cgroups", "is frozen; the user reads: Container 30001 is paused.");
+        let failed = assert_ends_at("cgroups", "is frozen; the user reads: Container 30001 is paused.");
         assert!(failed.fix.contains("thaw it"), "{failed:?}");
         let done = run("unbitctl", &["enter", "30001", "--", "true"], b"");
         assert_eq!(done.status, Some(1));
         assert!(done.err.contains("container 30001 refused: its cgroup "), "{done:?}");
     }
     eventually("their end", || sh("pgrep -x unbitctl").out.is_empty().then_some(()));
-    a_login_works();
+    assert_login_works();
 }
 
 #[test]
@@ -1081,7 +1076,7 @@ fn each_state_is_told_with_its_cause() {
         assert!(rows.iter().all(|row| row.state == "not-running" && row.pid == "None"), "{rows:#?}");
         assert_eq!(rows[1].cause, "connect to run/ns.socket: ECONNREFUSED (Connection refused)");
     }
-    a_login_works();
+    assert_login_works();
 }
 
 fn leader_without_socket() -> String {
@@ -1109,9 +1104,9 @@ fn one_that_does_not_answer_does_not_hold_up_the_list() {
             ("not-answering", "connect to run/ns.socket: ETIMEDOUT (Connection timed out)")
         );
         assert!(started.elapsed() < Duration::from_secs(3), "less than a login waits: {:?}", started.elapsed());
-        ends_as_a_login_does("reach", "connect to run/ns.socket: ETIMEDOUT");
+        assert_ends_as_a_login("reach", "connect to run/ns.socket: ETIMEDOUT");
     }
-    a_login_works();
+    assert_login_works();
 }
 
 /// Each of them is told once, in order, with its state; and what one costs does not grow with their number: system calls are counted, as the time
@@ -1825,7 +1820,7 @@ fn who_is_stopped_keeps_no_container_from_ending() {
     let pid = leader(30001);
     sh(format!("kill -KILL {pid}")).ok();
     eventually("the end of its pid 1", || (!fs::exists(format!("/proc/{pid}")).unwrap()).then_some(()));
-    a_login_works();
+    assert_login_works();
     sh(format!("kill -CONT {}", outside.id())).ok();
     assert_eq!(eventually("its end", || outside.try_wait().unwrap()).code(), Some(137));
     eventually("the end of who waited", || sh("pgrep -x unbitctl").out.is_empty().then_some(()));
@@ -1868,5 +1863,5 @@ fn a_container_that_is_killed_takes_its_visitors_with_it() {
     let end = eventually("its end", || outside.try_wait().unwrap());
     assert_eq!(end.code(), Some(137));
     eventually("a new pid 1", || (run("node-pid", &["30001"], b"").status == Some(0)).then_some(()));
-    a_login_works();
+    assert_login_works();
 }

@@ -135,7 +135,7 @@ fn a_container_is_made_changed_stopped_and_purged() {
     assert_eq!(sh("ls -A /containers").ok(), "30000\n30001");
     let said = unbitctl("remove 30006 --purge --yes").ok();
     assert!(said.ends_with("30006: there is nothing to remove"), "{said}");
-    honest_login_works();
+    assert_honest_logins();
 }
 
 #[test]
@@ -216,7 +216,7 @@ fn what_is_wrong_is_found_before_anything_is_made() {
     for words in ["create 30001x", "create 7", "remove 030001"] {
         assert_eq!(unbitctl(words).status, Some(2), "{words}");
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 /// `create` while something keeps the container from being entered: it ends by itself, or by a signal. All is as before.
@@ -267,7 +267,7 @@ fn what_was_made_is_undone_when_a_step_fails() {
     assert_eq!(fs::read_to_string(VASSAL).unwrap(), vassal);
     create("").ok();
     assert_eq!(ssh(UID, "hostname").ok(), "c30006");
-    honest_login_works();
+    assert_honest_logins();
 }
 
 fn begin(words: &str) -> Child {
@@ -362,7 +362,7 @@ fn the_next_user_of_a_number_finds_nothing_of_the_one_before() {
     sh("install -d -o 2000000000 -g 2000000000 /containers/2000000000").ok();
     unbitctl("remove 2000000000 --purge --yes").ok();
     assert_eq!(size(), before);
-    honest_login_works();
+    assert_honest_logins();
 }
 
 /// Runs perl on the node as this user, with the keyrings that the kernel has for it.
@@ -403,7 +403,7 @@ fn whoever_closes_its_keyrings_keeps_nobody_from_its_number() {
             perl_as(uid, &format!("syscall({keyctl}, 0, -4, 1) > 0 or die qq(the next user has no keyring: $!)"));
         }
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 /// A user has so many bytes of keys (`kernel.keys.maxbytes`). With all of them used, even a link to a keyring has no room.
@@ -493,7 +493,7 @@ fn nothing_of_a_tenants_leads_root_astray() {
         );
         unbitctl("remove 30006 --purge --yes").ok();
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 fn as_tenant(script: &str) {
@@ -514,7 +514,7 @@ fn a_container_that_does_not_end_is_killed() {
     assert!(said.contains("it did not end by itself and was killed; its cgroups are gone"), "{said}");
     eventually("the Emperor's wait for it", || (!fs::exists(format!("/proc/{pid}")).unwrap()).then_some(()));
     assert_eq!(sh(format!("find /sys/fs/cgroup -name {UID}")).ok(), "");
-    honest_login_works();
+    assert_honest_logins();
 }
 
 /// Its pid 1 is root's at first, as those of other containers may be, and is in its cgroups only later.
@@ -548,7 +548,7 @@ fn a_container_that_is_still_starting_is_waited_for() {
     assert!(removed.status.success() && said.contains("its cgroups are gone"), "{said}");
     eventually("its end", || (!starts()).then_some(()));
     assert_eq!(sh(format!("find /sys/fs/cgroup -name {UID}")).ok(), "", "{said}");
-    honest_login_works();
+    assert_honest_logins();
 }
 
 /// SECURITY.md, "What is not promised". `create` cannot tell a limit that is too low from a tenant that does not like it.
@@ -628,7 +628,7 @@ fn a_purge_stays_in_the_directory() {
         assert!(err.contains(cause), "{err}");
         sh(format!("rm -d {HOME}")).ok();
     }
-    honest_login_works();
+    assert_honest_logins();
 }
 
 /// A tenant keeps file systems from moving a directory out of another: by a subvolume of btrfs, or on XFS and ext4 by a project that is inherited. On

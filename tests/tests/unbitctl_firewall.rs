@@ -405,7 +405,7 @@ fn row(&(who, from, source, kind, source_port, to, port, _): &Packet, verdict: V
 
 /// Fails with those packets that did not end as the table says.
 #[track_caller]
-fn as_the_table_says(packets: &[Packet]) {
+fn assert_verdicts(packets: &[Packet]) {
     let verdicts = send(packets);
     let wrong: Vec<_> = packets
         .iter()
@@ -422,7 +422,7 @@ fn as_the_table_says(packets: &[Packet]) {
 }
 
 /// Takes each rule out once; each time some packet must end otherwise.
-fn no_rule_is_idle(ruleset: &str, packets: &[Packet], is_rule: impl Fn(&str) -> bool) {
+fn assert_no_rule_is_idle(ruleset: &str, packets: &[Packet], is_rule: impl Fn(&str) -> bool) {
     let lines: Vec<_> = ruleset.lines().collect();
     let mut tried = 0;
     let mut idle = Vec::new();
@@ -442,7 +442,7 @@ fn no_rule_is_idle(ruleset: &str, packets: &[Packet], is_rule: impl Fn(&str) -> 
     assert_eq!(idle, [""; 0], "no packet misses these rules");
     assert!(tried > 0);
     load(ruleset);
-    as_the_table_says(packets);
+    assert_verdicts(packets);
 }
 
 /// Whether it is a line of a chain that decides.
@@ -458,13 +458,13 @@ fn is_rule(line: &str) -> bool {
 fn packets_pass_and_are_refused() {
     let _net = Net::new();
     let open: Vec<Packet> = PACKETS.iter().map(|&(a, b, c, d, e, f, g, _)| (a, b, c, d, e, f, g, Passes)).collect();
-    as_the_table_says(&open);
+    assert_verdicts(&open);
     on_node("unbitctl firewall --apply").ok();
-    as_the_table_says(PACKETS);
+    assert_verdicts(PACKETS);
     on_node("unbitctl firewall --apply").ok();
-    as_the_table_says(PACKETS);
+    assert_verdicts(PACKETS);
     on_node("unbitctl firewall --remove").ok();
-    as_the_table_says(&open);
+    assert_verdicts(&open);
 }
 
 #[test]
@@ -472,7 +472,7 @@ fn packets_pass_and_are_refused() {
 fn no_rule_is_without_a_packet() {
     let _net = Net::new();
     let ruleset = on_node("unbitctl firewall").ok() + "\n";
-    no_rule_is_idle(&ruleset, PACKETS, is_rule);
+    assert_no_rule_is_idle(&ruleset, PACKETS, is_rule);
 }
 
 #[test]
@@ -482,7 +482,7 @@ fn nodes_are_let_in_at_the_public_address_only() {
     let done = on_node("unbitctl firewall --apply --public-ip 192.0.2.1");
     assert!(done.err.contains("no --public-ip is one"), "{done:?}");
     done.ok();
-    as_the_table_says(PUBLIC);
+    assert_verdicts(PUBLIC);
     on_node("unbitctl firewall --apply --public-ip 192.0.2.1 --public-ip 2001:db8::1").ok();
     let verdicts = send(PUBLIC);
     assert_eq!((verdicts[6], verdicts[7], verdicts[3]), (Passes, Passes, Refused));
@@ -500,12 +500,12 @@ fn other_values_make_other_rules() {
         .skip(1)
         .map(|&(a, b, c, d, e, f, g, verdict)| (a, b, c, d, e, f, g, if verdict == Passes { Refused } else { Passes }))
         .collect();
-    as_the_table_says(&without);
+    assert_verdicts(&without);
     on_node(&format!("unbitctl firewall --apply {OTHER_VALUES}")).ok();
-    as_the_table_says(OTHERWISE);
+    assert_verdicts(OTHERWISE);
     on_node("unbitctl firewall --apply --containers-reach ''").ok();
     let resolver = ("a container", "container", "10.0.0.5", Udp, 0, "10.0.0.1", 53, Refused);
-    as_the_table_says(&[resolver]);
+    assert_verdicts(&[resolver]);
 }
 
 #[test]
@@ -626,7 +626,7 @@ fn other_tables_stay() {
         .unwrap();
     for _ in 0..2 {
         on_node(&format!("nft -f {directory}/nftables.conf")).ok();
-        as_the_table_says(PACKETS);
+        assert_verdicts(PACKETS);
     }
 }
 

@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, mem, process, ptr, thread};
+use unbit_tests::scm_rights::{MAGIC, send};
 use unbit_tests::tenant::INHERITED;
-use unbit_tests::wire::{MAGIC, send};
 
 fn main() {
     let words: Vec<_> = env::args().skip(1).collect();

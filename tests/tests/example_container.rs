@@ -218,7 +218,7 @@ fn clean_after_failure() {
 }
 
 /// Has the tenant make each change, restarts the container, and fails if that did any harm.
-fn none_does_harm(cases: &[(&str, Start)]) {
+fn assert_none_does_harm(cases: &[(&str, Start)]) {
     let case = Case::begin();
     let _end = AtEnd(clean_after_failure);
     let mut found = String::new();
@@ -252,7 +252,7 @@ fn programs_of_the_tenants_where_root_looks_for_its_own() {
         )
     };
     let log = EmperorsLog::from_now();
-    none_does_harm(&[(&make("sbin"), Runs), (&make("bin"), Runs), (&make("."), Runs)]);
+    assert_none_does_harm(&[(&make("sbin"), Runs), (&make("bin"), Runs), (&make("."), Runs)]);
     sh(format!("cd {HOME}; rm -f {PROGRAMS}")).ok();
     assert!(!log.text().contains("forged"), "a program of the tenant's writes to the Emperor's log");
 }
@@ -263,7 +263,7 @@ fn the_log_is_something_else() {
     sh("mkdir -p /root/walls; echo precious >/root/walls/file").ok();
     let _gone = AtEnd(|| drop(sh("rm -rf /root/walls")));
     let cannot_open = Fails("logs/emperor.log");
-    none_does_harm(&[
+    assert_none_does_harm(&[
         ("rm -f logs/emperor.log; ln -s /root/walls/file logs/emperor.log", cannot_open),
         ("rm -f logs/emperor.log; ln -s /root/walls/new logs/emperor.log", cannot_open),
         ("rm -f logs/emperor.log; ln -s /.old_root/root/walls/file logs/emperor.log", cannot_open),
@@ -301,7 +301,7 @@ fn directories_that_root_used_to_mount_are_links_or_fifos() {
     }
     cases.push(("rm -rf run; ln -s /tmp run".into(), Runs));
     let cases: Vec<_> = cases.iter().map(|(script, start)| (script.as_str(), *start)).collect();
-    none_does_harm(&cases);
+    assert_none_does_harm(&cases);
 }
 
 #[test]
@@ -309,7 +309,7 @@ fn directories_that_root_used_to_mount_are_links_or_fifos() {
 fn the_mount_point_of_old_root_leads_elsewhere() {
     let log = EmperorsLog::from_now();
     let preload = "echo /containers/30001/evil.so >ld.so.preload; rm -rf .old_root";
-    none_does_harm(&[
+    assert_none_does_harm(&[
         // Another container's directory and the node's root directory.
         ("rm -rf .old_root; ln -s .. .old_root", Runs),
         ("rm -rf .old_root; mkdir .old_root; ln -s / .old_root/30001", Runs),

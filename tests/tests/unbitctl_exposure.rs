@@ -1,4 +1,4 @@
-//! `unbitctl check` of a node's other doors: what besides sshd's sessions takes a container's number for a user of the node.
+//! `unbitctl check` of what else a container's number reaches: the programs of a node, besides sshd's sessions, that take it for a user of the node.
 
 use serde_json::Value;
 use std::fs;
