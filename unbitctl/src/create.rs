@@ -19,7 +19,7 @@ use crate::quota;
 use crate::report::{self, Finding, Format, State};
 use crate::rootfs::RootFs;
 use crate::shell::quoted;
-use crate::traces;
+use crate::leftovers;
 use crate::vassal::{self, Choice};
 use anyhow::{Context, Result, bail};
 use join::link;

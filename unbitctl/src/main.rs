@@ -17,6 +17,7 @@ mod enter;
 mod firewall;
 mod interrupt;
 mod keys;
+mod leftovers;
 mod list;
 mod lock;
 mod names;
@@ -39,7 +40,6 @@ mod step;
 mod stop;
 mod sys;
 mod terminal;
-mod traces;
 mod vassal;
 
 /// What must hold for any input of the parsers here, for the fuzzer.

@@ -10,7 +10,7 @@ use crate::progress::{Done, Progress};
 use crate::purge::purge;
 use crate::report;
 use crate::rootfs::RootFs;
-use crate::{quota, stop, terminal, traces};
+use crate::{leftovers, quota, stop, terminal};
 use anyhow::{Context, Result, bail};
 use join::link::{DIRECTORY, Link};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};

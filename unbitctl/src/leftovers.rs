@@ -1,4 +1,5 @@
-//! What a node remembers of a container's user when the container is gone: the next user of its number must not find it.
+//! Removes what the node keeps of a container's user when the container is gone, so that the next user of its number does not find it: keyrings and
+//! the last login. The user's files are removed in [`purge`](crate::purge).
 
 use crate::command_line::tell;
 use crate::keys::as_the_user;
