@@ -1,4 +1,6 @@
-//! What the API is asked, and what its answers must be. An answer that is anything else changes nothing.
+//! Asks the API, and checks its answers: an answer that is anything else than expected changes nothing.
+//!
+//! What a job does with an answer is in [`jobs`](crate::jobs), how a request is sent in [`client`](crate::client).
 
 use crate::client::{Request, Response};
 use crate::fetcher::Fetcher;

@@ -1,4 +1,6 @@
-//! The HTTP client: one request and one answer, within half a minute and a limit, and from the API alone.
+//! The HTTP client: one request and one answer, from the API alone, with limits of time and size.
+//!
+//! TLS is in [`tls`](crate::tls), the process that runs this in [`fetcher`](crate::fetcher).
 
 use crate::settings::ApiDomain;
 use crate::tls::Tls;

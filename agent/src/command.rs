@@ -1,4 +1,6 @@
-//! Programs of the node's, run by their full path, without a shell, with an environment of ours, and for a limited time.
+//! Runs a program of the node: by its full path, without a shell, with a fixed environment, and for a limited time.
+//!
+//! What is run is decided by the jobs.
 
 use anyhow::{Context, Result, bail};
 use std::io::Write;

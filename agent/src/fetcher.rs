@@ -1,7 +1,9 @@
 //! The process that talks to the API.
 //!
-//! It is a child without privileges: TLS, HTTP and name look-ups happen there and nowhere else. The privileged process receives only the
-//! status and the body of an answer, over a socket, and kills the child after a time limit.
+//! It is a child without privileges: TLS, HTTP and name lookups happen only there. The privileged process receives the status and the body of an
+//! answer over a socket, and kills the child after a time limit.
+//!
+//! What an answer must be is in [`api`](crate::api).
 
 use crate::client::{Client, MAX_BODY, REQUEST_TIMEOUT, Request, Response};
 use crate::identity::Identity;

@@ -1,7 +1,9 @@
-//! Files in directories of the node's: read without following a link, and replaced as a whole or not at all, whenever the power goes.
+//! Files in directories of the node: read without following a symbolic link, and replaced atomically, even if the machine loses power.
 //!
-//! A new file is written beside the old one, as `.NAME.PID.unbit-agent`, and renamed. No program of uWSGI's reads that name: its Emperors look at how
-//! a name ends.
+//! A new file is written beside the old one, as `.NAME.PID.unbit-agent`, and renamed. uWSGI reads no such name: its Emperors look at the end of a
+//! name.
+//!
+//! What is in a file is decided by the jobs.
 
 use anyhow::{Context, Result, bail};
 use join::regular_file::{self, OpenError};

@@ -1,4 +1,6 @@
-//! Who a process becomes when it gives its privileges up, and that nothing is left of them.
+//! Which user a process becomes when it drops its privileges, and the check that none is left.
+//!
+//! When that happens is decided by the callers.
 
 use anyhow::{Context, Result, bail};
 use join::sys::{become_user, can_become_root, clear_capabilities, set_groups, set_not_dumpable};

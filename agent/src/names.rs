@@ -1,4 +1,4 @@
-//! Names that the API gives and that become the names of files: each is parsed into a type of its own, and nothing else becomes a path.
+//! Names from the API that become file names: each is parsed into a type, and nothing else becomes a path.
 
 use std::fmt;
 

@@ -1,7 +1,7 @@
-//! How much of the disk a container has, quotactl(2).
+//! Reads the disk quotas of containers, quotactl(2).
 //!
-//! The kernel tells that to CAP_SYS_ADMIN alone, which is nearly root. So a process asks that does nothing else: it reads numbers of containers and
-//! answers with numbers, and the collector, which reads what routers and the API say, has no capability at all.
+//! The kernel requires CAP_SYS_ADMIN for that, which is nearly root. So a process of its own does only this: it reads container numbers and answers
+//! with numbers. The collector, which reads the routers' and the API's answers, has no capability.
 
 use crate::identity::Identity;
 use anyhow::{Context, Result, bail};

@@ -1,4 +1,4 @@
-//! What a round of a job has changed, or would change, and what went wrong: for people, for machines, and once for the log.
+//! The report of a job's round: what it has changed or would change, and what failed. For people, as JSON, and once for the log.
 
 use serde::Serialize;
 use shared::escape;

@@ -1,6 +1,6 @@
-//! What the tests say to the node that they run on (see `tests/node/run`).
+//! Helpers for tests that run on a test node (see `tests/node/run`): commands, logins, the log, changes that are undone.
 //!
-//! Everything here panics when it goes wrong: it is for tests only.
+//! They panic if something fails, so they are for tests only.
 
 pub mod agent;
 pub mod api;

@@ -1,4 +1,4 @@
-//! Sending descriptors, for whoever pretends to be an Emperor.
+//! Sends descriptors over a Unix socket (SCM_RIGHTS of unix(7)), for tests that imitate an Emperor.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};

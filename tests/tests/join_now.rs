@@ -1,4 +1,4 @@
-//! `join=now`: services that never call setcred in a child, entered through su, login and cron, and step by step through pamtester.
+//! `join=now`: services that never call setcred in a child, tried with su, login and cron, and step by step with pamtester.
 
 use std::fs;
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! The NSS module as programs meet it: by glibc, nscd, and whatever else asks who somebody is.
+//! The NSS module as programs use it: through glibc, nscd, and everything else that looks up accounts.
 
 use libc::c_int;
 use std::fs;

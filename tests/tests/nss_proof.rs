@@ -1,4 +1,4 @@
-//! The NSS module as it is installed, in the places where a guest in every process ends up.
+//! The installed NSS module in hard conditions: every buffer, threads, fork, seccomp, set-user-ID programs, failing disks.
 
 use libc::{c_char, c_int};
 use std::ffi::CString;

@@ -1,4 +1,4 @@
-//! The terminals of sessions: whose they are, who counts them, and that the node's own stay the node's.
+//! The terminals of sessions: which devpts they come from, what limits them, and that the node's terminals and records are not touched.
 
 use std::fs;
 use unbit_tests::linked::{Engine, Users};

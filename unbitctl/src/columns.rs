@@ -1,4 +1,4 @@
-//! Lines of columns, with as many of them as there is room for.
+//! Prints lines in columns, and leaves out columns that do not fit the terminal.
 
 use crate::terminal;
 use jiff::{Timestamp, tz::TimeZone};

@@ -1,4 +1,4 @@
-//! Programs of the node's, run where it is: getent, ldd, sshd.
+//! Runs programs of the node: getent, ldd, sshd. With --root they run in that root directory.
 
 use crate::rootfs::RootFs;
 use anyhow::{Context, Result, bail};

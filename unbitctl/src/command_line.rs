@@ -1,4 +1,4 @@
-//! What every subcommand says and takes in the same way: messages on standard error, exit codes, a container's number.
+//! What all subcommands share: messages on standard error, exit codes, the check for root, and the number of a container as an argument.
 
 use anyhow::Result;
 use shared::{ContainerUid, escape};

@@ -1,4 +1,4 @@
-//! The containers that a node has, and the files from which its Emperor starts them.
+//! Lists the containers of a node, and the files from which its Emperor starts them.
 
 use crate::rootfs::RootFs;
 use shared::ContainerUid;

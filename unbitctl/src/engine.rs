@@ -1,6 +1,6 @@
-//! Container engines: where each keeps the cgroup of a container, and how long that cgroup keeps its name.
+//! Container engines: in which cgroup each one runs a container, and whether a new container gets the same cgroup.
 //!
-//! An engine is asked only when a container is attached. From then on its cgroup says which engine it is, by the names that engines give.
+//! An engine is asked only when a container is attached. Later the name of the cgroup tells which engine it is.
 
 use crate::command::{self, Output};
 use crate::rootfs::RootFs;

@@ -1,4 +1,4 @@
-//! Signals that ask a command to end: held back, so that it undoes what it has begun before it ends.
+//! Holds back the signals that ask a command to end, so that it can undo what it has begun.
 
 use anyhow::{Result, bail};
 use nix::errno::Errno;

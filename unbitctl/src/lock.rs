@@ -1,4 +1,4 @@
-//! One `create` or `remove` of a container at a time.
+//! Locks a container, so that only one `create` or `remove` works on it at a time.
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;

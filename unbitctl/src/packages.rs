@@ -1,4 +1,4 @@
-//! Packages of Debian's that a set-up needs: named, and installed only when the operator has said so.
+//! Debian packages that a set-up needs: named to the operator, and installed only if the operator asks for it.
 
 use crate::command_line::say;
 use crate::terminal;

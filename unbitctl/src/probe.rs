@@ -1,7 +1,9 @@
-//! A process of ours that goes into a container, heard by a pipe and never waited for without a limit.
+//! A process of ours that enters a container. Its parent reads its results from a pipe, and never waits for it without a limit.
 //!
-//! It is forked into the container's pid namespace and enters as sshd's child does. Whatever the tenant has prepared there (a frozen cgroup, a file
-//! system that does not answer) holds this process up and nobody else.
+//! It is forked into the container's pid namespace, and enters as sshd's child does. If the tenant holds it up (by a frozen cgroup, or a file system
+//! that does not respond), nothing else waits.
+//!
+//! How it enters is in [`join::attach`].
 
 use caps::CapSet;
 use join::Deadline;

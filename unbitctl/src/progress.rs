@@ -1,4 +1,4 @@
-//! What a command that takes several steps says of each as soon as it is done: a line for people, or all of them at the end as JSON.
+//! Reports each step of a command as soon as it is done, as a line for people, or all steps at the end as JSON.
 
 use crate::command_line::say;
 use crate::report::lines_of;

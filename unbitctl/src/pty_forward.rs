@@ -1,7 +1,9 @@
-//! Carries bytes between the operator and a session, in every direction at once, until the session ends.
+//! Copies bytes between the operator and a session, in all directions at once, until the session ends.
 //!
-//! The session gets no descriptor of the operator's: a directory on its standard input would lead out of the container, a terminal could be
-//! read, and any of them be set to O_NONBLOCK for whoever shares it.
+//! The session gets no descriptor of the operator's: a directory on its standard input would lead out of the container, it could read a terminal, and
+//! set O_NONBLOCK on a file that others share.
+//!
+//! Terminal settings are in [`terminal`](crate::terminal).
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};

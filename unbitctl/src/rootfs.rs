@@ -1,4 +1,4 @@
-//! The file system that a command works on: this node's, or a root directory's (`--root`), such as a distribution or an image.
+//! The file system that a command works on: that of this node, or of a root directory (`--root`), such as a distribution or an image.
 
 use crate::report::GUIDE;
 use crate::shell;

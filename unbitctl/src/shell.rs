@@ -1,4 +1,4 @@
-//! Commands that people give to a shell as they are.
+//! Quotes arguments for commands that people paste into a shell.
 
 /// An argument, quoted where it has to be, in printable ASCII: bash, zsh and others read `$'\x0a'`.
 pub fn quoted(argument: &str) -> String {

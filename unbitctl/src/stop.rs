@@ -1,4 +1,4 @@
-//! The end of a container whose file the Emperor no longer has: its pid 1 goes, and with it every process, and then its cgroups.
+//! Waits for the end of a container whose file the Emperor no longer has: first its pid 1 ends, then all processes, then its cgroups.
 
 use crate::emperor;
 use crate::interrupt::Interrupt;

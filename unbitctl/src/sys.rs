@@ -1,4 +1,4 @@
-//! The system calls that nix does not have, or has only as unsafe.
+//! System calls that nix lacks, or has only as unsafe functions. Decisions and messages belong to the callers.
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;

@@ -1,4 +1,4 @@
-//! The operator's terminal, and the one of a session in a container.
+//! Terminal settings: the operator's terminal, and the pty of a session in a container.
 
 use crate::command_line::say;
 use crate::sys;

@@ -1,7 +1,7 @@
-//! What containers have raised: a file in alarms/ for each, which goes to the API.
+//! The alarms that containers raise: each is a file in alarms/, which is sent to the API.
 //!
-//! Tenants make these files, so a name there is only a name and a content only bytes. A file is opened by its name alone, never through a link and
-//! never by a shell; the kernel says whose it is, and it speaks for nobody else.
+//! Tenants make these files, so the name and the content can be any bytes. A file is opened by its name, never through a symbolic link and never by
+//! a shell. The kernel says who owns it, and an alarm counts for that container alone.
 
 use super::Node;
 use crate::api::Posted;

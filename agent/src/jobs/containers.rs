@@ -1,4 +1,4 @@
-//! The Emperor's files of the containers. One that appears starts a container, one that changes restarts it, one that goes stops it.
+//! The Emperor's files of the containers. A new file starts a container, a changed one restarts it, and a removed one stops it.
 
 use super::Node;
 use crate::api::must_be_ini;

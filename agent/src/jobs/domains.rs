@@ -1,5 +1,6 @@
-//! The customers' public keys, by which the routers know who may subscribe a domain: a file for each domain. This job is www-data's, as the
-//! routers are, and does all of it without root.
+//! The customers' public keys, one file for each domain, by which the routers decide who may subscribe a domain.
+//!
+//! This job runs as www-data, like the routers, and needs no root.
 
 use super::Node;
 use crate::api::must_be_plain;

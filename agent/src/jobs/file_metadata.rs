@@ -1,5 +1,7 @@
-//! What is in some files of the node, for the API. It asks by name, and the operator says which names may be asked for: any other file stays where it
-//! is, whatever the API calls it. The process that reads is nobody in particular, so the kernel forbids the rest as well.
+//! Sends the content of some files of the node to the API, which asks for them by name. The operator decides which names are allowed; no other file
+//! is read.
+//!
+//! The process that reads is an unprivileged user, so the kernel denies all other files as well.
 
 use super::Node;
 use crate::api::Posted;

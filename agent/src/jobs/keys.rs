@@ -1,4 +1,4 @@
-//! The keys of container users. The directory is the tenant's, so it is the tenant who writes there: see join::tenant.
+//! The SSH keys of container users. The tenant owns the directory, so a process writes there as the tenant: see join::tenant.
 
 use super::Node;
 use crate::report::{Action, Report};

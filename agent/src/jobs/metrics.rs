@@ -1,7 +1,7 @@
-//! What each container uses, and what its domains are asked for, to the API.
+//! Sends to the API what each container uses, and how often its domains are requested.
 //!
-//! A container's cgroups are found by its pid 1, as a login finds them, in whichever version and under whatever name they are mounted. All that is
-//! kept of one container is its numbers, until they are sent.
+//! A container's cgroups are found by its pid 1, as a login finds them, in either version and under any mount. Only the numbers of a container are
+//! kept, until they are sent.
 
 use super::Node;
 use crate::api::Posted;

@@ -1,4 +1,6 @@
-//! The jobs: each asks the API, compares, and changes what differs.
+//! The jobs: each asks the API, compares the answer with the node, and changes what differs.
+//!
+//! What all jobs share is here; each job is in its own file.
 
 mod alarms;
 mod containers;

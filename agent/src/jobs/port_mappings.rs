@@ -1,6 +1,6 @@
-//! The ports of this node that lead to a container, as a table of nftables that has nothing else in it.
+//! The ports of this node that are forwarded to a container, as an nftables table of their own.
 //!
-//! Every word of it is made of a value that was parsed: a protocol, an address, a port. nft(8) reads it on its standard input.
+//! Every word of the table comes from a parsed value: a protocol, an address, a port. nft(8) reads it on its standard input.
 
 use super::Node;
 use crate::command;

@@ -1,10 +1,10 @@
 //! Looks at every process that is born in the pid namespace of a container, as the container's root with CAP_SYS_PTRACE.
 //!
 //!     onlooker spin UID FILE COMMAND...   looks again and again, through /proc
-//!     onlooker seize UID FILE COMMAND...  stops each process as soon as it exists, and then at each fork and exec: ptrace(2)
-//!     onlooker grab UID FILE COMMAND...   tries to get hold of each process that runs sshd, in every way that there is
+//!     onlooker seize UID FILE COMMAND...  stops each process at birth, fork and exec, ptrace(2)
+//!     onlooker grab UID FILE COMMAND...   tries in every way to get hold of each sshd
 //!     onlooker grab PID                   the same once, and prints what it got
-//!     onlooker inject PID NUMBER A B      makes a process do the system call NUMBER with two arguments, and prints the result
+//!     onlooker inject PID NUMBER A B      makes a process do a system call with two arguments
 //!
 //! The first three fork. The child looks and appends lines to FILE: `born PID`; `missed PID` for a process that ended before the first look;
 //! `whole PID`, or `session PID` if its parent is outside, for the first look that was complete; and `wrong PID TEXT` for what no process of a

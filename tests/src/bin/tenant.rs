@@ -1,12 +1,13 @@
 //! What a hostile tenant runs inside its container, as itself or, where it owns that, as pid 1.
 //!
-//!     tenant serve SOCKET          listens, treats each connection as the word in the file ~/kind says (see `Treatment`), and writes down in
-//!                                  ~/kind.told how far it came
+//!     tenant serve SOCKET          listens, treats each connection as the word in ~/kind says
+//!                                  (see `Treatment`), and writes to ~/kind.told how far it came
 //!     tenant orphan SOCKET         listens, and ends; a child keeps the socket
-//!     tenant swap A B              exchanges two paths as fast as it can: for four seconds, and until ~/enough is there, but not for
-//!                                  more than thirty
-//!     tenant fuse SOCKET DIRECTORY mounts a file system of its own on the directory, and sends whoever connects a file of it whose last
-//!                                  close has something to write, which is never answered
+//!     tenant swap A B              exchanges two paths as fast as it can: for four seconds, and
+//!                                  until ~/enough is there, but not for more than thirty
+//!     tenant fuse SOCKET DIRECTORY mounts a file system of its own on the directory, and sends
+//!                                  whoever connects a file of it, of which the last close writes
+//!                                  and is never answered
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};

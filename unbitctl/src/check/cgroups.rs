@@ -1,4 +1,4 @@
-//! The cgroups: a limit of memory for each container can be set, and is.
+//! Checks cgroups: each container's memory can be limited, and is.
 
 use crate::containers::VASSALS;
 use crate::report::Finding;

@@ -1,7 +1,9 @@
-//! `unbitctl check UID`: a container's way from the account to the joined namespaces, gone without logging in.
+//! `unbitctl check UID`: takes the steps of a login by ssh, in their order, without logging in.
 //!
-//! The steps are those of a login by ssh, in its order. From `keys` on a process of ours goes them with what sshd's own process may do ([`server`]).
-//! From `reach` on they are the code that pam_unbit.so runs (the crate [`join`]), up to a process that enters the container and runs its shell.
+//! From `keys` on, a child process takes them in sshd's sandbox ([`server`]). From `reach` on they are the code that pam_unbit.so runs (the crate
+//! [`join`]), up to a process that enters the container and runs its shell.
+//!
+//! Checks of the whole node are in the other files of this directory.
 
 use super::pam;
 use super::server::{self, Answering, Sandbox};

@@ -1,4 +1,4 @@
-//! The directories of a node: there, of their owner, and open to no more people than they need be.
+//! Checks the directories of a node: each exists, has the right owner, and is accessible to no more users than necessary.
 
 use crate::report::Finding;
 use crate::rootfs::RootFs;

@@ -1,4 +1,4 @@
-//! The Emperor: it runs, it has started the containers whose files it has, and each of them listens.
+//! Checks the Emperor: it runs, it has started all containers that it has files of, and each of them listens.
 
 use super::cgroups::{self, list};
 use super::systemd::{self, Health, Unit};

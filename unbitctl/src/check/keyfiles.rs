@@ -1,4 +1,4 @@
-//! Files of keys: sshd reads each line of a tenant's into the memory of a root process, however long it is.
+//! Checks files of SSH keys: sshd reads each line of a tenant's file into the memory of a root process, however long it is.
 
 use super::{cgroups, server, sshd};
 use crate::command::SSHD;

@@ -1,4 +1,5 @@
-//! Our libraries: where they are looked for, loaded without an error, and really the ones that are loaded. nss-unbit and pam-unbit in C have the same names.
+//! Checks our libraries: each is where it is looked for, loads without an error, and is the one that is loaded. nss-unbit and pam-unbit in C have
+//! the same file names.
 
 use crate::command;
 use crate::report::Finding;

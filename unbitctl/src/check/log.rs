@@ -1,4 +1,4 @@
-//! The socket of the node's system log: who reaches it from inside a container writes lines in anybody's name.
+//! Checks the socket of the node's system log: a container that can reach it can write lines in any program's name.
 
 use super::cgroups::{self, leader_of};
 use crate::report::Finding;

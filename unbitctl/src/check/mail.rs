@@ -1,4 +1,4 @@
-//! The node's mail server, which takes a container's user for one of its own: it must run no program that the tenant names in ~/.forward.
+//! Checks the node's mail server, for which a container user is a local user: it must not run programs that a tenant names in ~/.forward.
 
 use crate::command;
 use crate::containers::some_container;

@@ -1,4 +1,4 @@
-//! The mounts from which the Emperor starts containers: what one of them mounts stays with it.
+//! Checks the mounts from which the Emperor starts containers: a mount that one container makes must not appear elsewhere.
 
 use crate::containers::{Vassal, has_emperor, vassals};
 use crate::report::{Finding, State};

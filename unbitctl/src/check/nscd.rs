@@ -1,4 +1,4 @@
-//! nscd, which remembers answers about accounts longer than they are true.
+//! Checks nscd, which caches answers about accounts after they have changed.
 
 use crate::report::Finding;
 use crate::rootfs::RootFs;

@@ -1,4 +1,4 @@
-//! nsswitch.conf(5) names the service `unbit`, and glibc finds it, loads it and is answered.
+//! Checks that nsswitch.conf(5) names the service `unbit`, and that glibc finds it, loads it and gets answers.
 
 use super::{is_space, library, nscd, pam, sshd};
 use crate::command::{self, library_directories};

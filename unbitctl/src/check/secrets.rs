@@ -1,6 +1,6 @@
-//! What of a node by uwsgi.it's guide is not for everybody's eyes, or ends one day: local.ini, keys, certificates, and what vassal files hold.
+//! Checks the secrets of a node by uwsgi.it's guide: local.ini, keys, certificates and vassal files must not be readable by others, nor expired.
 //!
-//! Certificates are read by openssl(1): what checks them must be what the services use, uWSGI is built with that library, and a node has it.
+//! openssl(1) reads the certificates: the check must use the library that the services use, which uWSGI is built with.
 
 use crate::command;
 use crate::containers::vassals;

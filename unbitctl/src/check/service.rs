@@ -1,4 +1,4 @@
-//! What systemd keeps from sshd, and a login needs, see systemd.exec(5).
+//! Checks the systemd service of sshd for restrictions that prevent a login, see systemd.exec(5).
 
 use super::systemd::{self, Health};
 use super::{server, sshd};

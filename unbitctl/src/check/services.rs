@@ -1,4 +1,4 @@
-//! The services of uwsgi.it's guide: each whose file is there listens where it tells its statistics.
+//! Checks the services of uwsgi.it's guide: each one whose file exists listens on the address of its statistics.
 
 use crate::report::Finding;
 use crate::rootfs::RootFs;

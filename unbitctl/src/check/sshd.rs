@@ -1,4 +1,4 @@
-//! What sshd does with container users, as it says itself (`sshd -T`), see sshd_config(5).
+//! Checks what sshd does with container users, by sshd's own answer (`sshd -T`), see sshd_config(5).
 
 pub(crate) mod files;
 

@@ -1,4 +1,4 @@
-//! The clock: the routers take a signed subscription only within seconds of its time.
+//! Checks the clock: the routers accept a signed subscription only if its time is right within seconds.
 
 use crate::report::Finding;
 use crate::rootfs::RootFs;

@@ -1,4 +1,4 @@
-//! What `create` has made so far, and how each of it is undone.
+//! What `create` has made so far, and how each part of it is undone.
 
 use super::replace;
 use crate::command_line::tell;

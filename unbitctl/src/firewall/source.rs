@@ -1,4 +1,4 @@
-//! What the rules are made of, and how a table keeps it.
+//! The values that the rules are made of, and how a table stores them.
 
 use super::list;
 use super::values::{Interface, Network, PortRange, Services};

@@ -1,4 +1,4 @@
-//! What the arguments of `unbitctl firewall` may be: nft reads none of them otherwise than it is meant.
+//! Parses the arguments of `unbitctl firewall`, so that nft(8) cannot read one of them as anything else.
 
 use shared::escape;
 use std::fmt::{Display, Formatter, Result as Written};

@@ -1,4 +1,4 @@
-//! The processes of the node, seen once.
+//! Reads the processes of the node from /proc, once.
 
 use anyhow::{Context, Result};
 use nix::unistd::{SysconfVar, sysconf};

@@ -1,4 +1,4 @@
-//! What a container uses: of its cgroups, and of its quota.
+//! Reads what a container uses, from its cgroups and its quota.
 
 use super::processes::Process;
 use anyhow::Result;

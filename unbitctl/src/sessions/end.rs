@@ -1,5 +1,6 @@
-//! The end of one session, as when its connection is lost: the monitor ends with all that is its own, and the processes of its channels hear a hang-up.
-//! What a user has left in the background (nohup(1), setsid(1), a server of tmux(1)) belongs to the container and goes on, as it would then.
+//! Ends one session, as if its connection was lost: the monitor and its processes end, and the processes of its channels get SIGHUP.
+//!
+//! Processes that a user has left in the background (nohup(1), setsid(1), tmux(1)) belong to the container and continue.
 
 use super::seen::{self, Id, Session};
 use crate::interrupt::Interrupt;

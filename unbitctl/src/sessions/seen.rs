@@ -1,4 +1,4 @@
-//! The sessions that are open.
+//! Lists the open sessions.
 
 use crate::list::processes::{Clock, started};
 use anyhow::{Context, Result};

@@ -1,8 +1,9 @@
-//! Changes made to files: at once or not at all, whenever the power goes.
+//! Changes files atomically, even if the machine loses power.
 //!
-//! A new file is written beside the old one, as `.NAME.unbitctl`, and renamed. The old one stays under a second name, a link to it: its
-//! content, owner, mode and all the rest are as they were. Both names are nothing that a program looks for: services of PAM and files of
-//! sshd_config.d are called otherwise.
+//! A new file is written beside the old one, as `.NAME.unbitctl`, and renamed. A hard link under a second name keeps the old file, with its owner and
+//! mode. No program reads either name: PAM and sshd_config.d look for other ones.
+//!
+//! Which changes can be undone is in [`journal`](super::journal).
 
 use crate::report::lines_of;
 use crate::rootfs::RootFs;

@@ -1,5 +1,7 @@
-//! What the last set-up replaced, so that it can be undone: /var/lib/unbitctl/setup.json. A file is noted before it is touched. The notes of the
-//! set-up before stay with these until files have been replaced for good: one that came to nothing takes no undo away.
+//! The journal of the last set-up, /var/lib/unbitctl/setup.json, by which it can be undone.
+//!
+//! A file is recorded before it is changed. The record of the previous set-up is kept until files have been replaced, so that a set-up that fails
+//! does not prevent its undo.
 
 use super::file::{self, Pending};
 use crate::rootfs::RootFs;
