@@ -1,7 +1,7 @@
-//! unbit-agent: what a uwsgi.it node does by its API. See unbit-agent(8).
+//! unbit-agent: does on a node what uwsgi.it's API asks for. See unbit-agent(8).
 //!
-//! [`settings`] says where the API is, [`fetcher`] is the process that talks to it, by [`client`] and [`tls`]; [`api`] says what its answers must
-//! be. [`jobs`] compare and change, in [`files`] that are replaced as a whole; [`report`] is what people and the log hear of it.
+//! [`settings`] says where the API is. [`fetcher`] is the process that talks to it, by [`client`] and [`tls`], and [`api`] checks its answers. The
+//! [`jobs`] compare and change the node, in [`files`] that are replaced atomically. [`report`] shows people and the log what was done.
 
 mod api;
 mod client;

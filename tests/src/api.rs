@@ -1,4 +1,4 @@
-//! A stand-in for uwsgi.it's API: real TLS with client certificates, answers that a test chooses, and what was asked and sent.
+//! A stand-in for uwsgi.it's API: TLS with client certificates, answers that a test chooses, and a record of the requests.
 
 use openssl::asn1::Asn1Time;
 use openssl::bn::BigNum;

@@ -271,7 +271,7 @@ pub fn emperors_leader(uid: u32) -> String {
     run("node-wait-container", &[&uid.to_string()], b"").ok()
 }
 
-/// The mount, pid, net, ... namespaces that a container has to itself.
+/// The kinds of namespaces that a container has of its own.
 pub const OWN: [&str; 5] = ["ipc", "mnt", "net", "pid", "uts"];
 
 /// Says what this machine cannot show, where cargo does not swallow it. Unless something else says too that it `lacks` what it takes, that is a
@@ -376,10 +376,10 @@ pub fn join_now(service: &str) -> Changed {
 /// sshd's PAM lines.
 pub const SSHD_PAM: &str = "/etc/pam.d/sshd";
 
-/// What a session makes that must not be.
+/// The file that a session would make if it was on the host.
 pub const MARK: &str = "/tmp/landed-on-the-host";
 
-/// The ways in that need no terminal, each with what it does.
+/// The clients that need no terminal.
 pub const CLIENTS: [&[&str]; 4] = [
     &["ssh", "USER@node", "touch /tmp/landed-on-the-host"],
     &["sftp", "-b", "/dev/null", "USER@node"],
@@ -387,7 +387,7 @@ pub const CLIENTS: [&[&str]; 4] = [
     &["ssh", "-N", "USER@node"],
 ];
 
-/// Tries one of [`CLIENTS`], for ten seconds at most: a client that hangs is killed, and has the status 137.
+/// Runs one of [`CLIENTS`], for ten seconds at most: a client that hangs is killed, and has the status 137.
 pub fn try_client(user: impl Display, way: &[&str]) -> Done {
     let words = way.iter().map(|word| word.replace("USER", &user.to_string())).collect::<Vec<_>>();
     let words = words.iter().map(String::as_str).collect::<Vec<_>>();

@@ -1,4 +1,4 @@
-//! Containers as other engines make them: no Emperor, no socket, a pid 1 that may be root, and root's link to its cgroup.
+//! Makes containers as other engines do: without Emperor and socket, with a pid 1 that can be root, and with root's link to its cgroup.
 
 use crate::{AtEnd, Log, eventually, namespaces, sh, ssh};
 use std::collections::BTreeMap;

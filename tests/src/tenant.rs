@@ -1,4 +1,4 @@
-//! The hostile tenant, and who watches what comes of it.
+//! Imitates a hostile tenant, and watches that its attacks have no effect.
 
 use crate::{AtEnd, Log, OWN, client_errors, eventually, leader, namespaces, pgrep, run, sh, ssh, supervision};
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,7 +1,7 @@
-//! What a container's root sees of logins: every process that is born in its pid namespace is the container's user from birth. It never has
-//! another root directory, a working directory of the node's, an id of the node, a capability or a descriptor of the node.
+//! What a container's root sees of logins: each process of a session is created in its pid namespace as the container's user. It never has the node's
+//! root or working directory, an id of the node, a capability, or a descriptor of the node.
 //!
-//! `src/bin/onlooker.rs` looks, as root inside the container with CAP_SYS_PTRACE. Three things of the node's belong to a session: sshd's program,
+//! `src/bin/onlooker.rs` looks at them, as root inside the container with CAP_SYS_PTRACE. Three things of the node belong to a session: sshd's program,
 //! which runs as the user and is not dumpable, its socket to the client, and its socket pairs with the monitor.
 
 use std::collections::BTreeMap;

@@ -1,5 +1,4 @@
-//! Root of a linked container, which has written the code of its pid 1, makes it look like less than it is, and keeps a login as long as it
-//! can.
+//! Root of a linked container that attacks logins: it has written the program of pid 1, hides its capabilities, and delays each login as long as it can.
 
 use std::fs;
 use std::time::{Duration, Instant};

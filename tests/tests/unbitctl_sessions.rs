@@ -1,4 +1,4 @@
-//! `unbitctl sessions`: who is in, and the end of a session; with real logins by sshd and su.
+//! `unbitctl sessions`: lists who is logged in, and ends sessions; with real logins by sshd and su.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};

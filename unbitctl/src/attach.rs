@@ -1,7 +1,9 @@
-//! `unbitctl attach` and `detach`: root's link that makes a container of another engine reachable, `/etc/unbit/UID`.
+//! `unbitctl attach` and `detach`: root's link `/etc/unbit/UID`, by which a container of another engine is found.
 //!
-//! What is written is a symbolic link to the container's cgroup directory. Whether a login would accept it is asked in the module's own code
-//! ([`Attachment`]) before it is written, and by the whole of `unbitctl check UID` afterwards.
+//! The link leads to the container's cgroup directory. Before it is written, the code of the PAM module ([`Attachment`]) says whether a login would
+//! accept it; afterwards all of `unbitctl check UID` runs.
+//!
+//! How an engine's cgroup is found is in [`engine`](crate::engine).
 
 use crate::check;
 use crate::command_line::{must_be_root, say};

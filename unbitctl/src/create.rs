@@ -1,7 +1,7 @@
-//! `unbitctl create`: makes a container that the Emperor runs, from its directory to the login, in one command.
+//! `unbitctl create`: makes a container that the Emperor runs, from its directory to the first login.
 //!
-//! All that can be known to be wrong is found before anything is made. From then on each step notes how it is undone; if a later one fails or the
-//! operator ends it, all of them are, the last one first. What was there before stays. A second run finds each step done.
+//! Everything that can be checked is checked before anything is made. From then on each step records how it is undone. If a step fails or the operator
+//! interrupts the command, all steps are undone, the last one first; what existed before stays. A second run skips the steps that are done.
 
 mod undo;
 

@@ -1,4 +1,6 @@
 //! The node's Emperor: whether it is set up and runs, and how systemd starts it.
+//!
+//! Its files are made in [`setup::emperor`](crate::setup::emperor).
 
 use crate::command;
 use crate::containers::{self, VASSALS};

@@ -1,8 +1,8 @@
-//! `unbitctl enter`: root goes into a container.
+//! `unbitctl enter`: root enters a container.
 //!
-//! The way in is a login's: the verification, the join and the user are [`join::attach`]'s, the process that enters is [`inside`]'s. What this command adds is
-//! that nothing of the operator's session goes along: the terminal stays out here and the session has a pty, the other descriptors stay and the session
-//! has pipes (see [`pty_forward`]), the environment is a new one.
+//! [`join::attach`] verifies and joins, as for a login, and [`probe`](crate::probe) is the process that enters. This command keeps everything of the
+//! operator's session out of the container: the terminal (the session gets a pty), other descriptors (it gets pipes, see [`pty_forward`]), and the
+//! environment (it gets a new one).
 
 use crate::check::pam;
 use crate::command_line::tell;
@@ -292,10 +292,10 @@ fn arrival(probe: &mut Probe, container: ContainerUid, program: &str, limit: Dur
     }
 }
 
-/// For the end of a session that was told to end.
+/// How long a session may take to end after a signal.
 const EXIT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The life out here: carries bytes and signals until the session's first process ends.
+/// Stays outside: copies bytes and forwards signals until the session's first process ends.
 fn stay_outside(mut reaper: Reaper, ours: Ours, signals: &Signals) -> Result<ExitCode> {
     let (stdin, stdout, stderr) = (stdin(), stdout(), stderr());
     let raw = ours

@@ -1,7 +1,6 @@
-//! Public keys for a container's user: read from the operator, checked by ssh-keygen(1), and written by a process that is the container's user.
+//! SSH public keys of a container user: read from the operator, checked by ssh-keygen(1), and written as the container user.
 //!
-//! The directory is the tenant's, and anything may be in it. So no root process opens a path below it. The one that does is the tenant, has no
-//! group and no capability, follows no link, waits for nobody, and is ended if it takes too long.
+//! The tenant owns the directory, and anything can be in it. So no root process opens a path below it. A child process does, see [`join::tenant`].
 
 use anyhow::{Context, Result, bail};
 use join::regular_file::{self, OpenError};
@@ -213,7 +212,7 @@ fn open_directory(home: &OwnedFd) -> Result<(Directory, bool)> {
     }
 }
 
-/// Does something in a process that is the container's user on the node, with no group and no power; and gives back what it says.
+/// Runs `work` in a process that is the container's user, without groups or capabilities, and returns its result.
 pub fn as_the_user<T: Serialize + for<'a> Deserialize<'a>>(
     uid: ContainerUid,
     work: impl FnOnce() -> Result<T>,

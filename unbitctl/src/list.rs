@@ -1,7 +1,7 @@
-//! `unbitctl list`: the containers of this node, one a line.
+//! `unbitctl list`: the containers of this node, one on each line.
 //!
-//! Whether a container runs is asked in the way that a login asks ([`join::attach`]); the rest comes from one look at /proc and from the container's
-//! cgroups. Nothing of a tenant's is opened.
+//! Whether a container runs is found out as for a login ([`join::attach`]). The rest comes from one read of /proc and from the container's cgroups. No
+//! file of a tenant is opened.
 
 mod metrics;
 pub mod processes;
@@ -190,7 +190,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is kept between two looks.
+/// Reads the containers again and again, and what it keeps in between.
 struct Scanner {
     is_root: bool,
     resources: Resources,
@@ -207,10 +207,10 @@ struct Known {
     asked: Instant,
 }
 
-/// uWSGI writes a line to the container's log each time that somebody has met it and gone. Every 2 seconds would be many.
+/// uWSGI logs a line in the container's log for each connection to the socket, so `--watch` does not connect every 2 seconds.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
-/// A container may keep us waiting this long; and once those that do not answer have taken this much of every worker's time, the others next to nothing.
+/// How long a container may take to answer. Once those that do not answer have used up WORKER_TIMEOUT of every worker, the others get the short one.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(200);
 const SHORT_PROBE_TIMEOUT: Duration = Duration::from_millis(10);
 const WORKER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -221,7 +221,7 @@ impl Scanner {
         Ok(Self { is_root, resources: Resources::new(is_root)?, running: HashMap::new() })
     }
 
-    /// What the operator has to know of what is shown.
+    /// What the operator must know about the output.
     const fn warning(&self) -> Option<&'static str> {
         if self.is_root { None } else { Some("without root, states, host names, sessions and quotas are unknown") }
     }

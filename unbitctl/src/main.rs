@@ -1,8 +1,8 @@
 //! unbitctl: checks, sets up and shows a node. See unbitctl(8).
 //!
-//! [`check`] looks and changes nothing; [`setup`] fixes what it finds; [`create`] and [`remove`] make and remove the Emperor's containers, [`attach`] links accounts to containers of other engines; [`list`], [`sessions`] and
-//! [`enter`] are about containers; [`firewall`] about ports.
-//! What a check says, and how it is shown, is in [`report`].
+//! [`check`] looks and changes nothing, and [`setup`] fixes what it finds. [`create`] and [`remove`] make and remove the Emperor's containers, and
+//! [`attach`] links accounts to containers of other engines. [`list`], [`sessions`] and [`enter`] are about containers, [`firewall`] about ports. How
+//! findings are shown is in [`report`].
 
 mod attach;
 mod check;

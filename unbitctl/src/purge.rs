@@ -1,10 +1,9 @@
-//! Removes a directory and all that is in it, though it is a tenant's: links are removed and not followed, mount points are left, and no depth or
-//! number of files takes more than a few descriptors.
+//! Removes a tenant's directory with everything in it: symbolic links are removed and never followed, mount points are kept, and no depth or number of
+//! files needs more than a few descriptors.
 //!
-//! Each directory is opened by its name in a directory that is open already, and is a real one on the same mount. What is below it and not empty is
-//! moved up to the top, under a new name, so that nothing is ever deeper than one level. A tenant can see to it that a file system does not move it (a
-//! subvolume of btrfs, a project of XFS or ext4 that is inherited, encryption, a full disk): then it is gone down into, one level after the other, and up
-//! again.
+//! Each directory is opened by its name in an open directory, and must be a directory on the same mount. A subdirectory that is not empty is renamed into
+//! the top directory, so that the tree is never deeper than one level. If the file system cannot rename it (a subvolume of btrfs, an inherited project of
+//! XFS or ext4, encryption, a full disk), the walk descends into it instead, one level after the other.
 
 use crate::sys::make_subvolume_writable;
 use anyhow::{Context, Result, bail};

@@ -1,4 +1,6 @@
-//! What a check found, and how it is shown: text for people, JSON for programs.
+//! The findings of checks, and how they are shown: text for people, JSON for programs.
+//!
+//! What is checked is in [`check`](crate::check).
 
 use crate::terminal;
 use anyhow::{Context, Result};

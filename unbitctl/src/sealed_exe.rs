@@ -1,7 +1,7 @@
-//! Runs this program from memory, where nobody can change it.
+//! Runs this program from a sealed memfd, which nobody can change, as runc does since CVE-2019-5736.
 //!
-//! A program that root starts in a container can reach the file of the program that started it: a script whose interpreter is /proc/self/exe is that
-//! file, with the tenant's libraries (CVE-2019-5736). As root it could write there.
+//! A program that root starts in a container can be a script whose interpreter is /proc/self/exe: this program, with the tenant's libraries. Running as
+//! root, these could write to its file.
 
 use crate::sys;
 use anyhow::Result;

@@ -1,7 +1,7 @@
-//! `unbitctl sessions`: who is in, since when, from where, with which key; and the end of a session.
+//! `unbitctl sessions`: who is logged in to which container, since when, from where and with which key. It also ends sessions.
 //!
-//! The kernel says which sessions are open, by the locks that their monitors hold; what each is, its monitor has written down behind the lock, see
-//! [`join::sessions`]. Both are root's: nothing in a container can add, hide or change a line here.
+//! The kernel knows the open sessions, by the locks that their monitors hold. A monitor describes its session in a record behind the lock, see
+//! [`join::sessions`]. Root owns both, so nothing in a container can add, hide or change a line here.
 
 mod end;
 mod metrics;

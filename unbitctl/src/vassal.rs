@@ -1,4 +1,4 @@
-//! The vassal of a container, which the Emperor reads: made from examples/container.ini, and the limits in it.
+//! The file of a container that the Emperor reads (its vassal): made from examples/container.ini, and the limits in it.
 
 use anyhow::{Result, bail};
 use std::fmt;

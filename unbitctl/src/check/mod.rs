@@ -1,4 +1,5 @@
-//! `unbitctl check`: looks, and changes nothing. Beside what a check finds stands what [`setup`](crate::setup) does about it, its [`Step`](crate::step::Step).
+//! `unbitctl check`: checks a node, and changes nothing. A file that can fix what it finds has a [`Step`](crate::step::Step), which
+//! [`setup`](crate::setup) runs.
 
 pub(crate) mod accounts;
 mod cgroups;

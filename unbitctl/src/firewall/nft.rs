@@ -1,4 +1,4 @@
-//! nft(8), which loads and shows tables.
+//! Runs nft(8), which loads and shows tables.
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;

@@ -1,7 +1,8 @@
-//! `unbitctl setup`: fixes what check finds. What each step changes stands beside its [`check`](crate::check).
+//! `unbitctl setup`: fixes what check finds. The changes of each step are beside its [`check`](crate::check).
 //!
-//! For each step: what would change is shown, and noted in the [`journal`]; each old file is kept, and the new one put in its place at once
-//! ([`file`]); then the programs that read it must still be content, or the old files are put back. [`undo`] does that later. It goes on to its end though nobody reads what it says.
+//! Each step shows its changes and records them in the [`journal`], keeps the old files, and replaces them atomically ([`file`]). Then the programs that
+//! read the files must accept them, or the old ones are put back. [`undo`] puts them back later. A set-up runs to its end even if nobody reads its
+//! output.
 
 pub mod distribution;
 pub mod emperor;
