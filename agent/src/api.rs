@@ -96,7 +96,7 @@ impl Api {
         }
     }
 
-    /// Sends something, for which the API has to answer 201. What it answers otherwise is told apart from no answer at all.
+    /// Sends a body, which the API must answer with 201. Another answer is not the same as no answer, see [`Posted`].
     pub fn post(&mut self, path: &str, body: Vec<u8>) -> Result<Posted> {
         let request = Request { path: path.to_owned(), body: Some(body) };
         match self.0.ask(&request).with_context(|| format!("POST {path}"))?.status {

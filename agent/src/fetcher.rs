@@ -18,7 +18,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-/// More than the client takes by itself, name look-ups included.
+/// Longer than the client's own limit, for name lookups.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(REQUEST_TIMEOUT.as_secs() + 10);
 
 /// What an answer begins with.

@@ -20,7 +20,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// No directory of ours has more.
+/// Our directories have fewer names.
 const MOST_NAMES: usize = 1 << 20;
 /// What the name of a new file ends in until it is complete.
 const SUFFIX: &str = ".unbit-agent";
@@ -32,7 +32,7 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Opens one. For root no step of the path may be anybody else's; another user may have the last one.
+    /// Opens one. As root, every component of the path must be root's; as another user, the last one may be that user's.
     pub fn open(path: &Path) -> Result<Self> {
         let shown = || escape::name(&path.display().to_string()).to_string();
         let error = |error: PathError| anyhow::anyhow!("{}: {error}", shown());
@@ -61,7 +61,7 @@ impl Directory {
         escape::name(&self.path.join(name).display().to_string()).to_string()
     }
 
-    /// The names in it that are text, in order. What an earlier process has left unfinished is removed on the way if `sweeps`.
+    /// The names in it that are UTF-8, in order. If `sweeps`, unfinished files of an earlier process are removed.
     pub fn names(&self, sweeps: bool) -> Result<Vec<String>> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let mut listing =
@@ -104,7 +104,7 @@ impl Directory {
 
     /// Puts a whole new file in the place of an old one, whose owner and mode it keeps, or of none.
     pub fn replace(&self, name: &str, bytes: &[u8], old: Option<&Content>, mode: u32) -> Result<()> {
-        // Another process of ours may be at the same file: `once` beside `run`.
+        // Another process can write the same file, such as `unbit-agent once` next to `run`.
         let new = format!(".{name}.{}{SUFFIX}", std::process::id());
         match unlinkat(&self.open, new.as_str(), UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => {}

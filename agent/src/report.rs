@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{self, Write};
 
-/// More of one kind are not logged each by itself.
+/// If there are more of one kind, they are not logged one by one.
 const MOST_LINES: usize = 20;
 
 /// Something that is done.

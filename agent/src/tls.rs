@@ -116,7 +116,7 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// An error of ours, which ureq hands on as it is.
+/// An error of ours, which ureq passes on unchanged.
 fn failed(text: String) -> Error {
     Error::Io(io::Error::other(text))
 }

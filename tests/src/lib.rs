@@ -152,14 +152,14 @@ impl Log {
         text.split_inclusive('\n').filter(|line| !line.contains(LOG_MARK)).collect()
     }
 
-    /// The lines of ours that hold this text.
+    /// The lines of pam_unbit that contain this text.
     pub fn lines(&self, needle: &str) -> Vec<String> {
         let text = self.text();
         let ours = text.lines().filter(|line| line.contains("pam_unbit") && line.contains(needle));
         ours.map(str::to_owned).collect()
     }
 
-    /// Waits for the one line of ours that holds this text, and gives back the whole line.
+    /// Waits for the one line of pam_unbit that contains this text, and returns it.
     #[track_caller]
     pub fn one_line(&self, needle: &str) -> String {
         eventually(format!("one log line with {needle:?} in {}", self.text()), || {
@@ -283,7 +283,7 @@ pub fn not_tried(why: impl Display, lacks: bool) {
     assert!(lacks || !must_try, "NOT TRIED, and nothing says why not: {why}");
 }
 
-/// Whether the kernel was built without this option. Where it does not say how it was built, that cannot be told apart.
+/// Whether the kernel was built without this option. If it does not say how it was built, it counts as lacking the option.
 pub fn kernel_lacks(option: &str) -> bool {
     !fs::exists("/proc/config.gz").unwrap()
         || sh(format!("zcat /proc/config.gz | grep -qx '# {option} is not set'")).status == Some(0)

@@ -86,7 +86,7 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Opens the directory, in which others may make files; the way to it is root's. Nothing if there is none.
+/// Opens the directory, in which others may make files. Root must own the path to it. `None` if it does not exist.
 fn open(node: &Node) -> Result<Option<OwnedFd>> {
     let path = node.directory.display();
     let parent = safe_path::open_directory(&node.directory).map_err(|error| anyhow::anyhow!("{path}: {error}"))?;
@@ -97,7 +97,7 @@ fn open(node: &Node) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// The names in it, in order, as far as they are text and as many as one round looks at.
+/// The names in it that are UTF-8, in order, at most as many as one round reads.
 fn names(directory: &OwnedFd) -> Result<Vec<String>> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mut listing = retry(|| Dir::openat(directory, ".", flags, Mode::empty())).context(NAME)?;
