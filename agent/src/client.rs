@@ -85,8 +85,8 @@ impl Client {
 /// A sentence that is the same each time, so that it is logged once.
 fn words(error: &ureq::Error) -> String {
     match error {
-        ureq::Error::Timeout(_) => format!("no complete answer within {} s", TIME.as_secs()),
-        ureq::Error::BodyExceedsLimit(_) => format!("the answer is longer than {} MiB", LONGEST >> 20),
+        ureq::Error::Timeout(_) => format!("no complete answer within {} s", REQUEST_TIMEOUT.as_secs()),
+        ureq::Error::BodyExceedsLimit(_) => format!("the answer is longer than {} MiB", MAX_BODY >> 20),
         ureq::Error::HostNotFound => "the name of the API has no address".to_owned(),
         ureq::Error::Io(error) => error.to_string(),
         error => error.to_string(),

@@ -54,7 +54,7 @@ impl Fetcher {
                 self.end();
                 Err(match error.kind() {
                     ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-                        anyhow::anyhow!("no complete answer within {} s", LIMIT.as_secs())
+                        anyhow::anyhow!("no complete answer within {} s", ANSWER_TIMEOUT.as_secs())
                     }
                     _ => anyhow::Error::from(error).context("the process that talks to the API"),
                 })

@@ -89,10 +89,10 @@ impl Directory {
     pub fn read(&self, name: &str, max: u64) -> Result<Option<Content>> {
         let shown = || self.path_of(name);
         let file = match regular_file::open(&self.open, name) {
-            Err(Odd::Missing) => return Ok(None),
-            Err(Odd::Link) => bail!("{} is a symbolic link, and is left as it is", shown()),
-            Err(Odd::NotRegular) => bail!("{} is not a regular file, and is left as it is", shown()),
-            Err(Odd::Failed(errno)) => return Err(errno).with_context(shown),
+            Err(OpenError::Missing) => return Ok(None),
+            Err(OpenError::Link) => bail!("{} is a symbolic link, and is left as it is", shown()),
+            Err(OpenError::NotRegular) => bail!("{} is not a regular file, and is left as it is", shown()),
+            Err(OpenError::Failed(errno)) => return Err(errno).with_context(shown),
             Ok(file) => file,
         };
         let status = fstat(&file).with_context(shown)?;

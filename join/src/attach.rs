@@ -200,7 +200,7 @@ impl Attachment {
 
     /// In the helper: joins everything, takes over pid 1's confinement, and drops the privileges that `who` must not have.
     fn join_and_become(&mut self, who: Who, is_in_version_2: bool) -> Result<(), Refusal> {
-        // From the start: no core file of a caller's memory, whatever limits of pid 1's hold from here on.
+        // First, so that no core file has the caller's memory, whatever RLIMIT_CORE is taken over from pid 1.
         sys::set_not_dumpable().context(Reason::Broken, "make the helper not dumpable")?;
         self.must_be_unchanged()?;
         let own = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
@@ -288,7 +288,7 @@ impl Attachment {
     /// For `join=now`, in the application, which drops root itself later: joins everything, and keeps only the capabilities needed for that.
     /// From here on it accesses files as the container's user.
     pub fn enter_before_the_application_drops_root(mut self) -> Result<(), Refusal> {
-        // A directory of the node that the application has open would be a way out for the user's shell.
+        // A directory of the node that the application has open would lead the user's shell out of the container.
         sys::close_on_exec().context(Reason::Broken, "keep the application's descriptors from the user's programs")?;
         let own = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
         let label = self.confinement.apparmor_label(&self.leader.proc)?;
@@ -306,7 +306,7 @@ impl Attachment {
         self.must_be_alive()
     }
 
-    /// The mount namespace last, so that everything before it happens in the node's file system. `process` is our own directory in the node's /proc.
+    /// Joins the mount namespace last, so that all other steps see the node's files. `process` is our own directory in the node's /proc.
     fn join_namespaces(&self, process: &Proc, label: Option<&Takeover<'_>>) -> Result<(), Refusal> {
         crate::failpoint("enter");
         let own = Proc::of_self().and_then(|own| own.namespace("pid_for_children"));

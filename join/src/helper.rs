@@ -58,7 +58,7 @@ pub fn run(deadline: Deadline, work: impl FnOnce() -> Result<usize, Refusal>) ->
             Ok(usize::try_from(report.0.kind.load(Ordering::Acquire)).unwrap_or(0))
         }
         Cloned::Child => {
-            let done = end_with(caller)
+            let done = die_with_parent(caller)
                 .and_then(|()| sys::set_not_dumpable().context(Reason::Broken, "make the helper not dumpable"))
                 .and_then(|()| work());
             match &done {
@@ -70,8 +70,8 @@ pub fn run(deadline: Deadline, work: impl FnOnce() -> Result<usize, Refusal>) ->
     }
 }
 
-/// In the helper: the kernel kills it when its parent ends (PR_SET_PDEATHSIG). Otherwise the process inside would have no supervisor.
-pub fn end_with(caller: Pid) -> Result<(), Refusal> {
+/// Has the kernel kill the helper when its parent ends (PR_SET_PDEATHSIG). Otherwise the process inside would have no supervisor.
+pub fn die_with_parent(caller: Pid) -> Result<(), Refusal> {
     retry(|| set_pdeathsig(Signal::SIGKILL)).context(Reason::Broken, "make the helper end with its parent")?;
     if getppid() != caller {
         return Err(Refusal::new(Reason::Broken, "the process that waits for the helper has ended"));

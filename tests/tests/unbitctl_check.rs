@@ -638,7 +638,7 @@ fn an_emperor_that_is_dead() {
         (pid_of(30001) != before && found.iter().any(|finding| finding.seen.contains("ns.socket"))).then_some(found)
     });
     one(&found, "fail", "runs, and does not listen on run/ns.socket: 30001");
-    as_before(vassal);
+    assert_restarts(vassal);
     // Without a container's file nothing is asked of one.
     let _files = AtEnd(|| {
         drop(sh(

@@ -242,7 +242,7 @@ impl<'a> Plan<'a> {
             return Ok(());
         }
         // Whoever had this number before may have been removed by hand.
-        traces::remove(self.uid).context("remove what the node keeps of an earlier user of this number")?;
+        leftovers::remove(self.uid).context("remove what the node keeps of an earlier user of this number")?;
         // Complete before it has its name, from which on it is an account.
         let new = Path::new(CONTAINERS).join(format!(".{}.unbitctl", self.uid));
         match fs::remove_dir(&new) {

@@ -49,7 +49,7 @@ pub fn read(file: &Path) -> Result<Vec<Key>> {
     } else {
         Box::new(File::open(file).with_context(|| name.clone())?)
     };
-    let Some(bytes) = regular_file::read(source, LONGEST).with_context(|| name.clone())? else {
+    let Some(bytes) = regular_file::read(source, MAX_KEY_FILE).with_context(|| name.clone())? else {
         bail!("{name} is too long for a key file")
     };
     let text =
@@ -184,10 +184,10 @@ pub fn any(uid: ContainerUid) -> Result<bool> {
 fn read_file(directory: &Directory) -> Result<Option<Vec<u8>>> {
     let name = format!("{DIRECTORY}/{FILE}");
     let file = match regular_file::open(directory, FILE) {
-        Err(Odd::Missing) => return Ok(None),
-        Err(Odd::Link) => bail!("{name} is a link, and is left as it is"),
-        Err(Odd::NotRegular) => bail!("{name} is not a regular file, and is left as it is"),
-        Err(Odd::Failed(errno)) => return Err(errno).context(name),
+        Err(OpenError::Missing) => return Ok(None),
+        Err(OpenError::Link) => bail!("{name} is a link, and is left as it is"),
+        Err(OpenError::NotRegular) => bail!("{name} is not a regular file, and is left as it is"),
+        Err(OpenError::Failed(errno)) => return Err(errno).context(name),
         Ok(file) => file,
     };
     match regular_file::read(file, MAX_KEY_FILE).with_context(|| name.clone())? {

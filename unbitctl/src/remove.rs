@@ -201,7 +201,7 @@ impl Home {
             go(&self.doomed, progress)?;
         }
         if self.found.is_some() || had_doomed {
-            traces::remove(self.uid).context("remove what the node keeps of its user")?;
+            leftovers::remove(self.uid).context("remove what the node keeps of its user")?;
             progress.changed("directory", format!("{shown}: removed, with {removed} files"));
         }
         for name in names::of(self.uid) {

@@ -132,11 +132,11 @@ fn kind(name: &str) -> Kind {
 
 fn read(directory: &OwnedFd, name: &str) -> Result<Found> {
     let file = match regular_file::open(directory, name) {
-        Err(Odd::Missing) => return Ok(Found::Gone),
-        Err(Odd::Link) => return Ok(Found::Nothing("it is a symbolic link".to_owned())),
-        Err(Odd::NotRegular) => return Ok(Found::Nothing("it is not a regular file".to_owned())),
-        Err(Odd::Failed(Errno::EWOULDBLOCK)) => return Ok(Found::Gone), // somebody holds a lease on it: another time
-        Err(Odd::Failed(errno)) => return Err(errno).with_context(|| format!("{NAME}/{name}")),
+        Err(OpenError::Missing) => return Ok(Found::Gone),
+        Err(OpenError::Link) => return Ok(Found::Nothing("it is a symbolic link".to_owned())),
+        Err(OpenError::NotRegular) => return Ok(Found::Nothing("it is not a regular file".to_owned())),
+        Err(OpenError::Failed(Errno::EWOULDBLOCK)) => return Ok(Found::Gone), // somebody holds a lease on it: another time
+        Err(OpenError::Failed(errno)) => return Err(errno).with_context(|| format!("{NAME}/{name}")),
         Ok(file) => file,
     };
     let owner = fstat(&file).with_context(|| format!("{NAME}/{name}"))?.st_uid;

@@ -259,14 +259,14 @@ fn stats<T: DeserializeOwned>(port: u16) -> Result<Option<T>> {
     loop {
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            bail!("{address}: no complete answer within {} s", TIME.as_secs());
+            bail!("{address}: no complete answer within {} s", ROUTER_TIMEOUT.as_secs());
         }
         socket.set_read_timeout(Some(left))?;
         match socket.read(&mut some) {
             Ok(0) => break,
             Ok(length) => bytes.extend(some.iter().take(length)),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(_) => bail!("{address}: no complete answer within {} s", TIME.as_secs()),
+            Err(_) => bail!("{address}: no complete answer within {} s", ROUTER_TIMEOUT.as_secs()),
         }
         if bytes.len() as u64 > MAX_ANSWER {
             bail!("{address}: the answer is longer than {} MiB", MAX_ANSWER >> 20);
