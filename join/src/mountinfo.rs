@@ -2,6 +2,7 @@
 //!
 //! The caller opens the file, except for [`device_of`]. Nothing here opens what is mounted.
 
+use crate::proc;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
@@ -92,6 +93,15 @@ pub fn lists(mountinfo: impl Read, id: u64) -> io::Result<Option<bool>> {
     }
 }
 
+/// The mount of this number, if it is among what is looked at.
+pub fn find(mountinfo: impl Read, id: u64) -> io::Result<Option<Mount>> {
+    let mut text = Vec::new();
+    mountinfo.take(MOST).read_to_end(&mut text)?;
+    let wanted = format!("{id} ").into_bytes();
+    let line = text.split(|byte| *byte == b'\n').find(|line| line.starts_with(&wanted));
+    Ok(line.and_then(|line| Mount::parse(&proc::text_of(line))))
+}
+
 /// mountinfo writes blank, tab, newline and backslash as a backslash and three octal digits.
 fn unescape(field: &str) -> String {
     let mut text = String::with_capacity(field.len());
@@ -146,6 +156,15 @@ mod tests {
         assert_eq!(lists(std::io::repeat(b'7'), 7).unwrap(), None);
         let long = vec![b'x'; usize::try_from(MAX_BYTES).unwrap()];
         assert_eq!(lists(long.as_slice().chain(&b"\n27 1 0:3 / / rw - tmpfs none rw"[..]), 27).unwrap(), None);
+    }
+
+    #[test]
+    fn a_mount_is_found_with_all_that_is_said_of_it() {
+        let text = "27 1 0:3 / / rw - tmpfs none rw\n127 27 0:4 / /\u{e9} rw - devpts none rw\n31 27 0:5";
+        let filesystem = |id| find(text.as_bytes(), id).unwrap().map(|mount| mount.filesystem);
+        assert_eq!([27, 127].map(filesystem), ["tmpfs", "devpts"].map(|name| Some(name.to_owned())));
+        assert_eq!([0, 1, 12, 31].map(filesystem), [const { None }; 4]);
+        assert!(find(std::io::repeat(b' '), 27).unwrap().is_none());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, retry};
 use crate::user_namespace::Ids;
 use caps::{CapSet, Capability, CapsHashSet};
-use nix::unistd::{Gid, Uid, getgid, getgroups, getuid, setfsgid, setfsuid, setgroups, setresgid};
+use nix::unistd::{Gid, Uid, getgid, getuid, setfsgid, setfsuid, setgroups, setresgid};
 use shared::ContainerUid;
 
 /// Needed to open the namespaces of another user's process, to join them, and to become the container's user.
@@ -59,8 +59,8 @@ pub fn drop_all(container: ContainerUid, groups: &[u32]) -> Result<(), Refusal> 
         }
     }
     let Ids { uid, gid } = Ids::of(container);
-    let left = retry(getgroups).context(Reason::Broken, "check that no group is left")?;
-    let has_other_groups = !left.iter().map(|group| group.as_raw()).eq(groups.iter().copied());
+    let left = retry(sys::groups).context(Reason::Broken, "check that no group is left")?;
+    let has_other_groups = left != groups;
     if getuid().as_raw() != uid || getgid().as_raw() != gid || has_other_groups || sys::can_become_root() {
         return Err(Refusal::new(Reason::Broken, "an id of the node is left"));
     }

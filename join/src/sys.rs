@@ -5,7 +5,7 @@
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use std::ffi::{c_int, c_long};
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::size_of;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
 
@@ -424,6 +424,28 @@ pub fn mount_of(file: &OwnedFd) -> nix::Result<u64> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).map_err(|_| Errno::last())?;
     let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
     mount.and_then(|mount| mount.trim().parse().ok()).ok_or(Errno::ENODATA)
+}
+
+/// getgroups(2). nix would ask sysconf(3) how many there can be, for which glibc opens a file below /proc: a file of the container's, once that is
+/// joined.
+pub fn groups() -> nix::Result<Vec<u32>> {
+    // SAFETY: with no room the kernel writes nothing.
+    let count = Errno::result(unsafe { libc::getgroups(0, null_mut()) })?;
+    let mut groups = vec![0; usize::try_from(count).unwrap_or_default()];
+    // SAFETY: there is room for so many. Nobody else changes them: this process has one thread.
+    let count = Errno::result(unsafe { libc::getgroups(count, groups.as_mut_ptr()) })?;
+    groups.truncate(usize::try_from(count).unwrap_or_default());
+    Ok(groups)
+}
+
+/// A directory, as no more than a place, if the kernel finds it without a question to a file system: that of a network or FUSE file system may not
+/// be answered. EAGAIN if it would have to ask; EINVAL before Linux 5.12. No link is followed.
+pub fn open_cached(directory: BorrowedFd<'_>, path: &str) -> nix::Result<OwnedFd> {
+    const RESOLVE_CACHED: u64 = 0x20; // linux/openat2.h
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::from_bits_retain(RESOLVE_CACHED));
+    retry(|| openat2(directory, path, how))
 }
 
 /// A copy of the mount that a path descriptor is on, attached nowhere yet: open_tree(2), Linux 5.2.

@@ -10,6 +10,7 @@
 use crate::attach::Attachment;
 use crate::deadline::Deadline;
 use crate::helper;
+use crate::mountinfo;
 use crate::proc::Proc;
 use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, retry};
@@ -95,7 +96,7 @@ impl Attachment {
     /// In the helper.
     fn make_namespace(&self) -> Result<Terminals, Refusal> {
         let ours = retry(|| stat(DIRECTORY)).context(Reason::Misconfigured, "look at the node's /dev/pts")?.st_dev;
-        let theirs = if self.is_safe_to_look_up() { self.open_terminals()? } else { None };
+        let theirs = if self.has_engines_terminals() { self.open_terminals()? } else { None };
         if let Some(theirs) = &theirs {
             let theirs = retry(|| fstat(theirs)).context(Reason::Broken, "fstat the container's /dev/pts")?;
             if theirs.st_dev == ours {
@@ -120,9 +121,9 @@ impl Attachment {
         Ok(terminals)
     }
 
-    /// Whether a lookup in the container cannot wait on a file system that the tenant has mounted. To change pid 1's mounts, a process inside
-    /// needs CAP_SYS_ADMIN in the user namespace that owns them.
-    fn is_safe_to_look_up(&self) -> bool {
+    /// Whether a lookup in the container's `/dev` cannot wait on a file system that the tenant has mounted. To change pid 1's mounts, a process inside
+    /// needs CAP_SYS_ADMIN in the user namespace that owns them. Of a linked container this is only likely: pid 1 may have had the capability before.
+    fn has_engines_terminals(&self) -> bool {
         !self.has_user_namespace()
             && (!self.leader().is_linked() || self.bounding_set() & Capability::CAP_SYS_ADMIN.bitmask() == 0)
     }
@@ -130,8 +131,12 @@ impl Attachment {
     /// A copy of the mount on the container's `/dev/pts`, if that is a devpts. The helper joins the mount namespace for it, and returns.
     fn open_terminals(&self) -> Result<Option<OwnedFd>, Refusal> {
         let here = own_mount_namespace()?;
+        let process = &self.leader().proc;
+        let mounts = || process.open("mountinfo").context(Reason::NotRunning, "open the mounts of its pid 1");
+        let mounts = if self.leader().is_linked() { Some(mounts()?.into()) } else { None };
         self.join_mount_namespace()?;
-        let found = copy_of_the_mount()?;
+        let opened = if mounts.is_some() { find_without_asking() } else { find() }?;
+        let found = opened.map_or(Ok(None), |opened| copy_of_the_mount(&opened, mounts))?;
         retry(|| setns(&here, CloneFlags::CLONE_NEWNS))
             .context(Reason::Broken, "return to the node's mount namespace")?;
         Ok(found)
@@ -155,20 +160,43 @@ fn enter(made: &OwnedFd) -> Result<(), Refusal> {
 }
 
 /// In the container's mount namespace. No symbolic link is followed.
-fn copy_of_the_mount() -> Result<Option<OwnedFd>, Refusal> {
+fn find() -> Result<Option<OwnedFd>, Refusal> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let opened = retry(|| open("/dev", flags, Mode::empty()))
         .and_then(|devices| retry(|| openat(&devices, "pts", flags, Mode::empty())));
-    let opened = match opened {
-        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(None),
-        opened => opened.context(Reason::Broken, "open the container's /dev/pts")?,
+    match opened {
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(None),
+        opened => opened.context(Reason::Broken, "open the container's /dev/pts").map(Some),
+    }
+}
+
+/// The same where a file system that the tenant has mounted could keep us waiting, for good if it is FUSE: not even SIGKILL ends that. What is mounted
+/// is in the kernel's cache.
+fn find_without_asking() -> Result<Option<OwnedFd>, Refusal> {
+    match sys::open_cached(AT_FDCWD, DIRECTORY) {
+        // Before Linux 5.12 nobody can look without asking.
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EAGAIN | Errno::EINVAL | Errno::ENOSYS) => Ok(None),
+        opened => opened.context(Reason::Broken, "open the container's /dev/pts").map(Some),
+    }
+}
+
+/// If that is a devpts. statfs(2) asks the file system; `mounts`, those of a container whose file systems may be its own, are the kernel's.
+fn copy_of_the_mount(opened: &OwnedFd, mounts: Option<File>) -> Result<Option<OwnedFd>, Refusal> {
+    let is_devpts = match mounts {
+        None => {
+            let status = retry(|| fstatfs(opened)).context(Reason::Broken, "fstatfs the container's /dev/pts")?;
+            status.filesystem_type() == DEVPTS_SUPER_MAGIC
+        }
+        Some(mounts) => {
+            let mount = sys::file_id(opened).context(Reason::Broken, "look at the container's /dev/pts")?.mount;
+            let mount = mountinfo::find(mounts, mount).context(Reason::NotRunning, "read the mounts of its pid 1")?;
+            mount.is_some_and(|mount| mount.filesystem == "devpts")
+        }
     };
-    let kind =
-        retry(|| fstatfs(&opened)).context(Reason::Broken, "fstatfs the container's /dev/pts")?.filesystem_type();
-    if kind != DEVPTS_SUPER_MAGIC {
+    if !is_devpts {
         return Ok(None);
     }
-    mounted(sys::clone_mount(&opened), "copy the mount of the container's /dev/pts").map(Some)
+    mounted(sys::clone_mount(opened), "copy the mount of the container's /dev/pts").map(Some)
 }
 
 /// The result of open_tree(2), move_mount(2) or mount(2). EPERM can come from a seccomp filter that denies only this call.
