@@ -1,6 +1,6 @@
 //! Verify, for rule 6 of [`link`](crate::link): can any process in a container have CAP_SYS_PTRACE in our user namespace?
 //!
-//! Pid 1 can have dropped the capability (PR_CAPBSET_DROP of prctl(2)) after it forked a child that still has it, and each thread has
+//! Pid 1 can have dropped the capability (prctl(2), capset(2)) after it forked a child that still has it, and each thread has
 //! capabilities of its own. A child has no capability that its parent cannot have. So a process that was seen without it needs no second look,
 //! and if no process has it, none will. A process that ends before it is checked can leave a child behind, so the cgroup is read again.
 //!
@@ -104,11 +104,16 @@ impl Candidate {
     }
 }
 
-/// Whether a process with this status, or what it starts, can have CAP_SYS_PTRACE.
+/// Whether a process with this status, or what it starts, can have CAP_SYS_PTRACE. To leave it out of the bounding set takes it away from no other
+/// set: the process keeps what is permitted, and what it executes as root gets what is inheritable (capabilities(7)).
 pub fn can_trace(status: &str) -> Result<bool, Refusal> {
-    let unreadable = || Refusal::new(Reason::Broken, "the status of a process in its cgroup has no readable CapBnd");
-    let bounds = confinement::mask(status, "CapBnd").ok_or_else(unreadable)?;
-    Ok(bounds & Capability::CAP_SYS_PTRACE.bitmask() != 0)
+    let mut sets = 0;
+    for set in ["CapBnd", "CapPrm", "CapInh"] {
+        let unreadable =
+            || Refusal::new(Reason::Broken, format!("the status of a process in its cgroup has no readable {set}"));
+        sets |= confinement::mask(status, set).ok_or_else(unreadable)?;
+    }
+    Ok(sets & Capability::CAP_SYS_PTRACE.bitmask() != 0)
 }
 
 fn read(process: &Proc, name: &str) -> io::Result<Option<String>> {
@@ -132,8 +137,16 @@ mod tests {
 
     #[test]
     fn who_can_trace() {
-        assert!(can_trace("CapBnd:\t000001ffffffffff\n").unwrap());
-        assert!(!can_trace("CapBnd:\t000001fffff7ffff\n").unwrap());
-        assert!(can_trace("CapBnd:\t\n").is_err());
+        let status = |inheritable: &str, permitted: &str, bounds: &str| {
+            can_trace(&format!("CapInh:\t{inheritable}\nCapPrm:\t{permitted}\nCapEff:\t0\nCapBnd:\t{bounds}\n"))
+        };
+        let (none, one, all, others) = ("0000000000000000", "0000000000080000", "000001ffffffffff", "000001fffff7ffff");
+        assert!(!status(none, none, none).unwrap() && !status(others, others, others).unwrap());
+        for (inheritable, permitted, bounds) in
+            [(none, all, all), (none, none, all), (none, one, others), (one, none, others)]
+        {
+            assert!(status(inheritable, permitted, bounds).unwrap(), "{inheritable} {permitted} {bounds}");
+        }
+        assert!(status(none, none, "").is_err() && status("x", none, none).is_err() && can_trace("").is_err());
     }
 }
