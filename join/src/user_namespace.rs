@@ -15,6 +15,7 @@ use nix::sys::stat::fstat;
 use nix::unistd::{Gid, Group, Uid, User};
 use shared::ContainerUid;
 use shared::settings::FIRST_UID;
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 
 /// A session's ids on the node.
@@ -152,11 +153,23 @@ impl Kind {
 /// The id outside for an id inside: each line of a map has the first id inside, the first id outside, and their number. 2^32-1 is no id:
 /// setresuid(2) takes it as "unchanged".
 pub(crate) fn mapped(map: &str, inside: u32) -> Option<u32> {
-    map.lines().find_map(|line| {
-        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
-        let (first, outside, count) = (numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next()?.ok()?);
+    lines(map).find_map(|[first, outside, count]| {
         let offset = inside.checked_sub(first)?;
         (offset < count).then(|| outside.checked_add(offset).filter(|id| *id != u32::MAX))?
+    })
+}
+
+/// All ids outside.
+pub fn mapped_ranges(map: &str) -> Vec<RangeInclusive<u32>> {
+    let ranges = lines(map).filter(|[_, _, count]| *count > 0);
+    ranges.map(|[_, outside, count]| outside..=outside.saturating_add(count - 1)).collect()
+}
+
+/// Each has the first id inside, the first outside, and their number.
+fn lines(map: &str) -> impl Iterator<Item = [u32; 3]> {
+    map.lines().filter_map(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
+        Some([numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next()?.ok()?])
     })
 }
 
@@ -177,6 +190,8 @@ mod tests {
         assert_eq!(mapped("30001 4294967295 1\n", 30001), None, "-1");
         assert_eq!(mapped("", 0), None);
         assert_eq!(mapped("0 x 1\n", 0), None);
+        assert_eq!(mapped_ranges(map), [1_000_000..=1_030_000, 2_000_000..=2_000_000, 1_030_002..=1_065_535]);
+        assert_eq!(mapped_ranges("0 x 1\n0 5 0\n1 4294967295 7\n"), [u32::MAX..=u32::MAX]);
     }
 
     #[test]

@@ -131,6 +131,12 @@ fn maps_that_no_session_may_have() {
             "0 1000000 1\n30001 30000 1",
             "30001 in its user namespace is 30000 on the node, which is the account 30000",
         ),
+        (
+            "0 1000000 1\n30001 30001 1",
+            good,
+            "30001 in its user namespace is 30001 on the node, which is the account 30001",
+        ),
+        ("0 1000000 1\n30001 1000 1", good, "30001 is 1000 on the node, which is below"),
         ("0 0 1\n1 1000001 65535", good, "0 in its user namespace is 0 on the node, which is the account root"),
         (
             "0 30000 1\n1 1000001 65535",
@@ -145,6 +151,43 @@ fn maps_that_no_session_may_have() {
         assert_refused(BAD_MAP, cause);
     }
     assert_honest_logins();
+}
+
+/// Ids that are neither the session's nor root's inside refuse nobody: they are the business of whoever made the map, and LXC's users map an ordinary
+/// user's id so. `unbitctl check UID` says whose they are.
+#[test]
+#[ignore = "needs the node: make test"]
+fn maps_with_the_ids_of_others() {
+    let check = |map: &str| {
+        let container = Engine::new("web1").with_users(Users::of(map)).start();
+        let _link = container.link(30001);
+        assert_login_in(&container, "web1");
+        sh("unbitctl check 30001").ok()
+    };
+    let warning = "warn  namespaces  ";
+    for (map, who) in [
+        ("0 1000000 30001\n30001 1030001 1\n40000 30000 1", "the container 30000"),
+        ("0 1000000 1000\n1000 1000 1\n1001 1001001 64535", "1000, alice in /etc/passwd"),
+    ] {
+        let said = check(map);
+        let line = format!(
+            "{warning}root of its user namespace can be {who} on the node (uid_map: {}",
+            map.replace('\n', " ")
+        );
+        assert!(said.contains(&line) && said.contains("gid_map"), "{line} in {said}");
+    }
+    // Its own account's number, as another one inside.
+    let own = check("0 1000000 5000\n5000 30001 1\n5001 1005001 60000");
+    assert!(!own.contains(warning), "{own}");
+    // Ids that an ordinary user has in user namespaces of its own.
+    let kept = fs::read("/etc/subuid").unwrap_or_default();
+    let _back = AtEnd(|| fs::write("/etc/subuid", &kept).unwrap());
+    fs::write("/etc/subuid", "alice:1000000:65536\nroot:1000000:65536\n").unwrap();
+    let theirs = check("0 1000000 65536");
+    assert!(theirs.contains("/etc/subuid: alice has 1000000-1065535, and so ids of its user namespace"), "{theirs}");
+    fs::write("/etc/subuid", "root:1000000:65536\n").unwrap();
+    let roots = check("0 1000000 65536");
+    assert!(!roots.contains(warning), "{roots}");
 }
 
 #[test]

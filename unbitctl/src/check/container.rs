@@ -5,9 +5,11 @@
 //!
 //! Checks of the whole node are in the other files of this directory.
 
+use super::ids;
 use super::pam;
 use super::server::{self, Answering, Sandbox};
 use super::sshd::{self, Says};
+use super::subids;
 use crate::containers::has_vassal;
 use crate::engine;
 use crate::names::{self, Account};
@@ -23,6 +25,7 @@ use join::link;
 use join::options::Options;
 use join::refusal::{Reason, Refusal};
 use join::sys::{exit_now, retry};
+use join::user_namespace::Ids;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::prctl::set_pdeathsig;
@@ -626,7 +629,16 @@ fn prepare(
     let attachment = Attachment::prepare(container, options, &mut tell);
     // After the last step the first one that can change is looked at again.
     let ends_at = TOLD.get(told).copied().unwrap_or("verify");
-    attachment.map_err(|refusal| refused(login, container, ends_at, &refusal))
+    let attachment = attachment.map_err(|refusal| refused(login, container, ends_at, &refusal))?;
+    if attachment.ids() != Ids::of(container) {
+        let read_map = |map: &str| attachment.leader().proc.read(map).unwrap_or_default();
+        let read = |file: &str| {
+            std::fs::read(file).map_or_else(|_| String::new(), |text| String::from_utf8_lossy(&text).into_owned())
+        };
+        let overlaps = ids::overlaps(container, &subids::containers(&RootFs::at(None)), &read_map, &read);
+        overlaps.into_iter().for_each(|overlap| findings.push(warn("namespaces", overlap.seen, overlap.fix)));
+    }
+    Ok(attachment)
 }
 
 /// A login ends here, with these words in the log and for the user.

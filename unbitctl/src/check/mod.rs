@@ -8,6 +8,7 @@ pub mod directories;
 pub mod distributions;
 mod emperor;
 mod filesystem;
+mod ids;
 mod keyfiles;
 mod library;
 mod limits;

@@ -64,7 +64,7 @@ fn all(node: &RootFs) -> Vec<Finding> {
     findings
 }
 
-fn containers(node: &RootFs) -> Vec<ContainerUid> {
+pub(crate) fn containers(node: &RootFs) -> Vec<ContainerUid> {
     let entries = node.resolve(CONTAINERS).and_then(std::fs::read_dir).into_iter().flatten().flatten();
     let mut all: Vec<_> =
         entries.filter_map(|entry| ContainerUid::parse(entry.file_name().as_encoded_bytes())).collect();
