@@ -94,7 +94,7 @@ fn an_empty_list_stops_nothing() {
     fs::write(node.directory.join("vassals/40001.ini"), "an operator's").unwrap();
     fs::write(node.directory.join("vassals/30000.ini"), "the API's").unwrap();
     node.api.says("/containers/", "[]");
-    node.refuses("containers", "6 of 6 containers would be removed at once, so none is; to allow it: unbit-agent once containers --allow-removal");
+    node.assert_refuses("containers", "6 of 6 containers would be removed at once, so none is; to allow it: unbit-agent once containers --allow-removal");
     node.api.says("/containers/", &list(&MANY[..2]));
     node.assert_refuses("containers", "4 of 6 containers");
     assert!(node.agent("once containers --dry-run --allow-removal").ok().lines().count() == 4);
@@ -217,7 +217,7 @@ fn an_api_that_says_nothing_more_costs_half_a_minute() {
     node.with_containers(&MANY);
     node.api.answers("/containers/", [Answer::stalled()]);
     let began = Instant::now();
-    node.refuses("containers", "GET /containers/: no complete answer within 30 s");
+    node.assert_refuses("containers", "GET /containers/: no complete answer within 30 s");
     assert!((29..40).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
 }
 
