@@ -96,7 +96,7 @@ pub fn lists(mountinfo: impl Read, id: u64) -> io::Result<Option<bool>> {
 /// The mount of this number, if it is among what is looked at.
 pub fn find(mountinfo: impl Read, id: u64) -> io::Result<Option<Mount>> {
     let mut text = Vec::new();
-    mountinfo.take(MOST).read_to_end(&mut text)?;
+    mountinfo.take(MAX_BYTES).read_to_end(&mut text)?;
     let wanted = format!("{id} ").into_bytes();
     let line = text.split(|byte| *byte == b'\n').find(|line| line.starts_with(&wanted));
     Ok(line.and_then(|line| Mount::parse(&proc::text_of(line))))

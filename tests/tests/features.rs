@@ -599,7 +599,7 @@ fn the_childs_setcred_comes_twice() {
         assert_eq!((done.status, done.out.as_str()), (Some(255), ""), "{done:?}");
         let line = log.one_line("refused:");
         assert!(line.contains("pam_setcred was called again after the session had entered"), "{line}");
-        nothing_on_the_host();
+        assert_nothing_on_the_host();
     }
     assert_eq!(ssh(30001, PLACE).ok(), inside());
 }

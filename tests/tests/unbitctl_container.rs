@@ -127,7 +127,7 @@ fn the_account() {
     }
     {
         let _other = Changed::file("/etc/passwd", |text| format!("{text}30001:x:30001:0::/root:/bin/bash\n"));
-        let failed = ends_at("account", "the account 30001 is uid 30001 and gid 0, not uid and gid 30001");
+        let failed = assert_ends_at("account", "the account 30001 is uid 30001 and gid 0, not uid and gid 30001");
         assert!(failed.fix.starts_with("remove the line of 30001 from /etc/passwd"), "{failed:?}");
         assert_eq!(ssh(30001, "true").status, Some(255));
     }
@@ -287,7 +287,7 @@ fn what_the_pam_lines_let_in_and_should_not() {
     }
     {
         let _jump = before("session", "session [success=1 default=ignore] pam_permit.so");
-        ends_at("pam", "pam_permit.so may end the stack before pam_unbit.so");
+        assert_ends_at("pam", "pam_permit.so may end the stack before pam_unbit.so");
         assert_eq!(ssh(30001, "true").status, Some(255));
     }
     assert_login_works();
