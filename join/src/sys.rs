@@ -441,11 +441,13 @@ pub fn groups() -> nix::Result<Vec<u32>> {
 /// A directory, as no more than a place, if the kernel finds it without a question to a file system: that of a network or FUSE file system may not
 /// be answered. EAGAIN if it would have to ask; EINVAL before Linux 5.12. No link is followed.
 pub fn open_cached(directory: BorrowedFd<'_>, path: &str) -> nix::Result<OwnedFd> {
+    const MAX_TRIES: usize = 16; // EAGAIN also means that something was mounted or renamed elsewhere meanwhile
     const RESOLVE_CACHED: u64 = 0x20; // linux/openat2.h
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::from_bits_retain(RESOLVE_CACHED));
-    retry(|| openat2(directory, path, how))
+    let open = || retry(|| openat2(directory, path, how));
+    (1..MAX_TRIES).map(|_| open()).find(|opened| !matches!(opened, Err(Errno::EAGAIN))).unwrap_or_else(open)
 }
 
 /// A copy of the mount that a path descriptor is on, attached nowhere yet: open_tree(2), Linux 5.2.
