@@ -6,7 +6,7 @@ use crate::leader::Leader;
 use crate::proc::Proc;
 use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, FileId, retry};
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 use std::os::fd::AsFd;
 
@@ -26,9 +26,13 @@ impl RootDirectory {
             .context(Reason::NotRunning, format_args!("open /proc/{}/root", leader.pid))?;
         let theirs = sys::file_id(&root).context(Reason::Broken, "look at the root directory of its pid 1")?;
         // We are outside its chroot, so ".." leads out of it, unless it is the root of the mount namespace (path_resolution(7)).
-        // If the kernel would have to ask the file system, which may be the container's own, `must_be_here` decides.
-        if let Ok(above) = sys::open_cached(root.as_fd(), "..") {
-            if sys::file_id(&above).context(Reason::Broken, "look above the root directory of its pid 1")? != theirs {
+        // Root of a linked container may have mounted a file system of its own: if the kernel would have to ask that, `must_be_here` decides.
+        let above = match leader.is_linked() {
+            true => sys::open_cached(root.as_fd(), "..").ok(),
+            false => Some(retry(|| openat(&root, "..", PATH, Mode::empty())).context(Reason::Broken, LOOK_ABOVE)?),
+        };
+        if let Some(above) = above {
+            if sys::file_id(&above).context(Reason::Broken, LOOK_ABOVE)? != theirs {
                 return Err(not_the_root());
             }
         }
@@ -59,6 +63,8 @@ impl RootDirectory {
         Ok(())
     }
 }
+
+const LOOK_ABOVE: &str = "look above the root directory of its pid 1";
 
 const PATH: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 

@@ -79,6 +79,7 @@ type Known = (c_long, &'static str, Object);
 /// The calls that the module makes. Any other shows as "?", and the test then asks for a line here.
 const KNOWN: &[Known] = &[
     (libc::SYS_openat, "openat", Object::PathAt),
+    (libc::SYS_openat2, "openat2", Object::PathAt),
     (libc::SYS_newfstatat, "newfstatat", Object::PathAt),
     #[cfg(target_arch = "x86_64")]
     (libc::SYS_stat, "stat", Object::Path), // by glibc before 2.33
