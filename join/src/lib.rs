@@ -30,6 +30,7 @@ mod link_rules;
 mod masked_paths;
 pub mod mountinfo;
 pub mod namespaces;
+pub mod openmetrics;
 pub mod options;
 mod pid_namespaces;
 pub mod privileges;

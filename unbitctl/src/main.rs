@@ -21,7 +21,6 @@ mod leftovers;
 mod list;
 mod lock;
 mod names;
-mod openmetrics;
 mod packages;
 mod probe;
 mod progress;

@@ -1,8 +1,8 @@
 //! What a check found, as metrics.
 
 use crate::engine;
-use crate::openmetrics::{Kind::Gauge, Text};
 use crate::report::{Finding, Profile, State};
+use join::openmetrics::{Kind::Gauge, Text};
 use shared::ContainerUid;
 
 const STATES: [(State, &str); 4] =

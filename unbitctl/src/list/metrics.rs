@@ -1,7 +1,7 @@
 //! The containers as metrics.
 
 use super::{Container, State};
-use crate::openmetrics::{
+use join::openmetrics::{
     Kind::{self, Counter, Gauge},
     Text,
 };

@@ -2,11 +2,11 @@
 
 use super::seen::Session;
 use crate::engine;
-use crate::openmetrics::{
+use anyhow::{Context, Result};
+use join::openmetrics::{
     Kind::{Counter, Gauge},
     Text,
 };
-use anyhow::{Context, Result};
 use join::refusal_counters;
 use join::sessions;
 use shared::ContainerUid;
