@@ -2,17 +2,19 @@
 //!
 //! What a job does with an answer is in [`jobs`](crate::jobs), how a request is sent in [`client`](crate::client).
 
-use crate::client::{Request, Response};
+use crate::client::{Post, Request, Response};
 use crate::fetcher::Fetcher;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use shared::{ContainerUid, escape};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// No text that becomes a file is longer.
 pub const MAX_TEXT: u64 = 1 << 20;
+/// The list of containers.
+const CONTAINERS: &str = "/containers/";
 /// No list has more.
 const MOST_ENTRIES: usize = 100_000;
 
@@ -20,19 +22,25 @@ const MOST_ENTRIES: usize = 100_000;
 pub struct Api(pub Fetcher);
 
 /// A container, as the API lists it. The times are the API's own and are compared with nothing but what it said before.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Deserialize)]
 pub struct Listed {
+    #[serde(default, rename = "mtime")]
     pub changed: Value,
+    #[serde(default, rename = "ssh_keys_mtime")]
     pub keys_changed: Value,
 }
 
 #[derive(Deserialize)]
 struct ListedContainer {
     uid: u32,
-    #[serde(default)]
-    mtime: Value,
-    #[serde(default)]
-    ssh_keys_mtime: Value,
+    #[serde(flatten)]
+    about: Listed,
+}
+
+/// The same without what a node with many containers would need much memory for.
+#[derive(Deserialize)]
+struct ListedNumber {
+    uid: u32,
 }
 
 /// Lists of addresses.
@@ -42,35 +50,26 @@ pub struct Nodes {
 }
 
 impl Api {
-    /// The containers of this node. A number that no container can have makes the whole list wrong: who is missing in it would be stopped.
+    /// The containers of this node.
     pub fn containers(&mut self) -> Result<BTreeMap<u32, Listed>> {
-        let path = "/containers/";
-        let listed: Vec<ListedContainer> = self.list(path)?;
-        let mut containers = BTreeMap::new();
-        for ListedContainer { uid, mtime, ssh_keys_mtime } in listed {
-            if ContainerUid::new(uid).is_none() {
-                bail!("GET {path}: {uid} is not a container's number");
-            }
-            if containers.insert(uid, Listed { changed: mtime, keys_changed: ssh_keys_mtime }).is_some() {
-                bail!("GET {path}: {uid} is listed twice");
-            }
-        }
-        Ok(containers)
+        let response = self.get(CONTAINERS)?;
+        containers(&response.body)
+    }
+
+    /// Their numbers alone.
+    pub fn container_numbers(&mut self) -> Result<BTreeSet<u32>> {
+        let listed: Vec<ListedNumber> = self.list(CONTAINERS)?;
+        Ok(unique(listed.into_iter().map(|ListedNumber { uid }| (uid, ())))?.into_keys().collect())
     }
 
     /// A list.
     pub fn list<T: DeserializeOwned>(&mut self, path: &str) -> Result<Vec<T>> {
-        let list: Vec<T> = self.json(path)?;
-        if list.len() > MOST_ENTRIES {
-            bail!("GET {path}: more than {MOST_ENTRIES} entries");
-        }
-        Ok(list)
+        list(path, &self.get(path)?.body)
     }
 
     /// A document in JSON. Half of one is none.
     pub fn json<T: DeserializeOwned>(&mut self, path: &str) -> Result<T> {
-        let response = self.get(path)?;
-        serde_json::from_slice(&response.body).with_context(|| format!("GET {path}: not the JSON that was asked for"))
+        json(path, &self.get(path)?.body)
     }
 
     /// A text that becomes a file. Where its end was not seen, a second answer must be the same.
@@ -104,6 +103,48 @@ impl Api {
             status => Ok(Posted::Refused(status)),
         }
     }
+
+    /// Sends many values, for each of which the API has to answer 201, and says how each one ended. It is nothing for those that were not sent
+    /// any more because many were refused.
+    pub fn send(&mut self, below: &str, posts: &[Post]) -> Result<Vec<Option<Posted>>> {
+        let statuses = self.0.send(posts).with_context(|| format!("POST {below}"))?;
+        let posted = |status| if status == 201 { Posted::Created } else { Posted::Refused(status) };
+        Ok(statuses.into_iter().map(|status| status.map(posted)).collect())
+    }
+}
+
+/// An answer that is a document.
+pub fn json<T: DeserializeOwned>(path: &str, body: &[u8]) -> Result<T> {
+    serde_json::from_slice(body).with_context(|| format!("GET {path}: not the JSON that was asked for"))
+}
+
+/// An answer that is a list.
+pub fn list<T: DeserializeOwned>(path: &str, body: &[u8]) -> Result<Vec<T>> {
+    let list: Vec<T> = json(path, body)?;
+    if list.len() > MOST_ENTRIES {
+        bail!("GET {path}: more than {MOST_ENTRIES} entries");
+    }
+    Ok(list)
+}
+
+/// The list of containers.
+pub fn containers(body: &[u8]) -> Result<BTreeMap<u32, Listed>> {
+    let listed: Vec<ListedContainer> = list(CONTAINERS, body)?;
+    unique(listed.into_iter().map(|ListedContainer { uid, about }| (uid, about)))
+}
+
+/// A number that no container can have makes the whole list wrong: who is missing in it would be stopped.
+fn unique<T>(listed: impl Iterator<Item = (u32, T)>) -> Result<BTreeMap<u32, T>> {
+    let mut containers = BTreeMap::new();
+    for (uid, about) in listed {
+        if ContainerUid::new(uid).is_none() {
+            bail!("GET {CONTAINERS}: {uid} is not a container's number");
+        }
+        if containers.insert(uid, about).is_some() {
+            bail!("GET {CONTAINERS}: {uid} is listed twice");
+        }
+    }
+    Ok(containers)
 }
 
 /// How a POST ended.

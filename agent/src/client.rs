@@ -4,16 +4,26 @@
 
 use crate::settings::ApiDomain;
 use crate::tls::Tls;
-use std::io::Read;
-use std::time::Duration;
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use ureq::Agent;
-use ureq::unversioned::resolver::DefaultResolver;
-use ureq::unversioned::transport::{Connector, TcpConnector};
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{Connector, NextTimeout, TcpConnector};
 
 /// For all of a request, from the look-up of the name to the last byte of the answer.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a connection is kept for the next request: less than uWSGI's routers keep it.
 const IDLE: Duration = Duration::from_secs(3);
+/// How many connections there are at most.
+pub const MAX_CONNECTIONS: u32 = 4;
+/// How many values may be refused before no other is sent: the API is broken, not the value.
+pub const MAX_REFUSED: usize = 20;
+/// How long an address of the API is used before its name is looked up again.
+const MAX_ADDRESS_AGE: Duration = Duration::from_secs(60);
 /// The longest answer that is read, in bytes.
 pub const MAX_BODY: u64 = 16 << 20;
 
@@ -24,6 +34,17 @@ pub struct Request {
     pub path: String,
     /// With a body it is a POST, without one a GET.
     pub body: Option<Vec<u8>>,
+}
+
+/// A value for the API. Those with the same key are sent one after the other, in their order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Post {
+    /// A container's number.
+    pub key: u32,
+    /// As in [`Request`].
+    pub path: String,
+    /// What is sent.
+    pub body: Vec<u8>,
 }
 
 /// What the API says to it.
@@ -55,21 +76,65 @@ impl Client {
             .proxy(None) // which it would take from the environment
             .timeout_global(Some(REQUEST_TIMEOUT))
             .max_idle_age(IDLE)
+            .max_idle_connections(MAX_CONNECTIONS as usize)
+            .max_idle_connections_per_host(MAX_CONNECTIONS as usize)
             .user_agent(concat!("unbit-agent/", env!("CARGO_PKG_VERSION")))
             .max_response_header_size(64 << 10)
             .build();
         let connector = ().chain(TcpConnector::default()).chain(tls.clone());
-        let agent = Agent::with_parts(config, connector, DefaultResolver::default());
+        let agent = Agent::with_parts(config, connector, Addresses::default());
         Self { agent, tls, base: format!("https://{}/api/private", api.authority) }
+    }
+
+    /// Sends values over all connections, and says of each that was answered by which status, as soon as it is. After the first that is not
+    /// answered, or when many are refused, no other is sent.
+    pub fn send(&self, posts: &[Post], answered: impl Fn(usize, u16) -> io::Result<()> + Sync) -> Result<(), String> {
+        let failure = Mutex::new(None);
+        let is_over = AtomicBool::new(false);
+        let refused = AtomicUsize::new(0);
+        let give_up = |error: String| {
+            is_over.store(true, Ordering::Relaxed);
+            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        };
+        let of_connection = |connection: u32| {
+            for (index, post) in posts.iter().enumerate().filter(|(_, post)| post.key % MAX_CONNECTIONS == connection) {
+                if is_over.load(Ordering::Relaxed) {
+                    return;
+                }
+                let status = self.request(&post.path, Some(&post.body)).map(|response| response.status);
+                if let Err(error) = status.and_then(|status| {
+                    if status != 201 && refused.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_REFUSED {
+                        is_over.store(true, Ordering::Relaxed);
+                    }
+                    answered(index, status).map_err(|error| error.to_string())
+                }) {
+                    return give_up(error);
+                }
+            }
+        };
+        let of_connection = &of_connection;
+        std::thread::scope(|scope| {
+            for connection in 0..MAX_CONNECTIONS {
+                let thread = std::thread::Builder::new().spawn_scoped(scope, move || of_connection(connection));
+                if let Err(error) = thread {
+                    give_up(format!("make a thread: {error}"));
+                }
+            }
+        });
+        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
     /// Asks once.
     pub fn ask(&self, request: &Request) -> Result<Response, String> {
-        let address = format!("{}{}", self.base, request.path);
+        self.request(&request.path, request.body.as_deref())
+    }
+
+    fn request(&self, path: &str, body: Option<&[u8]>) -> Result<Response, String> {
+        let address = format!("{}{path}", self.base);
         let _ = self.tls.was_cut();
-        let answer = match &request.body {
+        let answer = match body {
             None => self.agent.get(&address).call(),
-            Some(body) => self.agent.post(&address).content_type("application/octet-stream").send(body.as_slice()),
+            Some(body) => self.agent.post(&address).content_type("application/octet-stream").send(body),
         };
         let mut answer = answer.map_err(|error| words(&error))?;
         let status = answer.status().as_u16();
@@ -82,6 +147,27 @@ impl Client {
     }
 }
 
+/// The addresses of the API, the only server that is asked. ureq looks a name up for each request, also if it then uses a connection that it has.
+#[derive(Debug, Default)]
+struct Addresses {
+    resolver: DefaultResolver,
+    last: Mutex<Option<(Instant, ResolvedSocketAddrs)>>,
+}
+
+impl Resolver for Addresses {
+    fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((when, addresses)) if when.elapsed() < MAX_ADDRESS_AGE => Ok(addresses.clone()),
+            _ => {
+                let addresses = self.resolver.resolve(uri, config, timeout)?;
+                *last = Some((Instant::now(), addresses.clone()));
+                Ok(addresses)
+            }
+        }
+    }
+}
+
 /// A sentence that is the same each time, so that it is logged once.
 fn words(error: &ureq::Error) -> String {
     match error {
@@ -90,5 +176,29 @@ fn words(error: &ureq::Error) -> String {
         ureq::Error::HostNotFound => "the name of the API has no address".to_owned(),
         ureq::Error::Io(error) => error.to_string(),
         error => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ureq::Timeout;
+    use ureq::unversioned::transport::time;
+
+    #[test]
+    fn the_name_of_the_api_is_not_looked_up_for_each_request() {
+        let addresses = Addresses::default();
+        let timeout =
+            NextTimeout { after: time::Duration::from(REQUEST_TIMEOUT), reason: Timeout::Global, ..Default::default() };
+        let resolve = |name: &str| {
+            let uri = format!("https://{name}/").parse().unwrap();
+            addresses.resolve(&uri, &Config::default(), timeout).map(|addresses| addresses.to_vec())
+        };
+        assert!(resolve("no-such.invalid").is_err());
+        let first = resolve("127.0.0.1").unwrap();
+        // A look-up of this name would fail.
+        assert_eq!(resolve("no-such.invalid").unwrap(), first);
+        *addresses.last.lock().unwrap() = Instant::now().checked_sub(MAX_ADDRESS_AGE).zip(Some(addresses.empty()));
+        assert!(resolve("no-such.invalid").is_err(), "it is looked up again after a while");
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! What an answer must be is in [`api`](crate::api).
 
-use crate::client::{Client, MAX_BODY, REQUEST_TIMEOUT, Request, Response};
+use crate::client::{Client, MAX_BODY, Post, REQUEST_TIMEOUT, Request, Response};
 use crate::identity::Identity;
 use anyhow::{Context, Result, bail};
 use join::sys::{close_all_but, exit_now, fork, retry};
@@ -14,8 +14,9 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Longer than the client's own limit, for name lookups.
@@ -40,15 +41,25 @@ impl Fetcher {
 
     /// Asks the API once.
     pub fn ask(&mut self, request: &Request) -> Result<Response> {
+        self.converse(|socket| exchange(socket, request))
+    }
+
+    /// Sends values, and says of each by which status it was answered. It is none where no other was sent because many were refused.
+    pub fn send(&mut self, posts: &[Post]) -> Result<Vec<Option<u16>>> {
+        self.converse(|socket| exchange_posts(socket, posts))
+    }
+
+    /// With the child, which ends where it does not do its part.
+    fn converse<T>(&mut self, talk: impl FnOnce(&UnixStream) -> io::Result<Result<T, String>>) -> Result<T> {
         if self.child.is_none() {
             self.child = Some(self.fork()?);
         }
         let said = match &self.child {
-            Some((_, socket)) => exchange(socket, request),
+            Some((_, socket)) => talk(socket),
             None => Err(ErrorKind::NotConnected.into()),
         };
         match said {
-            Ok(Ok(response)) => Ok(response),
+            Ok(Ok(answer)) => Ok(answer),
             Ok(Err(text)) => bail!(text),
             Err(error) => {
                 self.end();
@@ -102,30 +113,45 @@ fn drop_privileges(identity: &Identity, socket: &UnixStream) -> Result<()> {
 
 /// In the child.
 fn serve(client: &Client, socket: UnixStream) -> io::Result<()> {
+    let mut heard = BufReader::new(&socket);
     loop {
-        let request = hear(&socket)?;
-        answer(&socket, client.ask(&request))?;
+        match hear(&mut heard)? {
+            Heard::Request(request) => answer(&socket, client.ask(&request))?,
+            Heard::Posts(posts) => {
+                let answers = Answers { socket: &socket, pending: Mutex::default() };
+                let done = client.send(&posts, |index, status| answers.add(index, status));
+                answers.write()?;
+                let text = done.err().unwrap_or_default();
+                (&socket).write_all(&record(END, 0))?;
+                (&socket).write_all(&framed(text.as_bytes()))?;
+            }
+        }
     }
 }
 
-/// A request on the socket: the path's length and the path; one byte, which is 1 if there is a body; the body's length and the body.
-fn exchange(mut socket: &UnixStream, request: &Request) -> io::Result<Result<Response, String>> {
-    let end = Instant::now() + ANSWER_TIMEOUT;
-    socket.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-    let body = request.body.as_deref();
-    let mut message = framed(request.path.as_bytes());
-    message.push(u8::from(body.is_some()));
-    message.extend(framed(body.unwrap_or_default()));
-    match socket.write_all(&message) {
-        // A child that has not come so far as to listen has said why.
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error),
-        _ => {}
-    }
+/// What the child is asked to do.
+#[derive(PartialEq, Eq, Debug)]
+enum Heard {
+    Request(Request),
+    Posts(Vec<Post>),
+}
 
+/// What a request on the socket begins with.
+const GET: u8 = b'g';
+const POST: u8 = b'p';
+const POSTS: u8 = b's';
+
+/// A request is the length of its path, the path, and with POST the same of its body.
+fn exchange(socket: &UnixStream, request: &Request) -> io::Result<Result<Response, String>> {
+    let mut message = vec![if request.body.is_some() { POST } else { GET }];
+    message.extend(framed(request.path.as_bytes()));
+    message.extend(request.body.as_deref().map(framed).unwrap_or_default());
+    tell(socket, &message)?;
+    let mut reader = Until { socket, end: Instant::now() + ANSWER_TIMEOUT };
     let mut head = [0; 4];
-    read_until(socket, &mut head, end)?;
+    reader.read_exact(&mut head)?;
     let [kind, may_be_half, status @ ..] = head;
-    let bytes = read_frame(|bytes| read_until(socket, bytes, end))?;
+    let bytes = read_frame(&mut reader)?;
     match kind {
         ANSWERED => Ok(Ok(Response { status: u16::from_be_bytes(status), body: bytes, may_be_half: may_be_half != 0 })),
         FAILED => Ok(Err(String::from_utf8_lossy(&bytes).into_owned())),
@@ -133,13 +159,95 @@ fn exchange(mut socket: &UnixStream, request: &Request) -> io::Result<Result<Res
     }
 }
 
-fn hear(mut socket: &UnixStream) -> io::Result<Request> {
-    let path = read_frame(|bytes| socket.read_exact(bytes))?;
-    let mut has_body = [0];
-    socket.read_exact(&mut has_body)?;
-    let body = read_frame(|bytes| socket.read_exact(bytes))?;
-    let path = String::from_utf8(path).map_err(|_| ErrorKind::InvalidData)?;
-    Ok(Request { path, body: (has_body != [0]).then_some(body) })
+/// The number of values, and of each its key, path and body. Answers are the index and the status of one value each, in any order; then the
+/// index [`END`] and an error, which is empty if there is none. The child has the time of one request for each of them.
+fn exchange_posts(socket: &UnixStream, posts: &[Post]) -> io::Result<Result<Vec<Option<u16>>, String>> {
+    let mut message = vec![POSTS];
+    message.extend(length_of(posts).to_be_bytes());
+    for Post { key, path, body } in posts {
+        message.extend(key.to_be_bytes());
+        message.extend(framed(path.as_bytes()));
+        message.extend(framed(body));
+    }
+    tell(socket, &message)?;
+    let mut statuses = vec![None; posts.len()];
+    let mut reader = BufReader::new(Until { socket, end: Instant::now() + ANSWER_TIMEOUT });
+    for _ in 0..=posts.len() {
+        let mut head = [0; 6];
+        reader.read_exact(&mut head)?;
+        reader.get_mut().end = Instant::now() + ANSWER_TIMEOUT;
+        let [a, b, c, d, status @ ..] = head;
+        match u32::from_be_bytes([a, b, c, d]) {
+            END => {
+                let text = read_frame(&mut reader)?;
+                let text = String::from_utf8_lossy(&text).into_owned();
+                return Ok(if text.is_empty() { Ok(statuses) } else { Err(text) });
+            }
+            index => {
+                let place = statuses.get_mut(index as usize).ok_or(ErrorKind::InvalidData)?;
+                *place = Some(u16::from_be_bytes(status));
+            }
+        }
+    }
+    Err(ErrorKind::InvalidData.into())
+}
+
+/// The index that no value has.
+const END: u32 = u32::MAX;
+
+fn record(index: u32, status: u16) -> [u8; 6] {
+    let ([a, b, c, d], [high, low]) = (index.to_be_bytes(), status.to_be_bytes());
+    [a, b, c, d, high, low]
+}
+
+/// In the child: the answers to values, of which several are written at once, but none later than the next one comes in.
+struct Answers<'a> {
+    socket: &'a UnixStream,
+    pending: Mutex<(Vec<u8>, Option<Instant>)>,
+}
+
+impl Answers<'_> {
+    fn add(&self, index: usize, status: u16) -> io::Result<()> {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        pending.0.extend(record(u32::try_from(index).unwrap_or(END), status));
+        let is_due = pending.0.len() > 1024 || pending.1.get_or_insert_with(Instant::now).elapsed().as_secs() > 0;
+        drop(pending);
+        if is_due { self.write() } else { Ok(()) }
+    }
+
+    fn write(&self) -> io::Result<()> {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let (bytes, _) = std::mem::take(&mut *pending);
+        (&mut &*self.socket).write_all(&bytes)
+    }
+}
+
+fn tell(mut socket: &UnixStream, message: &[u8]) -> io::Result<()> {
+    socket.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+    match socket.write_all(message) {
+        // A child that has not come so far as to listen has said why.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn hear(reader: &mut impl Read) -> io::Result<Heard> {
+    let mut kind = [0];
+    reader.read_exact(&mut kind)?;
+    let text = |bytes| String::from_utf8(bytes).map_err(|_| io::Error::from(ErrorKind::InvalidData));
+    match kind {
+        [GET] => Ok(Heard::Request(Request { path: text(read_frame(reader)?)?, body: None })),
+        [POST] => Ok(Heard::Request(Request { path: text(read_frame(reader)?)?, body: Some(read_frame(reader)?) })),
+        [POSTS] => {
+            let mut posts = Vec::new();
+            for _ in 0..read_number(reader)? {
+                let key = read_number(reader)?;
+                posts.push(Post { key, path: text(read_frame(reader)?)?, body: read_frame(reader)? });
+            }
+            Ok(Heard::Posts(posts))
+        }
+        _ => Err(ErrorKind::InvalidData.into()),
+    }
 }
 
 fn answer(mut socket: &UnixStream, said: Result<Response, String>) -> io::Result<()> {
@@ -149,43 +257,50 @@ fn answer(mut socket: &UnixStream, said: Result<Response, String>) -> io::Result
     };
     let [high, low] = status.to_be_bytes();
     socket.write_all(&[kind, may_be_half, high, low])?;
-    socket.write_all(&framed(&bytes))
+    socket.write_all(&length_of(&bytes).to_be_bytes())?;
+    socket.write_all(&bytes) // which may be long
+}
+
+fn length_of<T>(items: &[T]) -> u32 {
+    u32::try_from(items.len()).unwrap_or(u32::MAX)
 }
 
 fn framed(bytes: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-    [&length.to_be_bytes(), bytes].concat()
+    [&length_of(bytes).to_be_bytes(), bytes].concat()
+}
+
+fn read_number(reader: &mut impl Read) -> io::Result<u32> {
+    let mut number = [0; 4];
+    reader.read_exact(&mut number)?;
+    Ok(u32::from_be_bytes(number))
 }
 
 /// Never more than an answer can have.
-fn read_frame(mut read: impl FnMut(&mut [u8]) -> io::Result<()>) -> io::Result<Vec<u8>> {
-    let mut length = [0; 4];
-    read(&mut length)?;
-    let length = u32::from_be_bytes(length);
+fn read_frame(reader: &mut impl Read) -> io::Result<Vec<u8>> {
+    let length = read_number(reader)?;
     if u64::from(length) > MAX_BODY {
         return Err(ErrorKind::InvalidData.into());
     }
     let mut bytes = vec![0; length as usize];
-    read(&mut bytes)?;
+    reader.read_exact(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Reads all of it, or fails when the time is over, however slowly it comes.
-fn read_until(mut socket: &UnixStream, mut bytes: &mut [u8], end: Instant) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let left = end.saturating_duration_since(Instant::now());
+/// Reads until the time is over, however slowly it comes.
+struct Until<'a> {
+    socket: &'a UnixStream,
+    end: Instant,
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let left = self.end.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(ErrorKind::TimedOut.into());
         }
-        socket.set_read_timeout(Some(left))?;
-        match socket.read(bytes) {
-            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(length) => bytes = bytes.get_mut(length..).unwrap_or_default(),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+        self.socket.set_read_timeout(Some(left))?;
+        (&mut &*self.socket).read(bytes)
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -199,14 +314,46 @@ mod tests {
         let response = Response { status: 403, body: b"Forbidden\n".to_vec(), may_be_half: true };
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                assert_eq!(hear(&theirs).unwrap(), request);
+                let mut heard = BufReader::new(&theirs);
+                assert_eq!(hear(&mut heard).unwrap(), Heard::Request(request.clone()));
                 answer(&theirs, Ok(response.clone())).unwrap();
-                assert_eq!(hear(&theirs).unwrap().body, None);
+                assert_eq!(
+                    hear(&mut heard).unwrap(),
+                    Heard::Request(Request { path: request.path.clone(), body: None })
+                );
                 answer(&theirs, Err("no".to_owned())).unwrap();
             });
             assert_eq!(exchange(&ours, &request).unwrap(), Ok(response.clone()));
             assert_eq!(exchange(&ours, &Request { body: None, ..request.clone() }).unwrap(), Err("no".to_owned()));
         });
+    }
+
+    #[test]
+    fn the_answers_to_values_come_in_any_order() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let posts: Vec<_> = (0..200).map(|key| Post { key, path: "/metrics/x".to_owned(), body: vec![1] }).collect();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                assert_eq!(hear(&mut BufReader::new(&theirs)).unwrap(), Heard::Posts(posts.clone()));
+                let answers = Answers { socket: &theirs, pending: Mutex::default() };
+                (1..200).rev().for_each(|index| answers.add(index, 201).unwrap());
+                answers.write().unwrap();
+                (&theirs).write_all(&[&record(END, 0)[..], &framed(b"")].concat()).unwrap();
+            });
+            let statuses = exchange_posts(&ours, &posts).unwrap().unwrap();
+            assert_eq!((statuses[0], &statuses[1..]), (None, &[Some(201); 199][..]));
+        });
+    }
+
+    #[test]
+    fn answers_to_values_that_nobody_sent_are_not_believed() {
+        let posts = [Post { key: 1, path: "/metrics/x".to_owned(), body: vec![1] }];
+        for said in [record(1, 201).to_vec(), record(0, 201).repeat(3), [&record(END, 0)[..], &[255; 4]].concat()] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(&said).unwrap();
+            theirs.shutdown(std::net::Shutdown::Write).unwrap();
+            assert_eq!(exchange_posts(&ours, &posts).unwrap_err().kind(), ErrorKind::InvalidData, "{said:?}");
+        }
     }
 
     #[test]

@@ -17,6 +17,11 @@ mod report;
 mod settings;
 mod tls;
 
+/// What must hold for any input of the parsers here, for the fuzzer.
+#[cfg(feature = "fuzz")]
+#[path = "../../fuzz/properties/agent.rs"]
+pub mod properties;
+
 use anyhow::{Context, Result};
 use api::Api;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -61,6 +66,10 @@ Examples:
   unbit-agent once nodes --json
   unbit-agent once containers --allow-removal";
 
+const METRICS_EXAMPLES: &str = "\
+Examples:
+  unbit-agent metrics >/var/lib/prometheus/node-exporter/unbit-agent.prom.new";
+
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
   source <(unbit-agent completions bash)
@@ -96,6 +105,9 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
+    /// Print metrics for the textfile collector of Prometheus' node_exporter, without an API
+    #[command(after_help = METRICS_EXAMPLES)]
+    Metrics,
     /// Print completions for a shell
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
@@ -145,6 +157,7 @@ fn main() -> ExitCode {
     let done = match command {
         Command::Run { daemon, interval, place } => run(daemon, interval, &place),
         Command::Once { job, dry_run, allow_removal, json, place } => once(job, dry_run, allow_removal, json, &place),
+        Command::Metrics => metrics(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "unbit-agent", &mut script);
@@ -243,6 +256,15 @@ fn once(job: Job, is_dry_run: bool, may_remove: bool, json: bool, place: &Place)
         report.problems.iter().for_each(tell);
     }
     Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What needs neither an API nor settings.
+fn metrics() -> Result<ExitCode> {
+    if geteuid().is_root() {
+        Identity::of(identity::OWN_USER)?.become_it()?;
+    }
+    print(&jobs::metrics::text::text()?).context("write standard output")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The name on the command line.

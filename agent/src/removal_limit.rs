@@ -11,13 +11,23 @@ pub fn blocks(going: usize, all: usize, is_allowed: bool) -> bool {
 /// The message about a removal that was blocked.
 pub fn message(going: usize, all: usize, what: &str, job: &str) -> String {
     format!(
-        "{going} of {all} {what} would be removed at once, so none is; to allow it: unbit-agent once {job} --allow-removal"
+        "{going} of {all} {what} would be removed at once, so none is; to see which: unbit-agent once {job} --dry-run --allow-removal; \
+        to allow it: unbit-agent once {job} --allow-removal"
     )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_message_names_the_next_step() {
+        let said = message(6, 7, "domains", "domains");
+        assert!(said.starts_with("6 of 7 domains would be removed at once, so none is; "), "{said}");
+        assert!(
+            said.ends_with("unbit-agent once domains --allow-removal") && said.contains("--dry-run --allow-removal")
+        );
+    }
 
     #[test]
     fn three_or_a_tenth_may_go() {

@@ -58,7 +58,7 @@ impl Settings {
         Self::parse(&text).with_context(|| name)
     }
 
-    fn parse(text: &str) -> Result<Self> {
+    pub fn parse(text: &str) -> Result<Self> {
         let value = |key: &str| value(text, key);
         let needed = |key: &str| value(key)?.with_context(|| format!("section [uwsgi] has no {key}"));
         let path = |key: &str, value: &str| {

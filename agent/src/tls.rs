@@ -141,7 +141,7 @@ impl<In: Transport> Connector<In> for Tls {
             return Err(error.into_io_error().map_or_else(|error| failed(reason(&error)), Error::Io));
         }
         let buffers = LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
-        Ok(Some(Encrypted { buffers, stream, is_cut: Arc::clone(&self.is_cut) }))
+        Ok(Some(Encrypted { buffers, pending: Vec::new(), stream, is_cut: Arc::clone(&self.is_cut) }))
     }
 }
 
@@ -164,9 +164,14 @@ fn is_cut(error: &openssl::ssl::Error) -> bool {
     }
 }
 
+/// As much as one record of TLS holds.
+const RECORD: usize = 16 << 10;
+
 /// A connection.
 pub struct Encrypted {
     buffers: LazyBuffers,
+    /// What is not sent yet, so that a request's headers and its body are one record and one packet.
+    pending: Vec<u8>,
     stream: SslStream<TransportAdapter>,
     is_cut: Arc<AtomicBool>,
 }
@@ -177,18 +182,30 @@ impl fmt::Debug for Encrypted {
     }
 }
 
+impl Encrypted {
+    fn send_pending(&mut self, timeout: NextTimeout) -> Result<(), Error> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        self.stream.get_mut().set_timeout(timeout);
+        let sent = self.stream.write_all(&self.pending).map_err(Error::from);
+        self.pending.clear();
+        sent
+    }
+}
+
 impl Transport for Encrypted {
     fn buffers(&mut self) -> &mut dyn Buffers {
         &mut self.buffers
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
-        self.stream.get_mut().set_timeout(timeout);
-        let output = self.buffers.output().get(..amount).unwrap_or_default();
-        self.stream.write_all(output).map_err(Error::from)
+        self.pending.extend_from_slice(self.buffers.output().get(..amount).unwrap_or_default());
+        if self.pending.len() < RECORD { Ok(()) } else { self.send_pending(timeout) }
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        self.send_pending(timeout)?;
         self.stream.get_mut().set_timeout(timeout);
         let input = self.buffers.input_append_buf();
         let amount = match self.stream.ssl_read(input) {

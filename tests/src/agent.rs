@@ -3,8 +3,11 @@
 use crate::api::Api;
 use crate::{Done, eventually, run, sh};
 use std::fs;
+use std::io::Write;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 /// A node's directory of settings that only these tests know, and the API that they ask.
 pub struct Node {
@@ -106,6 +109,51 @@ pub struct Daemon(pub Child);
 impl Drop for Daemon {
     fn drop(&mut self) {
         drop((self.0.kill(), self.0.wait()));
+    }
+}
+
+/// The routers of this node, which one test has at a time.
+static ROUTERS: LazyLock<Mutex<Routers>> = LazyLock::new(|| Mutex::new(Routers::start()));
+
+/// What the tuntap router and the http router say to whoever connects.
+pub struct Routers {
+    tuntap: Arc<Mutex<String>>,
+    http: Arc<Mutex<String>>,
+}
+
+impl Routers {
+    fn start() -> Self {
+        let [tuntap, http] = [5002, 5003].map(|port| {
+            let text = Arc::new(Mutex::new(String::new()));
+            let said = Arc::clone(&text);
+            let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+            std::thread::spawn(move || {
+                for connection in listener.incoming() {
+                    let text = said.lock().unwrap().clone();
+                    let _ = connection.unwrap().write_all(text.as_bytes());
+                }
+            });
+            text
+        });
+        Self { tuntap, http }
+    }
+
+    /// Routers that carry nothing yet, for one test.
+    pub fn take() -> MutexGuard<'static, Self> {
+        let routers = ROUTERS.lock().unwrap_or_else(PoisonError::into_inner);
+        routers.say(r#"{"peers": []}"#, r#"{"subscriptions": []}"#);
+        routers
+    }
+
+    /// What both say from now on.
+    pub fn say(&self, tuntap: &str, http: &str) {
+        self.tuntap(tuntap);
+        http.clone_into(&mut self.http.lock().unwrap());
+    }
+
+    /// What the tuntap router says.
+    pub fn tuntap(&self, says: &str) {
+        says.clone_into(&mut self.tuntap.lock().unwrap());
     }
 }
 

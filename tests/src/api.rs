@@ -12,7 +12,7 @@ use openssl::x509::store::X509StoreBuilder;
 use openssl::x509::{X509, X509NameBuilder};
 use std::collections::HashMap;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -147,6 +147,10 @@ pub struct Asked {
     pub body: String,
     /// The name in the client's certificate.
     pub client: String,
+    /// Which connection it came over: the port of its other end.
+    pub connection: u16,
+    /// Whether all of it was in one record of TLS.
+    pub in_one_record: bool,
 }
 
 #[derive(Default)]
@@ -231,6 +235,8 @@ impl Api {
 }
 
 fn serve(context: &SslContext, connection: TcpStream, state: &Mutex<State>) {
+    connection.set_nodelay(true).unwrap();
+    let peer = connection.peer_addr().map_or(0, |address| address.port());
     let mut stream = SslStream::new(Ssl::new(context).unwrap(), connection).unwrap();
     if stream.accept().is_err() {
         // The client refuses it, or has no certificate that is known. What the client still sends is read, or the alert would be lost by a reset.
@@ -243,12 +249,21 @@ fn serve(context: &SslContext, connection: TcpStream, state: &Mutex<State>) {
         let entry = certificate.subject_name().entries_by_nid(Nid::COMMONNAME).next()?;
         Some(String::from_utf8_lossy(entry.data().as_slice()).into_owned())
     });
-    while let Some((method, path, body)) = request(&mut stream) {
+    let mut stream = BufReader::new(stream);
+    while let Some((method, path, body, in_one_record)) = request(&mut stream) {
+        let stream = stream.get_mut();
         let path = path.strip_prefix("/api/private").map_or(format!("not below /api/private: {path}"), str::to_owned);
         let answer = {
             let mut state = state.lock().unwrap();
             let client = name.clone().unwrap_or_default();
-            state.asked.push(Asked { method: method.clone(), path: path.clone(), body, client });
+            state.asked.push(Asked {
+                method: method.clone(),
+                path: path.clone(),
+                body,
+                client,
+                connection: peer,
+                in_one_record,
+            });
             let plain = path.split('?').next().unwrap_or_default();
             let key = if method == "POST" { format!("POST {plain}") } else { plain.to_owned() };
             match state.answers.get_mut(&key) {
@@ -283,21 +298,19 @@ fn serve(context: &SslContext, connection: TcpStream, state: &Mutex<State>) {
     }
 }
 
-/// Method, path and body of the next request.
-fn request(stream: &mut SslStream<TcpStream>) -> Option<(String, String, String)> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        if stream.read(&mut byte).ok()? == 0 {
+/// Method, path and body of the next request, and whether they came in one record.
+fn request(stream: &mut BufReader<SslStream<TcpStream>>) -> Option<(String, String, String, bool)> {
+    let first_record = stream.fill_buf().ok()?.len();
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if stream.read_line(&mut head).ok()? == 0 {
             return None;
         }
-        head.extend(byte);
     }
-    let head = String::from_utf8(head).ok()?;
     let mut first = head.lines().next()?.split(' ');
     let (method, path) = (first.next()?.to_owned(), first.next()?.to_owned());
     let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
     let mut body = vec![0; length.unwrap_or(0)];
     stream.read_exact(&mut body).ok()?;
-    Some((method, path, String::from_utf8_lossy(&body).into_owned()))
+    Some((method, path, String::from_utf8_lossy(&body).into_owned(), head.len() + body.len() == first_record))
 }

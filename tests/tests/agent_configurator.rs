@@ -11,6 +11,9 @@ use unbit_tests::*;
 
 const MANY: [u32; 6] = [30001, 30002, 30003, 30004, 30005, 30006];
 
+/// What the agent remembers of a container that has been restarted in the API since.
+const OLD_STATE: &str = r#"{"containers":{"30001":1}}"#;
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_container_of_the_api_is_one_that_ssh_enters() {
@@ -88,13 +91,48 @@ unasked = 1
 
 #[test]
 #[ignore = "needs the node: make test"]
+fn a_restart_in_the_api_restarts_and_one_of_the_agent_does_not() {
+    let node = Node::new("restart");
+    node.with_containers(&MANY);
+    assert_eq!(node.agent("once containers").ok(), "");
+    // The API's file has a customer's new keys, which another job writes: the API gives it no other time, for it is no reason to restart.
+    let new = "[uwsgi]\nkeys = 2\n";
+    node.api.says("/containers/30001.ini", new);
+    node.api.asked();
+    assert_eq!(node.agent("once containers").ok(), "");
+    assert_eq!(node.api.asked().len(), 1, "nothing is asked for but the list");
+    // A customer restarts one: the API gives it a new time, and perhaps no other file.
+    let restarted = list(&MANY).replacen("1400000000", "1400000001", 1);
+    let file = node.directory.join("vassals/30001.ini");
+    for text in [new, new] {
+        let inode = file.metadata().unwrap().ino();
+        let time = if text == fs::read_to_string(&file).unwrap() { "1400000002" } else { "1400000001" };
+        node.api.says("/containers/", &restarted.replace("1400000001", time));
+        assert_eq!(node.agent("once containers").ok(), format!("write {}", file.display()));
+        assert_ne!(file.metadata().unwrap().ino(), inode, "the Emperor sees a new file");
+        assert_eq!(fs::read_to_string(&file).unwrap(), text);
+        assert_eq!(node.agent("once containers").ok(), "");
+    }
+    // Without what the agent remembers, contents are compared, and a file that is gone comes back in any case.
+    let state = node.directory.join("unbit-agent.json");
+    assert_eq!(state.metadata().unwrap().permissions().mode() & 0o7777, 0o600);
+    fs::write(&state, "{\"containers\": ").unwrap();
+    fs::write(&file, "[uwsgi]\nhalf").unwrap();
+    assert_eq!(node.agent("once containers").ok(), format!("write {}", file.display()));
+    fs::remove_file(&file).unwrap();
+    assert_eq!(node.agent("once containers").ok(), format!("write {}", file.display()));
+    assert_eq!(fs::read_to_string(&file).unwrap(), new);
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
 fn an_empty_list_stops_nothing() {
     let node = Node::new("removal-limit");
     node.with_containers(&MANY);
     fs::write(node.directory.join("vassals/40001.ini"), "an operator's").unwrap();
     fs::write(node.directory.join("vassals/30000.ini"), "the API's").unwrap();
     node.api.says("/containers/", "[]");
-    node.assert_refuses("containers", "6 of 6 containers would be removed at once, so none is; to allow it: unbit-agent once containers --allow-removal");
+    node.assert_refuses("containers", "6 of 6 containers would be removed at once, so none is; to see which: unbit-agent once containers --dry-run --allow-removal; to allow it: unbit-agent once containers --allow-removal");
     node.api.says("/containers/", &list(&MANY[..2]));
     node.assert_refuses("containers", "4 of 6 containers");
     assert!(node.agent("once containers --dry-run --allow-removal").ok().lines().count() == 4);
@@ -204,6 +242,7 @@ fn a_file_that_is_half_or_none_is_not_written() {
     node.agent("once containers").ok();
     assert_eq!(fs::read_to_string(node.directory.join("vassals/30001.ini")).unwrap(), whole);
     // One of them that fails keeps none of the others back.
+    node.api.says("/containers/", &list(&MANY).replace("1400000000", "1400000001"));
     node.api.answers(path, [Answer::new(500, "")]);
     node.api.says("/containers/30002.ini", "[uwsgi]\nnew = 1\n");
     assert!(node.agent("once containers").failed().contains("30001.ini: the API answers 500"));
@@ -323,6 +362,22 @@ fn a_fault_is_logged_once() {
     node.api.says("/containers/", &list(&MANY));
     eventually("well again", || text().contains("unbit-agent: containers: works again\n").then_some(()));
     assert_eq!(text().matches("containers: ").count(), 2, "{}", text());
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_round_asks_for_the_list_of_containers_once() {
+    let node = Node::new("list");
+    node.with_containers(&MANY);
+    let (_daemon, _) = node.run("run configurator --interval 1");
+    let mut paths = Vec::new();
+    eventually("three rounds", || {
+        paths.extend(node.api.asked().into_iter().map(|asked| asked.path));
+        (paths.iter().filter(|path| *path == "/portmappings/").count() >= 3).then_some(())
+    });
+    for round in paths.split(|path| path == "/portmappings/").take(3) {
+        assert_eq!(round.iter().filter(|path| *path == "/containers/").count(), 1, "{paths:?}");
+    }
 }
 
 #[test]
@@ -603,12 +658,14 @@ fn killed_at_any_system_call_it_leaves_the_old_file_or_the_new_one() {
     let node = Node::new("killed");
     node.with_containers(&[30001]);
     let file = node.directory.join("vassals/30001.ini");
+    let state = node.directory.join("unbit-agent.json");
     let new = "[uwsgi]\nnew = 1\n".to_owned();
     node.api.says("/containers/30001.ini", &new);
     let calls = "openat,unlinkat,fchmod,fchown,write,fsync,renameat,renameat2";
     let (mut ended, mut seen) = (0, [0; 2]);
     for at in 1..400 {
         fs::write(&file, ini(30001)).unwrap();
+        fs::write(&state, OLD_STATE).unwrap();
         let command = format!(
             "strace -qq -o /dev/null -e trace={calls} -e inject={calls}:signal=KILL:when={at} unbit-agent once containers --directory {}",
             node.directory.display()
@@ -617,6 +674,11 @@ fn killed_at_any_system_call_it_leaves_the_old_file_or_the_new_one() {
         let text = fs::read_to_string(&file).unwrap();
         assert!(text == new || text == ini(30001), "call {at}: {text:?}");
         seen[usize::from(text == new)] += 1;
+        let said = fs::read_to_string(&state).unwrap();
+        assert!(
+            said == OLD_STATE || text == new && said == OLD_STATE.replace(":1}", ":1400000000}"),
+            "call {at}: {said}"
+        );
         if done.status == Some(0) {
             ended = at;
             break;

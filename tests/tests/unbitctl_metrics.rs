@@ -1,6 +1,8 @@
-//! `--openmetrics` of list, check and sessions: what Prometheus' own tool and a strict reader of OpenMetrics make of it, and whether the numbers are true.
+//! `unbitctl --openmetrics` of list, check and sessions, and `unbit-agent metrics`: what Prometheus' own tool and a strict reader of OpenMetrics make of it, and whether the numbers are true.
 
+use std::collections::BTreeSet;
 use std::fs;
+use unbit_tests::agent::{Node, Routers};
 use unbit_tests::*;
 
 const TOOLS: &str = "/unbit/target/metrics";
@@ -13,9 +15,14 @@ for family in text_string_to_metric_families(sys.stdin.read()):
     assert family.documentation and family.samples, family
     for s in family.samples: print(s.name, *[f'{k}={v}' for k, v in sorted(s.labels.items())], s.value, sep='|')"#;
 
-/// What a command tells, read by both.
+/// What a command of unbitctl tells, read by both.
 fn metrics(command: &str) -> String {
-    let text = run("sh", &["-c", &format!("unbitctl {command} --openmetrics")], b"").ok() + "\n";
+    read(&format!("unbitctl {command} --openmetrics"))
+}
+
+/// What a program tells, read by both.
+fn read(command: &str) -> String {
+    let text = run("sh", &["-c", command], b"").ok() + "\n";
     assert!(text.ends_with("# EOF\n"), "{text}");
     let tool = format!("{TOOLS}/promtool");
     if run("sh", &["-c", &format!("{tool} --version")], b"").status == Some(0) {
@@ -157,4 +164,49 @@ fn a_file_for_node_exporter() {
     let failed = sh(command.replace("unbitctl list", "unbitctl lisst"));
     assert_ne!(failed.status, Some(0));
     assert!(fs::read_to_string(format!("{directory}/unbit.prom")).unwrap().ends_with("# EOF\n"));
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn what_unbit_agent_has_besides() {
+    // The user that it becomes, and an /etc/uwsgi without settings.
+    Node::directory("openmetrics");
+    let routers = Routers::take();
+    routers.say(
+        r#"{"peers": [{"uid": 30001, "rx": 11, "tx": 12}, {"uid": 30077, "rx": 1, "tx": 1}]}"#,
+        r#"{"subscriptions": [{"key": "a.example", "nodes": [{"uid": 30001, "rx": 1, "tx": 2, "requests": 3},
+            {"uid": 30001, "rx": 10, "tx": 20, "requests": 30}, {"uid": 0, "rx": 1, "tx": 1, "requests": 1}]},
+            {"key": "x\"} 1\n", "nodes": [{"uid": 30001, "rx": 5, "tx": 5, "requests": 5}]}]}"#,
+    );
+    let text = read("unbit-agent metrics");
+    let of = |name: &str| format!("unbit_container_{name}{{uid=\"30001\"}}");
+    let of_domain = |name: &str| format!("unbit_domain_{name}{{uid=\"30001\",domain=\"a.example\"}}");
+    for (sample, expected) in [
+        (of("net_rx_bytes_total"), 11.0),
+        (of("net_tx_bytes_total"), 12.0),
+        (of_domain("net_rx_bytes_total"), 11.0),
+        (of_domain("net_tx_bytes_total"), 22.0),
+        (of_domain("hits_total"), 33.0),
+    ] {
+        assert_eq!(number(&text, &sample), expected, "{sample}\n{text}");
+    }
+    assert!(!text.contains("30077") && !text.contains("uid=\"0\""), "only containers that run:\n{text}");
+    if value(&metrics("list"), "unbit_container_memory_bytes{uid=\"30001\",engine=\"uwsgi\"}").is_some() {
+        assert!(number(&text, &of("memory_rss_bytes")) > 0.0);
+    } else {
+        not_tried("no controller memory", layout_lacks_controllers());
+    }
+    // Both texts can be in one directory.
+    let families = |text: &str| {
+        let names = text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next().map(str::to_owned));
+        names.collect::<BTreeSet<_>>()
+    };
+    let (own, other) = (families(&text), families(&metrics("list")));
+    assert!(own.len() >= 5 && own.is_disjoint(&other), "{own:?} {other:?}");
+
+    // Half a text would look like a container that is gone.
+    routers.tuntap(r#"{"peers": [{"uid": 30001"#);
+    let failed = run("unbit-agent", &["metrics"], b"");
+    assert_eq!((failed.status, failed.out.as_str()), (Some(1), ""));
+    assert!(failed.err.contains("127.0.0.1:5002: not the JSON of a router"), "{}", failed.err);
 }

@@ -34,11 +34,20 @@ const MOST_NAMES: usize = 10_000;
 /// A file that has been half written for so many seconds never gets its name.
 const UNFINISHED: u64 = 300;
 
+/// An alarm.
 #[derive(Deserialize)]
-struct Alarm {
-    container: u32,
+pub struct Alarm {
+    /// Whose it is.
+    pub container: u32,
     unix: u64,
     msg: String,
+}
+
+impl Alarm {
+    /// Where it is sent.
+    pub fn path(&self) -> String {
+        format!("/alarms/{}?unix={}", self.container, self.unix)
+    }
 }
 
 /// What a file turns out to be.
@@ -108,14 +117,14 @@ fn names(directory: &OwnedFd) -> Result<Vec<String>> {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
+pub enum Kind {
     Alarm,
     Unfinished,
     Other,
 }
 
 /// What a name says: a UUID, or one with `.tmp`, which is an alarm that is still being written.
-fn kind(name: &str) -> Kind {
+pub fn kind(name: &str) -> Kind {
     let is_uuid = |name: &str| {
         name.len() == 36
             && name.bytes().enumerate().all(|(at, byte)| match at {
@@ -146,7 +155,7 @@ fn read(directory: &OwnedFd, name: &str) -> Result<Found> {
 }
 
 /// An alarm of whoever owns the file: a container for itself, root for any.
-fn parse(bytes: &[u8], owner: u32) -> Result<Alarm> {
+pub fn parse(bytes: &[u8], owner: u32) -> Result<Alarm> {
     if bytes.len() as u64 > MAX_ALARM {
         bail!("longer than {MAX_ALARM} bytes");
     }
@@ -164,7 +173,7 @@ fn parse(bytes: &[u8], owner: u32) -> Result<Alarm> {
 
 /// It is removed once the API has it, or does not want it; it stays for another time if the API does not answer or is broken.
 fn send(node: &mut Node, directory: &OwnedFd, name: &str, alarm: Alarm, report: &mut Report) -> Result<()> {
-    let path = format!("/alarms/{}?unix={}", alarm.container, alarm.unix);
+    let path = alarm.path();
     if !node.is_dry_run {
         match node.api.post(&path, alarm.msg.clone().into_bytes())? {
             Posted::Created => {}

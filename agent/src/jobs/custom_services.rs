@@ -13,20 +13,16 @@ const DIRECTORY: &str = "custom_services";
 const MODE: u32 = 0o600;
 const PATH: &str = "/custom_services/";
 
+/// A service, as the API lists it.
 #[derive(Deserialize)]
-struct Service {
+pub struct Service {
     customer: u64,
     id: u64,
     config: String,
 }
 
 pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
-    let mut services = BTreeMap::new();
-    for Service { customer, id, config } in node.api.list(PATH)? {
-        if services.insert(format!("{customer}_{id}.ini"), config).is_some() {
-            bail!("GET {PATH}: {customer}_{id} is listed twice");
-        }
-    }
+    let services = services(node.api.list(PATH)?)?;
     let directory = node.open(DIRECTORY)?;
     let there = directory.names(!node.is_dry_run)?;
     for (name, config) in &services {
@@ -46,8 +42,19 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// The name of each file, and what is in it.
+pub fn services(listed: Vec<Service>) -> Result<BTreeMap<String, String>> {
+    let mut services = BTreeMap::new();
+    for Service { customer, id, config } in listed {
+        if services.insert(format!("{customer}_{id}.ini"), config).is_some() {
+            bail!("GET {PATH}: {customer}_{id} is listed twice");
+        }
+    }
+    Ok(services)
+}
+
 /// Whether a file has the name of a service, CUSTOMER_ID.ini.
-fn is_service(name: &str) -> bool {
+pub fn is_service(name: &str) -> bool {
     let numbers = name.strip_suffix(".ini").and_then(|numbers| numbers.split_once('_'));
     numbers.is_some_and(|(customer, id)| canonical_number(customer).and(canonical_number(id)).is_some())
 }

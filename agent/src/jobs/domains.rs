@@ -17,8 +17,9 @@ const PATH: &str = "/domains/rsa/";
 /// Longer than any key.
 const MAX_KEY: usize = 64 << 10;
 
+/// A customer, as the API lists it.
 #[derive(Deserialize)]
-struct Customer {
+pub struct Customer {
     rsa: Option<String>,
     domains: Vec<Domain>,
 }
@@ -31,27 +32,9 @@ struct Domain {
 pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     let customers: Vec<Customer> = node.api.list(PATH)?;
     let own = node.settings.api.host.clone();
-    // What a domain's file has to be; none where it has to stay as it is, and why.
-    let mut wanted: BTreeMap<DomainName, Result<String>> = BTreeMap::new();
-    for Customer { rsa, domains } in &customers {
-        let key = rsa.as_deref().unwrap_or_default();
-        for Domain { name } in domains {
-            let Some(name) = DomainName::parse(name) else {
-                bail!("GET {PATH}: {} is not a domain", shared::escape::quoted(name));
-            };
-            let is_right = if name == own {
-                Err(anyhow::anyhow!("{name} is the API's own domain"))
-            } else {
-                must_be_key(key).map(|()| key.to_owned()).map_err(|error| error.context(name.to_string()))
-            };
-            // The same container's customer may be listed once for each of its containers.
-            let before = wanted.get(&name).map(|before| before.as_ref().ok() == is_right.as_ref().ok());
-            let is_right = match before {
-                Some(false) => Err(anyhow::anyhow!("{name} has two keys")),
-                _ => is_right,
-            };
-            wanted.insert(name, is_right);
-        }
+    let (wanted, odd) = files(&customers, &own);
+    for name in odd {
+        report.problem(format!("GET {PATH}: {} is not a domain", shared::escape::quoted(name)));
     }
     let directory = node.open(DIRECTORY)?;
     let there = directory.names(!node.is_dry_run)?;
@@ -68,6 +51,38 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     let ours: Vec<_> = there.into_iter().filter(is_domain).collect();
     node.remove_others(&directory, ("domains", "domains"), &ours, &stay, report);
     Ok(())
+}
+
+/// What a domain's file has to be, or why it has to stay as it is; and the names that are no domains.
+pub fn files<'a>(
+    customers: &'a [Customer],
+    own: &DomainName,
+) -> (BTreeMap<DomainName, Result<String>>, BTreeSet<&'a str>) {
+    let mut wanted: BTreeMap<DomainName, Result<String>> = BTreeMap::new();
+    let mut odd = BTreeSet::new();
+    for Customer { rsa, domains } in customers {
+        let key = rsa.as_deref().unwrap_or_default();
+        for Domain { name } in domains {
+            // A customer chooses it: the API asks DNS for the labels at its end alone. So it must not keep others from theirs.
+            let Some(name) = DomainName::parse(name) else {
+                odd.insert(name.as_str());
+                continue;
+            };
+            let is_right = if name == *own {
+                Err(anyhow::anyhow!("{name} is the API's own domain"))
+            } else {
+                must_be_key(key).map(|()| key.to_owned()).map_err(|error| error.context(name.to_string()))
+            };
+            // The same container's customer may be listed once for each of its containers.
+            let before = wanted.get(&name).map(|before| before.as_ref().ok() == is_right.as_ref().ok());
+            let is_right = match before {
+                Some(false) => Err(anyhow::anyhow!("{name} has two keys")),
+                _ => is_right,
+            };
+            wanted.insert(name, is_right);
+        }
+    }
+    (wanted, odd)
 }
 
 /// Refuses what is no public key, and above all a private one.

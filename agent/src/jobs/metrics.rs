@@ -3,8 +3,11 @@
 //! A container's cgroups are found by its pid 1, as a login finds them, in either version and under any mount. Only the numbers of a container are
 //! kept, until they are sent.
 
+pub mod text;
+
 use super::Node;
 use crate::api::Posted;
+use crate::client::{MAX_REFUSED, Post};
 use crate::names::DomainName;
 use crate::report::{Action, Report};
 use anyhow::{Context, Result, bail};
@@ -29,11 +32,17 @@ const ROUTER_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_ANSWER: u64 = 64 << 20;
 /// No file of a cgroup is longer, but for io.stat with many devices.
 const LONGEST_FILE: u64 = 256 << 10;
-/// Faults of single metrics, after which a round is given up: the API is broken, not the metric.
-const MOST_FAULTS: usize = 20;
+/// Values that are sent together, so that the round needs no more memory for more containers.
+const BATCH: usize = 1000;
+/// Below this path.
+const METRICS: &str = "/metrics/";
 
 /// A name of the API's and its value.
 type Metric = (&'static str, u64);
+/// The names of a domain's.
+const DOMAIN_METRICS: [&str; 3] = ["domain.net.rx", "domain.net.tx", "domain.hits"];
+/// Bytes received and sent, by the number of the container.
+type Network = HashMap<u32, (u64, u64)>;
 
 #[derive(Deserialize)]
 struct Tuntap {
@@ -70,16 +79,12 @@ struct Subscriber {
 }
 
 pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
-    let listed: BTreeSet<u32> = node.api.containers()?.into_keys().collect();
-    let mut sender = Sender { faults: 0, sent: 0, time: now() };
-    let network = match stats::<Tuntap>(TUNTAP) {
-        Ok(said) => said.map(|said| said.peers).unwrap_or_default(),
-        Err(error) => {
-            report.problem(format!("{error:#}"));
-            Vec::new()
-        }
-    };
-    let network: HashMap<u32, (u64, u64)> = network.into_iter().map(|peer| (peer.uid, (peer.rx, peer.tx))).collect();
+    let listed = node.api.container_numbers()?;
+    let mut sender = Sender { refused: 0, sent: 0, time: now(), pending: Vec::new() };
+    let network = network().unwrap_or_else(|error| {
+        report.problem(format!("{error:#}"));
+        Network::default()
+    });
     let hierarchies = Hierarchies::mounted().map_err(|refusal| anyhow::anyhow!(refusal.cause))?;
     let mut left = listed.clone();
     // A container that does not run has its disk.
@@ -97,32 +102,45 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
         sender.send_all(node, uid.get(), &metrics, report)?;
     }
     let done = domains(node, &listed, &mut sender, report);
-    if !node.is_dry_run {
-        report.change(Action::Send, "/metrics/", Some(format!("{} values", sender.sent)));
+    for error in [done, sender.flush(node, report)].into_iter().filter_map(Result::err) {
+        report.problem(format!("{error:#}"));
     }
-    done
+    if !node.is_dry_run {
+        report.change(Action::Send, METRICS, Some(format!("{} values", sender.sent)));
+    }
+    Ok(())
 }
 
 /// What the http router has carried for each domain and container. The API has no use for what is not a container's, or no domain.
 fn domains(node: &mut Node, listed: &BTreeSet<u32>, sender: &mut Sender, report: &mut Report) -> Result<()> {
-    let Some(said) = stats::<Http>(HTTP)? else { return Ok(()) };
-    for Subscription { key, nodes } in said.subscriptions {
+    for ((domain, uid), sums) in domain_sums(|uid| listed.contains(&uid))? {
+        for (name, value) in DOMAIN_METRICS.into_iter().zip(sums) {
+            sender.send(node, uid, (name, value), Some(&domain), report)?;
+        }
+    }
+    Ok(())
+}
+
+/// The values of [`DOMAIN_METRICS`], of the containers that are wanted. A container may have subscribed a domain more than once.
+fn domain_sums(is_wanted: impl Fn(u32) -> bool) -> Result<BTreeMap<(DomainName, u32), [u64; 3]>> {
+    let mut sums: BTreeMap<_, [u64; 3]> = BTreeMap::new();
+    let said = stats::<Http>(HTTP)?;
+    for Subscription { key, nodes } in said.map(|said| said.subscriptions).unwrap_or_default() {
         let Some(domain) = DomainName::parse(&key) else { continue };
-        // A container may have subscribed a domain more than once; the API has one number for both.
-        let mut sums: BTreeMap<u32, [u64; 3]> = BTreeMap::new();
-        for Subscriber { uid, rx, tx, requests } in nodes.into_iter().filter(|node| listed.contains(&node.uid)) {
-            let sum = sums.entry(uid).or_default();
+        for Subscriber { uid, rx, tx, requests } in nodes.into_iter().filter(|node| is_wanted(node.uid)) {
+            let sum = sums.entry((domain.clone(), uid)).or_default();
             for (sum, more) in sum.iter_mut().zip([rx, tx, requests]) {
                 *sum = sum.saturating_add(more);
             }
         }
-        for (uid, sums) in sums {
-            for (name, value) in ["domain.net.rx", "domain.net.tx", "domain.hits"].into_iter().zip(sums) {
-                sender.send(node, uid, (name, value), Some(&domain), report)?;
-            }
-        }
     }
-    Ok(())
+    Ok(sums)
+}
+
+/// What the tuntap router has carried.
+fn network() -> Result<Network> {
+    let said = stats::<Tuntap>(TUNTAP)?;
+    Ok(said.map(|said| said.peers).unwrap_or_default().into_iter().map(|peer| (peer.uid, (peer.rx, peer.tx))).collect())
 }
 
 /// The pid 1 of each container that runs, seen once.
@@ -224,11 +242,7 @@ fn io_of_version_2(text: &str) -> (u64, u64) {
 }
 
 /// The disk, and the network as the tuntap router counts it.
-fn of_others(
-    uid: ContainerUid,
-    network: &HashMap<u32, (u64, u64)>,
-    quotas: Option<&mut crate::quota::Quotas>,
-) -> Vec<Metric> {
+fn of_others(uid: ContainerUid, network: &Network, quotas: Option<&mut crate::quota::Quotas>) -> Vec<Metric> {
     let mut metrics = Vec::new();
     metrics.extend(quotas.and_then(|quotas| quotas.of(uid)).map(|bytes| ("container.quota", bytes)));
     if let Some((rx, tx)) = network.get(&uid.get()) {
@@ -281,9 +295,10 @@ fn now() -> u64 {
 
 /// Sends metrics, all with the time of the round.
 struct Sender {
-    faults: usize,
+    refused: usize,
     sent: usize,
     time: u64,
+    pending: Vec<Post>,
 }
 
 impl Sender {
@@ -291,7 +306,6 @@ impl Sender {
         metrics.iter().try_for_each(|metric| self.send(node, uid, *metric, None, report))
     }
 
-    /// A metric that the API does not want is a fault of its own; an API that does not answer ends the round.
     fn send(
         &mut self,
         node: &mut Node,
@@ -300,7 +314,7 @@ impl Sender {
         domain: Option<&DomainName>,
         report: &mut Report,
     ) -> Result<()> {
-        let path = format!("/metrics/{name}/{uid}");
+        let path = format!("{METRICS}{name}/{uid}");
         let mut body = json!({"unix": self.time, "value": value});
         if let (Some(domain), Some(body)) = (domain, body.as_object_mut()) {
             body.insert("domain".to_owned(), domain.as_str().into());
@@ -309,14 +323,28 @@ impl Sender {
             report.change(Action::Send, path, Some(body.to_string()));
             return Ok(());
         }
-        self.sent += 1;
-        if let Posted::Refused(status) = node.api.post(&path, body.to_string().into_bytes())? {
-            self.faults += 1;
-            self.sent -= 1;
-            report.problem(format!("POST {path}: the API answers {status}"));
-            if self.faults >= MOST_FAULTS {
-                bail!("POST /metrics/: more than {MOST_FAULTS} are refused, and the others are not sent");
+        self.pending.push(Post { key: uid, path, body: body.to_string().into_bytes() });
+        if self.pending.len() < BATCH { Ok(()) } else { self.flush(node, report) }
+    }
+
+    /// A value that the API does not want is a fault of its own; an API that does not answer ends the round.
+    fn flush(&mut self, node: &mut Node, report: &mut Report) -> Result<()> {
+        let posts = std::mem::take(&mut self.pending);
+        if posts.is_empty() {
+            return Ok(());
+        }
+        for (Post { path, .. }, posted) in posts.iter().zip(node.api.send(METRICS, &posts)?) {
+            match posted {
+                Some(Posted::Created) => self.sent += 1,
+                Some(Posted::Refused(status)) => {
+                    self.refused += 1;
+                    report.problem(format!("POST {path}: the API answers {status}"));
+                }
+                None => {}
             }
+        }
+        if self.refused >= MAX_REFUSED {
+            bail!("POST {METRICS}: {MAX_REFUSED} values or more are refused, and the others are not sent");
         }
         Ok(())
     }

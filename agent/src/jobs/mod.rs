@@ -2,18 +2,18 @@
 //!
 //! What all jobs share is here; each job is in its own file.
 
-mod alarms;
-mod containers;
-mod custom_services;
-mod domains;
+pub mod alarms;
+pub mod containers;
+pub mod custom_services;
+pub mod domains;
 mod file_metadata;
-mod keys;
-mod metrics;
-mod nodes;
-mod port_mappings;
+pub mod keys;
+pub mod metrics;
+pub mod nodes;
+pub mod port_mappings;
 
-use crate::api::Api;
-use crate::files::Directory;
+use crate::api::{Api, Listed};
+use crate::files::{Content, Directory};
 use crate::quota::Quotas;
 use crate::removal_limit;
 use crate::report::{Action, Report};
@@ -21,7 +21,7 @@ use crate::settings::Settings;
 use anyhow::Result;
 use clap::ValueEnum;
 use serde_json::Value;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 
 /// A job.
@@ -108,10 +108,12 @@ pub struct Node {
 /// What earlier rounds of this process have seen. Without it everything is asked for and compared again, and nothing else is different.
 #[derive(Default)]
 pub struct Memory {
-    /// What the API said of each container's file, when that was last asked for.
-    containers: HashMap<u32, Value>,
-    /// The same of its keys.
+    /// What the API said of each container's file.
+    state: Option<containers::State>,
+    /// What it said of its keys, when they were last asked for.
     keys: HashMap<u32, Value>,
+    /// The list that `containers` has just got, for `keys`, the next job of the round.
+    listed: Option<BTreeMap<u32, Listed>>,
     /// Whether the firewall is made of the lists as they are.
     is_firewall_loaded: bool,
     /// The ports' rules that were loaded, and how nft shows them.
@@ -150,8 +152,21 @@ impl Node {
         if old.as_ref().is_some_and(|old| old.bytes == text.as_bytes()) {
             return Ok(());
         }
+        self.put(directory, name, text, old.as_ref(), mode, report)
+    }
+
+    /// Writes a file.
+    fn put(
+        &self,
+        directory: &Directory,
+        name: &str,
+        text: &str,
+        old: Option<&Content>,
+        mode: u32,
+        report: &mut Report,
+    ) -> Result<()> {
         if !self.is_dry_run {
-            directory.replace(name, text.as_bytes(), old.as_ref(), mode)?;
+            directory.replace(name, text.as_bytes(), old, mode)?;
         }
         report.change(Action::Write, directory.path_of(name), None);
         Ok(())

@@ -66,14 +66,14 @@ fn update(node: &mut Node, name: &str, path: &str, report: &mut Report) -> Resul
 }
 
 /// The API's addresses, each once. One that is none makes the whole list wrong.
-fn addresses(list: &[String]) -> Result<BTreeSet<IpAddr>> {
+pub fn addresses(list: &[String]) -> Result<BTreeSet<IpAddr>> {
     let address =
         |text: &String| text.parse().with_context(|| format!("{} is not an IP address", escape::quoted(text)));
     list.iter().map(address).collect()
 }
 
 /// Those of a file. What is no address is not one of the API's, and goes when the file is written.
-fn listed(text: &str) -> BTreeSet<IpAddr> {
+pub fn listed(text: &str) -> BTreeSet<IpAddr> {
     text.lines().filter_map(|line| line.trim().parse().ok()).collect()
 }
 

@@ -18,8 +18,9 @@ const PATH: &str = "/portmappings/";
 /// Of family ip, because containers have no other addresses.
 const TABLE: &str = "unbit_ports";
 
+/// An answer of the API.
 #[derive(Deserialize)]
-struct Said {
+pub struct Said {
     mappings: Vec<Entry>,
 }
 
@@ -55,11 +56,12 @@ struct Private {
 
 /// All of them.
 #[derive(Debug, PartialEq, Eq)]
-struct Mappings(BTreeMap<Public, Private>);
+pub struct Mappings(BTreeMap<Public, Private>);
 
 pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     let said: Said = node.api.json(PATH)?;
-    let mappings = Mappings::of(&said.mappings, node.settings.public_ip).with_context(|| format!("GET {PATH}"))?;
+    let (mappings, skipped) = said.mappings(node.settings.public_ip).with_context(|| format!("GET {PATH}"))?;
+    skipped.iter().for_each(|cause| report.problem(format!("GET {PATH}: {cause}")));
     let ruleset = mappings.to_string();
     // A table of an earlier process may be of any mappings. One that this process has loaded is looked at again: nftables.service empties
     // all there is when it starts anew.
@@ -89,20 +91,34 @@ fn list() -> Result<Option<String>> {
     command::run(NFT, &["list", "table", "ip", TABLE], "").map(Some)
 }
 
+impl Said {
+    /// What is loaded, and why some are skipped.
+    pub fn mappings(&self, own: Option<Ipv4Addr>) -> Result<(Mappings, Vec<String>)> {
+        Mappings::of(&self.mappings, own)
+    }
+}
+
 impl Mappings {
-    /// One that is wrong makes all of them wrong: what a container lost by half a list would be hard to see.
-    fn of(entries: &[Entry], own: Option<Ipv4Addr>) -> Result<Self> {
+    /// One that the API does not make makes all of them wrong: what a container lost by half a list would be hard to see. But what its customers
+    /// can make, a port of the node's or one port twice, is skipped, and why; else one of them would keep all others' ports away.
+    fn of(entries: &[Entry], own: Option<Ipv4Addr>) -> Result<(Self, Vec<String>)> {
         if entries.len() > 20_000 {
             bail!("more than 20000 mappings");
         }
-        let mut mappings = BTreeMap::new();
+        let (mut mappings, mut skipped) = (BTreeMap::new(), Vec::new());
         for entry in entries {
             let (public, private) = entry.parse(own)?;
-            if mappings.insert(public, private).is_some() {
-                bail!("{public} leads to two places");
+            if is_services(public.protocol, public.port) {
+                skipped.push(format!("{public} is a port of the node's own services, and is not forwarded"));
+                continue;
+            }
+            // The first one counts, as with uwsgi.it's iptables.
+            let first = *mappings.entry(public).or_insert(private);
+            if first != private {
+                skipped.push(format!("{public} is forwarded to {first}, and not to {private} as well"));
             }
         }
-        Ok(Self(mappings))
+        Ok((Self(mappings), skipped))
     }
 }
 
@@ -123,9 +139,6 @@ impl Entry {
         };
         if is_odd(public.address) || own.is_some_and(|own| own != public.address) {
             bail!("{} is not an address of this node (public_ip in local.ini)", public.address);
-        }
-        if is_services(public.protocol, public.port) {
-            bail!("{public} is a port of the node's own services");
         }
         // Of the network of the containers the first address is the node's.
         let [first, ..] = Ipv4Addr::from_bits(ADDRESS_BASE).octets();
@@ -160,6 +173,13 @@ impl fmt::Display for Public {
     }
 }
 
+impl fmt::Display for Private {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { address, port } = self;
+        write!(f, "{address}:{port}")
+    }
+}
+
 impl fmt::Display for Mappings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // An empty table first, so that there is one to delete: then all of this is loaded or nothing.
@@ -168,8 +188,7 @@ impl fmt::Display for Mappings {
         for (public, private) in &self.0 {
             let Public { address, protocol, port } = public;
             let protocol = if *protocol == Protocol::Tcp { "tcp" } else { "udp" };
-            let Private { address: container, port: to } = private;
-            writeln!(f, "\t\tip daddr {address} {protocol} dport {port} dnat to {container}:{to}")?;
+            writeln!(f, "\t\tip daddr {address} {protocol} dport {port} dnat to {private}")?;
         }
         write!(f, "\t}}\n}}\n")
     }
@@ -179,9 +198,13 @@ impl fmt::Display for Mappings {
 mod tests {
     use super::*;
 
-    fn mappings(json: &str) -> Result<Mappings> {
+    fn parsed(json: &str) -> Result<(Mappings, Vec<String>)> {
         let said: Said = serde_json::from_str(json)?;
-        Mappings::of(&said.mappings, Some(Ipv4Addr::new(192, 0, 2, 1)))
+        said.mappings(Some(Ipv4Addr::new(192, 0, 2, 1)))
+    }
+
+    fn mappings(json: &str) -> Result<Mappings> {
+        parsed(json).map(|(mappings, _)| mappings)
     }
 
     const GOOD: &str = r#"{"unix": 1, "mappings": [
@@ -218,16 +241,24 @@ mod tests {
             ("9000", "-1"),
             ("9000", "\"9000\""),
             ("9000", "9000.5"),
-            ("9000", "1999"),
             ("8000", "80"),
-            ("5353", "2000"),
-            ("5353", "3022"),
         ] {
             let json = GOOD.replace(from, to);
             assert_ne!(json, GOOD);
             assert!(mappings(&json).is_err(), "{to}");
         }
-        assert!(mappings(&GOOD.replace("udp", "tcp").replace("5353", "9000")).is_err(), "one port, two places");
         assert!(mappings(r#"{"unix": 1}"#).is_err() && mappings("[]").is_err());
+    }
+
+    #[test]
+    fn what_customers_can_make_keeps_no_other_port_away() {
+        for (from, to) in [("9000", "1999"), ("5353", "2000"), ("5353", "3022")] {
+            let (kept, skipped) = parsed(&GOOD.replace(from, to)).unwrap();
+            assert_eq!((kept.0.len(), skipped.len()), (1, 1), "{to}");
+            assert!(skipped[0].contains(&format!("{to} is a port of the node's own services")), "{skipped:?}");
+        }
+        let (kept, skipped) = parsed(&GOOD.replace("udp", "tcp").replace("5353", "9000")).unwrap();
+        assert_eq!(skipped, ["192.0.2.1 tcp 9000 is forwarded to 10.0.0.4:1053, and not to 10.0.0.3:8000 as well"]);
+        assert_eq!(kept.0.len(), 1);
     }
 }

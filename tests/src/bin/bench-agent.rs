@@ -6,11 +6,10 @@
 use std::ffi::c_long;
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use unbit_tests::agent::{Node, list};
 use unbit_tests::api::Answer;
-use unbit_tests::sh;
+use unbit_tests::{sh, status_field};
 
 /// The first of them.
 const FIRST: u32 = 40_001;
@@ -23,57 +22,83 @@ fn main() {
     let mut containers = Containers { pids: Vec::new(), places };
     let node = Node::new("bench");
     node.api.answers("/serverfilemetadata/", [Answer::ok("[]")]);
-    println!(
-        "| containers | found and read | of it, on a processor | sent as well | on a processor | values | memory |"
-    );
-    println!("|---|---|---|---|---|---|---|");
+    println!("| containers | find | read | send | whole round | of it, on a processor | values | memory |");
+    println!("|---|---|---|---|---|---|---|---|");
+    let mut rows = Vec::new();
     for count in [most / 100, most / 10, most] {
         containers.grow(count);
         let uids: Vec<u32> = (FIRST..FIRST + count).collect();
+        // Of a container that the API does not list nothing is read.
+        node.api.says("/containers/", &list(&[]));
+        let found = dry_round(&node);
         node.api.says("/containers/", &list(&uids));
-        let (read, cost) = agent(&node, &["--dry-run"]);
-        node.api.asked();
-        let (sent, with_sending) = agent(&node, &[]);
-        let values = node.api.asked().iter().filter(|asked| asked.method == "POST").count();
+        let read = dry_round(&node);
+        let Round { time, processor, values, memory } = round(&node);
+        let [find, read, send] =
+            [found, read.saturating_sub(found), time.saturating_sub(read)].map(|time| time.as_secs_f64());
         println!(
-            "| {count} | {:.2} s | {:.2} s | {:.2} s | {:.2} s | {values} | {} kB |",
-            read.as_secs_f64(),
-            cost.processor,
-            sent.as_secs_f64(),
-            with_sending.processor,
-            with_sending.memory
+            "| {count} | {find:.2} s | {read:.2} s | {send:.2} s | {:.2} s | {processor:.2} s | {values} | {memory} kB |",
+            time.as_secs_f64()
+        );
+        rows.push((time.as_secs_f64(), processor, memory as f64));
+    }
+    if let [.., less, more] = rows.as_slice() {
+        println!(
+            "{most} containers compared with {}: {:.1} times the time, {:.1} times the processor time, {:.2} times the memory",
+            most / 10,
+            more.0 / less.0,
+            more.1 / less.1,
+            more.2 / less.2
         );
     }
 }
 
-/// What a process and the children that it has waited for have used.
-struct Cost {
-    /// Seconds.
-    processor: f64,
-    /// The most that one of them had, in kB.
-    memory: i64,
-}
-
-/// How long one round takes, and what it costs.
-fn agent(node: &Node, options: &[&str]) -> (Duration, Cost) {
+/// How long a round takes that sends nothing.
+fn dry_round(node: &Node) -> Duration {
     let began = Instant::now();
-    let mut command = Command::new("unbit-agent");
-    command.args(["once", "metrics", "--directory"]).arg(&node.directory).args(options).stdout(Stdio::null());
-    let child = command.spawn().unwrap();
-    let cost = wait(child);
-    (began.elapsed(), cost)
+    node.agent("once metrics --dry-run").ok();
+    began.elapsed()
 }
 
-/// Waits for a process that must succeed.
-fn wait(child: Child) -> Cost {
-    let (mut status, pid) = (0, child.id() as i32);
-    // SAFETY: all zeros is a value of this plain C struct.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: both are written and live through the call; nobody else waits for this child.
-    let waited = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
-    assert!(waited == pid && status == 0, "unbit-agent ended with {status:#x}");
-    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
-    Cost { processor: seconds(usage.ru_utime) + seconds(usage.ru_stime), memory: usage.ru_maxrss }
+/// A round that sends.
+struct Round {
+    /// From the start of the program.
+    time: Duration,
+    /// Seconds, of all its processes.
+    processor: f64,
+    values: usize,
+    /// The sum of the most that each of its processes had, in kB.
+    memory: u64,
+}
+
+/// The first round of the daemon, whose processes are still there when it is over.
+fn round(node: &Node) -> Round {
+    node.api.asked();
+    let began = Instant::now();
+    let (daemon, log) = node.run("run collector --interval 86400");
+    let (mut values, mut is_over) = (0, false);
+    while !is_over {
+        assert!(began.elapsed() < Duration::from_secs(300), "the round does not end");
+        std::thread::sleep(Duration::from_millis(5));
+        for asked in node.api.asked() {
+            values += usize::from(asked.method == "POST");
+            is_over |= asked.path == "/serverfilemetadata/"; // the next job
+        }
+    }
+    let time = began.elapsed();
+    let said = fs::read_to_string(log).unwrap();
+    assert!(said.is_empty(), "{said}");
+    let main = daemon.0.id().to_string();
+    let children = sh(format!("pgrep -P {main}")).ok();
+    let (mut memory, mut ticks) = (0, 0);
+    for pid in std::iter::once(main.as_str()).chain(children.lines()) {
+        let most = status_field(pid, "VmHWM").unwrap();
+        memory += most.trim_end_matches(" kB").parse::<u64>().unwrap();
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let times = stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2); // utime and stime
+        ticks += times.map(|time| time.parse::<u64>().unwrap()).sum::<u64>();
+    }
+    Round { time, processor: ticks as f64 / 100.0, values, memory }
 }
 
 /// Where groups can be made, once for each hierarchy.
