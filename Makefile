@@ -276,7 +276,7 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --all --check
-	$(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml -p unbit-properties -p unbitctl-library --all-targets -- -D warnings
+	$(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml -p unbit-properties -p unbitctl-library -p unbit-agent-library --all-targets -- -D warnings
 	tests/import-circles shared nss_unbit join pam_unbit unbitctl agent tests
 	tests/documents
 

@@ -17,6 +17,14 @@ pub type Property = fn(&[u8]);
 /// Each target's name, which its corpus has too, and its property.
 pub const ALL: &[(&str, Property)] = &[
     ("accounts", unbitctl::properties::accounts),
+    ("agent_alarms", unbit_agent::properties::alarms),
+    ("agent_containers", unbit_agent::properties::containers),
+    ("agent_domains", unbit_agent::properties::domains),
+    ("agent_keys", unbit_agent::properties::keys),
+    ("agent_nodes", unbit_agent::properties::nodes),
+    ("agent_port_mappings", unbit_agent::properties::port_mappings),
+    ("agent_services", unbit_agent::properties::services),
+    ("agent_settings", unbit_agent::properties::settings),
     ("arguments", unbitctl::properties::arguments),
     ("auth_info", auth_info::check),
     ("cgroups", join::properties::cgroups),
