@@ -12,8 +12,9 @@ fn main() {
         "-Wl,--hash-style=gnu",
         "-Wl,--build-id=sha1",
     ];
-    // No constructors, so loading it runs none of its code. In release builds only: the Cargo of Debian 13 passes these arguments to the
-    // unit tests as well, and those need the start-up files.
+    // No constructors, so loading it runs none of its code. In release builds only: the Cargo of
+    // Debian 13 passes these arguments to the unit tests as well, and those need the start-up
+    // files.
     if std::env::var("PROFILE").is_ok_and(|profile| profile == "release") {
         arguments.push("-nostartfiles");
     }

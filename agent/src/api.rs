@@ -1,6 +1,8 @@
-//! Asks the API, and checks its answers: an answer that is anything else than expected changes nothing.
+//! Asks the API, and checks its answers: an answer that is anything else than expected changes
+//! nothing.
 //!
-//! What a job does with an answer is in [`jobs`](crate::jobs), how a request is sent in [`client`](crate::client).
+//! What a job does with an answer is in [`jobs`](crate::jobs), how a request is sent in
+//! [`client`](crate::client).
 
 use crate::client::{Post, Request, Response};
 use crate::fetcher::Fetcher;
@@ -21,7 +23,8 @@ const MOST_ENTRIES: usize = 100_000;
 /// The API, by the process that talks to it.
 pub struct Api(pub Fetcher);
 
-/// A container, as the API lists it. The times are the API's own and are compared with nothing but what it said before.
+/// A container, as the API lists it. The times are the API's own and are compared with nothing but
+/// what it said before.
 #[derive(Clone, PartialEq, Debug, Deserialize)]
 pub struct Listed {
     #[serde(default, rename = "mtime")]
@@ -95,7 +98,8 @@ impl Api {
         }
     }
 
-    /// Sends a body, which the API must answer with 201. Another answer is not the same as no answer, see [`Posted`].
+    /// Sends a body, which the API must answer with 201. Another answer is not the same as no
+    /// answer, see [`Posted`].
     pub fn post(&mut self, path: &str, body: Vec<u8>) -> Result<Posted> {
         let request = Request { path: path.to_owned(), body: Some(body) };
         match self.0.ask(&request).with_context(|| format!("POST {path}"))?.status {
@@ -104,8 +108,8 @@ impl Api {
         }
     }
 
-    /// Sends many values, for each of which the API has to answer 201, and says how each one ended. It is nothing for those that were not sent
-    /// any more because many were refused.
+    /// Sends many values, for each of which the API has to answer 201, and says how each one ended.
+    /// It is nothing for those that were not sent any more because many were refused.
     pub fn send(&mut self, below: &str, posts: &[Post]) -> Result<Vec<Option<Posted>>> {
         let statuses = self.0.send(posts).with_context(|| format!("POST {below}"))?;
         let posted = |status| if status == 201 { Posted::Created } else { Posted::Refused(status) };
@@ -133,7 +137,8 @@ pub fn containers(body: &[u8]) -> Result<BTreeMap<u32, Listed>> {
     unique(listed.into_iter().map(|ListedContainer { uid, about }| (uid, about)))
 }
 
-/// A number that no container can have makes the whole list wrong: who is missing in it would be stopped.
+/// A number that no container can have makes the whole list wrong: who is missing in it would be
+/// stopped.
 fn unique<T>(listed: impl Iterator<Item = (u32, T)>) -> Result<BTreeMap<u32, T>> {
     let mut containers = BTreeMap::new();
     for (uid, about) in listed {

@@ -54,7 +54,8 @@ pub struct Response {
     pub status: u16,
     /// What follows the headers.
     pub body: Vec<u8>,
-    /// Whether the connection ended before the answer's end was seen, so that the answer may be half.
+    /// Whether the connection ended before the answer's end was seen, so that the answer may be
+    /// half.
     pub may_be_half: bool,
 }
 
@@ -86,8 +87,9 @@ impl Client {
         Self { agent, tls, base: format!("https://{}/api/private", api.authority) }
     }
 
-    /// Sends values over all connections, and says of each that was answered by which status, as soon as it is. After the first that is not
-    /// answered, or when many are refused, no other is sent.
+    /// Sends values over all connections, and says of each that was answered by which status, as
+    /// soon as it is. After the first that is not answered, or when many are refused, no other is
+    /// sent.
     pub fn send(&self, posts: &[Post], answered: impl Fn(usize, u16) -> io::Result<()> + Sync) -> Result<(), String> {
         let failure = Mutex::new(None);
         let is_over = AtomicBool::new(false);
@@ -147,7 +149,8 @@ impl Client {
     }
 }
 
-/// The addresses of the API, the only server that is asked. ureq looks a name up for each request, also if it then uses a connection that it has.
+/// The addresses of the API, the only server that is asked. ureq looks a name up for each request,
+/// also if it then uses a connection that it has.
 #[derive(Debug, Default)]
 struct Addresses {
     resolver: DefaultResolver,

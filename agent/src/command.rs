@@ -1,4 +1,5 @@
-//! Runs a program of the node: by its full path, without a shell, with a fixed environment, and for a limited time.
+//! Runs a program of the node: by its full path, without a shell, with a fixed environment, and for
+//! a limited time.
 //!
 //! What is run is decided by the jobs.
 

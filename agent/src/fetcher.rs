@@ -1,7 +1,8 @@
 //! The process that talks to the API.
 //!
-//! It is a child without privileges: TLS, HTTP and name lookups happen only there. The privileged process receives the status and the body of an
-//! answer over a socket, and kills the child after a time limit.
+//! It is a child without privileges: TLS, HTTP and name lookups happen only there. The privileged
+//! process receives the status and the body of an answer over a socket, and kills the child after a
+//! time limit.
 //!
 //! What an answer must be is in [`api`](crate::api).
 
@@ -26,7 +27,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(REQUEST_TIMEOUT.as_secs() +
 const ANSWERED: u8 = b'a';
 const FAILED: u8 = b'f';
 
-/// The privileged process's handle to the child. The child is forked when it is first needed, and again after it has ended.
+/// The privileged process's handle to the child. The child is forked when it is first needed, and
+/// again after it has ended.
 pub struct Fetcher {
     client: Client,
     identity: Identity,
@@ -44,7 +46,8 @@ impl Fetcher {
         self.converse(|socket| exchange(socket, request))
     }
 
-    /// Sends values, and says of each by which status it was answered. It is none where no other was sent because many were refused.
+    /// Sends values, and says of each by which status it was answered. It is none where no other
+    /// was sent because many were refused.
     pub fn send(&mut self, posts: &[Post]) -> Result<Vec<Option<u16>>> {
         self.converse(|socket| exchange_posts(socket, posts))
     }
@@ -159,8 +162,9 @@ fn exchange(socket: &UnixStream, request: &Request) -> io::Result<Result<Respons
     }
 }
 
-/// The number of values, and of each its key, path and body. Answers are the index and the status of one value each, in any order; then the
-/// index [`END`] and an error, which is empty if there is none. The child has the time of one request for each of them.
+/// The number of values, and of each its key, path and body. Answers are the index and the status
+/// of one value each, in any order; then the index [`END`] and an error, which is empty if there is
+/// none. The child has the time of one request for each of them.
 fn exchange_posts(socket: &UnixStream, posts: &[Post]) -> io::Result<Result<Vec<Option<u16>>, String>> {
     let mut message = vec![POSTS];
     message.extend(length_of(posts).to_be_bytes());
@@ -200,7 +204,8 @@ fn record(index: u32, status: u16) -> [u8; 6] {
     [a, b, c, d, high, low]
 }
 
-/// In the child: the answers to values, of which several are written at once, but none later than the next one comes in.
+/// In the child: the answers to values, of which several are written at once, but none later than
+/// the next one comes in.
 struct Answers<'a> {
     socket: &'a UnixStream,
     pending: Mutex<(Vec<u8>, Option<Instant>)>,

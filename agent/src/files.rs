@@ -1,7 +1,8 @@
-//! Files in directories of the node: read without following a symbolic link, and replaced atomically, even if the machine loses power.
+//! Files in directories of the node: read without following a symbolic link, and replaced
+//! atomically, even if the machine loses power.
 //!
-//! A new file is written beside the old one, as `.NAME.PID.unbit-agent`, and renamed. uWSGI reads no such name: its Emperors look at the end of a
-//! name.
+//! A new file is written beside the old one, as `.NAME.PID.unbit-agent`, and renamed. uWSGI reads
+//! no such name: its Emperors look at the end of a name.
 //!
 //! What is in a file is decided by the jobs.
 
@@ -32,7 +33,8 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Opens one. As root, every component of the path must be root's; as another user, the last one may be that user's.
+    /// Opens one. As root, every component of the path must be root's; as another user, the last
+    /// one may be that user's.
     pub fn open(path: &Path) -> Result<Self> {
         let shown = || escape::name(&path.display().to_string()).to_string();
         let error = |error: PathError| anyhow::anyhow!("{}: {error}", shown());
@@ -61,7 +63,8 @@ impl Directory {
         escape::name(&self.path.join(name).display().to_string()).to_string()
     }
 
-    /// The names in it that are UTF-8, in order. If `sweeps`, unfinished files of an earlier process are removed.
+    /// The names in it that are UTF-8, in order. If `sweeps`, unfinished files of an earlier
+    /// process are removed.
     pub fn names(&self, sweeps: bool) -> Result<Vec<String>> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let mut listing =

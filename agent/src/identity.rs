@@ -45,7 +45,8 @@ impl Identity {
         (self.uid, self.gid)
     }
 
-    /// Becomes it for good: with no other group, no capability, and nothing that a program could give back.
+    /// Becomes it for good: with no other group, no capability, and nothing that a program could
+    /// give back.
     pub fn become_it(&self) -> Result<()> {
         if geteuid().is_root() {
             set_groups(&[self.gid]).context("drop root's groups")?;

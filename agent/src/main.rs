@@ -1,7 +1,8 @@
 //! unbit-agent: does on a node what uwsgi.it's API asks for. See unbit-agent(8).
 //!
-//! [`settings`] says where the API is. [`fetcher`] is the process that talks to it, by [`client`] and [`tls`], and [`api`] checks its answers. The
-//! [`jobs`] compare and change the node, in [`files`] that are replaced atomically. [`report`] shows people and the log what was done.
+//! [`settings`] says where the API is. [`fetcher`] is the process that talks to it, by [`client`]
+//! and [`tls`], and [`api`] checks its answers. The [`jobs`] compare and change the node, in
+//! [`files`] that are replaced atomically. [`report`] shows people and the log what was done.
 
 mod api;
 mod client;
@@ -96,7 +97,8 @@ enum Command {
         /// Change nothing and send nothing; print what would be changed and sent
         #[arg(long)]
         dry_run: bool,
-        /// Remove what the API no longer lists, even if that is more than 3 and more than a tenth of the list
+        /// Remove what the API no longer lists, even if that is more than 3 and more than a tenth
+        /// of the list
         #[arg(long)]
         allow_removal: bool,
         /// Print JSON
@@ -122,7 +124,8 @@ struct Place {
     /// The directory of local.ini and of the files that the jobs write
     #[arg(long, value_name = "DIR", default_value = "/etc/uwsgi", value_parser = absolute)]
     directory: PathBuf,
-    /// Certificate authorities of the API, in PEM; the default is api_ca_file in local.ini, or the system's authorities
+    /// Certificate authorities of the API, in PEM; the default is api_ca_file in local.ini, or the
+    /// system's authorities
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
     /// Accept any certificate that these authorities issued, whatever name it has
@@ -152,7 +155,8 @@ impl std::error::Error for NeedsRoot {}
 
 fn main() -> ExitCode {
     let Arguments { command } = Arguments::parse();
-    // Where SIGCHLD is ignored, nobody learns how a child ended. Whoever started us may have ignored it.
+    // Where SIGCHLD is ignored, nobody learns how a child ended. Whoever started us may have
+    // ignored it.
     let _ = join::sys::default_signal(nix::sys::signal::Signal::SIGCHLD);
     let done = match command {
         Command::Run { daemon, interval, place } => run(daemon, interval, &place),
@@ -173,7 +177,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Reads the settings, prepares the connection to the API, and becomes the user that the job needs. It does not connect yet.
+/// Reads the settings, prepares the connection to the API, and becomes the user that the job needs.
+/// It does not connect yet.
 fn prepare(daemon: Daemon, place: &Place, is_dry_run: bool, may_remove: bool) -> Result<Node> {
     let is_root = geteuid().is_root();
     if !is_root && daemon == Daemon::Configurator {
@@ -193,8 +198,9 @@ fn prepare(daemon: Daemon, place: &Place, is_dry_run: bool, may_remove: bool) ->
     let tls = Tls::new(&material, settings.api.host.clone(), is_name_verified)?;
     let client = Client::new(&settings.api, tls);
     let mut quotas = None;
-    // The configurator stays root, and only the process that talks to the API is another user's. The others have no need of root once they have
-    // read the key. Whoever starts them as that user already has nothing to give up.
+    // The configurator stays root, and only the process that talks to the API is another user's.
+    // The others have no need of root once they have read the key. Whoever starts them as that user
+    // already has nothing to give up.
     let identity = match daemon {
         Daemon::Configurator => Identity::of(identity::OWN_USER)?,
         Daemon::Collector if is_root => {

@@ -1,9 +1,11 @@
-//! Names from the API that become file names: each is parsed into a type, and nothing else becomes a path.
+//! Names from the API that become file names: each is parsed into a type, and nothing else becomes
+//! a path.
 
 use std::fmt;
 
-/// A domain, as a file can be called: labels of letters, digits, `-` and `_`, with dots between them. So it has no slash, does not begin with a
-/// dot, and is shorter than any file system's limit.
+/// A domain, as a file can be called: labels of letters, digits, `-` and `_`, with dots between
+/// them. So it has no slash, does not begin with a dot, and is shorter than any file system's
+/// limit.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct DomainName(String);
 

@@ -1,7 +1,8 @@
 //! Reads the disk quotas of containers, quotactl(2).
 //!
-//! The kernel requires CAP_SYS_ADMIN for that, which is nearly root. So a process of its own does only this: it reads container numbers and answers
-//! with numbers. The collector, which reads the routers' and the API's answers, has no capability.
+//! The kernel requires CAP_SYS_ADMIN for that, which is nearly root. So a process of its own does
+//! only this: it reads container numbers and answers with numbers. The collector, which reads the
+//! routers' and the API's answers, has no capability.
 
 use crate::identity::Identity;
 use anyhow::{Context, Result, bail};
@@ -56,7 +57,8 @@ fn become_it(identity: &Identity, socket: &UnixStream) -> Result<()> {
     close_all_but(socket)?;
     let (uid, gid) = identity.ids();
     let kept: CapsHashSet = [Capability::CAP_SYS_ADMIN].into_iter().collect();
-    // The bounding set can only be changed with CAP_SETPCAP, which the unit does not give; no_new_privs makes it mean nothing.
+    // The bounding set can only be changed with CAP_SETPCAP, which the unit does not give;
+    // no_new_privs makes it mean nothing.
     let _ = bound_capabilities(Capability::CAP_SYS_ADMIN.bitmask());
     set_keepcaps(true)?;
     set_groups(&[gid])?;

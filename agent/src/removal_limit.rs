@@ -1,9 +1,11 @@
-//! The limit on removals in one round: an API that answers with half a list, or none, must not stop a node's containers.
+//! The limit on removals in one round: an API that answers with half a list, or none, must not stop
+//! a node's containers.
 //!
-//! It keeps no state on purpose. An API that is wrong once is often wrong for minutes, so the same answer again would prove nothing. The operator
-//! has to allow the removal.
+//! It keeps no state on purpose. An API that is wrong once is often wrong for minutes, so the same
+//! answer again would prove nothing. The operator has to allow the removal.
 
-/// Whether the removal must be blocked: it is more than 3 and more than a tenth, and the operator has not allowed it.
+/// Whether the removal must be blocked: it is more than 3 and more than a tenth, and the operator
+/// has not allowed it.
 pub fn blocks(going: usize, all: usize, is_allowed: bool) -> bool {
     !is_allowed && going > 3.max(all / 10)
 }

@@ -1,4 +1,5 @@
-//! The report of a job's round: what it has changed or would change, and what failed. For people, as JSON, and once for the log.
+//! The report of a job's round: what it has changed or would change, and what failed. For people,
+//! as JSON, and once for the log.
 
 use serde::Serialize;
 use shared::escape;
@@ -115,7 +116,8 @@ pub fn tell(what: impl fmt::Display) {
     let _ = io::stderr().write_all(line.as_bytes()); // in one piece
 }
 
-/// Writes an answer to standard output. That whoever reads it has had enough, head(1) say, is no error.
+/// Writes an answer to standard output. That whoever reads it has had enough, head(1) say, is no
+/// error.
 pub fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

@@ -1,4 +1,5 @@
-//! Settings: the section `[uwsgi]` of uwsgi.it's local.ini, which the Emperor's services read as well.
+//! Settings: the section `[uwsgi]` of uwsgi.it's local.ini, which the Emperor's services read as
+//! well.
 
 use crate::names::DomainName;
 use anyhow::{Context, Result, bail};
@@ -85,7 +86,8 @@ impl Settings {
     }
 }
 
-/// The value of a key of section `[uwsgi]`. One that is given twice has two meanings: uWSGI takes both, other readers the first or the last.
+/// The value of a key of section `[uwsgi]`. One that is given twice has two meanings: uWSGI takes
+/// both, other readers the first or the last.
 fn value<'a>(text: &'a str, key: &str) -> Result<Option<&'a str>> {
     let mut is_ours = false;
     let mut found = None;

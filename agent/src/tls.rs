@@ -1,4 +1,5 @@
-//! TLS for the HTTP client: OpenSSL, with the node's client certificate, and the server's certificate and name verified.
+//! TLS for the HTTP client: OpenSSL, with the node's client certificate, and the server's
+//! certificate and name verified.
 
 use crate::names::DomainName;
 use anyhow::{Context, Result, bail};
@@ -27,7 +28,8 @@ pub struct Tls {
     context: SslContext,
     host: DomainName,
     is_name_verified: bool,
-    /// Whether the last connection ended without TLS's own end, so that what ended with it may be half.
+    /// Whether the last connection ended without TLS's own end, so that what ended with it may be
+    /// half.
     is_cut: Arc<AtomicBool>,
 }
 
@@ -88,7 +90,8 @@ impl Tls {
         Ok(Self { context: context.build(), host, is_name_verified, is_cut: Arc::default() })
     }
 
-    /// Whether the connection of the last answer was cut, see [`Tls::is_cut`]. Asking takes it back.
+    /// Whether the connection of the last answer was cut, see [`Tls::is_cut`]. Asking takes it
+    /// back.
     pub fn was_cut(&self) -> bool {
         self.is_cut.swap(false, Ordering::Relaxed)
     }
@@ -170,7 +173,8 @@ const RECORD: usize = 16 << 10;
 /// A connection.
 pub struct Encrypted {
     buffers: LazyBuffers,
-    /// What is not sent yet, so that a request's headers and its body are one record and one packet.
+    /// What is not sent yet, so that a request's headers and its body are one record and one
+    /// packet.
     pending: Vec<u8>,
     stream: SslStream<TransportAdapter>,
     is_cut: Arc<AtomicBool>,
@@ -211,7 +215,8 @@ impl Transport for Encrypted {
         let amount = match self.stream.ssl_read(input) {
             Ok(amount) => amount,
             Err(error) if error.code() == ErrorCode::ZERO_RETURN => 0, // close_notify: TLS's own end
-            // Many servers, uWSGI's among them, end so. Whether the answer is whole has to be seen by other means.
+            // Many servers, uWSGI's among them, end so. Whether the answer is whole has to be seen
+            // by other means.
             Err(error) if is_cut(&error) => {
                 self.is_cut.store(true, Ordering::Relaxed);
                 0

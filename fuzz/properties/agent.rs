@@ -1,7 +1,8 @@
-//! What must hold for any input of unbit-agent's parsers. agent/src/main.rs includes this file as its module `properties` for the fuzzer, so that
-//! parsers need not be public for it.
+//! What must hold for any input of unbit-agent's parsers. agent/src/main.rs includes this file as
+//! its module `properties` for the fuzzer, so that parsers need not be public for it.
 //!
-//! Whatever an answer of the API or a file of a tenant's has in it: what becomes a path, a rule or a file is made of nothing but what was parsed.
+//! Whatever an answer of the API or a file of a tenant's has in it: what becomes a path, a rule or
+//! a file is made of nothing but what was parsed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use crate::api;
@@ -41,7 +42,8 @@ pub fn alarms(data: &[u8]) {
     }
 }
 
-/// The list of containers: all of its numbers or none, and each becomes a file that is removed when the number goes.
+/// The list of containers: all of its numbers or none, and each becomes a file that is removed when
+/// the number goes.
 pub fn containers(data: &[u8]) {
     let Ok(listed) = api::containers(data) else { return };
     // An entry can also be an array of its fields.

@@ -1,5 +1,5 @@
-//! What must hold for any input of join's parsers. join/src/lib.rs includes this file as its module `properties` for the fuzzer, so that parsers
-//! need not be public for it.
+//! What must hold for any input of join's parsers. join/src/lib.rs includes this file as its module
+//! `properties` for the fuzzer, so that parsers need not be public for it.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use crate::apparmor;
@@ -13,8 +13,8 @@ use crate::subtree::processes;
 use crate::user_namespace::mapped;
 use nix::sys::stat::{major, minor};
 
-/// The words of a PAM line: what is accepted is what a plain reading of pam_unbit(8) accepts, it can be written down and read again, and a
-/// refusal is one printable line.
+/// The words of a PAM line: what is accepted is what a plain reading of pam_unbit(8) accepts, it
+/// can be written down and read again, and a refusal is one printable line.
 pub fn pam_options(data: &[u8]) {
     let words: Vec<&[u8]> = data.split(|byte| b" \n\t".contains(byte)).filter(|word| !word.is_empty()).collect();
     let accepted = words.iter().all(|word| std::str::from_utf8(word).is_ok_and(is_an_option));
@@ -63,7 +63,8 @@ fn written(options: &Options) -> String {
     words.join(" ")
 }
 
-/// /proc/PID/mountinfo: each field is what a byte by byte reading finds, and a mount that is written down as the kernel does is read again.
+/// /proc/PID/mountinfo: each field is what a byte by byte reading finds, and a mount that is
+/// written down as the kernel does is read again.
 pub fn mountinfo(data: &[u8]) {
     let text = text_of(data);
     for line in text.split('\n') {
@@ -124,8 +125,9 @@ fn escaped(text: &str) -> String {
     })
 }
 
-/// /proc/PID/cgroup, whose paths a container's root can choose to any bytes but a newline, cgroup.procs and the files that say what is
-/// frozen. A path is the kernel's to the byte, or one that no directory has; below a mount it is what a walk by components finds.
+/// /proc/PID/cgroup, whose paths a container's root can choose to any bytes but a newline,
+/// cgroup.procs and the files that say what is frozen. A path is the kernel's to the byte, or one
+/// that no directory has; below a mount it is what a walk by components finds.
 pub fn cgroups(data: &[u8]) {
     let text = text_of(data);
     let memberships = Membership::all_in(&text);
@@ -171,7 +173,8 @@ pub fn cgroups(data: &[u8]) {
     assert_eq!(says_frozen(&text, Version::One), lines.iter().any(|line| line.starts_with(b"F")));
 }
 
-/// /proc/PID/status, limits and attr/current: each value is that of the first line with its name, or none.
+/// /proc/PID/status, limits and attr/current: each value is that of the first line with its name,
+/// or none.
 pub fn process(data: &[u8]) {
     let text = text_of(data);
     let first = |key: &str| {
@@ -207,7 +210,8 @@ pub fn process(data: &[u8]) {
     }
 }
 
-/// uid_map and gid_map: an id is mapped as a plain look at all lines finds, and to no number that is none.
+/// uid_map and gid_map: an id is mapped as a plain look at all lines finds, and to no number that
+/// is none.
 pub fn id_map(data: &[u8]) {
     let text = text_of(data);
     let extents: Vec<[u64; 3]> = text

@@ -1,5 +1,5 @@
-//! What must hold for any input of unbitctl's parsers. unbitctl/src/main.rs includes this file as its module `properties` for the fuzzer, so
-//! that parsers need not be public for it.
+//! What must hold for any input of unbitctl's parsers. unbitctl/src/main.rs includes this file as
+//! its module `properties` for the fuzzer, so that parsers need not be public for it.
 //!
 //! An input that is several files has a line `==> NAME <==` before each, as head(1) prints them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -47,7 +47,8 @@ pub fn process(data: &[u8]) {
     assert_eq!(start_of(&text), fields.and_then(|fields| fields.get(19)?.parse().ok()));
 }
 
-/// A PAM service as libpam's _pam_parse_conf_file() reads it (pam_handlers.c, pam_misc.c), which is written here a second time.
+/// A PAM service as libpam's _pam_parse_conf_file() reads it (pam_handlers.c, pam_misc.c), which is
+/// written here a second time.
 pub fn pam_stack(data: &[u8]) {
     let files = sections(data, "sshd");
     let entries = stack::flatten(&|name| files.get(name).cloned(), "sshd");
@@ -79,7 +80,8 @@ struct Line {
     words: Vec<String>,
 }
 
-/// The lines that name a module; those that libpam cannot read, and which fail whatever comes, are left out.
+/// The lines that name a module; those that libpam cannot read, and which fail whatever comes, are
+/// left out.
 fn libpam(
     files: &BTreeMap<String, String>,
     file: &str,
@@ -112,7 +114,8 @@ fn libpam(
         }
         libpam_line(files, &tokens(&std::mem::take(&mut joined)), only, left, depth, found);
     }
-    // A file that ends in a backslash is an error to libpam, and every login fails; what is there is still what it says.
+    // A file that ends in a backslash is an error to libpam, and every login fails; what is there
+    // is still what it says.
     libpam_line(files, &tokens(&joined), only, left, depth, found);
 }
 
@@ -150,7 +153,8 @@ fn libpam_line(
     }
 }
 
-/// Words between blanks, tabs and newlines; one that begins with a bracket goes on to the next one that has no backslash before it.
+/// Words between blanks, tabs and newlines; one that begins with a bracket goes on to the next one
+/// that has no backslash before it.
 fn tokens(line: &str) -> Vec<String> {
     let mut letters = line.chars().peekable();
     let (mut tokens, is_blank) = (Vec::new(), |letter: &char| matches!(letter, ' ' | '\t' | '\n'));
@@ -179,7 +183,8 @@ fn tokens(line: &str) -> Vec<String> {
     }
 }
 
-/// The control words of a line, against _pam_parse_control() written down as a table: what it cannot read is a failure, whatever comes.
+/// The control words of a line, against _pam_parse_control() written down as a table: what it
+/// cannot read is a failure, whatever comes.
 fn pam_control(token: &str) {
     let control = Control::parse(token);
     let words = token.to_ascii_lowercase();
@@ -213,7 +218,8 @@ fn pam_control(token: &str) {
     }
 }
 
-/// A vassal file of the Emperor's: what `create` changes is what it then reads, and nothing else; what `check` follows stays bounded.
+/// A vassal file of the Emperor's: what `create` changes is what it then reads, and nothing else;
+/// what `check` follows stays bounded.
 pub fn vassal(data: &[u8]) {
     let files = sections(data, "30001.ini");
     let text = files.get("30001.ini").cloned().unwrap_or_default();
@@ -304,7 +310,8 @@ fn is_like(pattern: &str, text: &str) -> bool {
     fits[text.len()]
 }
 
-/// nsswitch.conf: the words of each line are where it says, and what set-up makes of a file is well, and stays as it is the next time.
+/// nsswitch.conf: the words of each line are where it says, and what set-up makes of a file is
+/// well, and stays as it is the next time.
 pub fn nsswitch(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     for database in ["passwd", "group", "shadow", "hosts"] {
@@ -323,7 +330,8 @@ pub fn nsswitch(data: &[u8]) {
             }
             assert!(!text[..line.end].ends_with('\n'));
         }
-        // Brackets that glibc cannot read either are for people to fix: those that nothing closes, and those behind no service.
+        // Brackets that glibc cannot read either are for people to fix: those that nothing closes,
+        // and those behind no service.
         let is_odd = |line: &nsswitch::Line<'_>| {
             let line = &text[line.start..line.end];
             line.rfind('[') > line.rfind(']') || line.trim_start().starts_with('[')
@@ -344,7 +352,8 @@ pub fn nsswitch(data: &[u8]) {
     }
 }
 
-/// A list of nodes: each line is an address, or named with a reason that can be shown; what is taken can be another node's, and is read again.
+/// A list of nodes: each line is an address, or named with a reason that can be shown; what is
+/// taken can be another node's, and is read again.
 pub fn node_list(data: &[u8]) {
     let containers: Network = "10.0.0.0/8".parse().unwrap();
     let (addresses, bad) = Addresses::parse(data, &containers);
@@ -384,7 +393,8 @@ pub fn node_list(data: &[u8]) {
     let _ = nft::Table::parse(&String::from_utf8_lossy(data));
 }
 
-/// The arguments of commands: what is taken can be shown and taken again, and a refusal can be shown.
+/// The arguments of commands: what is taken can be shown and taken again, and a refusal can be
+/// shown.
 pub fn arguments(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     there_and_back::<PortRange>(text);

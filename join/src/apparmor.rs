@@ -1,6 +1,8 @@
-//! Reads the AppArmor label of the container's pid 1, and gives it to a session as lxc-attach(1) does.
+//! Reads the AppArmor label of the container's pid 1, and gives it to a session as lxc-attach(1)
+//! does.
 //!
-//! The label changes at once (changeprofile) and not at the next exec: sshd's forwardings and its internal sftp server never exec.
+//! The label changes at once (changeprofile) and not at the next exec: sshd's forwardings and its
+//! internal sftp server never exec.
 //!
 //! Which label a session must have is decided in [`confinement`](crate::confinement).
 
@@ -18,11 +20,13 @@ const FILE: &str = "attr/apparmor/current";
 const FILE_BEFORE_LINUX_5_8: &str = "attr/current";
 /// The kernel returns at most a page (fs/proc/base.c).
 const MAX_LABEL: usize = 4096;
-/// If this is on, the kernel stacks the new profile on `unconfined` for a process without CAP_MAC_OVERRIDE, and then denies signals between
-/// the session and the container's other processes (Linux 6.7, aa_change_profile() in security/apparmor/domain.c).
+/// If this is on, the kernel stacks the new profile on `unconfined` for a process without
+/// CAP_MAC_OVERRIDE, and then denies signals between the session and the container's other
+/// processes (Linux 6.7, aa_change_profile() in security/apparmor/domain.c).
 const RESTRICTION: &str = "/proc/sys/kernel/apparmor_restrict_unprivileged_unconfined";
 
-/// The label that confines a process; `None` if it is unconfined, or this kernel does not use AppArmor.
+/// The label that confines a process; `None` if it is unconfined, or this kernel does not use
+/// AppArmor.
 pub fn label_of(process: &Proc) -> io::Result<Option<String>> {
     Ok(read(process)?.and_then(|text| label(&text).map(str::to_owned)))
 }
@@ -35,7 +39,8 @@ pub struct Takeover<'a> {
 }
 
 impl<'a> Takeover<'a> {
-    /// Opens pid 1's label. The process must still have the node's /proc and be allowed to read pid 1.
+    /// Opens pid 1's label. The process must still have the node's /proc and be allowed to read pid
+    /// 1.
     pub fn of(label: &'a str, leader: &Proc) -> Result<Self, Refusal> {
         let theirs = leader.open(FILE).or_else(|_| leader.open(FILE_BEFORE_LINUX_5_8));
         let theirs = theirs.context(Reason::NotRunning, "open the AppArmor label of its pid 1")?.into();
@@ -46,7 +51,8 @@ impl<'a> Takeover<'a> {
         })
     }
 
-    /// Takes the label over now, while the process is root, if that is needed. If the profile forbids a later step, the login is refused.
+    /// Takes the label over now, while the process is root, if that is needed. If the profile
+    /// forbids a later step, the login is refused.
     pub fn apply_as_root(&self, own: &Proc) -> Result<(), Refusal> {
         if self.takes_root { self.apply(own) } else { Ok(()) }
     }
@@ -64,8 +70,9 @@ impl<'a> Takeover<'a> {
         self.is_there(own)?.map_err(|now| Refusal::new(Reason::Broken, format!("{}: it is {now:?} afterwards", step())))
     }
 
-    /// Whether this process has the label; otherwise the label that it has. The names that a process reads depend on its policy namespace
-    /// (Incus makes one for each container), so this process reads both labels, and they must be equal.
+    /// Whether this process has the label; otherwise the label that it has. The names that a
+    /// process reads depend on its policy namespace (Incus makes one for each container), so this
+    /// process reads both labels, and they must be equal.
     fn is_there(&self, own: &Proc) -> Result<Result<(), String>, Refusal> {
         let now = read(own).context(Reason::Broken, "read our own AppArmor label")?.unwrap_or_default();
         let mut theirs = [0; MAX_LABEL];

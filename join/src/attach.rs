@@ -1,10 +1,11 @@
 //! Attaches to a container: opens and checks everything that a session joins, then joins it.
 //!
-//! [`Attachment::fork_into`] starts a session. A helper process, which nobody in the container can see, joins everything, drops all
-//! privileges, and only then forks. So the first process of the session in the container's pid namespace is created as the container's user.
+//! [`Attachment::fork_into`] starts a session. A helper process, which nobody in the container can
+//! see, joins everything, drops all privileges, and only then forks. So the first process of the
+//! session in the container's pid namespace is created as the container's user.
 //!
-//! How pid 1 is found, and what it must be, is not in this file: see [`link`](crate::link), [`emperor_socket`](crate::emperor_socket) and
-//! [`leader`](crate::leader).
+//! How pid 1 is found, and what it must be, is not in this file: see [`link`](crate::link),
+//! [`emperor_socket`](crate::emperor_socket) and [`leader`](crate::leader).
 
 use crate::apparmor::Takeover;
 use crate::cgroups::{self, Cgroup};
@@ -59,8 +60,8 @@ pub enum Forked {
 }
 
 impl Attachment {
-    /// Finds and verifies the container's pid 1, and opens everything to join. It changes nothing, so it is a dry run as well.
-    /// `tell` is called after each step with its name and result.
+    /// Finds and verifies the container's pid 1, and opens everything to join. It changes nothing,
+    /// so it is a dry run as well. `tell` is called after each step with its name and result.
     pub fn prepare(
         container: ContainerUid,
         options: &Options,
@@ -103,7 +104,8 @@ impl Attachment {
         let own_cgroup_required = options.cgroup_required && !leader.is_linked();
         let cgroups = cgroups::open_all(&leader.proc, leader.parent()?, own_cgroup_required)?;
         tell("cgroups", format_args!("{}", cgroups::names(&cgroups)));
-        // Before the final user namespace check: in a new user namespace pid 1 would show a full bounding set.
+        // Before the final user namespace check: in a new user namespace pid 1 would show a full
+        // bounding set.
         let confinement = Confinement::of(&leader.proc, leader.pid)?;
         let attachment = Self { container, leader, users, namespaces, cgroups, root, confinement };
         attachment.must_be_the_same()?; // so everything that was opened belonged to it
@@ -143,12 +145,14 @@ impl Attachment {
 
     /// Forks a process into the container. The calling process must have one thread.
     ///
-    /// The caller clones a helper into the container's cgroup of version 2 (CLONE_INTO_CGROUP). The helper joins the rest, clones the process
-    /// inside as a child of the caller (CLONE_PARENT), and ends. If a step fails, the helper reports it to the caller, which refuses the login.
-    /// At the deadline the caller kills the helper.
+    /// The caller clones a helper into the container's cgroup of version 2 (CLONE_INTO_CGROUP). The
+    /// helper joins the rest, clones the process inside as a child of the caller (CLONE_PARENT),
+    /// and ends. If a step fails, the helper reports it to the caller, which refuses the login. At
+    /// the deadline the caller kills the helper.
     ///
-    /// The helper calls `prepare` before it joins anything, and `finish` right before it forks, to close whatever else must not be open inside.
-    /// The process inside has no step left that can fail, because it could not report the failure.
+    /// The helper calls `prepare` before it joins anything, and `finish` right before it forks, to
+    /// close whatever else must not be open inside. The process inside has no step left that can
+    /// fail, because it could not report the failure.
     pub fn fork_into(
         mut self,
         who: Who,
@@ -198,9 +202,11 @@ impl Attachment {
         }
     }
 
-    /// In the helper: joins everything, takes over pid 1's confinement, and drops the privileges that `who` must not have.
+    /// In the helper: joins everything, takes over pid 1's confinement, and drops the privileges
+    /// that `who` must not have.
     fn join_and_become(&mut self, who: Who, is_in_version_2: bool) -> Result<(), Refusal> {
-        // First, so that no core file has the caller's memory, whatever RLIMIT_CORE is taken over from pid 1.
+        // First, so that no core file has the caller's memory, whatever RLIMIT_CORE is taken over
+        // from pid 1.
         sys::set_not_dumpable().context(Reason::Broken, "make the helper not dumpable")?;
         self.must_be_unchanged()?;
         let own = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
@@ -219,7 +225,8 @@ impl Attachment {
                 users.join()?;
                 privileges::become_user_inside(self.container)?;
                 match sys::new_session_keyring() {
-                    // A process with the same uid in another container can use up the quota of keys. Then revoke the caller's keyring instead.
+                    // A process with the same uid in another container can use up the quota of
+                    // keys. Then revoke the caller's keyring instead.
                     Err(Errno::EDQUOT) => sys::revoke_session_keyring(),
                     joined => joined,
                 }
@@ -239,7 +246,8 @@ impl Attachment {
             (Who::User, Some(_)) => privileges::drop_all(self.container, &[])?,
             (Who::Root, _) => privileges::stay_root(self.confinement.bounding_set)?,
         }
-        // A frozen cgroup of version 1 stops a process that joins it, even for SIGKILL. That process must not be root.
+        // A frozen cgroup of version 1 stops a process that joins it, even for SIGKILL. That
+        // process must not be root.
         for cgroup in self.cgroups.iter_mut().filter(|cgroup| !cgroup.needs_root()) {
             cgroup.join()?;
         }
@@ -266,7 +274,8 @@ impl Attachment {
         Err(Refusal::new(Reason::NotTrusted, "the confinement of its pid 1 has changed since it was verified"))
     }
 
-    /// For `join=now`, whose application is root inside for some time. `root-is-trusted` is for sshd's sessions, and has no effect here.
+    /// For `join=now`, whose application is root inside for some time. `root-is-trusted` is for
+    /// sshd's sessions, and has no effect here.
     pub fn must_be_safe_for_root(&self, deadline: Deadline) -> Result<(), Refusal> {
         if self.users.is_some() {
             let cause = "it has a user namespace of its own, which an application does not enter by join=now";
@@ -285,10 +294,12 @@ impl Attachment {
         find(&self.namespaces, PID)?.join()
     }
 
-    /// For `join=now`, in the application, which drops root itself later: joins everything, and keeps only the capabilities needed for that.
-    /// From here on it accesses files as the container's user.
+    /// For `join=now`, in the application, which drops root itself later: joins everything, and
+    /// keeps only the capabilities needed for that. From here on it accesses files as the
+    /// container's user.
     pub fn enter_before_the_application_drops_root(mut self) -> Result<(), Refusal> {
-        // A directory of the node that the application has open would lead the user's shell out of the container.
+        // A directory of the node that the application has open would lead the user's shell out of
+        // the container.
         sys::close_on_exec().context(Reason::Broken, "keep the application's descriptors from the user's programs")?;
         let own = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
         let label = self.confinement.apparmor_label(&self.leader.proc)?;
@@ -306,7 +317,8 @@ impl Attachment {
         self.must_be_alive()
     }
 
-    /// Joins the mount namespace last, so that all other steps see the node's files. `process` is our own directory in the node's /proc.
+    /// Joins the mount namespace last, so that all other steps see the node's files. `process` is
+    /// our own directory in the node's /proc.
     fn join_namespaces(&self, process: &Proc, label: Option<&Takeover<'_>>) -> Result<(), Refusal> {
         crate::failpoint("enter");
         let own = Proc::of_self().and_then(|own| own.namespace("pid_for_children"));
@@ -321,8 +333,8 @@ impl Attachment {
         label.map_or(Ok(()), |label| label.apply_as_root(process))
     }
 
-    /// The last check, when no step is left that needs root: by its descriptor, the mount namespace of a container that has ended can still
-    /// be joined.
+    /// The last check, when no step is left that needs root: by its descriptor, the mount namespace
+    /// of a container that has ended can still be joined.
     fn must_be_alive(&self) -> Result<(), Refusal> {
         if self.leader.is_alive()? {
             return Ok(());

@@ -1,10 +1,12 @@
 //! Prepare: the cgroups of the container's pid 1, in every mounted hierarchy, of either version.
 //!
-//! The files are opened in the monitor, on the node; the process that enters moves itself. The monitor stays in sshd's own cgroup, where no
-//! tenant's memory limit can kill it.
+//! The files are opened in the monitor, on the node; the process that enters moves itself. The
+//! monitor stays in sshd's own cgroup, where no tenant's memory limit can kill it.
 //!
-//! How a process joins decides what a login costs. A write to cgroup.procs takes cgroup_threadgroup_rwsem and waits for all processors (8 ms).
-//! A thread that moves itself by `tasks` (version 1, Linux 5.5) and a process that clone3(2) creates in its cgroup (version 2) do not wait.
+//! How a process joins decides what a login costs. A write to cgroup.procs takes
+//! cgroup_threadgroup_rwsem and waits for all processors (8 ms). A thread that moves itself by
+//! `tasks` (version 1, Linux 5.5) and a process that clone3(2) creates in its cgroup (version 2) do
+//! not wait.
 //!
 //! This file does not look for pid 1, and refuses it for one reason alone: a frozen cgroup.
 
@@ -51,12 +53,14 @@ impl Cgroup {
         (self.version == Version::Two).then_some(&self.directory)
     }
 
-    /// Whether the process that joins must be root. Version 1 checks the process that opened the file instead.
+    /// Whether the process that joins must be root. Version 1 checks the process that opened the
+    /// file instead.
     pub fn needs_root(&self) -> bool {
         self.version == Version::Two
     }
 
-    /// Moves the calling process, which has one thread. In both versions of cgroups(7), 0 stands for the writer in any pid namespace.
+    /// Moves the calling process, which has one thread. In both versions of cgroups(7), 0 stands
+    /// for the writer in any pid namespace.
     pub fn join(&mut self) -> Result<(), Refusal> {
         self.joins.write_all(b"0").context(Reason::Broken, format_args!("join the container's cgroup {}", self.name))
     }
@@ -76,7 +80,8 @@ fn is_frozen(directory: &OwnedFd, version: Version) -> std::io::Result<bool> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut text = String::new();
     match retry(|| openat(directory, file, flags, Mode::empty())) {
-        // A hierarchy without the freezer, the root cgroup of version 2, or a kernel before 5.2: none of them can be frozen.
+        // A hierarchy without the freezer, the root cgroup of version 2, or a kernel before 5.2:
+        // none of them can be frozen.
         Err(Errno::ENOENT) => return Ok(false),
         opened => File::from(opened?).read_to_string(&mut text)?,
     };
@@ -103,8 +108,9 @@ pub fn must_not_be_frozen(process: &Proc) -> Result<(), Refusal> {
     })
 }
 
-/// Whether a predicate holds for the directory of any of the process's cgroups of this version. The other version is not looked for, because
-/// to find that a hierarchy is not mounted takes as long as the node has mounts.
+/// Whether a predicate holds for the directory of any of the process's cgroups of this version. The
+/// other version is not looked for, because to find that a hierarchy is not mounted takes as long
+/// as the node has mounts.
 pub fn any_of(
     process: &Proc,
     version: Version,
@@ -142,8 +148,8 @@ pub fn names(cgroups: &[Cgroup]) -> String {
     cgroups.iter().map(|cgroup| cgroup.name.as_str()).collect::<Vec<_>>().join(" ")
 }
 
-/// Opens the cgroups of `pid_1` that this process is not in. With `own_required`, its parent (0: not in our pid namespace) must not be in
-/// one of them.
+/// Opens the cgroups of `pid_1` that this process is not in. With `own_required`, its parent (0:
+/// not in our pid namespace) must not be in one of them.
 pub fn open_all(pid_1: &Proc, parent: i32, own_required: bool) -> Result<Vec<Cgroup>, Refusal> {
     let read = |process: &Proc, reason| Membership::all_of(process).context(reason, "read /proc/PID/cgroup");
     let memberships = read(pid_1, Reason::NotRunning)?;
@@ -189,8 +195,9 @@ pub fn open_all(pid_1: &Proc, parent: i32, own_required: bool) -> Result<Vec<Cgr
     Ok(cgroups)
 }
 
-/// Checks after the join that this process is in the same cgroups as pid 1. `theirs` is pid 1's open file `cgroup`. Both files are read now,
-/// because the cgroup namespace that was joined changes every path in them.
+/// Checks after the join that this process is in the same cgroups as pid 1. `theirs` is pid 1's
+/// open file `cgroup`. Both files are read now, because the cgroup namespace that was joined
+/// changes every path in them.
 pub fn must_be_joined(cgroups: &[Cgroup], own: &Proc, theirs: OwnedFd) -> Result<(), Refusal> {
     let ours = Membership::all_of(own).context(Reason::Broken, "read /proc/self/cgroup")?;
     let theirs = Membership::read(theirs).context(Reason::NotRunning, "read /proc/PID/cgroup")?;
@@ -207,13 +214,14 @@ pub fn must_be_joined(cgroups: &[Cgroup], own: &Proc, theirs: OwnedFd) -> Result
     }
 }
 
-/// Where cgroups are mounted: below /sys/fs/cgroup on nearly every node. Only if they are not there is mountinfo read, which grows with the
-/// containers.
+/// Where cgroups are mounted: below /sys/fs/cgroup on nearly every node. Only if they are not there
+/// is mountinfo read, which grows with the containers.
 #[derive(Default)]
 struct Mounts(OnceCell<Vec<Hierarchy>>);
 
 impl Mounts {
-    /// The directory of a cgroup; `None` if its hierarchy is not mounted, so that nobody can have set a limit in it.
+    /// The directory of a cgroup; `None` if its hierarchy is not mounted, so that nobody can have
+    /// set a limit in it.
     fn find(&self, membership: &Membership, ours: &[Membership]) -> Result<Option<OwnedFd>, Refusal> {
         if let Some(directory) = usual_place(membership, ours) {
             return Ok(Some(directory));
@@ -244,8 +252,9 @@ impl Mounts {
     }
 }
 
-/// The cgroup's directory in the place where systemd mounts the hierarchy. If our own cgroup is below that place as well, the mount shows the
-/// root of the hierarchy. [`must_be_joined`] checks the result.
+/// The cgroup's directory in the place where systemd mounts the hierarchy. If our own cgroup is
+/// below that place as well, the mount shows the root of the hierarchy. [`must_be_joined`] checks
+/// the result.
 fn usual_place(membership: &Membership, ours: &[Membership]) -> Option<OwnedFd> {
     const CGROUP: &str = "/sys/fs/cgroup";
     let own = ours.iter().find(|own| own.controllers == membership.controllers)?;
@@ -277,7 +286,8 @@ pub fn version_of(directory: &OwnedFd) -> nix::Result<Version> {
     Ok(if filesystem == FsType(libc::CGROUP2_SUPER_MAGIC as _) { Version::Two } else { Version::One })
 }
 
-/// A line of /proc/PID/cgroup: `4:memory:/30001`, `3:name=systemd:/30001`, or `0::/30001` for version 2.
+/// A line of /proc/PID/cgroup: `4:memory:/30001`, `3:name=systemd:/30001`, or `0::/30001` for
+/// version 2.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Membership {
     pub(crate) controllers: String,
@@ -304,7 +314,8 @@ impl Membership {
         text.split('\n').filter_map(Self::parse).collect()
     }
 
-    /// Whether the process's parent is not in it: it is the container's own cgroup, not its Emperor's.
+    /// Whether the process's parent is not in it: it is the container's own cgroup, not its
+    /// Emperor's.
     fn is_own(&self, parent: &[Self]) -> bool {
         self.path != "/" && !parent.contains(self)
     }
@@ -321,7 +332,8 @@ impl Membership {
         self.controllers.split(',').any(|name| name == controller)
     }
 
-    /// For people. Escaped, because a tenant that may make cgroups could name one like the rest of a line of the log.
+    /// For people. Escaped, because a tenant that may make cgroups could name one like the rest of
+    /// a line of the log.
     pub(crate) fn name(&self) -> String {
         escape::cgroup(&format!("{}:{}", self.controllers, self.path)).to_string()
     }
@@ -350,8 +362,9 @@ impl Hierarchies {
         Ok(Self(mounts.lines().filter_map(Mount::parse).filter_map(Hierarchy::of).collect()))
     }
 
-    /// The directories of the process's cgroup for a controller and of those above it, as far as its `parent` is not in them. From version 2
-    /// if version 1 does not have the controller, whatever controllers version 2 has.
+    /// The directories of the process's cgroup for a controller and of those above it, as far as
+    /// its `parent` is not in them. From version 2 if version 1 does not have the controller,
+    /// whatever controllers version 2 has.
     pub fn of(&self, process: &Proc, parent: &Proc, controller: &str) -> Option<(Version, Vec<PathBuf>)> {
         self.seen(process, parent)?.of(controller)
     }
@@ -373,7 +386,8 @@ impl Hierarchies {
         (!own.is_empty()).then_some(own)
     }
 
-    /// The directories of a process's cgroups, as far as they are mounted, version 2 first. Root cgroups are left out.
+    /// The directories of a process's cgroups, as far as they are mounted, version 2 first. Root
+    /// cgroups are left out.
     pub fn directories(&self, process: &Proc) -> std::io::Result<Vec<PathBuf>> {
         let mut memberships = Membership::all_of(process)?;
         memberships.retain(|membership| membership.path != "/");
@@ -439,7 +453,8 @@ impl Hierarchy {
         Some(Self { mount, controllers })
     }
 
-    /// Whether it is a mount of the membership's hierarchy in which the membership's cgroup is visible.
+    /// Whether it is a mount of the membership's hierarchy in which the membership's cgroup is
+    /// visible.
     pub(crate) fn shows(&self, membership: &Membership) -> bool {
         let same_hierarchy = match &self.controllers {
             None => membership.is_v2(),

@@ -1,5 +1,6 @@
-//! Reads how the container's pid 1 is confined, and confines a session in the same way, whatever sshd was started with: bounding set,
-//! no_new_privs, AppArmor label, limits, scheduling. pam_unbit(8) lists what is taken over and what is not.
+//! Reads how the container's pid 1 is confined, and confines a session in the same way, whatever
+//! sshd was started with: bounding set, no_new_privs, AppArmor label, limits, scheduling.
+//! pam_unbit(8) lists what is taken over and what is not.
 //!
 //! Ids and effective capabilities are dropped in [`privileges`](crate::privileges), not here.
 
@@ -33,7 +34,8 @@ pub struct Confinement {
 }
 
 impl Confinement {
-    /// Reads all of it. The caller must check afterwards that the process is still alive, so that `pid` was not another's.
+    /// Reads all of it. The caller must check afterwards that the process is still alive, so that
+    /// `pid` was not another's.
     pub fn of(proc: &Proc, pid: i32) -> Result<Self, Refusal> {
         let read = |name: &str| proc.read(name).context(Reason::NotRunning, format_args!("read /proc/{pid}/{name}"));
         let unreadable = |name: &str| Refusal::new(Reason::Broken, format!("/proc/{pid}/{name} cannot be understood"));
@@ -53,8 +55,8 @@ impl Confinement {
         })
     }
 
-    /// Takes over what needs root and the node's /proc. Without CAP_SYS_RESOURCE or CAP_SYS_NICE a limit cannot be raised: then the session
-    /// keeps sshd's, which is tighter than pid 1's.
+    /// Takes over what needs root and the node's /proc. Without CAP_SYS_RESOURCE or CAP_SYS_NICE a
+    /// limit cannot be raised: then the session keeps sshd's, which is tighter than pid 1's.
     pub fn apply_as_root(&self) -> Result<(), Refusal> {
         let about = |what: &str| format!("take over the {what} of its pid 1");
         self.apply_oom_score_adj().context(Reason::Broken, about("oom_score_adj"))?;
@@ -66,7 +68,8 @@ impl Confinement {
         self.limits.iter().try_for_each(|limit| limit.apply_hard().context(Reason::Broken, limit.about()))
     }
 
-    /// Takes over the soft limits, in the last step: one that is too low for another step would end the helper without a report.
+    /// Takes over the soft limits, in the last step: one that is too low for another step would end
+    /// the helper without a report.
     pub fn apply_soft_limits(&self) -> Result<(), Refusal> {
         self.limits.iter().try_for_each(|limit| limit.apply_soft().context(Reason::Broken, limit.about()))
     }
@@ -96,8 +99,9 @@ impl Confinement {
         }
     }
 
-    /// Drops the capabilities that pid 1 cannot gain, so that no set-user-ID program in the container gives a session more than pid 1 can get.
-    /// If pid 1 has a seccomp filter, this process cannot join or make namespaces or keyrings from here on.
+    /// Drops the capabilities that pid 1 cannot gain, so that no set-user-ID program in the
+    /// container gives a session more than pid 1 can get. If pid 1 has a seccomp filter, this
+    /// process cannot join or make namespaces or keyrings from here on.
     pub fn apply_capabilities(&self) -> Result<(), Refusal> {
         sys::bound_capabilities(self.bounding_set)
             .context(Reason::Broken, "drop capabilities that its pid 1 cannot have (CAP_SETPCAP is needed)")?;
@@ -113,13 +117,14 @@ impl Confinement {
         Ok(())
     }
 
-    /// pid 1's AppArmor label, if it has one, to be taken over last, because a profile can forbid any of the other steps. Must be called while
-    /// the process is root on the node.
+    /// pid 1's AppArmor label, if it has one, to be taken over last, because a profile can forbid
+    /// any of the other steps. Must be called while the process is root on the node.
     pub fn apparmor_label(&self, proc: &Proc) -> Result<Option<Takeover<'_>>, Refusal> {
         self.apparmor_label.as_ref().map(|label| Takeover::of(label, proc)).transpose()
     }
 
-    /// Takes over the CPU affinity. Must be called after the cgroups are joined, because a cpuset resets it.
+    /// Takes over the CPU affinity. Must be called after the cgroups are joined, because a cpuset
+    /// resets it.
     pub fn apply_affinity(&self) -> Result<(), Refusal> {
         if CpuSet::of(0).as_ref() == Ok(&self.cpus) {
             return Ok(());
@@ -133,7 +138,8 @@ pub(crate) fn capabilities(status: &str) -> Option<(u64, bool)> {
     Some((mask(status, "CapBnd")?, no_new_privs != [0]))
 }
 
-/// Whether a process has a seccomp filter: 2 is SECCOMP_MODE_FILTER. A kernel without seccomp has no such line.
+/// Whether a process has a seccomp filter: 2 is SECCOMP_MODE_FILTER. A kernel without seccomp has
+/// no such line.
 pub(crate) fn has_filter(status: &str) -> bool {
     numbers(status, "Seccomp").is_ok_and(|mode| mode != [0])
 }
@@ -179,7 +185,8 @@ impl Limit {
     }
 }
 
-/// The lines of /proc/PID/limits, proc_pid_limits(5). prlimit(2) would need CAP_SYS_RESOURCE just to read them.
+/// The lines of /proc/PID/limits, proc_pid_limits(5). prlimit(2) would need CAP_SYS_RESOURCE just
+/// to read them.
 const LIMITS: [(&str, Resource); 16] = [
     ("Max cpu time", Resource::RLIMIT_CPU),
     ("Max file size", Resource::RLIMIT_FSIZE),

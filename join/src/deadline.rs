@@ -1,4 +1,5 @@
-//! Time limits for everything that can wait on the container, and for reading from processes inside.
+//! Time limits for everything that can wait on the container, and for reading from processes
+//! inside.
 //!
 //! How long a limit is, and what a timeout means, is decided by the caller.
 
@@ -35,7 +36,8 @@ impl Deadline {
     }
 }
 
-/// Whether the descriptor becomes readable within this time. It polls at least once, even if the time is zero.
+/// Whether the descriptor becomes readable within this time. It polls at least once, even if the
+/// time is zero.
 pub fn is_ready(descriptor: &impl AsFd, limit: Duration) -> bool {
     let deadline = Deadline::after(limit);
     loop {
@@ -46,7 +48,8 @@ pub fn is_ready(descriptor: &impl AsFd, limit: Duration) -> bool {
     }
 }
 
-/// Reads at most about `max` bytes within this time. The second value says whether the writer has closed its end, or has written more.
+/// Reads at most about `max` bytes within this time. The second value says whether the writer has
+/// closed its end, or has written more.
 pub fn read_within(pipe: &mut (impl Read + AsFd), limit: Duration, max: usize) -> (Vec<u8>, bool) {
     let deadline = Deadline::after(limit);
     let mut bytes = Vec::new();

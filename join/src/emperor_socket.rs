@@ -1,8 +1,9 @@
 //! Find, for a container of uWSGI's Emperor: which process listens on its `run/ns.socket`?
 //!
-//! The tenant owns that path and can put anything there. So no symbolic link is followed, and only the kernel's answer to who called
-//! listen(2) is used. The peer cannot send anything: to close a descriptor that a tenant has sent can hang root beyond SIGKILL (dirty pages
-//! on a FUSE mount, a lingering TCP socket), even one that was never received.
+//! The tenant owns that path and can put anything there. So no symbolic link is followed, and only
+//! the kernel's answer to who called listen(2) is used. The peer cannot send anything: to close a
+//! descriptor that a tenant has sent can hang root beyond SIGKILL (dirty pages on a FUSE mount, a
+//! lingering TCP socket), even one that was never received.
 //!
 //! Whether that process is the container's pid 1 is decided in [`leader`](crate::leader).
 
@@ -40,7 +41,8 @@ impl EmperorSocket {
             return Err(Refusal::new(Reason::NotTrusted, format!("run/ns.socket belongs to uid {}", status.st_uid)));
         }
         let connection = unix_socket::new()?;
-        // Before connect(2), so that even the peer's first sendmsg(2) fails with EPIPE. uWSGI logs that in the container's own log.
+        // Before connect(2), so that even the peer's first sendmsg(2) fails with EPIPE. uWSGI logs
+        // that in the container's own log.
         retry(|| socket::shutdown(connection.as_raw_fd(), Shutdown::Read))
             .context(Reason::Broken, "shut down the receiving side of the connection")?;
         unix_socket::connect(&connection, &socket, deadline, "run/ns.socket")?;
@@ -55,8 +57,8 @@ impl EmperorSocket {
         }
     }
 
-    /// The pid can belong to another process since listen(2). That is harmless, because any process is verified, and only the container's pid 1
-    /// passes.
+    /// The pid can belong to another process since listen(2). That is harmless, because any process
+    /// is verified, and only the container's pid 1 passes.
     fn pidfd_before_linux_6_5(&self) -> Result<OwnedFd, Refusal> {
         let peer = retry(|| socket::getsockopt(&self.connection, sockopt::PeerCredentials))
             .context(Reason::Broken, "ask who listens on run/ns.socket (SO_PEERCRED)")?;
@@ -69,7 +71,8 @@ impl EmperorSocket {
     }
 }
 
-/// Opens the container's directory. `/containers/UID` may be a symbolic link, which only root can make; its target is checked.
+/// Opens the container's directory. `/containers/UID` may be a symbolic link, which only root can
+/// make; its target is checked.
 fn open_home(container: ContainerUid) -> Result<OwnedFd, Refusal> {
     let home = container.home();
     let home = home.as_c_str();

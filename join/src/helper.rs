@@ -1,6 +1,7 @@
 //! Runs a step of a login in a helper process, which reports an error to its parent.
 //!
-//! Steps that can wait on the container, or that change the process for good, run in a helper, because it can be killed at the deadline.
+//! Steps that can wait on the container, or that change the process for good, run in a helper,
+//! because it can be killed at the deadline.
 //!
 //! The caller says what a helper does. Nothing here joins a namespace.
 
@@ -48,7 +49,8 @@ impl Report {
     }
 }
 
-/// Runs `work` in a helper, and waits for it until the deadline. The result is a small number. The calling process must have one thread.
+/// Runs `work` in a helper, and waits for it until the deadline. The result is a small number. The
+/// calling process must have one thread.
 pub fn run(deadline: Deadline, work: impl FnOnce() -> Result<usize, Refusal>) -> Result<usize, Refusal> {
     let report = Report::new()?;
     let caller = getpid();
@@ -70,7 +72,8 @@ pub fn run(deadline: Deadline, work: impl FnOnce() -> Result<usize, Refusal>) ->
     }
 }
 
-/// Has the kernel kill the helper when its parent ends (PR_SET_PDEATHSIG). Otherwise the process inside would have no supervisor.
+/// Has the kernel kill the helper when its parent ends (PR_SET_PDEATHSIG). Otherwise the process
+/// inside would have no supervisor.
 pub fn die_with_parent(caller: Pid) -> Result<(), Refusal> {
     retry(|| set_pdeathsig(Signal::SIGKILL)).context(Reason::Broken, "make the helper end with its parent")?;
     if getppid() != caller {
@@ -79,7 +82,8 @@ pub fn die_with_parent(caller: Pid) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Waits until the helper has ended, but not beyond the deadline. Returns the pid of the process inside.
+/// Waits until the helper has ended, but not beyond the deadline. Returns the pid of the process
+/// inside.
 pub fn wait_for_child(helper: Pid, deadline: Deadline, report: &Report) -> Result<Pid, Refusal> {
     let ended = wait_for(helper, deadline, report);
     let child = Some(report.child().load(Ordering::Acquire)).filter(|pid| *pid > 0).map(Pid::from_raw);
@@ -115,7 +119,8 @@ fn wait_for(helper: Pid, deadline: Deadline, report: &Report) -> Result<(), Refu
         ),
         Err(refusal) => refusal,
     };
-    // A helper in a frozen cgroup of version 1 ends when that is thawed. It has no privileges, and nobody needs to wait for it.
+    // A helper in a frozen cgroup of version 1 ends when that is thawed. It has no privileges, and
+    // nobody needs to wait for it.
     let _ = kill(helper, Signal::SIGKILL);
     Err(refusal)
 }

@@ -1,9 +1,11 @@
 //! Verify: is the process behind a pidfd the container's pid 1?
 //!
-//! It must be pid 1 of a pid namespace that is a child of ours. If it was found by the container's socket, it must also be in our user namespace
-//! and run as the container's user. A tenant cannot make such a process: any process inside the container has another pid there, and a pid 1
-//! that the tenant makes is in a user namespace of its own. A tenant cannot trace the container's pid 1 either. A process that was found by
-//! root's link may run as any user, and must satisfy [`LinkRules`].
+//! It must be pid 1 of a pid namespace that is a child of ours. If it was found by the container's
+//! socket, it must also be in our user namespace and run as the container's user. A tenant cannot
+//! make such a process: any process inside the container has another pid there, and a pid 1 that
+//! the tenant makes is in a user namespace of its own. A tenant cannot trace the container's pid 1
+//! either. A process that was found by root's link may run as any user, and must satisfy
+//! [`LinkRules`].
 //!
 //! How it is found is not in this file.
 
@@ -130,7 +132,8 @@ impl Leader {
     }
 }
 
-/// The pid of the process behind a pidfd, in the pid namespace of /proc, from the pidfd's fdinfo (pidfd_open(2)).
+/// The pid of the process behind a pidfd, in the pid namespace of /proc, from the pidfd's fdinfo
+/// (pidfd_open(2)).
 fn pid_of(pidfd: &OwnedFd) -> Result<i32, Refusal> {
     let info = Proc::of_self()
         .map_err(std::io::Error::from)

@@ -13,9 +13,10 @@
 //! | terminals | [`terminals`] | where does sshd's monitor open terminals? |
 //! | enter | [`attach`], [`helper`], [`privileges`], [`masked_paths`] | join, drop privileges, fork |
 //!
-//! [`supervisor`] is the process that stays outside. [`tenant`] works on a tenant's files. [`sessions`] counts sessions and
-//! [`refusal_counters`] refusals. [`refusal`] has every reason to refuse, with the sentence that the user reads. [`options`] parses the PAM
-//! line. All `unsafe` code is in [`sys`].
+//! [`supervisor`] is the process that stays outside. [`tenant`] works on a tenant's files.
+//! [`sessions`] counts sessions and [`refusal_counters`] refusals. [`refusal`] has every reason to
+//! refuse, with the sentence that the user reads. [`options`] parses the PAM line. All `unsafe`
+//! code is in [`sys`].
 
 mod apparmor;
 pub mod attach;
@@ -55,7 +56,8 @@ pub mod user_namespace;
 
 pub use deadline::Deadline;
 
-/// The properties that the fuzzer checks. They are inside the crate because its parsers are private.
+/// The properties that the fuzzer checks. They are inside the crate because its parsers are
+/// private.
 #[cfg(feature = "fuzz")]
 #[path = "../../fuzz/properties/join.rs"]
 pub mod properties;

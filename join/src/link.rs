@@ -1,17 +1,23 @@
-//! Find, for a container of any engine: which pid 1 is in the cgroup that root's link `/etc/unbit/30001` leads to?
+//! Find, for a container of any engine: which pid 1 is in the cgroup that root's link
+//! `/etc/unbit/30001` leads to?
 //!
-//! Every engine has a cgroup for each container. The link says which cgroup is this account's, and the kernel which processes are in it.
-//! No process is asked. An account with a link is never looked up by its socket. [`Link::find_leader`] finds the pid 1 by these rules:
+//! Every engine has a cgroup for each container. The link says which cgroup is this account's, and
+//! the kernel which processes are in it. No process is asked. An account with a link is never
+//! looked up by its socket. [`Link::find_leader`] finds the pid 1 by these rules:
 //!
-//! 1. The group, with those below it, has processes of exactly one pid namespace that is a direct child of ours.
+//! 1. The group, with those below it, has processes of exactly one pid namespace that is a direct
+//!    child of ours.
 //! 2. The pid 1 of that namespace is in one of these groups.
 //! 3. It runs a program on a mount of its own mount namespace.
-//! 4. It has its own cgroup namespace, or cannot be root, or its pid namespace belongs to a user namespace of the container.
+//! 4. It has its own cgroup namespace, or cannot be root, or its pid namespace belongs to a user
+//!    namespace of the container.
 //! 5. None of its cgroups is frozen.
-//! 6. No process in these groups can have CAP_SYS_PTRACE in our user namespace, unless root says that it trusts root inside.
+//! 6. No process in these groups can have CAP_SYS_PTRACE in our user namespace, unless root says
+//!    that it trusts root inside.
 //!
-//! [`LinkRules`] checks rules 2 to 6, and [`tracers`](crate::tracers) rule 6 for other processes than pid 1. A seventh rule, that a session
-//! is in pid 1's root directory, holds for every container: see [`root_directory`](crate::root_directory).
+//! [`LinkRules`] checks rules 2 to 6, and [`tracers`](crate::tracers) rule 6 for other processes
+//! than pid 1. A seventh rule, that a session is in pid 1's root directory, holds for every
+//! container: see [`root_directory`](crate::root_directory).
 
 use crate::deadline::Deadline;
 use crate::leader::Leader;
@@ -32,7 +38,8 @@ use std::path::{Path, PathBuf};
 /// The directory of the links. Root must own it and each link in it.
 pub const DIRECTORY: &str = "/etc/unbit";
 
-/// The suffix of a file beside the link, by which root says that it trusts root inside this container.
+/// The suffix of a file beside the link, by which root says that it trusts root inside this
+/// container.
 pub const TRUST: &str = ".root-is-trusted";
 
 /// The cgroup that root has linked, or is about to link, to an account.
@@ -44,7 +51,8 @@ pub struct Link {
 }
 
 impl Link {
-    /// Reads the link of a container; `None` if it has none. A wrong link refuses the login, and the socket is not tried instead.
+    /// Reads the link of a container; `None` if it has none. A wrong link refuses the login, and
+    /// the socket is not tried instead.
     pub fn of(container: ContainerUid) -> Result<Option<Self>, Refusal> {
         let directory = match safe_path::open_directory(Path::new(DIRECTORY)) {
             Err(PathError::Missing(..)) => return Ok(None),
@@ -149,7 +157,8 @@ impl Link {
     }
 }
 
-/// Whether root trusts root inside this container: by a regular file beside the link, which root owns.
+/// Whether root trusts root inside this container: by a regular file beside the link, which root
+/// owns.
 fn has_trust(directory: &OwnedFd, container: ContainerUid) -> Result<bool, Refusal> {
     let name = format!("{container}{TRUST}");
     let Some(status) = status_of(directory, &name)? else { return Ok(false) };

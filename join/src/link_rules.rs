@@ -1,5 +1,5 @@
-//! Verify: rules 2 to 6 of [`link`](crate::link), for a pid 1 that was found by root's link. [`Leader`](crate::leader::Leader) has the rules
-//! for every pid 1.
+//! Verify: rules 2 to 6 of [`link`](crate::link), for a pid 1 that was found by root's link.
+//! [`Leader`](crate::leader::Leader) has the rules for every pid 1.
 //!
 //! All of them are checked again after everything has been opened. Nothing here searches or joins.
 
@@ -22,7 +22,8 @@ pub struct LinkRules {
     pub subtree: Subtree,
     /// The one pid namespace in the cgroup that is a direct child of ours.
     pub pid_namespace: Inode,
-    /// Whether our user namespace owns it, so that processes in it can have capabilities on the node.
+    /// Whether our user namespace owns it, so that processes in it can have capabilities on the
+    /// node.
     pub has_the_nodes_users: bool,
     /// Whether root trusts root inside.
     pub root_is_trusted: bool,
@@ -31,8 +32,8 @@ pub struct LinkRules {
 impl LinkRules {
     /// Checks the pid 1, whose `status` is given.
     ///
-    /// If the pid namespace belongs to a user namespace of the container, its processes have no capabilities on the node;
-    /// [`user_namespace`](crate::user_namespace) checks this.
+    /// If the pid namespace belongs to a user namespace of the container, its processes have no
+    /// capabilities on the node; [`user_namespace`](crate::user_namespace) checks this.
     pub fn check(&self, process: &Proc, status: &str, has_own_users: bool) -> Result<(), Refusal> {
         let refuse = |reason: Reason, cause: &str| Err(Refusal::new(reason, cause));
         // systemd has not finished: it still drops capabilities and executes the unit's program.
@@ -47,11 +48,13 @@ impl LinkRules {
         if !self.subtree.holds(process)? {
             return refuse(Reason::NotTrusted, "its pid 1 is not in the cgroup that the link leads to, nor below it");
         }
-        // Rule 3: until it executes the container's program, pid 1 is the engine, with root's privileges and the node's root directory.
+        // Rule 3: until it executes the container's program, pid 1 is the engine, with root's
+        // privileges and the node's root directory.
         if !runs_its_own_program(process)? {
             return refuse(Reason::Starting, "its pid 1 runs a program that is not on a mount of its own yet");
         }
-        // Rule 4: root in our cgroup namespace can move itself to the cgroup of another account, and become its pid 1.
+        // Rule 4: root in our cgroup namespace can move itself to the cgroup of another account,
+        // and become its pid 1.
         if self.has_the_nodes_users && has_our_cgroup_namespace(process)? && (has_own_users || can_be_root(status)?) {
             let cause = "it has no cgroup namespace of its own, and can be root";
             return refuse(unless_starting(Reason::NotTrusted), cause);
@@ -60,7 +63,8 @@ impl LinkRules {
         cgroups::must_not_be_frozen(process)?;
         // Rule 6: such a root process reaches the node's sshd through /proc/PID/exe of a session.
         if !self.root_is_trusted && self.has_the_nodes_users {
-            // Its capabilities in its own user namespace say nothing about the children that it forked before it entered that.
+            // Its capabilities in its own user namespace say nothing about the children that it
+            // forked before it entered that.
             if has_own_users {
                 let cause = "its pid 1 is in a user namespace of its own, but its pid namespace belongs to the node's, where its other \
                     processes can have power, and root has not said that its root is trusted";
@@ -74,7 +78,8 @@ impl LinkRules {
         Ok(())
     }
 
-    /// Rule 6 for all other processes: pid 1 may have dropped the capability after it forked a child that keeps it.
+    /// Rule 6 for all other processes: pid 1 may have dropped the capability after it forked a
+    /// child that keeps it.
     pub fn must_have_no_tracer(&self, deadline: Deadline) -> Result<(), Refusal> {
         if !self.has_the_nodes_users {
             return Ok(());
@@ -97,7 +102,8 @@ fn runs_its_own_program(process: &Proc) -> Result<bool, Refusal> {
         program => program.context(Reason::Broken, "look at the program of its pid 1")?,
     };
     let mount = sys::mount_of(&program).context(Reason::Broken, "look at the mount of its pid 1's program")?;
-    // Most often it is on the mount of the root directory, which is in the process's own mount namespace.
+    // Most often it is on the mount of the root directory, which is in the process's own mount
+    // namespace.
     let root = process.open_directory("root").context(Reason::NotRunning, "open the root directory of its pid 1")?;
     if sys::mount_of(&root).context(Reason::Broken, "look at the mount of its pid 1's root directory")? == mount {
         return Ok(true);
@@ -119,14 +125,16 @@ fn has_our_cgroup_namespace(process: &Proc) -> Result<bool, Refusal> {
     }
 }
 
-/// Whether systemd has not yet executed the program of a unit: until then it puts the process's name in brackets (systemd.exec(5) does not
-/// document it; src/core/exec-invoke.c does it). Only the sentence for the user depends on it.
+/// Whether systemd has not yet executed the program of a unit: until then it puts the process's
+/// name in brackets (systemd.exec(5) does not document it; src/core/exec-invoke.c does it). Only
+/// the sentence for the user depends on it.
 fn is_systemds_child(status: &str) -> bool {
     let name = status.lines().find_map(|line| line.strip_prefix("Name:\t"));
     name.is_some_and(|name| name.starts_with('(') && name.ends_with(')'))
 }
 
-/// Whether a process, or what it starts, can be root: now, by a capability, or by a set-user-ID program.
+/// Whether a process, or what it starts, can be root: now, by a capability, or by a set-user-ID
+/// program.
 fn can_be_root(status: &str) -> Result<bool, Refusal> {
     let numbers = |key| numbers(status, key).map_err(|cause| Refusal::new(Reason::Broken, cause));
     let permitted = mask(status, "CapPrm")?;

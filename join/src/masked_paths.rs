@@ -1,9 +1,11 @@
-//! Masks paths for root that has entered a container, as the OCI runtime specification's maskedPaths: an empty directory covers each
-//! directory of the tenant's in which programs look for code or sockets of the machine.
+//! Masks paths for root that has entered a container, as the OCI runtime specification's
+//! maskedPaths: an empty directory covers each directory of the tenant's in which programs look for
+//! code or sockets of the machine.
 //!
-//! Perl and Python load modules from `/usr/local` before or after the distribution's, and name services connect to sockets in `/run`. The
-//! tenant owns both in a container of examples/container.ini. Where root of the container owns them, it owns the rest of the file system
-//! as well, so nothing is masked.
+//! Perl and Python load modules from `/usr/local` before or after the distribution's, and name
+//! services connect to sockets in `/run`. The tenant owns both in a container of
+//! examples/container.ini. Where root of the container owns them, it owns the rest of the file
+//! system as well, so nothing is masked.
 //!
 //! Which capabilities root keeps is not decided here, but in [`privileges`](crate::privileges).
 
@@ -16,7 +18,8 @@ use nix::sys::stat::stat;
 
 const MASKED: [&str; 2] = ["/usr/local", "/run"];
 
-/// Moves the helper, which has joined the container's mount namespace, to a copy of it in which the tenant's directories are masked.
+/// Moves the helper, which has joined the container's mount namespace, to a copy of it in which the
+/// tenant's directories are masked.
 pub fn mask_the_tenants() -> Result<(), Refusal> {
     let mut theirs = Vec::new();
     for place in MASKED {

@@ -21,7 +21,8 @@ pub struct Mount {
     pub point: String,
     /// The options of this mount: `rw,nosuid`.
     pub options: String,
-    /// Where mounts below it spread to or come from: `shared:10`, `master:2`; nothing for a private mount.
+    /// Where mounts below it spread to or come from: `shared:10`, `master:2`; nothing for a private
+    /// mount.
     pub propagation: Vec<String>,
     /// The file system's type.
     pub filesystem: String,
@@ -52,7 +53,8 @@ impl Mount {
     }
 }
 
-/// The path of the device that has a directory's file system; `None` if the file system is on no device.
+/// The path of the device that has a directory's file system; `None` if the file system is on no
+/// device.
 pub fn device_of(directory: impl AsRef<Path>) -> io::Result<Option<String>> {
     let device = fs::metadata(directory)?.dev();
     Ok(source(&fs::read_to_string("/proc/self/mountinfo")?, device).filter(|source| source.starts_with('/')))
@@ -62,12 +64,12 @@ fn source(mountinfo: &str, device: u64) -> Option<String> {
     mountinfo.lines().filter_map(Mount::parse).find(|mount| mount.device == device).map(|mount| mount.source)
 }
 
-/// How much of a mountinfo is read: some 25,000 mounts with paths of ordinary length. A tenant that may mount can make the file larger than
-/// the node's memory.
+/// How much of a mountinfo is read: some 25,000 mounts with paths of ordinary length. A tenant that
+/// may mount can make the file larger than the node's memory.
 const MAX_BYTES: u64 = 4 << 20;
 
-/// Whether a mountinfo lists a mount with this id; `None` if the part that is read does not, and there is more. The file is read in small
-/// parts.
+/// Whether a mountinfo lists a mount with this id; `None` if the part that is read does not, and
+/// there is more. The file is read in small parts.
 pub fn lists(mountinfo: impl Read, id: u64) -> io::Result<Option<bool>> {
     let wanted = format!("{id} ").into_bytes();
     let mut left = BufReader::with_capacity(16 << 10, mountinfo.take(MAX_BYTES));

@@ -1,6 +1,7 @@
 //! Prepare: opens and checks the container's namespaces.
 //!
-//! They are joined by these descriptors and not by the pidfd, setns(2): the namespaces of a pidfd change if pid 1 unshares after the check.
+//! They are joined by these descriptors and not by the pidfd, setns(2): the namespaces of a pidfd
+//! change if pid 1 unshares after the check.
 //!
 //! User namespaces have rules of their own, in [`user_namespace`](crate::user_namespace).
 
@@ -22,8 +23,9 @@ pub struct Kind {
 }
 
 impl Kind {
-    /// In the order in which they are joined: the mount namespace last, so that all other steps see the node's files.
-    /// User namespaces are not among them, see [`user_namespace`](crate::user_namespace).
+    /// In the order in which they are joined: the mount namespace last, so that all other steps see
+    /// the node's files. User namespaces are not among them, see
+    /// [`user_namespace`](crate::user_namespace).
     pub const ALL: [Self; 7] = [
         Self { name: "pid", flag: CloneFlags::CLONE_NEWPID },
         Self { name: "uts", flag: CloneFlags::CLONE_NEWUTS },
@@ -74,8 +76,8 @@ pub fn names(namespaces: &[Namespace]) -> String {
     namespaces.iter().map(|namespace| namespace.kind.name).collect::<Vec<_>>().join(",")
 }
 
-/// Opens pid 1's namespaces of the kinds `asked`, except for those that we are in, in the order of `asked`. One of the user namespaces
-/// `owners` must own each of them.
+/// Opens pid 1's namespaces of the kinds `asked`, except for those that we are in, in the order of
+/// `asked`. One of the user namespaces `owners` must own each of them.
 pub fn open(pid_1: &Proc, owners: &[Inode], asked: &[Kind]) -> Result<Vec<Namespace>, Refusal> {
     let own = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
     let mut namespaces = Vec::new();

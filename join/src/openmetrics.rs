@@ -1,8 +1,9 @@
-//! Metrics as text: OpenMetrics 1.0, in the part of it that the text format of Prometheus (0.0.4) shares, which is what node_exporter's textfile
-//! collector reads.
+//! Metrics as text: OpenMetrics 1.0, in the part of it that the text format of Prometheus (0.0.4)
+//! shares, which is what node_exporter's textfile collector reads.
 //!
-//! The formats differ in counters: OpenMetrics wants `# TYPE x counter` before samples `x_total`, Prometheus `# TYPE x_total counter`. So a counter
-//! has no such line; its name says what it is. `# UNIT` and `# EOF` are comments for Prometheus.
+//! The formats differ in counters: OpenMetrics wants `# TYPE x counter` before samples `x_total`,
+//! Prometheus `# TYPE x_total counter`. So a counter has no such line; its name says what it is. `#
+//! UNIT` and `# EOF` are comments for Prometheus.
 
 use std::fmt::Write;
 

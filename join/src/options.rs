@@ -14,15 +14,19 @@ use std::time::Duration;
 pub struct Options {
     /// `debug`: log each step at LOG_DEBUG.
     pub debug: bool,
-    /// `timeout=SECONDS`: give up after this many seconds if the container does not respond; 1 to 60, default 3.
+    /// `timeout=SECONDS`: give up after this many seconds if the container does not respond; 1 to
+    /// 60, default 3.
     pub timeout: Duration,
-    /// `namespaces=LIST`: the kinds to join where the container's differ from the host's; default all. `mnt` and `pid` must be in it.
+    /// `namespaces=LIST`: the kinds to join where the container's differ from the host's; default
+    /// all. `mnt` and `pid` must be in it.
     pub namespaces: Vec<Kind>,
-    /// `cgroup=optional` lets a container in that has no cgroup of its own; default `cgroup=required`.
+    /// `cgroup=optional` lets a container in that has no cgroup of its own; default
+    /// `cgroup=required`.
     pub cgroup_required: bool,
     /// `sessions=N`: how many sessions a container may have at once, 1 to 1024, default 64.
     pub sessions: u32,
-    /// `join=now`: the application itself enters, in open_session. For services that never call setcred in a child: su, login, cron.
+    /// `join=now`: the application itself enters, in open_session. For services that never call
+    /// setcred in a child: su, login, cron.
     pub join_now: bool,
 }
 
@@ -40,7 +44,8 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Reads the words after the module's name. An unknown word is an error, so that no misspelt restriction is ignored.
+    /// Reads the words after the module's name. An unknown word is an error, so that no misspelt
+    /// restriction is ignored.
     pub fn parse<'a>(words: impl IntoIterator<Item = &'a [u8]>) -> Result<Self, Refusal> {
         let mut options = Self::default();
         for word in words {

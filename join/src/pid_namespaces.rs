@@ -112,7 +112,8 @@ impl PidNamespace {
         self.members.first().copied().unwrap_or_default()
     }
 
-    /// The pid of its pid 1 in our pid namespace. The process can end and its pid be reused at any time.
+    /// The pid of its pid 1 in our pid namespace. The process can end and its pid be reused at any
+    /// time.
     pub fn pid_1(mut self) -> Result<i32, Refusal> {
         let ended = || Refusal::new(Reason::NotRunning, "its pid 1 has ended");
         match sys::pid_in_namespace(&self.descriptor, 1) {

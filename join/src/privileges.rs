@@ -1,4 +1,5 @@
-//! Privileges: the ids, groups and capabilities that it takes to enter, and how a process drops them.
+//! Privileges: the ids, groups and capabilities that it takes to enter, and how a process drops
+//! them.
 //!
 //! What the session takes over from pid 1 is in [`confinement`](crate::confinement).
 
@@ -9,7 +10,8 @@ use caps::{CapSet, Capability, CapsHashSet};
 use nix::unistd::{Gid, Uid, getgid, getuid, setfsgid, setfsuid, setgroups, setresgid};
 use shared::ContainerUid;
 
-/// Needed to open the namespaces of another user's process, to join them, and to become the container's user.
+/// Needed to open the namespaces of another user's process, to join them, and to become the
+/// container's user.
 const NEEDED: [Capability; 5] = [
     Capability::CAP_SYS_PTRACE,
     Capability::CAP_SYS_ADMIN,
@@ -18,7 +20,8 @@ const NEEDED: [Capability; 5] = [
     Capability::CAP_SETGID,
 ];
 
-/// Checked first: a later failure for lack of a capability would look like a container that has ended.
+/// Checked first: a later failure for lack of a capability would look like a container that has
+/// ended.
 pub fn must_suffice_to_enter() -> Result<(), Refusal> {
     let has = sys::change_capabilities(|| caps::read(None, CapSet::Effective));
     let has = has.context(Reason::Broken, "read our own capabilities")?;
@@ -43,13 +46,15 @@ pub fn become_user(container: ContainerUid) -> Result<(), Refusal> {
         .context(Reason::Broken, "become the container's user")
 }
 
-/// In the container's user namespace: becomes its user. This drops no capability, because the node's uid 0 is not root there.
+/// In the container's user namespace: becomes its user. This drops no capability, because the
+/// node's uid 0 is not root there.
 pub fn become_user_inside(container: ContainerUid) -> Result<(), Refusal> {
     let Ids { uid, gid } = Ids::of(container);
     sys::become_user(uid, gid).context(Reason::Broken, "become the container's user in its user namespace")
 }
 
-/// Drops every capability, and verifies that no capability, no id but the container's, no other group, and no way to become root is left.
+/// Drops every capability, and verifies that no capability, no id but the container's, no other
+/// group, and no way to become root is left.
 pub fn drop_all(container: ContainerUid, groups: &[u32]) -> Result<(), Refusal> {
     sys::clear_capabilities().context(Reason::Broken, "give up every capability")?;
     let has = |set| sys::change_capabilities(|| caps::read(None, set));
@@ -77,7 +82,8 @@ pub fn stay_root(bounding_set: u64) -> Result<(), Refusal> {
     keep_capabilities(&kept).context(Reason::Broken, "drop capabilities")
 }
 
-/// For `join=now`, whose application becomes the user itself: keeps the capabilities for that, and accesses files as the user from here on.
+/// For `join=now`, whose application becomes the user itself: keeps the capabilities for that, and
+/// accesses files as the user from here on.
 pub fn keep_for_join_now(container: ContainerUid) -> Result<(), Refusal> {
     let (uid, gid) = (Uid::from_raw(container.get()), Gid::from_raw(container.get()));
     retry(|| setgroups(&[gid])).context(Reason::Broken, "drop root's groups")?;
@@ -90,7 +96,8 @@ pub fn keep_for_join_now(container: ContainerUid) -> Result<(), Refusal> {
     keep_capabilities(&KEPT_FOR_JOIN_NOW).context(Reason::Broken, "drop capabilities")
 }
 
-/// What login(1), su(1) and cron(8) need to hand over a terminal, become the user, signal it, and write to the audit log.
+/// What login(1), su(1) and cron(8) need to hand over a terminal, become the user, signal it, and
+/// write to the audit log.
 const KEPT_FOR_JOIN_NOW: [Capability; 6] = [
     Capability::CAP_CHOWN,
     Capability::CAP_FOWNER,
@@ -100,8 +107,10 @@ const KEPT_FOR_JOIN_NOW: [Capability; 6] = [
     Capability::CAP_AUDIT_WRITE,
 ];
 
-/// What root needs inside a container to manage its files, processes and network. Root cannot mount, make device nodes, load modules, or open
-/// the node's files by handle (CAP_DAC_READ_SEARCH). This is not a security boundary: /proc/sys and existing device nodes check only for uid 0.
+/// What root needs inside a container to manage its files, processes and network. Root cannot
+/// mount, make device nodes, load modules, or open the node's files by handle
+/// (CAP_DAC_READ_SEARCH). This is not a security boundary: /proc/sys and existing device nodes
+/// check only for uid 0.
 const KEPT_BY_ROOT: [Capability; 11] = [
     Capability::CAP_CHOWN,
     Capability::CAP_DAC_OVERRIDE,
@@ -116,7 +125,8 @@ const KEPT_BY_ROOT: [Capability; 11] = [
     Capability::CAP_SYS_PTRACE,
 ];
 
-/// One change at a time, so that a call that a signal interrupts can be repeated while the process still has the capability for it.
+/// One change at a time, so that a call that a signal interrupts can be repeated while the process
+/// still has the capability for it.
 fn keep_capabilities(kept: &[Capability]) -> nix::Result<()> {
     let kept: CapsHashSet = kept.iter().copied().collect();
     sys::bound_capabilities(kept.iter().fold(0, |mask, capability| mask | capability.bitmask()))?;

@@ -1,7 +1,7 @@
 //! Reads a process's directory in /proc: files, namespaces, fields of its status.
 //!
-//! The directory is held open, because a process can end and its pid be reused at any moment. Nothing is decided here, but in
-//! [`leader`](crate::leader) and [`link_rules`](crate::link_rules).
+//! The directory is held open, because a process can end and its pid be reused at any moment.
+//! Nothing is decided here, but in [`leader`](crate::leader) and [`link_rules`](crate::link_rules).
 
 use crate::sys::retry;
 use nix::dir::Dir;
@@ -75,8 +75,9 @@ impl Proc {
         retry(|| openat(&self.0, name, flags | OFlag::O_CLOEXEC, Mode::empty())).map_err(|errno| self.cause(errno))
     }
 
-    /// If a process ends while one of its links is followed, Linux returns EACCES (proc_ns_get_link() and proc_pid_get_link()), as for a link
-    /// that may not be followed. Only in the second case does the process still exist.
+    /// If a process ends while one of its links is followed, Linux returns EACCES
+    /// (proc_ns_get_link() and proc_pid_get_link()), as for a link that may not be followed. Only
+    /// in the second case does the process still exist.
     fn cause(&self, errno: Errno) -> Errno {
         match errno {
             Errno::EACCES => retry(|| fstatat(&self.0, "status", AtFlags::empty())).err().unwrap_or(errno),
@@ -84,7 +85,8 @@ impl Proc {
         }
     }
 
-    /// Reads one of its files whole. Names in it may be any bytes; what is not UTF-8 becomes a name that no file has.
+    /// Reads one of its files whole. Names in it may be any bytes; what is not UTF-8 becomes a name
+    /// that no file has.
     pub fn read(&self, name: &str) -> std::io::Result<String> {
         read_whole(self.open(name)?)
     }
@@ -120,7 +122,8 @@ pub fn read_whole(file: OwnedFd) -> std::io::Result<String> {
     Ok(text_of(&text))
 }
 
-/// Replaces invalid UTF-8 by NUL, which no file name has. A tenant could give a name with U+FFFD to another directory.
+/// Replaces invalid UTF-8 by NUL, which no file name has. A tenant could give a name with U+FFFD to
+/// another directory.
 pub(crate) fn text_of(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {

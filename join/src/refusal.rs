@@ -1,4 +1,5 @@
-//! Why a login is refused: one plain sentence for the user, one line with the cause for the operator.
+//! Why a login is refused: one plain sentence for the user, one line with the cause for the
+//! operator.
 //!
 //! All sentences that users read are in this file. The causes are where each refusal happens.
 
@@ -34,7 +35,8 @@ pub enum Reason {
     BadMap,
     /// Root inside could reach the node through a session.
     RootTooPowerful,
-    /// What listens on the socket is not the container's pid 1, or the container is not set up to be entered.
+    /// What listens on the socket is not the container's pid 1, or the container is not set up to
+    /// be entered.
     NotTrusted,
     /// PAM or the node is not set up as this module needs it.
     Misconfigured,

@@ -1,6 +1,8 @@
-//! How many logins were refused since boot, by container and reason: counters in `/run/unbit/refusals`, one file for each container.
+//! How many logins were refused since boot, by container and reason: counters in
+//! `/run/unbit/refusals`, one file for each container.
 //!
-//! A file is a page of counters, which every process maps and increments atomically. So no login waits for another, however one ends.
+//! A file is a page of counters, which every process maps and increments atomically. So no login
+//! waits for another, however one ends.
 //!
 //! No login depends on a counter.
 
@@ -35,7 +37,8 @@ pub fn count(container: Option<ContainerUid>, reason: Reason) -> Result<(), Refu
         .context(Reason::Broken, format_args!("count in {DIRECTORY}/{name}"))
 }
 
-/// The counters by reason; empty if no login was refused. `None` is for names that are no container's.
+/// The counters by reason; empty if no login was refused. `None` is for names that are no
+/// container's.
 pub fn counted(directory: &Path, container: Option<ContainerUid>) -> io::Result<Vec<(Reason, u64)>> {
     let name = container.map_or_else(|| NO_CONTAINER.to_owned(), |container| container.to_string());
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;

@@ -1,4 +1,5 @@
-//! Opens a regular file in a directory that others can change: never through a symbolic link, and never waiting (O_NONBLOCK).
+//! Opens a regular file in a directory that others can change: never through a symbolic link, and
+//! never waiting (O_NONBLOCK).
 //!
 //! The caller decides what to do about anything else that has the name.
 

@@ -1,6 +1,8 @@
-//! Verify: the root directory of the container's pid 1 must be the root of its mount namespace, which setns(2) makes a session's root.
+//! Verify: the root directory of the container's pid 1 must be the root of its mount namespace,
+//! which setns(2) makes a session's root.
 //!
-//! If pid 1 is in a chroot(2), a session that joins its mount namespace sees the files outside the chroot.
+//! If pid 1 is in a chroot(2), a session that joins its mount namespace sees the files outside the
+//! chroot.
 
 use crate::leader::Leader;
 use crate::proc::Proc;
@@ -18,15 +20,17 @@ pub struct RootDirectory {
 }
 
 impl RootDirectory {
-    /// Refuses a pid 1 whose root directory is the node's, or is not the root of its mount namespace.
+    /// Refuses a pid 1 whose root directory is the node's, or is not the root of its mount
+    /// namespace.
     pub fn of(leader: &Leader) -> Result<Self, Refusal> {
         let root = leader
             .proc
             .open_directory("root")
             .context(Reason::NotRunning, format_args!("open /proc/{}/root", leader.pid))?;
         let theirs = sys::file_id(&root).context(Reason::Broken, "look at the root directory of its pid 1")?;
-        // We are outside its chroot, so ".." leads out of it, unless it is the root of the mount namespace (path_resolution(7)).
-        // Root of a linked container may have mounted a file system of its own: if the kernel would have to ask that, `must_be_here` decides.
+        // We are outside its chroot, so ".." leads out of it, unless it is the root of the mount
+        // namespace (path_resolution(7)). Root of a linked container may have mounted a file system
+        // of its own: if the kernel would have to ask that, `must_be_here` decides.
         let above = match leader.is_linked() {
             true => sys::open_cached(root.as_fd(), "..").ok(),
             false => Some(retry(|| openat(&root, "..", PATH, Mode::empty())).context(Reason::Broken, LOOK_ABOVE)?),
@@ -45,7 +49,8 @@ impl RootDirectory {
         Ok(found)
     }
 
-    /// Checks, after the mount namespace was joined, that `/` is pid 1's root directory and not the node's.
+    /// Checks, after the mount namespace was joined, that `/` is pid 1's root directory and not the
+    /// node's.
     pub fn must_be_here(&self) -> Result<(), Refusal> {
         let here = retry(|| open("/", PATH, Mode::empty()))
             .and_then(|root| sys::file_id(&root))

@@ -9,7 +9,8 @@ use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 use std::os::fd::OwnedFd;
 
-/// Opens a file in a directory of /run/unbit, and makes both if they do not exist. Only root may write to any component, and read the files.
+/// Opens a file in a directory of /run/unbit, and makes both if they do not exist. Only root may
+/// write to any component, and read the files.
 pub fn open_file(directory_name: &str, file_name: &str) -> Result<OwnedFd, Refusal> {
     let path = format!("/run/unbit/{directory_name}");
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

@@ -1,7 +1,10 @@
-//! Opens a path that nobody but root can change, as OpenSSH's safe_path() and sudo's secure_path.c check one.
+//! Opens a path that nobody but root can change, as OpenSSH's safe_path() and sudo's secure_path.c
+//! check one.
 //!
-//! Each component is opened by itself. None may be a directory or a symbolic link that belongs to another user, nor a directory that others
-//! may write to. Below the mount point of a cgroup hierarchy the owner does not matter: an engine gives a container's group to the container's root.
+//! Each component is opened by itself. None may be a directory or a symbolic link that belongs to
+//! another user, nor a directory that others may write to. Below the mount point of a cgroup
+//! hierarchy the owner does not matter: an engine gives a container's group to the container's
+//! root.
 
 use crate::sys::retry;
 use nix::errno::Errno;
@@ -21,7 +24,8 @@ const STEP: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXE
 /// Why a path was not opened. The text names the component.
 #[derive(Debug)]
 pub enum PathError {
-    /// A component does not exist. The second value says whether the directory before it is a cgroup.
+    /// A component does not exist. The second value says whether the directory before it is a
+    /// cgroup.
     Missing(String, bool),
     /// Another user can change a component, or it is not a directory.
     Wrong(String),
@@ -80,7 +84,8 @@ pub fn open_directory(path: &Path) -> Result<OwnedFd, PathError> {
     Ok(here)
 }
 
-/// Refuses a file or directory that root does not own, or that others may write to. The error says what it is instead.
+/// Refuses a file or directory that root does not own, or that others may write to. The error says
+/// what it is instead.
 pub fn must_be_roots(status: &FileStat) -> Result<(), String> {
     if status.st_uid == 0 && status.st_mode & 0o022 == 0 {
         return Ok(());

@@ -1,8 +1,9 @@
 //! The seccomp(2) filter of a session whose pid 1 has a filter.
 //!
-//! The filter of another process cannot be taken over. This one denies every call that the default profile of Docker (moby,
-//! `profiles/seccomp/default.json`) or of podman (containers/common, `pkg/seccomp/seccomp.json`) denies a process without capabilities. pid 1's
-//! own filter can deny more.
+//! The filter of another process cannot be taken over. This one denies every call that the default
+//! profile of Docker (moby, `profiles/seccomp/default.json`) or of podman (containers/common,
+//! `pkg/seccomp/seccomp.json`) denies a process without capabilities. pid 1's own filter can deny
+//! more.
 //!
 //! Whether a session gets the filter is decided in [`confinement`](crate::confinement).
 
@@ -106,14 +107,17 @@ const CACHESTAT: c_long = 451;
 const NEWEST: u32 = 452;
 /// The numbers of x32, which are x86_64's with this bit.
 const X32: u32 = 0x4000_0000;
-/// Every kind of namespace of clone(2): CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET.
+/// Every kind of namespace of clone(2): CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and
+/// NEWNET.
 const NAMESPACES: u32 = 0x7e02_0000;
-/// What personality(2) may be asked for: Linux, its 32-bit kind, each with the old uname, and nothing but the present one.
+/// What personality(2) may be asked for: Linux, its 32-bit kind, each with the old uname, and
+/// nothing but the present one.
 const PERSONALITIES: [u32; 5] = [0, 8, 0x20000, 0x20008, 0xffff_ffff];
 
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const NOT_PERMITTED: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
-/// With this errno libaudit assumes a kernel without audit, and libpam logs no error (audit_open(3)). podman's profile has it as well.
+/// With this errno libaudit assumes a kernel without audit, and libpam logs no error
+/// (audit_open(3)). podman's profile has it as well.
 const NO_AUDIT: u32 = libc::SECCOMP_RET_ERRNO | libc::EINVAL as u32;
 const NO_SUCH_CALL: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 
@@ -125,7 +129,8 @@ const fn argument_at(index: u32) -> u32 {
     16 + 8 * index
 }
 
-/// Filters the system calls of this process and its descendants. Needs CAP_SYS_ADMIN or no_new_privs.
+/// Filters the system calls of this process and its descendants. Needs CAP_SYS_ADMIN or
+/// no_new_privs.
 pub fn apply() -> nix::Result<()> {
     sys::filter_system_calls(&filter().ok_or(Errno::EOPNOTSUPP)?)
 }

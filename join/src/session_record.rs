@@ -1,7 +1,9 @@
-//! The record of a session, which sshd's monitor writes to its slot in `/run/unbit/sessions/30001`, for root to read.
+//! The record of a session, which sshd's monitor writes to its slot in `/run/unbit/sessions/30001`,
+//! for root to read.
 //!
-//! The lock on the slot says that there is a session, and whose: see [`sessions`](crate::sessions). The record only describes it. It has the
-//! writer's pid, so that the record of an earlier session in the same slot is not taken for this one's.
+//! The lock on the slot says that there is a session, and whose: see [`sessions`](crate::sessions).
+//! The record only describes it. It has the writer's pid, so that the record of an earlier session
+//! in the same slot is not taken for this one's.
 
 use nix::time::{ClockId, clock_gettime};
 use std::str;
@@ -15,12 +17,14 @@ const FORMAT: &str = "unbit 1";
 /// Follows a text that was truncated.
 const CUT: &str = "...";
 
-/// One session, as PAM describes it when it opens. Each text is one line, which the writer has escaped.
+/// One session, as PAM describes it when it opens. Each text is one line, which the writer has
+/// escaped.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Record {
     /// The process that holds the lock.
     pub pid: u32,
-    /// When the session was opened, in milliseconds since boot (CLOCK_BOOTTIME, as is a process's start in /proc).
+    /// When the session was opened, in milliseconds since boot (CLOCK_BOOTTIME, as is a process's
+    /// start in /proc).
     pub opened: u64,
     /// PAM_SERVICE.
     pub service: String,

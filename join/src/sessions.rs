@@ -1,8 +1,10 @@
 //! Counts and limits the sessions of a container.
 //!
-//! Each session holds a record lock (F_SETLK of fcntl(2)) on one byte of `/run/unbit/sessions/30001`, its slot. The kernel releases the lock
-//! when sshd's monitor ends, however it ends, so nothing has to be cleaned up or can be miscounted. The file also has a
-//! [`Record`](crate::session_record::Record) for each slot. Only a record of the process that holds the lock counts.
+//! Each session holds a record lock (F_SETLK of fcntl(2)) on one byte of
+//! `/run/unbit/sessions/30001`, its slot. The kernel releases the lock when sshd's monitor ends,
+//! however it ends, so nothing has to be cleaned up or can be miscounted. The file also has a
+//! [`Record`](crate::session_record::Record) for each slot. Only a record of the process that holds
+//! the lock counts.
 
 use crate::refusal::{Context, Reason, Refusal};
 use crate::run_directory;
@@ -23,7 +25,8 @@ pub const MAX_SESSIONS: u32 = 1024;
 
 /// A session's slot. It is released when the process that took it drops this or ends.
 ///
-/// A process must not hold two slots of one container: closing a file releases all locks that the process has on it (fcntl(2)).
+/// A process must not hold two slots of one container: closing a file releases all locks that the
+/// process has on it (fcntl(2)).
 #[derive(Debug)]
 pub struct Slot {
     file: File,
@@ -76,7 +79,8 @@ pub fn count(directory: &Path, container: ContainerUid) -> Option<usize> {
 /// A session that is open.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Open {
-    /// The process that holds its lock: sshd's monitor, or the application that entered by `join=now`.
+    /// The process that holds its lock: sshd's monitor, or the application that entered by
+    /// `join=now`.
     pub pid: i32,
     /// The record of that process; `None` until it is written.
     pub record: Option<Record>,
@@ -120,14 +124,15 @@ fn open_to_read(directory: &Path, container: ContainerUid) -> io::Result<Option<
     }
 }
 
-/// Whether the limit holds with slots above it counted as well, which were taken when the limit was higher.
+/// Whether the limit holds with slots above it counted as well, which were taken when the limit was
+/// higher.
 fn has_room(file: &OwnedFd, limit: u32) -> nix::Result<bool> {
     let above = limit.into()..MAX_SESSIONS.into();
     Ok(held(file, above)?.is_empty() || held(file, 0..MAX_SESSIONS.into())?.len() < limit as usize)
 }
 
-/// The locked bytes of a range, each with the process that holds it. F_GETLK reports any one lock in a range, so the bytes on both sides of
-/// it are queried again.
+/// The locked bytes of a range, each with the process that holds it. F_GETLK reports any one lock
+/// in a range, so the bytes on both sides of it are queried again.
 fn held(file: &impl AsFd, range: Range<libc::off_t>) -> nix::Result<Vec<(u32, i32)>> {
     let (mut held, mut left) = (Vec::new(), vec![range]);
     while let Some(range) = left.pop().filter(|range| !range.is_empty()) {
@@ -174,7 +179,8 @@ mod tests {
     use std::io::{BufRead, BufReader};
     use std::process::{Child, Command, Stdio};
 
-    /// Another process that holds these bytes: the locks of the process that asks are not reported to it.
+    /// Another process that holds these bytes: the locks of the process that asks are not reported
+    /// to it.
     struct Holder(Child);
 
     impl Holder {

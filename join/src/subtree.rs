@@ -1,7 +1,8 @@
 //! A cgroup with all cgroups below it: lists its processes, and says whether a process is in it.
 //!
-//! Root inside a container can make cgroups below its own, as many and as deep as it likes. So the walk holds one descriptor, whatever the
-//! depth, and ends at the deadline or at a maximum number of cgroups.
+//! Root inside a container can make cgroups below its own, as many and as deep as it likes. So the
+//! walk holds one descriptor, whatever the depth, and ends at the deadline or at a maximum number
+//! of cgroups.
 //!
 //! Which process is pid 1 is decided in [`pid_namespaces`](crate::pid_namespaces).
 
@@ -63,7 +64,8 @@ impl Subtree {
         })
     }
 
-    /// Calls `found` with the pid of each process. A process that moves in the meantime can be found twice or not at all.
+    /// Calls `found` with the pid of each process. A process that moves in the meantime can be
+    /// found twice or not at all.
     pub fn for_each_process(
         &self,
         deadline: Deadline,
@@ -125,7 +127,8 @@ fn enter(
                 found(pid)?;
             }
         }
-        // A threaded cgroup (cgroups(7)). The nearest cgroup above that is not threaded lists its processes.
+        // A threaded cgroup (cgroups(7)). The nearest cgroup above that is not threaded lists its
+        // processes.
         Err(Errno::EOPNOTSUPP) if !is_top => {}
         Err(Errno::EOPNOTSUPP) => return Err(Refusal::new(Reason::BadLink, "the link leads to a threaded cgroup")),
         Err(errno @ (Errno::ENOENT | Errno::ENODEV)) if is_top => return Err(gone(errno)),

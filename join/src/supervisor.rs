@@ -1,7 +1,8 @@
-//! The process that stays outside and waits for its child inside: it forwards signals, and exits as the child exits, so its own parent sees no
-//! difference.
+//! The process that stays outside and waits for its child inside: it forwards signals, and exits as
+//! the child exits, so its own parent sees no difference.
 //!
-//! It never stops itself, and always reaps its child: a container cannot end before each of its processes has been waited for.
+//! It never stops itself, and always reaps its child: a container cannot end before each of its
+//! processes has been waited for.
 //!
 //! Nothing here enters a container.
 
@@ -26,11 +27,13 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Blocks all of them, and sets SIGCHLD to its default: if it is ignored, the exit status of a child is lost.
+    /// Blocks all of them, and sets SIGCHLD to its default: if it is ignored, the exit status of a
+    /// child is lost.
     pub fn hold() -> Result<Self, Refusal> {
         let of_children = sys::default_signal(Signal::SIGCHLD).context(Reason::Broken, "watch for the child's end")?;
         let mut before = SigSet::empty();
-        // Not nix's thread_swap_mask, which takes the errno that pthread_sigmask(3) returns for a success.
+        // Not nix's thread_swap_mask, which takes the errno that pthread_sigmask(3) returns for a
+        // success.
         let blocked = retry(|| sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before)));
         if blocked.is_err() {
             let _ = sys::restore_signal(Signal::SIGCHLD, &of_children);
@@ -52,8 +55,9 @@ impl Signals {
     }
 }
 
-/// Turns sshd's child, which forked the session's process and stays outside, into the supervisor. It becomes the container's user, closes all
-/// descriptors, and is killed if sshd's monitor, its parent, ends first.
+/// Turns sshd's child, which forked the session's process and stays outside, into the supervisor.
+/// It becomes the container's user, closes all descriptors, and is killed if sshd's monitor, its
+/// parent, ends first.
 ///
 /// `ids` are those of the container's user on the node, which let it signal the session.
 pub fn supervise_session(container: ContainerUid, ids: Ids, child: Pid, signals: &Signals, monitor: Pid) -> Refusal {
@@ -81,7 +85,8 @@ pub fn die_with_supervisor() {
 fn drop_privileges(container: ContainerUid, ids: Ids, kept: SignalFd) -> Result<SignalFd, Refusal> {
     // An operator can do without the title.
     let _ = sys::set_supervisor_title(container.get());
-    // Out of the session's process group, which a process inside can signal as a whole: kill(0, SIGSTOP).
+    // Out of the session's process group, which a process inside can signal as a whole: kill(0,
+    // SIGSTOP).
     retry(|| setpgid(Pid::from_raw(0), Pid::from_raw(0)))
         .context(Reason::Broken, "put the supervisor into a group of its own")?;
     sys::bound_capabilities(0).context(Reason::Broken, "drop the supervisor's capabilities")?;
@@ -103,11 +108,12 @@ fn drop_privileges(container: ContainerUid, ids: Ids, kept: SignalFd) -> Result<
 
 /// For `join=now`: forks twice, and returns in the grandchild, which goes on as the application.
 ///
-/// With the outer error nothing was forked. The inner error is returned in a child, which must not return to the application: that would go on
-/// as root on the node.
+/// With the outer error nothing was forked. The inner error is returned in a child, which must not
+/// return to the application: that would go on as root on the node.
 ///
-/// Two processes wait. The original one stops when the application stops, for a shell's job control. The one in the middle never stops, so it
-/// can always reap the application. It calls `before_the_second`.
+/// Two processes wait. The original one stops when the application stops, for a shell's job
+/// control. The one in the middle never stops, so it can always reap the application. It calls
+/// `before_the_second`.
 pub fn go_on_in_a_child(
     before_the_second: impl FnOnce() -> Result<(), Refusal>,
 ) -> Result<Result<(), Refusal>, Refusal> {
@@ -157,8 +163,8 @@ fn supervise(child: Pid, signals: &Signals, to_read: &SignalFd, front: Option<Pi
             _ => {}
         }
         let Ok(Some(received)) = to_read.read_signal() else { continue };
-        // A terminal's signals come from the kernel and reach the child as well, which is in our process group. Only the SIGHUP of a lost
-        // connection is sent to the session leader alone.
+        // A terminal's signals come from the kernel and reach the child as well, which is in our
+        // process group. Only the SIGHUP of a lost connection is sent to the session leader alone.
         let sent_by_a_process = received.ssi_code <= 0;
         match Signal::try_from(received.ssi_signo as i32) {
             Ok(Signal::SIGCHLD) | Err(_) => {}

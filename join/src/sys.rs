@@ -1,6 +1,7 @@
 //! System calls that nix lacks, or has only as unsafe functions.
 //!
-//! Each function makes one call safe to use. Decisions, messages and refusals belong to the callers.
+//! Each function makes one call safe to use. Decisions, messages and refusals belong to the
+//! callers.
 #![allow(unsafe_code)]
 
 use nix::dir::Dir;
@@ -49,15 +50,18 @@ pub fn namespace_type(namespace: &OwnedFd) -> nix::Result<CloneFlags> {
     retry(|| unsafe { ioctls::get_nstype(namespace.as_raw_fd()) }).map(CloneFlags::from_bits_retain)
 }
 
-/// NS_GET_USERNS of ioctl_nsfs(2): the user namespace that owns this one. Only for a descriptor on nsfs.
+/// NS_GET_USERNS of ioctl_nsfs(2): the user namespace that owns this one. Only for a descriptor on
+/// nsfs.
 pub fn namespace_owner(namespace: &OwnedFd) -> nix::Result<OwnedFd> {
     // SAFETY: as above.
     let descriptor = retry(|| unsafe { ioctls::get_userns(namespace.as_raw_fd()) })?;
-    // SAFETY: the request has just made this descriptor, close-on-exec, and nobody else knows of it.
+    // SAFETY: the request has just made this descriptor, close-on-exec, and nobody else knows of
+    // it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// NS_GET_PARENT of ioctl_nsfs(2): the pid or user namespace around this one. Only for a descriptor on nsfs.
+/// NS_GET_PARENT of ioctl_nsfs(2): the pid or user namespace around this one. Only for a descriptor
+/// on nsfs.
 pub fn namespace_parent(namespace: &OwnedFd) -> nix::Result<OwnedFd> {
     // SAFETY: as above.
     let descriptor = retry(|| unsafe { ioctls::get_parent(namespace.as_raw_fd()) })?;
@@ -65,15 +69,15 @@ pub fn namespace_parent(namespace: &OwnedFd) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// NS_GET_PID_FROM_PIDNS of linux/nsfs.h (Linux 6.11; ENOTTY before): the pid, in our pid namespace, of the process with this pid in another.
-/// Only for a descriptor on nsfs.
+/// NS_GET_PID_FROM_PIDNS of linux/nsfs.h (Linux 6.11; ENOTTY before): the pid, in our pid
+/// namespace, of the process with this pid in another. Only for a descriptor on nsfs.
 pub fn pid_in_namespace(namespace: &OwnedFd, pid: i32) -> nix::Result<i32> {
     // SAFETY: the request takes a number.
     retry(|| unsafe { ioctls::get_pid(namespace.as_raw_fd(), pid) })
 }
 
-/// Leaves nothing in the bounding set but what is in this mask of bits (PR_CAPBSET_DROP of prctl(2)). Dropping a capability
-/// that is already absent needs no CAP_SETPCAP.
+/// Leaves nothing in the bounding set but what is in this mask of bits (PR_CAPBSET_DROP of
+/// prctl(2)). Dropping a capability that is already absent needs no CAP_SETPCAP.
 pub fn bound_capabilities(kept: u64) -> nix::Result<()> {
     for capability in (0..u64::BITS).filter(|capability| kept & (1 << capability) == 0) {
         // SAFETY: takes numbers and touches no memory of ours.
@@ -102,8 +106,8 @@ pub fn clear_capabilities() -> nix::Result<()> {
     Ok(())
 }
 
-/// Sets the supplementary groups. A raw call, for this thread alone: after [`clone_into`] glibc can still know threads that only the parent has,
-/// and would wait for them.
+/// Sets the supplementary groups. A raw call, for this thread alone: after [`clone_into`] glibc can
+/// still know threads that only the parent has, and would wait for them.
 pub fn set_groups(groups: &[u32]) -> nix::Result<()> {
     // SAFETY: reads as many groups as there are.
     retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })).map(drop)
@@ -152,8 +156,8 @@ pub fn exit_now(status: i32) -> ! {
 
 /// fork(2), for a PAM application: the child goes on as the application.
 pub fn fork() -> nix::Result<nix::unistd::ForkResult> {
-    // SAFETY: PAM applications are single-threaded where they open a session (they fork there themselves), so the child finds no lock
-    // that another thread holds.
+    // SAFETY: PAM applications are single-threaded where they open a session (they fork there
+    // themselves), so the child finds no lock that another thread holds.
     unsafe { nix::unistd::fork() }
 }
 
@@ -168,10 +172,12 @@ pub enum Cloned {
     Child,
 }
 
-/// fork(2) into a cgroup of version 2, given by its directory (clone3(2), Linux 5.7). An ordinary fork if there is none, or the kernel cannot
-/// do that. The second value says whether the new process was created in the cgroup.
+/// fork(2) into a cgroup of version 2, given by its directory (clone3(2), Linux 5.7). An ordinary
+/// fork if there is none, or the kernel cannot do that. The second value says whether the new
+/// process was created in the cgroup.
 ///
-/// glibc's fork handlers do not run. They are for locks of other threads, which a PAM application does not have when it opens a session.
+/// glibc's fork handlers do not run. They are for locks of other threads, which a PAM application
+/// does not have when it opens a session.
 pub fn clone_into(cgroup: Option<&OwnedFd>) -> nix::Result<(Cloned, bool)> {
     if let Some(cgroup) = cgroup {
         // SAFETY: all zeros asks for nothing.
@@ -180,7 +186,8 @@ pub fn clone_into(cgroup: Option<&OwnedFd>) -> nix::Result<(Cloned, bool)> {
         arguments.exit_signal = libc::SIGCHLD as u64;
         arguments.cgroup = cgroup.as_raw_fd() as u64;
         let size = size_of::<libc::clone_args>();
-        // SAFETY: the kernel reads the arguments. It shares no memory with the new process, which goes on from here with a copy.
+        // SAFETY: the kernel reads the arguments. It shares no memory with the new process, which
+        // goes on from here with a copy.
         let pid = retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size) }));
         if let Ok(pid) = pid {
             return Ok((cloned(pid), true));
@@ -193,7 +200,8 @@ pub fn clone_into(cgroup: Option<&OwnedFd>) -> nix::Result<(Cloned, bool)> {
     Ok((cloned(pid), false))
 }
 
-/// fork(2), but the new process is a child of this process's parent (CLONE_PARENT of clone(2)). Its pid is written to `pid`, for the parent.
+/// fork(2), but the new process is a child of this process's parent (CLONE_PARENT of clone(2)). Its
+/// pid is written to `pid`, for the parent.
 pub fn clone_sibling(pid: &AtomicI32) -> nix::Result<Cloned> {
     let flags = c_long::from(libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID | libc::SIGCHLD);
     // SAFETY: as above; the kernel writes the number of the new process, in this process's memory.
@@ -233,7 +241,8 @@ impl Shared {
             libc::MAP_FAILED => Err(Errno::last()),
             memory => Ok(memory),
         })?;
-        // SAFETY: the mapping is large enough, aligned, there for good, and of zeros, which are values of all these atomic numbers.
+        // SAFETY: the mapping is large enough, aligned, there for good, and of zeros, which are
+        // values of all these atomic numbers.
         Ok(Self(unsafe { &*memory.cast::<SharedMemory>() }))
     }
 
@@ -253,7 +262,8 @@ impl std::ops::Deref for Shared {
     }
 }
 
-/// Keeps processes of the same user from tracing this one and from its files in /proc (PR_SET_DUMPABLE of prctl(2)).
+/// Keeps processes of the same user from tracing this one and from its files in /proc
+/// (PR_SET_DUMPABLE of prctl(2)).
 pub fn set_not_dumpable() -> nix::Result<()> {
     retry(|| nix::sys::prctl::set_dumpable(false))
 }
@@ -335,7 +345,8 @@ impl Scheduling {
     }
 }
 
-/// The nice value of a process; 0 is this process. sched_getattr(2) reports it for some policies only.
+/// The nice value of a process; 0 is this process. sched_getattr(2) reports it for some policies
+/// only.
 pub fn nice(pid: i32) -> nix::Result<i32> {
     // SAFETY: takes numbers. The bare call counts from 40 down to 1, so that it is never negative.
     retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, pid) }))
@@ -362,7 +373,8 @@ pub fn set_io_priority(value: i32) -> nix::Result<()> {
     retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, value) })).map(drop)
 }
 
-/// The CPUs that a process may run on, sched_setaffinity(2). Room for 8192 of them, as many as the kernel can be built for.
+/// The CPUs that a process may run on, sched_setaffinity(2). Room for 8192 of them, as many as the
+/// kernel can be built for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CpuSet(Vec<u8>);
 
@@ -415,7 +427,8 @@ pub fn file_id(file: &OwnedFd) -> nix::Result<FileId> {
     Ok(FileId { device, inode, mount: if mask & STATX_MNT_ID == 0 { 0 } else { mount } })
 }
 
-/// The number of the mount that a file was opened on: statx(2) from Linux 5.8 on, before that the descriptor's fdinfo (proc_pid_fdinfo(5)).
+/// The number of the mount that a file was opened on: statx(2) from Linux 5.8 on, before that the
+/// descriptor's fdinfo (proc_pid_fdinfo(5)).
 pub fn mount_of(file: &OwnedFd) -> nix::Result<u64> {
     let id = file_id(file)?;
     if id.mount != 0 {
@@ -426,8 +439,8 @@ pub fn mount_of(file: &OwnedFd) -> nix::Result<u64> {
     mount.and_then(|mount| mount.trim().parse().ok()).ok_or(Errno::ENODATA)
 }
 
-/// getgroups(2). nix would ask sysconf(3) how many there can be, for which glibc opens a file below /proc: a file of the container's, once that is
-/// joined.
+/// getgroups(2). nix would ask sysconf(3) how many there can be, for which glibc opens a file below
+/// /proc: a file of the container's, once that is joined.
 pub fn groups() -> nix::Result<Vec<u32>> {
     // SAFETY: with no room the kernel writes nothing.
     let count = Errno::result(unsafe { libc::getgroups(0, null_mut()) })?;
@@ -438,8 +451,9 @@ pub fn groups() -> nix::Result<Vec<u32>> {
     Ok(groups)
 }
 
-/// A directory, as no more than a place, if the kernel finds it without a question to a file system: that of a network or FUSE file system may not
-/// be answered. EAGAIN if it would have to ask; EINVAL before Linux 5.12. No link is followed.
+/// A directory, as no more than a place, if the kernel finds it without a question to a file
+/// system: that of a network or FUSE file system may not be answered. EAGAIN if it would have to
+/// ask; EINVAL before Linux 5.12. No link is followed.
 pub fn open_cached(directory: BorrowedFd<'_>, path: &str) -> nix::Result<OwnedFd> {
     const MAX_TRIES: usize = 16; // EAGAIN also means that something was mounted or renamed elsewhere meanwhile
     const RESOLVE_CACHED: u64 = 0x20; // linux/openat2.h
@@ -493,7 +507,8 @@ pub fn receive_descriptor(socket: &OwnedFd) -> nix::Result<Option<OwnedFd>> {
     });
     match received {
         Err(Errno::EAGAIN) => Ok(None),
-        // SAFETY: the call has just made this descriptor, close-on-exec, and nobody else knows of it.
+        // SAFETY: the call has just made this descriptor, close-on-exec, and nobody else knows of
+        // it.
         other => other.map(|descriptor| descriptor.map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) })),
     }
 }
@@ -504,12 +519,14 @@ pub fn set_supervisor_title(uid: u32) -> nix::Result<()> {
     let name = std::ffi::CString::new(title.as_str()).map_err(|_| Errno::EINVAL)?;
     nix::sys::prctl::set_name(&name)?;
     let stat = std::fs::read_to_string("/proc/self/stat").map_err(|_| Errno::last())?;
-    // proc_pid_stat(5): arg_start and arg_end are fields 48 and 49, and the third follows the name in brackets.
+    // proc_pid_stat(5): arg_start and arg_end are fields 48 and 49, and the third follows the name
+    // in brackets.
     let mut fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().skip(45);
     let mut address = || fields.next().and_then(|field| field.parse::<usize>().ok()).filter(|address| *address > 0);
     let (Some(start), Some(end)) = (address(), address()) else { return Err(Errno::ENODATA) };
     for (place, byte) in (start..end).zip(title.bytes().chain(std::iter::repeat(0))) {
-        // SAFETY: the kernel put the arguments there, in memory that a process may write (execve(2)); the last byte stays 0.
+        // SAFETY: the kernel put the arguments there, in memory that a process may write
+        // (execve(2)); the last byte stays 0.
         unsafe { std::ptr::with_exposed_provenance_mut::<u8>(place).write(if place + 1 == end { 0 } else { byte }) };
     }
     Ok(())
@@ -518,7 +535,8 @@ pub fn set_supervisor_title(uid: u32) -> nix::Result<()> {
 /// Closes every descriptor but one.
 pub fn close_all_but(kept: impl AsFd) -> nix::Result<()> {
     let kept = kept.as_fd().as_raw_fd();
-    // SAFETY: takes numbers. Whoever owns one of these descriptors never runs again in this process.
+    // SAFETY: takes numbers. Whoever owns one of these descriptors never runs again in this
+    // process.
     let close = |first: c_int, last: c_int| match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
         _ if first > last => Ok(0),
         result => Errno::result(result),
@@ -597,7 +615,8 @@ pub fn add_one(file: &OwnedFd, size: usize, place: usize) -> nix::Result<()> {
     if page == libc::MAP_FAILED {
         return Err(Errno::last());
     }
-    // SAFETY: a mapping begins with a page, and the place is within it, see above. Every process that writes there does it by this function.
+    // SAFETY: a mapping begins with a page, and the place is within it, see above. Every process
+    // that writes there does it by this function.
     unsafe { AtomicU64::from_ptr(page.cast::<u64>().add(place)) }.fetch_add(1, Ordering::Relaxed);
     // SAFETY: the mapping from above, to which nothing refers any more.
     Errno::result(unsafe { libc::munmap(page, size) }).map(drop)
@@ -618,7 +637,8 @@ mod tests {
         }
     }
 
-    /// The kernel's word on the filter: numbers and registers are those of this architecture. A call that fails with EBADF or EINVAL came through.
+    /// The kernel's word on the filter: numbers and registers are those of this architecture. A
+    /// call that fails with EBADF or EINVAL came through.
     #[test]
     fn the_kernel_takes_the_filter_of_sessions() {
         const NOT_TRIED: i32 = 77;

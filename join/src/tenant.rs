@@ -1,7 +1,8 @@
 //! Reads and writes a tenant's files.
 //!
-//! The tenant owns its home directory, and anything can be in it. So no root process opens a path below it. A child process does, which runs as
-//! the tenant without other groups or capabilities, and is killed if it takes too long.
+//! The tenant owns its home directory, and anything can be in it. So no root process opens a path
+//! below it. A child process does, which runs as the tenant without other groups or capabilities,
+//! and is killed if it takes too long.
 //!
 //! What is read or written is decided by the callers.
 
@@ -32,8 +33,8 @@ const MAX_OUTPUT: usize = 2 << 20;
 const DONE: u8 = b'd';
 const FAILED: u8 = b'f';
 
-/// Runs `work` in a child process as the container's user, with no group and no capability, and returns its result. The calling process must be
-/// root and have one thread.
+/// Runs `work` in a child process as the container's user, with no group and no capability, and
+/// returns its result. The calling process must be root and have one thread.
 pub fn run_as(uid: ContainerUid, work: impl FnOnce() -> Result<Vec<u8>, String>) -> Result<Vec<u8>, String> {
     let home = uid.home();
     let home = home.as_c_str().to_string_lossy();
@@ -112,8 +113,8 @@ impl Directory {
         Self::open(home, name)?.ok_or_else(|| format!("{name}: {}", Errno::ENOENT))
     }
 
-    /// Replaces `file` atomically. The new file has the name `new` until it is complete. If `file` is a symbolic link, the link is replaced and
-    /// not its target.
+    /// Replaces `file` atomically. The new file has the name `new` until it is complete. If `file`
+    /// is a symbolic link, the link is replaced and not its target.
     pub fn replace(&self, file: &str, new: &str, bytes: &[u8]) -> Result<(), String> {
         let directory = &self.open;
         let failed = |step: &str, name: &str, error: &dyn Display| format!("{step} {}/{name}: {error}", self.name);

@@ -1,9 +1,10 @@
 //! Has sshd's monitor open terminals in the container's `/dev/pts`.
 //!
-//! The node's `/dev/pts` has no limit for each tenant: a tenant's process can keep a terminal open after its session has ended, and so use up
-//! all terminals of the machine (`kernel.pty.max`). So the monitor gets a mount namespace of its own, in which the container's `/dev/pts` covers
-//! the node's. That has a limit of its own (`max=` in the kernel's Documentation/filesystems/devpts.rst), and tty(1) finds the terminal's name
-//! in the container.
+//! The node's `/dev/pts` has no limit for each tenant: a tenant's process can keep a terminal open
+//! after its session has ended, and so use up all terminals of the machine (`kernel.pty.max`). So
+//! the monitor gets a mount namespace of its own, in which the container's `/dev/pts` covers the
+//! node's. That has a limit of its own (`max=` in the kernel's
+//! Documentation/filesystems/devpts.rst), and tty(1) finds the terminal's name in the container.
 //!
 //! Only sshd's monitor is changed here, not the session's processes.
 
@@ -54,11 +55,13 @@ impl fmt::Display for Terminals {
 
 const DIRECTORY: &str = "/dev/pts";
 
-/// A connection's own devpts: gid 5 is tty on Debian, and sshd sets owner and mode of each terminal.
+/// A connection's own devpts: gid 5 is tty on Debian, and sshd sets owner and mode of each
+/// terminal.
 const OWN: &str = "newinstance,gid=5,mode=620,ptmxmode=666,max=64";
 
 impl Attachment {
-    /// In sshd's monitor, before it opens a terminal: moves it to a mount namespace of its own, in which `/dev/pts` is the session's.
+    /// In sshd's monitor, before it opens a terminal: moves it to a mount namespace of its own, in
+    /// which `/dev/pts` is the session's.
     pub fn take_terminals(&self, deadline: Deadline) -> Result<Terminals, Refusal> {
         let (terminals, made) = self.make_terminals(deadline)?;
         made.map_or(Ok(()), |made| enter(&made))?;
@@ -70,8 +73,9 @@ impl Attachment {
         self.make_terminals(deadline).map(|(terminals, _)| terminals)
     }
 
-    /// Makes the namespace in a helper, so that the monitor waits until the deadline at most: each mount needs a lock that all namespaces share,
-    /// and a tenant who copies many mounts can hold it for some time.
+    /// Makes the namespace in a helper, so that the monitor waits until the deadline at most: each
+    /// mount needs a lock that all namespaces share, and a tenant who copies many mounts can hold
+    /// it for some time.
     fn make_terminals(&self, deadline: Deadline) -> Result<(Terminals, Option<OwnedFd>), Refusal> {
         let (ours, helpers) =
             retry(|| socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC))
@@ -121,14 +125,17 @@ impl Attachment {
         Ok(terminals)
     }
 
-    /// Whether a lookup in the container's `/dev` cannot wait on a file system that the tenant has mounted. To change pid 1's mounts, a process inside
-    /// needs CAP_SYS_ADMIN in the user namespace that owns them. Of a linked container this is only likely: pid 1 may have had the capability before.
+    /// Whether a lookup in the container's `/dev` cannot wait on a file system that the tenant has
+    /// mounted. To change pid 1's mounts, a process inside needs CAP_SYS_ADMIN in the user
+    /// namespace that owns them. Of a linked container this is only likely: pid 1 may have had the
+    /// capability before.
     fn has_engines_terminals(&self) -> bool {
         !self.has_user_namespace()
             && (!self.leader().is_linked() || self.bounding_set() & Capability::CAP_SYS_ADMIN.bitmask() == 0)
     }
 
-    /// A copy of the mount on the container's `/dev/pts`, if that is a devpts. The helper joins the mount namespace for it, and returns.
+    /// A copy of the mount on the container's `/dev/pts`, if that is a devpts. The helper joins the
+    /// mount namespace for it, and returns.
     fn open_terminals(&self) -> Result<Option<OwnedFd>, Refusal> {
         let here = own_mount_namespace()?;
         let process = &self.leader().proc;
@@ -147,7 +154,8 @@ fn own_mount_namespace() -> Result<OwnedFd, Refusal> {
     Proc::of_self().and_then(|own| own.open("ns/mnt")).context(Reason::Broken, "open our own mount namespace")
 }
 
-/// In the monitor. setns(2) changes the root directory to that of the namespace, so an sshd in a chroot(2) would leave it: it is refused.
+/// In the monitor. setns(2) changes the root directory to that of the namespace, so an sshd in a
+/// chroot(2) would leave it: it is refused.
 fn enter(made: &OwnedFd) -> Result<(), Refusal> {
     let root = || retry(|| stat("/")).map(|root| (root.st_dev, root.st_ino)).context(Reason::Broken, "look at /");
     let before = root()?;
@@ -170,8 +178,8 @@ fn find() -> Result<Option<OwnedFd>, Refusal> {
     }
 }
 
-/// The same where a file system that the tenant has mounted could keep us waiting, for good if it is FUSE: not even SIGKILL ends that. What is mounted
-/// is in the kernel's cache.
+/// The same where a file system that the tenant has mounted could keep us waiting, for good if it
+/// is FUSE: not even SIGKILL ends that. What is mounted is in the kernel's cache.
 fn find_without_asking() -> Result<Option<OwnedFd>, Refusal> {
     match sys::open_cached(AT_FDCWD, DIRECTORY) {
         // Before Linux 5.12 nobody can look without asking.
@@ -180,7 +188,8 @@ fn find_without_asking() -> Result<Option<OwnedFd>, Refusal> {
     }
 }
 
-/// If that is a devpts. statfs(2) asks the file system; `mounts`, those of a container whose file systems may be its own, are the kernel's.
+/// If that is a devpts. statfs(2) asks the file system; `mounts`, those of a container whose file
+/// systems may be its own, are the kernel's.
 fn copy_of_the_mount(opened: &OwnedFd, mounts: Option<File>) -> Result<Option<OwnedFd>, Refusal> {
     let is_devpts = match mounts {
         None => {
@@ -199,7 +208,8 @@ fn copy_of_the_mount(opened: &OwnedFd, mounts: Option<File>) -> Result<Option<Ow
     mounted(sys::clone_mount(opened), "copy the mount of the container's /dev/pts").map(Some)
 }
 
-/// The result of open_tree(2), move_mount(2) or mount(2). EPERM can come from a seccomp filter that denies only this call.
+/// The result of open_tree(2), move_mount(2) or mount(2). EPERM can come from a seccomp filter that
+/// denies only this call.
 fn mounted<T>(done: nix::Result<T>, step: &str) -> Result<T, Refusal> {
     match done {
         Err(errno @ Errno::EPERM) => {
@@ -210,7 +220,8 @@ fn mounted<T>(done: nix::Result<T>, step: &str) -> Result<T, Refusal> {
     }
 }
 
-/// Mounts made in it from here on stay there, and later mounts and unmounts of the node appear in it (MS_SLAVE).
+/// Mounts made in it from here on stay there, and later mounts and unmounts of the node appear in
+/// it (MS_SLAVE).
 fn begin_mount_namespace() -> Result<(), Refusal> {
     match retry(|| unshare(CloneFlags::CLONE_NEWNS)) {
         Err(errno @ Errno::EPERM) => {
@@ -223,7 +234,8 @@ fn begin_mount_namespace() -> Result<(), Refusal> {
     mounted(changed, "keep the monitor's mounts from the node")
 }
 
-/// The node's `/dev/ptmx` opens a terminal of the devpts on /dev/pts beside it, unless it is a bind mount from another devpts.
+/// The node's `/dev/ptmx` opens a terminal of the devpts on /dev/pts beside it, unless it is a bind
+/// mount from another devpts.
 fn redirect_ptmx() -> Result<(), Refusal> {
     let here = retry(|| stat(DIRECTORY)).context(Reason::Broken, "look at the session's /dev/pts")?.st_dev;
     let ptmx = retry(|| stat("/dev/ptmx")).context(Reason::Misconfigured, "look at /dev/ptmx")?.st_dev;
@@ -234,11 +246,13 @@ fn redirect_ptmx() -> Result<(), Refusal> {
     bind("/dev/pts/ptmx", "/dev/ptmx").context(Reason::Broken, "bind the session's ptmx")
 }
 
-/// Keeps sshd from recording these terminals in the node's utmp(5), wtmp and wtmpdb(8): they have the same names as the node's terminals, so
-/// sshd would overwrite root's lines. It writes to empty files of this connection, because without any it logs an error for each session.
+/// Keeps sshd from recording these terminals in the node's utmp(5), wtmp and wtmpdb(8): they have
+/// the same names as the node's terminals, so sshd would overwrite root's lines. It writes to empty
+/// files of this connection, because without any it logs an error for each session.
 ///
-/// The files are in a tmpfs below the mount that follows. Directories are covered instead of files, because a mount on a file moves with it
-/// when logrotate(8) renames it. lastlog is an array by uid, and stays the node's.
+/// The files are in a tmpfs below the mount that follows. Directories are covered instead of files,
+/// because a mount on a file moves with it when logrotate(8) renames it. lastlog is an array by
+/// uid, and stays the node's.
 fn hide_login_records() -> Result<(), Refusal> {
     let keep = "keep the session from the node's records";
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;

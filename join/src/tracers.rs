@@ -1,8 +1,11 @@
-//! Verify, for rule 6 of [`link`](crate::link): can any process in a container have CAP_SYS_PTRACE in our user namespace?
+//! Verify, for rule 6 of [`link`](crate::link): can any process in a container have CAP_SYS_PTRACE
+//! in our user namespace?
 //!
-//! Pid 1 can have dropped the capability (prctl(2), capset(2)) after it forked a child that still has it, and each thread has
-//! capabilities of its own. A child has no capability that its parent cannot have. So a process that was seen without it needs no second look,
-//! and if no process has it, none will. A process that ends before it is checked can leave a child behind, so the cgroup is read again.
+//! Pid 1 can have dropped the capability (prctl(2), capset(2)) after it forked a child that still
+//! has it, and each thread has capabilities of its own. A child has no capability that its parent
+//! cannot have. So a process that was seen without it needs no second look, and if no process has
+//! it, none will. A process that ends before it is checked can leave a child behind, so the cgroup
+//! is read again.
 //!
 //! Whether such a container is refused is decided in [`link`](crate::link).
 
@@ -19,8 +22,9 @@ use std::io;
 use std::thread::sleep;
 use std::time::Duration;
 
-/// A process that an engine starts inside (`docker exec`, a health check) has the capability until it executes the container's program. So the
-/// search is repeated until only this much time is left before the deadline.
+/// A process that an engine starts inside (`docker exec`, a health check) has the capability until
+/// it executes the container's program. So the search is repeated until only this much time is left
+/// before the deadline.
 const RESERVED: Duration = Duration::from_millis(100);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -59,7 +63,8 @@ struct Candidate {
 }
 
 impl Candidate {
-    /// `None` if it ended before it could be checked. There can be thousands, so only one file is read for most of them.
+    /// `None` if it ended before it could be checked. There can be thousands, so only one file is
+    /// read for most of them.
     fn can_trace(&self) -> Result<Option<bool>, Refusal> {
         let step = |what: &str| format!("look at {what} of process {}, which is in its cgroup", self.pid);
         let Some(process) = found(Proc::of(self.pid)).context(Reason::Broken, step("the directory"))? else {
@@ -104,8 +109,9 @@ impl Candidate {
     }
 }
 
-/// Whether a process with this status, or what it starts, can have CAP_SYS_PTRACE. To leave it out of the bounding set takes it away from no other
-/// set: the process keeps what is permitted, and what it executes as root gets what is inheritable (capabilities(7)).
+/// Whether a process with this status, or what it starts, can have CAP_SYS_PTRACE. To leave it out
+/// of the bounding set takes it away from no other set: the process keeps what is permitted, and
+/// what it executes as root gets what is inheritable (capabilities(7)).
 pub fn can_trace(status: &str) -> Result<bool, Refusal> {
     let mut sets = 0;
     for set in ["CapBnd", "CapPrm", "CapInh"] {

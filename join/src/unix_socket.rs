@@ -1,4 +1,5 @@
-//! Connects to a Unix socket that a tenant owns: to the inode that was checked, and until the deadline at most.
+//! Connects to a Unix socket that a tenant owns: to the inode that was checked, and until the
+//! deadline at most.
 //!
 //! Nothing is ever read from the socket.
 
@@ -16,7 +17,8 @@ pub fn new() -> Result<OwnedFd, Refusal> {
         .context(Reason::Broken, "make a socket")
 }
 
-/// Connects to the socket behind a descriptor. With a full backlog connect(2) waits, for SO_SNDTIMEO at most.
+/// Connects to the socket behind a descriptor. With a full backlog connect(2) waits, for
+/// SO_SNDTIMEO at most.
 pub fn connect(connection: &OwnedFd, to: &OwnedFd, deadline: Deadline, name: &str) -> Result<(), Refusal> {
     let address = UnixAddr::new(format!("/proc/self/fd/{}", to.as_raw_fd()).as_str())
         .context(Reason::Broken, format_args!("name {name}"))?;

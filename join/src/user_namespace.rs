@@ -1,7 +1,8 @@
 //! Prepare: the user namespace of a linked container, and the session's ids there and on the node.
 //!
-//! Inside, a session has the uid and gid 30001. The maps of the namespace (user_namespaces(7)) say which ids these are on the node. No account
-//! of the node may have those ids, because the session could signal its processes and access its files.
+//! Inside, a session has the uid and gid 30001. The maps of the namespace (user_namespaces(7)) say
+//! which ids these are on the node. No account of the node may have those ids, because the session
+//! could signal its processes and access its files.
 //!
 //! The session's other namespaces are in [`namespaces`](crate::namespaces).
 
@@ -74,7 +75,8 @@ impl UserNamespace {
         Err(Refusal::new(Reason::NotTrusted, "its pid 1 has changed its user namespace since it was verified"))
     }
 
-    /// Joins it by its descriptor, setns(2). The process gets all capabilities there, and loses those that it has on the node.
+    /// Joins it by its descriptor, setns(2). The process gets all capabilities there, and loses
+    /// those that it has on the node.
     pub fn join(&self) -> Result<(), Refusal> {
         retry(|| setns(&self.descriptor, CloneFlags::CLONE_NEWUSER))
             .context(Reason::Broken, "join the container's user namespace")
@@ -139,7 +141,8 @@ impl Kind {
         Ok(id)
     }
 
-    /// The account that has this id on the node, apart from the names that nss-mymachines(8) makes up for containers' ids.
+    /// The account that has this id on the node, apart from the names that nss-mymachines(8) makes
+    /// up for containers' ids.
     fn account(self, id: u32) -> Result<Option<String>, Refusal> {
         let name = match self {
             Self::Users => retry(|| User::from_uid(Uid::from_raw(id))).map(|user| user.map(|user| user.name)),
@@ -150,8 +153,8 @@ impl Kind {
     }
 }
 
-/// The id outside for an id inside: each line of a map has the first id inside, the first id outside, and their number. 2^32-1 is no id:
-/// setresuid(2) takes it as "unchanged".
+/// The id outside for an id inside: each line of a map has the first id inside, the first id
+/// outside, and their number. 2^32-1 is no id: setresuid(2) takes it as "unchanged".
 pub(crate) fn mapped(map: &str, inside: u32) -> Option<u32> {
     lines(map).find_map(|[first, outside, count]| {
         let offset = inside.checked_sub(first)?;

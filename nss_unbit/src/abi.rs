@@ -1,6 +1,8 @@
-//! What glibc and this module pass to each other: the structs of its headers and the codes of its NSS interface.
+//! What glibc and this module pass to each other: the structs of its headers and the codes of its
+//! NSS interface.
 //!
-//! They are defined here instead of taken from a crate, because they are few and part of glibc's stable ABI.
+//! They are defined here instead of taken from a crate, because they are few and part of glibc's
+//! stable ABI.
 //!
 //! No lookup is in this file.
 
@@ -21,13 +23,14 @@ pub enum Status {
     Success = 1,
 }
 
-/// Why there is no record, in glibc's codes. Eight bytes, so that a `Result` with a pointer is returned in two registers.
+/// Why there is no record, in glibc's codes. Eight bytes, so that a `Result` with a pointer is
+/// returned in two registers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Failure {
     pub status: Status,
     errno: u16,
-    /// For hosts alone. `Internal` ("see errno") makes glibc grow the buffer. With any other failure it would end the whole getaddrinfo
-    /// (nss/getaddrinfo.c).
+    /// For hosts alone. `Internal` ("see errno") makes glibc grow the buffer. With any other
+    /// failure it would end the whole getaddrinfo (nss/getaddrinfo.c).
     host_error: HostError,
 }
 
@@ -36,7 +39,8 @@ impl Failure {
     pub const ABSENT: Self = Self::new(Status::NotFound, Errno::NOENT, HostError::HostNotFound);
     /// The host name is a container's, but it has no address of the family asked for.
     pub const NO_ADDRESS: Self = Self::new(Status::NotFound, Errno::NOENT, HostError::NoData);
-    /// The caller's buffer is too small for the record. Only this pair makes glibc grow it (nss/getXXbyYY_r.c).
+    /// The caller's buffer is too small for the record. Only this pair makes glibc grow it
+    /// (nss/getXXbyYY_r.c).
     pub const BUFFER_TOO_SMALL: Self = Self::new(Status::TryAgain, Errno::RANGE, HostError::Internal);
 
     /// The system could not say whether there is such a container, and gave this errno.

@@ -1,8 +1,10 @@
 //! The caller's buffer, into which every string and array of a record goes.
 //!
-//! glibc's callers choose its address and its length. The address can be unaligned, and the length 0.
+//! glibc's callers choose its address and its length. The address can be unaligned, and the length
+//! 0.
 //!
-//! What is written is decided in the files of the records. Only this file and [`exports`](crate::exports) write to the caller's memory.
+//! What is written is decided in the files of the records. Only this file and
+//! [`exports`](crate::exports) write to the caller's memory.
 #![allow(unsafe_code)]
 
 use crate::abi::Failure;
@@ -19,7 +21,8 @@ impl Buffer {
     /// The buffer of a call.
     ///
     /// # Safety
-    /// Nothing but this `Buffer` uses the `length` bytes at `start` until it is dropped. With a length of 0, any `start` will do.
+    /// Nothing but this `Buffer` uses the `length` bytes at `start` until it is dropped. With a
+    /// length of 0, any `start` will do.
     pub const unsafe fn new(start: *mut c_char, length: usize) -> Self {
         Self { start: start.cast(), left: length }
     }
@@ -39,7 +42,8 @@ impl Buffer {
         let padding = (self.start as usize).wrapping_neg() % align_of::<T>();
         self.take(padding)?;
         let place = self.take(size_of::<T>())?.cast::<T>();
-        // SAFETY: `take` gave size_of::<T>() bytes of the buffer, and the padding before them aligned them.
+        // SAFETY: `take` gave size_of::<T>() bytes of the buffer, and the padding before them
+        // aligned them.
         unsafe { place.write(value) };
         Ok(place)
     }

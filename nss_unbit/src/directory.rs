@@ -1,7 +1,8 @@
 //! Reads the directory of the containers, getdents64(2).
 //!
-//! The process does not know of this descriptor. A daemon that closes "all" descriptors may have closed it and opened another file with
-//! the same number, so each call checks that the descriptor is still this directory before it reads or closes it.
+//! The process does not know of this descriptor. A daemon that closes "all" descriptors may have
+//! closed it and opened another file with the same number, so each call checks that the descriptor
+//! is still this directory before it reads or closes it.
 //!
 //! Which entries are containers is decided in [`enumeration`](crate::enumeration).
 #![allow(unsafe_code)]
@@ -53,7 +54,8 @@ impl Directory {
 
     /// Reads as many entries as fit into `buffer`; none at the end.
     pub fn read<'buffer>(&self, buffer: &'buffer mut [MaybeUninit<u8>]) -> Result<Entries<'buffer>, c_int> {
-        // SAFETY: the kernel writes to the buffer, and says how much: at most the length that it was given.
+        // SAFETY: the kernel writes to the buffer, and says how much: at most the length that it
+        // was given.
         unsafe {
             let filled = call(__NR_getdents64, self.fd, buffer.as_mut_ptr() as usize, buffer.len())?;
             Ok(Entries { bytes: core::slice::from_raw_parts(buffer.as_ptr().cast(), filled) })
@@ -70,7 +72,8 @@ fn borrow<'any>(fd: c_int) -> Result<BorrowedFd<'any>, Errno> {
     Ok(unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
-/// A raw system call: rustix's function for it could panic, and glibc's (getdents64) exists only since 2.30.
+/// A raw system call: rustix's function for it could panic, and glibc's (getdents64) exists only
+/// since 2.30.
 ///
 /// # Safety
 /// That of the system call.

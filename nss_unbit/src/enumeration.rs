@@ -1,9 +1,11 @@
 //! Enumerates all accounts: `getent passwd`, setpwent(3).
 //!
-//! C's interface has one enumeration for each database in a process. It keeps one descriptor and a short batch of numbers, whatever the
-//! number of containers. Threads may call it at the same time, and a process may fork in the middle of another thread's call: the state is
-//! in a page that the kernel clears in the child (MADV_WIPEONFORK), so no held lock and no half-written state is inherited. Only the
-//! position is. The child opens a descriptor of its own, because an inherited one shares its offset with the parent.
+//! C's interface has one enumeration for each database in a process. It keeps one descriptor and a
+//! short batch of numbers, whatever the number of containers. Threads may call it at the same time,
+//! and a process may fork in the middle of another thread's call: the state is in a page that the
+//! kernel clears in the child (MADV_WIPEONFORK), so no held lock and no half-written state is
+//! inherited. Only the position is. The child opens a descriptor of its own, because an inherited
+//! one shares its offset with the parent.
 //!
 //! What a record looks like is not in this file.
 #![allow(unsafe_code)]
@@ -33,11 +35,13 @@ pub static SHADOW: Enumeration = Enumeration::new();
 pub struct Enumeration {
     /// NULL until somebody enumerates.
     page: AtomicPtr<Page>,
-    /// The offset in the directory after the last entry that was returned. Atomic, so a fork cannot find it half-written.
+    /// The offset in the directory after the last entry that was returned. Atomic, so a fork cannot
+    /// find it half-written.
     position: AtomicU64,
 }
 
-/// What the kernel clears in a forked child. All zeros are an unlocked enumeration that has not begun.
+/// What the kernel clears in a forked child. All zeros are an unlocked enumeration that has not
+/// begun.
 #[repr(C)]
 struct Page {
     /// A futex: 0 unlocked, 1 locked, 2 locked and others may be waiting.
@@ -57,7 +61,8 @@ const _: () = assert!(size_of::<Page>() <= 4096);
 #[repr(C)]
 struct Walk {
     source: Source,
-    /// The containers that were read and not returned yet, each with the offset after it: `batch[next..count]`.
+    /// The containers that were read and not returned yet, each with the offset after it:
+    /// `batch[next..count]`.
     batch: [(u32, u64); BATCH],
     next: usize,
     count: usize,
@@ -86,9 +91,11 @@ impl Enumeration {
         }
     }
 
-    /// Makes the record of the next container. If that fails (the buffer is too small), the container stays the next one.
+    /// Makes the record of the next container. If that fails (the buffer is too small), the
+    /// container stays the next one.
     ///
-    /// A container whose stat(2) fails is skipped: glibc would end the enumeration at a failure, and lose all others.
+    /// A container whose stat(2) fails is skipped: glibc would end the enumeration at a failure,
+    /// and lose all others.
     pub fn next<R>(&self, record: impl FnOnce(&Account) -> Result<R, Failure>) -> Result<R, Failure> {
         let mut walk = self.lock()?;
         let (account, after) = walk.peek(&self.position)?;
@@ -112,7 +119,8 @@ impl Enumeration {
     fn make_page(&self) -> Result<&Page, Failure> {
         let size = size_of::<Page>();
         let unavailable = |errno: Errno| Failure::unavailable(errno.raw_os_error());
-        // SAFETY: a new mapping, whose zeros are a `Page`. If another thread has set one in the meantime, ours is unmapped.
+        // SAFETY: a new mapping, whose zeros are a `Page`. If another thread has set one in the
+        // meantime, ours is unmapped.
         unsafe {
             let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
             let memory = mm::mmap_anonymous(null_mut(), size, access, flags).map_err(unavailable)?;
@@ -160,7 +168,8 @@ impl Walk {
         }
     }
 
-    /// Reads the next batch, which can be empty. At the end of the directory it fails with [`Failure::ABSENT`].
+    /// Reads the next batch, which can be empty. At the end of the directory it fails with
+    /// [`Failure::ABSENT`].
     fn read(&mut self, position: &AtomicU64) -> Result<(), Failure> {
         if matches!(self.source, Source::Ended) {
             return Err(Failure::ABSENT);

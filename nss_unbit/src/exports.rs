@@ -1,12 +1,17 @@
-//! The functions that glibc looks up by name, `_nss_<service>_<function>`, and nothing else that is visible outside.
+//! The functions that glibc looks up by name, `_nss_<service>_<function>`, and nothing else that is
+//! visible outside.
 //!
-//! Their signatures are those of nss.h. What C promises of the pointers is the same for all of them:
+//! Their signatures are those of nss.h. What C promises of the pointers is the same for all of
+//! them:
 //! - a name is a string that ends in NUL;
-//! - `result`, `errnop` and `h_errnop` can be written to, and nobody else uses them until the function returns;
-//! - the `length` bytes at `buffer` can be written to, and nobody else uses them until the function returns;
+//! - `result`, `errnop` and `h_errnop` can be written to, and nobody else uses them until the
+//!   function returns;
+//! - the `length` bytes at `buffer` can be written to, and nobody else uses them until the function
+//!   returns;
 //! - `ttlp` and `canonp` are like `result`, or NULL.
 //!
-//! Each function only translates: from C's arguments to a lookup, and from its outcome to glibc's codes.
+//! Each function only translates: from C's arguments to a lookup, and from its outcome to glibc's
+//! codes.
 #![allow(unsafe_code)]
 
 use crate::abi::{AF_INET, AddrTuple, Failure, Group, HostError, Hostent, Passwd, Shadow, Status};
@@ -126,10 +131,12 @@ pub extern "C" fn _nss_unbit_endgrent() -> Status {
     Status::Success
 }
 
-/// The groups of an account besides its primary one, which the caller has: a container's account has none.
+/// The groups of an account besides its primary one, which the caller has: a container's account
+/// has none.
 ///
-/// Nothing is added by name: an ordinary account may be called 30001 too (`useradd --badname`), and must not get the group of that
-/// container. Without this function glibc would walk /containers at each login (nss/initgroups.c, `compat_call`).
+/// Nothing is added by name: an ordinary account may be called 30001 too (`useradd --badname`), and
+/// must not get the group of that container. Without this function glibc would walk /containers at
+/// each login (nss/initgroups.c, `compat_call`).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _nss_unbit_initgroups_dyn(
     _name: *const c_char,
@@ -216,7 +223,8 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyname2_r(
     unsafe { host(hosts::by_name(bytes(name), family), result, buffer, length, errnop, h_errnop) }
 }
 
-/// The same, with the canonical name. No time to live is written, because an address does not change.
+/// The same, with the canonical name. No time to live is written, because an address does not
+/// change.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _nss_unbit_gethostbyname3_r(
     name: *const c_char,
@@ -239,7 +247,8 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyname3_r(
     }
 }
 
-/// The one address of this name. The caller passes the first tuple of the list, or NULL to get it in the buffer.
+/// The one address of this name. The caller passes the first tuple of the list, or NULL to get it
+/// in the buffer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _nss_unbit_gethostbyname4_r(
     name: *const c_char,
@@ -353,7 +362,8 @@ unsafe fn by_second_name<R>(
     }
 }
 
-/// Answers for passwd, group and shadow: the record of a container that is here, or why there is none.
+/// Answers for passwd, group and shadow: the record of a container that is here, or why there is
+/// none.
 ///
 /// # Safety
 /// The promises of C above.
@@ -458,14 +468,16 @@ unsafe fn bytes<'name>(name: *const c_char) -> &'name [u8] {
     unsafe { CStr::from_ptr(name) }.to_bytes()
 }
 
-/// The same bytes one by one. Most names that glibc asks for begin with a letter, so strlen(3) would be wasted on them.
+/// The same bytes one by one. Most names that glibc asks for begin with a letter, so strlen(3)
+/// would be wasted on them.
 ///
 /// # Safety
 /// `name` is a C string, and stays so while the iterator is in use.
 unsafe fn characters(name: *const c_char) -> impl Iterator<Item = u8> {
     let mut rest = name.cast::<u8>();
     core::iter::from_fn(move || {
-        // SAFETY: the caller's promise; the NUL is the last byte that is read, because `rest` stays there.
+        // SAFETY: the caller's promise; the NUL is the last byte that is read, because `rest` stays
+        // there.
         unsafe {
             let character = rest.read();
             (character != 0).then(|| {

@@ -5,7 +5,8 @@ use crate::buffer::Buffer;
 use crate::lookup::Account;
 use core::ptr::null_mut;
 
-/// The group record of a container. It lists no members: the account has the group as its primary one.
+/// The group record of a container. It lists no members: the account has the group as its primary
+/// one.
 pub fn record(account: &Account, buffer: &mut Buffer) -> Result<Group, Failure> {
     Ok(Group {
         gr_name: buffer.string(account.home.padded_name())?,

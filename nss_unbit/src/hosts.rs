@@ -1,4 +1,5 @@
-//! Host names: `30001.local` is 10.0.0.3 on every node, and 10.0.0.3 is `30001.local` on the node that has the container.
+//! Host names: `30001.local` is 10.0.0.3 on every node, and 10.0.0.3 is `30001.local` on the node
+//! that has the container.
 //!
 //! The arithmetic is in the crate [`shared`].
 
@@ -10,7 +11,8 @@ use core::net::Ipv4Addr;
 use core::ptr::null_mut;
 use shared::ContainerUid;
 
-/// The container of a host name, and its address. The container can be on another node, because the network spans nodes.
+/// The container of a host name, and its address. The container can be on another node, because the
+/// network spans nodes.
 pub fn by_name(name: &[u8], family: c_int) -> Result<(ContainerUid, Ipv4Addr), Failure> {
     let container = ContainerUid::parse_host_name(name).ok_or(Failure::ABSENT)?;
     let address = container.address().ok_or(Failure::ABSENT)?;
@@ -20,7 +22,8 @@ pub fn by_name(name: &[u8], family: c_int) -> Result<(ContainerUid, Ipv4Addr), F
 /// The first bytes of an IPv4-mapped IPv6 address, `::ffff:0:0/96`.
 const MAPPED: &[u8; 12] = b"\0\0\0\0\0\0\0\0\0\0\xff\xff";
 
-/// The container of an address, if this node has it: other machines in 10/8 must not get a container's name.
+/// The container of an address, if this node has it: other machines in 10/8 must not get a
+/// container's name.
 ///
 /// A server that listens on both families sees IPv4 clients by IPv4-mapped addresses.
 pub fn by_address(address: &[u8], family: c_int) -> Result<(ContainerUid, Ipv4Addr), Failure> {

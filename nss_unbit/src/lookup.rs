@@ -1,4 +1,5 @@
-//! Whether this node has a container: one stat(2) of its home directory, and for a second name one readlink(2) before that.
+//! Whether this node has a container: one stat(2) of its home directory, and for a second name one
+//! readlink(2) before that.
 //!
 //! No record is made here.
 
@@ -19,8 +20,8 @@ pub struct Account {
 
 /// The account of the container, if it exists.
 ///
-/// Only ENOENT below an existing directory means that there is no such account. EACCES, EIO, ELOOP, or a missing `/containers`
-/// (which may not be mounted) mean that the service is unavailable.
+/// Only ENOENT below an existing directory means that there is no such account. EACCES, EIO, ELOOP,
+/// or a missing `/containers` (which may not be mounted) mean that the service is unavailable.
 #[inline(always)] // so that no `Account` is copied between stack frames
 pub fn present(container: ContainerUid) -> Result<Account, Failure> {
     let home = container.home();
@@ -38,8 +39,8 @@ pub fn present(container: ContainerUid) -> Result<Account, Failure> {
 
 /// The account of the container that has this second name.
 ///
-/// Nearly every name that gets here is in no database, and must cost no more than the one readlink(2). So a missing /containers is not
-/// reported as unavailable here.
+/// Nearly every name that gets here is in no database, and must cost no more than the one
+/// readlink(2). So a missing /containers is not reported as unavailable here.
 pub fn linked(name: &SecondName) -> Result<Account, Failure> {
     let mut text = [0; LINK_TEXT_SIZE];
     let container = loop {
@@ -59,7 +60,8 @@ fn readlink(path: &CStr, text: &mut [u8]) -> rustix::io::Result<usize> {
     rustix::fs::readlinkat_raw(rustix::fs::CWD, path, text)
 }
 
-/// stat(2), repeated after EINTR: if this service failed, a later one would answer that there is no such account.
+/// stat(2), repeated after EINTR: if this service failed, a later one would answer that there is no
+/// such account.
 #[inline(always)]
 fn stat_uninterrupted(path: &CStr) -> rustix::io::Result<Stat> {
     loop {

@@ -1,4 +1,5 @@
-//! The record of a user, `30001:x:30001:30001:30001:/containers/30001:/bin/bash`, made from the number alone. Nothing is looked up here.
+//! The record of a user, `30001:x:30001:30001:30001:/containers/30001:/bin/bash`, made from the
+//! number alone. Nothing is looked up here.
 
 use crate::abi::{Failure, Passwd};
 use crate::buffer::Buffer;

@@ -1,4 +1,5 @@
-//! The record of a locked password, `30001:!:::::::`, made from the number alone. Nothing is looked up here.
+//! The record of a locked password, `30001:!:::::::`, made from the number alone. Nothing is looked
+//! up here.
 
 use crate::abi::{Failure, Shadow};
 use crate::buffer::Buffer;

@@ -1,7 +1,8 @@
-//! Tests of the exported functions, called as glibc calls them, on a file system of their own. tests/tests/nss_proof.rs has the real one.
+//! Tests of the exported functions, called as glibc calls them, on a file system of their own.
+//! tests/tests/nss_proof.rs has the real one.
 //!
-//! They are a program made of the library's modules, not the library with `cfg(test)`: older versions of Cargo would link that with the
-//! arguments of the library, without start-up files.
+//! They are a program made of the library's modules, not the library with `cfg(test)`: older
+//! versions of Cargo would link that with the arguments of the library, without start-up files.
 #![allow(unsafe_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod abi;
@@ -648,7 +649,8 @@ fn no_account_gets_a_group_by_its_name_and_no_system_call_is_made() {
 
 // Enumeration
 
-/// A directory with these containers, all of them present unless told otherwise, and things that are none.
+/// A directory with these containers, all of them present unless told otherwise, and things that
+/// are none.
 struct Containers(std::path::PathBuf);
 
 impl Containers {

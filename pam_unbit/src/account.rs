@@ -20,11 +20,13 @@ pub enum Account {
     Container(ContainerUser),
     /// An ordinary user, whatever the uid: this module ignores the login.
     Other,
-    /// No such account. The rest of the stack refuses it like any other, so that nobody can find out which containers exist.
+    /// No such account. The rest of the stack refuses it like any other, so that nobody can find
+    /// out which containers exist.
     Unknown,
 }
 
-/// A container user, by the name that was used to log in. The log shows it as `30001` or `30001 (web1)`.
+/// A container user, by the name that was used to log in. The log shows it as `30001` or `30001
+/// (web1)`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ContainerUser {
     pub container: ContainerUid,
@@ -40,8 +42,9 @@ impl fmt::Display for ContainerUser {
     }
 }
 
-/// Decides by the name, the uid and the container's directory. An account that has a container's number as its name and another uid is refused,
-/// and so is one that has its uid and another name, unless root has made that a second name.
+/// Decides by the name, the uid and the container's directory. An account that has a container's
+/// number as its name and another uid is refused, and so is one that has its uid and another name,
+/// unless root has made that a second name.
 pub fn identify(pam: &Handle) -> Result<Account, Refusal> {
     let Some(name) = pam.user() else { return Ok(Account::Unknown) };
     let named = ContainerUid::parse(name.to_bytes());
@@ -89,7 +92,8 @@ fn exists(container: ContainerUid) -> Result<bool, Refusal> {
     }
 }
 
-/// Whether root has made this a second name of the container. Only root may be able to make links there.
+/// Whether root has made this a second name of the container. Only root may be able to make links
+/// there.
 fn is_linked(name: &SecondName, container: ContainerUid) -> Result<bool, Refusal> {
     let link = name.link().to_string_lossy();
     match retry(|| readlink(name.link())) {

@@ -1,5 +1,5 @@
-//! Parses SSH_AUTH_INFO_0, and describes for the log the client's address and the key or certificate
-//! that sshd accepted.
+//! Parses SSH_AUTH_INFO_0, and describes for the log the client's address and the key or
+//! certificate that sshd accepted.
 //!
 //! sshd puts what it accepted into the PAM environment as `SSH_AUTH_INFO_0` (OpenSSH `auth-pam.c`
 //! expose_authinfo, `auth2.c` auth2_update_session_info): one line for each method, with the public
@@ -14,12 +14,13 @@ use std::ffi::CStr;
 use std::net::IpAddr;
 use std::str;
 
-/// sshd may require several methods (`AuthenticationMethods` in `sshd_config(5)`). The log has four,
-/// and says that there are more.
+/// sshd may require several methods (`AuthenticationMethods` in `sshd_config(5)`). The log has
+/// four, and says that there are more.
 const MAX_METHODS: usize = 4;
 
 /// The words for the log, each clause with a space before it: ` from 192.0.2.7 with ssh-ed25519
-/// SHA256:...`. Empty if nothing is known. `remote_host` is PAM_RHOST, `keys` are those of [`keys`].
+/// SHA256:...`. Empty if nothing is known. `remote_host` is PAM_RHOST, `keys` are those of
+/// [`keys`].
 pub fn origin(remote_host: Option<&CStr>, keys: &str) -> String {
     let mut words = String::new();
     if let Some(host) = remote_host.filter(|host| !host.is_empty()) {
@@ -49,8 +50,8 @@ pub fn keys(auth_info: Option<&CStr>) -> String {
     words
 }
 
-/// The client's address and port, as `SSH_CONNECTION` has them: `192.0.2.7 40022 192.0.2.1 22`. sshd puts
-/// that into the PAM environment, too (OpenSSH `auth-pam.c` sshpam_init).
+/// The client's address and port, as `SSH_CONNECTION` has them: `192.0.2.7 40022 192.0.2.1 22`.
+/// sshd puts that into the PAM environment, too (OpenSSH `auth-pam.c` sshpam_init).
 pub fn client(connection: Option<&CStr>) -> Option<(String, String)> {
     let mut words = connection?.to_bytes().split(|byte| *byte == b' ');
     let (address, port) = (words.next()?, words.next()?);

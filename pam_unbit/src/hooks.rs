@@ -1,5 +1,6 @@
-//! The functions that libpam calls, see pam(3) and pam_modules(3). Each calls the function of the same name in [`login`](crate::login), and turns
-//! the result into a return value, a line of the log and a sentence for the user.
+//! The functions that libpam calls, see pam(3) and pam_modules(3). Each calls the function of the
+//! same name in [`login`](crate::login), and turns the result into a return value, a line of the
+//! log and a sentence for the user.
 //!
 //! No step of a login is in this file.
 #![allow(unsafe_code)]
@@ -46,8 +47,9 @@ fn run(
     }
 }
 
-/// A panic must not become a session that is on the node, or joined by half. So the process exits, with a line in the log and without a core
-/// file, because it holds keys. If memory runs out, Rust aborts instead.
+/// A panic must not become a session that is on the node, or joined by half. So the process exits,
+/// with a line in the log and without a core file, because it holds keys. If memory runs out, Rust
+/// aborts instead.
 fn end_the_process_on_a_panic() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

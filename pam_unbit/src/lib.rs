@@ -8,8 +8,9 @@
 //! | reach, verify, prepare | [`join::attach`] | who is the container's pid 1, and what is there to join? |
 //! | enter | [`join::attach`], [`nss`] | how does sshd's child join all of it, and load no code from the container? |
 //!
-//! Everything that does not concern PAM is in the crate [`join`]. All `unsafe` code is in [`hooks`] and [`pam`] (Linux-PAM's C interface),
-//! [`setuid_guard`] (fork handlers) and [`sys`] (what nix lacks).
+//! Everything that does not concern PAM is in the crate [`join`]. All `unsafe` code is in [`hooks`]
+//! and [`pam`] (Linux-PAM's C interface), [`setuid_guard`] (fork handlers) and [`sys`] (what nix
+//! lacks).
 
 mod account;
 mod auth_info;

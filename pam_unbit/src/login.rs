@@ -1,17 +1,24 @@
-//! A login from top to bottom. How a container is found, verified and entered is in the crate [`join`].
+//! A login from top to bottom. How a container is found, verified and entered is in the crate
+//! [`join`].
 //!
-//! sshd calls these hooks in this order (OpenSSH `auth2.c`, `sshd.c` or `sshd-session.c`, `session.c`, `platform.c`):
+//! sshd calls these hooks in this order (OpenSSH `auth2.c`, `sshd.c` or `sshd-session.c`,
+//! `session.c`, `platform.c`):
 //!
-//! 1. [`acct_mgmt`], in the monitor, when the key is accepted: the whole verification, and what it opened is kept.
+//! 1. [`acct_mgmt`], in the monitor, when the key is accepted: the whole verification, and what it
+//!    opened is kept.
 //! 2. [`setcred`], in the monitor: notes that the auth line is there.
-//! 3. [`open_session`], in the monitor: takes the container's terminals, and hands what was opened to its next child.
-//! 4. [`setcred`] again, in that child, as root, just before sshd gives up root for good: forks into the container. The process inside goes on
-//!    as sshd's child; the one that forked stays outside as its [`supervisor`].
+//! 3. [`open_session`], in the monitor: takes the container's terminals, and hands what was opened
+//!    to its next child.
+//! 4. [`setcred`] again, in that child, as root, just before sshd gives up root for good: forks
+//!    into the container. The process inside goes on as sshd's child; the one that forked stays
+//!    outside as its [`supervisor`].
 //! 5. [`close_session`], in the monitor.
 //!
-//! The monitor, which stays root, joins no namespace of the container; it gets a mount namespace of its own, see [`join::terminals`]. A helper
-//! drops the node's ids, capabilities and descriptors before it forks into the container, see [`join::attach`]. Until then sshd's child cannot
-//! change its uid, see [`setuid_guard`]. If a hook is not called, or in another order, the login is refused.
+//! The monitor, which stays root, joins no namespace of the container; it gets a mount namespace of
+//! its own, see [`join::terminals`]. A helper drops the node's ids, capabilities and descriptors
+//! before it forks into the container, see [`join::attach`]. Until then sshd's child cannot change
+//! its uid, see [`setuid_guard`]. If a hook is not called, or in another order, the login is
+//! refused.
 
 use crate::account::{Account, ContainerUser};
 use crate::auth_info;
@@ -86,7 +93,8 @@ impl Login {
     }
 }
 
-/// Refuses a container user: they log in with keys, and no password module may run for them as root.
+/// Refuses a container user: they log in with keys, and no password module may run for them as
+/// root.
 pub fn authenticate(call: &mut Call) -> Result<Verdict, Refusal> {
     let refusal = match call.identify() {
         Ok(Account::Other | Account::Unknown) => return Ok(Verdict::Ignore),
@@ -97,7 +105,8 @@ pub fn authenticate(call: &mut Call) -> Result<Verdict, Refusal> {
     Err(Refusal::new(Reason::KeysOnly, refusal))
 }
 
-/// Verifies the container. A refusal in this phase reaches the client before sshd accepts it, for a shell, sftp and -N alike.
+/// Verifies the container. A refusal in this phase reaches the client before sshd accepts it, for a
+/// shell, sftp and -N alike.
 pub fn acct_mgmt(call: &mut Call) -> Result<Verdict, Refusal> {
     let Account::Container(user) = call.identify()? else { return Ok(Verdict::Ignore) };
     let started = Instant::now();
@@ -112,7 +121,8 @@ pub fn acct_mgmt(call: &mut Call) -> Result<Verdict, Refusal> {
     Ok(Verdict::Success)
 }
 
-/// Keeps the slot of an earlier call of this transaction: taking a second one would release its lock, see [`Slot`].
+/// Keeps the slot of an earlier call of this transaction: taking a second one would release its
+/// lock, see [`Slot`].
 fn take_slot(call: &Call, container: ContainerUid, options: &Options) -> Result<Slot, Refusal> {
     match recall(call).and_then(|login| login.borrow_mut().slot.take()) {
         Some(slot) if slot.container == container => Ok(slot),
@@ -125,8 +135,9 @@ fn prepare(call: &Call, user: ContainerUser, options: &Options) -> Result<Attach
     Attachment::prepare(user.container, options, &mut tell)
 }
 
-/// Called twice: in the monitor, before the session, and in the child that becomes the user. The second call enters the container or exits,
-/// because sshd only logs an error of it after a login by key.
+/// Called twice: in the monitor, before the session, and in the child that becomes the user. The
+/// second call enters the container or exits, because sshd only logs an error of it after a login
+/// by key.
 pub fn setcred(call: &mut Call) -> Result<Verdict, Refusal> {
     if call.flags & flag::DELETE_CRED != 0 {
         return Ok(if recall(call).is_some() { Verdict::Success } else { Verdict::Ignore });
@@ -136,7 +147,8 @@ pub fn setcred(call: &mut Call) -> Result<Verdict, Refusal> {
             call.refuse(&refusal);
             call.count(&refusal);
             if recall(call).is_some_and(|login| !login.borrow().is_in_monitor()) {
-                // A helper that a frozen cgroup stops has them open as well, and the monitor and the client would wait for it.
+                // A helper that a frozen cgroup stops has them open as well, and the monitor and
+                // the client would wait for it.
                 sys::end_connections();
             }
             exit_now(255)
@@ -208,7 +220,8 @@ fn enter(attachment: Attachment, container: ContainerUid, monitor: Pid, options:
     }
 }
 
-/// Arms the guard: the monitor's next child must enter the container. That can still fail, in [`setcred`].
+/// Arms the guard: the monitor's next child must enter the container. That can still fail, in
+/// [`setcred`].
 pub fn open_session(call: &mut Call) -> Result<Verdict, Refusal> {
     let verdict = bind_session(call);
     if let (Err(_), Some(login)) = (&verdict, recall(call)) {
@@ -276,8 +289,9 @@ pub fn close_session(call: &mut Call) -> Result<Verdict, Refusal> {
     Ok(Verdict::Success)
 }
 
-/// `join=now`: for an application that calls no hook in the child that becomes the user, so that the application itself must enter. Returns in a
-/// child, which goes on as the application; see [`supervisor`].
+/// `join=now`: for an application that calls no hook in the child that becomes the user, so that
+/// the application itself must enter. Returns in a child, which goes on as the application; see
+/// [`supervisor`].
 fn join_now(call: &mut Call, user: ContainerUser, options: &Options, started: Instant) -> Result<Verdict, Refusal> {
     let container = user.container;
     if let Some(login) = recall(call).filter(|login| login.borrow().user != user) {
@@ -312,8 +326,9 @@ fn join_now(call: &mut Call, user: ContainerUser, options: &Options, started: In
     Ok(Verdict::Success)
 }
 
-/// Refuses options that do not fit the service. sshd's child enters in its second setcred. Other services never call that, so they must enter at
-/// once, with `join=now`, or their session would be on the node.
+/// Refuses options that do not fit the service. sshd's child enters in its second setcred. Other
+/// services never call that, so they must enter at once, with `join=now`, or their session would be
+/// on the node.
 fn options_for_the_service(call: &Call) -> Result<Options, Refusal> {
     let options = call.options()?;
     match (is_sshd(call), options.join_now) {
@@ -333,8 +348,8 @@ fn options_for_the_service(call: &Call) -> Result<Options, Refusal> {
     }
 }
 
-/// Does what pam_loginuid and pam_keyinit do for other users, because no other module runs for container users. With `join=now` an existing
-/// loginuid stays: it is the operator's, who uses su.
+/// Does what pam_loginuid and pam_keyinit do for other users, because no other module runs for
+/// container users. With `join=now` an existing loginuid stays: it is the operator's, who uses su.
 fn begin_kernel_session(container: ContainerUid, options: &Options) -> Result<(), Refusal> {
     if !(options.join_now && sys::has_loginuid()) {
         sys::set_loginuid(container.get()).context(Reason::Broken, "write /proc/self/loginuid")?;

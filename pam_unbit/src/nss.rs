@@ -1,7 +1,8 @@
 //! Enter: keeps glibc from loading NSS libraries of the tenant.
 //!
-//! In the container's mount namespace, glibc would load an NSS library from the tenant's file system, into a process that is root (`join=now`) or
-//! that holds a socket to sshd's monitor (sshd's child, when it resolves the host of a forwarding). So before the join this file sets
+//! In the container's mount namespace, glibc would load an NSS library from the tenant's file
+//! system, into a process that is root (`join=now`) or that holds a socket to sshd's monitor
+//! (sshd's child, when it resolves the host of a forwarding). So before the join this file sets
 //! nsswitch.conf(5) for the process to libraries that are loaded already.
 //!
 //! It looks up no container: that is `nss_unbit`.
@@ -13,7 +14,8 @@ use nix::unistd::User;
 use shared::ContainerUid;
 use std::ffi::CStr;
 
-/// For sshd's child: allows those of `files unbit dns` that need no library, or whose library can be loaded now.
+/// For sshd's child: allows those of `files unbit dns` that need no library, or whose library can
+/// be loaded now.
 pub fn pin() -> Result<(), Refusal> {
     let built_in = sys::glibc_version() >= (2, 34); // files and dns moved into libc itself
     let files = built_in || sys::load(c"libnss_files.so.2");
@@ -29,7 +31,8 @@ pub fn pin() -> Result<(), Refusal> {
     }
 }
 
-/// For an application that is still root inside: allows only our own library. Not even `files`, which the tenant owns there.
+/// For an application that is still root inside: allows only our own library. Not even `files`,
+/// which the tenant owns there.
 pub fn pin_alone(container: ContainerUid) -> Result<(), Refusal> {
     configure(c"unbit", c"unbit", c"unbit")?;
     match retry(|| User::from_uid(container.get().into())) {

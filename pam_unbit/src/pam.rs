@@ -1,4 +1,5 @@
-//! Bindings for the functions of Linux-PAM that this module calls: pam_modules(3), pam_ext(3), pam_modutil(3), pam_conv(3).
+//! Bindings for the functions of Linux-PAM that this module calls: pam_modules(3), pam_ext(3),
+//! pam_modutil(3), pam_conv(3).
 //!
 //! Nothing is decided here.
 #![allow(unsafe_code)]
@@ -82,7 +83,8 @@ pub struct Handle(NonNull<RawHandle>);
 
 impl Handle {
     /// # Safety
-    /// `raw` is null or the handle that libpam has passed to the running hook, is used only until that hook returns, and by this value alone.
+    /// `raw` is null or the handle that libpam has passed to the running hook, is used only until
+    /// that hook returns, and by this value alone.
     pub unsafe fn new(raw: *mut RawHandle) -> Option<Self> {
         NonNull::new(raw).map(Self)
     }
@@ -101,14 +103,16 @@ impl Handle {
     /// PAM_SERVICE: the name of the file in /etc/pam.d.
     pub fn service(&self) -> Option<&CStr> {
         let service = self.item(PAM_SERVICE)?;
-        // SAFETY: PAM_SERVICE is a string and lives until it is set anew, which nobody does in a hook.
+        // SAFETY: PAM_SERVICE is a string and lives until it is set anew, which nobody does in a
+        // hook.
         Some(unsafe { borrowed(service.as_ptr().cast()) })
     }
 
     /// PAM_RHOST: the client's address, or its host name if sshd looks names up (`UseDNS yes`).
     pub fn remote_host(&self) -> Option<&CStr> {
         let host = self.item(PAM_RHOST)?;
-        // SAFETY: PAM_RHOST is a string and lives until it is set anew, which nobody does in a hook.
+        // SAFETY: PAM_RHOST is a string and lives until it is set anew, which nobody does in a
+        // hook.
         Some(unsafe { borrowed(host.as_ptr().cast()) })
     }
 
@@ -119,11 +123,13 @@ impl Handle {
         Some(unsafe { borrowed(terminal.as_ptr().cast()) })
     }
 
-    /// A variable of the PAM environment, pam_getenv(3). The application and every module before this one can set it.
+    /// A variable of the PAM environment, pam_getenv(3). The application and every module before
+    /// this one can set it.
     pub fn environment(&self, name: &CStr) -> Option<&CStr> {
         // SAFETY: the handle and the name are valid.
         let value = unsafe { pam_getenv(self.0.as_ptr(), name.as_ptr()) };
-        // SAFETY: libpam's string lives until the environment changes, and nothing of this module changes it.
+        // SAFETY: libpam's string lives until the environment changes, and nothing of this module
+        // changes it.
         (!value.is_null()).then(|| unsafe { borrowed(value) })
     }
 
@@ -159,10 +165,12 @@ impl Handle {
         let sentence = printable(sentence);
         let message = Message { style: PAM_ERROR_MSG, text: sentence.as_ptr() };
         let (mut messages, mut response) = (ptr::from_ref(&message), ptr::null_mut::<Response>());
-        // SAFETY: the application's own function, with one message, room for one answer, and the application's own data.
+        // SAFETY: the application's own function, with one message, room for one answer, and the
+        // application's own data.
         let answer = unsafe { talk(1, &mut messages, &mut response, conversation.appdata) };
         if answer == code::SUCCESS && !response.is_null() {
-            // SAFETY: on success the application hands over one response, made with malloc, and its text if there is one.
+            // SAFETY: on success the application hands over one response, made with malloc, and its
+            // text if there is one.
             unsafe {
                 libc::free((*response).text.cast());
                 libc::free(response.cast());
@@ -170,10 +178,12 @@ impl Handle {
         }
     }
 
-    /// Keeps a value with the transaction, and drops the one before. False if libpam has no memory for it.
+    /// Keeps a value with the transaction, and drops the one before. False if libpam has no memory
+    /// for it.
     pub fn remember<T: 'static>(&mut self, value: T) -> bool {
         let value: *mut Kept = Box::into_raw(Box::new(Box::new(value)));
-        // SAFETY: the handle is valid; from here on the box is libpam's, which gives it to `forget` once.
+        // SAFETY: the handle is valid; from here on the box is libpam's, which gives it to `forget`
+        // once.
         let answer = unsafe { pam_set_data(self.0.as_ptr(), DATA.as_ptr(), value.cast(), Some(forget)) };
         if answer != code::SUCCESS {
             // SAFETY: libpam did not take the box, so it is ours again.
@@ -187,7 +197,8 @@ impl Handle {
         let mut value = ptr::null();
         // SAFETY: the handle is valid; libpam writes one pointer.
         match unsafe { pam_get_data(self.0.as_ptr(), DATA.as_ptr(), &mut value) } {
-            // SAFETY: under this name there is only ever the box of `remember`, alive until it is replaced or the transaction ends.
+            // SAFETY: under this name there is only ever the box of `remember`, alive until it is
+            // replaced or the transaction ends.
             code::SUCCESS => unsafe { value.cast::<Kept>().as_ref() }?.downcast_ref(),
             _ => None,
         }
@@ -206,7 +217,8 @@ unsafe extern "C" fn forget(_: *mut RawHandle, value: *mut c_void, _: c_int) {
 }
 
 /// # Safety
-/// `text` is a string of libpam's, which ends with NUL and lives as long as the handle that the caller borrows.
+/// `text` is a string of libpam's, which ends with NUL and lives as long as the handle that the
+/// caller borrows.
 unsafe fn borrowed<'a>(text: *const c_char) -> &'a CStr {
     // SAFETY: the caller's word.
     unsafe { CStr::from_ptr(text) }

@@ -1,12 +1,13 @@
 //! Keeps sshd's child from becoming the container's user before it has entered the container.
 //!
-//! From open_session on, a child of the monitor has no effective CAP_SETUID, until setcred raises it again right before it enters. So if the
-//! child does not reach our setcred (because of a module before ours, or an sshd that does not call it), the login ends in sshd's
-//! permanently_set_uid(), and not in a session on the node. The monitor keeps all its capabilities, because other modules close their sessions
-//! in it.
+//! From open_session on, a child of the monitor has no effective CAP_SETUID, until setcred raises
+//! it again right before it enters. So if the child does not reach our setcred (because of a module
+//! before ours, or an sshd that does not call it), the login ends in sshd's permanently_set_uid(),
+//! and not in a session on the node. The monitor keeps all its capabilities, because other modules
+//! close their sessions in it.
 //!
-//! The guard also hands the container's descriptors to the monitor's next child, and closes them in the monitor after the fork. Nothing is
-//! joined here.
+//! The guard also hands the container's descriptors to the monitor's next child, and closes them in
+//! the monitor after the fork. Nothing is joined here.
 #![allow(unsafe_code)]
 
 use crate::sys;
@@ -21,7 +22,8 @@ use std::sync::{Mutex, Once};
 static ARMED: AtomicBool = AtomicBool::new(false);
 static ATTACHMENT: Mutex<Option<Attachment>> = Mutex::new(None);
 
-/// In the monitor: its next child gets the attachment, and no child can change its uid before it enters.
+/// In the monitor: its next child gets the attachment, and no child can change its uid before it
+/// enters.
 pub fn arm(attachment: Attachment) -> Result<(), Refusal> {
     static ONCE: Once = Once::new();
     let mut error = 0;
@@ -63,7 +65,8 @@ unsafe extern "C" fn in_the_child() {
     }
 }
 
-/// In the child, before it enters. `None` if it has entered already, or is not the monitor's first child.
+/// In the child, before it enters. `None` if it has entered already, or is not the monitor's first
+/// child.
 pub fn disarm() -> Result<Option<Attachment>, Refusal> {
     let Some(attachment) = hold(None) else { return Ok(None) };
     ARMED.store(false, Ordering::Relaxed);

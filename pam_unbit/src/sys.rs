@@ -7,8 +7,9 @@ use join::sys::retry;
 use nix::errno::Errno;
 use std::ffi::CStr;
 
-/// Connects this process to the system log now, so that later lines go to the node's log, and not to the tenant's /dev/log in the container's
-/// mount namespace. The lines have the program's own name, as by default.
+/// Connects this process to the system log now, so that later lines go to the node's log, and not
+/// to the tenant's /dev/log in the container's mount namespace. The lines have the program's own
+/// name, as by default.
 pub fn open_log() {
     // SAFETY: no identification is passed, so none has to outlive its use by syslog(3).
     unsafe { libc::openlog(std::ptr::null(), libc::LOG_PID | libc::LOG_NDELAY, libc::LOG_AUTHPRIV) };
@@ -30,7 +31,8 @@ unsafe extern "C" {
     fn __nss_configure_lookup(database: *const std::ffi::c_char, services: *const std::ffi::c_char) -> i32;
 }
 
-/// Sets a line of nsswitch.conf(5) for the rest of this process, by a function of glibc (`nss/nsswitch.c`, GLIBC_2.2.5).
+/// Sets a line of nsswitch.conf(5) for the rest of this process, by a function of glibc
+/// (`nss/nsswitch.c`, GLIBC_2.2.5).
 pub fn configure_nss(database: &CStr, services: &CStr) -> nix::Result<()> {
     // SAFETY: two strings, which glibc copies.
     retry(|| Errno::result(unsafe { __nss_configure_lookup(database.as_ptr(), services.as_ptr()) })).map(drop)
@@ -40,13 +42,14 @@ pub fn configure_nss(database: &CStr, services: &CStr) -> nix::Result<()> {
 pub fn load(library: &CStr) -> bool {
     // ld.so does not repeat a call that a signal interrupts.
     (0..3).any(|_| {
-        // SAFETY: glibc's own libraries and ours, whose start runs no code that could disturb the process.
+        // SAFETY: glibc's own libraries and ours, whose start runs no code that could disturb the
+        // process.
         !unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_NOW) }.is_null()
     })
 }
 
-/// Sets the "C" locale. In any other, glibc reads message catalogues (strsignal(3), gettext(3)) and loads character set converters (gconv) when
-/// it needs them, from the container's file system.
+/// Sets the "C" locale. In any other, glibc reads message catalogues (strsignal(3), gettext(3)) and
+/// loads character set converters (gconv) when it needs them, from the container's file system.
 pub fn give_up_locale() {
     // SAFETY: two constants. PAM applications are single-threaded where a session begins.
     unsafe { libc::setlocale(libc::LC_ALL, c"C".as_ptr()) };
@@ -59,8 +62,8 @@ pub fn has_loginuid() -> bool {
     std::fs::read_to_string(LOGINUID).is_ok_and(|text| text.trim() != u32::MAX.to_string())
 }
 
-/// Sets the loginuid for the kernel's audit log, as pam_loginuid(8). A kernel without audit has no such file. If an earlier module has set the
-/// same loginuid, some kernels refuse to set it again.
+/// Sets the loginuid for the kernel's audit log, as pam_loginuid(8). A kernel without audit has no
+/// such file. If an earlier module has set the same loginuid, some kernels refuse to set it again.
 pub fn set_loginuid(uid: u32) -> std::io::Result<()> {
     let is_set = || std::fs::read_to_string(LOGINUID).is_ok_and(|text| text.trim() == uid.to_string());
     match std::fs::write(LOGINUID, uid.to_string()) {
@@ -69,8 +72,9 @@ pub fn set_loginuid(uid: u32) -> std::io::Result<()> {
     }
 }
 
-/// Shuts down all sockets of this process, for other processes that have them open as well (shutdown(2)). The standard descriptors are left:
-/// none of them is a connection of sshd, and standard error can be the log of every sshd (`sshd -e`).
+/// Shuts down all sockets of this process, for other processes that have them open as well
+/// (shutdown(2)). The standard descriptors are left: none of them is a connection of sshd, and
+/// standard error can be the log of every sshd (`sshd -e`).
 pub fn end_connections() {
     let Ok(open) = std::fs::read_dir("/proc/self/fd") else { return };
     let numbers = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
@@ -86,7 +90,8 @@ const SESSION_KEYRING: i32 = -3;
 fn keyctl(operation: i32, argument: i64, uid: u32, gid: u32) -> nix::Result<()> {
     // SAFETY: these operations take numbers, or a name that is null.
     match retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, operation, argument, uid, gid, 0) })) {
-        // A kernel without keyrings, or a seccomp filter that denies them: there is no keyring to leave.
+        // A kernel without keyrings, or a seccomp filter that denies them: there is no keyring to
+        // leave.
         Ok(_) | Err(Errno::ENOSYS | Errno::EPERM) => Ok(()),
         Err(errno) => Err(errno),
     }
@@ -98,7 +103,8 @@ pub fn begin_session_keyring(uid: u32) -> nix::Result<()> {
     const CHOWN: i32 = 4;
     keyctl(JOIN_SESSION_KEYRING, 0, 0, 0)?;
     match keyctl(CHOWN, SESSION_KEYRING.into(), uid, uid) {
-        // The user's quota of keys is used up. A process with this uid in another container could do that, so the login is not refused.
+        // The user's quota of keys is used up. A process with this uid in another container could
+        // do that, so the login is not refused.
         Err(Errno::EDQUOT) => revoke_session_keyring(),
         given => given,
     }

@@ -1,7 +1,8 @@
-//! Escapes text that somebody else chose, for logs, terminals and messages: what is left is printable ASCII and of limited length.
+//! Escapes text that somebody else chose, for logs, terminals and messages: what is left is
+//! printable ASCII and of limited length.
 //!
-//! Control characters and invisible characters are escaped, and so is every letter beyond ASCII: right-to-left text would reorder the text
-//! around it.
+//! Control characters and invisible characters are escaped, and so is every letter beyond ASCII:
+//! right-to-left text would reorder the text around it.
 //!
 //! Where a text is shown is not decided here.
 
@@ -39,13 +40,15 @@ pub fn quoted<T: AsRef<[u8]> + ?Sized>(text: &T) -> Escaped<'_> {
     Escaped { text: text.as_ref(), plain, quote: "\"", max: MAX_NAME }
 }
 
-/// One word of a sentence, without quotes: every character that could end or continue the sentence is escaped.
+/// One word of a sentence, without quotes: every character that could end or continue the sentence
+/// is escaped.
 pub fn word<T: AsRef<[u8]> + ?Sized>(text: &T) -> Escaped<'_> {
     let plain = |letter: char| letter.is_ascii_alphanumeric() || ".:-_@%/+".contains(letter);
     Escaped { text: text.as_ref(), plain, quote: "", max: MAX_NAME }
 }
 
-/// A cgroup as in /proc/PID/cgroup, as one word. Backslashes stay, because systemd escapes unit names with them.
+/// A cgroup as in /proc/PID/cgroup, as one word. Backslashes stay, because systemd escapes unit
+/// names with them.
 pub fn cgroup(text: &str) -> Escaped<'_> {
     let plain = |letter: char| letter.is_ascii_alphanumeric() || ".:-_@%/+=,\\".contains(letter);
     Escaped { text: text.as_bytes(), plain, quote: "", max: 2 * MAX_NAME }

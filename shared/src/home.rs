@@ -1,7 +1,8 @@
 //! The name and the home directory of a container: `30001` and `/containers/30001`.
 //!
-//! Both are arrays of a fixed size, with zeros after the text, which the compiler copies in registers. To copy as many bytes as there are
-//! digits took a loop or a call, and a third of a lookup's instructions outside the kernel.
+//! Both are arrays of a fixed size, with zeros after the text, which the compiler copies in
+//! registers. To copy as many bytes as there are digits took a loop or a call, and a third of a
+//! lookup's instructions outside the kernel.
 //!
 //! Nothing is looked up here.
 #![allow(unsafe_code)]
@@ -37,7 +38,8 @@ impl ContainerUid {
     /// The account name: the number in decimal.
     #[inline]
     pub const fn name(self) -> Name {
-        // Each digit is shifted in below the digits to its right, so the little-endian bytes are in reading order.
+        // Each digit is shifted in below the digits to its right, so the little-endian bytes are in
+        // reading order.
         let (mut digits, mut len, mut rest) = (0u128, 0, self.get());
         while rest != 0 {
             digits = digits << 8 | (b'0' + (rest % 10) as u8) as u128;
@@ -84,8 +86,9 @@ impl Home {
     /// The path, for a system call.
     #[inline]
     pub const fn as_c_str(&self) -> &CStr {
-        // SAFETY: `home` makes the path of `len` bytes, none of them zero (settings.rs refuses such a directory), and at least six zeros.
-        // strlen(3) would take about as many instructions as a bare stat(2) outside the kernel.
+        // SAFETY: `home` makes the path of `len` bytes, none of them zero (settings.rs refuses such
+        // a directory), and at least six zeros. strlen(3) would take about as many instructions as
+        // a bare stat(2) outside the kernel.
         unsafe { CStr::from_bytes_with_nul_unchecked(core::slice::from_raw_parts(self.path.as_ptr(), self.len + 1)) }
     }
 

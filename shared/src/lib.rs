@@ -1,6 +1,7 @@
 //! What a container is, for the NSS module, the PAM module and the operator's command alike.
 //!
-//! No files, no C, no allocation, no panic. A container is a number, from which its name, home and address follow:
+//! No files, no C, no allocation, no panic. A container is a number, from which its name, home and
+//! address follow:
 //!
 //! ```
 //! let container = shared::ContainerUid::parse(b"30001").unwrap();
@@ -19,7 +20,8 @@ pub use home::{Home, Name};
 pub use second_name::{LINK_TEXT_SIZE, SecondName};
 use settings::FIRST_UID;
 
-/// The uid of a container: at least [`FIRST_UID`], at most 2^31-1, and neither 65534 (nobody) nor 65535 (16-bit -1).
+/// The uid of a container: at least [`FIRST_UID`], at most 2^31-1, and neither 65534 (nobody) nor
+/// 65535 (16-bit -1).
 ///
 /// It is the account's name in decimal, its uid, and its gid.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -35,12 +37,14 @@ impl ContainerUid {
         }
     }
 
-    /// Reads an account name: the canonical decimal number and nothing else. For other names see [`SecondName`].
+    /// Reads an account name: the canonical decimal number and nothing else. For other names see
+    /// [`SecondName`].
     pub fn parse(name: &[u8]) -> Option<Self> {
         Self::read(name.iter().copied())
     }
 
-    /// The same, byte by byte: no byte is read after the first one that shows that the name is no container's.
+    /// The same, byte by byte: no byte is read after the first one that shows that the name is no
+    /// container's.
     #[inline]
     pub fn read(name: impl Iterator<Item = u8>) -> Option<Self> {
         let mut uid = 0u64;
@@ -62,7 +66,8 @@ impl ContainerUid {
         self.0
     }
 
-    /// Whether this stat(2) of [`Self::home`] is a container's: a directory owned by exactly uid:uid.
+    /// Whether this stat(2) of [`Self::home`] is a container's: a directory owned by exactly
+    /// uid:uid.
     pub const fn is_owner_of(self, mode: u32, uid: u32, gid: u32) -> bool {
         const S_IFMT: u32 = 0o170_000;
         const S_IFDIR: u32 = 0o040_000;

@@ -14,11 +14,13 @@ const MAX_LEN: usize = 32;
 const LINK_SIZE: usize = PREFIX + MAX_LEN + 1;
 /// `/containers/` with room for a name.
 const LINK_TEMPLATE: [u8; LINK_SIZE] = with_prefix();
-/// The size of the buffer for readlink(2): more than the ten digits of the largest number, so a longer text is not taken for a number.
+/// The size of the buffer for readlink(2): more than the ten digits of the largest number, so a
+/// longer text is not taken for a number.
 pub const LINK_TEXT_SIZE: usize = 16;
 
-/// A name that can be a container's second one: a lower case letter or `_`, then lower case letters, digits, `_` and `-`; at most 32
-/// characters. useradd(8) accepts each of them, and none is a number or a path.
+/// A name that can be a container's second one: a lower case letter or `_`, then lower case
+/// letters, digits, `_` and `-`; at most 32 characters. useradd(8) accepts each of them, and none
+/// is a number or a path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SecondName {
     /// The path of the link, with zeros after it.
@@ -53,12 +55,14 @@ impl SecondName {
     /// The path of the link, for a system call.
     #[inline]
     pub const fn link(&self) -> &CStr {
-        // SAFETY: `read` makes the path of `len` bytes, none of them zero (settings.rs refuses such a directory), and at least one zero.
-        // strlen(3) would cost as much as the rest of a lookup.
+        // SAFETY: `read` makes the path of `len` bytes, none of them zero (settings.rs refuses such
+        // a directory), and at least one zero. strlen(3) would cost as much as the rest of a
+        // lookup.
         unsafe { CStr::from_bytes_with_nul_unchecked(core::slice::from_raw_parts(self.link.as_ptr(), self.len + 1)) }
     }
 
-    /// The container that a link with this text leads to. The text must be its number and nothing else.
+    /// The container that a link with this text leads to. The text must be its number and nothing
+    /// else.
     pub fn leads_to(text: &[u8]) -> Option<ContainerUid> {
         ContainerUid::parse(text)
     }

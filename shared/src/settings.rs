@@ -1,6 +1,7 @@
 //! What an operator may set when building; the defaults are those of nss-unbit and pam-unbit.
 //!
-//! They cannot be set at run time: the NSS module runs inside set-user-ID programs, which can trust neither a file nor the environment.
+//! They cannot be set at run time: the NSS module runs inside set-user-ID programs, which can trust
+//! neither a file nor the environment.
 
 #![allow(clippy::indexing_slicing, clippy::panic)] // evaluated at compile time, where a panic is a build error
 
@@ -18,7 +19,8 @@ pub const CONTAINERS_PATH: &CStr = match CStr::from_bytes_with_nul(&padded::<{ C
     Err(_) => panic!("UNBIT_CONTAINERS: no NUL"),
 };
 
-/// The first uid of a container. Every uid from here on is a container's or nobody's. `UNBIT_FIRST_UID`.
+/// The first uid of a container. Every uid from here on is a container's or nobody's.
+/// `UNBIT_FIRST_UID`.
 pub const FIRST_UID: u32 = match option_env!("UNBIT_FIRST_UID") {
     Some(text) => decimal(text.as_bytes()),
     None => 30_000,
@@ -33,7 +35,8 @@ pub const SHELL: &str = match option_env!("UNBIT_SHELL") {
 /// [`SHELL`], as an array.
 pub const SHELL_BYTES: [u8; SHELL.len()] = padded(SHELL);
 
-/// The network of the containers, in host byte order: the first container has this address plus 2. `UNBIT_ADDRESS_BASE`.
+/// The network of the containers, in host byte order: the first container has this address plus 2.
+/// `UNBIT_ADDRESS_BASE`.
 pub const ADDRESS_BASE: u32 = match option_env!("UNBIT_ADDRESS_BASE") {
     Some(text) => dotted_quad(text.as_bytes()),
     None => 0x0a00_0000,

@@ -24,7 +24,8 @@ impl Node {
         Self { api: Api::start(&directory), directory }
     }
 
-    /// The directory alone, with those below it that every node has, and the user that the agent needs.
+    /// The directory alone, with those below it that every node has, and the user that the agent
+    /// needs.
     pub fn directory(name: &str) -> PathBuf {
         sh("grep -q api.test /etc/hosts || echo '127.0.0.1 api.test' >>/etc/hosts
             id _unbit-agent >/dev/null 2>&1 || useradd --system --no-create-home --shell /usr/sbin/nologin _unbit-agent")

@@ -1,4 +1,5 @@
-//! A stand-in for uwsgi.it's API: TLS with client certificates, answers that a test chooses, and a record of the requests.
+//! A stand-in for uwsgi.it's API: TLS with client certificates, answers that a test chooses, and a
+//! record of the requests.
 
 use openssl::asn1::Asn1Time;
 use openssl::bn::BigNum;
@@ -115,7 +116,8 @@ impl Answer {
         Self::with(format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{body}").into_bytes(), End::Close)
     }
 
-    /// The same, but the connection ends without TLS's own end, so that nobody can tell whether something is missing.
+    /// The same, but the connection ends without TLS's own end, so that nobody can tell whether
+    /// something is missing.
     pub fn cut(body: &str) -> Self {
         Self { end: End::Cut, ..Self::until_the_end(body) }
     }
@@ -167,7 +169,8 @@ pub struct Api {
 }
 
 impl Api {
-    /// Starts one with a certificate for its name, and writes local.ini and the files that it names into a directory.
+    /// Starts one with a certificate for its name, and writes local.ini and the files that it names
+    /// into a directory.
     pub fn start(directory: &Path) -> Self {
         let authority = Pair::new("authority.test", None);
         let server = Pair::new(HOST, Some(&authority));
@@ -213,7 +216,8 @@ impl Api {
         self.port
     }
 
-    /// What is answered to a path from now on, or with `POST ` before it to what is sent there; the last of several answers again and again.
+    /// What is answered to a path from now on, or with `POST ` before it to what is sent there; the
+    /// last of several answers again and again.
     pub fn answers(&self, path: &str, answers: impl Into<Vec<Answer>>) {
         self.state.lock().unwrap().answers.insert(path.to_owned(), answers.into());
     }
@@ -239,7 +243,8 @@ fn serve(context: &SslContext, connection: TcpStream, state: &Mutex<State>) {
     let peer = connection.peer_addr().map_or(0, |address| address.port());
     let mut stream = SslStream::new(Ssl::new(context).unwrap(), connection).unwrap();
     if stream.accept().is_err() {
-        // The client refuses it, or has no certificate that is known. What the client still sends is read, or the alert would be lost by a reset.
+        // The client refuses it, or has no certificate that is known. What the client still sends
+        // is read, or the alert would be lost by a reset.
         let connection = stream.get_mut();
         let _ = connection.shutdown(std::net::Shutdown::Write);
         let _ = std::io::copy(connection, &mut std::io::sink());

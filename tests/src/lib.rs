@@ -1,4 +1,5 @@
-//! Helpers for tests that run on a test node (see `tests/node/run`): commands, logins, the log, changes that are undone.
+//! Helpers for tests that run on a test node (see `tests/node/run`): commands, logins, the log,
+//! changes that are undone.
 //!
 //! They panic if something fails, so they are for tests only.
 
@@ -97,7 +98,8 @@ pub fn ssh(user: impl Display, command: &str) -> Done {
 /// The same by sshd's other port, whose sftp server is internal.
 pub const INTERNAL_SFTP: &str = "-P2222";
 
-/// What a line of the node's system log begins with: facility authpriv, and LOG_ERR, LOG_INFO or LOG_DEBUG of syslog(3).
+/// What a line of the node's system log begins with: facility authpriv, and LOG_ERR, LOG_INFO or
+/// LOG_DEBUG of syslog(3).
 pub const ERR: &str = "<83>";
 /// See [`ERR`].
 pub const INFO: &str = "<86>";
@@ -125,7 +127,8 @@ impl Log {
         self.0
     }
 
-    /// Waits until everything that was sent to the log before now is in the file: messages arrive in the order in which they were sent.
+    /// Waits until everything that was sent to the log before now is in the file: messages arrive
+    /// in the order in which they were sent.
     #[track_caller]
     fn flush() {
         static MARKS: AtomicUsize = AtomicUsize::new(0);
@@ -171,7 +174,8 @@ impl Log {
     }
 }
 
-/// Gives a container a `/dev/log` until it restarts, so that what sshd's child logs inside reaches the node's system log.
+/// Gives a container a `/dev/log` until it restarts, so that what sshd's child logs inside reaches
+/// the node's system log.
 pub fn log_from_inside(uid: u32) {
     sh(format!("node-syslog /proc/{}/root/dev/log", leader(uid))).ok();
 }
@@ -189,7 +193,8 @@ pub fn eventually<T>(what: impl Display, mut probe: impl FnMut() -> Option<T>) -
     }
 }
 
-/// Whether login(1) is util-linux's, Debian 13's, which opens its terminal again by a path that a container with a /dev/pts of its own does not have.
+/// Whether login(1) is util-linux's, Debian 13's, which opens its terminal again by a path that a
+/// container with a /dev/pts of its own does not have.
 pub fn login_reopens_its_terminal() -> bool {
     sh("login --version").out.contains("util-linux")
 }
@@ -203,7 +208,8 @@ impl Display for TextOf<'_> {
     }
 }
 
-/// What a test that fails shows: the node's processes, the end of its logs, and what clients in the background have printed.
+/// What a test that fails shows: the node's processes, the end of its logs, and what clients in the
+/// background have printed.
 fn evidence() -> String {
     let ps = Command::new("timeout").args(["-sKILL", "10", "ps", "-eHo", "pid,ppid,uid,stat,args"]).output();
     let processes = ps.map_or_else(|error| error.to_string(), |ps| String::from_utf8_lossy(&ps.stdout).into_owned());
@@ -261,7 +267,8 @@ pub fn pgrep(pattern: &str) -> Option<String> {
     found.out.lines().next().map(str::to_owned)
 }
 
-/// The pid 1 of a container, as the node counts: the one that root's link leads to, or else the Emperor's.
+/// The pid 1 of a container, as the node counts: the one that root's link leads to, or else the
+/// Emperor's.
 pub fn leader(uid: u32) -> String {
     linked::linked_leader(uid).unwrap_or_else(|| emperors_leader(uid))
 }
@@ -274,8 +281,8 @@ pub fn emperors_leader(uid: u32) -> String {
 /// The kinds of namespaces that a container has of its own.
 pub const OWN: [&str; 5] = ["ipc", "mnt", "net", "pid", "uts"];
 
-/// Says what this machine cannot show, where cargo does not swallow it. Unless something else says too that it `lacks` what it takes, that is a
-/// failure under `CI=true`.
+/// Says what this machine cannot show, where cargo does not swallow it. Unless something else says
+/// too that it `lacks` what it takes, that is a failure under `CI=true`.
 #[track_caller]
 pub fn not_tried(why: impl Display, lacks: bool) {
     writeln!(std::io::stderr().lock(), "NOT TRIED: {why}").unwrap();
@@ -283,13 +290,15 @@ pub fn not_tried(why: impl Display, lacks: bool) {
     assert!(lacks || !must_try, "NOT TRIED, and nothing says why not: {why}");
 }
 
-/// Whether the kernel was built without this option. If it does not say how it was built, it counts as lacking the option.
+/// Whether the kernel was built without this option. If it does not say how it was built, it counts
+/// as lacking the option.
 pub fn kernel_lacks(option: &str) -> bool {
     !fs::exists("/proc/config.gz").unwrap()
         || sh(format!("zcat /proc/config.gz | grep -qx '# {option} is not set'")).status == Some(0)
 }
 
-/// Whether this layout of cgroups has the controllers of version 1 out of reach: a machine has them on one version.
+/// Whether this layout of cgroups has the controllers of version 1 out of reach: a machine has them
+/// on one version.
 pub fn layout_lacks_controllers() -> bool {
     std::env::var("NODE_LAYOUT").unwrap() == "v2"
 }
@@ -307,7 +316,8 @@ impl Changed {
         Self::write(path.as_ref(), None, change)
     }
 
-    /// Rewrites the file of a container that goes on running: the Emperor restarts a container whose file has a newer time than before.
+    /// Rewrites the file of a container that goes on running: the Emperor restarts a container
+    /// whose file has a newer time than before.
     pub fn unseen_by_the_emperor(path: impl AsRef<Path>, change: impl FnOnce(&str) -> String) -> Self {
         let time = fs::metadata(&path).unwrap().modified().unwrap();
         Self::write(path.as_ref(), Some(time), change)
@@ -356,14 +366,16 @@ impl<F: FnMut()> Drop for AtEnd<F> {
     }
 }
 
-/// A symbolic link in /containers, until this is dropped: `web1 -> 30001` is a second name of 30001.
+/// A symbolic link in /containers, until this is dropped: `web1 -> 30001` is a second name of
+/// 30001.
 pub fn second_name(name: &str, target: &str) -> AtEnd<impl FnMut()> {
     let link = format!("/containers/{name}");
     symlink(target, &link).unwrap_or_else(|error| panic!("{link}: {error}"));
     AtEnd(move || drop(fs::remove_file(&link)))
 }
 
-/// Lets container users in through another service than sshd: our account and session lines, with `join=now`, in front of its own.
+/// Lets container users in through another service than sshd: our account and session lines, with
+/// `join=now`, in front of its own.
 pub fn join_now(service: &str) -> Changed {
     Changed::file(format!("/etc/pam.d/{service}"), |text| {
         format!(
@@ -387,14 +399,16 @@ pub const CLIENTS: [&[&str]; 4] = [
     &["ssh", "-N", "USER@node"],
 ];
 
-/// Runs one of [`CLIENTS`], for ten seconds at most: a client that hangs is killed, and has the status 137.
+/// Runs one of [`CLIENTS`], for ten seconds at most: a client that hangs is killed, and has the
+/// status 137.
 pub fn try_client(user: impl Display, way: &[&str]) -> Done {
     let words = way.iter().map(|word| word.replace("USER", &user.to_string())).collect::<Vec<_>>();
     let words = words.iter().map(String::as_str).collect::<Vec<_>>();
     run("timeout", &[&["-s", "KILL", "10"], &words[..]].concat(), b"")
 }
 
-/// Tries everything a client can come for. Each attempt must be refused with this sentence and one log line with this cause.
+/// Tries everything a client can come for. Each attempt must be refused with this sentence and one
+/// log line with this cause.
 #[track_caller]
 pub fn assert_user_refused(user: &str, sentence: &str, cause: &str) {
     for way in CLIENTS {
@@ -426,7 +440,8 @@ pub fn assert_no_session_on_the_host() {
     });
 }
 
-/// Container 30001, root and an ordinary user log in. After a test this shows that the refusal had no other reason.
+/// Container 30001, root and an ordinary user log in. After a test this shows that the refusal had
+/// no other reason.
 #[track_caller]
 pub fn assert_honest_logins() {
     leader(30001);
@@ -468,7 +483,8 @@ pub fn between_check_and_join(script: &str) -> Changed {
     })
 }
 
-/// Adds a line to /etc/passwd, with a home directory that the key which opens every account opens too.
+/// Adds a line to /etc/passwd, with a home directory that the key which opens every account opens
+/// too.
 pub fn add_account(line: &str) -> Changed {
     let user = line.split(':').next().unwrap();
     sh(format!("install -d -m 755 /home/{user} && cp -r /root/.ssh /home/{user}/ && cp /root/.ssh/id_ed25519.pub /home/{user}/.ssh/authorized_keys")).ok();
@@ -492,7 +508,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session by `ssh OPTIONS USER@node`. `marker` is a number of seconds that no other session sleeps, to find its process by.
+    /// A session by `ssh OPTIONS USER@node`. `marker` is a number of seconds that no other session
+    /// sleeps, to find its process by.
     pub fn open(user: impl Display, options: &[&str], marker: u32) -> Self {
         let client = Command::new("ssh")
             .args(options)
@@ -539,7 +556,8 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// It has run this command, and waits; and what that has printed. `marker` as in [`Session::open`].
+    /// It has run this command, and waits; and what that has printed. `marker` as in
+    /// [`Session::open`].
     pub fn open(user: &str, command: &str, marker: u32) -> (Self, String) {
         let script = format!("{command}; echo END; sleep {marker}");
         let mut ssh = Command::new("ssh");

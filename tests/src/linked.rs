@@ -1,4 +1,5 @@
-//! Makes containers as other engines do: without Emperor and socket, with a pid 1 that can be root, and with root's link to its cgroup.
+//! Makes containers as other engines do: without Emperor and socket, with a pid 1 that can be root,
+//! and with root's link to its cgroup.
 
 use crate::{AtEnd, Log, eventually, namespaces, sh, ssh};
 use std::collections::BTreeMap;

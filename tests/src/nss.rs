@@ -1,4 +1,5 @@
-//! libnss_unbit.so.2 by itself: its functions called as glibc calls them, but without glibc in between.
+//! libnss_unbit.so.2 by itself: its functions called as glibc calls them, but without glibc in
+//! between.
 
 use libc::{AF_INET, c_char, c_int, c_long, c_void};
 use std::ffi::{CStr, CString};
@@ -221,7 +222,8 @@ impl Module {
 
     fn by_name<R: Record>(self, function: &'static str, name: impl AsRef<[u8]>) -> Function {
         let name = CString::new(name.as_ref()).unwrap();
-        // SAFETY: here and below, the types are those of nss.h and the pointers are good for the call.
+        // SAFETY: here and below, the types are those of nss.h and the pointers are good for the
+        // call.
         let call = unsafe { self.function::<ByName<R>>(function) };
         // SAFETY: as above.
         let call = move |b, l| answer(|r, e, _| unsafe { call(name.as_ptr(), r, b, l, e) });
@@ -444,7 +446,8 @@ impl Drop for Guarded {
     }
 }
 
-/// Does something in a process of its own, and tells how that ended: its exit status, or minus its signal.
+/// Does something in a process of its own, and tells how that ended: its exit status, or minus its
+/// signal.
 pub fn in_child(what: impl FnOnce() -> bool) -> c_int {
     let mut status = 0;
     // SAFETY: the child does as the test says, and ends.

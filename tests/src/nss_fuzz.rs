@@ -1,7 +1,9 @@
-//! Arbitrary names, host names and addresses, arbitrary buffers, and what the module must say to them.
+//! Arbitrary names, host names and addresses, arbitrary buffers, and what the module must say to
+//! them.
 //!
-//! What it must say comes from a second, slow and obvious reading of the rules (see [`Input::expected`]), so that the two readings
-//! check each other. The seeds are in `tests/fuzz`, one on a line, with `\n`, `\xff` and the like for what a line cannot hold.
+//! What it must say comes from a second, slow and obvious reading of the rules (see
+//! [`Input::expected`]), so that the two readings check each other. The seeds are in `tests/fuzz`,
+//! one on a line, with `\n`, `\xff` and the like for what a line cannot hold.
 
 use crate::nss::{Answer, Function, Guarded, Module, NETDB_INTERNAL, NOTFOUND, SUCCESS, TRYAGAIN, UNAVAIL};
 use libc::{AF_INET, AF_INET6, c_char, c_int};

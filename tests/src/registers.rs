@@ -1,4 +1,5 @@
-//! The registers of a process that this thread traces (ptrace(2)), and breakpoints, on the architectures that are known here.
+//! The registers of a process that this thread traces (ptrace(2)), and breakpoints, on the
+//! architectures that are known here.
 
 use std::fs::File;
 use std::io;
@@ -42,7 +43,8 @@ unsafe fn set_of<T>(request: libc::c_uint, pid: pid_t, set: c_int, registers: *m
 pub struct Registers(user_regs_struct);
 
 impl Registers {
-    /// Those of a process that has stopped. The error is ESRCH for one that has been killed meanwhile.
+    /// Those of a process that has stopped. The error is ESRCH for one that has been killed
+    /// meanwhile.
     pub fn of(pid: pid_t) -> io::Result<Self> {
         // SAFETY: numbers only, all of which may be zero, and what the kernel has in this set.
         unsafe {
@@ -81,7 +83,8 @@ impl Registers {
         self.0.rax = result as u64;
     }
 
-    /// Keeps the kernel from the system call that the process enters. Its result is for the caller to set, at its end.
+    /// Keeps the kernel from the system call that the process enters. Its result is for the caller
+    /// to set, at its end.
     pub fn skip_call(mut self, pid: pid_t) -> io::Result<()> {
         self.0.orig_rax = i64::from(NO_CALL) as u64;
         self.write(pid)
@@ -104,7 +107,8 @@ impl Registers {
         Ok(u64::from_ne_bytes(back))
     }
 
-    /// What makes one system call and what then goes on as before, for a process that waits in a system call or is about to.
+    /// What makes one system call and what then goes on as before, for a process that waits in a
+    /// system call or is about to.
     fn with_call(self, memory: &File, number: u64, a: u64, b: u64) -> io::Result<(Self, Self)> {
         let (mut call, mut after) = (self, self);
         let mut code = CALL;
@@ -146,7 +150,8 @@ impl Registers {
         self.0.regs[0] = result as u64;
     }
 
-    /// Keeps the kernel from the system call that the process enters. Its result is for the caller to set, at its end.
+    /// Keeps the kernel from the system call that the process enters. Its result is for the caller
+    /// to set, at its end.
     pub fn skip_call(self, pid: pid_t) -> io::Result<()> {
         /// Of linux/elf.h: the number has a set of its own.
         const NT_ARM_SYSTEM_CALL: c_int = 0x404;
@@ -170,10 +175,12 @@ impl Registers {
         Ok(self.0.regs[30])
     }
 
-    /// What makes one system call and what then goes on as before, for a process that waits in a system call or is about to.
+    /// What makes one system call and what then goes on as before, for a process that waits in a
+    /// system call or is about to.
     fn with_call(self, memory: &File, number: u64, a: u64, b: u64) -> io::Result<(Self, Self)> {
         let mut call = self;
-        // The kernel has set everything back for a call that it restarts (arch/arm64/kernel/signal.c, do_signal).
+        // The kernel has set everything back for a call that it restarts
+        // (arch/arm64/kernel/signal.c, do_signal).
         let mut code = CALL;
         memory.read_exact_at(&mut code, self.0.pc)?;
         if code != CALL {
@@ -184,7 +191,8 @@ impl Registers {
     }
 }
 
-/// Traces a process, makes it do one system call, and then continue the one that it was waiting in. The result is the call's.
+/// Traces a process, makes it do one system call, and then continue the one that it was waiting in.
+/// The result is the call's.
 pub fn inject(pid: pid_t, number: u64, a: u64, b: u64) -> io::Result<i64> {
     let check = |answer: i64| if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
     let wait = || {

@@ -23,7 +23,8 @@ pub fn send(peer: &UnixStream, message: &[u8], descriptors: &[OwnedFd]) -> io::R
     if !numbers.is_empty() {
         header.msg_control = control.as_mut_ptr().cast();
         header.msg_controllen = space as _;
-        // SAFETY: `control` has room for the header and for all the numbers, and is aligned for both.
+        // SAFETY: `control` has room for the header and for all the numbers, and is aligned for
+        // both.
         unsafe {
             let first = libc::CMSG_FIRSTHDR(&header);
             (*first).cmsg_level = libc::SOL_SOCKET;

@@ -1,5 +1,6 @@
-//! The supervisor of a session: the only process of the container's user that stays on the node. It is a child of sshd's monitor and the parent
-//! of the session's first process, and has nothing that anybody could take from it.
+//! The supervisor of a session: the only process of the container's user that stays on the node. It
+//! is a child of sshd's monitor and the parent of the session's first process, and has nothing that
+//! anybody could take from it.
 
 use crate::{TextOf, descriptors, eventually, pgrep};
 use std::fs;
@@ -14,12 +15,13 @@ pub fn status(pid: &str, key: &str) -> String {
     line.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Whether there is such a process, and it has not ended and is not about to. (One that ends has left its control groups of version 1 some time
-/// before it is a zombie.)
+/// Whether there is such a process, and it has not ended and is not about to. (One that ends has
+/// left its control groups of version 1 some time before it is a zombie.)
 pub fn lives(pid: &str) -> bool {
     const PF_EXITING: u32 = 4;
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // Behind the name, which may hold anything: the state, and the flags as the seventh word, proc_pid_stat(5).
+    // Behind the name, which may hold anything: the state, and the flags as the seventh word,
+    // proc_pid_stat(5).
     let words: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     let flags = words.get(6).and_then(|flags| flags.parse::<u32>().ok());
     flags.is_some_and(|flags| flags & PF_EXITING == 0) && !["Z", "X"].contains(&words[0])
@@ -51,7 +53,8 @@ pub fn violations(pid: &str) -> Vec<String> {
     for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
         must(status(pid, set).chars().all(|digit| digit == '0'), format!("has {set} {}", status(pid, set)));
     }
-    // Root owns the files in /proc of a process that is not dumpable, except the directory itself: proc(5).
+    // Root owns the files in /proc of a process that is not dumpable, except the directory itself:
+    // proc(5).
     let owner = fs::metadata(format!("/proc/{pid}/status")).map(|file| file.uid()).ok();
     must(owner == Some(0), format!("is dumpable: its files in /proc are {owner:?}'s"));
     let groups = |pid: &str| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
@@ -79,7 +82,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// Runs `ssh OPTIONS USER@node` with a command that calls itself `name` and ends when its input ends.
+    /// Runs `ssh OPTIONS USER@node` with a command that calls itself `name` and ends when its input
+    /// ends.
     #[track_caller]
     pub fn start(user: &str, options: &[&str], name: &str) -> Self {
         let mut ssh = Command::new("ssh");

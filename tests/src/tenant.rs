@@ -28,7 +28,8 @@ pub fn give(uid: u32, program: &str) -> String {
     tool
 }
 
-/// A command of the tenant's, started by its own ordinary login, that goes on until this is dropped.
+/// A command of the tenant's, started by its own ordinary login, that goes on until this is
+/// dropped.
 pub struct Inside(Child);
 
 impl Inside {
@@ -72,7 +73,8 @@ pub fn told(uid: u32) -> BTreeSet<String> {
     told.lines().map(str::to_owned).collect()
 }
 
-/// Puts a file or directory back in its place when this ends, wherever in its directory it has gone.
+/// Puts a file or directory back in its place when this ends, wherever in its directory it has
+/// gone.
 pub struct Restored(String);
 
 impl Restored {
@@ -92,10 +94,12 @@ impl Drop for Restored {
     }
 }
 
-/// From this number on the tenant's pid 1 holds five namespaces of container 30000's, as if two tenants had one purpose.
+/// From this number on the tenant's pid 1 holds five namespaces of container 30000's, as if two
+/// tenants had one purpose.
 pub const INHERITED: i32 = 3;
 
-/// A container like the Emperor's, except that its pid 1 is `tenant`, and on request its /etc the tenant's own.
+/// A container like the Emperor's, except that its pid 1 is `tenant`, and on request its /etc the
+/// tenant's own.
 pub struct Hostile {
     outside: Child,
     /// Its pid 1, as the node counts.
@@ -185,10 +189,10 @@ pub fn give_home() {
     give_tool(uid);
 }
 
-/// Looks, all the time that it lives, at every process that sshd has started, and panics in [`Watch::done`] if one of them was
-/// what it must not be:
-/// with root's power or a group beyond the container's in a tenant's file system, a container's user on the host, or a process inside that holds
-/// a namespace, a pidfd, a cgroup, or a file out of the container's mounts.
+/// Looks, all the time that it lives, at every process that sshd has started, and panics in
+/// [`Watch::done`] if one of them was what it must not be: with root's power or a group beyond the
+/// container's in a tenant's file system, a container's user on the host, or a process inside that
+/// holds a namespace, a pidfd, a cgroup, or a file out of the container's mounts.
 pub struct Watch {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<(usize, BTreeSet<String>)>>,
@@ -197,8 +201,8 @@ pub struct Watch {
     log: Log,
 }
 
-/// What a tenant has no business to change: files of the host and of the distribution, with every time and owner.
-/// And those of another tenant, but for its logs.
+/// What a tenant has no business to change: files of the host and of the distribution, with every
+/// time and owner. And those of another tenant, but for its logs.
 const CANARIES: &str = "find /etc /root /home /var/lib /distros/base -xdev -printf '%p %y %l %m %U %G %s %T@ %C@\\n' | sort; ls -A /dev /; \
      find /containers/30000 -name logs -prune -o -printf '%p %y %l %m %U %G %s %T@\\n' | sort";
 
@@ -217,7 +221,8 @@ impl Watch {
                         if look.inside {
                             seen.insert(pid);
                         }
-                        // sshd's child is between two system calls for some microseconds; what lasts is not that.
+                        // sshd's child is between two system calls for some microseconds; what
+                        // lasts is not that.
                         if look.wrong(&host).is_some() {
                             sleep(Duration::from_millis(10));
                             found.extend(Look::at(pid, &host).and_then(|again| again.wrong(&host)));
@@ -291,10 +296,12 @@ impl Look {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let is_ours =
             |kind| Some(fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok()?.to_string_lossy() == host[kind]);
-        // A supervisor stays in the mount namespace of sshd's monitor, which is another than the node's.
+        // A supervisor stays in the mount namespace of sshd's monitor, which is another than the
+        // node's.
         let is_supervisor = is_ours("pid")? && field(&status, "Name").starts_with("pam_unbit:");
         let (inside, of_our_users) = (!is_ours("mnt")? && !is_supervisor, is_ours("user")?);
-        // The helper that joins for a session: nobody inside sees it, and it forks when it has nothing left.
+        // The helper that joins for a session: nobody inside sees it, and it forks when it has
+        // nothing left.
         if inside && is_ours("pid")? && field(&status, "Name").starts_with("sshd") {
             return None;
         }
@@ -356,7 +363,8 @@ impl Look {
                         || OWN.iter().any(|kind| open == host[*kind])
                         || (self.name.starts_with("sshd") && !is_plain)
                 } else {
-                    // Devices are sshd's from before it entered, and lead nowhere. A tenant's user namespace has mounts of its own.
+                    // Devices are sshd's from before it entered, and lead nowhere. A tenant's user
+                    // namespace has mounts of its own.
                     let is_device = || fs::metadata(&link).is_ok_and(|file| file.file_type().is_char_device());
                     let info = read(&format!("fdinfo/{}", number.to_string_lossy()));
                     let mount = field(&info, "mnt_id");

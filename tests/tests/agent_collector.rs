@@ -1,4 +1,5 @@
-//! `unbit-agent`'s jobs of the collector and the dominator, and the ports that lead to containers, against a stand-in for uwsgi.it's API over TLS.
+//! `unbit-agent`'s jobs of the collector and the dominator, and the ports that lead to containers,
+//! against a stand-in for uwsgi.it's API over TLS.
 
 use openssl::pkey::PKey;
 use openssl::rsa::Rsa;
@@ -55,7 +56,8 @@ fn metrics_are_what_the_kernel_and_the_routers_count() {
         "{first:?}"
     );
 
-    // What the kernel counts, as far as this node has its controllers: processor time goes up, memory is that of the group.
+    // What the kernel counts, as far as this node has its controllers: processor time goes up,
+    // memory is that of the group.
     let pid = leader(30001);
     let group = |controller: &str| {
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
@@ -70,7 +72,8 @@ fn metrics_are_what_the_kernel_and_the_routers_count() {
         // Its own group, and not the one that it shares with its Emperor.
         (!place.is_empty() && path.ends_with("30001")).then(|| format!("{place}{path}"))
     };
-    // Processor time in nanoseconds, which version 2 counts in microseconds, with or without its controller.
+    // Processor time in nanoseconds, which version 2 counts in microseconds, with or without its
+    // controller.
     let version_2 = || {
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
         let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?.to_owned();
@@ -150,7 +153,8 @@ fn many_values_go_over_a_few_connections_and_those_of_a_container_in_order() {
     let connections: BTreeSet<_> = sent.iter().map(|asked| asked.connection).collect();
     assert!((2..=4).contains(&connections.len()), "{connections:?}");
 
-    // A connection that ends without an answer ends the round, with one line. Nobody has been told that the others are sent.
+    // A connection that ends without an answer ends the round, with one line. Nobody has been told
+    // that the others are sent.
     let broken = "POST /metrics/container.net.rx/31100";
     node.api.answers(broken, [Answer::raw("")]);
     let error = node.agent("once metrics").failed();
@@ -310,7 +314,8 @@ fn domains_are_files_of_www_data_alone() {
         assert!(error.contains(cause), "{cause}: {error}");
         assert_eq!(sh(format!("cd {} && cksum *", place.display())).ok(), before, "{error}");
     }
-    // A customer who owns evil.example can give the API this name. Others' domains come and go nevertheless.
+    // A customer who owns evil.example can give the API this name. Others' domains come and go
+    // nevertheless.
     let evil = serde_json::json!([domain("../../../etc/cron.d/x.evil.example")]);
     says(
         serde_json::json!([{"rsa": pem, "domains": evil}, {"rsa": pem, "domains": [domain("b.example"), domain("c.example")]}]),

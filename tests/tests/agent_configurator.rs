@@ -1,5 +1,5 @@
-//! `unbit-agent`'s jobs of the configurator, against a stand-in for uwsgi.it's API over TLS: each effect, and what an API that is broken, an API that
-//! lies and a tenant cannot do.
+//! `unbit-agent`'s jobs of the configurator, against a stand-in for uwsgi.it's API over TLS: each
+//! effect, and what an API that is broken, an API that lies and a tenant cannot do.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -61,7 +61,8 @@ fn contents_are_compared_and_not_clocks() {
     node.with_containers(&MANY);
     let file = node.directory.join("vassals/30001.ini");
     let before = node.state();
-    // A server that is hours ahead, one that is years behind, one that says no time at all, and one that says another one each time.
+    // A server that is hours ahead, one that is years behind, one that says no time at all, and one
+    // that says another one each time.
     for time in ["4102444800", "1", "null", "\"today\"", "1.5"] {
         node.api.says("/containers/", &list(&MANY).replace("1400000000", time));
         assert_eq!(node.agent("once containers").ok(), "", "{time}");
@@ -95,7 +96,8 @@ fn a_restart_in_the_api_restarts_and_one_of_the_agent_does_not() {
     let node = Node::new("restart");
     node.with_containers(&MANY);
     assert_eq!(node.agent("once containers").ok(), "");
-    // The API's file has a customer's new keys, which another job writes: the API gives it no other time, for it is no reason to restart.
+    // The API's file has a customer's new keys, which another job writes: the API gives it no other
+    // time, for it is no reason to restart.
     let new = "[uwsgi]\nkeys = 2\n";
     node.api.says("/containers/30001.ini", new);
     node.api.asked();
@@ -113,7 +115,8 @@ fn a_restart_in_the_api_restarts_and_one_of_the_agent_does_not() {
         assert_eq!(fs::read_to_string(&file).unwrap(), text);
         assert_eq!(node.agent("once containers").ok(), "");
     }
-    // Without what the agent remembers, contents are compared, and a file that is gone comes back in any case.
+    // Without what the agent remembers, contents are compared, and a file that is gone comes back
+    // in any case.
     let state = node.directory.join("unbit-agent.json");
     assert_eq!(state.metadata().unwrap().permissions().mode() & 0o7777, 0o600);
     fs::write(&state, "{\"containers\": ").unwrap();
@@ -191,7 +194,8 @@ fn an_answer_that_is_no_list_changes_nothing() {
         (Answer::ok(&good.replace("30003", "33")), "33 is not a container's number"),
         (Answer::ok(&good.replace("30003", "65534")), "65534 is not a container's number"),
         (Answer::ok(&good.replace("30003", "30001")), "30001 is listed twice"),
-        // Half answers: by their length, by chunks, by the end of the connection, and of the JSON alone.
+        // Half answers: by their length, by chunks, by the end of the connection, and of the JSON
+        // alone.
         (Answer::of_length(good.len() as u64 + 1, &good), "GET /containers/: "),
         (Answer::of_length(good.len() as u64 - 1, &good), "not the JSON"),
         (Answer::of_length(1 << 62, &good), "GET /containers/: "),
@@ -414,7 +418,8 @@ fn keys_are_written_as_the_tenant_and_through_no_link() {
     sh(format!("rm -rf {home}/.ssh; ln -s /root/.ssh {home}/.ssh")).ok();
     assert!(node.agent("once keys").failed().contains(".ssh is a link or no directory, and is left as it is"));
     assert_eq!(root_has(), before);
-    // Fifos, files that cannot be read, links to other users' files: none of them hangs anybody or is written to.
+    // Fifos, files that cannot be read, links to other users' files: none of them hangs anybody or
+    // is written to.
     for odd in
         ["mkfifo FILE", "touch FILE; chmod 0 FILE", "ln /etc/hosts FILE || touch FILE", "touch FILE; chmod 4755 FILE"]
     {
@@ -484,7 +489,8 @@ fn alarms_are_bytes_of_whoever_made_the_file() {
     assert_eq!(sh("find / -xdev -name alarm-by-root 2>/dev/null").out, "");
     fs::remove_file(place(&command)).unwrap();
 
-    // Links to what root alone reads, other kinds of files, alarms for others, and what is no alarm.
+    // Links to what root alone reads, other kinds of files, alarms for others, and what is no
+    // alarm.
     fs::write("/etc/agent-secret", alarm(30001, "a secret")).unwrap();
     fs::set_permissions("/etc/agent-secret", fs::Permissions::from_mode(0o600)).unwrap();
     symlink("/etc/agent-secret", place(&uuid(3))).unwrap();

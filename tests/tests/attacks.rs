@@ -1,5 +1,6 @@
-//! What a hostile tenant may try: one who owns /containers/UID and all below it, has unprivileged user namespaces, and in the worst case the code of
-//! the container's pid 1 and a root file system. Each case ends with [`Watch::done`]: no root process ran inside, nobody got a group, no file
+//! What a hostile tenant may try: one who owns /containers/UID and all below it, has unprivileged
+//! user namespaces, and in the worst case the code of the container's pid 1 and a root file system.
+//! Each case ends with [`Watch::done`]: no root process ran inside, nobody got a group, no file
 //! outside was touched, no session was on the host, nothing is left, and honest people log in.
 
 use std::fs;
@@ -92,7 +93,8 @@ fn listen_inside(how: &str) -> (Restored, Inside, impl Sized + use<>) {
     (restored, inside, killed)
 }
 
-/// Connects like somebody who does listen, so that the tenant tells how far it comes then. What it tells.
+/// Connects like somebody who does listen, so that the tenant tells how far it comes then. What it
+/// tells.
 fn listen_to(uid: u32, kind: &str) -> Option<String> {
     let (bytes, descriptors) = match kind.split('-').collect::<Vec<_>>()[..] {
         ["deaf"] => return None,
@@ -313,7 +315,8 @@ fn roots_own_socket_elsewhere_is_never_called() {
     sh("rm -r /run/roots").ok();
 }
 
-/// Logs in for as long as the tenant swaps two paths. Each login is refused, or is in the one true container.
+/// Logs in for as long as the tenant swaps two paths. Each login is refused, or is in the one true
+/// container.
 fn assert_each_login_is_whole(prepare: &str, a: &str, b: &str) {
     let watch = Watch::start();
     {
@@ -444,7 +447,8 @@ fn a_pid_1_that_dies_at_any_moment() {
         } else {
             let_in += 1
         }
-        // The client hears of the end of sshd's child, and the kernel may still be ending the others.
+        // The client hears of the end of sshd's child, and the kernel may still be ending the
+        // others.
         eventually("the end of the session with its container", || pgrep("^sleep 60$").is_none().then_some(()));
     }
     println!("{let_in} let in, {cut} cut short");
@@ -452,7 +456,8 @@ fn a_pid_1_that_dies_at_any_moment() {
     watch.done();
 }
 
-/// What a file system in user space has been asked and does not answer, it never will; no signal ends the wait. See fuse(4), fusectl.
+/// What a file system in user space has been asked and does not answer, it never will; no signal
+/// ends the wait. See fuse(4), fusectl.
 fn abort_file_systems_of_the_tenants() {
     sh(format!(
         "mkdir -p /tmp/fuse; unshare -m sh -c 'mount -t fusectl none /tmp/fuse; for one in $(find /tmp/fuse -name abort -uid {HOSTILE}); do echo 1 >$one; done'"
@@ -531,7 +536,8 @@ fn a_password_is_tried_before_the_key() {
     watch.done();
 }
 
-/// Files below a container's home that sshd, login or PAM know, where a container's root file system is as the Emperor sets it up.
+/// Files below a container's home that sshd, login or PAM know, where a container's root file
+/// system is as the Emperor sets it up.
 const FILES: [&str; 15] = [
     "logs/lastlog",
     "logs/wtmp",
@@ -738,7 +744,8 @@ fn names_that_lead_nowhere_else() {
         "3000?",
         &long,
     ] {
-        // In a file, since a client may refuse by itself what its command line has. (%% is % there from OpenSSH 10 on.)
+        // In a file, since a client may refuse by itself what its command line has. (%% is % there
+        // from OpenSSH 10 on.)
         fs::write("/tmp/names", format!("User \"{name}\"\nInclude /root/.ssh/config\n")).unwrap();
         let log = Log::from_now();
         let done = run("ssh", &["-F", "/tmp/names", "node", "touch /tmp/landed-on-the-host"], b"");

@@ -1,8 +1,10 @@
-//! What a container's root sees of logins: each process of a session is created in its pid namespace as the container's user. It never has the node's
-//! root or working directory, an id of the node, a capability, or a descriptor of the node.
+//! What a container's root sees of logins: each process of a session is created in its pid
+//! namespace as the container's user. It never has the node's root or working directory, an id of
+//! the node, a capability, or a descriptor of the node.
 //!
-//! `src/bin/onlooker.rs` looks at them, as root inside the container with CAP_SYS_PTRACE. Three things of the node belong to a session: sshd's program,
-//! which runs as the user and is not dumpable, its socket to the client, and its socket pairs with the monitor.
+//! `src/bin/onlooker.rs` looks at them, as root inside the container with CAP_SYS_PTRACE. Three
+//! things of the node belong to a session: sshd's program, which runs as the user and is not
+//! dumpable, its socket to the client, and its socket pairs with the monitor.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -130,8 +132,9 @@ fn size() -> usize {
     fs::metadata(file()).unwrap().len() as usize
 }
 
-/// Root processes with the node's root directory are born inside and end at once: nsenter(1) into the pid namespace alone. An onlooker that does
-/// not catch them proves nothing. On a busy machine it takes more of them.
+/// Root processes with the node's root directory are born inside and end at once: nsenter(1) into
+/// the pid namespace alone. An onlooker that does not catch them proves nothing. On a busy machine
+/// it takes more of them.
 #[track_caller]
 fn assert_onlooker_sees(leader: &str) {
     const WANTED: usize = 10;
@@ -142,7 +145,8 @@ fn assert_onlooker_sees(leader: &str) {
         for _ in 0..AT_ONCE {
             sh(format!("nsenter --pid=/proc/{leader}/ns/pid true")).ok();
         }
-        // The last one lives long enough to be seen, so that numbers that were missed before it are counted.
+        // The last one lives long enough to be seen, so that numbers that were missed before it are
+        // counted.
         sh(format!("nsenter --pid=/proc/{leader}/ns/pid sleep 0.2")).ok();
         let complete = || Some(Seen::since(before)).filter(|seen| seen.born + seen.missed > tried);
         let wrong = eventually("the onlooker to see the last of them", complete).wrong;

@@ -1,4 +1,5 @@
-//! The session is in the cgroups of its container and the monitor is not, whatever the layout of the hierarchies (`tests/run --cgroups`).
+//! The session is in the cgroups of its container and the monitor is not, whatever the layout of
+//! the hierarchies (`tests/run --cgroups`).
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -100,8 +101,9 @@ const HAS_NOT: [(&str, &[&str]); 4] = [
     ("hybrid", &[]),
 ];
 
-/// Whether a case that needs something can be tried, given whether it is there. It must not be where the layout has it not. Elsewhere it is
-/// this machine that lacks it, which is a failure under `CI=true`.
+/// Whether a case that needs something can be tried, given whether it is there. It must not be
+/// where the layout has it not. Elsewhere it is this machine that lacks it, which is a failure
+/// under `CI=true`.
 #[track_caller]
 fn can_try(needed: &str, is_there: bool) -> bool {
     let (_, has_not) = HAS_NOT.iter().find(|(name, _)| *name == layout()).unwrap();
@@ -306,7 +308,8 @@ fn at_the_limit_of_memory() {
     assert_eq!(done.ok(), "ended 137");
     assert_others_log_in();
 
-    // Nothing is left, not even for sshd's child: whoever is killed, the monitors are not, and nobody else.
+    // Nothing is left, not even for sshd's child: whoever is killed, the monitors are not, and
+    // nobody else.
     for _ in 0..3 {
         drop(used().map(|used| fs::write(&limit, used.to_string())));
         let done = ssh(30001, PLACE);
@@ -389,7 +392,8 @@ fn nothing_moves_on_a_refusal() {
     assert_honest_logins();
 }
 
-/// An sshd on port 2200 in a mount namespace of its own, whose cgroup mounts are made by a script; `$top` is each old one, `$new` a place.
+/// An sshd on port 2200 in a mount namespace of its own, whose cgroup mounts are made by a script;
+/// `$top` is each old one, `$new` a place.
 struct Sshd;
 
 impl Sshd {

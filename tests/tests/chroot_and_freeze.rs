@@ -1,6 +1,7 @@
 // node: --containers '30000 30001 30002'
-//! A pid 1 whose root directory is not where a join would end, and a container that is frozen. Both are refused in account, with the cause; what
-//! happens only between the check and the join keeps no root process waiting, and leaves nothing half done.
+//! A pid 1 whose root directory is not where a join would end, and a container that is frozen. Both
+//! are refused in account, with the cause; what happens only between the check and the join keeps
+//! no root process waiting, and leaves nothing half done.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -11,7 +12,8 @@ const NOT_TRUSTED: &str = "cannot be entered: its set-up failed a check.";
 const CHROOT: &str = "its pid 1's root directory is not the root of its mount namespace (chroot)";
 const BECOME: &str = "perl -e '$) = q(30003 30003); $( = 30003; ($<, $>) = (30003, 30003); exec @ARGV'";
 
-/// First one login, which does not take a minute where it hangs and shows where it ends where it works; then every way in.
+/// First one login, which does not take a minute where it hangs and shows where it ends where it
+/// works; then every way in.
 #[track_caller]
 fn assert_refused_within_timeout(user: &str, sentence: &str, cause: &str) {
     let (log, started) = (Log::from_now(), Instant::now());
@@ -93,7 +95,8 @@ fn roots_that_a_join_does_end_in() {
     }
 }
 
-/// Covers a container's root directory with one that looks the same. A join would end there, and pid 1 is not there.
+/// Covers a container's root directory with one that looks the same. A join would end there, and
+/// pid 1 is not there.
 fn cover(pid: &str) -> String {
     format!(
         "nsenter -t {pid} -m bash -ec 'mount -t tmpfs -o mode=755 none /mnt; cd /
@@ -212,8 +215,9 @@ fn a_container_in_a_group_of_a_frozen_one() {
     }
 }
 
-/// Frozen once it has been checked: what has joined the container's group cannot get out by itself. In a group of version 1 not even SIGKILL ends
-/// it before it is thawed, so a process of the container's user may be left until then.
+/// Frozen once it has been checked: what has joined the container's group cannot get out by itself.
+/// In a group of version 1 not even SIGKILL ends it before it is thawed, so a process of the
+/// container's user may be left until then.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_container_that_is_frozen_between_check_and_join() {
@@ -243,7 +247,8 @@ fn a_container_that_is_frozen_between_check_and_join() {
                 );
                 drop((between, option));
                 eventually("the end of root's processes", || processes().is_empty().then_some(()));
-                // SIGKILL ends a process that is frozen by version 2; by version 1 it would stay as it is.
+                // SIGKILL ends a process that is frozen by version 2; by version 1 it would stay as
+                // it is.
                 eventually("no root process in the container's group", || {
                     let is_theirs = |pid: &String| {
                         status_field(pid, "Uid").is_none_or(|uid| uid.starts_with("30001\t30001\t30001\t30001"))

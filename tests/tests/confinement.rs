@@ -1,5 +1,6 @@
-//! A session is bound as its container's pid 1 is, whatever sshd was started with. Everything that /proc shows about a process of the session
-//! must equal pid 1's, except for what [`MAY_DIFFER`] lists with a reason.
+//! A session is bound as its container's pid 1 is, whatever sshd was started with. Everything that
+//! /proc shows about a process of the session must equal pid 1's, except for what [`MAY_DIFFER`]
+//! lists with a reason.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +12,8 @@ use std::time::Duration;
 use unbit_tests::tenant::*;
 use unbit_tests::*;
 
-/// What may differ, as FILE, FILE:FIELD or a beginning of one and `*`. SECURITY.md and pam_unbit(8) have the same list.
+/// What may differ, as FILE, FILE:FIELD or a beginning of one and `*`. SECURITY.md and pam_unbit(8)
+/// have the same list.
 const MAY_DIFFER: &[(&str, &[&str])] = &[
     (
         "which process and program it is",
@@ -281,7 +283,8 @@ fn has_sys_resource() -> bool {
     u64::from_str_radix(&capabilities, 16).unwrap() >> 24 & 1 == 1
 }
 
-/// Starts sshd by a command that binds it otherwise than the node's; at the end it is started as before.
+/// Starts sshd by a command that binds it otherwise than the node's; at the end it is started as
+/// before.
 fn restart_sshd_by(command: &str) -> AtEnd<impl FnMut() + use<>> {
     sh("node-sshd stop").ok();
     let back = AtEnd(|| drop(sh("node-sshd stop; node-sshd start").ok()));
@@ -289,8 +292,8 @@ fn restart_sshd_by(command: &str) -> AtEnd<impl FnMut() + use<>> {
     back
 }
 
-/// What is set from outside, as root of the node may with any container. Limits are set as the container's user: for another user's process that
-/// takes CAP_SYS_RESOURCE.
+/// What is set from outside, as root of the node may with any container. Limits are set as the
+/// container's user: for another user's process that takes CAP_SYS_RESOURCE.
 fn bind(uid: u32, pid: &str, how: &str) {
     let how = how.replace("prlimit", &format!("setpriv --reuid {uid} --regid {uid} --clear-groups prlimit"));
     for command in how.split(';').map(str::trim).filter(|command| !command.is_empty()) {
@@ -418,7 +421,8 @@ fn what_changes_between_check_and_join() {
     }
 }
 
-/// What a service manager can take from sshd: the log names it, and nobody reads that the container is not running.
+/// What a service manager can take from sshd: the log names it, and nobody reads that the container
+/// is not running.
 #[test]
 #[ignore = "needs the node: make test"]
 fn an_sshd_that_lacks_a_capability_says_which() {
@@ -434,7 +438,8 @@ fn an_sshd_that_lacks_a_capability_says_which() {
     }
 }
 
-/// Soft limits that leave a process nothing to work with: they hold from the session's first moment on, and not before.
+/// Soft limits that leave a process nothing to work with: they hold from the session's first moment
+/// on, and not before.
 #[test]
 #[ignore = "needs the node: make test"]
 fn soft_limits_too_low_to_enter_with() {
@@ -447,8 +452,9 @@ fn soft_limits_too_low_to_enter_with() {
     assert_eq!(ssh(30000, "ulimit -Sn; ulimit -Sf").ok(), "18\n0");
 }
 
-/// Capabilities that are inherited give power to programs that have them as inheritable, also those beyond the bounding set (capabilities(7)):
-/// CVE-2022-24769. A session has no such capability of sshd, of an operator or of another service.
+/// Capabilities that are inherited give power to programs that have them as inheritable, also those
+/// beyond the bounding set (capabilities(7)): CVE-2022-24769. A session has no such capability of
+/// sshd, of an operator or of another service.
 #[test]
 #[ignore = "needs the node: make test"]
 fn inheritable_and_ambient_capabilities_stay_outside() {

@@ -1,5 +1,6 @@
-//! Who is a container user: the name and the uid of an account decide, and whether there is a container of that number. Ordinary users whose
-//! uid is 30000 or more log in as before; no account gets anything of a container that is not its own.
+//! Who is a container user: the name and the uid of an account decide, and whether there is a
+//! container of that number. Ordinary users whose uid is 30000 or more log in as before; no account
+//! gets anything of a container that is not its own.
 
 use std::fs;
 use std::process::{Child, Command};
@@ -16,7 +17,8 @@ impl Account {
     }
 }
 
-/// A directory in /containers, until this is dropped. Its owner and group are numbers, whoever has such a name.
+/// A directory in /containers, until this is dropped. Its owner and group are numbers, whoever has
+/// such a name.
 fn directory(name: &str, owner: &str) -> AtEnd<impl FnMut()> {
     let path = format!("/containers/{name}");
     let owner = format!("+{}", owner.replace(':', ":+"));
@@ -24,7 +26,8 @@ fn directory(name: &str, owner: &str) -> AtEnd<impl FnMut()> {
     AtEnd(move || drop(sh(format!("rmdir {path}"))))
 }
 
-/// Whether by ssh, sftp or su with `join=now`: nothing of it may run, and each attempt must leave one line in the log.
+/// Whether by ssh, sftp or su with `join=now`: nothing of it may run, and each attempt must leave
+/// one line in the log.
 #[track_caller]
 fn assert_kept_out(user: &str, cause: &str) {
     drop(fs::remove_file(MARK)); // another test's
@@ -45,7 +48,8 @@ fn assert_kept_out(user: &str, cause: &str) {
     });
 }
 
-/// By ssh, sftp and su, with and without lines of ours in front of su's own; and without a word in the log.
+/// By ssh, sftp and su, with and without lines of ours in front of su's own; and without a word in
+/// the log.
 #[track_caller]
 fn assert_logs_in_as_ever(user: &str, uid: u32) {
     let log = Log::from_now();

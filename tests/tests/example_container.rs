@@ -1,5 +1,5 @@
-//! `examples/container.ini` against its tenant: what the tenant puts into its directory must not make
-//! root do anything for it when the container starts, restarts or stops.
+//! `examples/container.ini` against its tenant: what the tenant puts into its directory must not
+//! make root do anything for it when the container starts, restarts or stops.
 
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,19 +50,22 @@ enum Start {
 }
 use Start::{Fails, Runs};
 
-/// The Emperor otherwise looks once a second whether a container is to be started. Its handler of SIGWINCH does nothing.
+/// The Emperor otherwise looks once a second whether a container is to be started. Its handler of
+/// SIGWINCH does nothing.
 fn wake_the_emperor() {
     sh("kill -WINCH $(pgrep -P $(cat /run/emperor.pid))").ok();
 }
 
-/// The container does not run, and the Emperor is stopped, until this is dropped. So nobody writes to the tenant's directory but the test.
+/// The container does not run, and the Emperor is stopped, until this is dropped. So nobody writes
+/// to the tenant's directory but the test.
 struct Held(String);
 
 impl Held {
     fn now() -> Self {
         let held = Self(sh("pgrep -P $(cat /run/emperor.pid)").ok());
         sh(format!("kill -STOP {held}", held = held.0)).ok();
-        // A container that is starting is still a root process that ignores its Emperor: it becomes the tenant's, or fails.
+        // A container that is starting is still a root process that ignores its Emperor: it becomes
+        // the tenant's, or fails.
         let vassals = format!("ps -o uid=,pid=,stat= --ppid {} | grep -v ' Z'", held.0);
         eventually("the end of the container", || {
             let (mut is_over, found) = (true, sh(&vassals).out);
@@ -85,7 +88,8 @@ impl Drop for Held {
     }
 }
 
-/// Ends the container, makes a change, and waits until its Emperor has started it again. An error says what went wrong.
+/// Ends the container, makes a change, and waits until its Emperor has started it again. An error
+/// says what went wrong.
 fn restart_after(change: impl FnOnce(), expected: Start) -> Result<(), String> {
     let held = Held::now();
     change();
@@ -479,7 +483,8 @@ fn what_is_mounted_is_what_the_file_says() {
     assert!(open.iter().all(|file| *file == log || file == "/dev/null"), "{open:?}");
 }
 
-/// Runs a Perl script below the container's pid 1 as its tenant: an Emperor's vassal may name a program. Returns what it prints.
+/// Runs a Perl script below the container's pid 1 as its tenant: an Emperor's vassal may name a
+/// program. Returns what it prints.
 fn below_pid_1(uid: u32, name: &str, script: &str) -> String {
     let file = format!("/containers/{uid}/walls-{name}");
     let vassal = format!("/containers/{uid}/vassals/walls-{name}.ini");
@@ -524,7 +529,8 @@ fn a_container_shares_no_keyring_with_another() {
     assert_eq!(below_pid_1(30000, "again", &add), "added\n", "after the other tenant has revoked its keyring");
 }
 
-/// An Emperor that root starts from a login, by the line that `unbitctl check` prints: pam_keyinit(8) gives that login a session keyring.
+/// An Emperor that root starts from a login, by the line that `unbitctl check` prints:
+/// pam_keyinit(8) gives that login a session keyring.
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_keyring_of_who_starts_the_emperor_is_not_the_tenants() {
@@ -658,7 +664,8 @@ fn with_the_overlay_line_a_tenant_sees_nothing_of_what_others_open() {
         (events.trim().to_owned(), locked)
     };
     leader(30001);
-    // What the head of the file says of the lines as they are. It proves that the watch and the lock work.
+    // What the head of the file says of the lines as they are. It proves that the watch and the
+    // lock work.
     assert_eq!(seen(), ("1".into(), "locked".into()));
     let mut changed = Some(Changed::unseen_by_the_emperor(VASSAL, overlay));
     let _end = AtEnd(move || {
@@ -701,8 +708,8 @@ fn terminals_are_the_containers_own_and_bounded() {
     assert_eq!(on_a_terminal("30000", "test -t 0 && tty; stty -a >/dev/tty").lines().next(), Some("/dev/pts/0"));
 }
 
-/// A connection that nobody reads from, sent to the Emperor over the socket of a container's pid 1: its last close waits for an hour, and is the
-/// Emperor's (`SO_LINGER` of socket(7)).
+/// A connection that nobody reads from, sent to the Emperor over the socket of a container's pid 1:
+/// its last close waits for an hour, and is the Emperor's (`SO_LINGER` of socket(7)).
 const LINGER: &str = r#"
 import array, ctypes, os, socket, struct, sys, time
 libc = ctypes.CDLL(None)
@@ -721,7 +728,8 @@ full.close()
 time.sleep(600)
 "#;
 
-/// SECURITY.md, "What is not": who has taken over pid 1 itself keeps the Emperor waiting. What runs goes on, and the end of that container ends it.
+/// SECURITY.md, "What is not": who has taken over pid 1 itself keeps the Emperor waiting. What runs
+/// goes on, and the end of that container ends it.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_pid_1_that_keeps_the_emperor_waiting() {
@@ -802,7 +810,8 @@ fn what_connections_buffer_is_limited() {
     assert!((10 << 20..100 << 20).contains(&sent), "{sent} bytes, of 67108864");
 }
 
-/// SECURITY.md, "What is not". Where the kernel counts this one day, that and operating.md have to say so.
+/// SECURITY.md, "What is not". Where the kernel counts this one day, that and operating.md have to
+/// say so.
 #[test]
 #[ignore = "needs the node: make test"]
 fn what_waits_in_netlink_sockets_is_not_limited() {
@@ -818,7 +827,8 @@ fn what_waits_in_netlink_sockets_is_not_limited() {
     });
     restart(Runs).unwrap();
     leader(30001);
-    // Family AF_NETLINK, protocol NETLINK_USERSOCK, MSG_DONTWAIT; the address is a struct sockaddr_nl.
+    // Family AF_NETLINK, protocol NETLINK_USERSOCK, MSG_DONTWAIT; the address is a struct
+    // sockaddr_nl.
     let fill = r#"my ($all, $block, @kept) = (0, q(x) x 100000);
         socket(my $from, 16, 2, 2) or die $!; bind($from, pack q(SSLL), 16, 0, 0, 0) or die $!;
         while ($all < 150e6) {
@@ -831,8 +841,9 @@ fn what_waits_in_netlink_sockets_is_not_limited() {
     assert_eq!(ssh(30001, "perl ~/walls.pl").ok(), "150000000");
 }
 
-/// The kernel counts connections that are closed before all was sent for the whole machine (`tcp_max_orphans`), and beyond that number resets
-/// every one that is closed. The limit of memory has to end it first.
+/// The kernel counts connections that are closed before all was sent for the whole machine
+/// (`tcp_max_orphans`), and beyond that number resets every one that is closed. The limit of memory
+/// has to end it first.
 #[test]
 #[ignore = "needs the node: make test"]
 fn connections_that_nobody_has_open_any_more_are_limited_by_memory() {
@@ -932,8 +943,8 @@ struct Process {
 }
 
 impl Trace {
-    /// Each breach of the rule at the head of container.ini, and the number of system calls that root
-    /// made with a tenant's files mounted.
+    /// Each breach of the rule at the head of container.ini, and the number of system calls that
+    /// root made with a tenant's files mounted.
     fn broken(&self) -> (Vec<String>, usize) {
         let parents = self.parents();
         let mut processes: BTreeMap<&str, Process> = BTreeMap::new();
@@ -1040,7 +1051,8 @@ fn paths(name: &str, arguments: &str, cwd: &str) -> Vec<String> {
         .collect()
 }
 
-/// The operator's restart: the Emperor restarts a container whose file has a newer time, in whole seconds.
+/// The operator's restart: the Emperor restarts a container whose file has a newer time, in whole
+/// seconds.
 fn touch_vassal() -> String {
     format!("touch -d @$(($(stat -c %Y {VASSAL}) + 2)) {VASSAL}")
 }

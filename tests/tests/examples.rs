@@ -1,4 +1,5 @@
-//! The files of `examples/` in the place that systemd would give them. Every other test runs with them too, but in a group at the top.
+//! The files of `examples/` in the place that systemd would give them. Every other test runs with
+//! them too, but in a group at the top.
 // node: --cgroups v2 --without emperor
 
 use std::fs;
@@ -18,13 +19,14 @@ fn unit(key: &str) -> String {
     value
 }
 
-/// systemd.service(5), systemd.exec(5), systemd.resource-control(5) and systemd.kill(5), as far as the unit asks.
+/// systemd.service(5), systemd.exec(5), systemd.resource-control(5) and systemd.kill(5), as far as
+/// the unit asks.
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_unit_starts_containers_in_its_own_group_and_leaves_no_mount_on_the_node() {
     assert_eq!(unit("Delegate"), "cpu io memory pids");
-    // systemd hands down these four. Here it is all that this machine has on version 2, for with any one the Emperor must not be in
-    // the group that hands it down.
+    // systemd hands down these four. Here it is all that this machine has on version 2, for with
+    // any one the Emperor must not be in the group that hands it down.
     sh(format!(
         "mkdir -p {GROUP}
          for group in /sys/fs/cgroup /sys/fs/cgroup/system.slice; do

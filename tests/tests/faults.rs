@@ -1,10 +1,11 @@
-//! Faults and kernels: every system call that the module makes fails once, each way that it could, in a login that is real otherwise. What comes
-//! of it is the whole session or a clean refusal, never anything between. `faults/tracer.rs` tells how, and what is watched on the way.
+//! Faults and kernels: every system call that the module makes fails once, each way that it could,
+//! in a login that is real otherwise. What comes of it is the whole session or a clean refusal,
+//! never anything between. `faults/tracer.rs` tells how, and what is watched on the way.
 //!
 //! Logins come by sshd, by sshd to a container that root has linked, and by su with `join=now`.
 //!
-//! `FAULTS=all` sweeps every call with every errno, in about half an hour. Without it, calls of one kind count once, each with
-//! EINTR and one more errno.
+//! `FAULTS=all` sweeps every call with every errno, in about half an hour. Without it, calls of one
+//! kind count once, each with EINTR and one more errno.
 #![cfg(any(target_arch = "x86_64", target_arch = "aarch64"))] // whose registers and breakpoints the tracer knows
 
 #[path = "faults/tracer.rs"]
@@ -37,12 +38,13 @@ const WHERE_AM_I: &str = "echo $UID $EUID ${GROUPS[@]} $HOSTNAME $PWD; cat /proc
 enum Outcome {
     Joined,
     Refused,
-    /// A whole session, whose end the application's parent does not learn: only where the parent's own calls fail.
+    /// A whole session, whose end the application's parent does not learn: only where the parent's
+    /// own calls fail.
     StatusLost,
 }
 
-/// How a login ended, where nothing may have gone wrong on the way: with a session like `whole`, or refused with one
-/// line in the log, which is given back.
+/// How a login ended, where nothing may have gone wrong on the way: with a session like `whole`, or
+/// refused with one line in the log, which is given back.
 fn outcome(way: Way, uid: u32, login: &Login, log: &Log, whole: &str) -> Result<(Outcome, String), String> {
     let lines = || -> Vec<_> {
         let text = log.text();
@@ -52,7 +54,8 @@ fn outcome(way: Way, uid: u32, login: &Login, log: &Log, whole: &str) -> Result<
     let mut wrong = login.wrong.clone();
     let escort_failed =
         login.calls.iter().any(|call| call.answered && ["supervisor", "helper(forked)"].contains(&call.step));
-    // A supervisor that fails ends a session that runs already: how far that has come depends on who is faster.
+    // A supervisor that fails ends a session that runs already: how far that has come depends on
+    // who is faster.
     let outcome = match client.status {
         Some(0) => Outcome::Joined,
         Some(255) if escort_failed && !client.out.is_empty() && whole.starts_with(client.out.trim_end()) => {
@@ -149,7 +152,8 @@ fn every_call_fails_once() {
     assert_every_fault_is_clean(Way::Sshd, &undisturbed(Way::Sshd, 30001), &[]);
 }
 
-/// The link is read in acct_mgmt, and what must hold for a linked pid 1 is looked at again in the helper; the rest is the same either way.
+/// The link is read in acct_mgmt, and what must hold for a linked pid 1 is looked at again in the
+/// helper; the rest is the same either way.
 #[test]
 #[ignore = "needs the node: make test"]
 fn every_call_by_a_link_fails_once() {
@@ -183,8 +187,9 @@ fn assert_every_fault_is_clean(way: Way, calls: &[Call], elsewhere: &[Call]) {
     let all = std::env::var("FAULTS").is_ok_and(|faults| faults == "all");
     let whole = UIDS.map(|uid| whole(way, uid));
     let before = UIDS.map(inventory);
-    // What cannot fail. brk(2) of the kernel returns no errno, but the old break. std draws its hash keys with getrandom, and ends the process if it gets none. What fails in fork(3) nobody is told, see
-    // `the_guard_on_what_the_monitor_forks`.
+    // What cannot fail. brk(2) of the kernel returns no errno, but the old break. std draws its
+    // hash keys with getrandom, and ends the process if it gets none. What fails in fork(3) nobody
+    // is told, see `the_guard_on_what_the_monitor_forks`.
     let is_silent = |call: &Call| call.step.starts_with("fork");
     let calls: Vec<_> = calls
         .iter()
@@ -302,7 +307,8 @@ fn kind(call: &Call) -> String {
     }
 }
 
-/// Whether the line names the errno, or what it stands for. That of a look-up in NSS does not reach PAM.
+/// Whether the line names the errno, or what it stands for. That of a look-up in NSS does not reach
+/// PAM.
 fn names(line: &str, errno: &str) -> bool {
     line.contains(&format!(": {errno} ("))
         || line.contains("there is no such account")
@@ -311,7 +317,8 @@ fn names(line: &str, errno: &str) -> bool {
         || (errno == "EPERM" && line.contains("belongs to a user namespace that this process cannot see"))
 }
 
-/// A login on a kernel that lacks something: each call that `lacking` gives an errno gets it each time.
+/// A login on a kernel that lacks something: each call that `lacking` gives an errno gets it each
+/// time.
 #[track_caller]
 fn on_a_kernel(lacking: impl Fn(&Call) -> Option<i32>) -> (Outcome, String, Login) {
     on_a_kernel_by(Way::Sshd, lacking)
@@ -433,7 +440,9 @@ fn kinds_of_namespaces_that_a_kernel_does_not_have_are_not_missed() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn nothing_newer_is_asked_of_the_kernel() {
-    // setns takes namespaces, as it does since 3.0, and not a pidfd (5.8). openat2 (5.6) is for linked containers, and has a fallback. clone3 (5.7 with a cgroup), close_range (5.9), `tasks` by a thread itself and the number of a mount (5.8) have fallbacks.
+    // setns takes namespaces, as it does since 3.0, and not a pidfd (5.8). openat2 (5.6) is for
+    // linked containers, and has a fallback. clone3 (5.7 with a cgroup), close_range (5.9), `tasks`
+    // by a thread itself and the number of a mount (5.8) have fallbacks.
     let calls = undisturbed(Way::Sshd, 30001);
     assert!(calls.iter().all(|call| call.name() != "openat2"));
     for setns in calls.iter().filter(|call| call.name() == "setns") {
@@ -450,7 +459,8 @@ fn nothing_newer_is_asked_of_the_kernel() {
     }
 }
 
-/// What version 2 says of a cgroup that hands its controllers down, see "no internal processes" in cgroups(7).
+/// What version 2 says of a cgroup that hands its controllers down, see "no internal processes" in
+/// cgroups(7).
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_cgroup_that_takes_no_processes() {

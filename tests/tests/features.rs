@@ -1,5 +1,6 @@
-//! What users do through sshd besides a shell, as a container's user: forwarding, multiplexing, forced commands, certificates and the like.
-//! Whatever of it runs for the user runs inside the container, and what cannot be is refused without a session on the host.
+//! What users do through sshd besides a shell, as a container's user: forwarding, multiplexing,
+//! forced commands, certificates and the like. Whatever of it runs for the user runs inside the
+//! container, and what cannot be is refused without a session on the host.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -20,7 +21,8 @@ fn outside(user: &str) -> String {
     format!("node {} {} {ids}", host["mnt"], host["net"])
 }
 
-/// Every process of the container users, and sshd's own one for them, is in none of the host's namespaces that a container has to itself.
+/// Every process of the container users, and sshd's own one for them, is in none of the host's
+/// namespaces that a container has to itself.
 #[track_caller]
 fn assert_nothing_on_the_host() {
     eventually("no process of a container's user on the host", || {
@@ -84,7 +86,8 @@ fn ssh_2200(options: &[&str], command: &str) -> Done {
     run("ssh", &all, b"")
 }
 
-/// On 127.0.0.1:7777 and at /tmp/greeter, on the node as well as in the container, somebody answers with the name of the host.
+/// On 127.0.0.1:7777 and at /tmp/greeter, on the node as well as in the container, somebody answers
+/// with the name of the host.
 fn greeters() -> [Running; 2] {
     let greeter = "perl -MIO::Socket::INET -MIO::Socket::UNIX -MIO::Select -e '
         unlink(q(/tmp/greeter));
@@ -333,7 +336,8 @@ fn a_keys_forced_command_runs_inside() {
     assert_nothing_on_the_host();
 }
 
-/// sshd changes its root after PAM, when this module has already given up root: it cannot, and ends the session.
+/// sshd changes its root after PAM, when this module has already given up root: it cannot, and ends
+/// the session.
 #[test]
 #[ignore = "needs the node: make test"]
 fn chroot_directory_is_refused() {
@@ -393,7 +397,8 @@ fn the_internal_sftp_server_is_inside() {
     assert!(!fs::exists("/etc/put").unwrap() && !fs::exists("/distros/base/etc/put").unwrap());
 }
 
-/// Passwords that fail freeze libpam's chain of modules for the later calls; the login by key goes on all the same, and inside.
+/// Passwords that fail freeze libpam's chain of modules for the later calls; the login by key goes
+/// on all the same, and inside.
 #[test]
 #[ignore = "needs the node: make test"]
 fn passwords_that_fail_before_the_key() {
@@ -552,8 +557,9 @@ fn the_environment_file_is_a_link_or_a_fifo() {
     assert_eq!(waits.ok(), format!("{}\nfrom fifo", inside()));
 }
 
-/// Whatever keeps sshd's child from calling setcred of this module, another release of sshd or a line of PAM before ours, ends the login: here a line
-/// that jumps over ours as soon as a file is there, which the session's first line makes.
+/// Whatever keeps sshd's child from calling setcred of this module, another release of sshd or a
+/// line of PAM before ours, ends the login: here a line that jumps over ours as soon as a file is
+/// there, which the session's first line makes.
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_childs_setcred_never_comes() {
@@ -604,7 +610,8 @@ fn the_childs_setcred_comes_twice() {
     assert_eq!(ssh(30001, PLACE).ok(), inside());
 }
 
-/// PAM's service is what this module goes by: an sshd that calls itself something else cannot be known to call setcred in its child.
+/// PAM's service is what this module goes by: an sshd that calls itself something else cannot be
+/// known to call setcred in its child.
 #[test]
 #[ignore = "needs the node: make test"]
 fn sshd_under_another_service_name() {

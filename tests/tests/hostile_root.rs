@@ -1,4 +1,5 @@
-//! Root of a linked container that attacks logins: it has written the program of pid 1, hides its capabilities, and delays each login as long as it can.
+//! Root of a linked container that attacks logins: it has written the program of pid 1, hides its
+//! capabilities, and delays each login as long as it can.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -32,8 +33,8 @@ fn is_x86_64() -> bool {
     }
 }
 
-/// A container whose pid 1 looks harmless, and which is refused. With root's word that it trusts root inside, root inside gets the node's sshd:
-/// what the refusal is about.
+/// A container whose pid 1 looks harmless, and which is refused. With root's word that it trusts
+/// root inside, root inside gets the node's sshd: what the refusal is about.
 #[track_caller]
 fn assert_seen_through(pid_1: &str, program: &'static str, cause: &str) {
     let container = Engine::new("web1").running(pid_1, program).start();
@@ -65,7 +66,8 @@ fn a_pid_1_that_has_left_its_power_to_another_process() {
     let nested =
         format!("unless (fork) {{ syscall(272, 0x20000000) == 0 or die; unless (fork) {{ {LOOK} }} sleep 86400 }}");
     assert_seen_through(&format!("perl -e '{nested} {DROP}; {GIVE_UP}; {ready}'"), "perl", cause);
-    // One that is another process in each moment. pid 1 leaves no zombies, or the node would soon be out of pids.
+    // One that is another process in each moment. pid 1 leaves no zombies, or the node would soon
+    // be out of pids.
     let relay = format!(
         "$SIG{{CHLD}} = q(IGNORE); unless (fork) {{ unless (fork) {{ {LOOK} }} for (;;) {{ if (fork) {{ syscall(231, 0) }} }} }}"
     );
@@ -88,8 +90,9 @@ fn power_that_is_in_no_bounding_set() {
     assert_seen_through(&format!("perl -e 'unless (fork) {{ {DROP}; {LOOK} }} {ready}; {drop_all}'"), "sleep", child);
 }
 
-/// A FUSE server that answers until the file HANG is there: `DEVICE DIRECTORY HANG NAMES`. NAMES are directories in its file system, which is mounted
-/// on DIRECTORY. The kernel must ask it for each permission.
+/// A FUSE server that answers until the file HANG is there: `DEVICE DIRECTORY HANG NAMES`. NAMES
+/// are directories in its file system, which is mounted on DIRECTORY. The kernel must ask it for
+/// each permission.
 const SERVER: &str = r#"
 my ($device, $directory, $hang, $names) = @ARGV;
 open my $fuse, "+<", $device or die "$device: $!";
@@ -118,7 +121,8 @@ while (defined sysread $fuse, my $request, 1 << 20) {
 }
 "#;
 
-/// A linked container that has mounted it, and the file that silences it. It had the capability for that once, if it has none now.
+/// A linked container that has mounted it, and the file that silences it. It had the capability for
+/// that once, if it has none now.
 fn with_server(script: &str) -> Option<(Container, String)> {
     if !fs::read_to_string("/proc/filesystems").unwrap().lines().any(|line| line.ends_with("\tfuse")) {
         not_tried("this kernel has no FUSE", true);
@@ -234,7 +238,8 @@ fn a_pid_1_that_has_gone_to_a_user_namespace_of_its_own() {
     assert_seen_through(&pid_1, "perl", "its pid namespace belongs to the node's");
 }
 
-/// Until it executes the container's program, what an engine starts there (`docker exec`, a health check) has the engine's power.
+/// Until it executes the container's program, what an engine starts there (`docker exec`, a health
+/// check) has the engine's power.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_program_that_the_engine_starts_is_waited_for() {
@@ -279,7 +284,8 @@ fn a_program_that_the_engine_starts_is_waited_for() {
     kill(nested);
 }
 
-/// A line of mountinfo is as long as the paths in it. All of it would take sshd's monitor minutes and gigabytes of memory.
+/// A line of mountinfo is as long as the paths in it. All of it would take sshd's monitor minutes
+/// and gigabytes of memory.
 #[test]
 #[ignore = "needs the node: make test"]
 fn mounts_without_end() {
@@ -315,8 +321,8 @@ fn mounts_without_end() {
     drop(sh("unbitctl list"));
 }
 
-/// The kernel counts the keys of a number, whatever container it is in: root that is the node's root can become another account's number, and use up its
-/// keys.
+/// The kernel counts the keys of a number, whatever container it is in: root that is the node's
+/// root can become another account's number, and use up its keys.
 #[test]
 #[ignore = "needs the node: make test"]
 fn keys_of_another_account_are_used_up() {

@@ -1,4 +1,5 @@
-//! `join=now`: services that never call setcred in a child, tried with su, login and cron, and step by step with pamtester.
+//! `join=now`: services that never call setcred in a child, tried with su, login and cron, and step
+//! by step with pamtester.
 
 use std::fs;
 use std::io::Write;
@@ -19,7 +20,8 @@ fn pamtester(lines: &str, operations: &str) -> Done {
 const LINES: &str =
     "auth required pam_permit.so\naccount required pam_unbit.so join=now\nsession required pam_unbit.so join=now\n";
 
-/// The processes in a container's pid namespace that are not its uWSGI: pid, uid, effective capabilities, file system uid.
+/// The processes in a container's pid namespace that are not its uWSGI: pid, uid, effective
+/// capabilities, file system uid.
 fn guests(uid: u32) -> Vec<(String, String, String)> {
     let inside = namespaces(&leader(uid))["pid"].clone();
     let all = sh("ps -eo pid=").ok();
@@ -44,7 +46,8 @@ fn su_enters() {
     assert_eq!(sh("su alice -c 'hostname; id -un'").ok(), "node\nalice");
 }
 
-/// The kernel's audit log goes on naming the operator who has become the container's user; who is nobody there yet becomes that.
+/// The kernel's audit log goes on naming the operator who has become the container's user; who is
+/// nobody there yet becomes that.
 #[test]
 #[ignore = "needs the node: make test"]
 fn su_keeps_the_audit_identity_of_who_uses_it() {
@@ -96,7 +99,8 @@ fn who_is_root_inside_has_next_to_no_power() {
     }
 }
 
-/// Neither a library nor a catalogue of messages: su says how the shell ended, and glibc would look for its words in the tenant's language.
+/// Neither a library nor a catalogue of messages: su says how the shell ended, and glibc would look
+/// for its words in the tenant's language.
 #[test]
 #[ignore = "needs the node: make test"]
 fn who_is_root_inside_opens_no_file() {
@@ -184,7 +188,8 @@ fn an_application_that_asks_for_silence() {
 #[ignore = "needs the node: make test"]
 fn cron_enters_and_asks_nobody_inside_for_groups() {
     let _cron = join_now("cron");
-    // cron calls initgroups(3) when it is inside. This is what it would read there, as if the file system were the tenant's own.
+    // cron calls initgroups(3) when it is inside. This is what it would read there, as if the file
+    // system were the tenant's own.
     let _group = Changed::file("/distros/base/etc/group", |text| format!("{text}disk2:x:6:30001\nroot2:x:0:30001\n"));
     fs::write(
         "/etc/cron.d/unbit-test",

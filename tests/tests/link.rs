@@ -1,7 +1,8 @@
-//! Root's link `/etc/unbit/<uid>` to the cgroup of any engine's container: where a login ends, and every case in which it is refused.
+//! Root's link `/etc/unbit/<uid>` to the cgroup of any engine's container: where a login ends, and
+//! every case in which it is refused.
 //!
-//! The account is 30001, whose container of the Emperor's runs all the time and has the host name c30001: a login that takes no notice of the
-//! link lands there.
+//! The account is 30001, whose container of the Emperor's runs all the time and has the host name
+//! c30001: a login that takes no notice of the link lands there.
 
 use std::fs;
 use std::process::Command;
@@ -133,7 +134,8 @@ fn a_link_that_leads_to_no_container() {
     assert_honest_logins();
 }
 
-/// Processes of the node's own in a group: `--pid=host`, or an engine's that is about to start a container.
+/// Processes of the node's own in a group: `--pid=host`, or an engine's that is about to start a
+/// container.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_group_without_a_container() {
@@ -176,11 +178,13 @@ fn a_container_that_has_containers() {
     assert_login_in(&container, "web1");
 }
 
-/// Until an engine has executed the container's own program, its pid 1 is root of the node in the node's files.
+/// Until an engine has executed the container's own program, its pid 1 is root of the node in the
+/// node's files.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_container_that_is_still_starting() {
-    // bash is the node's: this pid 1 goes to the container's root directory, and executes nothing there itself.
+    // bash is the node's: this pid 1 goes to the container's root directory, and executes nothing
+    // there itself.
     let pivot = "cd /ns; pivot_root . .old_root; umount -l /.old_root; touch /tmp/pivoted; sleep 86400; exit";
     let container = Engine::new("web1").after(pivot).running("false", "bash").start();
     let _link = container.link(30001);
@@ -336,7 +340,8 @@ fn processes_and_groups_that_come_and_go() {
     }
 }
 
-/// A root process of another container goes to the linked group, as it can if it sees the hierarchy and has no cgroup namespace of its own.
+/// A root process of another container goes to the linked group, as it can if it sees the hierarchy
+/// and has no cgroup namespace of its own.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_process_of_another_container_in_the_linked_group() {
@@ -421,7 +426,8 @@ fn a_root_that_can_trace() {
     log.one_line("could trace an application that enters by join=now");
 }
 
-/// systemd gives a process the name of the unit's program in brackets until it executes that, and takes its capabilities away meanwhile.
+/// systemd gives a process the name of the unit's program in brackets until it executes that, and
+/// takes its capabilities away meanwhile.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_unit_that_systemd_has_not_started_yet() {
@@ -440,13 +446,15 @@ fn a_pid_1_in_a_chroot() {
     assert_refused(NOT_TRUSTED, "its pid 1's root directory is not the root of its mount namespace (chroot)");
 }
 
-/// What Docker's and podman's default profiles deny a process without capabilities fails in a session, if pid 1 has a filter; and in a session
-/// of a pid 1 without one it does not fail for that reason.
+/// What Docker's and podman's default profiles deny a process without capabilities fails in a
+/// session, if pid 1 has a filter; and in a session of a pid 1 without one it does not fail for
+/// that reason.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_pid_1_with_a_filter_of_system_calls() {
     let tool = tenant::give(30001, "filtered");
-    // That fail otherwise where a user without capabilities makes them without a filter: the witness that it is the filter's doing.
+    // That fail otherwise where a user without capabilities makes them without a filter: the
+    // witness that it is the filter's doing.
     let witnesses = [
         libc::SYS_add_key,
         libc::SYS_io_uring_setup,
@@ -533,13 +541,16 @@ fn a_container_that_restarts_while_people_log_in() {
     assert_login_in(&container.unwrap(), "web1");
 }
 
-/// Root of a container can make set-user-ID programs that root owns, and what it makes in the account's directory is a file of the node's. There another user of the
-/// node would run it: CVE-2021-41091. A mount with its ids mapped gives root of a user namespace the node's ids in that directory, and so the
-/// same: CVE-2025-64507. Mount options of /containers keep the node's users from that.
+/// Root of a container can make set-user-ID programs that root owns, and what it makes in the
+/// account's directory is a file of the node's. There another user of the node would run it:
+/// CVE-2021-41091. A mount with its ids mapped gives root of a user namespace the node's ids in
+/// that directory, and so the same: CVE-2025-64507. Mount options of /containers keep the node's
+/// users from that.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_set_user_id_program_of_a_containers_root_gives_nobody_on_the_node_more_power() {
-    // open_tree(2), mount_setattr(2) and move_mount(2), in the container's mount namespace. 9 is its user namespace.
+    // open_tree(2), mount_setattr(2) and move_mount(2), in the container's mount namespace. 9 is
+    // its user namespace.
     let map_ids = r#"my ($at, $home) = (-100, "/containers/30001\0");
         my $tree = syscall(428, $at, $home, 1 | 0x80000); $tree >= 0 or die "open_tree: $!";
         my $map = pack "Q4", 0x100000, 0, 0, 9; my $empty = "\0";
@@ -573,8 +584,9 @@ fn a_set_user_id_program_of_a_containers_root_gives_nobody_on_the_node_more_powe
     }
 }
 
-/// In the place of the container's /proc is something of its root's making, which waits for whoever opens a file of it. Root would
-/// take what it reads there for the kernel's word, and what it writes there would bind nobody: CVE-2015-1334, CVE-2023-28642, CVE-2025-52881.
+/// In the place of the container's /proc is something of its root's making, which waits for whoever
+/// opens a file of it. Root would take what it reads there for the kernel's word, and what it
+/// writes there would bind nobody: CVE-2015-1334, CVE-2023-28642, CVE-2025-52881.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_container_whose_proc_is_not_the_kernels() {

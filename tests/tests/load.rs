@@ -1,7 +1,9 @@
 // node: --containers '30000 30001 30002 30003 30004'
-//! Many logins at once while two other containers are in trouble: nobody else notices, and nothing is left of it.
+//! Many logins at once while two other containers are in trouble: nobody else notices, and nothing
+//! is left of it.
 //!
-//! `LOGINS` is how many, 150 by default; `make test-load` makes 500. Their times are printed and not judged.
+//! `LOGINS` is how many, 150 by default; `make test-load` makes 500. Their times are printed and
+//! not judged.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +23,8 @@ const SILENT: u32 = 30003;
 /// Its pid 1 is killed, and killed again as soon as there is a new one.
 const DYING: u32 = 30004;
 
-/// Those who also come to each container that is or will be in trouble, at the same pace with and without the trouble.
+/// Those who also come to each container that is or will be in trouble, at the same pace with and
+/// without the trouble.
 const KNOCKERS: u32 = 8;
 const PACE: Duration = Duration::from_secs(8);
 
@@ -154,9 +157,11 @@ fn status(pid: &str, key: &str) -> Option<String> {
     status.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().next().map(str::to_owned))
 }
 
-/// Kills the container whenever there is one, until `over`: some as soon as they are born, some after a while. Says how many.
+/// Kills the container whenever there is one, until `over`: some as soon as they are born, some
+/// after a while. Says how many.
 fn keep_killing(uid: u32, over: &AtomicBool) -> usize {
-    // Only the Emperor's children are looked at: a search of all /proc would cost the logins their time.
+    // Only the Emperor's children are looked at: a search of all /proc would cost the logins their
+    // time.
     let emperor = status(&leader(uid), "PPid:").unwrap();
     let born = || {
         let children = fs::read_to_string(format!("/proc/{emperor}/task/{emperor}/children")).unwrap();
@@ -185,7 +190,8 @@ fn command(pid: &str) -> Option<String> {
     Some(fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?.replace('\0', " ").trim_end().to_owned())
 }
 
-/// All that a login could leave on the node: processes and zombies, what they have open, sockets, mounts, cgroups and who is in them.
+/// All that a login could leave on the node: processes and zombies, what they have open, sockets,
+/// mounts, cgroups and who is in them.
 fn inventory() -> Vec<String> {
     let count = |path: &str| fs::read_to_string(path).unwrap_or_default().lines().count();
     let mut found: Vec<_> = processes()

@@ -100,7 +100,8 @@ fn the_steps_are_told_under_debug_and_not_without() {
         let log = Log::from_now();
         ssh(30001, "true").ok();
         eventually("its end", || {
-            // An earlier login may have its last line still to come: those of this one have one process.
+            // An earlier login may have its last line still to come: those of this one have one
+            // process.
             let lines = log.lines("container 30001");
             let monitor = lines.iter().find(|line| line.contains("session opened"))?.split(['[', ']']).nth(1)?;
             let own: Vec<_> = lines.iter().filter(|line| line.contains(&format!("[{monitor}]"))).cloned().collect();

@@ -1,5 +1,5 @@
-//! The examples of the manuals are run: each command succeeds, and prints what stands below it. Those of unbit(7) and pam_unbit(8) are run elsewhere,
-//! see tests/documents.
+//! The examples of the manuals are run: each command succeeds, and prints what stands below it.
+//! Those of unbit(7) and pam_unbit(8) are run elsewhere, see tests/documents.
 
 use std::fs;
 use unbit_tests::*;

@@ -1,4 +1,5 @@
-//! The NSS module as programs use it: through glibc, nscd, and everything else that looks up accounts.
+//! The NSS module as programs use it: through glibc, nscd, and everything else that looks up
+//! accounts.
 
 use libc::c_int;
 use std::fs;
@@ -82,7 +83,8 @@ fn getent() {
     assert_enumerations_answer();
 }
 
-/// `web1` is a second name of 30001 for whoever asks for an account, and for nobody who asks for a group or lists them all.
+/// `web1` is a second name of 30001 for whoever asks for an account, and for nobody who asks for a
+/// group or lists them all.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_second_name() {
@@ -117,7 +119,8 @@ fn ordinary_programs() {
     assert_eq!(sh("id 30001").ok(), "uid=30001(30001) gid=30001(30001) groups=30001(30001)");
     assert_eq!(sh("ls -ld /containers/30001 | cut -d' ' -f3-4").ok(), "30001 30001");
     assert_eq!(sh("stat -c '%U %G' /containers/30001").ok(), "30001 30001");
-    // ps asks for names of other users than the number itself, and would print a name that it does not know as "30001" too
+    // ps asks for names of other users than the number itself, and would print a name that it does
+    // not know as "30001" too
     assert_eq!(
         sh("su -s /bin/sh 30001 -c 'id -u; echo $HOME; pwd'").ok(),
         "30001\n/containers/30001\n/node".replace("/node", &cwd())
@@ -156,7 +159,8 @@ fn useradd_keeps_clear_of_containers() {
     sh(format!("useradd {limits} ordinary")).ok();
     let uid = sh("id -u ordinary").ok();
     sh("userdel ordinary").ok();
-    // useradd takes the highest in use plus one, and asks for what it finds: 30000 and 30001 are ours.
+    // useradd takes the highest in use plus one, and asks for what it finds: 30000 and 30001 are
+    // ours.
     assert!(!["30000", "30001"].contains(&uid.as_str()), "{uid}");
     let refused = sh("useradd -u 30001 -M intruder").failed();
     assert!(refused.contains("UID 30001 is not unique"), "{refused}");
@@ -166,8 +170,8 @@ fn useradd_keeps_clear_of_containers() {
     assert!(refused.contains("GID '30001' already exists"), "{refused}");
 }
 
-/// `useradd --badname` accepts a number as a name. Such an account must not get the group of the container of that number,
-/// which owns the container's files.
+/// `useradd --badname` accepts a number as a name. Such an account must not get the group of the
+/// container of that number, which owns the container's files.
 #[test]
 #[ignore = "needs the node: make test"]
 fn an_account_named_like_a_container_gets_none_of_its_groups() {
@@ -324,7 +328,8 @@ fn with_nscd() {
     let misses = statistics.lines().filter(|line| line.contains("cache misses on positive entries"));
     let misses: u32 = misses.filter_map(|line| line.split_whitespace().next()?.parse::<u32>().ok()).sum();
     assert!(misses > 4, "the witness: it was asked: {misses}");
-    // A container that was not there: its absence is remembered as long as nscd.conf says, and no longer.
+    // A container that was not there: its absence is remembered as long as nscd.conf says, and no
+    // longer.
     sh("getent passwd 30077").failed();
     sh("install -d -o 30077 -g 30077 /containers/30077; nscd -i passwd").ok();
     assert_eq!(sh("getent passwd 30077 | cut -d: -f1").ok(), "30077");
@@ -399,7 +404,8 @@ fn with_an_initgroups_line() {
     assert_eq!(told.1, "1000 500");
 }
 
-/// A login must not walk /containers: without `initgroups_dyn` glibc would look through every group for members.
+/// A login must not walk /containers: without `initgroups_dyn` glibc would look through every group
+/// for members.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_login_does_not_list_the_directory() {

@@ -1,4 +1,5 @@
-//! The seeds of the fuzzer, and a few thousand inputs near them. `make fuzz-nss` goes on for minutes.
+//! The seeds of the fuzzer, and a few thousand inputs near them. `make fuzz-nss` goes on for
+//! minutes.
 
 use std::path::Path;
 use unbit_tests::nss::{Guarded, Module};

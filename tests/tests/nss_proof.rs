@@ -1,4 +1,5 @@
-//! The installed NSS module in hard conditions: every buffer, threads, fork, seccomp, set-user-ID programs, failing disks.
+//! The installed NSS module in hard conditions: every buffer, threads, fork, seccomp, set-user-ID
+//! programs, failing disks.
 
 use libc::{c_char, c_int};
 use std::ffi::CString;
@@ -60,7 +61,8 @@ fn every_length_at_every_misalignment_is_all_or_nothing() {
                 module.rewind();
                 let page = memory.bytes();
                 page.fill(CANARY);
-                // As close to the guard page as this misalignment gets; what is left between are canaries.
+                // As close to the guard page as this misalignment gets; what is left between are
+                // canaries.
                 let mut start = page.len() - length;
                 while start % 8 != misalignment {
                     start -= 1;
@@ -205,7 +207,8 @@ fn a_setuid_program_can_look_up() {
     assert_eq!(told, "root", "the witness: it is setuid");
     let told = sh(format!("setpriv --reuid 1000 --regid 1000 --clear-groups {id} 30001")).ok();
     assert_eq!(told, "uid=30001(30001) gid=30001(30001) groups=30001(30001)");
-    // In such a program glibc ignores LD_LIBRARY_PATH, and we nothing: there is nothing that we read.
+    // In such a program glibc ignores LD_LIBRARY_PATH, and we nothing: there is nothing that we
+    // read.
     let told = sh(format!("LD_LIBRARY_PATH=/tmp setpriv --reuid 1000 --regid 1000 --clear-groups {id} -un 30001")).ok();
     assert_eq!(told, "30001");
     fs::remove_file(id).unwrap();
@@ -226,7 +229,8 @@ fn through_glibc(name: &str) -> Option<u32> {
 
 // The system calls
 
-/// Lets through these system calls of this process from now on, and this action is taken on all others.
+/// Lets through these system calls of this process from now on, and this action is taken on all
+/// others.
 fn filter(allowed: &[libc::c_long], otherwise: u32) {
     const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
     const IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
@@ -248,7 +252,8 @@ fn filter(allowed: &[libc::c_long], otherwise: u32) {
 
 /// What a lookup asks of the kernel, says nss-unbit(8).
 const LOOKUP: [libc::c_long; 1] = [libc::SYS_newfstatat];
-/// And what an enumeration asks besides: a page at the first one, the directory, and futex when two threads enumerate at once.
+/// And what an enumeration asks besides: a page at the first one, the directory, and futex when two
+/// threads enumerate at once.
 const ENUMERATION: [libc::c_long; 8] = [
     libc::SYS_mmap,
     libc::SYS_madvise,
@@ -291,7 +296,8 @@ fn under_seccomp_the_documented_system_calls_are_enough() {
     assert_eq!(ended, 42, "enumerations");
     let ended = in_child(|| {
         filter(&own, libc::SECCOMP_RET_KILL_PROCESS);
-        // Names and numbers that are no container's need none at all, and neither does a login's list of groups.
+        // Names and numbers that are no container's need none at all, and neither does a login's
+        // list of groups.
         let strangers = [module.getpwnam("Root"), module.getpwnam("web.1"), module.getpwuid(1000)];
         let absent = strangers.iter().all(|function| roomy(function).status == NOTFOUND);
         end(absent && module.initgroups("30001", 30001).0 == NOTFOUND)

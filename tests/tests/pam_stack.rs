@@ -1,5 +1,6 @@
-//! The other modules of a PAM stack. Behind our session line none has an effect for a container user, whatever it does or however it fails. A line
-//! before ours does: if it is `required` and fails, `success=done` ends nothing, and root runs every later module for the container's user.
+//! The other modules of a PAM stack. Behind our session line none has an effect for a container
+//! user, whatever it does or however it fails. A line before ours does: if it is `required` and
+//! fails, `success=done` ends nothing, and root runs every later module for the container's user.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +10,8 @@ use unbit_tests::*;
 
 const PAM: &str = "/etc/pam.d/sshd";
 
-/// Where [`WITNESS`] writes for whom it ran, and as whom. Anybody may write to it: inside a container root is not above permissions.
+/// Where [`WITNESS`] writes for whom it ran, and as whom. Anybody may write to it: inside a
+/// container root is not above permissions.
 const RAN: &str = "/containers/30001/ran";
 
 /// The last line of a stack: a program that root runs for whoever logs in.
@@ -70,7 +72,8 @@ struct Module {
     line: &'static str,
     /// Files that it reads.
     files: &'static str,
-    /// A command that prints something if the module ran for `$user`, after a login whose output is in `$out`.
+    /// A command that prints something if the module ran for `$user`, after a login whose output is
+    /// in `$out`.
     seen: &'static str,
     /// Arguments with which it fails; without them it is a file that libpam cannot load.
     fails: Option<&'static str>,
@@ -277,7 +280,8 @@ fn before_ours_a_module_that_fails_has_root_run_the_rest() {
         assert!(Stack::ran_for("30001"), "{line}: what the check is about: {}", Log::all());
 
         let done = sh("unbitctl setup pam");
-        // It asks of each module that the file needs whether it can be loaded, and of these some cannot.
+        // It asks of each module that the file needs whether it can be loaded, and of these some
+        // cannot.
         if module.fails.is_none() {
             assert!(done.err.contains("cannot be loaded"), "{line}: {done:?}");
             continue;
@@ -292,7 +296,8 @@ fn before_ours_a_module_that_fails_has_root_run_the_rest() {
     }
 }
 
-/// By Debian's own lines in their own places: pam_loginuid is the first that can fail, and comes long before the common ones.
+/// By Debian's own lines in their own places: pam_loginuid is the first that can fail, and comes
+/// long before the common ones.
 #[test]
 #[ignore = "needs the node: make test"]
 fn in_debians_own_stack_nothing_comes_before_ours() {
@@ -331,7 +336,8 @@ fn a_line_that_denies_everybody() {
     assert!(!Stack::ran_for("30001"));
 }
 
-/// A limit that alice reaches at will by the sessions that she keeps open. Those of containers are not in utmp, so nobody counts them.
+/// A limit that alice reaches at will by the sessions that she keeps open. Those of containers are
+/// not in utmp, so nobody counts them.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_tenant_reaches_no_limit_of_logins_and_has_nothing_run_for_it() {
@@ -458,7 +464,8 @@ fn the_same_for_cron() {
         });
         let ran = |user: &str| fs::read_to_string(RAN).unwrap().contains(&format!("open_session for {user} as 0\n"));
         let start = Instant::now();
-        // For alice the witness runs in both: her session is refused, as a failure before or behind ours has it.
+        // For alice the witness runs in both: her session is refused, as a failure before or behind
+        // ours has it.
         while !(ran("alice") && (ran("30001") || Path::new(inside).exists())) {
             assert!(start.elapsed() < Duration::from_secs(75), "cron did not run the jobs: {}", Log::all());
             std::thread::sleep(Duration::from_millis(200));

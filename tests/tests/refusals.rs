@@ -1,5 +1,5 @@
-//! Logins that must not be: each is refused by pam_unbit for the reason that the test is about, with one line in the log and one sentence
-//! for the user, and never a session on the host.
+//! Logins that must not be: each is refused by pam_unbit for the reason that the test is about,
+//! with one line in the log and one sentence for the user, and never a session on the host.
 
 use std::fs;
 use std::io::Read;
@@ -98,8 +98,8 @@ fn a_full_backlog_costs_the_timeout_and_no_more() {
     assert_honest_logins();
 }
 
-/// sshd's LoginGraceTime counts on while the module waits for the tenant. The signal that ends it must find nothing that waits on, and leave
-/// nothing of the container's.
+/// sshd's LoginGraceTime counts on while the module waits for the tenant. The signal that ends it
+/// must find nothing that waits on, and leave nothing of the container's.
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_grace_time_ends_while_the_module_waits() {
@@ -332,7 +332,8 @@ fn the_socket_is_another_containers_or_no_socket_at_all() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn someone_else_listens_on_the_socket() {
-    // By the host's root, by the tenant on the host, and by the tenant inside, where it has another pid than 1.
+    // By the host's root, by the tenant on the host, and by the tenant inside, where it has another
+    // pid than 1.
     let listen = "perl -MSocket -e 'socket(S, AF_UNIX, SOCK_STREAM, 0); bind(S, sockaddr_un(shift)) or die; listen(S, 9); sleep 900'";
     let socket = "/containers/30001/run/ns.socket";
     let inside = format!("nsenter -t {} -a setpriv --reuid 30001 --regid 30001 --clear-groups", leader(30001));
@@ -439,7 +440,8 @@ fn a_panic_ends_the_login() {
     assert_honest_logins();
 }
 
-/// A refusal in setcred ends the connection for whoever holds it, and nothing else: with `sshd -e` standard error is the log of all sshds.
+/// A refusal in setcred ends the connection for whoever holds it, and nothing else: with `sshd -e`
+/// standard error is the log of all sshds.
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_log_on_standard_error_outlives_a_refusal() {

@@ -1,4 +1,5 @@
-//! Second names: root's link `/containers/web1 -> 30001`. By that name sshd and su lead into container 30001, and the log has both names.
+//! Second names: root's link `/containers/web1 -> 30001`. By that name sshd and su lead into
+//! container 30001, and the log has both names.
 
 use std::fs;
 use unbit_tests::*;
@@ -111,7 +112,8 @@ fn keys_are_found_by_the_home_or_by_the_name() {
     assert_inside("30001");
 }
 
-/// As nss-unbit(8) says: a rule about users is about the name in use, one about groups about the container.
+/// As nss-unbit(8) says: a rule about users is about the name in use, one about groups about the
+/// container.
 #[test]
 #[ignore = "needs the node: make test"]
 fn rules_of_sshd() {
@@ -152,7 +154,8 @@ fn a_name_in_the_nodes_own_files_comes_first() {
     assert_eq!(ssh(30001, "hostname").ok(), "c30001");
 }
 
-/// A passwd line of another name with a container's uid is refused, whatever links there are to something else.
+/// A passwd line of another name with a container's uid is refused, whatever links there are to
+/// something else.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_uid_without_a_link_of_that_name_to_it_is_refused() {

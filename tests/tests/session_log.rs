@@ -1,5 +1,6 @@
-//! What a login leaves in the log: one line as the session opens, with the client's address and key, and one when it has ended, with how long it
-//! was. What a client or a tenant can choose in them makes neither another line nor another meaning.
+//! What a login leaves in the log: one line as the session opens, with the client's address and
+//! key, and one when it has ended, with how long it was. What a client or a tenant can choose in
+//! them makes neither another line nor another meaning.
 
 use std::time::Duration;
 use unbit_tests::*;
@@ -114,7 +115,8 @@ fn client(key: &str, command: &str) -> Done {
     run("ssh", &[&options[..], &["30001@node", command]].concat(), b"")
 }
 
-/// The tenant is its own authority, by a line in its authorized_keys, and gives its certificates any id that it likes.
+/// The tenant is its own authority, by a line in its authorized_keys, and gives its certificates
+/// any id that it likes.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_certificate_cannot_forge_a_line() {

@@ -1,5 +1,6 @@
-//! `sessions=N`: how many sessions a container may have open at once. Each holds a slot, a record lock of sshd's monitor on a byte of
-//! /run/unbit/sessions/UID, which the kernel releases however the monitor ends.
+//! `sessions=N`: how many sessions a container may have open at once. Each holds a slot, a record
+//! lock of sshd's monitor on a byte of /run/unbit/sessions/UID, which the kernel releases however
+//! the monitor ends.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,7 +13,8 @@ use unbit_tests::*;
 const SENTENCE: &str = "Container 30001 has too many open sessions.";
 const DIRECTORY: &str = "/run/unbit/sessions";
 
-/// The slots that are taken: which byte by which process. From /proc/locks, whose lines are "1: POSIX  ADVISORY  WRITE PID DEVICE:INODE FIRST LAST".
+/// The slots that are taken: which byte by which process. From /proc/locks, whose lines are "1:
+/// POSIX ADVISORY WRITE PID DEVICE:INODE FIRST LAST".
 fn slots(uid: u32) -> Vec<(u64, String)> {
     let Ok(file) = fs::metadata(format!("{DIRECTORY}/{uid}")) else { return Vec::new() };
     let locks = fs::read_to_string("/proc/locks").unwrap();
@@ -128,7 +130,8 @@ fn sixty_four_unless_a_line_says_otherwise() {
     assert_honest_logins();
 }
 
-/// Where the limit was higher until now, sessions have slots on both sides of it, and all of them count.
+/// Where the limit was higher until now, sessions have slots on both sides of it, and all of them
+/// count.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_limit_that_has_been_lowered() {
@@ -155,7 +158,8 @@ fn the_count_is_exact_whoever_is_killed() {
     from_none();
     let _option = with_option("sessions=2");
     let other = Session::open(30001, &[], 2201);
-    // Of a session's processes: the one that it runs, sshd's child, the monitor. Then its client; then all, from either end.
+    // Of a session's processes: the one that it runs, sshd's child, the monitor. Then its client;
+    // then all, from either end.
     for victims in ["first", "second", "last", "client", "upwards", "downwards"] {
         let session = Session::open(30001, &[], 2202);
         let mut processes = session.processes();
@@ -266,7 +270,8 @@ fn a_tenant_that_opens_sessions_without_end_keeps_nobody_else_out() {
     assert!(most <= LIMIT, "{most} slots");
     let monitors = sh(r"pgrep -fc '^sshd(-session)?: 30001 \[(priv|postauth)\]'").out;
     assert_eq!(monitors.trim(), LIMIT.to_string(), "{}", sh("ps -efww").out);
-    // One that lost the race for the last slot after account is refused there, with a line, and without a sentence.
+    // One that lost the race for the last slot after account is refused there, with a line, and
+    // without a sentence.
     let refused = log.lines(&format!("{LIMIT} sessions are open (sessions={LIMIT})")).len();
     assert_eq!(refused, ATTEMPTS - LIMIT, "each has a line: {}", log.text());
     println!(

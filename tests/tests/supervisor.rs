@@ -1,5 +1,6 @@
-//! The supervisor, which stays on the node for each session: it has nothing to take, nobody inside can reach it, and it keeps no container from
-//! ending. Whoever is killed leaves nothing behind. A session's exit, signals and streams are those of an ordinary user's session.
+//! The supervisor, which stays on the node for each session: it has nothing to take, nobody inside
+//! can reach it, and it keeps no container from ending. Whoever is killed leaves nothing behind. A
+//! session's exit, signals and streams are those of an ordinary user's session.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -126,8 +127,9 @@ fn nobody_inside_sees_traces_or_signals_it() {
         };
         root_inside(&hostile.leader, "kill -STOP -1").ok();
         stops("kill(-1) by root", &session.first);
-        // From the session's first process, under a tracer's control. kill(0) signals its process group and asks for no number, so that it would
-        // reach a supervisor of the same group; kill(-1) signals everybody but the caller.
+        // From the session's first process, under a tracer's control. kill(0) signals its process
+        // group and asks for no number, so that it would reach a supervisor of the same group;
+        // kill(-1) signals everybody but the caller.
         for (target, witness) in [("0", &session.first), ("-1", &session.command)] {
             let (kill, stop) = (libc::SYS_kill, libc::SIGSTOP);
             let done = root_inside(&hostile.leader, &format!("{tool} inject {number} {kill} {target} {stop}"));
@@ -140,7 +142,8 @@ fn nobody_inside_sees_traces_or_signals_it() {
     }
 }
 
-/// Stops all processes of the container, as some engines do when they shut one down, and then kills its pid 1.
+/// Stops all processes of the container, as some engines do when they shut one down, and then kills
+/// its pid 1.
 #[track_caller]
 fn assert_ends_at_once(hostile: &Hostile, stopped: &[&String], all: &[&String]) {
     root_inside(&hostile.leader, "kill -STOP -1").ok();
@@ -177,7 +180,8 @@ fn a_container_that_stops_all_its_processes_ends_at_once() {
     assert_honest_logins();
 }
 
-/// The same for a session of another service, whose caller must see it stop when a shell's job control stops it.
+/// The same for a session of another service, whose caller must see it stop when a shell's job
+/// control stops it.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_container_that_stops_all_its_processes_ends_at_once_with_join_now() {
@@ -186,7 +190,8 @@ fn a_container_that_stops_all_its_processes_ends_at_once_with_join_now() {
     let user = HOSTILE.to_string();
     let mut su = Command::new("su");
     su.args([&user, "-c", "exec -a stopped-su sleep 600"]);
-    // Dropped before the container, which cannot end before somebody has waited for the session's process.
+    // Dropped before the container, which cannot end before somebody has waited for the session's
+    // process.
     let mut su = Ended(su.stdin(Stdio::null()).stdout(Stdio::null()).stderr(client_errors()).spawn().unwrap());
     let command = eventually("the command", || pgrep("^stopped-su 600$"));
     assert_ends_at_once(&hostile, &[&command], &[&command]);
@@ -225,7 +230,8 @@ fn whoever_is_killed_in_whatever_order_nothing_is_left() {
         for signal in ["KILL", "TERM"] {
             for (i, first) in WHO.iter().enumerate() {
                 for (j, second) in WHO.iter().enumerate() {
-                    // Each one alone, too, except the monitor: a session outlives it until the client goes, as in stock sshd. pid 1 ignores SIGTERM.
+                    // Each one alone, too, except the monitor: a session outlives it until the
+                    // client goes, as in stock sshd. pid 1 ignores SIGTERM.
                     if (i == j && *first == "monitor") || (signal == "TERM" && [*first, *second].contains(&"pid 1")) {
                         continue;
                     }

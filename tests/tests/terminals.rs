@@ -1,4 +1,5 @@
-//! The terminals of sessions: which devpts they come from, what limits them, and that the node's terminals and records are not touched.
+//! The terminals of sessions: which devpts they come from, what limits them, and that the node's
+//! terminals and records are not touched.
 
 use std::fs;
 use unbit_tests::linked::{Engine, Users};
@@ -130,7 +131,8 @@ fn the_monitors_mounts_are_nobody_elses() {
     assert!(!mounts(&monitor).contains("/mnt/late"));
 }
 
-/// A container of another engine: where sshd opens its terminals depends on what its `/dev/pts` is, and on who could change that.
+/// A container of another engine: where sshd opens its terminals depends on what its `/dev/pts` is,
+/// and on who could change that.
 #[test]
 #[ignore = "needs the node: make test"]
 fn whose_terminals_a_linked_container_has() {

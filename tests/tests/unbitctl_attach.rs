@@ -1,4 +1,5 @@
-//! `unbitctl attach` and `detach` on a node whose containers are made as other engines make them. With the engines themselves: tests/engines.
+//! `unbitctl attach` and `detach` on a node whose containers are made as other engines make them.
+//! With the engines themselves: tests/engines.
 
 use std::fs;
 use std::path::Path;
@@ -63,7 +64,8 @@ fn an_account_is_attached_and_detached() {
     assert_eq!(detach(), format!("{LINK}: there is no such link"));
 }
 
-/// A node of linked containers, as docs/engines.md makes one, has no Emperor, and nothing of one is asked for.
+/// A node of linked containers, as docs/engines.md makes one, has no Emperor, and nothing of one is
+/// asked for.
 #[test]
 #[ignore = "needs the node: make test"]
 fn nothing_is_wrong_with_a_node_of_linked_containers() {

@@ -1,4 +1,5 @@
-//! `unbitctl check` of a node: each check fails when its one thing is broken, and passes when that is fixed.
+//! `unbitctl check` of a node: each check fails when its one thing is broken, and passes when that
+//! is fixed.
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -16,7 +17,8 @@ struct Finding {
     fix: Option<String>,
 }
 
-/// The findings of a command that ends in `unbitctl check --json`; its exit status must agree with them.
+/// The findings of a command that ends in `unbitctl check --json`; its exit status must agree with
+/// them.
 #[track_caller]
 fn findings(done: Done) -> Vec<Finding> {
     let json: Value = serde_json::from_str(&done.out).unwrap_or_else(|error| panic!("{error}: {done:?}"));
@@ -38,7 +40,8 @@ fn findings(done: Done) -> Vec<Finding> {
     findings
 }
 
-/// What one check says of the node, about a login and about the guide; `prefix` goes before the command.
+/// What one check says of the node, about a login and about the guide; `prefix` goes before the
+/// command.
 #[track_caller]
 fn check_by(prefix: &str, name: &str) -> Vec<Finding> {
     let findings = findings(sh(format!("{prefix} {CHECK}")));
@@ -80,7 +83,8 @@ fn assert_healthy(findings: &[Finding], words: &str) {
 
 // The two questions
 
-/// On a node that is set up as examples/ has it nothing is wrong that a login needs; the guide's steps are another question.
+/// On a node that is set up as examples/ has it nothing is wrong that a login needs; the guide's
+/// steps are another question.
 #[test]
 #[ignore = "needs the node: make test"]
 fn nothing_is_wrong_with_the_node_of_the_examples() {
@@ -357,7 +361,8 @@ fn on_ext4(mkfs: &str, options: &str, script: &str) -> Done {
 const LOOP: &str = "CONFIG_BLK_DEV_LOOP";
 const QUOTA: &str = "CONFIG_QFMT_V2";
 
-/// Of `unbitctl check --json`, run there; `None` where the kernel was built without what that takes.
+/// Of `unbitctl check --json`, run there; `None` where the kernel was built without what that
+/// takes.
 fn check_on_ext4(mkfs: &str, options: &str, prefix: &str, takes: &str) -> Option<Vec<Finding>> {
     let done = on_ext4(mkfs, options, &format!("{prefix} {CHECK}"));
     if done.status == Some(77) {
@@ -426,7 +431,8 @@ fn scheduler() {
 
 // cgroups
 
-/// The memory controller's files of a container: its directory, the file of the limit, and the word for none.
+/// The memory controller's files of a container: its directory, the file of the limit, and the word
+/// for none.
 fn memory_of(uid: u32) -> Option<(String, String, &'static str)> {
     let candidates = [
         (format!("/sys/fs/cgroup/memory/{uid}"), "memory.limit_in_bytes", "-1"),
@@ -663,7 +669,8 @@ fn an_sshd_that_does_not_listen() {
     one(&check_by(unseen, "service"), "not-applicable", "root is needed to see whether an sshd listens");
 }
 
-/// Each thing that an operator might add to the example's file and that makes the tenant root, or its container fail.
+/// Each thing that an operator might add to the example's file and that makes the tenant root, or
+/// its container fail.
 #[test]
 #[ignore = "needs the node: make test"]
 fn files_of_containers_that_give_power_away() {
@@ -936,7 +943,8 @@ fn what_is_a_distribution() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn time() {
-    // What the kernel says, by another way: adjtimex(2) with a struct of zeros gives TIME_ERROR, 5, for a clock that nobody keeps.
+    // What the kernel says, by another way: adjtimex(2) with a struct of zeros gives TIME_ERROR, 5,
+    // for a clock that nobody keeps.
     let state = sh(format!(r#"perl -e '$clock = "\0" x 256; print syscall({}, $clock)'"#, libc::SYS_adjtimex)).ok();
     one(&check("time"), if state == "5" { "fail" } else { "ok" }, "synchronised");
     let says = |state: u32| format!("strace -qq -o /dev/null -e inject=adjtimex,clock_adjtime:retval={state}");

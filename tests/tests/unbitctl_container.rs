@@ -1,4 +1,5 @@
-//! `unbitctl check UID`, `list` and `enter`, on a node whose containers work, and on one where each thing in turn does not.
+//! `unbitctl check UID`, `list` and `enter`, on a node whose containers work, and on one where each
+//! thing in turn does not.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -340,7 +341,8 @@ const NO_CONTAINERS: &str =
     "unshare -m --propagation private bash -ec 'mount -t tmpfs -o mode=0 none /containers; exec \"$@\"' -";
 const NO_PTRACE: &str = "setpriv --bounding-set -sys_ptrace --inh-caps -sys_ptrace";
 
-/// With `setns` answered by a filter of seccomp(2): SECCOMP_RET_ERRNO | EPERM, or SECCOMP_RET_KILL_PROCESS.
+/// With `setns` answered by a filter of seccomp(2): SECCOMP_RET_ERRNO | EPERM, or
+/// SECCOMP_RET_KILL_PROCESS.
 fn filtered(answer: u32, call: &str) -> String {
     let file = "/tmp/filtered.py";
     fs::write(
@@ -566,7 +568,8 @@ fn the_keys() {
     assert_login_works();
 }
 
-/// A file that is regular when it is looked at and a device when it is opened: its directory is swapped with a link to /dev.
+/// A file that is regular when it is looked at and a device when it is opened: its directory is
+/// swapped with a link to /dev.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_file_of_keys_that_turns_into_a_device() {
@@ -706,7 +709,8 @@ fn root_s_link_is_wrong() {
         let _link = Link::to(30001, target);
         assert_ends_as_a_login("reach", cause);
     }
-    // uWSGI executes before its root directory is the container's: such a container is entered by its socket.
+    // uWSGI executes before its root directory is the container's: such a container is entered by
+    // its socket.
     let _link = Link::to(30001, group);
     assert_ends_as_a_login("verify", "its pid 1 runs a program that is not on a mount of its own yet");
     drop(_link);
@@ -1109,8 +1113,8 @@ fn one_that_does_not_answer_does_not_hold_up_the_list() {
     assert_login_works();
 }
 
-/// Each of them is told once, in order, with its state; and what one costs does not grow with their number: system calls are counted, as the time
-/// would say more of the machine.
+/// Each of them is told once, in order, with its state; and what one costs does not grow with their
+/// number: system calls are counted, as the time would say more of the machine.
 #[test]
 #[ignore = "needs the node: make test"]
 fn ten_thousand_containers() {
@@ -1143,7 +1147,8 @@ fn ten_thousand_containers() {
     assert!((many - few) / 9000 <= few / 1002, "{many} and {few}");
 }
 
-/// An ext4 in a file, in the place of the containers until this is dropped. `None` if it cannot be mounted so.
+/// An ext4 in a file, in the place of the containers until this is dropped. `None` if it cannot be
+/// mounted so.
 fn on_ext4(mkfs: &str, options: &str) -> Option<AtEnd<impl FnMut() + use<>>> {
     sh(format!("truncate -s 32M /tmp/image && mkfs.ext4 -q {mkfs} /tmp/image")).ok();
     sh("mknod /dev/loop-control c 10 237; for i in {0..31}; do mknod /dev/loop$i b 7 $i; done").ok();
@@ -1210,7 +1215,8 @@ fn watch_goes_on_until_it_is_told_to_end() {
     assert!(done.out.contains('%'), "shares of a processor from the second look on: {done:?}");
 }
 
-/// On a terminal that python holds: what is typed or sent, and whether the terminal is as it was when the command has ended.
+/// On a terminal that python holds: what is typed or sent, and whether the terminal is as it was
+/// when the command has ended.
 const TYPIST: &str = r"import os, pty, select, signal, subprocess, sys, termios, time
 how, command = sys.argv[1], sys.argv[2:]
 pid, master = pty.fork()
@@ -1484,7 +1490,8 @@ fn the_exit_status_does_not_depend_on_who_starts_it_or_who_reads() {
     assert_eq!(sh(format!("{ignored} unbitctl check 30001")).status, Some(0));
     assert_eq!(sh("unbitctl enter 30001 -- nonesuch 2>/dev/full").status, Some(127));
     assert_eq!(sh("unbitctl enter --root 30001 -- sh -c 'exit 42' 2>/dev/full").status, Some(42));
-    // The session has ended, and nobody takes the rest of what it said: then a signal is for unbitctl.
+    // The session has ended, and nobody takes the rest of what it said: then a signal is for
+    // unbitctl.
     let mut outside = Command::new("unbitctl")
         .args(["enter", "30001", "--", "sh", "-c", "head -c 131072 /dev/zero; : >/containers/30001/has-said; exit 42"])
         .stdin(Stdio::null())
@@ -1507,7 +1514,8 @@ fn a_tenant_who_traces_the_visitor_does_not_hold_check_up() {
     // The shell of the distribution waits until it is traced, so that the tracer is in time.
     let (waits, leader) = ("/containers/30001/waits-for-its-tracer", leader(30001));
     let _shell = AtEnd(|| {
-        // Lazily: the shell that was traced may not have ended yet. With its pid namespace, for umount(8) reads /proc/self.
+        // Lazily: the shell that was traced may not have ended yet. With its pid namespace, for
+        // umount(8) reads /proc/self.
         let done = sh(format!("rm -f {waits}; nsenter -t {leader} -m -p umount -l /usr/bin/bash"));
         assert!(done.status == Some(0) || std::thread::panicking(), "{done:?}");
     });
@@ -1554,7 +1562,8 @@ fn bytes_go_through_unharmed_both_ways() {
     sh(format!("kill {sleep}")).ok();
 }
 
-/// Runs a Python program that has a terminal of 24 lines and 80 columns, in which it runs `unbitctl enter 30001 -- COMMAND`; `go` is what it does.
+/// Runs a Python program that has a terminal of 24 lines and 80 columns, in which it runs `unbitctl
+/// enter 30001 -- COMMAND`; `go` is what it does.
 fn on_a_terminal(command: &str, go: &str) -> String {
     let program = format!(
         "import fcntl, os, pty, struct, sys, termios, time
@@ -1606,7 +1615,8 @@ print(outside, inside, new, status, sep='|')"#,
     assert_eq!((new, status), ("40 100", "9"), "{said}");
 }
 
-/// A program can push keys into its terminal (TIOCSTI, ioctl_tty(2)), and the operator's shell would read them afterwards: CVE-2016-10124.
+/// A program can push keys into its terminal (TIOCSTI, ioctl_tty(2)), and the operator's shell
+/// would read them afterwards: CVE-2016-10124.
 #[test]
 #[ignore = "needs the node: make test"]
 fn keys_that_a_session_pushes_into_its_terminal_reach_no_shell_of_the_operators() {
@@ -1698,7 +1708,8 @@ fn enter_as_root() {
     assert_eq!(program, "/memfd:unbitctl (deleted)");
 }
 
-/// In the example's containers /usr/local is the tenant's, and Debian's /etc/profile puts it first for root's login shell.
+/// In the example's containers /usr/local is the tenant's, and Debian's /etc/profile puts it first
+/// for root's login shell.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_shell_of_roots_inside_runs_no_program_of_the_tenants() {
@@ -1724,7 +1735,8 @@ until('# '); say('exit\r'); until('left 0')"#;
     assert!(ran().contains("/mesg 0\n"), "{}", ran());
 }
 
-/// Perl and Python look into /usr/local for modules, and name services for sockets in /run. Both are the tenant's in the example's containers.
+/// Perl and Python look into /usr/local for modules, and name services for sockets in /run. Both
+/// are the tenant's in the example's containers.
 #[test]
 #[ignore = "needs the node: make test"]
 fn what_root_runs_inside_loads_no_module_of_the_tenants() {
@@ -1756,7 +1768,8 @@ fn what_root_runs_inside_loads_no_module_of_the_tenants() {
     assert_eq!((root(programs).as_str(), ran()), ("1", vec![]));
     assert_eq!(root("ls -A /usr/local /run; stat -c '%u %a' /usr/local /run"), "/run:\n\n/usr/local:\n0 755\n0 755");
     assert!(!sh("unbitctl enter --root 30001 -- touch /run/walls").err.is_empty());
-    // It is root's view alone: the container and the node have what they had, also while root is inside.
+    // It is root's view alone: the container and the node have what they had, also while root is
+    // inside.
     let seen = root(
         "test -e /proc/1/root/usr/local/lib && test -S /proc/1/root/containers/30001/run/ns.socket && echo theirs",
     );

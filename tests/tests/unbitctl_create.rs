@@ -1,5 +1,5 @@
-//! `unbitctl create` and `remove` of the Emperor's containers: what they make and take away, what stays when something fails, and what a tenant that
-//! was there before can do to them.
+//! `unbitctl create` and `remove` of the Emperor's containers: what they make and take away, what
+//! stays when something fails, and what a tenant that was there before can do to them.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -29,7 +29,8 @@ fn afterwards() -> AtEnd<impl FnMut() + use<>> {
     })
 }
 
-/// What is there of the container: its directory with the inode numbers below it, its file, its processes and its cgroups.
+/// What is there of the container: its directory with the inode numbers below it, its file, its
+/// processes and its cgroups.
 fn state() -> String {
     sh(format!(
         "find /containers -path '*30006*' -printf '%p %y %U:%G %m %i %s\\n' | grep -vE '/(logs|run|vassals)' | sort
@@ -219,7 +220,8 @@ fn what_is_wrong_is_found_before_anything_is_made() {
     assert_honest_logins();
 }
 
-/// `create` while something keeps the container from being entered: it ends by itself, or by a signal. All is as before.
+/// `create` while something keeps the container from being entered: it ends by itself, or by a
+/// signal. All is as before.
 #[test]
 #[ignore = "needs the node: make test"]
 fn what_was_made_is_undone_when_a_step_fails() {
@@ -319,7 +321,8 @@ fn the_next_user_of_a_number_finds_nothing_of_the_one_before() {
     let _end = afterwards();
     let keyctl = libc::SYS_keyctl;
     let perl = |script: &str| run("ssh", &[&format!("{UID}@node"), "perl", "-"], script.as_bytes()).ok();
-    // -3 is the session's keyring, -4 the user's; 22 is KEYCTL_GET_PERSISTENT, 8 KEYCTL_LINK, 11 KEYCTL_READ.
+    // -3 is the session's keyring, -4 the user's; 22 is KEYCTL_GET_PERSISTENT, 8 KEYCTL_LINK, 11
+    // KEYCTL_READ.
     let open = format!(
         "my @rings = (-4); my $persistent = syscall({keyctl}, 22, -1, -3); push @rings, $persistent if $persistent > 0;
          syscall({keyctl}, 8, -4, -3) == 0 or die qq(link: $!);"
@@ -406,7 +409,8 @@ fn whoever_closes_its_keyrings_keeps_nobody_from_its_number() {
     assert_honest_logins();
 }
 
-/// A user has so many bytes of keys (`kernel.keys.maxbytes`). With all of them used, even a link to a keyring has no room.
+/// A user has so many bytes of keys (`kernel.keys.maxbytes`). With all of them used, even a link to
+/// a keyring has no room.
 #[test]
 #[ignore = "needs the node: make test"]
 fn keys_of_a_user_that_has_as_many_as_it_may_are_removed() {
@@ -435,7 +439,8 @@ fn keys_of_a_user_that_has_as_many_as_it_may_are_removed() {
     assert!(!keys.contains(" unbit"), "{keys}");
 }
 
-/// The directory is there, and is the tenant's. Each of these is in it when the operator adds a key.
+/// The directory is there, and is the tenant's. Each of these is in it when the operator adds a
+/// key.
 #[test]
 #[ignore = "needs the node: make test"]
 fn nothing_of_a_tenants_leads_root_astray() {
@@ -475,7 +480,8 @@ fn nothing_of_a_tenants_leads_root_astray() {
         assert!(!fs::exists(VASSAL).unwrap(), "{tenants}");
         sh(format!("rm -rf {HOME}")).ok();
     }
-    // What was left by one that was killed, and what the tenant has put in the way, is replaced and not followed.
+    // What was left by one that was killed, and what the tenant has put in the way, is replaced and
+    // not followed.
     for tenants in [
         "mkdir .ssh; ln -s /root/.ssh/authorized_keys .ssh/.authorized_keys.unbitctl",
         "mkdir .ssh; mkfifo .ssh/.authorized_keys.unbitctl",
@@ -517,7 +523,8 @@ fn a_container_that_does_not_end_is_killed() {
     assert_honest_logins();
 }
 
-/// Its pid 1 is root's at first, as those of other containers may be, and is in its cgroups only later.
+/// Its pid 1 is root's at first, as those of other containers may be, and is in its cgroups only
+/// later.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_container_that_is_still_starting_is_waited_for() {
@@ -551,7 +558,8 @@ fn a_container_that_is_still_starting_is_waited_for() {
     assert_honest_logins();
 }
 
-/// SECURITY.md, "What is not promised". `create` cannot tell a limit that is too low from a tenant that does not like it.
+/// SECURITY.md, "What is not promised". `create` cannot tell a limit that is too low from a tenant
+/// that does not like it.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_tenant_that_does_not_start_keeps_its_limits_until_they_are_changed_by_hand() {
@@ -606,7 +614,8 @@ fn a_purge_stays_in_the_directory() {
     sh(format!("touch {HOME}/roots && chown 0:0 {HOME}/roots && mkdir {HOME}/mnt && mount -t tmpfs none {HOME}/mnt && touch {HOME}/mnt/kept")).ok();
     let outside = sh("ls -lR /root /etc/ssh /containers/30000 | cksum").ok();
 
-    // Another file system stays, and the container is no account meanwhile; the rest is done the next time.
+    // Another file system stays, and the container is no account meanwhile; the rest is done the
+    // next time.
     let err = unbitctl("remove 30006 --purge --yes").failed();
     assert!(
         err.contains("mnt: a file system is mounted there")
@@ -631,8 +640,9 @@ fn a_purge_stays_in_the_directory() {
     assert_honest_logins();
 }
 
-/// A tenant keeps file systems from moving a directory out of another: by a subvolume of btrfs, or on XFS and ext4 by a project that is inherited. On
-/// an overlay, directories of the lower layer cannot be moved; so here the account has lost its name already.
+/// A tenant keeps file systems from moving a directory out of another: by a subvolume of btrfs, or
+/// on XFS and ext4 by a project that is inherited. On an overlay, directories of the lower layer
+/// cannot be moved; so here the account has lost its name already.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_purge_of_what_cannot_be_moved() {
@@ -656,7 +666,8 @@ fn a_purge_of_what_cannot_be_moved() {
     assert_eq!(sh("ls -lR /root /etc/ssh | cksum").ok(), outside);
 }
 
-/// On a full disk there is no room for one more name in a directory. Who filled it leaves no free place in the blocks that the top has.
+/// On a full disk there is no room for one more name in a directory. Who filled it leaves no free
+/// place in the blocks that the top has.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_purge_of_a_disk_that_its_user_has_filled() {
@@ -687,8 +698,9 @@ fn a_purge_of_a_disk_that_its_user_has_filled() {
     );
 }
 
-/// Links lead root nowhere if root writes nothing: of the commands, `create` and `remove` alone change what is below a tenant's directory, and those
-/// that enter the container are the tenant there.
+/// Links lead root nowhere if root writes nothing: of the commands, `create` and `remove` alone
+/// change what is below a tenant's directory, and those that enter the container are the tenant
+/// there.
 #[test]
 #[ignore = "needs the node: make test"]
 fn no_other_command_writes_in_a_tenants_directory() {

@@ -1,4 +1,5 @@
-//! `unbitctl setup emperor` and `setup distribution`, on a node as Debian has it. With the real debootstrap and mmdebstrap: tests/distribution.
+//! `unbitctl setup emperor` and `setup distribution`, on a node as Debian has it. With the real
+//! debootstrap and mmdebstrap: tests/distribution.
 // node: --stock --without emperor
 
 use std::fs;
@@ -78,7 +79,8 @@ fn the_emperors_files_are_those_of_the_examples() {
 
 const DEBOOTSTRAP: &str = "/usr/sbin/debootstrap";
 
-/// Puts a script in the place of debootstrap: what it is given is in `$*`, where it shall work in `$new`.
+/// Puts a script in the place of debootstrap: what it is given is in `$*`, where it shall work in
+/// `$new`.
 fn debootstrap(script: &str) -> AtEnd<impl FnMut() + use<>> {
     let head = "#!/bin/bash\nset -e\necho \"$*\" >/tmp/arguments\nnew=${@: -1}\necho \"I: Retrieving nothing\"\n";
     fs::write(DEBOOTSTRAP, format!("{head}{script}\n")).unwrap();

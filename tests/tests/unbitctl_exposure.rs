@@ -1,4 +1,5 @@
-//! `unbitctl check` of what else a container's number reaches: the programs of a node, besides sshd's sessions, that take it for a user of the node.
+//! `unbitctl check` of what else a container's number reaches: the programs of a node, besides
+//! sshd's sessions, that take it for a user of the node.
 
 use serde_json::Value;
 use std::fs;
@@ -48,7 +49,8 @@ fn append<'a>(line: &'a str) -> impl FnOnce(&str) -> String + 'a {
 fn an_account_with_a_containers_name_or_number() {
     assert_healthy("accounts");
     {
-        // The account was there before the container: of one that is there useradd(8) knows the name to be taken.
+        // The account was there before the container: of one that is there useradd(8) knows the
+        // name to be taken.
         assert_eq!(sh("useradd --badname --uid 2001 30001").status, Some(9));
         sh("useradd --badname --uid 2001 30555 2>/dev/null").ok();
         let _gone = AtEnd(|| drop(sh("userdel 30555; userdel other; rmdir /containers/30555")));
@@ -80,7 +82,8 @@ fn an_account_with_a_containers_name_or_number() {
     assert_healthy("accounts");
 }
 
-/// An ordinary user is its subordinate ids by newuidmap(1); which one is a container's, the kernel does not care.
+/// An ordinary user is its subordinate ids by newuidmap(1); which one is a container's, the kernel
+/// does not care.
 #[test]
 #[ignore = "needs the node: make test"]
 fn subordinate_ids_that_are_containers() {
@@ -175,7 +178,8 @@ fn files_of_keys_that_sshd_reads_whole() {
     one(&check("keyfiles"), "warn", "no memory limit");
     sh(format!("echo 100M >{group}/memory.limit_in_bytes")).ok();
     one(&check("keyfiles"), "ok", "100 MiB");
-    // What the limit is for: one line of 1 GB on no disk block ends its own connection and nothing else.
+    // What the limit is for: one line of 1 GB on no disk block ends its own connection and nothing
+    // else.
     sh(format!("setpriv --reuid 30001 --regid 30001 --clear-groups truncate -s 1G {file}")).ok();
     assert_eq!(sh(format!("du -k {file} | cut -f1")).ok(), "0");
     assert_eq!(ssh(30001, "true").status, Some(255));
@@ -186,7 +190,8 @@ fn files_of_keys_that_sshd_reads_whole() {
     assert_eq!(ssh(30001, "echo still here").ok(), "still here");
 }
 
-/// To read a command line takes the lock of its process's memory, which a tenant's process can hold for seconds.
+/// To read a command line takes the lock of its process's memory, which a tenant's process can hold
+/// for seconds.
 #[test]
 #[ignore = "needs the node: make test"]
 fn no_command_line_of_a_tenants_is_read() {
@@ -208,7 +213,8 @@ fn no_command_line_of_a_tenants_is_read() {
     assert!(!tenants.iter().any(is_read), "{tenants:?}: {trace}");
 }
 
-/// A container made by hand: a process that is pid 1 of its own pid namespace and a container's user, with mounts of its own.
+/// A container made by hand: a process that is pid 1 of its own pid namespace and a container's
+/// user, with mounts of its own.
 struct Made(Child);
 
 impl Made {

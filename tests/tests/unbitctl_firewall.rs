@@ -1,6 +1,8 @@
-//! What `unbitctl firewall` lets in, by packets between network namespaces: a guarded machine, the world, a LAN, a container.
+//! What `unbitctl firewall` lets in, by packets between network namespaces: a guarded machine, the
+//! world, a LAN, a container.
 //!
-//! Every packet has its verdict in a table; and every rule of the ruleset is taken out once, to see a packet's verdict change.
+//! Every packet has its verdict in a table; and every rule of the ruleset is taken out once, to see
+//! a packet's verdict change.
 // node: --without sshd,emperor,syslog
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +21,8 @@ const NODE6: &str = "2001:db8::1";
 const NODES: &str = "192.0.2.11\n203.0.113.11 # by the LAN\n192.0.2.11\n\n2001:db8::11\n2001:db8:1::11\n";
 const ROUTERS: &str = "# the legion\n192.0.2.21\n203.0.113.21\n2001:db8::21\n2001:db8:1::21\n";
 
-/// The namespaces, and how they are wired: the node's interface and addresses, and those of the other side.
+/// The namespaces, and how they are wired: the node's interface and addresses, and those of the
+/// other side.
 const WIRES: [(&str, &str, &[&str], &[&str]); 3] = [
     (
         "world",
@@ -139,7 +142,8 @@ enum Kind {
 }
 use Kind::{Ping, Reply, Tcp, Udp};
 
-/// Who sends, from which namespace and address, what, from which port (0: any), to which address and port; and how that ends.
+/// Who sends, from which namespace and address, what, from which port (0: any), to which address
+/// and port; and how that ends.
 type Packet = (&'static str, &'static str, &'static str, Kind, u16, &'static str, u16, Verdict);
 
 const PACKETS: &[Packet] = &[
@@ -234,7 +238,8 @@ const PUBLIC: &[Packet] = &[
     ("a container", "container", "10.0.0.5", Tcp, 0, OTHER, 1999, Refused),
 ];
 
-/// Other ports of the legion, another network and another interface of the containers, and other services for them.
+/// Other ports of the legion, another network and another interface of the containers, and other
+/// services for them.
 const OTHER_VALUES: &str =
     "--legion-ports 3000-3001 --containers 192.0.2.64/26 --interface eth1 --containers-reach tcp/8080,udp/2100";
 

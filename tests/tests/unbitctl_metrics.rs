@@ -1,4 +1,6 @@
-//! `unbitctl --openmetrics` of list, check and sessions, and `unbit-agent metrics`: what Prometheus' own tool and a strict reader of OpenMetrics make of it, and whether the numbers are true.
+//! `unbitctl --openmetrics` of list, check and sessions, and `unbit-agent metrics`: what
+//! Prometheus' own tool and a strict reader of OpenMetrics make of it, and whether the numbers are
+//! true.
 
 use std::collections::BTreeSet;
 use std::fs;

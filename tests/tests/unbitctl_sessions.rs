@@ -220,7 +220,8 @@ fn a_session_ends_and_no_other_does() {
     from_none();
     let other = Session::open(30001, &[], 4107);
     let log = Log::from_now();
-    // In the background: one that ignores a hang-up, one in a session of its own, and one that has neither.
+    // In the background: one that ignores a hang-up, one in a session of its own, and one that has
+    // neither.
     let mut client = Command::new("ssh")
         .args(["30001@node", "nohup sleep 4108 >/dev/null 2>&1 & setsid sleep 4109 >/dev/null 2>&1 & sleep 4110 >/dev/null 2>&1 & exec sleep 4111"])
         .stdin(Stdio::null())
@@ -265,8 +266,8 @@ fn a_session_ends_and_no_other_does() {
     assert_eq!(sh(nobody).status, Some(3));
 }
 
-/// Freezes the container and waits until it is; it is thawed when this is dropped. And whether a signal that kills gets through, as in version 2.
-/// Nothing if there is no freezer.
+/// Freezes the container and waits until it is; it is thawed when this is dropped. And whether a
+/// signal that kills gets through, as in version 2. Nothing if there is no freezer.
 fn frozen() -> Option<(AtEnd<impl FnMut()>, bool)> {
     let pid = leader(30001);
     // One in which it is: with both versions mounted a hierarchy may have no processes.
@@ -286,7 +287,8 @@ fn frozen() -> Option<(AtEnd<impl FnMut()>, bool)> {
     Some((thawed, freeze == "1"))
 }
 
-/// Its sshd inside cannot end, so that the monitor waits for it: where a freezer of version 1 holds it.
+/// Its sshd inside cannot end, so that the monitor waits for it: where a freezer of version 1 holds
+/// it.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_session_that_does_not_end_by_itself_is_killed() {

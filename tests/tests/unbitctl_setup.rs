@@ -1,5 +1,6 @@
 // node: --stock
-//! `unbitctl setup`, and the checks that it fixes: on a node whose nsswitch.conf, pam.d/sshd and sshd_config are Debian's own.
+//! `unbitctl setup`, and the checks that it fixes: on a node whose nsswitch.conf, pam.d/sshd and
+//! sshd_config are Debian's own.
 
 use serde_json::Value;
 use std::fs;
@@ -198,7 +199,8 @@ fn sshd_must_look_for_keys_somewhere() {
     assert_eq!(faults(), [""; 0]);
 }
 
-/// Whoever logs in by password still does, unless the operator has said otherwise; and is warned before anything is changed.
+/// Whoever logs in by password still does, unless the operator has said otherwise; and is warned
+/// before anything is changed.
 #[test]
 #[ignore = "needs the node: make test"]
 fn passwords_are_refused_only_if_that_is_wished() {
@@ -214,7 +216,8 @@ fn passwords_are_refused_only_if_that_is_wished() {
     let of_sshd = faults("sshd", "");
     let password = of_sshd.iter().find(|fault| fault.contains("PasswordAuthentication")).unwrap();
     assert!(password.contains("PasswordAuthentication yes\nfix: unbitctl setup --keys-only sshd\n"), "{password}");
-    // The file is that of examples/, without the lines on passwords; PerSourcePenalties where sshd knows it.
+    // The file is that of examples/, without the lines on passwords; PerSourcePenalties where sshd
+    // knows it.
     let plain = |text: &str| {
         text.replace(" .ssh/authorized_keys2", "")
             .replace("#PerSource", "PerSource")
@@ -279,7 +282,8 @@ fn a_distribution_is_set_up_as_one() {
     let undone = sh(format!("unbitctl setup --root {OTHER} --undo")).ok();
     assert!(undone.contains("/.old_root: removed") && !undone.contains("/containers: removed"), "{undone}");
     sh(format!("test ! -e {OTHER}/.old_root && rm {OTHER}/containers/kept")).ok();
-    // Elsewhere it is known by where pivot_root(2) leaves the old root; an image of a node has none.
+    // Elsewhere it is known by where pivot_root(2) leaves the old root; an image of a node has
+    // none.
     sh("mkdir -p /srv/other/etc /srv/other/.old_root").ok();
     let is_about_one = |said: &String| said.contains(" nsswitch: ") || said.contains(" distributions: ");
     assert!(said("unbitctl check --root /srv/other").iter().all(is_about_one));
@@ -387,7 +391,8 @@ fn files_keep_their_mode_and_owner_and_are_kept_with_a_date() {
     assert_eq!(sh(format!("stat -c %a {OURS}")).ok(), "644");
 }
 
-/// The power may take what is not on the disk: a file is there before its name is, and its name before the next file.
+/// The power may take what is not on the disk: a file is there before its name is, and its name
+/// before the next file.
 #[test]
 #[ignore = "needs the node: make test"]
 fn each_file_is_on_the_disk_before_its_name_is() {
@@ -883,7 +888,8 @@ fn a_library_that_crashes_never_gets_into_nsswitch() {
     assert_eq!(everything(), before);
 }
 
-/// Makes the code of a library (ELF, 64 bits) one of breakpoints: its sections that are executable, for a segment may hold the tables as well.
+/// Makes the code of a library (ELF, 64 bits) one of breakpoints: its sections that are executable,
+/// for a segment may hold the tables as well.
 fn crash(library: &mut [u8]) {
     let number = |at: usize, bytes: usize| {
         library[at..at + bytes].iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte))
@@ -910,7 +916,8 @@ fn accounts_come_after_the_lines_of_pam() {
     let refused = sh("unbitctl setup nsswitch").failed();
     assert!(refused.contains("first: unbitctl setup pam sshd"), "{refused}");
     sh("rm /etc/ssh/sshd_config.d/00-a.conf; cp -a /etc/pam.d/sshd /tmp/fixed").ok();
-    // The node has other names, a comment may be of another time, and without a file of sshd's own libpam takes `other`.
+    // The node has other names, a comment may be of another time, and without a file of sshd's own
+    // libpam takes `other`.
     for (broken, command) in [
         ("cp -a /tmp/stock/etc/pam.d/sshd /etc/pam.d", "cd / && unbitctl setup --root . nsswitch"),
         (
@@ -1090,8 +1097,9 @@ fn killed(command: &str, call: &str, nth: usize) -> bool {
     done.status != Some(0)
 }
 
-/// The power goes before each call that writes: the first, the second, ... of each kind. Every file is then the old or the new one, and
-/// the next set-up finishes, or the next undo takes it back; and so it is with an undo.
+/// The power goes before each call that writes: the first, the second, ... of each kind. Every file
+/// is then the old or the new one, and the next set-up finishes, or the next undo takes it back;
+/// and so it is with an undo.
 #[test]
 #[ignore = "needs the node: make test"]
 fn killed_before_any_write_each_file_is_old_or_new() {

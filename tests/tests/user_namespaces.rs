@@ -1,5 +1,6 @@
-//! Containers with a user namespace of their own, by root's link: who a session is there, which maps are refused, and what the container's root,
-//! who has every capability there, gets of a login.
+//! Containers with a user namespace of their own, by root's link: who a session is there, which
+//! maps are refused, and what the container's root, who has every capability there, gets of a
+//! login.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -153,8 +154,9 @@ fn maps_that_no_session_may_have() {
     assert_honest_logins();
 }
 
-/// Ids that are neither the session's nor root's inside refuse nobody: they are the business of whoever made the map, and LXC's users map an ordinary
-/// user's id so. `unbitctl check UID` says whose they are.
+/// Ids that are neither the session's nor root's inside refuse nobody: they are the business of
+/// whoever made the map, and LXC's users map an ordinary user's id so. `unbitctl check UID` says
+/// whose they are.
 #[test]
 #[ignore = "needs the node: make test"]
 fn maps_with_the_ids_of_others() {
@@ -200,7 +202,8 @@ fn a_user_namespace_that_is_not_a_direct_child() {
     assert_refused(NOT_TRUSTED, "its user namespace is not a direct child of the node's user namespace");
 }
 
-/// One that a user made who is root there, and whom the kernel lets do there what it lets nobody do in the node's.
+/// One that a user made who is root there, and whom the kernel lets do there what it lets nobody do
+/// in the node's.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_namespace_that_belongs_to_a_third() {
@@ -222,7 +225,8 @@ fn a_namespace_that_belongs_to_a_third() {
     }
 }
 
-/// Once it has been checked, its pid 1 goes to another user namespace, where it would look as if nothing bound it.
+/// Once it has been checked, its pid 1 goes to another user namespace, where it would look as if
+/// nothing bound it.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_pid_1_that_changes_its_user_namespace_between_check_and_join() {
@@ -259,7 +263,8 @@ fn assert_login_in_any(container: &Container) {
     assert_eq!(done.out, "web1\n", "{done:?} {} {}", container.leader, Log::all().lines().last().unwrap_or_default());
 }
 
-/// Root inside has every capability in its user namespace. It gets nothing of a session's sshd, because that is not dumpable.
+/// Root inside has every capability in its user namespace. It gets nothing of a session's sshd,
+/// because that is not dumpable.
 #[test]
 #[ignore = "needs the node: make test"]
 fn root_inside_gets_hold_of_no_session() {

@@ -1,7 +1,9 @@
-//! `unbitctl attach` and `detach`: root's link `/etc/unbit/UID`, by which a container of another engine is found.
+//! `unbitctl attach` and `detach`: root's link `/etc/unbit/UID`, by which a container of another
+//! engine is found.
 //!
-//! The link leads to the container's cgroup directory. Before it is written, the code of the PAM module ([`Attachment`]) says whether a login would
-//! accept it; afterwards all of `unbitctl check UID` runs.
+//! The link leads to the container's cgroup directory. Before it is written, the code of the PAM
+//! module ([`Attachment`]) says whether a login would accept it; afterwards all of `unbitctl check
+//! UID` runs.
 //!
 //! How an engine's cgroup is found is in [`engine`](crate::engine).
 
@@ -277,7 +279,8 @@ fn remove(path: &Path) -> Result<bool> {
     }
 }
 
-/// Removes root's word and the link of an account; which of them were there, and where the link led.
+/// Removes root's word and the link of an account; which of them were there, and where the link
+/// led.
 pub fn unlink(uid: ContainerUid) -> Result<Vec<(PathBuf, Option<PathBuf>)>> {
     let link = place(uid);
     let before = read(&link)?;
@@ -294,7 +297,8 @@ pub fn unlink(uid: ContainerUid) -> Result<Vec<(PathBuf, Option<PathBuf>)>> {
 
 #[derive(clap::Args)]
 pub struct DetachArguments {
-    /// The account's number, to remove its link and all its second names; or one second name, to remove only that
+    /// The account's number, to remove its link and all its second names; or one second name, to
+    /// remove only that
     #[arg(value_name = "UID", value_parser = Account::parse)]
     account: Account,
 }

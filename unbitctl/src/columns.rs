@@ -56,8 +56,8 @@ pub enum Step {
 
 const GAP: &str = "  ";
 
-/// The lines, with their heading. `steps` are taken one after the other until there is room. A column without values in any row is not shown if
-/// it is one of `optional`.
+/// The lines, with their heading. `steps` are taken one after the other until there is room. A
+/// column without values in any row is not shown if it is one of `optional`.
 pub fn lines(
     columns: &[Column],
     rows: &[Vec<String>],

@@ -52,8 +52,8 @@ pub fn run(node: &RootFs, program: &str, arguments: &[&str]) -> Result<Output> {
     answer(command, program)
 }
 
-/// Runs sshd, which wants its directory below /run and a host key even to say what it is configured to do: it gets both in a mount
-/// namespace of its own, and /dev/null where an image has none.
+/// Runs sshd, which wants its directory below /run and a host key even to say what it is configured
+/// to do: it gets both in a mount namespace of its own, and /dev/null where an image has none.
 pub fn run_sshd(node: &RootFs, arguments: &[&str]) -> Result<Output> {
     run_sshd_with(node, &[], arguments)
 }
@@ -87,7 +87,8 @@ pub fn run_sshd_with(node: &RootFs, instead: &[(PathBuf, Option<PathBuf>)], argu
     answer(command, "sshd")
 }
 
-/// Runs a script of ours, which may mount what it likes: its first argument is the node's root directory, and its mounts end with it.
+/// Runs a script of ours, which may mount what it likes: its first argument is the node's root
+/// directory, and its mounts end with it.
 pub fn run_apart(node: &RootFs, script: &str, arguments: &[&str]) -> Result<Output> {
     let mut command = within_time();
     command.args(["unshare", "--mount", "sh", "-euc", script, "sh"]).arg(node.root()).args(arguments);
@@ -114,7 +115,8 @@ fn answer(mut command: Command, program: &str) -> Result<Output> {
     Ok(Output { status, out: text(&done.stdout), err: text(&done.stderr) })
 }
 
-/// Where the libraries of a root directory may be: of one architecture, or of several beside each other.
+/// Where the libraries of a root directory may be: of one architecture, or of several beside each
+/// other.
 pub fn library_directories(node: &RootFs) -> Vec<String> {
     let mut directories = Vec::new();
     for base in ["/usr/lib", "/lib"] {

@@ -1,4 +1,5 @@
-//! What all subcommands share: messages on standard error, exit codes, the check for root, and the number of a container as an argument.
+//! What all subcommands share: messages on standard error, exit codes, the check for root, and the
+//! number of a container as an argument.
 
 use anyhow::Result;
 use shared::{ContainerUid, escape};
@@ -17,7 +18,8 @@ pub fn tell(what: impl std::fmt::Display) {
     let _ = io::stderr().write_all(line.as_bytes()); // in one piece
 }
 
-/// Writes to standard output, for who still reads it: what is being done does not end because nobody does.
+/// Writes to standard output, for who still reads it: what is being done does not end because
+/// nobody does.
 macro_rules! say {
     ($($text:tt)*) => {{
         use std::io::Write;

@@ -46,7 +46,8 @@ pub fn vassals(node: &RootFs) -> Vec<Vassal> {
 /// The unit of examples/ that starts the Emperor.
 pub const UNIT: &str = "/etc/systemd/system/containers.service";
 
-/// Whether an Emperor starts containers here: it has a vassal, or a unit. A node of linked containers has neither, nor has a bare Debian.
+/// Whether an Emperor starts containers here: it has a vassal, or a unit. A node of linked
+/// containers has neither, nor has a bare Debian.
 pub fn has_emperor(node: &RootFs) -> bool {
     node.has(UNIT) || !vassal_files(node).is_empty()
 }

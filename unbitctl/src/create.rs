@@ -1,7 +1,10 @@
-//! `unbitctl create`: makes a container that the Emperor runs, from its directory to the first login.
+//! `unbitctl create`: makes a container that the Emperor runs, from its directory to the first
+//! login.
 //!
-//! Everything that can be checked is checked before anything is made. From then on each step records how it is undone. If a step fails or the operator
-//! interrupts the command, all steps are undone, the last one first; what existed before stays. A second run skips the steps that are done.
+//! Everything that can be checked is checked before anything is made. From then on each step
+//! records how it is undone. If a step fails or the operator interrupts the command, all steps are
+//! undone, the last one first; what existed before stays. A second run skips the steps that are
+//! done.
 
 mod undo;
 
@@ -63,7 +66,8 @@ pub struct Arguments {
     /// Its limit on processes and threads (default: 1000)
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(10..=4_194_304))]
     pids: Option<u64>,
-    /// The number of processors that it may use, such as 0.5 (default: as /etc/uwsgi/cgroup.ini says)
+    /// The number of processors that it may use, such as 0.5 (default: as /etc/uwsgi/cgroup.ini
+    /// says)
     #[arg(long, value_name = "NUMBER", value_parser = vassal::parse_cpus)]
     cpus: Option<u64>,
     /// Its limit on disk space, such as 10G, if /containers has user quotas
@@ -506,7 +510,8 @@ fn must_be_whole(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Puts a whole new file where the Emperor looks: no name but the last is one that it takes for a container.
+/// Puts a whole new file where the Emperor looks: no name but the last is one that it takes for a
+/// container.
 fn replace(file: &Path, text: &str) -> Result<()> {
     let shown = || file.display().to_string();
     let name = file.file_name().unwrap_or_default().to_string_lossy();

@@ -14,8 +14,9 @@ const CGROUPS: &str = "/etc/uwsgi/cgroup.ini";
 /// The unit of the examples.
 const UNIT: &str = "containers.service";
 
-/// How root starts it without systemd: without a terminal, on which tenants could type, without root's variables, which they could read, and
-/// in a session keyring that is revoked: they inherit it, and would read root's keys there and each other's.
+/// How root starts it without systemd: without a terminal, on which tenants could type, without
+/// root's variables, which they could read, and in a session keyring that is revoked: they inherit
+/// it, and would read root's keys there and each other's.
 pub fn by_hand() -> String {
     const JOIN_SESSION_KEYRING: u32 = 1; // linux/keyctl.h, as are the others
     const REVOKE: u32 = 3;
@@ -108,7 +109,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// Enables and starts it. Without a vassal it does not start (ConditionDirectoryNotEmpty= of systemd.unit(5)), and that is no error.
+    /// Enables and starts it. Without a vassal it does not start (ConditionDirectoryNotEmpty= of
+    /// systemd.unit(5)), and that is no error.
     pub fn enable() -> Result<Self> {
         let is = |what| systemctl(&[what, "--quiet", UNIT]).is_ok();
         let (was_enabled, was_active) = (is("is-enabled"), is("is-active"));

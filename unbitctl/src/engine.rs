@@ -1,6 +1,8 @@
-//! Container engines: in which cgroup each one runs a container, and whether a new container gets the same cgroup.
+//! Container engines: in which cgroup each one runs a container, and whether a new container gets
+//! the same cgroup.
 //!
-//! An engine is asked only when a container is attached. Later the name of the cgroup tells which engine it is.
+//! An engine is asked only when a container is attached. Later the name of the cgroup tells which
+//! engine it is.
 
 use crate::command::{self, Output};
 use crate::rootfs::RootFs;
@@ -85,7 +87,8 @@ pub fn link_of(uid: ContainerUid) -> Option<PathBuf> {
     std::fs::read_link(Path::new(DIRECTORY).join(uid.to_string())).ok()
 }
 
-/// Where LXC runs the container of this cgroup, if that is in another one: `lxc.payload.web1-1` while a group of an earlier start is left.
+/// Where LXC runs the container of this cgroup, if that is in another one: `lxc.payload.web1-1`
+/// while a group of an earlier start is left.
 pub fn renamed_by_lxc(cgroup: &Path) -> Option<PathBuf> {
     let name = cgroup.file_name()?.to_str()?.strip_prefix(PAYLOAD)?;
     let process = directory_of(lxc_pid(&RootFs::at(None), name).ok()?).ok()?;
@@ -93,7 +96,8 @@ pub fn renamed_by_lxc(cgroup: &Path) -> Option<PathBuf> {
     (now != cgroup && number_of_payload(&now, name).is_some()).then_some(now)
 }
 
-/// What LXC has put behind the name of a container for its group: nothing, or `-1`. `None` if it is another container's.
+/// What LXC has put behind the name of a container for its group: nothing, or `-1`. `None` if it is
+/// another container's.
 fn number_of_payload<'a>(cgroup: &'a Path, name: &str) -> Option<&'a str> {
     let number = cgroup.file_name()?.to_str()?.strip_prefix(PAYLOAD)?.strip_prefix(name)?;
     let is_number = |rest: &str| rest.strip_prefix('-').is_some_and(|rest| rest.parse::<u32>().is_ok());
@@ -108,7 +112,8 @@ pub fn of(cgroup: &Path) -> &'static str {
     if has("systemd-nspawn@") {
         "nspawn"
     } else if let Some(name) = names.iter().find_map(|name| name.strip_prefix(PAYLOAD)) {
-        // Incus uses LXC's library and its names; what it keeps of a running instance is below /run.
+        // Incus uses LXC's library and its names; what it keeps of a running instance is below
+        // /run.
         if Path::new("/run/incus").join(name).exists() { "incus" } else { "lxc" }
     } else if holds(cgroup, PAYLOAD) {
         "lxc"
@@ -232,7 +237,8 @@ fn payload(process: &Path, name: &str) -> Result<Found> {
     let Some(cgroup) = ancestor(process, |part| part.starts_with(PAYLOAD)) else {
         bail!("its pid 1 is in {}, where no component begins with {PAYLOAD}", process.display());
     };
-    // LXC is asked by an abstract socket: while the container is stopped, whoever is in the node's network can answer with any process.
+    // LXC is asked by an abstract socket: while the container is stopped, whoever is in the node's
+    // network can answer with any process.
     let Some(number) = number_of_payload(&cgroup, name) else {
         bail!("its pid 1 is in {}, which is the group of another container: is {name} running?", cgroup.display());
     };
@@ -243,7 +249,8 @@ fn payload(process: &Path, name: &str) -> Result<Found> {
              that is gone; remove it (rmdir), restart the container, and attach it again"
         ));
     }
-    // With lxc.cgroup.dir the groups of a container are below one that keeps its name, whatever LXC calls them.
+    // With lxc.cgroup.dir the groups of a container are below one that keeps its name, whatever LXC
+    // calls them.
     let around = cgroup.parent().filter(|around| around.join("cgroup.type").exists() && !is_mounted_at(around));
     if let Some(around) = around {
         let stays = format!("as long as lxc.cgroup.dir of {name} leads to it");
@@ -253,7 +260,8 @@ fn payload(process: &Path, name: &str) -> Result<Found> {
     Ok(Found { stays: format!("as long as the container is named {name}"), cgroup, warnings })
 }
 
-/// Whether a file system is mounted right there. In a cgroup namespace the top of the hierarchy looks like any other group.
+/// Whether a file system is mounted right there. In a cgroup namespace the top of the hierarchy
+/// looks like any other group.
 fn is_mounted_at(path: &Path) -> bool {
     let device = |path: &Path| std::fs::metadata(path).map(|status| status.dev()).ok();
     path.parent().is_none_or(|parent| device(parent) != device(path))
@@ -262,8 +270,8 @@ fn is_mounted_at(path: &Path) -> bool {
 /// Slices that units of many kinds are in.
 const SHARED_SLICES: [&str; 4] = ["-.slice", "machine.slice", "system.slice", "user.slice"];
 
-/// podman's and Docker's: a scope named after the container's id, which a container that is created again has not; or something around
-/// it that keeps its name.
+/// podman's and Docker's: a scope named after the container's id, which a container that is created
+/// again has not; or something around it that keeps its name.
 fn scope(process: &Path, engine: &str, name: &str) -> Result<Found> {
     let is_own = |part: &str| {
         part.starts_with("libpod-") && !part.starts_with("libpod-conmon")

@@ -1,8 +1,9 @@
 //! `unbitctl enter`: root enters a container.
 //!
-//! [`join::attach`] verifies and joins, as for a login, and [`probe`](crate::probe) is the process that enters. This command keeps everything of the
-//! operator's session out of the container: the terminal (the session gets a pty), other descriptors (it gets pipes, see [`pty_forward`]), and the
-//! environment (it gets a new one).
+//! [`join::attach`] verifies and joins, as for a login, and [`probe`](crate::probe) is the process
+//! that enters. This command keeps everything of the operator's session out of the container: the
+//! terminal (the session gets a pty), other descriptors (it gets pipes, see [`pty_forward`]), and
+//! the environment (it gets a new one).
 
 use crate::check::pam;
 use crate::command_line::tell;
@@ -46,7 +47,8 @@ The exit status is the command's, 128 plus the signal's number if a signal ended
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Stay root inside. The tenant controls what runs there, so enter as the user whenever that is enough
+    /// Stay root inside. The tenant controls what runs there, so enter as the user whenever that is
+    /// enough
     #[arg(long)]
     root: bool,
     /// The container: its number, or a second name
@@ -157,7 +159,8 @@ impl Session {
         let (programs, words) = match arguments.command.split_first() {
             None => {
                 let name = shell.rsplit('/').next().unwrap_or(shell);
-                // Root's login shell reads Debian's /etc/profile, which puts /usr/local into PATH, and then runs mesg(1).
+                // Root's login shell reads Debian's /etc/profile, which puts /usr/local into PATH,
+                // and then runs mesg(1).
                 (vec![shell.into()], vec![if arguments.root { name.into() } else { format!("-{name}").into() }])
             }
             // execvp(3) does not look for a program of no name either.
@@ -271,7 +274,8 @@ impl Wires {
     }
 }
 
-/// Waits until the process is inside and runs the command; an exit code if that is not there or cannot be run.
+/// Waits until the process is inside and runs the command; an exit code if that is not there or
+/// cannot be run.
 fn arrival(probe: &mut Probe, container: ContainerUid, program: &str, limit: Duration) -> Result<Option<u8>> {
     let Some(words) = probe.listen(limit) else {
         let end = if probe.kill() { "" } else { "; it cannot be ended now" };
@@ -344,7 +348,8 @@ fn stay_outside(mut reaper: Reaper, ours: Ours, signals: &Signals) -> Result<Exi
             _ if end.is_some() => break,
             signal => {
                 reaper.send(signal);
-                // Whoever hangs up or asks twice does not stay for a session that does not care: nohup(1) is one.
+                // Whoever hangs up or asks twice does not stay for a session that does not care:
+                // nohup(1) is one.
                 let goes = signal == Signal::SIGHUP || signal == Signal::SIGTERM && replace(&mut was_asked, true);
                 if goes && !has_ended(&mut reaper, EXIT_TIMEOUT, &mut streams, &mut end) {
                     return Ok(ExitCode::from(128 + signal as u8));

@@ -8,7 +8,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-/// SIGINT, SIGTERM and SIGHUP wait from now on, for whoever asks. What is executed does not inherit that: std empties the mask of its children.
+/// SIGINT, SIGTERM and SIGHUP wait from now on, for whoever asks. What is executed does not inherit
+/// that: std empties the mask of its children.
 pub struct Interrupt(SignalFd);
 
 impl Interrupt {
@@ -36,7 +37,8 @@ impl Interrupt {
         self.wait_for(None, time).map(drop)
     }
 
-    /// Waits that long at most until there is something to read; whether there is. Fails as soon as a signal comes.
+    /// Waits that long at most until there is something to read; whether there is. Fails as soon as
+    /// a signal comes.
     pub fn wait_for(&self, readable: Option<BorrowedFd<'_>>, time: Duration) -> Result<bool> {
         let end = Instant::now() + time;
         loop {

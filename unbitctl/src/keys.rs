@@ -1,6 +1,8 @@
-//! SSH public keys of a container user: read from the operator, checked by ssh-keygen(1), and written as the container user.
+//! SSH public keys of a container user: read from the operator, checked by ssh-keygen(1), and
+//! written as the container user.
 //!
-//! The tenant owns the directory, and anything can be in it. So no root process opens a path below it. A child process does, see [`join::tenant`].
+//! The tenant owns the directory, and anything can be in it. So no root process opens a path below
+//! it. A child process does, see [`join::tenant`].
 
 use anyhow::{Context, Result, bail};
 use join::regular_file::{self, OpenError};
@@ -90,7 +92,8 @@ fn check(line: &str) -> Result<Key> {
     }
 }
 
-/// The type and the base64 of a line, which tell keys apart; options come before them and a comment behind.
+/// The type and the base64 of a line, which tell keys apart; options come before them and a comment
+/// behind.
 pub(crate) fn identity(line: &str) -> Option<(&str, &str)> {
     let is_kind = |word: &str| ["ssh-", "ecdsa-", "sk-"].iter().any(|begin| word.starts_with(begin));
     let words = line.split_whitespace();
@@ -212,7 +215,8 @@ fn open_directory(home: &OwnedFd) -> Result<(Directory, bool)> {
     }
 }
 
-/// Runs `work` in a process that is the container's user, without groups or capabilities, and returns its result.
+/// Runs `work` in a process that is the container's user, without groups or capabilities, and
+/// returns its result.
 pub fn as_the_user<T: Serialize + for<'a> Deserialize<'a>>(
     uid: ContainerUid,
     work: impl FnOnce() -> Result<T>,

@@ -1,5 +1,6 @@
-//! Removes what the node keeps of a container's user when the container is gone, so that the next user of its number does not find it: keyrings and
-//! the last login. The user's files are removed in [`purge`](crate::purge).
+//! Removes what the node keeps of a container's user when the container is gone, so that the next
+//! user of its number does not find it: keyrings and the last login. The user's files are removed
+//! in [`purge`](crate::purge).
 
 use crate::command_line::tell;
 use crate::keys::as_the_user;
@@ -16,12 +17,14 @@ const LASTLOG: &str = "/var/log/lastlog";
 /// `struct lastlog` of lastlog.h.
 const RECORD: usize = 4 + 32 + 256;
 
-/// Removes the keys that the kernel keeps for the user until the next boot, and its last login. For a user without processes.
+/// Removes the keys that the kernel keeps for the user until the next boot, and its last login. For
+/// a user without processes.
 pub fn remove(uid: ContainerUid) -> Result<()> {
     clear_persistent_keyring(uid.get()).context("clear its persistent keyring")?;
     // The other keyrings of a user are found by who is that user.
     if !as_the_user(uid, || clear_user_keyrings().context("clear its keyrings"))? {
-        // Nobody can change that before the next boot, and whoever did it must not keep the number from being used.
+        // Nobody can change that before the next boot, and whoever did it must not keep the number
+        // from being used.
         tell(format_args!(
             "the user {uid} has closed its keyrings (user-keyring(7)): whoever has that number next cannot use them before the next boot"
         ));

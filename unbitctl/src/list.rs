@@ -1,7 +1,7 @@
 //! `unbitctl list`: the containers of this node, one on each line.
 //!
-//! Whether a container runs is found out as for a login ([`join::attach`]). The rest comes from one read of /proc and from the container's cgroups. No
-//! file of a tenant is opened.
+//! Whether a container runs is found out as for a login ([`join::attach`]). The rest comes from one
+//! read of /proc and from the container's cgroups. No file of a tenant is opened.
 
 mod metrics;
 pub mod processes;
@@ -93,7 +93,8 @@ struct Container {
 }
 
 impl Container {
-    /// Percent of one processor since an earlier look. Nothing if it has another pid 1 now: the new one's cgroup may count from nought.
+    /// Percent of one processor since an earlier look. Nothing if it has another pid 1 now: the new
+    /// one's cgroup may count from nought.
     fn share(&self, before: &Self) -> Option<f64> {
         let used = self.used.cpu_seconds? - before.used.cpu_seconds?;
         let time = self.seen.duration_since(before.seen).as_secs_f64();
@@ -207,10 +208,12 @@ struct Known {
     asked: Instant,
 }
 
-/// uWSGI logs a line in the container's log for each connection to the socket, so `--watch` does not connect every 2 seconds.
+/// uWSGI logs a line in the container's log for each connection to the socket, so `--watch` does
+/// not connect every 2 seconds.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
-/// How long a container may take to answer. Once those that do not answer have used up WORKER_TIMEOUT of every worker, the others get the short one.
+/// How long a container may take to answer. Once those that do not answer have used up
+/// WORKER_TIMEOUT of every worker, the others get the short one.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(200);
 const SHORT_PROBE_TIMEOUT: Duration = Duration::from_millis(10);
 const WORKER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -330,7 +333,8 @@ fn look_at(
 fn ask(uid: ContainerUid, timeout: Duration) -> Result<(i32, Option<String>), Refusal> {
     let options = Options { timeout, ..Options::default() };
     let attachment = Attachment::prepare(uid, &options, &mut |_, _| {})?;
-    // A host name is asked for where it is one: this thread goes there, and does nothing else afterwards.
+    // A host name is asked for where it is one: this thread goes there, and does nothing else
+    // afterwards.
     let own = attachment.namespaces().iter().find(|namespace| namespace.kind.name == "uts");
     let host_name = own.filter(|own| own.join().is_ok()).and_then(|_| uname().ok());
     let host_name = host_name.map(|name| escape::word(name.nodename().as_bytes()).to_string());

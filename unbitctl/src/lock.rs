@@ -11,7 +11,8 @@ use std::path::Path;
 /// Root's, where nobody else can put a file or hold its lock.
 const DIRECTORY: &str = "/run/unbit";
 
-/// Held until it is dropped. The file stays, empty: whoever waits for one that is removed meanwhile would not be alone.
+/// Held until it is dropped. The file stays, empty: whoever waits for one that is removed meanwhile
+/// would not be alone.
 pub struct Lock(#[expect(dead_code, reason = "held, until it is dropped")] Flock<File>);
 
 impl Lock {

@@ -1,8 +1,9 @@
 //! unbitctl: checks, sets up and shows a node. See unbitctl(8).
 //!
-//! [`check`] looks and changes nothing, and [`setup`] fixes what it finds. [`create`] and [`remove`] make and remove the Emperor's containers, and
-//! [`attach`] links accounts to containers of other engines. [`list`], [`sessions`] and [`enter`] are about containers, [`firewall`] about ports. How
-//! findings are shown is in [`report`].
+//! [`check`] looks and changes nothing, and [`setup`] fixes what it finds. [`create`] and
+//! [`remove`] make and remove the Emperor's containers, and [`attach`] links accounts to containers
+//! of other engines. [`list`], [`sessions`] and [`enter`] are about containers, [`firewall`] about
+//! ports. How findings are shown is in [`report`].
 
 mod attach;
 mod check;
@@ -115,7 +116,8 @@ fn main() -> ExitCode {
     let words: Vec<_> = std::env::args_os().collect();
     let Arguments { command } =
         Arguments::try_parse_from(&words).unwrap_or_else(|error| enter::with_tip(error, &words).exit());
-    // Where SIGCHLD is ignored, nobody learns how a child ended, nor when. Whoever started us may have ignored it.
+    // Where SIGCHLD is ignored, nobody learns how a child ended, nor when. Whoever started us may
+    // have ignored it.
     let _ = join::sys::default_signal(nix::sys::signal::Signal::SIGCHLD);
     match run(command) {
         Ok(code) => code,

@@ -1,4 +1,5 @@
-//! Second names of containers, root's links `/containers/web1 -> 30001`: as arguments, and as they are on a node. See nss-unbit(8).
+//! Second names of containers, root's links `/containers/web1 -> 30001`: as arguments, and as they
+//! are on a node. See nss-unbit(8).
 
 use crate::command_line;
 use crate::rootfs::RootFs;

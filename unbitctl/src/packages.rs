@@ -1,4 +1,5 @@
-//! Debian packages that a set-up needs: named to the operator, and installed only if the operator asks for it.
+//! Debian packages that a set-up needs: named to the operator, and installed only if the operator
+//! asks for it.
 
 use crate::command_line::say;
 use crate::terminal;
@@ -14,7 +15,8 @@ pub struct Package {
     pub name: &'static str,
 }
 
-/// Refuses if one of these programs is missing, unless it may be installed: by --install, or by the answer to a question on a terminal.
+/// Refuses if one of these programs is missing, unless it may be installed: by --install, or by the
+/// answer to a question on a terminal.
 pub fn need(packages: &[Package], install: bool, dry_run: bool) -> Result<()> {
     let missing: Vec<_> =
         packages.iter().filter(|package| !Path::new(package.program).exists()).map(|package| package.name).collect();

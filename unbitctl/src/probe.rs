@@ -1,7 +1,8 @@
-//! A process of ours that enters a container. Its parent reads its results from a pipe, and never waits for it without a limit.
+//! A process of ours that enters a container. Its parent reads its results from a pipe, and never
+//! waits for it without a limit.
 //!
-//! It is forked into the container's pid namespace, and enters as sshd's child does. If the tenant holds it up (by a frozen cgroup, or a file system
-//! that does not respond), nothing else waits.
+//! It is forked into the container's pid namespace, and enters as sshd's child does. If the tenant
+//! holds it up (by a frozen cgroup, or a file system that does not respond), nothing else waits.
 //!
 //! How it enters is in [`join::attach`].
 
@@ -28,7 +29,8 @@ use std::time::{Duration, Instant};
 
 /// The process.
 pub struct Probe {
-    /// Its number out here. It is a child of ours, so the number stays its own until it is waited for.
+    /// Its number out here. It is a child of ours, so the number stays its own until it is waited
+    /// for.
     pub pid: Pid,
     pidfd: OwnedFd,
     messages: File,
@@ -48,8 +50,8 @@ impl Messages {
 /// More than the process ever says.
 const WORDS: usize = 4096;
 
-/// Forks a process into the container, which does `life` there; `before` is done on the way, before anything is joined. Only for a program of one
-/// thread.
+/// Forks a process into the container, which does `life` there; `before` is done on the way, before
+/// anything is joined. Only for a program of one thread.
 pub fn send(
     attachment: Attachment,
     who: Who,
@@ -73,7 +75,8 @@ pub fn send(
 }
 
 impl Probe {
-    /// What it has said when it has nothing more to say: it has ended, or become another program. `None` if that takes longer than `limit`.
+    /// What it has said when it has nothing more to say: it has ended, or become another program.
+    /// `None` if that takes longer than `limit`.
     pub fn listen(&mut self, limit: Duration) -> Option<Vec<(String, String)>> {
         let (text, is_complete) = read_within(&mut self.messages, limit, WORDS);
         if !is_complete {
@@ -98,7 +101,8 @@ impl Probe {
         let end = Instant::now() + limit;
         while is_ready(&self.pidfd, end.saturating_duration_since(Instant::now())) {
             match retry(|| waitpid(self.pid, Some(WaitPidFlag::WNOHANG))) {
-                // It has ended, and a process of the tenant's that traces it has yet to let go of it, ptrace(2).
+                // It has ended, and a process of the tenant's that traces it has yet to let go of
+                // it, ptrace(2).
                 Ok(WaitStatus::StillAlive) if Instant::now() < end => sleep(Duration::from_millis(10)),
                 Ok(WaitStatus::StillAlive) | Err(_) => return None,
                 Ok(status) => return Some(status),
@@ -107,14 +111,16 @@ impl Probe {
         None
     }
 
-    /// Ends it. False if it cannot end now: SIGKILL waits too while a cgroup of version 1 is frozen, and in some system calls.
+    /// Ends it. False if it cannot end now: SIGKILL waits too while a cgroup of version 1 is
+    /// frozen, and in some system calls.
     pub fn kill(&self) -> bool {
         let _ = kill(self.pid, Signal::SIGKILL);
         self.wait(Duration::from_millis(500)).is_some()
     }
 }
 
-/// In the process, before it enters: leaves behind what it has of the operator's session, so that nothing of it is in the tenant's reach.
+/// In the process, before it enters: leaves behind what it has of the operator's session, so that
+/// nothing of it is in the tenant's reach.
 pub fn forget_the_operator(container: ContainerUid) -> Result<(), Refusal> {
     // A session of its own: /dev/tty is the operator's terminal until then.
     setsid().context(Reason::Broken, "begin a session")?;
@@ -137,7 +143,8 @@ pub fn silence() -> Result<(), Refusal> {
         .context(Reason::Broken, "dup2")
 }
 
-/// In the process: becomes the first of these programs that can be run, as execvp(3) tries them. Comes back with why it did not.
+/// In the process: becomes the first of these programs that can be run, as execvp(3) tries them.
+/// Comes back with why it did not.
 pub fn exec(programs: &[&CStr], arguments: &[&CStr], environment: &[impl AsRef<CStr>]) -> Errno {
     let mut told = Errno::ENOENT;
     for program in programs {

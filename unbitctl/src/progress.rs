@@ -1,4 +1,5 @@
-//! Reports each step of a command as soon as it is done, as a line for people, or all steps at the end as JSON.
+//! Reports each step of a command as soon as it is done, as a line for people, or all steps at the
+//! end as JSON.
 
 use crate::command_line::say;
 use crate::report::lines_of;

@@ -1,7 +1,8 @@
-//! Copies bytes between the operator and a session, in all directions at once, until the session ends.
+//! Copies bytes between the operator and a session, in all directions at once, until the session
+//! ends.
 //!
-//! The session gets no descriptor of the operator's: a directory on its standard input would lead out of the container, it could read a terminal, and
-//! set O_NONBLOCK on a file that others share.
+//! The session gets no descriptor of the operator's: a directory on its standard input would lead
+//! out of the container, it could read a terminal, and set O_NONBLOCK on a file that others share.
 //!
 //! Terminal settings are in [`terminal`](crate::terminal).
 
@@ -40,7 +41,8 @@ impl AsFd for End<'_> {
 /// What poll(2) promises to take of a pipe that is ready: PIPE_BUF.
 const CHUNK: usize = 4096;
 
-/// The most that a pipe can hold of what a process wrote before it ended (/proc/sys/fs/pipe-max-size).
+/// The most that a pipe can hold of what a process wrote before it ended
+/// (/proc/sys/fs/pipe-max-size).
 const LEFT_BEHIND: usize = 1 << 20;
 
 /// What a round of [`forward`] has seen.
@@ -108,7 +110,8 @@ pub fn never_wait(descriptor: &impl AsFd) -> nix::Result<()> {
     fcntl(descriptor, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
 }
 
-/// Carries what there is to carry, until a signal comes. Once the session has ended, only what it left in the pipes.
+/// Carries what there is to carry, until a signal comes. Once the session has ended, only what it
+/// left in the pipes.
 pub fn forward(streams: &mut [Stream<'_>], signals: &impl AsFd, has_ended: bool) -> nix::Result<Seen> {
     loop {
         let mut asked = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];

@@ -1,9 +1,12 @@
-//! Removes a tenant's directory with everything in it: symbolic links are removed and never followed, mount points are kept, and no depth or number of
-//! files needs more than a few descriptors.
+//! Removes a tenant's directory with everything in it: symbolic links are removed and never
+//! followed, mount points are kept, and no depth or number of files needs more than a few
+//! descriptors.
 //!
-//! Each directory is opened by its name in an open directory, and must be a directory on the same mount. A subdirectory that is not empty is renamed into
-//! the top directory, so that the tree is never deeper than one level. If the file system cannot rename it (a subvolume of btrfs, an inherited project of
-//! XFS or ext4, encryption, a full disk), the walk descends into it instead, one level after the other.
+//! Each directory is opened by its name in an open directory, and must be a directory on the same
+//! mount. A subdirectory that is not empty is renamed into the top directory, so that the tree is
+//! never deeper than one level. If the file system cannot rename it (a subvolume of btrfs, an
+//! inherited project of XFS or ext4, encryption, a full disk), the walk descends into it instead,
+//! one level after the other.
 
 use crate::sys::make_subvolume_writable;
 use anyhow::{Context, Result, bail};
@@ -20,7 +23,8 @@ use std::path::Path;
 /// How many names are read at a time: a directory may have millions.
 const SOME: usize = 1024;
 
-/// Removes the directory `name` of `parent`, which must be root's. Calls `gone` with the number of files removed so far, and ends if that fails.
+/// Removes the directory `name` of `parent`, which must be root's. Calls `gone` with the number of
+/// files removed so far, and ends if that fails.
 pub fn purge(parent: &Path, name: &str, gone: &mut dyn FnMut(u64) -> Result<()>) -> Result<()> {
     let shown = parent.join(name).display().to_string();
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -60,7 +64,8 @@ impl Tree<'_> {
         }
     }
 
-    /// Empties a directory of the top, and removes it. What is not empty in it becomes one of the top's.
+    /// Empties a directory of the top, and removes it. What is not empty in it becomes one of the
+    /// top's.
     fn empty(&mut self, name: &CStr) -> Result<()> {
         let directory = match open(self.top, name) {
             Ok(directory) => directory,
@@ -87,7 +92,8 @@ impl Tree<'_> {
         }
     }
 
-    /// Removes a directory with all that is in it, however deep, and moves nothing: only the directory that it is in is open at a time.
+    /// Removes a directory with all that is in it, however deep, and moves nothing: only the
+    /// directory that it is in is open at a time.
     fn empty_where_it_is(&mut self, parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
         let mut directory = match open(parent, name) {
             Ok(directory) => directory,

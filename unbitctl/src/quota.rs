@@ -1,4 +1,5 @@
-//! How much of the disk a container may use: the user quota of the file system of /containers, quotactl(2).
+//! How much of the disk a container may use: the user quota of the file system of /containers,
+//! quotactl(2).
 
 use crate::rootfs::RootFs;
 use crate::sys;

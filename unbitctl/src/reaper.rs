@@ -1,7 +1,9 @@
-//! A process between the operator's command and the process inside, which it reaps. What stops the operator's command does not stop it.
+//! A process between the operator's command and the process inside, which it reaps. What stops the
+//! operator's command does not stop it.
 //!
-//! The kernel lets a container's pid 1 end only when every process of its pid namespace has been waited for. One whose parent is stopped (SIGSTOP, or
-//! Ctrl-Z where there is no terminal of its own) would keep the container from ever starting again.
+//! The kernel lets a container's pid 1 end only when every process of its pid namespace has been
+//! waited for. One whose parent is stopped (SIGSTOP, or Ctrl-Z where there is no terminal of its
+//! own) would keep the container from ever starting again.
 
 use crate::probe::{self, Probe};
 use anyhow::{Context, Result};
@@ -36,7 +38,8 @@ pub enum Begun {
 const RUNS: u8 = b'r';
 const ENDED: u8 = b'e';
 
-/// Forks the reaper. It calls `leave` to close the operator's descriptors, calls `send` to start the process inside, and waits for that.
+/// Forks the reaper. It calls `leave` to close the operator's descriptors, calls `send` to start
+/// the process inside, and waits for that.
 pub fn fork(leave: impl FnOnce(), send: impl FnOnce() -> Result<Sent, u8>) -> Result<Begun> {
     let (socket, theirs) = UnixStream::pair().context("make a socket")?;
     match join::sys::fork().context("fork")? {
@@ -100,7 +103,8 @@ fn reap(probe: &Probe, socket: &mut UnixStream) -> u8 {
         if ready.get(1) == Some(&true) {
             let mut signal = [0];
             match socket.read(&mut signal) {
-                // It leads a session, and so a process group, of its own; and it has not been waited for, so its number is its own.
+                // It leads a session, and so a process group, of its own; and it has not been
+                // waited for, so its number is its own.
                 Ok(1) => drop(Signal::try_from(i32::from(signal[0])).and_then(|signal| killpg(probe.pid, signal))),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 _ => is_heard = false,
@@ -115,7 +119,8 @@ impl Reaper {
         let _ = self.socket.write_all(&[signal as u8]);
     }
 
-    /// The exit status, once it has ended; `None` if it has not within `limit`. A reaper that was killed knows none.
+    /// The exit status, once it has ended; `None` if it has not within `limit`. A reaper that was
+    /// killed knows none.
     pub fn wait(&mut self, limit: Duration) -> Option<u8> {
         let (_, status) = self.hear(Some(limit))?;
         let _ = retry(|| waitpid(self.pid, None));

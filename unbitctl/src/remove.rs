@@ -1,4 +1,5 @@
-//! `unbitctl remove`: stops a container that the Emperor runs, and removes what `create` made. Its user's files stay, except with `--purge`.
+//! `unbitctl remove`: stops a container that the Emperor runs, and removes what `create` made. Its
+//! user's files stay, except with `--purge`.
 
 use crate::attach;
 use crate::command_line::must_be_root;

@@ -68,7 +68,8 @@ pub struct Finding {
 struct Made;
 
 impl Finding {
-    /// What was seen is one line: whatever a tenant names can add none. What to do may be several, of ours; names in them are quoted for a shell.
+    /// What was seen is one line: whatever a tenant names can add none. What to do may be several,
+    /// of ours; names in them are quoted for a shell.
     pub fn new(
         check: &'static str,
         state: State,
@@ -107,7 +108,8 @@ impl Finding {
         Self::new(check, State::Warn, why, seen.into(), Some(fix.into()))
     }
 
-    /// Somebody cannot log in, or gets to what is not theirs; of the guide: a service does not work, or somebody may do too much.
+    /// Somebody cannot log in, or gets to what is not theirs; of the guide: a service does not
+    /// work, or somebody may do too much.
     pub fn fail(check: &'static str, why: &'static str, seen: impl Into<String>, fix: impl Into<String>) -> Self {
         Self::new(check, State::Fail, why, seen.into(), Some(fix.into()))
     }
@@ -118,7 +120,8 @@ impl Finding {
     }
 }
 
-/// Writes a command's answer to standard output. That whoever reads it has had enough, head(1) say, is no error.
+/// Writes a command's answer to standard output. That whoever reads it has had enough, head(1) say,
+/// is no error.
 pub fn print(text: &str) -> Result<()> {
     let mut out = stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
@@ -165,8 +168,8 @@ pub fn show(findings: &[Finding], format: Format) -> Result<ExitCode> {
     })
 }
 
-/// A line for each finding, with what to do below it where something is to be done, or below the last of several for which that is the same;
-/// and a line that counts them.
+/// A line for each finding, with what to do below it where something is to be done, or below the
+/// last of several for which that is the same; and a line that counts them.
 fn text(findings: &[Finding], colour: bool, width: Option<usize>) -> String {
     let names = findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
     let margin = " ".repeat(names + 8);
@@ -219,7 +222,8 @@ fn block(out: &mut String, head: &str, margin: &str, text: &str, room: Option<us
     }
 }
 
-/// A line as several of at most this many letters, broken between words: a word that is longer stays whole.
+/// A line as several of at most this many letters, broken between words: a word that is longer
+/// stays whole.
 pub fn wrap(line: &str, room: Option<usize>) -> Vec<String> {
     let room = room.unwrap_or(usize::MAX);
     let mut lines: Vec<String> = Vec::new();
@@ -235,8 +239,8 @@ pub fn wrap(line: &str, room: Option<usize>) -> Vec<String> {
     lines
 }
 
-/// `12 ok, 1 warn, 2 fail, 1 not applicable`, without those of which there is none; no line for nothing. With findings of the guide among
-/// them a line for each question.
+/// `12 ok, 1 warn, 2 fail, 1 not applicable`, without those of which there is none; no line for
+/// nothing. With findings of the guide among them a line for each question.
 fn summary(findings: &[Finding]) -> String {
     let (of_guide, of_login): (Vec<_>, Vec<_>) =
         findings.iter().cloned().partition(|finding| finding.profile == Profile::Guide);

@@ -1,4 +1,5 @@
-//! The file system that a command works on: that of this node, or of a root directory (`--root`), such as a distribution or an image.
+//! The file system that a command works on: that of this node, or of a root directory (`--root`),
+//! such as a distribution or an image.
 
 use crate::report::GUIDE;
 use crate::shell;
@@ -46,7 +47,8 @@ impl RootFs {
         Self { root: root.unwrap_or(running).to_owned() }
     }
 
-    /// Whether it is the one that runs: a root directory has no kernel, no sshd and no containers to ask.
+    /// Whether it is the one that runs: a root directory has no kernel, no sshd and no containers
+    /// to ask.
     pub fn is_running(&self) -> bool {
         self.root == Path::new("/")
     }
@@ -61,7 +63,8 @@ impl RootFs {
         self.root.join(absolute.trim_start_matches('/'))
     }
 
-    /// Opens a file of the node without touching it (O_PATH). A link leads where it leads on that node, never out of its root directory.
+    /// Opens a file of the node without touching it (O_PATH). A link leads where it leads on that
+    /// node, never out of its root directory.
     pub fn open(&self, absolute: &str) -> Result<OwnedFd> {
         self.open_with(absolute, OFlag::empty())
     }
@@ -78,7 +81,8 @@ impl RootFs {
         }
         let root = open(&self.root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
         let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT);
-        // EAGAIN, openat2(2): something was renamed or mounted anywhere on the machine while the kernel followed a `..`.
+        // EAGAIN, openat2(2): something was renamed or mounted anywhere on the machine while the
+        // kernel followed a `..`.
         for _ in 1..ATTEMPTS {
             match openat2(&root, absolute, how) {
                 Err(Errno::EAGAIN) => std::thread::yield_now(),
@@ -88,7 +92,8 @@ impl RootFs {
         Ok(openat2(&root, absolute, how)?)
     }
 
-    /// Where a path leads, links followed as the node follows them: in a root directory, never out of it.
+    /// Where a path leads, links followed as the node follows them: in a root directory, never out
+    /// of it.
     pub fn resolve(&self, absolute: &str) -> Result<PathBuf> {
         let file = self.open(absolute)?;
         std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
@@ -114,7 +119,8 @@ impl RootFs {
         Ok(bytes)
     }
 
-    /// Opens a file for reading. What is not a plain file is not opened: in a root directory others may have put anything there.
+    /// Opens a file for reading. What is not a plain file is not opened: in a root directory others
+    /// may have put anything there.
     pub fn open_file(&self, absolute: &str) -> Result<File> {
         let found = File::from(self.open(absolute)?);
         if !found.metadata()?.is_file() {

@@ -1,7 +1,8 @@
-//! Runs this program from a sealed memfd, which nobody can change, as runc does since CVE-2019-5736.
+//! Runs this program from a sealed memfd, which nobody can change, as runc does since
+//! CVE-2019-5736.
 //!
-//! A program that root starts in a container can be a script whose interpreter is /proc/self/exe: this program, with the tenant's libraries. Running as
-//! root, these could write to its file.
+//! A program that root starts in a container can be a script whose interpreter is /proc/self/exe:
+//! this program, with the tenant's libraries. Running as root, these could write to its file.
 
 use crate::sys;
 use anyhow::Result;
@@ -49,7 +50,8 @@ pub fn run_from_memory() -> Result<()> {
     match fexecve(&copy, &arguments, &environment)? {}
 }
 
-/// A memfd whose content can be run: with vm.memfd_noexec=1 only if it is made for that, which kernels before 6.3 know nothing of.
+/// A memfd whose content can be run: with vm.memfd_noexec=1 only if it is made for that, which
+/// kernels before 6.3 know nothing of.
 fn memfd() -> nix::Result<File> {
     const MFD_EXEC: libc::c_uint = 0x10;
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;

@@ -1,7 +1,9 @@
-//! `unbitctl sessions`: who is logged in to which container, since when, from where and with which key. It also ends sessions.
+//! `unbitctl sessions`: who is logged in to which container, since when, from where and with which
+//! key. It also ends sessions.
 //!
-//! The kernel knows the open sessions, by the locks that their monitors hold. A monitor describes its session in a record behind the lock, see
-//! [`join::sessions`]. Root owns both, so nothing in a container can add, hide or change a line here.
+//! The kernel knows the open sessions, by the locks that their monitors hold. A monitor describes
+//! its session in a record behind the lock, see [`join::sessions`]. Root owns both, so nothing in a
+//! container can add, hide or change a line here.
 
 mod end;
 mod metrics;
@@ -49,7 +51,8 @@ pub struct Arguments {
     /// Print JSON, with times in seconds
     #[arg(long, conflicts_with = "openmetrics")]
     json: bool,
-    /// Print metrics for the textfile collector of Prometheus' node_exporter, with counts of refused logins
+    /// Print metrics for the textfile collector of Prometheus' node_exporter, with counts of
+    /// refused logins
     #[arg(long)]
     openmetrics: bool,
 }

@@ -1,13 +1,16 @@
-//! A step of a set-up: what a check finds, and what is done about it. Each topic below [`check`](crate::check) that set-up can fix has one.
+//! A step of a set-up: what a check finds, and what is done about it. Each topic below
+//! [`check`](crate::check) that set-up can fix has one.
 
 use crate::report::Finding;
 use crate::rootfs::RootFs;
 use anyhow::Result;
 
-/// One change. Paths are named as the node names them, see [`RootFs::path`](crate::rootfs::RootFs::path).
+/// One change. Paths are named as the node names them, see
+/// [`RootFs::path`](crate::rootfs::RootFs::path).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// The file's whole new content. A new file gets this mode and is root's; one that is there keeps its mode and owner.
+    /// The file's whole new content. A new file gets this mode and is root's; one that is there
+    /// keeps its mode and owner.
     File { path: String, content: String, mode: u32 },
     /// A directory of this owner, group and mode, made if it is not there.
     Directory { path: String, uid: u32, gid: u32, mode: u32 },

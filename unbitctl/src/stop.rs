@@ -1,4 +1,5 @@
-//! Waits for the end of a container whose file the Emperor no longer has: first its pid 1 ends, then all processes, then its cgroups.
+//! Waits for the end of a container whose file the Emperor no longer has: first its pid 1 ends,
+//! then all processes, then its cgroups.
 
 use crate::emperor;
 use crate::interrupt::Interrupt;
@@ -23,8 +24,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// The unit of the examples, below which cgroup-v2.ini puts a container's group.
 const UNIT: &str = "system.slice/containers.service";
 
-/// The container's cgroups: those that its pid 1 is in, and where the examples put them, whether they are there or not: one that starts may make
-/// them later. Nowhere else: in a group that an engine has delegated a tenant can make one of any name.
+/// The container's cgroups: those that its pid 1 is in, and where the examples put them, whether
+/// they are there or not: one that starts may make them later. Nowhere else: in a group that an
+/// engine has delegated a tenant can make one of any name.
 pub fn groups(uid: ContainerUid) -> Vec<PathBuf> {
     let name = uid.to_string();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -113,8 +115,9 @@ fn left(uid: ContainerUid, groups: &[PathBuf]) -> Result<Vec<i32>> {
     Ok(left)
 }
 
-/// Whether a pid 1 that is root is uWSGI on its way to be this container. Only for a child of the Emperor's: to read a command line takes the lock
-/// of its process's memory, which root of another engine's container can hold.
+/// Whether a pid 1 that is root is uWSGI on its way to be this container. Only for a child of the
+/// Emperor's: to read a command line takes the lock of its process's memory, which root of another
+/// engine's container can hold.
 fn is_starting(uid: ContainerUid, pid: i32) -> bool {
     let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let words = String::from_utf8_lossy(&words).into_owned();

@@ -1,4 +1,5 @@
-//! System calls that nix lacks, or has only as unsafe functions. Decisions and messages belong to the callers.
+//! System calls that nix lacks, or has only as unsafe functions. Decisions and messages belong to
+//! the callers.
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
@@ -68,10 +69,12 @@ struct QuotaStat {
     rest: [u64; 9],
 }
 
-/// `QCMD(Q_XGETQSTAT, USRQUOTA)`. Every file system with quotas answers it, not only xfs, and to everybody.
+/// `QCMD(Q_XGETQSTAT, USRQUOTA)`. Every file system with quotas answers it, not only xfs, and to
+/// everybody.
 const GET_STATE: libc::c_int = (('X' as libc::c_int) << 8 | 5) << 8;
 
-/// The user quota of the file system that this file is on, quotactl_fd(2), or quotactl(2) with its device before Linux 5.14.
+/// The user quota of the file system that this file is on, quotactl_fd(2), or quotactl(2) with its
+/// device before Linux 5.14.
 pub fn user_quota(file: &OwnedFd, device: &str) -> nix::Result<UserQuota> {
     let mut stat = QuotaStat::default();
     let target: *mut QuotaStat = &raw mut stat;
@@ -88,7 +91,8 @@ pub fn user_quota(file: &OwnedFd, device: &str) -> nix::Result<UserQuota> {
     };
     match asked {
         Ok(()) => Ok(UserQuota { counts: stat.flags & 1 != 0, limits: stat.flags & 2 != 0 }),
-        // ENOSYS: none is on, or the file system has no such thing; ENOTBLK, ENOENT, ENODEV: it has no device that could have one.
+        // ENOSYS: none is on, or the file system has no such thing; ENOTBLK, ENOENT, ENODEV: it has
+        // no device that could have one.
         Err(Errno::ENOSYS | Errno::ENOTBLK | Errno::ENOENT | Errno::ENODEV | Errno::ESRCH) => {
             Ok(UserQuota { counts: false, limits: false })
         }
@@ -99,7 +103,8 @@ pub fn user_quota(file: &OwnedFd, device: &str) -> nix::Result<UserQuota> {
 /// A program of seccomp(2).
 pub type Filter = Vec<libc::sock_filter>;
 
-/// The filters of another process, the youngest first: ptrace(2), PTRACE_SECCOMP_GET_FILTER. It is stopped for that, for a moment, and notices nothing.
+/// The filters of another process, the youngest first: ptrace(2), PTRACE_SECCOMP_GET_FILTER. It is
+/// stopped for that, for a moment, and notices nothing.
 pub fn seccomp_filters(pid: i32) -> nix::Result<Vec<Filter>> {
     use nix::sys::wait::{WaitPidFlag, waitpid};
     use nix::sys::{ptrace, signal::Signal};
@@ -129,7 +134,8 @@ fn seccomp_filter(pid: i32, index: usize) -> nix::Result<Filter> {
     // SAFETY: without a place for it the kernel tells the filter's length alone.
     let length = Errno::result(unsafe { libc::ptrace(GET_FILTER as _, pid, index, none) })?;
     let mut filter = vec![libc::sock_filter { code: 0, jt: 0, jf: 0, k: 0 }; length as usize];
-    // SAFETY: there is room for that many instructions, and the process is stopped: it cannot have another filter by now.
+    // SAFETY: there is room for that many instructions, and the process is stopped: it cannot have
+    // another filter by now.
     Errno::result(unsafe { libc::ptrace(GET_FILTER as _, pid, index, filter.as_mut_ptr()) })?;
     Ok(filter)
 }
@@ -168,7 +174,8 @@ fn owned(descriptor: libc::c_long) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// `QCMD(command, USRQUOTA)` of a user, quotactl_fd(2), or quotactl(2) with the device before Linux 5.14.
+/// `QCMD(command, USRQUOTA)` of a user, quotactl_fd(2), or quotactl(2) with the device before Linux
+/// 5.14.
 fn quotactl(command: libc::c_int, file: &OwnedFd, device: &str, uid: u32, block: &mut libc::dqblk) -> nix::Result<()> {
     let command = command << 8;
     let target: *mut libc::dqblk = block;
@@ -225,8 +232,9 @@ fn keyctl(operation: libc::c_int, keyring: i64, other: i64) -> nix::Result<i64> 
 
 const CLEAR: libc::c_int = 7; // linux/keyctl.h, as are the others
 
-/// Empties the keyrings of the calling user, whether a process of that user's runs or not: user-keyring(7) and user-session-keyring(7). False
-/// if that user has taken away the rights to do so: then nobody has them, not even root, and nobody finds a key there either.
+/// Empties the keyrings of the calling user, whether a process of that user's runs or not:
+/// user-keyring(7) and user-session-keyring(7). False if that user has taken away the rights to do
+/// so: then nobody has them, not even root, and nobody finds a key there either.
 pub fn clear_user_keyrings() -> nix::Result<bool> {
     const LINK: libc::c_int = 8;
     const INVALIDATE: libc::c_int = 21;
@@ -235,12 +243,14 @@ pub fn clear_user_keyrings() -> nix::Result<bool> {
     let mut is_all = true;
     for keyring in [USER, USER_SESSION] {
         let done = match keyctl(CLEAR, keyring, 0) {
-            // Without the right to write. Who may search there may end it; the kernel makes another one then.
+            // Without the right to write. Who may search there may end it; the kernel makes another
+            // one then.
             Err(Errno::EACCES) => keyctl(INVALIDATE, keyring, 0),
             done => done,
         };
         match done {
-            // A kernel without keys, or a filter that forbids them; or it is not there, and the user's keys are too many to make it.
+            // A kernel without keys, or a filter that forbids them; or it is not there, and the
+            // user's keys are too many to make it.
             Ok(_) | Err(Errno::ENOSYS | Errno::EPERM | Errno::EDQUOT) => {}
             Err(Errno::EACCES | Errno::ENOKEY | Errno::EKEYREVOKED | Errno::EKEYEXPIRED) => is_all = false,
             Err(errno) => return Err(errno),
@@ -251,8 +261,9 @@ pub fn clear_user_keyrings() -> nix::Result<bool> {
     Ok(is_all)
 }
 
-/// The same for the one that the kernel keeps for a user for some days, persistent-keyring(7). For root: in a keyring of the user's own it has no
-/// place once the user's keys are as many as they may be.
+/// The same for the one that the kernel keeps for a user for some days, persistent-keyring(7). For
+/// root: in a keyring of the user's own it has no place once the user's keys are as many as they
+/// may be.
 pub fn clear_persistent_keyring(uid: u32) -> nix::Result<()> {
     const GET_PERSISTENT: libc::c_int = 22;
     const PROCESS: i64 = -2;

@@ -10,7 +10,8 @@ use nix::unistd::{Gid, Uid, fchown, getpgrp, read, tcgetpgrp};
 use std::io::{IsTerminal, Stdin, Write, stdin, stdout};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// How many rows and columns the terminal on standard output has; nothing if that is none. A serial console may not know: then it is 24 and 80.
+/// How many rows and columns the terminal on standard output has; nothing if that is none. A serial
+/// console may not know: then it is 24 and 80.
 pub fn size() -> Option<(usize, usize)> {
     let size = sys::window_size(stdout()).ok()?;
     let or = |count: u16, usual| if count == 0 { usual } else { usize::from(count) };
@@ -31,7 +32,8 @@ pub fn ask(question: &str) -> std::io::Result<String> {
     Ok(answer)
 }
 
-/// The operator's terminal in raw mode: every key goes to the session. It is as before when this is dropped.
+/// The operator's terminal in raw mode: every key goes to the session. It is as before when this is
+/// dropped.
 pub struct Raw {
     terminal: Stdin,
     before: Termios,
@@ -59,14 +61,16 @@ impl Drop for Raw {
     }
 }
 
-/// The operator's terminal, which gives each key as it is typed and shows none. Signals are made as before. It is as before when this is dropped.
+/// The operator's terminal, which gives each key as it is typed and shows none. Signals are made as
+/// before. It is as before when this is dropped.
 pub struct Keys {
     terminal: Stdin,
     before: Termios,
 }
 
 impl Keys {
-    /// The one on standard input, if there is one and it is ours to change: who does that in the background is stopped.
+    /// The one on standard input, if there is one and it is ours to change: who does that in the
+    /// background is stopped.
     pub fn new() -> Option<Self> {
         let terminal = stdin();
         let before = tcgetattr(&terminal).ok()?;
@@ -108,7 +112,8 @@ impl Drop for Keys {
     }
 }
 
-/// A terminal whose other end stays with us: what is typed into it or pushed back there (TIOCSTI) never reaches the operator's own.
+/// A terminal whose other end stays with us: what is typed into it or pushed back there (TIOCSTI)
+/// never reaches the operator's own.
 pub struct Pty {
     /// Our end.
     pub master: OwnedFd,

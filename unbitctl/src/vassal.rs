@@ -1,4 +1,5 @@
-//! The file of a container that the Emperor reads (its vassal): made from examples/container.ini, and the limits in it.
+//! The file of a container that the Emperor reads (its vassal): made from examples/container.ini,
+//! and the limits in it.
 
 use anyhow::{Result, bail};
 use std::fmt;

@@ -1,7 +1,8 @@
 //! The alarms that containers raise: each is a file in alarms/, which is sent to the API.
 //!
-//! Tenants make these files, so the name and the content can be any bytes. A file is opened by its name, never through a symbolic link and never by
-//! a shell. The kernel says who owns it, and an alarm counts for that container alone.
+//! Tenants make these files, so the name and the content can be any bytes. A file is opened by its
+//! name, never through a symbolic link and never by a shell. The kernel says who owns it, and an
+//! alarm counts for that container alone.
 
 use super::Node;
 use crate::api::Posted;
@@ -95,7 +96,8 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Opens the directory, in which others may make files. Root must own the path to it. `None` if it does not exist.
+/// Opens the directory, in which others may make files. Root must own the path to it. `None` if it
+/// does not exist.
 fn open(node: &Node) -> Result<Option<OwnedFd>> {
     let path = node.directory.display();
     let parent = safe_path::open_directory(&node.directory).map_err(|error| anyhow::anyhow!("{path}: {error}"))?;
@@ -171,7 +173,8 @@ pub fn parse(bytes: &[u8], owner: u32) -> Result<Alarm> {
     Ok(alarm)
 }
 
-/// It is removed once the API has it, or does not want it; it stays for another time if the API does not answer or is broken.
+/// It is removed once the API has it, or does not want it; it stays for another time if the API
+/// does not answer or is broken.
 fn send(node: &mut Node, directory: &OwnedFd, name: &str, alarm: Alarm, report: &mut Report) -> Result<()> {
     let path = alarm.path();
     if !node.is_dry_run {
@@ -197,7 +200,8 @@ fn is_old(directory: &OwnedFd, name: &str) -> bool {
     status.is_ok_and(|status| u64::try_from(status.st_mtime).is_ok_and(|time| time + UNFINISHED < now))
 }
 
-/// Removes a name, or an empty directory that a tenant has made there. One that is not empty stays, and is passed over.
+/// Removes a name, or an empty directory that a tenant has made there. One that is not empty stays,
+/// and is passed over.
 fn remove(node: &Node, directory: &OwnedFd, name: &str, report: &mut Report) {
     if !node.is_dry_run {
         let removed = unlinkat(directory, name, UnlinkatFlags::NoRemoveDir);

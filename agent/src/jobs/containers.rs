@@ -1,4 +1,5 @@
-//! The Emperor's files of the containers. A new file starts a container, a changed one restarts it, and a removed one stops it.
+//! The Emperor's files of the containers. A new file starts a container, a changed one restarts it,
+//! and a removed one stops it.
 
 use super::Node;
 use crate::api::{MAX_TEXT, must_be_ini};
@@ -15,8 +16,9 @@ const MODE: u32 = 0o600;
 /// The API's own container, which is not in its list.
 const API: u32 = 30_000;
 
-/// What the API said of each container's file when that was written or compared: the time of its last restart there. It is kept over restarts of
-/// this program, because a file that changes restarts its container, and because an API that has one restarted changes nothing else.
+/// What the API said of each container's file when that was written or compared: the time of its
+/// last restart there. It is kept over restarts of this program, because a file that changes
+/// restarts its container, and because an API that has one restarted changes nothing else.
 const STATE: &str = "unbit-agent.json";
 const STATE_MODE: u32 = 0o600;
 const MAX_STATE: u64 = 16 << 20;
@@ -91,8 +93,8 @@ pub fn file_of(uid: u32) -> String {
     format!("{uid}.ini")
 }
 
-/// The files that uwsgi.it's configurator removes when the API does not list them: numbers that begin with 3, but not the API's own. Others are an
-/// operator's.
+/// The files that uwsgi.it's configurator removes when the API does not list them: numbers that
+/// begin with 3, but not the API's own. Others are an operator's.
 pub fn is_removed_without_entry(name: &str) -> bool {
     let uid = name.strip_suffix(".ini").and_then(|uid| ContainerUid::parse(uid.as_bytes()));
     uid.is_some_and(|uid| uid.get() != API) && name.starts_with('3')

@@ -1,5 +1,5 @@
-//! The files of the customers' services. An Emperor runs them as root, so their content is trusted like that of containers: it is the API
-//! operator's.
+//! The files of the customers' services. An Emperor runs them as root, so their content is trusted
+//! like that of containers: it is the API operator's.
 
 use super::Node;
 use crate::api::{MAX_TEXT, must_be_ini, must_be_plain};

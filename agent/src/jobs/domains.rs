@@ -1,4 +1,5 @@
-//! The customers' public keys, one file for each domain, by which the routers decide who may subscribe a domain.
+//! The customers' public keys, one file for each domain, by which the routers decide who may
+//! subscribe a domain.
 //!
 //! This job runs as www-data, like the routers, and needs no root.
 
@@ -53,7 +54,8 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// What a domain's file has to be, or why it has to stay as it is; and the names that are no domains.
+/// What a domain's file has to be, or why it has to stay as it is; and the names that are no
+/// domains.
 pub fn files<'a>(
     customers: &'a [Customer],
     own: &DomainName,
@@ -63,7 +65,8 @@ pub fn files<'a>(
     for Customer { rsa, domains } in customers {
         let key = rsa.as_deref().unwrap_or_default();
         for Domain { name } in domains {
-            // A customer chooses it: the API asks DNS for the labels at its end alone. So it must not keep others from theirs.
+            // A customer chooses it: the API asks DNS for the labels at its end alone. So it must
+            // not keep others from theirs.
             let Some(name) = DomainName::parse(name) else {
                 odd.insert(name.as_str());
                 continue;

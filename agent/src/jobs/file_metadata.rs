@@ -1,5 +1,5 @@
-//! Sends the content of some files of the node to the API, which asks for them by name. The operator decides which names are allowed; no other file
-//! is read.
+//! Sends the content of some files of the node to the API, which asks for them by name. The
+//! operator decides which names are allowed; no other file is read.
 //!
 //! The process that reads is an unprivileged user, so the kernel denies all other files as well.
 

@@ -1,4 +1,5 @@
-//! The SSH keys of container users. The tenant owns the directory, so a process writes there as the tenant: see join::tenant.
+//! The SSH keys of container users. The tenant owns the directory, so a process writes there as the
+//! tenant: see join::tenant.
 
 use super::Node;
 use crate::report::{Action, Report};
@@ -46,7 +47,8 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// The text as it is written: each line with an end. A text without keys would lock the tenant out, and the API lists no container that has none.
+/// The text as it is written: each line with an end. A text without keys would lock the tenant out,
+/// and the API lists no container that has none.
 pub fn lines(text: &str) -> Result<Vec<u8>> {
     let text = text.trim();
     let has_key = text.lines().any(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#'));
@@ -56,7 +58,8 @@ pub fn lines(text: &str) -> Result<Vec<u8>> {
     Ok(format!("{}\n", text.replace('\r', "")).into_bytes())
 }
 
-/// Whether the account's directory is there yet: the container makes it when it starts for the first time.
+/// Whether the account's directory is there yet: the container makes it when it starts for the
+/// first time.
 fn has_home(uid: ContainerUid) -> bool {
     tenant::open_home(uid).is_ok()
 }
@@ -84,7 +87,8 @@ fn write_as_the_user(uid: ContainerUid, text: &[u8], is_dry_run: bool) -> Result
     Ok(true)
 }
 
-/// What is in the file, if there is one that can be compared. What is none will be replaced by one, and never followed.
+/// What is in the file, if there is one that can be compared. What is none will be replaced by one,
+/// and never followed.
 fn read(directory: &Directory) -> Result<Option<Vec<u8>>, String> {
     let failed = |error: &dyn std::fmt::Display| format!("{DIRECTORY}/{FILE}: {error}");
     match regular_file::open(directory, FILE) {

@@ -1,7 +1,7 @@
 //! Sends to the API what each container uses, and how often its domains are requested.
 //!
-//! A container's cgroups are found by its pid 1, as a login finds them, in either version and under any mount. Only the numbers of a container are
-//! kept, until they are sent.
+//! A container's cgroups are found by its pid 1, as a login finds them, in either version and under
+//! any mount. Only the numbers of a container are kept, until they are sent.
 
 pub mod text;
 
@@ -27,7 +27,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// Where the tuntap router and the http router say what they have carried.
 const TUNTAP: u16 = 5002;
 const HTTP: u16 = 5003;
-/// How long they may take, and how much they may say: some hundred bytes for each container or domain.
+/// How long they may take, and how much they may say: some hundred bytes for each container or
+/// domain.
 const ROUTER_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_ANSWER: u64 = 64 << 20;
 /// No file of a cgroup is longer, but for io.stat with many devices.
@@ -111,7 +112,8 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// What the http router has carried for each domain and container. The API has no use for what is not a container's, or no domain.
+/// What the http router has carried for each domain and container. The API has no use for what is
+/// not a container's, or no domain.
 fn domains(node: &mut Node, listed: &BTreeSet<u32>, sender: &mut Sender, report: &mut Report) -> Result<()> {
     for ((domain, uid), sums) in domain_sums(|uid| listed.contains(&uid))? {
         for (name, value) in DOMAIN_METRICS.into_iter().zip(sums) {
@@ -121,7 +123,8 @@ fn domains(node: &mut Node, listed: &BTreeSet<u32>, sender: &mut Sender, report:
     Ok(())
 }
 
-/// The values of [`DOMAIN_METRICS`], of the containers that are wanted. A container may have subscribed a domain more than once.
+/// The values of [`DOMAIN_METRICS`], of the containers that are wanted. A container may have
+/// subscribed a domain more than once.
 fn domain_sums(is_wanted: impl Fn(u32) -> bool) -> Result<BTreeMap<(DomainName, u32), [u64; 3]>> {
     let mut sums: BTreeMap<_, [u64; 3]> = BTreeMap::new();
     let said = stats::<Http>(HTTP)?;
@@ -195,7 +198,8 @@ fn of_cgroups(hierarchies: &Hierarchies, (process, parent): &(Proc, Proc)) -> Ve
     metrics
 }
 
-/// The container's own group among those around its pid 1: that of pid 1, or the one above where an init has put itself into a group below.
+/// The container's own group among those around its pid 1: that of pid 1, or the one above where an
+/// init has put itself into a group below.
 fn own(groups: Vec<PathBuf>) -> Option<PathBuf> {
     let mut groups = groups.into_iter();
     let first = groups.next()?;
@@ -213,7 +217,8 @@ fn cpu(version: Version, group: &Path) -> Option<u64> {
 /// Bytes read and written, of all devices.
 fn io(version: Version, group: &Path) -> Option<(u64, u64)> {
     match version {
-        // What was throttled is all that passes; the file that uwsgi.it reads counts for one scheduler alone, which newer kernels do not have.
+        // What was throttled is all that passes; the file that uwsgi.it reads counts for one
+        // scheduler alone, which newer kernels do not have.
         Version::One => {
             let text = read(&group.join("blkio.throttle.io_service_bytes"));
             Some(io_of_version_1(&text.or_else(|| read(&group.join("blkio.io_service_bytes")))?))
@@ -327,7 +332,8 @@ impl Sender {
         if self.pending.len() < BATCH { Ok(()) } else { self.flush(node, report) }
     }
 
-    /// A value that the API does not want is a fault of its own; an API that does not answer ends the round.
+    /// A value that the API does not want is a fault of its own; an API that does not answer ends
+    /// the round.
     fn flush(&mut self, node: &mut Node, report: &mut Report) -> Result<()> {
         let posts = std::mem::take(&mut self.pending);
         if posts.is_empty() {

@@ -43,14 +43,16 @@ pub enum Job {
     Metrics,
     /// What is in some files of this node, to the API; it may ask for those of a list only
     FileMetadata,
-    /// The customers' public keys, by which routers know who may subscribe a domain: domains/NAME.pem
+    /// The customers' public keys, by which routers know who may subscribe a domain:
+    /// domains/NAME.pem
     Domains,
 }
 
 /// The jobs of one of uwsgi.it's daemons, which run in one process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Daemon {
-    /// containers, keys, nodes, custom-services, alarms and port-mappings, every 30 seconds, as root
+    /// containers, keys, nodes, custom-services, alarms and port-mappings, every 30 seconds, as
+    /// root
     Configurator,
     /// metrics and file-metadata, every 300 seconds, as _unbit-agent
     Collector,
@@ -105,7 +107,8 @@ pub struct Node {
     pub memory: Memory,
 }
 
-/// What earlier rounds of this process have seen. Without it everything is asked for and compared again, and nothing else is different.
+/// What earlier rounds of this process have seen. Without it everything is asked for and compared
+/// again, and nothing else is different.
 #[derive(Default)]
 pub struct Memory {
     /// What the API said of each container's file.
@@ -172,7 +175,8 @@ impl Node {
         Ok(())
     }
 
-    /// Removes those files that are not to stay, unless they are too many; whether none of these is left.
+    /// Removes those files that are not to stay, unless they are too many; whether none of these is
+    /// left.
     fn remove_others(
         &self,
         directory: &Directory,

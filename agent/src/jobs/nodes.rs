@@ -30,7 +30,8 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
         return Ok(());
     }
     if has_changed || !node.memory.is_firewall_loaded {
-        // Without an argument from the API: the lists are in files, where every line of them is checked again.
+        // Without an argument from the API: the lists are in files, where every line of them is
+        // checked again.
         node.memory.is_firewall_loaded = false;
         let said = command::run(UNBITCTL, &["firewall", "--reload"], "")?;
         node.memory.is_firewall_loaded = true;

@@ -1,6 +1,7 @@
 //! The ports of this node that are forwarded to a container, as an nftables table of their own.
 //!
-//! Every word of the table comes from a parsed value: a protocol, an address, a port. nft(8) reads it on its standard input.
+//! Every word of the table comes from a parsed value: a protocol, an address, a port. nft(8) reads
+//! it on its standard input.
 
 use super::Node;
 use crate::command;
@@ -63,8 +64,8 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     let (mappings, skipped) = said.mappings(node.settings.public_ip).with_context(|| format!("GET {PATH}"))?;
     skipped.iter().for_each(|cause| report.problem(format!("GET {PATH}: {cause}")));
     let ruleset = mappings.to_string();
-    // A table of an earlier process may be of any mappings. One that this process has loaded is looked at again: nftables.service empties
-    // all there is when it starts anew.
+    // A table of an earlier process may be of any mappings. One that this process has loaded is
+    // looked at again: nftables.service empties all there is when it starts anew.
     let is_loaded = match &node.memory.ports {
         Some((loaded, listing)) => *loaded == ruleset && list()?.as_ref() == Some(listing),
         None => mappings.0.is_empty() && list()?.is_none(),
@@ -99,8 +100,9 @@ impl Said {
 }
 
 impl Mappings {
-    /// One that the API does not make makes all of them wrong: what a container lost by half a list would be hard to see. But what its customers
-    /// can make, a port of the node's or one port twice, is skipped, and why; else one of them would keep all others' ports away.
+    /// One that the API does not make makes all of them wrong: what a container lost by half a list
+    /// would be hard to see. But what its customers can make, a port of the node's or one port
+    /// twice, is skipped, and why; else one of them would keep all others' ports away.
     fn of(entries: &[Entry], own: Option<Ipv4Addr>) -> Result<(Self, Vec<String>)> {
         if entries.len() > 20_000 {
             bail!("more than 20000 mappings");
@@ -149,7 +151,8 @@ impl Entry {
     }
 }
 
-/// Ports below 1024 are the node's: ssh, web servers, routers. The API gives none of them away, and neither is one taken.
+/// Ports below 1024 are the node's: ssh, web servers, routers. The API gives none of them away, and
+/// neither is one taken.
 fn port(number: u64) -> Result<u16> {
     match u16::try_from(number) {
         Ok(port @ 1024..) => Ok(port),
@@ -182,7 +185,8 @@ impl fmt::Display for Private {
 
 impl fmt::Display for Mappings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // An empty table first, so that there is one to delete: then all of this is loaded or nothing.
+        // An empty table first, so that there is one to delete: then all of this is loaded or
+        // nothing.
         write!(f, "table ip {TABLE}\ndelete table ip {TABLE}\ntable ip {TABLE} {{\n")?;
         write!(f, "\tchain prerouting {{\n\t\ttype nat hook prerouting priority dstnat; policy accept;\n")?;
         for (public, private) in &self.0 {

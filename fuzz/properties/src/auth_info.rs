@@ -5,8 +5,9 @@ use base64ct::{Base64, Base64Unpadded, Encoding};
 use sha2::{Digest, Sha256};
 use std::ffi::CString;
 
-/// The first line is the client's address, or SSH_CONNECTION, the rest what sshd writes. What the log gets is one line of a bounded length; outside of quotes there
-/// is no word but ours, the key's and the client's; and a plain key has the fingerprint that SHA256 of its base64 makes.
+/// The first line is the client's address, or SSH_CONNECTION, the rest what sshd writes. What the
+/// log gets is one line of a bounded length; outside of quotes there is no word but ours, the key's
+/// and the client's; and a plain key has the fingerprint that SHA256 of its base64 makes.
 pub fn check(data: &[u8]) {
     let (host, info) = data.split_at(data.iter().position(|byte| *byte == b'\n').unwrap_or(data.len()));
     let c_string = |bytes: &[u8]| CString::new(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).unwrap();
@@ -25,7 +26,8 @@ pub fn check(data: &[u8]) {
 
     let outside: Vec<String> = outside_of_quotes(&shown);
     assert!(!outside.iter().any(|word| word.contains(';')), "another clause: {shown}");
-    // The address and the methods' names are the node's own, but for a method that is called like one of these.
+    // The address and the methods' names are the node's own, but for a method that is called like
+    // one of these.
     let lines = || data.split(|byte| *byte == b'\n').map(|line| line.split(|byte| b" \0".contains(byte)).next());
     for (word, most) in [("from", 1), ("with", 1), ("and", 4)] {
         let is_a_name = lines().any(|name| name == Some(word.as_bytes()));
@@ -58,7 +60,8 @@ fn outside_of_quotes(text: &str) -> Vec<String> {
     words
 }
 
-/// What the log has of a key without a certificate: its type is the first string in its blob (RFC 4253 section 6.6).
+/// What the log has of a key without a certificate: its type is the first string in its blob (RFC
+/// 4253 section 6.6).
 fn plain_key(line: &[u8]) -> Option<String> {
     let mut words = std::str::from_utf8(line).ok()?.strip_prefix("publickey ")?.split(' ');
     let (kind, base64) = (words.next()?, words.next()?);

@@ -4,7 +4,8 @@ use shared::settings::CONTAINERS;
 use shared::{ContainerUid, SecondName};
 use std::net::Ipv4Addr;
 
-/// An account's name: a number in its one spelling, or a second name, and never both. No byte is read behind the one that decides.
+/// An account's name: a number in its one spelling, or a second name, and never both. No byte is
+/// read behind the one that decides.
 pub fn names(data: &[u8]) {
     let mut taken = 0;
     let read = ContainerUid::read(data.iter().copied().inspect(|_| taken += 1));
@@ -47,7 +48,8 @@ fn is_second_name(text: &[u8]) -> bool {
         && rest.iter().all(|byte| b"abcdefghijklmnopqrstuvwxyz_0123456789-".contains(byte))
 }
 
-/// A host name, and an address: `30001.local` is 10.0.0.3 by sums that are done here in another way, both ways.
+/// A host name, and an address: `30001.local` is 10.0.0.3 by sums that are done here in another
+/// way, both ways.
 pub fn hosts(data: &[u8]) {
     let parsed = ContainerUid::parse_host_name(data);
     let lower = data.to_ascii_lowercase();

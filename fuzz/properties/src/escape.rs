@@ -2,7 +2,8 @@
 
 use shared::escape::{Escaped, cgroup, line, name, quoted, word};
 
-/// Whatever the text, what is shown is printable ASCII of a bounded length. What is shown of a name can be read back, to where it was cut.
+/// Whatever the text, what is shown is printable ASCII of a bounded length. What is shown of a name
+/// can be read back, to where it was cut.
 pub fn check(data: &[u8]) {
     shown(name(data), data, "", |letter| letter != '\\');
     shown(quoted(data), data, "\"", |letter| !matches!(letter, '"' | '\\'));

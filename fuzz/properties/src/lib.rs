@@ -1,11 +1,12 @@
-//! What must hold for any input of each parser. The programs in fuzz/targets call these with what the fuzzer makes up, and tests/corpus.rs with
-//! what is kept in fuzz/corpus.
+//! What must hold for any input of each parser. The programs in fuzz/targets call these with what
+//! the fuzzer makes up, and tests/corpus.rs with what is kept in fuzz/corpus.
 
 mod auth_info;
 mod container;
 mod escape;
 
-/// pam_unbit makes a library for C, from which nothing can be called; this file of it needs no other one.
+/// pam_unbit makes a library for C, from which nothing can be called; this file of it needs no
+/// other one.
 #[path = "../../../pam_unbit/src"]
 mod pam_unbit {
     pub mod auth_info;

@@ -1,4 +1,5 @@
-//! What each hook returns, logs, shows the user and counts, called by the hooks' own names. Any user can run these tests: see [`fake`].
+//! What each hook returns, logs, shows the user and counts, called by the hooks' own names. Any
+//! user can run these tests: see [`fake`].
 
 use super::*;
 use crate::pam::fake::{self, Transaction};
@@ -24,7 +25,8 @@ fn call(pam: &mut Transaction, hook: Hook, flags: c_int, words: &[&CStr]) -> c_i
     hook(pam.handle(), flags, c_int::try_from(words.len()).unwrap(), words.as_ptr())
 }
 
-/// The hook must refuse, with one line in the log, one sentence to the user, and one more in the counters.
+/// The hook must refuse, with one line in the log, one sentence to the user, and one more in the
+/// counters.
 #[track_caller]
 fn assert_refused(pam: &mut Transaction, hook: (Hook, c_int), words: &[&CStr], reason: Reason, cause: &str) {
     assert_eq!(call(pam, hook.0, 0, words), hook.1);

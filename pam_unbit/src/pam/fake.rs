@@ -1,5 +1,5 @@
-//! A libpam for tests that any user can run: its functions by their own names, and a transaction. A test chooses the transaction's items, and
-//! reads its log and messages.
+//! A libpam for tests that any user can run: its functions by their own names, and a transaction. A
+//! test chooses the transaction's items, and reads its log and messages.
 #![allow(unsafe_code)]
 
 use super::{Cleanup, Conversation, Message, PAM_CONV, PAM_SERVICE, RawHandle, Response, code};
@@ -94,7 +94,8 @@ pub fn counted() -> Vec<(Option<u32>, Reason)> {
 }
 
 /// # Safety
-/// `handle` is that of a transaction which is alive and used by nobody else during the call, as in libpam.
+/// `handle` is that of a transaction which is alive and used by nobody else during the call, as in
+/// libpam.
 unsafe fn of<'a>(handle: *const RawHandle) -> &'a mut Transaction {
     // SAFETY: the caller's word.
     unsafe { &mut *handle.cast::<Transaction>().cast_mut() }
@@ -107,7 +108,8 @@ unsafe extern "C" fn talk(
     appdata: *mut c_void,
 ) -> c_int {
     assert_eq!(count, 1);
-    // SAFETY: the module's one message, and the transaction that `handle` has put there. Who takes the answer frees it.
+    // SAFETY: the module's one message, and the transaction that `handle` has put there. Who takes
+    // the answer frees it.
     unsafe {
         of(appdata.cast()).told.push(CStr::from_ptr((**messages).text).to_str().unwrap().to_owned());
         *answers = libc::calloc(1, size_of::<Response>()).cast();
@@ -164,7 +166,8 @@ unsafe extern "C" fn pam_set_data(
     code::SUCCESS
 }
 
-/// With one argument for its format, which is always "%s". Where Linux has C's variable arguments, a single pointer is passed like any other.
+/// With one argument for its format, which is always "%s". Where Linux has C's variable arguments,
+/// a single pointer is passed like any other.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pam_syslog(handle: *const RawHandle, priority: c_int, format: *const c_char, line: *const c_char) {
     // SAFETY: as libpam has it.

@@ -1,7 +1,9 @@
-//! What a round of the agent's metrics costs with many containers, on a node: `make bench-agent [CONTAINERS=10000]`.
+//! What a round of the agent's metrics costs with many containers, on a node: `make bench-agent
+//! [CONTAINERS=10000]`.
 //!
-//! A container is here a process that is pid 1 of a pid namespace, a container's user, and in a cgroup of its own of each hierarchy of version 1 that
-//! the node has for processor time, memory and I/O, or of version 2. The API is the tests' stand-in, on the same machine.
+//! A container is here a process that is pid 1 of a pid namespace, a container's user, and in a
+//! cgroup of its own of each hierarchy of version 1 that the node has for processor time, memory
+//! and I/O, or of version 2. The API is the tests' stand-in, on the same machine.
 
 use std::ffi::c_long;
 use std::fs;
@@ -123,7 +125,8 @@ impl Containers {
     fn grow(&mut self, count: u32) {
         for uid in (FIRST..FIRST + count).skip(self.pids.len()) {
             let flags = c_long::from(libc::CLONE_NEWPID | libc::SIGCHLD);
-            // SAFETY: no stack and no memory is shared, so it is fork(2); the child makes system calls and nothing else.
+            // SAFETY: no stack and no memory is shared, so it is fork(2); the child makes system
+            // calls and nothing else.
             let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } as i32;
             assert!(pid >= 0, "clone: {}", std::io::Error::last_os_error());
             if pid == 0 {

@@ -1,7 +1,9 @@
-//! What a login to a container costs, on a node, beside an ordinary user's: `make bench-login [AGAINST=other.so]`.
+//! What a login to a container costs, on a node, beside an ordinary user's: `make bench-login
+//! [AGAINST=other.so]`.
 //!
-//! Ratios of medians: those that are compared take turns. The time is the whole of `ssh USER@node`, as its user waits for it. The system calls are
-//! those of sshd's processes for the one connection, from accept to the start of the user's shell and after its end.
+//! Ratios of medians: those that are compared take turns. The time is the whole of `ssh USER@node`,
+//! as its user waits for it. The system calls are those of sshd's processes for the one connection,
+//! from accept to the start of the user's shell and after its end.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -44,7 +46,8 @@ impl Case {
         took
     }
 
-    /// Its monitor goes on for a moment after the client; the next login shall not have to share with it.
+    /// Its monitor goes on for a moment after the client; the next login shall not have to share
+    /// with it.
     fn is_over(&self) {
         eventually("its end", || pgrep(r"^sshd(-session)?: \S+ \[(priv|postauth)\]").is_none().then_some(()));
     }
@@ -69,7 +72,8 @@ impl Case {
     }
 }
 
-/// Counts in what `strace -f` writes: the number of a process, padded, and its call. Not the listener's own.
+/// Counts in what `strace -f` writes: the number of a process, padded, and its call. Not the
+/// listener's own.
 fn calls_until_the_shell(trace: &str, listener: &str) -> usize {
     let mut users = vec![listener];
     let mut calls = 0;
@@ -153,7 +157,8 @@ fn main() {
     }
 }
 
-/// What the module says of a login by socket, and of one by a link to this cgroup, in milliseconds. They take turns.
+/// What the module says of a login by socket, and of one by a link to this cgroup, in milliseconds.
+/// They take turns.
 fn verified_in(cgroup: &str) -> (f64, f64) {
     let log = Log::from_now();
     for _ in 0..ROUNDS {
@@ -179,7 +184,8 @@ const MOUNTS: usize = 5_000;
 const PROCESSES: usize = 20_000;
 const CONTAINERS: u32 = 10_000;
 
-/// The node with many more of everything, until this is dropped. The mounts and directories go with the node.
+/// The node with many more of everything, until this is dropped. The mounts and directories go with
+/// the node.
 struct LargeNode(Vec<libc::pid_t>);
 
 impl LargeNode {

@@ -1,7 +1,8 @@
 //! What the NSS module costs, on a node: `make bench [AGAINST=other.so]`.
 //!
-//! Ratios, not times, wherever there is something to compare with in the same run: a bare `stat`, a library with one
-//! function, a loop over the directory. Every figure is the median of many rounds, and those that are compared take turns.
+//! Ratios, not times, wherever there is something to compare with in the same run: a bare `stat`, a
+//! library with one function, a loop over the directory. Every figure is the median of many rounds,
+//! and those that are compared take turns.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use libc::{c_char, c_int, c_long};
@@ -171,7 +172,8 @@ fn report_instructions(files: &[(&str, &str)]) -> Result {
     Ok(())
 }
 
-/// What callgrind collects from the entry into the function to its return, in a process that calls it once.
+/// What callgrind collects from the entry into the function to its return, in a process that calls
+/// it once.
 fn instructions(file: &str, [function, key]: &[&str; 2]) -> Result<String> {
     let mut valgrind = Command::new("valgrind");
     valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
@@ -185,7 +187,8 @@ fn instructions(file: &str, [function, key]: &[&str; 2]) -> Result<String> {
     }
 }
 
-/// One call, with what it must answer: 30001 is here, and web1 is a second name of it; root and nosuch are nobody's.
+/// One call, with what it must answer: 30001 is here, and web1 is a second name of it; root and
+/// nosuch are nobody's.
 fn call(file: &str, name: &str, key: &str) -> Result {
     let module = Module::open(file);
     let key_as_text = CString::new(key)?;
@@ -257,7 +260,8 @@ fn load(file: &str) -> Result {
             usage.assume_init().ru_minflt
         }
     };
-    // SAFETY: libraries that are there to be loaded; a name that is nowhere warms up the dynamic linker.
+    // SAFETY: libraries that are there to be loaded; a name that is nowhere warms up the dynamic
+    // linker.
     unsafe {
         libc::dlopen(c"/nonexistent".as_ptr(), libc::RTLD_NOW);
         black_box((faults(), Instant::now().elapsed()));

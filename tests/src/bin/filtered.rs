@@ -1,5 +1,6 @@
 //! `filtered COMMAND...`: executes a command under a filter of system calls that allows everything.
-//! `filtered calls NUMBER...`: makes system calls with arguments that mean nothing, and prints the errno of each.
+//! `filtered calls NUMBER...`: makes system calls with arguments that mean nothing, and prints the
+//! errno of each.
 
 use std::io;
 use std::os::unix::process::CommandExt;

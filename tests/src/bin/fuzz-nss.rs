@@ -1,4 +1,5 @@
-//! `fuzz-nss SECONDS MODULE.so [START]`: looks up what nobody thought of, and compares. See `tests/src/nss_fuzz.rs`.
+//! `fuzz-nss SECONDS MODULE.so [START]`: looks up what nobody thought of, and compares. See
+//! `tests/src/nss_fuzz.rs`.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,7 +13,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: fuzz-nss SECONDS MODULE.so [START]".into());
     };
     let end = Instant::now() + Duration::from_secs(seconds.parse()?);
-    // Another start each time: what one night does not find, another may. A failure says its input, which becomes a seed.
+    // Another start each time: what one night does not find, another may. A failure says its input,
+    // which becomes a seed.
     let clock = std::time::SystemTime::UNIX_EPOCH.elapsed()?.as_nanos() as u64;
     let start = start.first().map_or(Ok(clock), |start| start.parse())?;
     println!("fuzz-nss: start {start}");

@@ -1,4 +1,5 @@
-//! Looks at every process that is born in the pid namespace of a container, as the container's root with CAP_SYS_PTRACE.
+//! Looks at every process that is born in the pid namespace of a container, as the container's root
+//! with CAP_SYS_PTRACE.
 //!
 //!     onlooker spin UID FILE COMMAND...   looks again and again, through /proc
 //!     onlooker seize UID FILE COMMAND...  stops each process at birth, fork and exec, ptrace(2)
@@ -6,9 +7,11 @@
 //!     onlooker grab PID                   the same once, and prints what it got
 //!     onlooker inject PID NUMBER A B      makes a process do a system call with two arguments
 //!
-//! The first three fork. The child looks and appends lines to FILE: `born PID`; `missed PID` for a process that ended before the first look;
-//! `whole PID`, or `session PID` if its parent is outside, for the first look that was complete; and `wrong PID TEXT` for what no process of a
-//! session may be or have. With `grab` the lines are `tried PID` and `got PID TEXT`. The parent becomes the user UID and executes COMMAND.
+//! The first three fork. The child looks and appends lines to FILE: `born PID`; `missed PID` for a
+//! process that ended before the first look; `whole PID`, or `session PID` if its parent is
+//! outside, for the first look that was complete; and `wrong PID TEXT` for what no process of a
+//! session may be or have. With `grab` the lines are `tried PID` and `got PID TEXT`. The parent
+//! becomes the user UID and executes COMMAND.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -103,7 +106,8 @@ impl Looker {
     /// The kernel hands out numbers one after the other.
     fn newborn(&mut self) -> Vec<i32> {
         let first = self.next;
-        // Now and then look further ahead: many may have come and gone while this process did not run.
+        // Now and then look further ahead: many may have come and gone while this process did not
+        // run.
         self.turns = self.turns.wrapping_add(1);
         let ahead = if self.turns % 64 == 0 { 512 } else { 8 };
         let Some(last) = (first..first + ahead).rev().find(|pid| exists(*pid)) else { return Vec::new() };
@@ -144,7 +148,8 @@ impl Looker {
                     | libc::PTRACE_O_TRACEVFORK
                     | libc::PTRACE_O_TRACECLONE
                     | libc::PTRACE_O_TRACEEXEC;
-                // SAFETY: takes numbers. It fails for the child of a traced process, which is traced already.
+                // SAFETY: takes numbers. It fails for the child of a traced process, which is
+                // traced already.
                 unsafe {
                     if libc::ptrace(libc::PTRACE_SEIZE, pid, 0usize, options as usize) == 0 {
                         libc::ptrace(libc::PTRACE_INTERRUPT, pid, 0usize, 0usize);
@@ -267,8 +272,9 @@ impl Looker {
             (Some(_), _) => {}
             _ => look.whole = false,
         }
-        // The program is the node's file, and the container's user must not reach it through /proc. Root owns the files in /proc of a process
-        // that is not dumpable, except the directory itself.
+        // The program is the node's file, and the container's user must not reach it through /proc.
+        // Root owns the files in /proc of a process that is not dumpable, except the directory
+        // itself.
         let is_dumpable = || fs::metadata(format!("/proc/{pid}/status")).is_ok_and(|file| file.uid() != 0);
         if is_sshd(pid) && is_dumpable() && is_sshd(pid) {
             wrong("runs sshd and is dumpable".to_owned());
@@ -312,7 +318,8 @@ impl Looker {
         Ok(found)
     }
 
-    /// From the node's network namespace a session may have its connection to the client and socket pairs with the monitor.
+    /// From the node's network namespace a session may have its connection to the client and socket
+    /// pairs with the monitor.
     fn socket(&self, pid: i32, number: i32) -> Option<String> {
         let own = self.network?;
         // SAFETY: numbers alone; what comes back is ours.

@@ -51,7 +51,8 @@ impl Treatment {
             ["short"] => made.message.truncate(5),
             ["long"] => made.message = [MAGIC, &[b'x'; 60_000]].concat(),
             ["wrong"] => made.message = b"setns-uwsgi\x07\0\0\0".to_vec(),
-            // As many descriptors as are asked for, and a count that tells of as many, or of others.
+            // As many descriptors as are asked for, and a count that tells of as many, or of
+            // others.
             ["send", count, what] | ["miscount", count, what] => {
                 let count: i32 = count.parse().unwrap();
                 let told = if kind.starts_with("mis") { count.wrapping_mul(-7) } else { count };
@@ -76,7 +77,8 @@ impl Treatment {
                     made.descriptors.push(descriptor);
                 }
             }
-            // A connection that nobody reads from, and whose last close waits for an hour for somebody to.
+            // A connection that nobody reads from, and whose last close waits for an hour for
+            // somebody to.
             ["linger"] => {
                 let listener = TcpListener::bind("127.0.0.1:0").unwrap();
                 let mut full = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -285,7 +287,8 @@ fn fifo() -> OwnedFd {
     OpenOptions::new().read(true).write(true).open(path).unwrap().into()
 }
 
-/// The socket is pid 1's, who called listen; the file system belongs to a child in a user namespace of its own, which answers on it.
+/// The socket is pid 1's, who called listen; the file system belongs to a child in a user namespace
+/// of its own, which answers on it.
 fn fuse(path: &str, directory: &str) {
     let _ = fs::remove_file(path);
     let listener = UnixListener::bind(path).unwrap();

@@ -1,5 +1,6 @@
-//! `user-namespace COMMAND...`: executes a command as root of a new user namespace, once somebody has written its maps and a line to standard
-//! input. unshare(1) writes maps of its own, or none, and an exec before there are maps loses all capabilities.
+//! `user-namespace COMMAND...`: executes a command as root of a new user namespace, once somebody
+//! has written its maps and a line to standard input. unshare(1) writes maps of its own, or none,
+//! and an exec before there are maps loses all capabilities.
 
 use std::io;
 use std::os::unix::process::CommandExt;

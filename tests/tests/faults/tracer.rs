@@ -1,9 +1,11 @@
-//! Runs sshd or su for one login as its tracer (ptrace(2)), sees every system call that pam_unbit.so makes in it, and may answer any of them
-//! in the kernel's place. Breakpoints on the module's hooks and on where they return tell its calls from all others.
+//! Runs sshd or su for one login as its tracer (ptrace(2)), sees every system call that
+//! pam_unbit.so makes in it, and may answer any of them in the kernel's place. Breakpoints on the
+//! module's hooks and on where they return tell its calls from all others.
 //!
-//! It watches, at every call of every process of the login, for what must never be: a process of the container's on the host, one with
-//! power inside the container (more than `join=now` leaves to su), a path of the tenant's that root looks up, a descriptor of the module's that
-//! survives an exec, an application that was refused and whose children would be born in the container.
+//! It watches, at every call of every process of the login, for what must never be: a process of
+//! the container's on the host, one with power inside the container (more than `join=now` leaves to
+//! su), a path of the tenant's that root looks up, a descriptor of the module's that survives an
+//! exec, an application that was refused and whose children would be born in the container.
 
 use libc::{c_long, pid_t};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,14 +25,15 @@ use unbit_tests::{Done, leader, run, sh};
 /// A system call of the module's.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// The hook that makes it, see the module's `login.rs`; or, between two of them, its handler of fork(3).
+    /// The hook that makes it, see the module's `login.rs`; or, between two of them, its handler of
+    /// fork(3).
     pub step: &'static str,
     number: c_long,
     pub arguments: [u64; 6],
     /// The how manieth of this name about this object in this step, from 1 on.
     pub nth: usize,
-    /// What it is about: a path, what a descriptor is open on, a number. The container's number is written as UID, that of its pid 1 as PID1,
-    /// other pids and the like as N.
+    /// What it is about: a path, what a descriptor is open on, a number. The container's number is
+    /// written as UID, that of its pid 1 as PID1, other pids and the like as N.
     pub object: String,
     /// What the caller got: a negative errno if it failed.
     pub result: i64,
@@ -65,7 +68,8 @@ enum Object {
     PathInSecond,
     /// The path in argument 1, relative to the descriptor in argument 0.
     PathAt,
-    /// What the descriptor in argument 0 is open on; for some, with a number that tells one request from another.
+    /// What the descriptor in argument 0 is open on; for some, with a number that tells one request
+    /// from another.
     Open,
     OpenAnd(usize),
     /// The request in argument 0.
@@ -162,7 +166,8 @@ const KNOWN: &[Known] = &[
     (libc::SYS_sendmsg, "sendmsg", Object::Open),
 ];
 
-/// What the module's handlers of fork(3) call, see its `setuid_guard.rs`, and nobody else in sshd. (It closes descriptors too, as sshd does.)
+/// What the module's handlers of fork(3) call, see its `setuid_guard.rs`, and nobody else in sshd.
+/// (It closes descriptors too, as sshd does.)
 const IN_FORK: [c_long; 2] = [libc::SYS_capget, libc::SYS_capset];
 
 fn known(number: c_long) -> Option<&'static Known> {
@@ -185,8 +190,8 @@ pub enum Way {
     Su,
 }
 
-/// Logs in as a container's user, by a server of its own. `answer` is asked before each call of the module's: an errno is the answer, else the
-/// kernel's is.
+/// Logs in as a container's user, by a server of its own. `answer` is asked before each call of the
+/// module's: an errno is the answer, else the kernel's is.
 pub fn login(way: Way, uid: u32, command: &str, answer: impl Fn(&Call) -> Option<i32>) -> Login {
     let mut tracer = Tracer {
         uid,
@@ -207,7 +212,8 @@ pub fn login(way: Way, uid: u32, command: &str, answer: impl Fn(&Call) -> Option
 /// By their pids.
 type Tracees = Mutex<BTreeMap<pid_t, Tracee>>;
 
-/// Waits for the end of all, for as long as `patience` lasts. What is still there then would stay: it is ended, and named.
+/// Waits for the end of all, for as long as `patience` lasts. What is still there then would stay:
+/// it is ended, and named.
 fn await_the_end(tracees: &Tracees, patience: Duration) -> Option<String> {
     let started = Instant::now();
     while started.elapsed() < patience {
@@ -220,7 +226,8 @@ fn await_the_end(tracees: &Tracees, patience: Duration) -> Option<String> {
     let names = left.iter().map(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default());
     let names: Vec<_> = names.collect();
     for pid in left {
-        // SAFETY: takes two numbers; a tracee's number is its own until the tracer has seen its end.
+        // SAFETY: takes two numbers; a tracee's number is its own until the tracer has seen its
+        // end.
         unsafe { libc::kill(pid, libc::SIGKILL) };
     }
     Some(format!("left behind: {names:?}"))
@@ -572,8 +579,8 @@ fn is_unprivileged(pid: pid_t, uid: u32) -> bool {
     status.line("Uid:") == vec![uid.to_string(); 4].join("\t") && status.capabilities(&["CapPrm:", "CapEff:"]) == 0
 }
 
-/// Whether a process reaches files as the container's user, in its group alone, and has and can get no capability but those of `join=now`: CHOWN,
-/// FOWNER, KILL, SETGID, SETUID, AUDIT_WRITE.
+/// Whether a process reaches files as the container's user, in its group alone, and has and can get
+/// no capability but those of `join=now`: CHOWN, FOWNER, KILL, SETGID, SETUID, AUDIT_WRITE.
 fn is_bounded(pid: pid_t, uid: u32) -> bool {
     const KEPT: u64 = 0x2000_00e9;
     let status = Status::of(pid);
@@ -659,7 +666,8 @@ fn module_in(pid: pid_t) -> Option<u64> {
     lines.any(|line| line.contains(" r-xp ")).then_some(begin)
 }
 
-/// `None` when the process has been killed: the supervisor kills the helper, and the kernel who is inside.
+/// `None` when the process has been killed: the supervisor kills the helper, and the kernel who is
+/// inside.
 fn memory_of(pid: pid_t) -> Option<File> {
     match File::options().read(true).write(true).open(format!("/proc/{pid}/mem")) {
         Err(error) if [libc::ESRCH, libc::ENOENT, libc::EACCES].contains(&error.raw_os_error().unwrap()) => None,
@@ -670,7 +678,8 @@ fn memory_of(pid: pid_t) -> Option<File> {
 /// Gives back the code that was there.
 fn set_code(memory: &File, address: u64, code: Code) -> Code {
     let mut before = code;
-    // Of one that has been killed meanwhile nothing can be read or written, and nothing runs any more.
+    // Of one that has been killed meanwhile nothing can be read or written, and nothing runs any
+    // more.
     let _ = memory.read_exact_at(&mut before, address).and_then(|()| memory.write_all_at(&code, address));
     before
 }

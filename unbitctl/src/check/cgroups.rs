@@ -143,8 +143,9 @@ pub(super) fn emperors() -> BTreeSet<i32> {
     leaders().map(|(.., parent)| parent).collect()
 }
 
-/// The pid 1 of each container that runs, by its number and as a process, and the number of its parent. Another engine's container with a user
-/// namespace is none: its root is 1000000 here, which is no account.
+/// The pid 1 of each container that runs, by its number and as a process, and the number of its
+/// parent. Another engine's container with a user namespace is none: its root is 1000000 here,
+/// which is no account.
 pub(super) fn leaders() -> impl Iterator<Item = (ContainerUid, i32, Proc, i32)> {
     let own = Proc::of_self().and_then(|own| own.namespace("user")).ok();
     let processes = fs::read_dir("/proc").into_iter().flatten();

@@ -1,7 +1,8 @@
 //! `unbitctl check UID`: takes the steps of a login by ssh, in their order, without logging in.
 //!
-//! From `keys` on, a child process takes them in sshd's sandbox ([`server`]). From `reach` on they are the code that pam_unbit.so runs (the crate
-//! [`join`]), up to a process that enters the container and runs its shell.
+//! From `keys` on, a child process takes them in sshd's sandbox ([`server`]). From `reach` on they
+//! are the code that pam_unbit.so runs (the crate [`join`]), up to a process that enters the
+//! container and runs its shell.
 //!
 //! Checks of the whole node are in the other files of this directory.
 
@@ -127,7 +128,8 @@ fn go(login: &Account, findings: &mut Vec<Finding>) -> Result<(), Finding> {
     in_sshds_sandbox(login, container, &says, &options, answering.as_ref(), findings)
 }
 
-/// The rest of the way, in a process that can do what sshd's can and no more. It may end in ways of its own: a filter of sshd's may kill it.
+/// The rest of the way, in a process that can do what sshd's can and no more. It may end in ways of
+/// its own: a filter of sshd's may kill it.
 fn in_sshds_sandbox(
     login: &Account,
     container: ContainerUid,
@@ -207,7 +209,8 @@ fn the_rest(
     join(login, container, attachment, options, told)
 }
 
-/// Findings on their way to the process that shows them, a line each: step, state, what was seen, what to do.
+/// Findings on their way to the process that shows them, a line each: step, state, what was seen,
+/// what to do.
 struct Told {
     sink: File,
 }
@@ -241,8 +244,9 @@ fn hear(pipe: OwnedFd, limit: Duration) -> (Vec<Finding>, bool) {
 
 /// Who glibc says that it is, and whether that is a container's user.
 ///
-/// An account of the number's name must be the container's, with its uid and gid; else its logins are refused. An account of another name is refused if
-/// there is a container of its uid, and an ordinary one if there is none.
+/// An account of the number's name must be the container's, with its uid and gid; else its logins
+/// are refused. An account of another name is refused if there is a container of its uid, and an
+/// ordinary one if there is none.
 fn account(container: ContainerUid) -> Result<Vec<Finding>, Finding> {
     let home = home(container);
     let told = |error: &dyn std::fmt::Display| {
@@ -474,7 +478,8 @@ fn keys(login: &Account, container: ContainerUid, says: &Says) -> Result<Finding
     Err(fail("keys", format!("no file of keys that sshd reads: {}", bad.join("; ")), fix))
 }
 
-/// The command that does something in the tenant's directory as the tenant: root would follow whatever links are there.
+/// The command that does something in the tenant's directory as the tenant: root would follow
+/// whatever links are there.
 fn as_the_user(container: ContainerUid, script: &str) -> String {
     format!("setpriv --reuid {container} --regid {container} --clear-groups sh -c {}", quoted(script))
 }
@@ -485,7 +490,8 @@ fn add_key(container: ContainerUid) -> String {
     format!("{} <KEY.pub", as_the_user(container, &script))
 }
 
-/// Debian 13's default (20-systemd-userdb.conf). systemd has no record for a user whose name is a number, see its User/Group Name Syntax.
+/// Debian 13's default (20-systemd-userdb.conf). systemd has no record for a user whose name is a
+/// number, see its User/Group Name Syntax.
 fn is_userdbctl(command: &str) -> bool {
     command.starts_with("/usr/bin/userdbctl ssh-authorized-keys ")
 }
@@ -507,7 +513,8 @@ fn expand(file: &str, login: &Account, container: ContainerUid) -> String {
     text
 }
 
-/// As long as it lives, files are reached with the rights of a container's user, as sshd reaches its keys.
+/// As long as it lives, files are reached with the rights of a container's user, as sshd reaches
+/// its keys.
 struct AsTheUser {
     groups: Vec<Gid>,
 }
@@ -531,8 +538,8 @@ impl Drop for AsTheUser {
     }
 }
 
-/// Whether this file holds keys that sshd would read. It is the tenant's, and may be anything: only a regular file is opened, and
-/// what is in it is not shown.
+/// Whether this file holds keys that sshd would read. It is the tenant's, and may be anything: only
+/// a regular file is opened, and what is in it is not shown.
 fn look_at_keys(
     container: ContainerUid,
     file: &str,
@@ -544,7 +551,8 @@ fn look_at_keys(
         let leads = link_in(&Path::new(&home).join(file)).unwrap_or_default();
         format!("{}: {error}{leads}", escape::name(file))
     };
-    // Links are followed first, and then every directory is looked at, up to the home directory or else to the root: safe_path() of OpenSSH's misc.c.
+    // Links are followed first, and then every directory is looked at, up to the home directory or
+    // else to the root: safe_path() of OpenSSH's misc.c.
     let real = match Path::new(&home).join(file).canonicalize() {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         other => other.map_err(failed)?,
@@ -556,7 +564,8 @@ fn look_at_keys(
             break;
         }
     }
-    // The tenant may have put something else there since. So what is looked at is pinned, and that is what is read.
+    // The tenant may have put something else there since. So what is looked at is pinned, and that
+    // is what is read.
     let pinned = File::options().read(true).custom_flags((OFlag::O_PATH | OFlag::O_NOFOLLOW).bits()).open(&real);
     let pinned = pinned.map_err(failed)?;
     if !pinned.metadata().map_err(failed)?.is_file() {
@@ -584,14 +593,16 @@ fn link_in(path: &Path) -> Option<String> {
 /// More than anybody's keys.
 const MAX_KEY_FILE: u64 = 1 << 20;
 
-/// Whether there is a line with a key, by the names with which all types of keys begin (ssh -Q key).
+/// Whether there is a line with a key, by the names with which all types of keys begin (ssh -Q
+/// key).
 pub(crate) fn has_key(text: &[u8]) -> bool {
     String::from_utf8_lossy(text).lines().filter(|line| !line.trim_start().starts_with('#')).any(|line| {
         line.split_whitespace().any(|word| ["ssh-", "ecdsa-", "sk-"].iter().any(|begin| word.starts_with(begin)))
     })
 }
 
-/// StrictModes of sshd: root's or the user's, and nobody else writes there. A group that is the user alone may, in Debian's and Ubuntu's sshd.
+/// StrictModes of sshd: root's or the user's, and nobody else writes there. A group that is the
+/// user alone may, in Debian's and Ubuntu's sshd.
 fn check_modes(
     container: ContainerUid,
     path: &Path,
@@ -826,7 +837,8 @@ fn life(container: ContainerUid, messages: &mut Messages) {
         Ok(()) => messages.say("home", ""),
         Err(errno) => messages.say("home", errno.desc()),
     }
-    // sshd's process stays beside its shell, so there have to be two. The helper that joined may still be counted.
+    // sshd's process stays beside its shell, so there have to be two. The helper that joined may
+    // still be counted.
     let end = Instant::now() + Duration::from_secs(1);
     let fork = || loop {
         match join::sys::fork() {

@@ -1,4 +1,5 @@
-//! Checks the directories of a node: each exists, has the right owner, and is accessible to no more users than necessary.
+//! Checks the directories of a node: each exists, has the right owner, and is accessible to no more
+//! users than necessary.
 
 use crate::report::Finding;
 use crate::rootfs::RootFs;
@@ -155,7 +156,8 @@ fn judge_all(node: &RootFs, directories: &[&Directory], accounts: Accounts, setu
     findings
 }
 
-/// Makes the directories that are missing, and gives the others their owner and mode. What is in the way stays for the operator.
+/// Makes the directories that are missing, and gives the others their owner and mode. What is in
+/// the way stays for the operator.
 fn fix(node: &RootFs, wishes: Wishes) -> Result<Vec<Change>> {
     let mut directories = needed(node);
     let mut accounts = Accounts::ROOT;
@@ -185,7 +187,8 @@ fn fix(node: &RootFs, wishes: Wishes) -> Result<Vec<Change>> {
     Ok(changes)
 }
 
-/// The numbers of www-data on a node: those of its own account files, which in a root directory need not be those of this machine.
+/// The numbers of www-data on a node: those of its own account files, which in a root directory
+/// need not be those of this machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Accounts {
     uid: u32,
@@ -295,7 +298,8 @@ fn not_opened(node: &RootFs, path: &str, error: &io::Error, setup: &str) -> Verd
     }
 }
 
-/// The operator may keep a directory elsewhere and leave a link in its place: what counts is the directory behind it.
+/// The operator may keep a directory elsewhere and leave a link in its place: what counts is the
+/// directory behind it.
 fn place(node: &RootFs, path: &str, found: &File) -> Option<Place> {
     let behind = std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?;
     let root = node.root().canonicalize().ok()?;

@@ -1,7 +1,8 @@
 //! The distributions: root file systems that containers start from.
 //!
-//! They are read and never run. A program of a distribution would run as root, and what is in one may come from people who are not: a customer
-//! may have made it. For the same reason nothing in it is followed out of it.
+//! They are read and never run. A program of a distribution would run as root, and what is in one
+//! may come from people who are not: a customer may have made it. For the same reason nothing in it
+//! is followed out of it.
 
 use super::library;
 use crate::command;
@@ -61,7 +62,8 @@ fn look(node: &RootFs) -> Vec<Finding> {
     distributions.iter().flat_map(|distribution| distribution.check(node)).collect()
 }
 
-/// Makes the directories that are missing. Only where nobody but root can change what is there meanwhile.
+/// Makes the directories that are missing. Only where nobody but root can change what is there
+/// meanwhile.
 fn fix(node: &RootFs, _: Wishes) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     for distribution in all(node).unwrap_or_default() {
@@ -79,7 +81,8 @@ pub fn without(node: &RootFs, program: &str) -> Vec<String> {
     distributions.into_iter().filter(|one| !one.root.has(program)).map(|one| one.path).collect()
 }
 
-/// Whether a root directory is a distribution: it is below this machine's /distros, or has where pivot_root(2) leaves the old root.
+/// Whether a root directory is a distribution: it is below this machine's /distros, or has where
+/// pivot_root(2) leaves the old root.
 pub fn is_one(node: &RootFs) -> bool {
     let real = node.root().canonicalize();
     let is_below =
@@ -178,7 +181,8 @@ impl Distribution {
         self.writers().is_none() && self.lack(directory) == Some(Lack::Missing)
     }
 
-    /// How programs in it learn the name of a container's uid; else what is missing, and what to do.
+    /// How programs in it learn the name of a container's uid; else what is missing, and what to
+    /// do.
     fn naming(&self) -> Result<String, (String, String)> {
         let passwd = self.root.read_bytes("/etc/passwd").unwrap_or_default();
         let named = containers_in(&String::from_utf8_lossy(&passwd));
@@ -226,7 +230,8 @@ impl Distribution {
         }
     }
 
-    /// The library of our name that glibc loads there, beside which `directory` has libc: by the cache, else from its usual directories.
+    /// The library of our name that glibc loads there, beside which `directory` has libc: by the
+    /// cache, else from its usual directories.
     fn loaded(&self, directory: &str) -> Option<String> {
         let cache = self.root.read_bytes("/etc/ld.so.cache").unwrap_or_default();
         let cached = library::cached(&cache, MODULE).into_iter().map(str::to_owned);
@@ -239,7 +244,8 @@ impl Distribution {
             .find(|path| self.machine(path) == Some(machine))
     }
 
-    /// What an ELF file says of the machine that it is for, elf(5): its class, its byte order and e_machine.
+    /// What an ELF file says of the machine that it is for, elf(5): its class, its byte order and
+    /// e_machine.
     fn machine(&self, path: &str) -> Option<[u8; 4]> {
         let mut head = [0; 20];
         self.root.open_file(path).ok()?.read_exact(&mut head).ok()?;

@@ -1,4 +1,5 @@
-//! Checks the Emperor: it runs, it has started all containers that it has files of, and each of them listens.
+//! Checks the Emperor: it runs, it has started all containers that it has files of, and each of
+//! them listens.
 
 use super::cgroups::{self, list};
 use super::systemd::{self, Health, Unit};
@@ -106,14 +107,16 @@ fn judge(
 /// More sockets than a container of people's has; one of a tenant's that has more takes no longer.
 const SOCKETS: usize = 1 << 20;
 
-/// Whether a socket that is bound to .../run/ns.socket listens where this process is: the kernel's table says so, and no file of the tenant is opened.
+/// Whether a socket that is bound to .../run/ns.socket listens where this process is: the kernel's
+/// table says so, and no file of the tenant is opened.
 fn listens(pid: i32) -> bool {
     let Ok(table) = File::open(format!("/proc/{pid}/net/unix")) else { return true };
     let mut lines = BufReader::new(table).split(b'\n').take(SOCKETS).map_while(Result::ok);
     lines.any(|line| is_listening(&String::from_utf8_lossy(&line)))
 }
 
-/// `Num RefCount Protocol Flags Type St Inode Path` of proc_pid_net(5); the flag is __SO_ACCEPTCON of the kernel's linux/net.h.
+/// `Num RefCount Protocol Flags Type St Inode Path` of proc_pid_net(5); the flag is __SO_ACCEPTCON
+/// of the kernel's linux/net.h.
 fn is_listening(line: &str) -> bool {
     let words: Vec<_> = line.split_whitespace().collect();
     matches!(words.as_slice(), [_, _, _, "00010000", _, _, _, path, ..] if path.ends_with("/run/ns.socket"))

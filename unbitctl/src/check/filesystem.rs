@@ -98,7 +98,8 @@ struct Scheduler {
 }
 
 impl Scheduler {
-    /// Reads queue/scheduler: `none [mq-deadline] bfq`. A lone `none` without brackets is a device that takes no scheduler.
+    /// Reads queue/scheduler: `none [mq-deadline] bfq`. A lone `none` without brackets is a device
+    /// that takes no scheduler.
     fn parse(text: &str) -> Option<Self> {
         let bare = |word: &str| word.trim_matches(['[', ']']).to_owned();
         let current = text.split_whitespace().find(|word| word.starts_with('[') && word.ends_with(']')).map(bare)?;
@@ -133,7 +134,8 @@ fn schedulers(mount: &Mount) -> BTreeMap<String, Scheduler> {
     found
 }
 
-/// The whole disks that a block device lies on: a partition's disk; those that device-mapper or md put together.
+/// The whole disks that a block device lies on: a partition's disk; those that device-mapper or md
+/// put together.
 fn disks(sys: &Path) -> Vec<PathBuf> {
     if sys.join("partition").exists() {
         return sys.parent().map(disks).unwrap_or_default();

@@ -1,6 +1,8 @@
-//! The ids of a container's user namespace: whom of this node its root can be, and who of this node can be its root.
+//! The ids of a container's user namespace: whom of this node its root can be, and who of this node
+//! can be its root.
 //!
-//! A login is refused if the session or root inside would be somebody of this node. Each other id of the map root inside can be as well, by setuid(2).
+//! A login is refused if the session or root inside would be somebody of this node. Each other id
+//! of the map root inside can be as well, by setuid(2).
 
 use super::subids;
 use join::user_namespace::mapped_ranges;
@@ -8,7 +10,8 @@ use shared::{ContainerUid, escape};
 use std::fmt;
 use std::ops::RangeInclusive;
 
-/// As `login.defs` has it: from this number on an account is a person's, and not a service's such as Docker's `dockremap`.
+/// As `login.defs` has it: from this number on an account is a person's, and not a service's such
+/// as Docker's `dockremap`.
 const FIRST_PERSON: u32 = 1000;
 
 /// What a map is of, and where the node says who has such ids.
@@ -83,8 +86,8 @@ fn others(
     Some(Others { first: all.next()?, more: all.count() })
 }
 
-/// Whoever has a range of subordinate ids can be each of them in a user namespace of its own: write the files of the container's root, and signal
-/// a session.
+/// Whoever has a range of subordinate ids can be each of them in a user namespace of its own: write
+/// the files of the container's root, and signal a session.
 fn range_of_a_person(
     kind: &Kind,
     own: &[RangeInclusive<u32>],

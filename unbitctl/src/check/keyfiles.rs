@@ -1,4 +1,5 @@
-//! Checks files of SSH keys: sshd reads each line of a tenant's file into the memory of a root process, however long it is.
+//! Checks files of SSH keys: sshd reads each line of a tenant's file into the memory of a root
+//! process, however long it is.
 
 use super::{cgroups, server, sshd};
 use crate::command::SSHD;
@@ -34,7 +35,8 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
     }]
 }
 
-/// Whether a value of AuthorizedKeysFile is in the directory of its user: relative, or there by name.
+/// Whether a value of AuthorizedKeysFile is in the directory of its user: relative, or there by
+/// name.
 fn is_tenants(file: &str) -> bool {
     file != "none" && (!file.starts_with('/') || file.starts_with(&format!("{CONTAINERS}/")))
 }
@@ -44,7 +46,8 @@ fn nobody_listens() -> Finding {
     Finding::not_applicable(CHECK, WHY, seen)
 }
 
-/// The limit of its own cgroup of memory, in which pid 1 is not. Where it has none to itself a limit would not be sshd's.
+/// The limit of its own cgroup of memory, in which pid 1 is not. Where it has none to itself a
+/// limit would not be sshd's.
 fn limit_of(listener: &Proc) -> Option<u64> {
     let (version, directories) = Hierarchies::mounted().ok()?.of(listener, &Proc::of(1).ok()?, "memory")?;
     limit_in(version, &directories, &|file| fs::read_to_string(file).ok())

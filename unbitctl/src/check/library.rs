@@ -1,5 +1,5 @@
-//! Checks our libraries: each is where it is looked for, loads without an error, and is the one that is loaded. nss-unbit and pam-unbit in C have
-//! the same file names.
+//! Checks our libraries: each is where it is looked for, loads without an error, and is the one
+//! that is loaded. nss-unbit and pam-unbit in C have the same file names.
 
 use crate::command;
 use crate::report::Finding;
@@ -29,7 +29,8 @@ pub fn check(node: &RootFs, check: &'static str, why: &'static str, path: &str, 
 const MARKS: [(&str, &[u8]); 2] =
     [("libnss_unbit", b"_nss_unbit_initgroups_dyn\0"), ("pam_unbit", b"pam_sm_acct_mgmt\0")];
 
-/// Whether a library is ours, and not an original in C. What cannot be read, and what is no library of either name, is not told from ours.
+/// Whether a library is ours, and not an original in C. What cannot be read, and what is no library
+/// of either name, is not told from ours.
 pub fn is_ours(node: &RootFs, path: &str) -> bool {
     let (Some((_, mark)), Ok(bytes)) = (MARKS.iter().find(|(name, _)| path.contains(name)), node.read_bytes(path))
     else {
@@ -56,7 +57,8 @@ pub fn is_same(node: &RootFs, one: &str, other: &str) -> bool {
     id(one).is_some() && id(one) == id(other)
 }
 
-/// The library of the service `unbit` that glibc loads, as its dynamic linker says itself; `None` if it loads none.
+/// The library of the service `unbit` that glibc loads, as its dynamic linker says itself; `None`
+/// if it loads none.
 pub fn loaded_for_nss(node: &RootFs) -> Option<String> {
     let answer = command::run(node, "env", &["LD_DEBUG=libs", "getent", "-s", "unbit", "passwd", "root"]).ok()?;
     initialised(&answer.err, "libnss_unbit.so.2").map(str::to_owned)
@@ -68,7 +70,8 @@ fn initialised<'a>(debug: &'a str, library: &str) -> Option<&'a str> {
     paths.into_iter().find(|path| path.rsplit('/').next() == Some(library))
 }
 
-/// The libraries of a name that the cache of a root directory has, in its order: /etc/ld.so.cache, `struct cache_file_new` of glibc's dl-cache.h.
+/// The libraries of a name that the cache of a root directory has, in its order: /etc/ld.so.cache,
+/// `struct cache_file_new` of glibc's dl-cache.h.
 pub fn cached<'a>(cache: &'a [u8], library: &str) -> Vec<&'a str> {
     const MAGIC: &[u8] = b"glibc-ld.so.cache1.1";
     const HEAD: usize = 48;

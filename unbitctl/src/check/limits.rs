@@ -46,7 +46,8 @@ fn about_containers(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// A name, `@group`, `%group`, or numbers with a colon. `*` and a range from an ordinary user's number on are about the others as well.
+/// A name, `@group`, `%group`, or numbers with a colon. `*` and a range from an ordinary user's
+/// number on are about the others as well.
 fn is_about_containers(domain: &str) -> bool {
     let name = domain.trim_start_matches(['@', '%']);
     let first = name.split(':').next().unwrap_or_default();

@@ -1,4 +1,5 @@
-//! Checks the socket of the node's system log: a container that can reach it can write lines in any program's name.
+//! Checks the socket of the node's system log: a container that can reach it can write lines in any
+//! program's name.
 
 use super::cgroups::{self, leader_of};
 use crate::report::Finding;
@@ -19,7 +20,8 @@ const WHY: &str =
 const FIX: &str = "give the container a /dev of its own (a tmpfs with null, zero, full, random, urandom, tty and ptmx), and do not bind \
     the node's /run into it";
 
-/// Where programs and systemd-journald(8) have their sockets; the first is a link to one in the same directory as the others.
+/// Where programs and systemd-journald(8) have their sockets; the first is a link to one in the
+/// same directory as the others.
 const SOCKETS: [&str; 3] = ["/dev/log", "/run/systemd/journal/socket", "/run/systemd/journal/stdout"];
 
 pub fn check(node: &RootFs) -> Vec<Finding> {
@@ -62,7 +64,8 @@ fn judge(number: usize, seen: &BTreeMap<u32, PathBuf>) -> Finding {
     Finding::warn(CHECK, WHY, format!("can reach the node's log, by {path}: {}", cgroups::list(&uids)), FIX)
 }
 
-/// The mounts of each container that runs. No file of the container is opened: the kernel lists them.
+/// The mounts of each container that runs. No file of the container is opened: the kernel lists
+/// them.
 fn containers() -> impl Iterator<Item = (ContainerUid, String)> {
     let processes = fs::read_dir("/proc").into_iter().flatten();
     let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
@@ -73,8 +76,8 @@ fn containers() -> impl Iterator<Item = (ContainerUid, String)> {
     })
 }
 
-/// As much as some 25,000 mounts take. A tenant who may mount can make the whole of it larger than the node's memory; and what an engine has mounted from the
-/// node comes first.
+/// As much as some 25,000 mounts take. A tenant who may mount can make the whole of it larger than
+/// the node's memory; and what an engine has mounted from the node comes first.
 fn beginning_of(mounts: fs::File) -> Option<String> {
     const MAX_BYTES: u64 = 4 << 20;
     let mut text = Vec::new();

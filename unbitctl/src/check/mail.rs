@@ -1,4 +1,5 @@
-//! Checks the node's mail server, for which a container user is a local user: it must not run programs that a tenant names in ~/.forward.
+//! Checks the node's mail server, for which a container user is a local user: it must not run
+//! programs that a tenant names in ~/.forward.
 
 use crate::command;
 use crate::containers::some_container;
@@ -50,8 +51,8 @@ struct Exim {
     transports: Vec<String>,
 }
 
-/// Asks it where mail would go (`exim -bt`), of a user who has the files. In a mount namespace of its own that user's directory is one
-/// of ours, so no file of a tenant's is read.
+/// Asks it where mail would go (`exim -bt`), of a user who has the files. In a mount namespace of
+/// its own that user's directory is one of ours, so no file of a tenant's is read.
 const ASK_EXIM: &str = r##"
     root=$1 containers=$2 inside=$3 uid=$4 exim=$5
     umask 022
@@ -164,7 +165,8 @@ struct Postfix {
     forward_path: String,
     commands: String,
     mailbox_command: String,
-    /// An alias takes the mail of every number, and of every second name, before anything of the user's is looked at.
+    /// An alias takes the mail of every number, and of every second name, before anything of the
+    /// user's is looked at.
     has_alias: bool,
     /// The second names of the node's containers.
     names: Vec<String>,

@@ -1,5 +1,5 @@
-//! `unbitctl check`: checks a node, and changes nothing. A file that can fix what it finds has a [`Step`](crate::step::Step), which
-//! [`setup`](crate::setup) runs.
+//! `unbitctl check`: checks a node, and changes nothing. A file that can fix what it finds has a
+//! [`Step`](crate::step::Step), which [`setup`](crate::setup) runs.
 
 pub(crate) mod accounts;
 mod cgroups;
@@ -59,7 +59,8 @@ pub struct Arguments {
     /// Print JSON
     #[arg(long, conflicts_with = "openmetrics")]
     json: bool,
-    /// Print metrics for the textfile collector of Prometheus' node_exporter; the exit status is then 0
+    /// Print metrics for the textfile collector of Prometheus' node_exporter; the exit status is
+    /// then 0
     #[arg(long)]
     openmetrics: bool,
 }
@@ -93,7 +94,8 @@ const fn is_space(letter: char) -> bool {
 /// A check of a node.
 type Check = fn(&RootFs) -> Vec<Finding>;
 
-/// All of them, in the order in which a node is set up: first what a login needs, then the steps of the guide.
+/// All of them, in the order in which a node is set up: first what a login needs, then the steps of
+/// the guide.
 const CHECKS: &[(Profile, Check)] = &[
     (Profile::Login, directories::check),
     (Profile::Login, mounts::check),

@@ -1,4 +1,5 @@
-//! Checks the mounts from which the Emperor starts containers: a mount that one container makes must not appear elsewhere.
+//! Checks the mounts from which the Emperor starts containers: a mount that one container makes
+//! must not appear elsewhere.
 
 use crate::containers::{Vassal, has_emperor, vassals};
 use crate::report::{Finding, State};
@@ -71,7 +72,8 @@ fn judge_linked(held: &[&Mount]) -> Finding {
     } else {
         format!("echo '{CONTAINERS} {CONTAINERS} none bind,nosuid,nodev 0 0' >>/etc/fstab && mount {CONTAINERS}")
     };
-    // Whether a container has such a root now is no answer: its pid 1 can look like less than its processes are.
+    // Whether a container has such a root now is no answer: its pid 1 can look like less than its
+    // processes are.
     Finding::fail(CHECK, LINKED, seen, fix)
 }
 
@@ -83,8 +85,9 @@ pub fn own() -> io::Result<Vec<Mount>> {
 /// What the start of a container mounts from or to.
 const HELD: [&str; 4] = ["/", "/ns", "/distros", CONTAINERS];
 
-/// Containers start whatever the node's mounts are, from an Emperor with a mount namespace of its own (PrivateMounts= of systemd.exec(5)) and
-/// where they make their mounts private themselves. Those of other engines do.
+/// Containers start whatever the node's mounts are, from an Emperor with a mount namespace of its
+/// own (PrivateMounts= of systemd.exec(5)) and where they make their mounts private themselves.
+/// Those of other engines do.
 fn judge_started(node: &RootFs, of_node: Finding) -> Finding {
     if of_node.state == State::Ok {
         return of_node;

@@ -17,7 +17,8 @@ const WHY: &str =
 const SOCKET: &str = "/var/run/nscd/socket";
 const CONFIGURATION: &str = "/etc/nscd.conf";
 
-/// What it may not remember, and how it is asked for it: the request's type in nscd/nscd-client.h, and a key.
+/// What it may not remember, and how it is asked for it: the request's type in nscd/nscd-client.h,
+/// and a key.
 const DATABASES: [(&str, i32, &[u8]); 2] = [("passwd", 1, b"0\0"), ("group", 3, b"0\0")];
 
 pub const STEP: Step =
@@ -85,7 +86,8 @@ fn live(node: &RootFs, configured: &[&str]) -> Finding {
     }
 }
 
-/// Whether each question to glibc waits for it, ten seconds and in vain: five for its map of the database, five for the answer.
+/// Whether each question to glibc waits for it, ten seconds and in vain: five for its map of the
+/// database, five for the answer.
 pub fn hangs(node: &RootFs) -> bool {
     let hangs = |error: io::Error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
     node.is_running() && DATABASES.first().is_some_and(|(_, request, key)| ask(*request, key).is_err_and(hangs))
@@ -98,8 +100,8 @@ struct Answer {
     is_cached: bool,
 }
 
-/// Asks as glibc does: version 2, the type, the key's length, the key. The answer begins with the version and with whether there is one: -1 for a
-/// database that is off.
+/// Asks as glibc does: version 2, the type, the key's length, the key. The answer begins with the
+/// version and with whether there is one: -1 for a database that is off.
 fn ask(request: i32, key: &[u8]) -> io::Result<Answer> {
     let mut socket = UnixStream::connect(SOCKET)?;
     let pid = getsockopt(&socket, PeerCredentials)?.pid();

@@ -1,4 +1,5 @@
-//! Checks that nsswitch.conf(5) names the service `unbit`, and that glibc finds it, loads it and gets answers.
+//! Checks that nsswitch.conf(5) names the service `unbit`, and that glibc finds it, loads it and
+//! gets answers.
 
 use super::{is_space, library, nscd, pam, sshd};
 use crate::command::{self, library_directories};
@@ -52,7 +53,8 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
     findings
 }
 
-/// A login needs the passwd line alone. What is wrong with others is a warning, with what comes of it.
+/// A login needs the passwd line alone. What is wrong with others is a warning, with what comes of
+/// it.
 fn weigh(database: &str, state: State, why: &'static str) -> (State, &'static str) {
     match (state, database) {
         (State::Fail, "group") => (State::Warn, "the containers' groups have no names"),
@@ -91,7 +93,8 @@ fn module(node: &RootFs) -> Finding {
     }
 }
 
-/// Through glibc, and through nsswitch.conf: names of hosts need no container to be there, accounts do.
+/// Through glibc, and through nsswitch.conf: names of hosts need no container to be there, accounts
+/// do.
 fn answers(node: &RootFs) -> Vec<Finding> {
     if !command::possible(node) {
         return vec![Finding::not_applicable(NAME, WHY_ANSWER, "root is needed to see whether it answers")];
@@ -151,7 +154,8 @@ fn ask(node: &RootFs, database: &str, name: &str, expected: impl Fn(&str) -> boo
     }
 }
 
-/// sshd must know what to do with the accounts before they are some. Of the steps before, these are as good as done.
+/// sshd must know what to do with the accounts before they are some. Of the steps before, these are
+/// as good as done.
 fn may_be(node: &RootFs, done: &[&str]) -> Result<()> {
     let is_done = |step| done.contains(&step);
     if node.is_running() && !(pam::keeps_out(node, is_done(pam::NAME)) && sshd::uses_pam(node, is_done(sshd::NAME))?) {
@@ -160,7 +164,8 @@ fn may_be(node: &RootFs, done: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The new text, unless all is well. A library that crashes must not get into every process of the node.
+/// The new text, unless all is well. A library that crashes must not get into every process of the
+/// node.
 fn fix(node: &RootFs, _: Wishes) -> Result<Vec<Change>> {
     let old = node.read(FILE)?;
     let text = old.clone().unwrap_or_default();
@@ -178,7 +183,8 @@ fn fix(node: &RootFs, _: Wishes) -> Result<Vec<Change>> {
     Ok(vec![Change::File { path: FILE.to_owned(), content, mode: 0o644 }])
 }
 
-/// What an nsswitch.conf must not break: that of root, and that of names that get as far as our service.
+/// What an nsswitch.conf must not break: that of root, and that of names that get as far as our
+/// service.
 fn validate(node: &RootFs) -> Result<()> {
     if !node.has("/usr/bin/getent") {
         return Ok(());
@@ -210,7 +216,8 @@ pub(crate) struct Service<'a> {
 }
 
 impl Service<'_> {
-    /// Whether the search ends here when the service does not know the name. (`continue` is the default.)
+    /// Whether the search ends here when the service does not know the name. (`continue` is the
+    /// default.)
     fn ends_search(&self) -> bool {
         let mut ends = false;
         for pair in self.actions.split(['[', ']', ' ', '\t']).filter(|pair| !pair.is_empty()) {
@@ -351,7 +358,8 @@ fn line_fault(line: &Line<'_>, database: &str) -> Option<Fault> {
     })
 }
 
-/// The text with unbit where it belongs: right behind the node's own accounts; among hosts, right behind files.
+/// The text with unbit where it belongs: right behind the node's own accounts; among hosts, right
+/// behind files.
 pub(crate) fn fixed(text: &str, database: &str) -> String {
     let mut text = text.to_owned();
     if lines(&text, database).is_empty() {
@@ -400,7 +408,8 @@ fn before(first: &Service<'_>, line: &Line<'_>) -> usize {
 fn place(line: &Line<'_>, database: &str) -> (usize, String) {
     let hosts = database == "hosts";
     let follows = |service: &Service<'_>| if hosts { service.name == "files" } else { is_local(service) };
-    // What is behind a service that ends the search is never asked; nor must others be asked for names of hosts before.
+    // What is behind a service that ends the search is never asked; nor must others be asked for
+    // names of hosts before.
     let last = |service: &Service<'_>| service.ends_search() || hosts && asks_others(service);
     let end = line.services.iter().position(last).map_or(line.services.len(), |last| last + 1);
     let word = " unbit".to_owned();

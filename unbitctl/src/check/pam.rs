@@ -1,7 +1,9 @@
-//! The lines of pam_unbit.so in /etc/pam.d/sshd: their control words, and what runs for container users before them. See pam_unbit(8).
+//! The lines of pam_unbit.so in /etc/pam.d/sshd: their control words, and what runs for container
+//! users before them. See pam_unbit(8).
 //!
-//! Our session line is the first of its type. `success=done` does not end a stack in which an earlier `required` line has failed: libpam then
-//! goes on (_pam_dispatch_aux() of its pam_dispatch.c), and every later module runs as root for the container's user.
+//! Our session line is the first of its type. `success=done` does not end a stack in which an
+//! earlier `required` line has failed: libpam then goes on (_pam_dispatch_aux() of its
+//! pam_dispatch.c), and every later module runs as root for the container's user.
 
 mod services;
 pub(crate) mod stack;
@@ -28,7 +30,8 @@ const MODULE: &str = "pam_unbit.so";
 const WHY_LINES: &str = "these lines keep container users inside their containers, and off the node";
 const WHY_MODULE: &str = "without it container users are refused";
 
-/// Our lines, as they should be. Others never meet the account line, so they log in without the module as well.
+/// Our lines, as they should be. Others never meet the account line, so they log in without the
+/// module as well.
 const CONTROL: &str = "[success=done ignore=ignore module_unknown=ignore default=die]";
 const COMMENT: &str = "# Container users, see pam_unbit(8): for them this line comes first.";
 /// The comment of the session line's former place, behind pam_loginuid and pam_keyinit.
@@ -104,7 +107,8 @@ pub fn fix_of(node: &RootFs) -> String {
     fix(node).map_or_else(|reason| format!("{reason:#}"), |_| node.setup(NAME))
 }
 
-/// How sshd's lines let a container's user in: with these options, and with the faults that do not keep it out.
+/// How sshd's lines let a container's user in: with these options, and with the faults that do not
+/// keep it out.
 pub struct LetIn {
     pub options: Options,
     /// As the line has them.
@@ -125,7 +129,8 @@ pub fn let_in(node: &RootFs) -> Result<LetIn> {
     Ok(LetIn { options: options_of_the_account_line(&stack)?, words, doubts })
 }
 
-/// The options of our account line, which is where a login is verified; the defaults where there is none, or no sshd.
+/// The options of our account line, which is where a login is verified; the defaults where there is
+/// none, or no sshd.
 pub fn options_of_a_login(node: &RootFs) -> Result<Options> {
     match node.read_bytes(FILE) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).context(FILE),
@@ -138,8 +143,9 @@ fn options_of_the_account_line(stack: &[Entry]) -> Result<Options> {
     account_line(stack).map_or(Ok(Options::default()), |entry| options_of(entry).map_err(|fault| anyhow!(fault.seen)))
 }
 
-/// Whether sshd's lines keep container users out of the node, or will, once they are `fixed`; without sshd there is nothing to keep them
-/// out of. Without its file libpam takes `other`, which has no line of ours.
+/// Whether sshd's lines keep container users out of the node, or will, once they are `fixed`;
+/// without sshd there is nothing to keep them out of. Without its file libpam takes `other`, which
+/// has no line of ours.
 pub fn keeps_out(node: &RootFs, fixed: bool) -> bool {
     let faults = || if fixed { fixed_reader(node).map(|read| faults_by(&read)) } else { Ok(faults_of(node)) };
     match node.read_bytes(&path(SERVICE)) {
@@ -148,7 +154,8 @@ pub fn keeps_out(node: &RootFs, fixed: bool) -> bool {
     }
 }
 
-/// Whether they will, with other files in the place of some: `instead` gives the text of a path, or nothing for one that will be gone.
+/// Whether they will, with other files in the place of some: `instead` gives the text of a path, or
+/// nothing for one that will be gone.
 pub fn will_keep_out(node: &RootFs, instead: &dyn Fn(&str) -> Option<Option<String>>) -> bool {
     let read = reader(node);
     let will_read = |name: &str| instead(&path(name)).unwrap_or_else(|| read(name));
@@ -167,7 +174,8 @@ fn path(name: &str) -> String {
     if name.starts_with('/') { name.to_owned() } else { format!("{DIRECTORY}/{name}") }
 }
 
-/// Reads the files of services. Bytes that are no UTF-8 are as good as any in a comment; only the file that is to be written must have none.
+/// Reads the files of services. Bytes that are no UTF-8 are as good as any in a comment; only the
+/// file that is to be written must have none.
 fn reader(node: &RootFs) -> impl Fn(&str) -> Option<String> {
     |name| {
         let bytes = node.read_bytes(&path(name)).or_else(|error| match error.kind() {
@@ -392,7 +400,8 @@ fn early(entry: &Entry) -> Fault {
     Fault::not_safe(format!("{}: {} runs for container users: {harm}", entry.place(), entry.name()))
 }
 
-/// The line that lets other users pass by: `[success=1 default=ignore] pam_succeed_if.so quiet uid < 30000`.
+/// The line that lets other users pass by: `[success=1 default=ignore] pam_succeed_if.so quiet uid
+/// < 30000`.
 fn guard(entry: &Entry) -> Result<(), Fault> {
     let condition: Vec<_> = entry
         .arguments
@@ -538,7 +547,8 @@ fn without_ours(text: &str, stack: &[Entry]) -> String {
     new
 }
 
-/// Whether our line may stand behind this one, as only an account line may. Whatever jumps is counted from, so nothing is put behind it.
+/// Whether our line may stand behind this one, as only an account line may. Whatever jumps is
+/// counted from, so nothing is put behind it.
 fn may_stay_before(entry: &Entry) -> bool {
     let ends_or_jumps = |action: &Action| matches!(action, Action::Jump(_) | Action::Done);
     entry.kind == Kind::Account && entry.file == SERVICE && !entry.control.all().iter().any(ends_or_jumps)

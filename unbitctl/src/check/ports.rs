@@ -1,4 +1,5 @@
-//! Whether the table of `unbitctl firewall` is loaded, and is what the lists of nodes make of it now.
+//! Whether the table of `unbitctl firewall` is loaded, and is what the lists of nodes make of it
+//! now.
 
 use crate::firewall::nft;
 use crate::firewall::ruleset::Ruleset;

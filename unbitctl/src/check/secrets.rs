@@ -1,6 +1,8 @@
-//! Checks the secrets of a node by uwsgi.it's guide: local.ini, keys, certificates and vassal files must not be readable by others, nor expired.
+//! Checks the secrets of a node by uwsgi.it's guide: local.ini, keys, certificates and vassal files
+//! must not be readable by others, nor expired.
 //!
-//! openssl(1) reads the certificates: the check must use the library that the services use, which uWSGI is built with.
+//! openssl(1) reads the certificates: the check must use the library that the services use, which
+//! uWSGI is built with.
 
 use crate::command;
 use crate::containers::vassals;

@@ -1,4 +1,5 @@
-//! The process that answers ssh on this node, and its sandbox: a login has that, and not what the operator has.
+//! The process that answers ssh on this node, and its sandbox: a login has that, and not what the
+//! operator has.
 
 use crate::sys;
 use anyhow::{Context, Result, bail};
@@ -19,7 +20,8 @@ use std::time::Duration;
 pub enum Server {
     /// sshd, by its pid.
     Sshd(i32),
-    /// systemd, which starts an sshd for each connection (ssh.socket); and where sshd itself would listen.
+    /// systemd, which starts an sshd for each connection (ssh.socket); and where sshd itself would
+    /// listen.
     Socket(Vec<SocketAddr>),
     /// Somebody whom we cannot tell.
     Unknown,
@@ -43,7 +45,8 @@ pub fn find(addresses: &[SocketAddr]) -> Option<Server> {
     }
 }
 
-/// An sshd that listens somewhere. A tenant may name a process alike, but that is not root's in this pid namespace.
+/// An sshd that listens somewhere. A tenant may name a process alike, but that is not root's in
+/// this pid namespace.
 pub fn listener() -> Option<i32> {
     pids().find(|pid| is_listener(*pid))
 }
@@ -53,7 +56,8 @@ fn pids() -> impl Iterator<Item = i32> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
-/// To read a command line takes the lock of its process's memory, which a tenant's can hold for seconds (fork(2) with SCHED_IDLE). So none is read.
+/// To read a command line takes the lock of its process's memory, which a tenant's can hold for
+/// seconds (fork(2) with SCHED_IDLE). So none is read.
 fn is_listener(pid: i32) -> bool {
     if !is_roots_process(pid) {
         return false;
@@ -120,7 +124,8 @@ fn owners(inodes: &HashSet<u64>) -> Vec<i32> {
     pids().filter(|pid| !inodes.is_empty() && is_roots_process(*pid) && has(pid)).collect()
 }
 
-/// An sshd that answers us, as it answers every client. With ssh.socket there is none until somebody connects.
+/// An sshd that answers us, as it answers every client. With ssh.socket there is none until
+/// somebody connects.
 pub struct Answering {
     pub pid: i32,
     #[expect(dead_code, reason = "the process lives as long as the connection")]
@@ -165,7 +170,8 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-/// What systemd and sshd leave a process of sshd: namespaces, cgroups, capabilities and system calls.
+/// What systemd and sshd leave a process of sshd: namespaces, cgroups, capabilities and system
+/// calls.
 pub struct Sandbox {
     namespaces: Vec<(File, CloneFlags)>,
     cgroups: Vec<PathBuf>,

@@ -22,10 +22,12 @@ struct Unit {
     asked: &'static str,
 }
 const WHY: &str = "a login joins the container's namespaces and cgroups, which sshd's unit must allow";
-/// To join a namespace, to join a mount namespace, and to look at the namespaces of another user's process.
+/// To join a namespace, to join a mount namespace, and to look at the namespaces of another user's
+/// process.
 const CAPABILITIES: [&str; 3] = ["cap_sys_admin", "cap_sys_chroot", "cap_sys_ptrace"];
 const NAMESPACES: [&str; 5] = ["ipc", "mnt", "net", "pid", "uts"];
-/// For the container's namespaces, and for its terminals. systemd.exec(5) has groups of them, which `systemctl show` resolves.
+/// For the container's namespaces, and for its terminals. systemd.exec(5) has groups of them, which
+/// `systemctl show` resolves.
 const SYSTEM_CALLS: [&str; 6] = ["mount", "move_mount", "open_tree", "setns", "unshare", "keyctl"];
 
 const WHY_LISTENS: &str = "nobody can log in if no sshd listens";
@@ -48,7 +50,8 @@ fn listens(node: &RootFs) -> Vec<Finding> {
     let server = server::find(&says.map(|says| says.addresses()).unwrap_or_default());
     let units = systemd::units(node, &["ssh.service"]).unwrap_or_default();
     let of_unit = units.iter().find_map(|unit| match (unit.health(), &server) {
-        // Where systemd listens, or somebody has started one by hand, the unit need not run, nor at boot.
+        // Where systemd listens, or somebody has started one by hand, the unit need not run, nor at
+        // boot.
         (Health::Stopped | Health::Condition | Health::Masked | Health::NotEnabled, Some(_)) => None,
         _ => unit.finding(CHECK, WHY_LISTENS),
     });
@@ -81,7 +84,8 @@ fn sandbox(node: &RootFs) -> Vec<Finding> {
     }
 }
 
-/// Whether ssh.socket listens, and starts an sshd for each connection (`Accept=yes` of systemd.socket(5)).
+/// Whether ssh.socket listens, and starts an sshd for each connection (`Accept=yes` of
+/// systemd.socket(5)).
 fn starts_one_each(shown: &str) -> bool {
     ["ActiveState=active", "Accept=yes"].iter().all(|line| shown.lines().any(|other| other == *line))
 }

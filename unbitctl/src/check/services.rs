@@ -1,4 +1,5 @@
-//! Checks the services of uwsgi.it's guide: each one whose file exists listens on the address of its statistics.
+//! Checks the services of uwsgi.it's guide: each one whose file exists listens on the address of
+//! its statistics.
 
 use crate::report::Finding;
 use crate::rootfs::RootFs;
@@ -65,7 +66,8 @@ fn judge(has: &dyn Fn(&str) -> bool, listening: &[SocketAddrV4]) -> Vec<Finding>
 
 const COPY: &str = "copy those of uwsgi.it, services/*.ini there, to /etc/uwsgi/services";
 
-/// A line of /proc/net/tcp, proc_pid_net(5): the address is in the machine's own byte order, 0A is TCP_LISTEN.
+/// A line of /proc/net/tcp, proc_pid_net(5): the address is in the machine's own byte order, 0A is
+/// TCP_LISTEN.
 fn listening(line: &str) -> Option<SocketAddrV4> {
     let words: Vec<_> = line.split_whitespace().collect();
     let (ip, port) = words.get(1)?.split_once(':')?;

@@ -1,4 +1,5 @@
-//! Checks what sshd does with container users, by sshd's own answer (`sshd -T`), see sshd_config(5).
+//! Checks what sshd does with container users, by sshd's own answer (`sshd -T`), see
+//! sshd_config(5).
 
 pub(crate) mod files;
 
@@ -61,7 +62,8 @@ impl Says {
         !matches!(self.of(keyword).as_str(), "" | "none")
     }
 
-    /// The command that runs instead of what the client asks for. internal-sftp is no program of the node's, but as little what was asked for.
+    /// The command that runs instead of what the client asks for. internal-sftp is no program of
+    /// the node's, but as little what was asked for.
     pub fn forced_command(&self) -> Option<String> {
         Some(self.of("ForceCommand")).filter(|_| self.names("ForceCommand"))
     }
@@ -80,7 +82,8 @@ impl Says {
         faults(self).into_iter().filter(|(setting, _)| matches!(setting.keyword, "UsePAM" | "PAMServiceName"))
     }
 
-    /// The keyword by which it does not let in a user with one group, as allowed_user() of OpenSSH's auth.c finds it. Where a pattern is about the client's address too, it depends.
+    /// The keyword by which it does not let in a user with one group, as allowed_user() of
+    /// OpenSSH's auth.c finds it. Where a pattern is about the client's address too, it depends.
     fn shuts_out(&self, user: &str, group: &str) -> Option<String> {
         let names = |keyword: &str, with_an_address: bool| {
             let patterns = self.each(keyword).iter().flat_map(|value| value.split_whitespace());
@@ -98,7 +101,8 @@ impl Says {
 /// A pattern of sshd's, in which * is any letters and ? any one (PATTERNS in ssh_config(5)).
 pub(crate) fn matches(pattern: &str, text: &str) -> bool {
     let (mut letters, mut left) = (pattern.chars(), text.chars());
-    // What is behind the last star, and the text that it need not cover. Earlier ones never have to cover more than they do.
+    // What is behind the last star, and the text that it need not cover. Earlier ones never have to
+    // cover more than they do.
     let mut star = None;
     loop {
         let uncovered = left.clone();
@@ -264,7 +268,8 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
     findings
 }
 
-/// Whether sshd, if it is there, asks PAM, and by the name of the service that has our lines; or will, once it is `fixed`.
+/// Whether sshd, if it is there, asks PAM, and by the name of the service that has our lines; or
+/// will, once it is `fixed`.
 pub fn uses_pam(node: &RootFs, fixed: bool) -> Result<bool> {
     if !node.has(SSHD) {
         return Ok(true);
@@ -273,7 +278,8 @@ pub fn uses_pam(node: &RootFs, fixed: bool) -> Result<bool> {
     Ok(says.faults_of_pam().all(|(setting, value)| fixed && cannot_fix(node, setting, &value).is_none()))
 }
 
-/// Whether it will, with other files in the place of some: each pair is a place and what will be there, if anything.
+/// Whether it will, with other files in the place of some: each pair is a place and what will be
+/// there, if anything.
 pub fn will_use_pam(node: &RootFs, instead: &[(PathBuf, Option<PathBuf>)]) -> Result<bool> {
     if !node.has(SSHD) {
         return Ok(true);
@@ -362,8 +368,8 @@ fn has_no_keys(says: &Says) -> bool {
 
 const NO_SFTP: &str = "there is no Subsystem sftp";
 
-/// Whether sftp and scp find a server: sshd's own, or the program that it names in each distribution. What other engines' containers have is
-/// not seen from here.
+/// Whether sftp and scp find a server: sshd's own, or the program that it names in each
+/// distribution. What other engines' containers have is not seen from here.
 fn judge_sftp(node: &RootFs, says: &Says) -> Option<Finding> {
     let why = "sftp and scp do not work";
     let Some(command) = sftp(says) else { return Some(Finding::warn(NAME, why, NO_SFTP, node.setup(NAME))) };
@@ -375,7 +381,8 @@ fn judge_sftp(node: &RootFs, says: &Says) -> Option<Finding> {
     })
 }
 
-/// What keeps a container's user out, and what to do about it by hand: somebody decided so. The group has the number.
+/// What keeps a container's user out, and what to do about it by hand: somebody decided so. The
+/// group has the number.
 pub fn obstacles(says: &Says, user: &str, group: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut found = |why, seen, fix| findings.push(Finding::fail(NAME, why, seen, fix));
@@ -568,7 +575,8 @@ fn validate(node: &RootFs) -> Result<()> {
     Ok(())
 }
 
-/// The text with these lines: each in the place of the first for the same keyword, or of one that is commented out, else at the end.
+/// The text with these lines: each in the place of the first for the same keyword, or of one that
+/// is commented out, else at the end.
 pub(crate) fn with_lines(old: &str, lines: &[(&str, String)]) -> String {
     let about = |line: &str| {
         let keyword = line.split([' ', '\t', '=']).find(|word| !word.is_empty()).unwrap_or_default();

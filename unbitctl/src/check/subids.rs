@@ -1,5 +1,5 @@
-//! Subordinate ids, subuid(5): ranges of numbers that ordinary users may be in user namespaces of their own. A container's number among
-//! them is that user's as well.
+//! Subordinate ids, subuid(5): ranges of numbers that ordinary users may be in user namespaces of
+//! their own. A container's number among them is that user's as well.
 
 use crate::report::{Finding, Profile};
 use crate::rootfs::RootFs;
@@ -12,7 +12,8 @@ const CHECK: &str = "subids";
 const LOGIN_DEFS: &str = "/etc/login.defs";
 const WHY: &str = "an ordinary user can become each of these uids in a user namespace, and as a container's uid can write the container's files";
 
-/// The files, the options of usermod(8) that take a range away, and the settings of login.defs(5) by which useradd(8) gives one.
+/// The files, the options of usermod(8) that take a range away, and the settings of login.defs(5)
+/// by which useradd(8) gives one.
 const KINDS: [Kind; 2] = [
     Kind { file: "/etc/subuid", option: "--del-subuids", settings: "SUB_UID" },
     Kind { file: "/etc/subgid", option: "--del-subgids", settings: "SUB_GID" },

@@ -1,4 +1,5 @@
-//! Reads the state of services from `systemctl show`. A service that restarts again and again is reported, though it runs in between.
+//! Reads the state of services from `systemctl show`. A service that restarts again and again is
+//! reported, though it runs in between.
 
 use crate::command;
 use crate::emperor::has_systemd;

@@ -1,4 +1,5 @@
-//! Checks the clock: the routers accept a signed subscription only if its time is right within seconds.
+//! Checks the clock: the routers accept a signed subscription only if its time is right within
+//! seconds.
 
 use crate::report::Finding;
 use crate::rootfs::RootFs;

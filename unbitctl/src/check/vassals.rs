@@ -1,7 +1,9 @@
-//! Checks the files from which the Emperor starts containers: does one let its tenant become root, or prevent the container from starting?
+//! Checks the files from which the Emperor starts containers: does one let its tenant become root,
+//! or prevent the container from starting?
 //!
-//! uWSGI is root until it takes the container's uid, and the tenant owns everything below /containers/UID. So until then uWSGI must open no path
-//! there, and run no program once that directory is mounted (see the head of examples/container.ini).
+//! uWSGI is root until it takes the container's uid, and the tenant owns everything below
+//! /containers/UID. So until then uWSGI must open no path there, and run no program once that
+//! directory is mounted (see the head of examples/container.ini).
 
 mod plugins;
 pub(crate) mod start;

@@ -44,7 +44,8 @@ impl Undo {
         self.made.push(made);
     }
 
-    /// Undoes it, the last first; what has become of it. What cannot be is said, and the rest is undone all the same.
+    /// Undoes it, the last first; what has become of it. What cannot be is said, and the rest is
+    /// undone all the same.
     pub fn run(self) -> String {
         let uid = self.uid;
         let (mut undone, mut is_all) = (Vec::new(), true);

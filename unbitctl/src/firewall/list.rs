@@ -1,4 +1,5 @@
-//! The lists of nodes that uwsgi.it writes: one address a line. Blank lines and comments (`#`) are passed over.
+//! The lists of nodes that uwsgi.it writes: one address a line. Blank lines and comments (`#`) are
+//! passed over.
 
 use super::values::Network;
 use anyhow::{Context, Result, bail};
@@ -14,7 +15,8 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// Reads a list; each line that is no node's address adds to `bad`, with file, line and reason. It is a plain file, as it is read again by the check.
+    /// Reads a list; each line that is no node's address adds to `bad`, with file, line and reason.
+    /// It is a plain file, as it is read again by the check.
     pub fn read(path: &str, containers: &Network, bad: &mut Vec<String>) -> Result<Self> {
         if !std::fs::metadata(path).with_context(|| path.to_owned())?.is_file() {
             bail!("{path}: a list is a plain file, which this is not");
@@ -77,7 +79,8 @@ fn address(word: &str, containers: &Network) -> Result<IpAddr, String> {
     Err(reason.to_owned())
 }
 
-/// An argument: an address that packets to this node can have. By any other all of them would be dropped.
+/// An argument: an address that packets to this node can have. By any other all of them would be
+/// dropped.
 pub fn public_ip(text: &str) -> Result<IpAddr, String> {
     let address: IpAddr = text.parse().map_err(|_| "is not an IP address".to_owned())?;
     if address.is_unspecified() || address.is_loopback() || address.is_multicast() || address.to_canonical() != address

@@ -1,6 +1,8 @@
 //! `unbitctl firewall`: the ports of a node, as an nftables ruleset.
 //!
-//! [`source`] is what the rules are made of, its arguments are [`values`]; [`list`] reads the lists of nodes, [`ruleset`] makes the rules, [`nft`] talks to nft(8). What the rules are, and why, is in unbitctl(8).
+//! [`source`] is what the rules are made of, its arguments are [`values`]; [`list`] reads the lists
+//! of nodes, [`ruleset`] makes the rules, [`nft`] talks to nft(8). What the rules are, and why, is
+//! in unbitctl(8).
 
 pub(crate) mod list;
 pub mod nft;
@@ -30,7 +32,8 @@ pub struct Arguments {
     /// Load the rules in one step, in place of those loaded before
     #[arg(long)]
     apply: bool,
-    /// Load them again for the lists as they are now, with the options of the loaded table; if none is loaded, do nothing
+    /// Load them again for the lists as they are now, with the options of the loaded table; if none
+    /// is loaded, do nothing
     #[arg(long, conflicts_with_all = ["apply", "Source"])]
     reload: bool,
     /// Remove the rules; all other tables stay as they are

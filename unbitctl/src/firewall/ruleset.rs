@@ -91,7 +91,8 @@ table inet unbit {{
             set(f, "public_ipv4", "ipv4_addr", public_ip.iter().filter(|address| address.is_ipv4()))?;
             set(f, "public_ipv6", "ipv6_addr", public_ip.iter().filter(|address| address.is_ipv6()))?;
         }
-        // No rule can compare two fields of a packet, so the pairs are listed. The last one is the subscriptions'.
+        // No rule can compare two fields of a packet, so the pairs are listed. The last one is the
+        // subscriptions'.
         let pairs = legion_ports.ports().map(|port| format!("{port} . {port}")).chain(["3026 . 3022".to_owned()]);
         set(f, "routers_ports", "inet_service . inet_service", pairs)?;
         let reach = containers_reach.0.iter().map(|service| format!("{} . {}", service.protocol, service.port));

@@ -7,13 +7,15 @@ use anyhow::Result;
 use std::net::IpAddr;
 use std::path::Path;
 
-/// What the rules are made of. The table that is loaded keeps it in a chain of its own, for the check.
+/// What the rules are made of. The table that is loaded keeps it in a chain of its own, for the
+/// check.
 #[derive(clap::Args, Clone, PartialEq, Eq, Debug)]
 pub struct Source {
     /// A file with the addresses of the other nodes, which may reach UDP 999
     #[arg(long, value_name = "FILE", default_value = "/etc/uwsgi/nodes", value_parser = list::path)]
     pub nodes: String,
-    /// A file with the addresses of the http routers (this node's legion), which may reach TCP 998 and 1999 and the legion's ports
+    /// A file with the addresses of the http routers (this node's legion), which may reach TCP 998
+    /// and 1999 and the legion's ports
     #[arg(long, value_name = "FILE", default_value = "/etc/uwsgi/legion_nodes", value_parser = list::path)]
     pub routers: String,
     /// Admit nodes and routers at this address only; may be given more than once

@@ -1,4 +1,5 @@
-//! Parses the arguments of `unbitctl firewall`, so that nft(8) cannot read one of them as anything else.
+//! Parses the arguments of `unbitctl firewall`, so that nft(8) cannot read one of them as anything
+//! else.
 
 use shared::escape;
 use std::fmt::{Display, Formatter, Result as Written};
@@ -80,7 +81,8 @@ pub struct Interface(String);
 impl FromStr for Interface {
     type Err = &'static str;
 
-    /// Stricter than the kernel, which bars only spaces, `/` and `:`; nft reads a `*` at the end as "whatever follows".
+    /// Stricter than the kernel, which bars only spaces, `/` and `:`; nft reads a `*` at the end as
+    /// "whatever follows".
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let known = |c: char| c.is_ascii_alphanumeric() || "_-.@".contains(c);
         let fits = (1..=15).contains(&text.len()) && text.chars().all(known);

@@ -77,7 +77,8 @@ impl Processes {
         self.first.get(&uid).and_then(|pid| self.get(*pid))
     }
 
-    /// Every such pid 1 of this user. Root has one in each container that starts, and in many of other engines.
+    /// Every such pid 1 of this user. Root has one in each container that starts, and in many of
+    /// other engines.
     pub fn all_first_of(&self, uid: u32) -> impl Iterator<Item = &Process> {
         self.all().filter(move |process| process.first_of() == Some(uid))
     }
@@ -124,7 +125,8 @@ impl Process {
         }
     }
 
-    /// When it started, in ticks after the machine. With its number that tells it from every other process.
+    /// When it started, in ticks after the machine. With its number that tells it from every other
+    /// process.
     pub fn started(&self) -> Option<u64> {
         started(self.pid)
     }
@@ -160,7 +162,8 @@ pub(crate) fn start_of(stat: &str) -> Option<u64> {
     field_of(stat, 22)
 }
 
-/// A field of /proc/PID/stat behind the second, counted from one. The second is a name in parentheses, which may hold anything.
+/// A field of /proc/PID/stat behind the second, counted from one. The second is a name in
+/// parentheses, which may hold anything.
 fn field_of<T: FromStr>(stat: &str, field: usize) -> Option<T> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(field.checked_sub(3)?)?.parse().ok()
 }

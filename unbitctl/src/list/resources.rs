@@ -76,8 +76,9 @@ impl Resources {
         }
     }
 
-    /// The cgroup that root's link leads to, in whichever hierarchy. Without one, the outermost cgroup in which no other container is: pid 1 of
-    /// many engines is in one below that (init.scope).
+    /// The cgroup that root's link leads to, in whichever hierarchy. Without one, the outermost
+    /// cgroup in which no other container is: pid 1 of many engines is in one below that
+    /// (init.scope).
     fn own<'a>(&self, directories: &'a [PathBuf], linked: Option<&Path>) -> Option<&'a PathBuf> {
         let is_linked = |directory: &&PathBuf| linked.is_some_and(|path| directory.ends_with(path));
         let is_its_own = |directory: &&PathBuf| self.members.get(*directory).is_none_or(|count| *count < 2);
@@ -139,7 +140,8 @@ struct Groups {
 }
 
 impl Groups {
-    /// Of the nearest cgroup that has a limit, as its pid 1 may be in one below that; of the outermost of its own if none has.
+    /// Of the nearest cgroup that has a limit, as its pid 1 may be in one below that; of the
+    /// outermost of its own if none has.
     fn used_of(&self, files: &Files) -> (Option<u64>, Option<u64>) {
         let [used, limit] = match self.version {
             Version::One => files.version_1,
@@ -155,7 +157,8 @@ impl Groups {
         }
     }
 
-    /// The peak, and how often memory was short: of the outermost of its own cgroups. Those of version 1 do not count for the ones below.
+    /// The peak, and how often memory was short: of the outermost of its own cgroups. Those of
+    /// version 1 do not count for the ones below.
     fn peak_and_oom_kills(&self) -> (Option<u64>, Option<u64>) {
         let own = &self.own;
         match self.version {

@@ -37,7 +37,8 @@ const STEPS: [Step; 12] = [
     Step::Leave("MEMORY"),
 ];
 
-/// The lines, with their heading. With shares of a processor in percent where the CPU time would be. Why containers do not run is below the table.
+/// The lines, with their heading. With shares of a processor in percent where the CPU time would
+/// be. Why containers do not run is below the table.
 pub fn lines(containers: &[Container], shares: Option<&[Option<f64>]>, window: Window) -> Vec<String> {
     let zone = TimeZone::system();
     let share = |at| shares.map(|shares| shares.get(at).copied().flatten());

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// What ends it. SIGTSTP and SIGCONT are read as well: a terminal is as it was while somebody else has it.
+/// What ends it. SIGTSTP and SIGCONT are read as well: a terminal is as it was while somebody else
+/// has it.
 const ENDS: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 
 /// Until q, Ctrl-C, or whatever else asks it to end.

@@ -1,6 +1,8 @@
-//! Ends one session, as if its connection was lost: the monitor and its processes end, and the processes of its channels get SIGHUP.
+//! Ends one session, as if its connection was lost: the monitor and its processes end, and the
+//! processes of its channels get SIGHUP.
 //!
-//! Processes that a user has left in the background (nohup(1), setsid(1), tmux(1)) belong to the container and continue.
+//! Processes that a user has left in the background (nohup(1), setsid(1), tmux(1)) belong to the
+//! container and continue.
 
 use super::seen::{self, Id, Session};
 use crate::interrupt::Interrupt;
@@ -83,9 +85,11 @@ fn signal(process: &OwnedFd, signal: Signal) -> Result<()> {
 
 /// What runs for a session.
 struct Family {
-    /// Those below the monitor up to the channels, which end with it: sshd's own, or the application that has entered.
+    /// Those below the monitor up to the channels, which end with it: sshd's own, or the
+    /// application that has entered.
     own: Vec<OwnedFd>,
-    /// The first process of each channel: sshd gives each a session of processes (setsid(2)) of its own.
+    /// The first process of each channel: sshd gives each a session of processes (setsid(2)) of its
+    /// own.
     leaders: Vec<Leader>,
 }
 
@@ -95,7 +99,8 @@ struct Leader {
 }
 
 impl Family {
-    /// Not what is below the first process of a channel: what that has started in sessions of their own is in the background.
+    /// Not what is below the first process of a channel: what that has started in sessions of their
+    /// own is in the background.
     fn of(session: &Session) -> Result<Self> {
         let processes = Processes::look()?;
         let (mut own, mut leaders, mut left) = (Vec::new(), Vec::new(), vec![session.pid]);

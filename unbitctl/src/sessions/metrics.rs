@@ -1,4 +1,5 @@
-//! Sessions and refused logins as metrics. No address, key or ID is among the labels: Prometheus keeps every value of a label for ever.
+//! Sessions and refused logins as metrics. No address, key or ID is among the labels: Prometheus
+//! keeps every value of a label for ever.
 
 use super::seen::Session;
 use crate::engine;

@@ -10,8 +10,9 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-/// The name of a session: the number of the process that holds its lock, and a mark of when that process started, so that another process that gets
-/// the number one day makes no session of the same name.
+/// The name of a session: the number of the process that holds its lock, and a mark of when that
+/// process started, so that another process that gets the number one day makes no session of the
+/// same name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Id {
     pub pid: i32,
@@ -115,8 +116,8 @@ fn session(container: ContainerUid, open: Open, clock: Clock) -> Option<Session>
     })
 }
 
-/// For sshd, those whose other end the monitor has open (`mm_answer_pty` of OpenSSH's `monitor.c`), as the container calls them. Else the one that
-/// the application has told PAM.
+/// For sshd, those whose other end the monitor has open (`mm_answer_pty` of OpenSSH's `monitor.c`),
+/// as the container calls them. Else the one that the application has told PAM.
 fn terminals(pid: i32, record: &Record) -> Vec<String> {
     match record.service.as_str() {
         "sshd" => terminals_of(pid),

@@ -1,7 +1,9 @@
-//! `unbitctl setup distribution NAME`: a root file system that containers start from, by debootstrap(8) or mmdebstrap(1), with our library in it.
+//! `unbitctl setup distribution NAME`: a root file system that containers start from, by
+//! debootstrap(8) or mmdebstrap(1), with our library in it.
 //!
-//! It is made under a name that is no distribution's, and gets its own when it is complete. What is left of one that was cut short is thrown away by
-//! the next. A distribution that is there only gets what it lacks.
+//! It is made under a name that is no distribution's, and gets its own when it is complete. What is
+//! left of one that was cut short is thrown away by the next. A distribution that is there only
+//! gets what it lacks.
 
 use super::file;
 use crate::check::{self, distributions};
@@ -153,7 +155,8 @@ fn must_be_roots(place: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What a distribution has besides Debian's: the library, its line in nsswitch.conf, and where a container's start mounts.
+/// What a distribution has besides Debian's: the library, its line in nsswitch.conf, and where a
+/// container's start mounts.
 fn complete(root: &Path, library: &Path, progress: &mut Progress) -> Result<()> {
     let node = RootFs::at(Some(root));
     for directory in distributions::NEEDED {
@@ -171,7 +174,8 @@ fn complete(root: &Path, library: &Path, progress: &mut Progress) -> Result<()> 
     if node.read_bytes(&inside).is_ok_and(|found| found == ours) {
         progress.found("library", format!("{inside}: exists"));
     } else {
-        // In its directory, wherever links lead inside: it is on the node's path only as long as they stay there.
+        // In its directory, wherever links lead inside: it is on the node's path only as long as
+        // they stay there.
         let directory = library.parent().and_then(Path::to_str).context("a library is in a directory")?;
         let directory = node
             .resolve(directory)
@@ -194,7 +198,8 @@ fn complete(root: &Path, library: &Path, progress: &mut Progress) -> Result<()> 
     Ok(())
 }
 
-/// Runs the tool in mount and pid namespaces of its own: however it ends, no mount and no process of it stays.
+/// Runs the tool in mount and pid namespaces of its own: however it ends, no mount and no process
+/// of it stays.
 fn bootstrap(arguments: &Arguments, new: &Path, interrupt: &Interrupt, progress: &mut Progress) -> Result<()> {
     const SCRIPT: &str = r#"mount -t proc -o nosuid,nodev,noexec proc /proc; exec "$@""#;
     let (tool, packages) = {

@@ -1,4 +1,5 @@
-//! `unbitctl setup emperor`: what a node needs to run containers under uWSGI's Emperor, from the files of examples/, and what lets their users in.
+//! `unbitctl setup emperor`: what a node needs to run containers under uWSGI's Emperor, from the
+//! files of examples/, and what lets their users in.
 //!
 //! A file that is there stays as it is: an operator may have another Emperor, or other limits.
 
@@ -40,7 +41,8 @@ const WHY: &str = "it starts each container, and starts it again";
 
 const STEP: Step = Step { needs: &["nsswitch"], ..Step::new(NAME, check, fix) };
 
-/// Before it, what a login needs: accounts that sshd knows and PAM does not would get a session on the node.
+/// Before it, what a login needs: accounts that sshd knows and PAM does not would get a session on
+/// the node.
 const STEPS: [&Step; 5] = [&pam::STEP, &sshd::STEP, &nsswitch::STEP, &nscd::STEP, &STEP];
 
 const PACKAGES: [Package; 3] = [

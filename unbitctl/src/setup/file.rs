@@ -1,7 +1,8 @@
 //! Changes files atomically, even if the machine loses power.
 //!
-//! A new file is written beside the old one, as `.NAME.unbitctl`, and renamed. A hard link under a second name keeps the old file, with its owner and
-//! mode. No program reads either name: PAM and sshd_config.d look for other ones.
+//! A new file is written beside the old one, as `.NAME.unbitctl`, and renamed. A hard link under a
+//! second name keeps the old file, with its owner and mode. No program reads either name: PAM and
+//! sshd_config.d look for other ones.
 //!
 //! Which changes can be undone is in [`journal`](super::journal).
 
@@ -145,8 +146,8 @@ impl Pending {
     }
 }
 
-/// Never more open than it shall be, on the way there. If the power goes on the way, a directory that root owns has its mode: no check asks for the directories
-/// above the others.
+/// Never more open than it shall be, on the way there. If the power goes on the way, a directory
+/// that root owns has its mode: no check asks for the directories above the others.
 fn make_directory(place: &Path, uid: u32, gid: u32, mode: u32) -> Result<()> {
     if !place.is_dir() {
         if let Some(parent) = place.parent() {

@@ -1,7 +1,7 @@
 //! The journal of the last set-up, /var/lib/unbitctl/setup.json, by which it can be undone.
 //!
-//! A file is recorded before it is changed. The record of the previous set-up is kept until files have been replaced, so that a set-up that fails
-//! does not prevent its undo.
+//! A file is recorded before it is changed. The record of the previous set-up is kept until files
+//! have been replaced, so that a set-up that fails does not prevent its undo.
 
 use super::file::{self, Pending};
 use crate::rootfs::RootFs;
@@ -49,7 +49,8 @@ impl Replaced {
         self.kept.as_ref().map(|name| self.place(node).with_file_name(name))
     }
 
-    /// Whether both names are in a directory of the node's, without a link on the way: in a root directory the notes may be anybody's.
+    /// Whether both names are in a directory of the node's, without a link on the way: in a root
+    /// directory the notes may be anybody's.
     fn stays_in(&self, node: &RootFs) -> bool {
         let is_name = |name: &String| !name.contains('/') && !matches!(name.as_str(), "" | "." | "..");
         is_plain(node, &self.path) && self.kept.as_ref().is_none_or(is_name)
@@ -61,7 +62,8 @@ impl Replaced {
         Ok(match (&kept, now) {
             (Some(kept), _) if file::same(&place, kept) => Since::Undone,
             (None, None) => Since::Undone,
-            // An undo that was cut short has put it back already, and not noted that; or a set-up was, before it kept it.
+            // An undo that was cut short has put it back already, and not noted that; or a set-up
+            // was, before it kept it.
             (Some(kept), now) if !kept.exists() => match now {
                 Some(now) if now == self.written => Since::Lost,
                 _ => Since::Undone,
@@ -198,7 +200,8 @@ impl<'a> Journal<'a> {
         &self.notes.replaced
     }
 
-    /// Notes a file and keeps it, before it is replaced; if that cannot be, it is not noted. Of directories those are that are made.
+    /// Notes a file and keeps it, before it is replaced; if that cannot be, it is not noted. Of
+    /// directories those are that are made.
     pub fn note(&mut self, change: &Pending) -> Result<Option<Replaced>> {
         let noted = self.notes.replaced.clone();
         let result = self.note_and_keep(change);
@@ -272,7 +275,8 @@ impl<'a> Journal<'a> {
         self.write()
     }
 
-    /// There is nothing of this set-up to undo any more: the one before is the last one again, if there is one.
+    /// There is nothing of this set-up to undo any more: the one before is the last one again, if
+    /// there is one.
     pub fn remove(&mut self) -> Result<()> {
         if let Some(before) = self.notes.before.take() {
             self.notes = *before;

@@ -1,8 +1,10 @@
-//! `unbitctl setup`: fixes what check finds. The changes of each step are beside its [`check`](crate::check).
+//! `unbitctl setup`: fixes what check finds. The changes of each step are beside its
+//! [`check`](crate::check).
 //!
-//! Each step shows its changes and records them in the [`journal`], keeps the old files, and replaces them atomically ([`file`]). Then the programs that
-//! read the files must accept them, or the old ones are put back. [`undo`] puts them back later. A set-up runs to its end even if nobody reads its
-//! output.
+//! Each step shows its changes and records them in the [`journal`], keeps the old files, and
+//! replaces them atomically ([`file`]). Then the programs that read the files must accept them, or
+//! the old ones are put back. [`undo`] puts them back later. A set-up runs to its end even if
+//! nobody reads its output.
 
 pub mod distribution;
 pub mod emperor;
@@ -70,7 +72,8 @@ enum Part {
     Distribution(distribution::Arguments),
 }
 
-/// In this order. PAM comes before nsswitch.conf: an account that sshd knows and PAM does not would get a session on the node.
+/// In this order. PAM comes before nsswitch.conf: an account that sshd knows and PAM does not would
+/// get a session on the node.
 const STEPS: [Step; 6] = [directories::STEP, pam::STEP, sshd::STEP, nsswitch::STEP, nscd::STEP, distributions::STEP];
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
@@ -136,7 +139,8 @@ fn chosen(node: &RootFs, names: &[String]) -> Result<Vec<&'static Step>> {
     Ok(STEPS.iter().filter(|step| if names.is_empty() { of_one(step) } else { is_named(step) }).collect())
 }
 
-/// Asks the operator, on a terminal and where it would change something. Whoever is not there to answer has not wished for it.
+/// Asks the operator, on a terminal and where it would change something. Whoever is not there to
+/// answer has not wished for it.
 fn wants_keys_only(node: &RootFs, chosen: &[&Step], dry_run: bool) -> bool {
     let concerns = chosen.iter().any(|step| step.name == sshd::STEP.name);
     if dry_run || !concerns || !terminal::can_ask() || !sshd::takes_passwords(node) {

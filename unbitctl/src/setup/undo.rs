@@ -1,4 +1,5 @@
-//! `unbitctl setup --undo`: what the last set-up replaced is put back, and the directories that it made go if they are empty.
+//! `unbitctl setup --undo`: what the last set-up replaced is put back, and the directories that it
+//! made go if they are empty.
 
 use super::file::{self, difference, read};
 use super::journal::{Journal, Lock, Replaced, Since};
@@ -77,8 +78,8 @@ pub fn run(node: &RootFs, dry_run: bool, force: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether container users would get a session on the node, once these files are put back: the accounts are there, and PAM or sshd does not keep
-/// them out.
+/// Whether container users would get a session on the node, once these files are put back: the
+/// accounts are there, and PAM or sshd does not keep them out.
 fn leaves_accounts(node: &RootFs, replaced: &[Replaced]) -> Result<bool> {
     let after = |path: &str| -> Option<Option<String>> {
         let place = file::place(node, path).ok()?;

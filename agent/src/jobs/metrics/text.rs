@@ -1,5 +1,6 @@
-//! The metrics as text, for a node that has no API. `unbitctl list --openmetrics` has the others of each container: no name is in both, so that both
-//! texts can be in one directory of node_exporter's.
+//! The metrics as text, for a node that has no API. `unbitctl list --openmetrics` has the others of
+//! each container: no name is in both, so that both texts can be in one directory of
+//! node_exporter's.
 
 use super::{domain_sums, each_container, network, of_cgroups, of_others};
 use anyhow::Result;

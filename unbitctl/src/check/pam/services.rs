@@ -1,4 +1,5 @@
-//! The lines of other services that let container users in, with `join=now`: su, login, cron. See pam_unbit(8).
+//! The lines of other services that let container users in, with `join=now`: su, login, cron. See
+//! pam_unbit(8).
 
 use super::stack::{Action, Entry, Kind, flatten};
 use super::{DIRECTORY, MODULE, NAME, SERVICE, VENDOR_DIRECTORY, early, is_ours, reader};
@@ -76,7 +77,8 @@ fn findings(stack: &[Entry], name: &str) -> Vec<Finding> {
     faults.into_iter().map(|seen| Finding::fail(NAME, WHY, seen, fix.clone())).collect()
 }
 
-/// What asks who calls, or waits, and does nothing in pam_setcred(3): with pam_rootok first root runs su without a password.
+/// What asks who calls, or waits, and does nothing in pam_setcred(3): with pam_rootok first root
+/// runs su without a password.
 fn sets_no_credentials(entry: &Entry) -> bool {
     entry.kind == Kind::Auth && ["pam_rootok.so", "pam_faildelay.so"].contains(&entry.name())
 }

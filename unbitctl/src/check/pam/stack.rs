@@ -113,7 +113,8 @@ const ACTIONS: [(&str, Action); 6] = [
 ];
 
 impl Control {
-    /// What libpam cannot read makes every answer a failure, _pam_parse_control() of its pam_misc.c.
+    /// What libpam cannot read makes every answer a failure, _pam_parse_control() of its
+    /// pam_misc.c.
     pub(crate) fn parse(word: &str) -> Self {
         let pairs = match word.to_ascii_lowercase().as_str() {
             "required" => "success=ok new_authtok_reqd=ok ignore=ignore default=bad",
@@ -179,7 +180,8 @@ pub struct Entry {
     /// The file that it is in, and its number there.
     pub file: String,
     number: usize,
-    /// The first and the last line of the service's own file that it is, or is included by; counted from 0.
+    /// The first and the last line of the service's own file that it is, or is included by; counted
+    /// from 0.
     pub top: usize,
     pub bottom: usize,
 }
@@ -200,7 +202,8 @@ impl Entry {
 const DEPTH: usize = 16;
 /// As many files as are read: one that includes itself twice would be read 65536 times.
 pub(crate) const FILES: usize = 128;
-/// What is between two words. Not a carriage return: libpam takes that for a part of a module's name.
+/// What is between two words. Not a carriage return: libpam takes that for a part of a module's
+/// name.
 const BLANKS: [char; 2] = [' ', '\t'];
 
 /// Reads a service: `read` is asked for it and for what it includes, by name.
@@ -262,8 +265,9 @@ fn add(stack: &mut Vec<Entry>, left: &mut usize, read: &dyn Fn(&str) -> Option<S
     }
 }
 
-/// The lines without comments, joined where one ends in a backslash: the numbers of the first and the last, and the text. As in libpam's
-/// _pam_assemble_line(), a comment ends a line, and blank lines between two parts of one do not.
+/// The lines without comments, joined where one ends in a backslash: the numbers of the first and
+/// the last, and the text. As in libpam's _pam_assemble_line(), a comment ends a line, and blank
+/// lines between two parts of one do not.
 fn logical_lines(text: &str) -> Vec<(usize, usize, String)> {
     let mut lines: Vec<(usize, usize, String)> = Vec::new();
     let mut open = false;

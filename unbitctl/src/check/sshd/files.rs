@@ -16,7 +16,8 @@ const DEPTH: usize = 16;
 /// As many files as are read: one that includes itself twice would be read 65536 times.
 const FILES: usize = 256;
 
-/// Reads a file and what it includes: `read` is asked for files, `list` for the names in a directory.
+/// Reads a file and what it includes: `read` is asked for files, `list` for the names in a
+/// directory.
 pub fn directives(
     read: &dyn Fn(&str) -> Option<String>,
     list: &dyn Fn(&str) -> Vec<String>,
@@ -62,7 +63,8 @@ fn add(
     }
 }
 
-/// The files that a pattern names, sorted as sshd's glob(3) sorts them; a star is for the last part of a path.
+/// The files that a pattern names, sorted as sshd's glob(3) sorts them; a star is for the last part
+/// of a path.
 fn expand(pattern: &str, list: &dyn Fn(&str) -> Vec<String>) -> Vec<String> {
     let pattern = if pattern.starts_with('/') { pattern.to_owned() } else { format!("/etc/ssh/{pattern}") };
     let Some((directory, last)) = pattern.rsplit_once('/') else { return Vec::new() };

@@ -75,7 +75,8 @@ fn parts(value: &str) -> impl Iterator<Item = &str> {
     names.filter(|name| !name.is_empty())
 }
 
-/// The plugins that a file names. A placeholder in a name is not known here, and a path below a tenant's directory is root's to load nowhere.
+/// The plugins that a file names. A placeholder in a name is not known here, and a path below a
+/// tenant's directory is root's to load nowhere.
 fn names(text: &str) -> BTreeSet<&str> {
     const KEYS: [&str; 4] = ["plugin", "plugins", "need-plugin", "need-plugins"];
     let is_name = |name: &&str| name.chars().all(|letter| letter.is_ascii_alphanumeric() || "_-.".contains(letter));

@@ -1,4 +1,5 @@
-//! What root does when a container starts from its file, followed as uWSGI does it: asap, pre-jail, post-jail, pivot_root, as root.
+//! What root does when a container starts from its file, followed as uWSGI does it: asap, pre-jail,
+//! post-jail, pivot_root, as root.
 
 use shared::escape;
 use std::collections::BTreeMap;
@@ -42,7 +43,8 @@ struct Setting {
     value: String,
 }
 
-/// The phases in which uWSGI is root; it moves into its root directory before the last two (core/uwsgi.c, core/utils.c: uwsgi_as_root()).
+/// The phases in which uWSGI is root; it moves into its root directory before the last two
+/// (core/uwsgi.c, core/utils.c: uwsgi_as_root()).
 const PHASES: [&str; 5] = ["asap", "pre-jail", "post-jail", "as-root", "in-jail"];
 const AFTER_PIVOT: usize = 3;
 
@@ -154,7 +156,8 @@ impl Start {
         self.no_flags(settings);
     }
 
-    /// `pivot_root = /ns /ns/.old_root`: what was below /ns is below /, and the rest below /.old_root.
+    /// `pivot_root = /ns /ns/.old_root`: what was below /ns is below /, and the rest below
+    /// /.old_root.
     fn pivot(&mut self, settings: &[Setting]) {
         let Some(setting) = settings.iter().find(|setting| matches!(setting.key.as_str(), "pivot_root" | "pivot-root"))
         else {
@@ -171,7 +174,8 @@ impl Start {
         self.old_root = Some(old);
     }
 
-    /// A hook, `mount:none /from /to bind`; an exclamation mark before it says that its failure counts.
+    /// A hook, `mount:none /from /to bind`; an exclamation mark before it says that its failure
+    /// counts.
     fn hook(&mut self, setting: &Setting, phase: usize) {
         let Some((verb, arguments)) = setting.value.trim_start_matches('!').split_once(':') else { return };
         let words: Vec<_> = arguments.split_whitespace().collect();
