@@ -778,6 +778,20 @@ fn a_pid_1_that_keeps_the_emperor_waiting() {
     assert_eq!(ssh(30000, "hostname").ok(), "c30000");
 }
 
+/// Every lock of a file on the machine waits while somebody reads /proc/locks, for seconds if there
+/// are many locks.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_tenant_does_not_read_the_locks_of_the_machine() {
+    leader(30001);
+    let script = "use Fcntl q(:flock); open(my $file, q(>), q(/tmp/walls)); flock($file, LOCK_EX) or die $!;
+        open(my $locks, q(<), q(/proc/locks)) or die $!; print <$locks>; unlink q(/tmp/walls)";
+    assert_eq!(ssh(30001, &format!("perl -e '{script}'")).ok(), "");
+    // The same script sees its lock where the node's own /proc is.
+    let seen = run("perl", &["-e", script], b"").ok();
+    assert!(seen.contains(" FLOCK "), "{seen:?}");
+}
+
 /// Version 1 of cgroups counts what connections have in their buffers apart from other memory.
 #[test]
 #[ignore = "needs the node: make test"]
@@ -839,6 +853,46 @@ fn what_waits_in_netlink_sockets_is_not_limited() {
     fs::write(format!("{HOME}/walls.pl"), fill).unwrap();
     assert_eq!(fs::read_to_string(limit).unwrap().trim(), "67108864");
     assert_eq!(ssh(30001, "perl ~/walls.pl").ok(), "150000000");
+}
+
+/// SECURITY.md, "What is not promised". Where the kernel counts one of these one day, that and
+/// operating.md have to say so.
+#[test]
+#[ignore = "needs the node: make test"]
+fn locks_and_access_control_lists_are_not_limited() {
+    leader(30001);
+    let limit = "/sys/fs/cgroup/memory/30001/memory.limit_in_bytes";
+    if !fs::exists(limit).unwrap() {
+        return not_tried("the memory controller of version 1, in a hierarchy of its own", true);
+    }
+    let mut changed = Some(Changed::file(VASSAL, |text| text.replace("memory-max=1073741824", "memory-max=33554432")));
+    let _end = AtEnd(move || {
+        drop(changed.take());
+        let _ = (sh(format!("rm -f {HOME}/walls.py")), restart(Runs));
+    });
+    restart(Runs).unwrap();
+    leader(30001);
+    // Each lock has at least 150 bytes: a struct file_lock. The entries of a list are
+    // struct { __le16 tag, perm; __le32 id }, and 8 bytes in memory.
+    let fill = r"
+import fcntl, os, struct
+keep = []
+for number in range(1000):
+    keep.append(os.open('/tmp/walls%d' % number, os.O_RDWR | os.O_CREAT))
+    for at in range(500):
+        lock = struct.pack('hhqqi4x', fcntl.F_WRLCK, 0, 2 * at, 1, 0)
+        fcntl.fcntl(keep[-1], fcntl.F_SETLK, lock)
+entries = [(1, -1)] + [(2, 30001)] * 8187 + [(4, -1), (16, -1), (32, -1)]
+text = struct.pack('<I', 2) + b''.join(struct.pack('<HHi', tag, 7, number) for tag, number in entries)
+for number in range(600):
+    name = '/tmp/walls-list%d' % number
+    os.mkdir(name)
+    for which in ('access', 'default'): os.setxattr(name, 'system.posix_acl_' + which, text)
+print(len(text))";
+    fs::write(format!("{HOME}/walls.py"), fill).unwrap();
+    assert_eq!(fs::read_to_string(limit).unwrap().trim(), "33554432");
+    // 75 MB of locks, and 78 MB of lists at least.
+    assert_eq!(ssh(30001, "python3 ~/walls.py").ok(), "65532");
 }
 
 /// The kernel counts connections that are closed before all was sent for the whole machine
