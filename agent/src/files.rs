@@ -20,6 +20,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 /// Our directories have fewer names.
 const MOST_NAMES: usize = 1 << 20;
@@ -136,6 +137,10 @@ impl Directory {
         };
         fchmod(&file, Mode::from_bits_truncate(mode))?;
         file.write_all(bytes)?;
+        if let Some(Content { status, .. }) = old {
+            let former = Duration::from_secs(u64::try_from(status.st_mtime).unwrap_or(0));
+            file.set_modified(regular_file::time_after(SystemTime::UNIX_EPOCH + former))?;
+        }
         Ok(fsync(file.as_fd())?)
     }
 
@@ -189,6 +194,7 @@ mod tests {
         let second = file.metadata().unwrap();
         assert_eq!((second.mode(), second.gid()), (first.mode(), 33));
         assert_ne!(second.ino(), first.ino(), "another file has been renamed there");
+        assert!(second.mtime() > first.mtime(), "the Emperor sees it");
         assert_eq!(fs::read(&file).unwrap(), b"two");
         directory.remove("a.ini").unwrap();
         directory.remove("a.ini").unwrap();

@@ -10,6 +10,7 @@ use nix::sys::stat::{Mode, SFlag, fstat};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::time::{Duration, SystemTime};
 
 /// Why a file was not opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,6 +48,13 @@ pub fn read(file: impl Read, max: u64) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= max))
 }
 
+/// The time of modification for a file that takes the place of one with this time. uWSGI's Emperor
+/// compares whole seconds, so it would not see a second change within one.
+pub fn time_after(former: SystemTime) -> SystemTime {
+    let now = SystemTime::now();
+    former.checked_add(Duration::from_secs(1)).map_or(now, |next| next.max(now))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,5 +82,15 @@ mod tests {
         assert_eq!(read(open(&directory, "file").unwrap(), 4).unwrap().as_deref(), Some(&b"text"[..]));
         assert_eq!(read(open(&directory, "file").unwrap(), 3).unwrap(), None);
         fs::remove_dir_all(&place).unwrap();
+    }
+
+    #[test]
+    fn a_second_change_within_a_second_has_another_time() {
+        let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let now = SystemTime::now();
+        assert!(seconds(time_after(now)) > seconds(now));
+        let future = now + Duration::from_secs(1000);
+        assert!(seconds(time_after(future)) > seconds(future));
+        assert!(time_after(SystemTime::UNIX_EPOCH) >= now);
     }
 }

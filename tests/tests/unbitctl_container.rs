@@ -1219,9 +1219,13 @@ fn watch_goes_on_until_it_is_told_to_end() {
 /// when the command has ended.
 const TYPIST: &str = r"import os, pty, select, signal, subprocess, sys, termios, time
 how, command = sys.argv[1], sys.argv[2:]
+ready, begin = os.pipe()
 pid, master = pty.fork()
-if pid == 0: os.execvp(command[0], command)
+if pid == 0:
+    os.read(ready, 1)
+    os.execvp(command[0], command)
 before = termios.tcgetattr(master)
+os.write(begin, b'x')
 shown = b''
 def read(until):
     global shown

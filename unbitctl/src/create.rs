@@ -25,7 +25,7 @@ use crate::rootfs::RootFs;
 use crate::shell::quoted;
 use crate::vassal::{self, Choice};
 use anyhow::{Context, Result, bail};
-use join::link;
+use join::{link, regular_file};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Uid, User};
@@ -523,6 +523,9 @@ fn replace(file: &Path, text: &str) -> Result<()> {
     let write = || {
         let mut opened = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&new)?;
         opened.write_all(text.as_bytes())?;
+        if let Ok(former) = fs::metadata(file) {
+            opened.set_modified(regular_file::time_after(former.modified()?))?;
+        }
         opened.sync_all()?;
         fs::rename(&new, file)?;
         File::open(VASSALS)?.sync_all()
