@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use unbit_tests::*;
 
 const UID: u32 = 30006;
@@ -382,9 +382,11 @@ fn whoever_closes_its_keyrings_keeps_nobody_from_its_number() {
     // -4 is the user's keyring, -5 its session's; 5 is KEYCTL_SETPERM, 3 KEYCTL_REVOKE.
     let unwritable = format!("syscall({keyctl}, 5, $_, 0x0b0b0000) == 0 or die qq(setperm: $!) for (-4, -5)");
     let revoked = format!("syscall({keyctl}, 3, -4) == 0 or die qq(revoke: $!)");
-    for (close, is_told) in [(unwritable, false), (revoked, true)] {
-        // A number of its own: the kernel keeps a revoked keyring for some minutes.
-        let uid = 1_000_000_000 + std::process::id() * 2 + u32::from(is_told);
+    // Numbers that no other run has: the kernel keeps a revoked keyring for some minutes.
+    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let number = 1_000_000_000 + u32::try_from(seconds * 2 % 1_000_000_000).unwrap();
+    for (close, is_told) in [(&unwritable, false), (&unwritable, false), (&revoked, true)] {
+        let uid = number + u32::from(is_told);
         let _end = AtEnd(|| drop(sh(format!("unbitctl remove {uid} --purge --yes; rm -rf /containers/{uid}"))));
         let make = format!("unbitctl create {uid} --key {KEY}");
         sh(&make).ok();

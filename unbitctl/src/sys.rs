@@ -6,6 +6,8 @@ use nix::errno::Errno;
 use nix::pty::Winsize;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 mod ioctls {
     nix::ioctl_read_bad!(get_size, libc::TIOCGWINSZ, libc::winsize);
@@ -240,15 +242,28 @@ pub fn clear_user_keyrings() -> nix::Result<bool> {
     const INVALIDATE: libc::c_int = 21;
     const USER: i64 = -4;
     const USER_SESSION: i64 = -5;
-    let mut is_all = true;
-    for keyring in [USER, USER_SESSION] {
-        let done = match keyctl(CLEAR, keyring, 0) {
+    const COLLECTION_TIMEOUT: Duration = Duration::from_secs(5);
+    const COLLECTION_INTERVAL: Duration = Duration::from_millis(10);
+    let (mut is_all, mut collection) = (true, None);
+    // The kernel takes an ended keyring out of its list a moment later. Until then it finds that
+    // one, and says that it is no longer a key.
+    let mut once_collected = |operation: libc::c_int, keyring: i64, other: i64| loop {
+        match keyctl(operation, keyring, other) {
+            Err(Errno::EKEYREVOKED | Errno::ENOKEY) if collection.is_some_and(|end| Instant::now() < end) => {
+                sleep(COLLECTION_INTERVAL);
+            }
             // Without the right to write. Who may search there may end it; the kernel makes another
             // one then.
-            Err(Errno::EACCES) => keyctl(INVALIDATE, keyring, 0),
-            done => done,
-        };
-        match done {
+            Err(Errno::EACCES) if operation == CLEAR => {
+                let ended = keyctl(INVALIDATE, keyring, 0);
+                collection = ended.ok().map(|_| Instant::now() + COLLECTION_TIMEOUT).or(collection);
+                break ended;
+            }
+            done => break done,
+        }
+    };
+    for keyring in [USER, USER_SESSION] {
+        match once_collected(CLEAR, keyring, 0) {
             // A kernel without keys, or a filter that forbids them; or it is not there, and the
             // user's keys are too many to make it.
             Ok(_) | Err(Errno::ENOSYS | Errno::EPERM | Errno::EDQUOT) => {}
@@ -257,7 +272,7 @@ pub fn clear_user_keyrings() -> nix::Result<bool> {
         }
     }
     // Where it was made the one is in the other; it is used as well without that.
-    let _ = keyctl(LINK, USER, USER_SESSION);
+    let _ = once_collected(LINK, USER, USER_SESSION);
     Ok(is_all)
 }
 
