@@ -25,7 +25,7 @@ const FILE: &str = "authorized_keys";
 const NEW: &str = ".authorized_keys.unbitctl";
 
 /// More than anybody's keys.
-const MAX_KEY_FILE: u64 = 1 << 20;
+pub(crate) const MAX_KEY_FILE: u64 = 1 << 20;
 
 /// One public key.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -26,12 +26,18 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
 }
 
 pub(crate) fn judge(passwd: &str, has_container: &dyn Fn(ContainerUid) -> bool) -> Vec<Finding> {
-    let accounts = passwd.lines().filter_map(|line| {
+    let judge = |(name, uid): (&str, u32)| {
+        judge_one(&escape::name(name), ContainerUid::parse(name.as_bytes()), uid, has_container)
+    };
+    numbered(passwd).filter_map(judge).collect()
+}
+
+/// The names and the third fields of passwd(5), or of group(5).
+pub(crate) fn numbered(text: &str) -> impl Iterator<Item = (&str, u32)> {
+    text.lines().filter_map(|line| {
         let mut fields = line.split(':');
-        let (name, uid) = (fields.next()?, fields.nth(1)?.parse::<u32>().ok()?);
-        Some((name, ContainerUid::parse(name.as_bytes()), uid))
-    });
-    accounts.filter_map(|(name, named, uid)| judge_one(&escape::name(name), named, uid, has_container)).collect()
+        Some((fields.next()?, fields.nth(1)?.parse().ok()?))
+    })
 }
 
 /// `named` is the container that has the account's name.

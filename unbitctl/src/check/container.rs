@@ -13,6 +13,7 @@ use super::sshd::{self, Says};
 use super::subids;
 use crate::containers::has_vassal;
 use crate::engine;
+use crate::keys::MAX_KEY_FILE;
 use crate::names::{self, Account};
 use crate::probe::{self, Messages};
 use crate::report::{Finding, State};
@@ -589,9 +590,6 @@ fn link_in(path: &Path) -> Option<String> {
     let to = shown(&link.read_link().ok()?);
     Some(if link == path { format!("; it is a link to {to}") } else { format!("; {} is a link to {to}", shown(link)) })
 }
-
-/// More than anybody's keys.
-const MAX_KEY_FILE: u64 = 1 << 20;
 
 /// Whether there is a line with a key, by the names with which all types of keys begin (ssh -Q
 /// key).

@@ -1,6 +1,7 @@
 //! Checks the directories of a node: each exists, has the right owner, and is accessible to no more
 //! users than necessary.
 
+use super::accounts::numbered;
 use crate::report::Finding;
 use crate::rootfs::RootFs;
 use crate::step::{Change, Step, Wishes};
@@ -226,10 +227,7 @@ impl Accounts {
 
 /// The third field of the line that begins with this name, in passwd(5) and group(5) alike.
 fn number_of(text: &str, name: &str) -> Option<u32> {
-    text.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok()).flatten()
-    })
+    numbered(text).find(|(other, _)| *other == name).map(|(_, number)| number)
 }
 
 /// What is seen of one directory.

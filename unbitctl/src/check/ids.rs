@@ -4,10 +4,10 @@
 //! A login is refused if the session or root inside would be somebody of this node. Each other id
 //! of the map root inside can be as well, by setuid(2).
 
+use super::accounts::numbered;
 use super::subids;
 use join::user_namespace::mapped_ranges;
 use shared::{ContainerUid, escape};
-use std::fmt;
 use std::ops::RangeInclusive;
 
 /// As `login.defs` has it: from this number on an account is a person's, and not a service's such
@@ -18,13 +18,12 @@ const FIRST_PERSON: u32 = 1000;
 struct Kind {
     map: &'static str,
     accounts: &'static str,
-    ranges: &'static str,
-    option: &'static str,
+    ranges: &'static subids::Kind,
 }
 
 const KINDS: [Kind; 2] = [
-    Kind { map: "uid_map", accounts: "/etc/passwd", ranges: "/etc/subuid", option: "--del-subuids" },
-    Kind { map: "gid_map", accounts: "/etc/group", ranges: "/etc/subgid", option: "--del-subgids" },
+    Kind { map: "uid_map", accounts: "/etc/passwd", ranges: &subids::UIDS },
+    Kind { map: "gid_map", accounts: "/etc/group", ranges: &subids::GIDS },
 ];
 
 /// What was seen, and what to do.
@@ -42,48 +41,44 @@ pub fn overlaps(
     read: &dyn Fn(&str) -> String,
 ) -> Vec<Overlap> {
     let passwd = read("/etc/passwd");
-    let people: Vec<_> = entries(&passwd).filter(|(_, uid)| *uid >= FIRST_PERSON).collect();
+    let people: Vec<_> = numbered(&passwd).filter(|(_, uid)| *uid >= FIRST_PERSON).collect();
     let judge = |kind: &Kind| {
         let map = read_map(kind.map);
         let own = mapped_ranges(&map);
         let shown = map.split_whitespace().collect::<Vec<_>>().join(" ");
         let here = format!("({}: {shown})", kind.map);
-        let others = others(kind, &own, container, containers, &read(kind.accounts));
-        [others.map(|others| others.told(&here)), range_of_a_person(kind, &own, &people, &read(kind.ranges), &here)]
+        [
+            others(kind, &own, container, containers, &read(kind.accounts), &here),
+            range_of_a_person(kind, &own, &people, &read(kind.ranges.file), &here),
+        ]
     };
     KINDS.iter().flat_map(judge).flatten().collect()
 }
 
-/// Those whose id is in a map: one of them, and how many.
-struct Others {
-    first: String,
-    more: usize,
-}
-
-impl Others {
-    fn told(self, here: &str) -> Overlap {
-        let more = if self.more > 0 { format!(", and {} more", self.more) } else { String::new() };
-        Overlap {
-            seen: format!("root of its user namespace can be {} on the node{more} {here}", self.first),
-            fix: "start the container with a user namespace whose ids are nobody else's".to_owned(),
-        }
-    }
-}
-
+/// One of those whose id is in a map, and how many others there are.
 fn others(
     kind: &Kind,
     own: &[RangeInclusive<u32>],
     container: ContainerUid,
     containers: &[ContainerUid],
     accounts: &str,
-) -> Option<Others> {
+    here: &str,
+) -> Option<Overlap> {
     let is_in = |id: u32| own.iter().any(|range| range.contains(&id));
     let containers = containers.iter().filter(|other| **other != container && is_in(other.get()));
     let containers = containers.map(|other| format!("the container {other}"));
-    let accounts = entries(accounts).filter(|(_, id)| *id != container.get() && is_in(*id));
+    let accounts = numbered(accounts).filter(|(_, id)| *id != container.get() && is_in(*id));
     let accounts = accounts.map(|(name, id)| format!("{id}, {} in {}", escape::name(name), kind.accounts));
     let mut all = containers.chain(accounts);
-    Some(Others { first: all.next()?, more: all.count() })
+    let first = all.next()?;
+    let more = match all.count() {
+        0 => String::new(),
+        count => format!(", and {count} more"),
+    };
+    Some(Overlap {
+        seen: format!("root of its user namespace can be {first} on the node{more} {here}"),
+        fix: "start the container with a user namespace whose ids are nobody else's".to_owned(),
+    })
 }
 
 /// Whoever has a range of subordinate ids can be each of them in a user namespace of its own: write
@@ -93,7 +88,7 @@ fn range_of_a_person(
     own: &[RangeInclusive<u32>],
     people: &[(&str, u32)],
     ranges: &str,
-    here: &dyn fmt::Display,
+    here: &str,
 ) -> Option<Overlap> {
     ranges.lines().find_map(|line| {
         let (name, range) = subids::range(line)?;
@@ -101,25 +96,10 @@ fn range_of_a_person(
         let meets = |own: &RangeInclusive<u32>| {
             *range.start() <= u64::from(*own.end()) && u64::from(*own.start()) <= *range.end()
         };
-        (is_a_person && own.iter().any(meets)).then(|| {
-            let numbers = format!("{}-{}", range.start(), range.end());
-            Overlap {
-                seen: format!(
-                    "{}: {} has {numbers}, and so ids of its user namespace {here}",
-                    kind.ranges,
-                    escape::name(name)
-                ),
-                fix: format!("usermod {} {numbers} {}", kind.option, crate::shell::quoted(name)),
-            }
+        (is_a_person && own.iter().any(meets)).then(|| Overlap {
+            seen: format!("{}, and so ids of its user namespace {here}", kind.ranges.seen(name, &range)),
+            fix: kind.ranges.removal(name, &range),
         })
-    })
-}
-
-/// Names and ids in the lines of passwd(5) or group(5).
-fn entries(text: &str) -> impl Iterator<Item = (&str, u32)> {
-    text.lines().filter_map(|line| {
-        let mut fields = line.split(':');
-        Some((fields.next()?, fields.nth(1)?.parse().ok()?))
     })
 }
 

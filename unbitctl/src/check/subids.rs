@@ -12,17 +12,27 @@ const CHECK: &str = "subids";
 const LOGIN_DEFS: &str = "/etc/login.defs";
 const WHY: &str = "an ordinary user can become each of these uids in a user namespace, and as a container's uid can write the container's files";
 
-/// The files, the options of usermod(8) that take a range away, and the settings of login.defs(5)
-/// by which useradd(8) gives one.
-const KINDS: [Kind; 2] = [
-    Kind { file: "/etc/subuid", option: "--del-subuids", settings: "SUB_UID" },
-    Kind { file: "/etc/subgid", option: "--del-subgids", settings: "SUB_GID" },
-];
-
-struct Kind {
-    file: &'static str,
+/// A file, the option of usermod(8) that takes a range away, and the settings of login.defs(5) by
+/// which useradd(8) gives one.
+pub(crate) struct Kind {
+    pub(crate) file: &'static str,
     option: &'static str,
     settings: &'static str,
+}
+
+pub(crate) const UIDS: Kind = Kind { file: "/etc/subuid", option: "--del-subuids", settings: "SUB_UID" };
+pub(crate) const GIDS: Kind = Kind { file: "/etc/subgid", option: "--del-subgids", settings: "SUB_GID" };
+
+impl Kind {
+    /// Who has a range.
+    pub(crate) fn seen(&self, name: &str, range: &RangeInclusive<u64>) -> String {
+        format!("{}: {} has {}-{}", self.file, escape::name(name), range.start(), range.end())
+    }
+
+    /// The command that takes the range away.
+    pub(crate) fn removal(&self, name: &str, range: &RangeInclusive<u64>) -> String {
+        format!("usermod {} {}-{} {}", self.option, range.start(), range.end(), crate::shell::quoted(name))
+    }
 }
 
 /// Numbers of containers that are there.
@@ -51,7 +61,7 @@ fn all(node: &RootFs) -> Vec<Finding> {
     };
     let defaults = if node.has("/usr/sbin/useradd") { read(LOGIN_DEFS) } else { Ok(None) };
     let mut findings = Vec::new();
-    for kind in &KINDS {
+    for kind in [&UIDS, &GIDS] {
         match read(kind.file) {
             Err(finding) => findings.push(finding),
             Ok(None) => {} // then useradd gives none either
@@ -91,16 +101,15 @@ fn has_container_numbers(range: &RangeInclusive<u64>) -> bool {
 
 fn judge(kind: &Kind, line: &str, containers: &[ContainerUid]) -> Option<Finding> {
     let (name, range) = range(line).filter(|(_, range)| has_container_numbers(range))?;
-    let numbers = format!("{}-{}", range.start(), range.end());
     let first = containers.iter().find(|container| range.contains(&u64::from(container.get())));
-    let seen = format!("{}: {} has {numbers}", kind.file, escape::name(name));
+    let seen = kind.seen(name, &range);
     // Root needs none of it, and gives such ranges to containers of other engines.
     if matches!(name, "root" | "0") {
         let seen = format!("{seen}, so what root starts with them has the uid of the container {}", first?);
         let fix = format!("give root another range in {}, and the containers that use it", kind.file);
         return Some(Finding::warn(CHECK, WHY, seen, fix));
     }
-    let fix = format!("usermod {} {numbers} {}", kind.option, crate::shell::quoted(name));
+    let fix = kind.removal(name, &range);
     Some(match first {
         Some(container) => {
             Finding::fail(CHECK, WHY, format!("{seen}, and so the number of the container {container}"), fix)
@@ -137,7 +146,7 @@ mod tests {
     #[test]
     fn ranges_that_have_numbers_of_containers() {
         let containers: Vec<_> = [30001, 100_005].into_iter().filter_map(ContainerUid::new).collect();
-        let [subuid, subgid] = &KINDS;
+        let [subuid, subgid] = [&UIDS, &GIDS];
         let state = |line: &str| judge(subuid, line, &containers).map(|finding| finding.state);
         for (line, expected) in [
             ("alice:100000:65536", Some(State::Fail)),
@@ -166,7 +175,7 @@ mod tests {
 
     #[test]
     fn what_useradd_gives() {
-        let [subuid, subgid] = &KINDS;
+        let [subuid, subgid] = [&UIDS, &GIDS];
         assert!(judge_defaults(subuid, "").is_some(), "by default");
         assert!(judge_defaults(subuid, "SUB_UID_MIN\t100000\n#SUB_UID_COUNT 0\nSUB_GID_COUNT 0\n").is_some());
         assert!(judge_defaults(subuid, "SUB_UID_COUNT\t0\n").is_none());
