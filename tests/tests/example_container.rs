@@ -792,23 +792,37 @@ fn a_tenant_does_not_read_the_locks_of_the_machine() {
     assert!(seen.contains(" FLOCK "), "{seen:?}");
 }
 
+/// The container with this memory limit, which version 1 of cgroups counts in a hierarchy of its
+/// own, until the answer is dropped. `None`, and that it is not tried, without such a hierarchy.
+#[must_use]
+fn with_memory(bytes: &str) -> Option<AtEnd<impl FnMut()>> {
+    let limit = "/sys/fs/cgroup/memory/30001/memory.limit_in_bytes";
+    leader(30001);
+    if !fs::exists(limit).unwrap() {
+        not_tried("the memory controller of version 1, in a hierarchy of its own", true);
+        return None;
+    }
+    let mut changed =
+        Some(Changed::file(VASSAL, |text| text.replace("memory-max=1073741824", &format!("memory-max={bytes}"))));
+    let end = AtEnd(move || {
+        drop(changed.take());
+        let _ = (sh(format!("rm -f {HOME}/walls.pl {HOME}/walls.py")), restart(Runs));
+    });
+    restart(Runs).unwrap();
+    leader(30001);
+    assert_eq!(fs::read_to_string(limit).unwrap().trim(), bytes);
+    Some(end)
+}
+
 /// Version 1 of cgroups counts what connections have in their buffers apart from other memory.
 #[test]
 #[ignore = "needs the node: make test"]
 fn what_connections_buffer_is_limited() {
-    let group = "/sys/fs/cgroup/memory/30001/memory.kmem.tcp.usage_in_bytes";
     leader(30001);
-    if !fs::exists(group).unwrap() {
+    if !fs::exists("/sys/fs/cgroup/memory/30001/memory.kmem.tcp.usage_in_bytes").unwrap() {
         return not_tried("the memory controller of version 1, in a hierarchy of its own", true);
     }
-    let changed = Changed::file(VASSAL, |text| text.replace("memory-max=1073741824", "memory-max=67108864"));
-    let mut changed = Some(changed);
-    let _end = AtEnd(move || {
-        drop(changed.take());
-        let _ = (sh(format!("rm -f {HOME}/walls.pl")), restart(Runs));
-    });
-    restart(Runs).unwrap();
-    leader(30001);
+    let Some(_limit) = with_memory("67108864") else { return };
     let fill = r#"use Socket; use Fcntl; my ($all, $block, @kept) = (0, q(x) x 65536);
         socket(my $listener, AF_INET, SOCK_STREAM, 0); bind($listener, sockaddr_in(0, inet_aton(q(127.0.0.1)))); listen($listener, 9);
         for (1 .. 400) {
@@ -829,18 +843,7 @@ fn what_connections_buffer_is_limited() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn what_waits_in_netlink_sockets_is_not_limited() {
-    leader(30001);
-    let limit = "/sys/fs/cgroup/memory/30001/memory.limit_in_bytes";
-    if !fs::exists(limit).unwrap() {
-        return not_tried("the memory controller of version 1, in a hierarchy of its own", true);
-    }
-    let mut changed = Some(Changed::file(VASSAL, |text| text.replace("memory-max=1073741824", "memory-max=67108864")));
-    let _end = AtEnd(move || {
-        drop(changed.take());
-        let _ = (sh(format!("rm -f {HOME}/walls.pl")), restart(Runs));
-    });
-    restart(Runs).unwrap();
-    leader(30001);
+    let Some(_limit) = with_memory("67108864") else { return };
     // Family AF_NETLINK, protocol NETLINK_USERSOCK, MSG_DONTWAIT; the address is a struct
     // sockaddr_nl.
     let fill = r#"my ($all, $block, @kept) = (0, q(x) x 100000);
@@ -851,7 +854,6 @@ fn what_waits_in_netlink_sockets_is_not_limited() {
         }
         print $all"#;
     fs::write(format!("{HOME}/walls.pl"), fill).unwrap();
-    assert_eq!(fs::read_to_string(limit).unwrap().trim(), "67108864");
     assert_eq!(ssh(30001, "perl ~/walls.pl").ok(), "150000000");
 }
 
@@ -860,18 +862,7 @@ fn what_waits_in_netlink_sockets_is_not_limited() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn locks_and_access_control_lists_are_not_limited() {
-    leader(30001);
-    let limit = "/sys/fs/cgroup/memory/30001/memory.limit_in_bytes";
-    if !fs::exists(limit).unwrap() {
-        return not_tried("the memory controller of version 1, in a hierarchy of its own", true);
-    }
-    let mut changed = Some(Changed::file(VASSAL, |text| text.replace("memory-max=1073741824", "memory-max=33554432")));
-    let _end = AtEnd(move || {
-        drop(changed.take());
-        let _ = (sh(format!("rm -f {HOME}/walls.py")), restart(Runs));
-    });
-    restart(Runs).unwrap();
-    leader(30001);
+    let Some(_limit) = with_memory("33554432") else { return };
     // Each lock has at least 150 bytes: a struct file_lock. The entries of a list are
     // struct { __le16 tag, perm; __le32 id }, and 8 bytes in memory.
     let fill = r"
@@ -890,7 +881,6 @@ for number in range(600):
     for which in ('access', 'default'): os.setxattr(name, 'system.posix_acl_' + which, text)
 print(len(text))";
     fs::write(format!("{HOME}/walls.py"), fill).unwrap();
-    assert_eq!(fs::read_to_string(limit).unwrap().trim(), "33554432");
     // 75 MB of locks, and 78 MB of lists at least.
     assert_eq!(ssh(30001, "python3 ~/walls.py").ok(), "65532");
 }

@@ -572,7 +572,7 @@ fn a_tenant_that_does_not_start_keeps_its_limits_until_they_are_changed_by_hand(
     let err = create("--memory 64M --timeout 3").failed();
     assert!(err.contains(&format!("{VASSAL} is as before")), "{err}");
     assert!(fs::read_to_string(VASSAL).unwrap().contains(FORMER));
-    std::mem::forget(Changed::file(VASSAL, |text| text.replace(FORMER, "memory-max=67108864")));
+    let _changed = Changed::file(VASSAL, |text| text.replace(FORMER, "memory-max=67108864"));
     as_tenant("rm logs");
     leader(UID);
     match limit(&["memory.limit_in_bytes", "memory.max"]) {
