@@ -4,7 +4,7 @@
 //!
 //! | step | module | question |
 //! |---|---|---|
-//! | find | [`link`] | which pid 1 is in the cgroup of root's link? |
+//! | find | [`link`] | which pid 1 is in the linked cgroup? |
 //! | find, without a link | [`emperor_socket`] | who listens on the container's ns.socket? |
 //! | verify | [`leader`], [`link_rules`], [`tracers`] | is that the container's pid 1? |
 //! | verify | [`root_directory`] | does a join end in its root directory? |

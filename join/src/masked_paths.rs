@@ -1,6 +1,6 @@
 //! Masks paths for root that has entered a container, as the OCI runtime specification's
-//! maskedPaths: an empty directory covers each directory of the tenant's in which programs look for
-//! code or sockets of the machine.
+//! maskedPaths: an empty directory covers each one that the tenant owns and in which programs look
+//! for code or sockets of the machine.
 //!
 //! Perl and Python load modules from `/usr/local` before or after the distribution's, and name
 //! services connect to sockets in `/run`. The tenant owns both in a container of

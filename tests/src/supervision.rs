@@ -1,6 +1,6 @@
 //! The supervisor of a session: the only process of the container's user that stays on the node. It
-//! is a child of sshd's monitor and the parent of the session's first process, and has nothing that
-//! anybody could take from it.
+//! is the child of the monitor process and the parent of the session's first process, and has
+//! nothing that anybody could take from it.
 
 use crate::{TextOf, descriptors, eventually, pgrep};
 use std::fs;

@@ -28,8 +28,7 @@ pub fn give(uid: u32, program: &str) -> String {
     tool
 }
 
-/// A command of the tenant's, started by its own ordinary login, that goes on until this is
-/// dropped.
+/// A command that the tenant starts by an ordinary login. It goes on until this is dropped.
 pub struct Inside(Child);
 
 impl Inside {
@@ -296,7 +295,7 @@ impl Look {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let is_ours =
             |kind| Some(fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok()?.to_string_lossy() == host[kind]);
-        // A supervisor stays in the mount namespace of sshd's monitor, which is another than the
+        // A supervisor stays in the monitor's mount namespace, which is another than the
         // node's.
         let is_supervisor = is_ours("pid")? && field(&status, "Name").starts_with("pam_unbit:");
         let (inside, of_our_users) = (!is_ours("mnt")? && !is_supervisor, is_ours("user")?);

@@ -447,7 +447,7 @@ fn a_pid_1_that_dies_at_any_moment() {
         } else {
             let_in += 1
         }
-        // The client hears of the end of sshd's child, and the kernel may still be ending the
+        // The client hears that sshd's child has ended, and the kernel may still be ending the
         // others.
         eventually("the end of the session with its container", || pgrep("^sleep 60$").is_none().then_some(()));
     }

@@ -1,6 +1,6 @@
 //! `sessions=N`: how many sessions a container may have open at once. Each holds a slot, a record
-//! lock of sshd's monitor on a byte of /run/unbit/sessions/UID, which the kernel releases however
-//! the monitor ends.
+//! lock that sshd's monitor holds on a byte of /run/unbit/sessions/UID, which the kernel releases
+//! however the monitor ends.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -2,7 +2,7 @@
 //! [AGAINST=other.so]`.
 //!
 //! Ratios of medians: those that are compared take turns. The time is the whole of `ssh USER@node`,
-//! as its user waits for it. The system calls are those of sshd's processes for the one connection,
+//! as its user waits for it. The system calls are those that sshd makes for the one connection,
 //! from accept to the start of the user's shell and after its end.
 
 use std::fs;

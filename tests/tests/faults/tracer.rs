@@ -4,8 +4,9 @@
 //!
 //! It watches, at every call of every process of the login, for what must never be: a process of
 //! the container's on the host, one with power inside the container (more than `join=now` leaves to
-//! su), a path of the tenant's that root looks up, a descriptor of the module's that survives an
-//! exec, an application that was refused and whose children would be born in the container.
+//! su), a path below the tenant's directory that root looks up, a descriptor that the module leaves
+//! open across an exec, an application that was refused and whose children would be born in the
+//! container.
 
 use libc::{c_long, pid_t};
 use std::collections::{BTreeMap, BTreeSet};
