@@ -216,6 +216,8 @@ fn a_container_that_is_paused() {
         let _thaw = AtEnd(|| drop(sh(&thaw)));
         sh(freeze).ok();
         assert_refused(PAUSED, "/engine.slice/web1 is frozen");
+        let purge = sh("unbitctl remove 30001 --purge --yes").failed();
+        assert!(purge.contains("30001 is a container of another engine") && purge.contains("may run"), "{purge}");
         tried += 1;
     }
     if tried == 0 {

@@ -14,6 +14,7 @@ use crate::rootfs::RootFs;
 use crate::{leftovers, quota, stop, terminal};
 use anyhow::{Context, Result, bail};
 use join::link::{DIRECTORY, Link};
+use join::refusal::Reason;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde::Serialize;
 use shared::ContainerUid;
@@ -115,15 +116,22 @@ fn is_linked(uid: ContainerUid) -> bool {
     Path::new(DIRECTORY).join(uid.to_string()).is_symlink()
 }
 
-/// Another engine's container uses the directory, and ends when that engine says so.
+/// Another engine's container uses the directory until that engine has stopped it. One that cannot
+/// be entered, for example a paused one, may still run.
 fn must_not_be_anothers(uid: ContainerUid) -> Result<()> {
     let limit = join::Deadline::after(Duration::from_secs(3));
-    let link = Link::of(uid).ok().flatten();
-    let runs = link.is_some_and(|link| link.find_leader(limit).is_ok());
-    if runs {
-        bail!("{uid} is a container of another engine ({DIRECTORY}/{uid}), and runs: stop it there first");
+    match Link::of(uid).and_then(|link| link.map(|link| link.find_leader(limit)).transpose()) {
+        Ok(None) => Ok(()),
+        Ok(Some(_)) => {
+            bail!("{uid} is a container of another engine ({DIRECTORY}/{uid}), and runs: stop it there first")
+        }
+        Err(refusal) if refusal.reason == Reason::NotRunning => Ok(()),
+        Err(refusal) => bail!(
+            "{uid} is a container of another engine ({DIRECTORY}/{uid}), and may run ({}): stop it there first; \
+             if it no longer exists: unbitctl detach {uid}",
+            refusal.cause,
+        ),
     }
-    Ok(())
 }
 
 fn unlink(uid: ContainerUid, progress: &mut Progress) -> Result<()> {
