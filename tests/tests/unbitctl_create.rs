@@ -242,6 +242,9 @@ fn what_was_made_is_undone_when_a_step_fails() {
             "before the container is started: {done:?}"
         );
         assert!(done.failed().contains("a login would end at pam: "));
+        // Nobody reads what is wrong.
+        let unread = sh(format!("unbitctl create 30006 --key {KEY} >/dev/full"));
+        assert!(unread.failed().contains("a login would end at pam: "));
         assert_eq!(state(), before);
     }
 

@@ -121,7 +121,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Err(Failed { error, findings }) => {
             progress.now("");
             if !arguments.json {
-                report::show(&findings, Format::new(false))?;
+                // Whether or not it can be written, everything is undone.
+                let _ = report::show(&findings, Format::new(false));
             }
             let undone = undo.run();
             return Err(error.context(format!("{uid} has not been made; {undone}")));
@@ -288,7 +289,7 @@ impl<'a> Plan<'a> {
 
     fn limit_disk(&self, progress: &mut Progress, undo: &mut Undo) -> Result<()> {
         match self.arguments.disk {
-            Some(limit) if self.quota.limit() != Some(limit) => {
+            Some(limit) if !self.quota.is_limited_to(limit) => {
                 let before = self.quota.limit();
                 self.quota.set(self.uid, limit)?;
                 undo.note(Made::Quota(self.quota.clone(), before));

@@ -47,6 +47,11 @@ impl State {
         self.limit
     }
 
+    /// Whether that is the limit; the kernel keeps limits in whole blocks.
+    pub fn is_limited_to(&self, bytes: u64) -> bool {
+        self.limit == Some(sys::round_up_to_quota_block(bytes))
+    }
+
     /// Sets the limit, in bytes; 0 is none.
     pub fn set(&self, uid: ContainerUid, bytes: u64) -> Result<()> {
         match sys::set_disk_limit(&self.directory, &self.device, uid.get(), bytes) {

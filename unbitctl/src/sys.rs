@@ -207,6 +207,11 @@ pub fn disk_limit(file: &OwnedFd, device: &str, uid: u32) -> nix::Result<u64> {
     }
 }
 
+/// The limit that the kernel has after it was set to this many bytes.
+pub const fn round_up_to_quota_block(bytes: u64) -> u64 {
+    bytes.div_ceil(QUOTA_BLOCK).saturating_mul(QUOTA_BLOCK)
+}
+
 /// Sets that, and no other limit.
 pub fn set_disk_limit(file: &OwnedFd, device: &str, uid: u32, bytes: u64) -> nix::Result<()> {
     const QIF_BLIMITS: u32 = 1;
