@@ -688,6 +688,8 @@ fn files_of_containers_that_give_power_away() {
         ("hook-asap = exec:true", "ok", "none of 2 files"),
         ("ini = /containers/%n/more.ini", "fail", "ini = /containers/30001/more.ini"),
         ("plugins = tuntap", "ok", "none of 2 files"),
+        // To ask uWSGI for it, root would load what is there.
+        ("plugins-dir = /containers/%n/plugins\nplugins = no-such", "fail", "plugins-dir = /containers/30001/plugins"),
         ("plugins = no-such", "fail", "/usr/bin/uwsgi has no plugin no-such, which is named by the file of: 30001"),
     ] {
         let changed = Changed::unseen_by_the_emperor(VASSAL, |text| format!("{text}{line}\n"));

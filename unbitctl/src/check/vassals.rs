@@ -120,6 +120,11 @@ fn finding(node: &RootFs, kind: Kind, files: &[(&Vassal, Vec<Fault>)]) -> Option
             "root reads options, hooks among them, that the tenant has written",
             format!("remove that line: sed -i '{}d' {real}", first.line),
         ),
+        Kind::Plugin => (
+            State::Fail,
+            "root loads this plugin before the container starts, and the tenant can put any code there",
+            format!("move the plugin to a directory of root's and change that line: line {} of {real}", first.line),
+        ),
         Kind::Devices => (
             State::Warn,
             "one container can take every terminal of the node, and shares /dev/shm with the others",

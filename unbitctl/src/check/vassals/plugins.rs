@@ -1,10 +1,12 @@
 //! The plugins that these files name, and whether uWSGI has them, as it says itself.
 
+use super::start::{PLUGIN_DIRECTORIES, PLUGINS};
 use super::{CHECK, WHY_PLUGINS, list};
 use crate::command;
 use crate::containers::Vassal;
 use crate::report::{Finding, State};
 use crate::rootfs::RootFs;
+use join::safe_path::{self, PathError};
 use shared::{ContainerUid, escape};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +16,10 @@ const UWSGI: [&str; 2] = ["/opt/unbit/uwsgi/uwsgi", "/usr/bin/uwsgi"];
 pub fn check(node: &RootFs, files: &[Vassal]) -> Vec<Finding> {
     let mut wanted: BTreeMap<(Vec<&str>, &str), Vec<&Vassal>> = BTreeMap::new();
     for file in files {
-        let directories: Vec<_> = values(&file.text, &["plugins-dir", "plugin-dir"]).collect();
+        let directories: Vec<_> = values(&file.text, &PLUGIN_DIRECTORIES).collect();
+        if !directories.iter().all(|directory| only_root_writes(node, directory)) {
+            continue; // to ask uWSGI would load what is there; start.rs names the line
+        }
         for name in names(&file.text) {
             wanted.entry((directories.clone(), name)).or_default().push(file);
         }
@@ -49,6 +54,12 @@ fn uid(file: &Vassal) -> Option<ContainerUid> {
     ContainerUid::parse(name.as_bytes())
 }
 
+/// Whether nobody but root can put a plugin there. Where a placeholder leads is not known here.
+fn only_root_writes(node: &RootFs, directory: &str) -> bool {
+    !directory.contains('%')
+        && matches!(safe_path::open_directory(&node.path(directory)), Ok(_) | Err(PathError::Missing(..)))
+}
+
 /// uWSGI loads plugins as it reads its arguments, and ends where it needs one that it cannot load.
 fn lacks(node: &RootFs, uwsgi: &str, directories: &[&str], name: &str) -> bool {
     let mut arguments = Vec::new();
@@ -78,9 +89,8 @@ fn parts(value: &str) -> impl Iterator<Item = &str> {
 /// The plugins that a file names. A placeholder in a name is not known here, and a path below a
 /// tenant's directory is root's to load nowhere.
 fn names(text: &str) -> BTreeSet<&str> {
-    const KEYS: [&str; 4] = ["plugin", "plugins", "need-plugin", "need-plugins"];
     let is_name = |name: &&str| name.chars().all(|letter| letter.is_ascii_alphanumeric() || "_-.".contains(letter));
-    values(text, &KEYS).flat_map(parts).filter(is_name).collect()
+    values(text, &PLUGINS).flat_map(parts).filter(is_name).collect()
 }
 
 #[cfg(test)]

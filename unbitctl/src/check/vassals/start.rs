@@ -2,6 +2,7 @@
 //! post-jail, pivot_root, as root.
 
 use shared::escape;
+use shared::settings::CONTAINERS;
 use std::collections::BTreeMap;
 
 /// What a line does that it must not.
@@ -17,6 +18,8 @@ pub enum Kind {
     Program,
     /// Root reads its configuration there.
     Include,
+    /// Root loads a plugin from there.
+    Plugin,
     /// The node's devices or terminals are in the container.
     Devices,
     /// A bind with flags that it does not set.
@@ -51,7 +54,10 @@ const AFTER_PIVOT: usize = 3;
 /// Options whose file root opens. log-backupname is a name that root gives to one.
 const LOGS: [&str; 6] = ["logto", "daemonize", "pidfile", "safe-pidfile", "log-backupname", "logfile"];
 
-const CONTAINERS: &str = "/containers";
+/// Options of plugins, and of the directories where uWSGI looks for them.
+pub const PLUGINS: [&str; 4] = ["plugin", "plugins", "need-plugin", "need-plugins"];
+pub const PLUGIN_DIRECTORIES: [&str; 2] = ["plugins-dir", "plugin-dir"];
+
 /// Files that include each other end somewhere.
 const DEPTH: usize = 8;
 /// As many options as are looked at, and as long as a value grows by placeholders in placeholders.
@@ -145,6 +151,18 @@ impl Start {
             }
             for setting in settings.iter().filter(|setting| setting.key == commands) {
                 self.command(setting, &setting.value, phase);
+            }
+        }
+        // uWSGI loads plugins as it reads its options, before the first phase.
+        for setting in settings {
+            let names = match setting.key.as_str() {
+                key if PLUGINS.contains(&key) => setting.value.split(',').map(|name| name.rsplit(':').next()).collect(),
+                key if PLUGIN_DIRECTORIES.contains(&key) => vec![Some(setting.value.as_str())],
+                _ => continue,
+            };
+            if names.into_iter().flatten().any(|name| self.is_tenants(name.trim(), 0) || self.is_a_tree(name.trim(), 0))
+            {
+                self.fault(Kind::Plugin, setting);
             }
         }
         let opened = |setting: &&Setting| LOGS.contains(&setting.key.as_str());
@@ -366,6 +384,9 @@ mod tests {
             ("hook-as-root = exec:route add default gw 10.0.0.1", "hook-as-root", Kind::Program),
             ("exec-as-root = true", "hook-as-root", Kind::Program),
             ("ini = /containers/%n/more.ini", "jailed = true", Kind::Include),
+            ("plugins-dir = /containers/%n/plugins", first, Kind::Plugin),
+            ("plugin-dir = /containers/%n", first, Kind::Plugin),
+            ("plugins = tuntap,0:/containers/%n/x.so", first, Kind::Plugin),
             ("hook-pre-jail = mount:none /dev /ns/dev bind", "pivot_root = ", Kind::Devices),
             ("hook-as-root = mount:none /.old_root/dev/pts /dev/pts bind", "hook-as-root", Kind::Devices),
             ("hook-pre-jail = mount:none /distros/base/srv /ns/srv bind,nosuid", "pivot_root = ", Kind::Nosuid),
@@ -379,6 +400,8 @@ mod tests {
             ("hook-asap = putenv:HOME=/containers/%n/home", first),
             ("hook-asap = setquota:/dev/sda 30001 1000", first),
             ("; hook-asap = mkdir:/containers/%n/run", first),
+            ("plugins = tuntap, 0:python", first),
+            ("plugins-dir = /usr/lib/uwsgi/plugins", first),
             ("hook-as-user = exec:/bin/true /containers/%n/x", "hook-as-user"),
             ("logto = /var/log/30001.log", "logto2 = "),
             (
