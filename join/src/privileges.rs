@@ -7,6 +7,7 @@ use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, retry};
 use crate::user_namespace::Ids;
 use caps::{CapSet, Capability, CapsHashSet};
+use nix::errno::Errno;
 use nix::unistd::{Gid, Uid, getgid, getuid, setfsgid, setfsuid, setgroups, setresgid};
 use shared::ContainerUid;
 
@@ -82,17 +83,23 @@ pub fn stay_root(bounding_set: u64) -> Result<(), Refusal> {
     keep_capabilities(&kept).context(Reason::Broken, "drop capabilities")
 }
 
-/// For `join=now`, whose application becomes the user itself: keeps the capabilities for that, and
-/// accesses files as the user from here on.
-pub fn keep_for_join_now(container: ContainerUid) -> Result<(), Refusal> {
+/// Has this thread access files with the rights of a container's user. The caller sets the groups.
+pub fn access_files_as(container: ContainerUid) -> nix::Result<()> {
     let (uid, gid) = (Uid::from_raw(container.get()), Gid::from_raw(container.get()));
-    retry(|| setgroups(&[gid])).context(Reason::Broken, "drop root's groups")?;
-    // setfsuid(2) does not tell a failure; asking with an invalid id tells what holds.
+    // setfsuid(2) never fails; a call with an invalid id returns the id that holds.
     setfsgid(gid);
     setfsuid(uid);
     if setfsgid(Gid::from_raw(u32::MAX)) != gid || setfsuid(Uid::from_raw(u32::MAX)) != uid {
-        return Err(Refusal::new(Reason::Broken, "reach files as the container's user: setfsuid had no effect"));
+        return Err(Errno::EPERM);
     }
+    Ok(())
+}
+
+/// For `join=now`, whose application becomes the user itself: keeps the capabilities for that, and
+/// accesses files as the user from here on.
+pub fn keep_for_join_now(container: ContainerUid) -> Result<(), Refusal> {
+    retry(|| setgroups(&[Gid::from_raw(container.get())])).context(Reason::Broken, "drop root's groups")?;
+    access_files_as(container).context(Reason::Broken, "access files as the container's user (setfsuid)")?;
     keep_capabilities(&KEPT_FOR_JOIN_NOW).context(Reason::Broken, "drop capabilities")
 }
 

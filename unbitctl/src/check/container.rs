@@ -524,8 +524,7 @@ impl AsTheUser {
     fn become_it(container: ContainerUid) -> nix::Result<Self> {
         let before = Self { groups: getgroups()? };
         setgroups(&[Gid::from_raw(container.get())])?;
-        setfsgid(Gid::from_raw(container.get()));
-        setfsuid(Uid::from_raw(container.get()));
+        join::privileges::access_files_as(container)?;
         Ok(before)
     }
 }
