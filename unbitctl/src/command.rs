@@ -2,6 +2,7 @@
 
 use crate::rootfs::RootFs;
 use anyhow::{Context, Result, bail};
+use shared::escape;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -108,10 +109,10 @@ fn answer(mut command: Command, program: &str) -> Result<Output> {
     let done = command.output().with_context(|| format!("run {program}"))?;
     // timeout(1) says 124 of its own, and 128 and the number of a signal for what ended by that.
     let status = done.status.code().filter(|status| *status != 124 && !(129..=192).contains(status));
-    if status == Some(127) {
-        bail!("{program} is not installed");
-    }
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if status == Some(127) {
+        bail!("{program}, or a program that it runs, is not installed: {}", escape::name(text(&done.stderr).trim()));
+    }
     Ok(Output { status, out: text(&done.stdout), err: text(&done.stderr) })
 }
 

@@ -1,6 +1,7 @@
 //! Lists the containers of a node, and the files from which its Emperor starts them.
 
 use crate::rootfs::RootFs;
+use join::link;
 use shared::ContainerUid;
 use shared::settings::CONTAINERS;
 use std::os::unix::fs::MetadataExt;
@@ -61,6 +62,13 @@ pub fn has_vassal(container: ContainerUid) -> bool {
 pub fn vassals_of(container: ContainerUid) -> Vec<PathBuf> {
     let path = |format: &&str| Path::new(VASSALS).join(format!("{container}.{format}"));
     FORMATS.iter().map(path).filter(|path| path.symlink_metadata().is_ok()).collect()
+}
+
+/// The containers of other engines, which have a link.
+pub fn linked(node: &RootFs) -> Vec<ContainerUid> {
+    let links = node.resolve(link::DIRECTORY).and_then(std::fs::read_dir);
+    let names = links.into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.filter_map(|name| ContainerUid::parse(name.as_encoded_bytes())).collect()
 }
 
 /// A container of the node's, any of them.

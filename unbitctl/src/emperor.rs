@@ -123,7 +123,8 @@ impl Service {
         match (self.was_enabled, self.was_active, self.is_active) {
             (true, true, _) => "containers.service: is enabled and runs",
             (true, false, true) => "containers.service: started",
-            (false, _, true) => "containers.service: enabled and started",
+            (false, true, true) => "containers.service: enabled; it runs already",
+            (false, false, true) => "containers.service: enabled and started",
             (true, false, false) => "containers.service: is enabled, and starts with the first container",
             (false, _, false) => "containers.service: enabled; it starts with the first container",
         }

@@ -1,17 +1,14 @@
 //! Checks the mounts from which the Emperor starts containers: a mount that one container makes
 //! must not appear elsewhere.
 
-use crate::containers::{Vassal, has_emperor, vassals};
+use crate::containers::{self, Vassal, has_emperor, vassals};
 use crate::report::{Finding, State};
 use crate::rootfs::RootFs;
-use join::link;
 use join::mountinfo::Mount;
-use shared::ContainerUid;
 use shared::settings::CONTAINERS;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 const CHECK: &str = "mounts";
@@ -46,9 +43,7 @@ const LINKED: &str = "root of a container can make a set-user-ID program or a de
 
 /// The Emperor's containers have no root. Nothing is said where root has linked no container.
 fn check_linked(node: &RootFs) -> Option<Finding> {
-    let links = node.resolve(link::DIRECTORY).and_then(fs::read_dir).ok()?;
-    let linked = links.flatten().filter_map(|entry| ContainerUid::parse(entry.file_name().as_bytes()));
-    let homes: Vec<_> = linked.map(|uid| format!("{CONTAINERS}/{uid}")).collect();
+    let homes: Vec<_> = containers::linked(node).into_iter().map(|uid| format!("{CONTAINERS}/{uid}")).collect();
     let mounts = own().ok().filter(|_| node.is_running() && !homes.is_empty())?;
     let held: Vec<_> = homes.iter().filter_map(|home| at(node, &mounts, home).ok().map(|(_, mount)| mount)).collect();
     (!held.is_empty()).then(|| judge_linked(&held))

@@ -3,6 +3,7 @@
 use super::systemd::{self, Health};
 use super::{server, sshd};
 use crate::command::{self, SSHD};
+use crate::containers;
 use crate::emperor::has_systemd;
 use crate::report::{Finding, State};
 use crate::rootfs::RootFs;
@@ -25,7 +26,9 @@ const WHY: &str = "a login joins the container's namespaces and cgroups, which s
 /// To join a namespace, to join a mount namespace, and to look at the namespaces of another user's
 /// process.
 const CAPABILITIES: [&str; 3] = ["cap_sys_admin", "cap_sys_chroot", "cap_sys_ptrace"];
+/// The namespaces that a login joins, and those that only containers of other engines have.
 const NAMESPACES: [&str; 5] = ["ipc", "mnt", "net", "pid", "uts"];
+const NAMESPACES_OF_OTHERS: [&str; 2] = ["cgroup", "user"];
 /// For the container's namespaces, and for its terminals. systemd.exec(5) has groups of them, which
 /// `systemctl show` resolves.
 const SYSTEM_CALLS: [&str; 6] = ["mount", "move_mount", "open_tree", "setns", "unshare", "keyctl"];
@@ -76,7 +79,7 @@ fn sandbox(node: &RootFs) -> Vec<Finding> {
     let unit = if socket.is_ok_and(|socket| starts_one_each(&socket.out)) { template } else { service };
     let Unit { name, asked } = unit;
     match command::run(node, "systemctl", &["show", asked, "--property", properties]) {
-        Ok(answer) if answer.ok() => judge(name, &answer.out),
+        Ok(answer) if answer.ok() => judge(name, &answer.out, !containers::linked(node).is_empty()),
         Ok(answer) => {
             vec![Finding::not_applicable(CHECK, WHY, format!("systemctl show {asked}: {}", answer.complaint()))]
         }
@@ -91,7 +94,7 @@ fn starts_one_each(shown: &str) -> bool {
 }
 
 /// Reads what `systemctl show` prints, a line for each property.
-fn judge(unit: &str, shown: &str) -> Vec<Finding> {
+fn judge(unit: &str, shown: &str, has_other_engines: bool) -> Vec<Finding> {
     let properties: HashMap<&str, &str> = shown.lines().filter_map(|line| line.split_once('=')).collect();
     let of = |name: &str| properties.get(name).copied().unwrap_or_default();
     let words = |name: &str| of(name).split_whitespace().collect::<Vec<_>>();
@@ -111,7 +114,9 @@ fn judge(unit: &str, shown: &str) -> Vec<Finding> {
         findings.push(fail(seen, "ProtectControlGroups=no".to_owned()));
     }
     let namespaces = words("RestrictNamespaces");
-    if !matches!(namespaces.as_slice(), [] | ["no"]) && !NAMESPACES.iter().all(|kind| namespaces.contains(kind)) {
+    let others = NAMESPACES_OF_OTHERS.iter().filter(|_| has_other_engines);
+    let mut needed = NAMESPACES.iter().chain(others);
+    if !matches!(namespaces.as_slice(), [] | ["no"]) && !needed.all(|kind| namespaces.contains(kind)) {
         let seen = format!("{unit} has RestrictNamespaces={}", of("RestrictNamespaces"));
         findings.push(fail(seen, "RestrictNamespaces=no".to_owned()));
     }
@@ -163,7 +168,7 @@ mod tests {
                           InaccessiblePaths=\nProtectControlGroups=no\nLoadState=loaded\nSystemCallFilter=\n";
 
     fn seen(shown: &str) -> Vec<(State, String)> {
-        judge("ssh.service", shown).into_iter().map(|finding| (finding.state, finding.seen)).collect()
+        judge("ssh.service", shown, false).into_iter().map(|finding| (finding.state, finding.seen)).collect()
     }
 
     #[test]
@@ -193,8 +198,12 @@ mod tests {
         {
             assert_eq!(seen(&DEBIAN.replace(from, to))[0].0, State::Ok);
         }
+        // Only containers of other engines have user and cgroup namespaces.
+        let few = DEBIAN.replace("Namespaces=no", "Namespaces=ipc net mnt pid uts");
+        assert_eq!(seen(&few)[0].0, State::Ok);
+        assert_eq!(judge("ssh.service", &few, true)[0].seen, "ssh.service has RestrictNamespaces=ipc net mnt pid uts");
         assert_eq!(seen("LoadState=not-found\n")[0].0, State::NotApplicable);
-        let of_the_socket = judge("ssh@.service", &DEBIAN.replace("Groups=no", "Groups=yes"));
+        let of_the_socket = judge("ssh@.service", &DEBIAN.replace("Groups=no", "Groups=yes"), false);
         assert_eq!(of_the_socket[0].seen, "ssh@.service has ProtectControlGroups=yes");
         assert!(starts_one_each("Accept=yes\nActiveState=active\n"));
         assert!(
