@@ -13,15 +13,15 @@ use join::safe_path;
 use join::sys::retry;
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{Mode, fstat};
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::Deserialize;
 use shared::ContainerUid;
 use std::collections::HashMap;
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Where they are, for people.
 const NAME: &str = "alarms";
@@ -30,8 +30,8 @@ const MAX_ALARM: u64 = 64 << 10;
 /// What one round sends, of all containers and of each. The others wait.
 const MAX_PER_ROUND: usize = 200;
 const MOST_OF_EACH: usize = 10;
-/// How much of the directory one round reads, however many files a tenant has made there.
-const MOST_NAMES: usize = 10_000;
+/// How long one round reads the directory, where tenants can make files faster than it reads.
+const LONGEST_LISTING: Duration = Duration::from_secs(5);
 /// A file that has been half written for so many seconds never gets its name.
 const UNFINISHED: u64 = 300;
 
@@ -64,31 +64,30 @@ enum Found {
 pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     let Some(directory) = open(node)? else { return Ok(()) };
     let mut sent = HashMap::new();
-    for name in names(&directory)? {
-        match kind(&name) {
-            Kind::Other => {}
-            Kind::Unfinished => {
-                if is_old(&directory, &name) {
-                    remove(node, &directory, &name, report);
-                }
+    let Listing { alarms, unfinished, is_whole } = list(&directory)?;
+    if !is_whole {
+        report.problem(format!(
+            "{NAME} has so many files that not all were looked at: see who made them, and remove them"
+        ));
+    }
+    for name in unfinished {
+        remove(node, &directory, &name, report);
+    }
+    for name in alarms {
+        if sent.values().sum::<usize>() >= MAX_PER_ROUND {
+            break;
+        }
+        match read(&directory, &name)? {
+            Found::Gone => {}
+            Found::Nothing(cause) => {
+                report.problem(format!("an alarm is dropped: {cause}"));
+                remove(node, &directory, &name, report);
             }
-            Kind::Alarm => {
-                if sent.values().sum::<usize>() >= MAX_PER_ROUND {
-                    continue;
-                }
-                match read(&directory, &name)? {
-                    Found::Gone => {}
-                    Found::Nothing(cause) => {
-                        report.problem(format!("an alarm is dropped: {cause}"));
-                        remove(node, &directory, &name, report);
-                    }
-                    Found::Alarm(alarm) => {
-                        let of_it = sent.entry(alarm.container).or_insert(0);
-                        if *of_it < MOST_OF_EACH {
-                            *of_it += 1;
-                            send(node, &directory, &name, alarm, report)?;
-                        }
-                    }
+            Found::Alarm(alarm) => {
+                let of_it = sent.entry(alarm.container).or_insert(0);
+                if *of_it < MOST_OF_EACH {
+                    *of_it += 1;
+                    send(node, &directory, &name, alarm, report)?;
                 }
             }
         }
@@ -108,17 +107,49 @@ fn open(node: &Node) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// The names in it that are UTF-8, in order, at most as many as one round reads.
-fn names(directory: &OwnedFd) -> Result<Vec<String>> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut listing = retry(|| Dir::openat(directory, ".", flags, Mode::empty())).context(NAME)?;
-    let name = |entry: nix::Result<nix::dir::Entry>| Some(entry.ok()?.file_name().to_str().ok()?.to_owned());
-    let mut names: Vec<_> = listing.iter().take(MOST_NAMES).filter_map(name).collect();
-    names.sort();
-    Ok(names)
+/// The names that one round handles.
+struct Listing {
+    alarms: Vec<String>,
+    /// Those that nobody will finish.
+    unfinished: Vec<String>,
+    is_whole: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Lists the directory, with few names of each owner: however many files a tenant makes, those of
+/// the others are among them.
+fn list(directory: &OwnedFd) -> Result<Listing> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut entries = retry(|| Dir::openat(directory, ".", flags, Mode::empty())).context(NAME)?;
+    let mut found = Listing { alarms: Vec::new(), unfinished: Vec::new(), is_whole: true };
+    let mut of_owner = HashMap::new();
+    let began = Instant::now();
+    for entry in entries.iter().flatten() {
+        if began.elapsed() > LONGEST_LISTING {
+            found.is_whole = false;
+            break;
+        }
+        let Ok(name) = entry.file_name().to_str() else { continue };
+        let kind = kind(name);
+        if kind == Kind::Other {
+            continue;
+        }
+        let Ok(status) = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
+        let count = of_owner.entry((status.st_uid, kind)).or_insert(0);
+        let most = if status.st_uid == 0 { MAX_PER_ROUND } else { MOST_OF_EACH };
+        if *count >= most || kind == Kind::Unfinished && !is_old(&status) {
+            continue;
+        }
+        *count += 1;
+        match kind {
+            Kind::Alarm => found.alarms.push(name.to_owned()),
+            _ => found.unfinished.push(name.to_owned()),
+        }
+    }
+    found.alarms.sort();
+    Ok(found)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Kind {
     Alarm,
     Unfinished,
@@ -194,10 +225,9 @@ fn send(node: &mut Node, directory: &OwnedFd, name: &str, alarm: Alarm, report: 
     Ok(())
 }
 
-fn is_old(directory: &OwnedFd, name: &str) -> bool {
-    let status = nix::sys::stat::fstatat(directory, name, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW);
+fn is_old(status: &FileStat) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    status.is_ok_and(|status| u64::try_from(status.st_mtime).is_ok_and(|time| time + UNFINISHED < now))
+    u64::try_from(status.st_mtime).is_ok_and(|time| time.saturating_add(UNFINISHED) < now)
 }
 
 /// Removes a name, or an empty directory that a tenant has made there. One that is not empty stays,

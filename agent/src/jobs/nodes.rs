@@ -35,8 +35,10 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
         node.memory.is_firewall_loaded = false;
         let said = command::run(UNBITCTL, &["firewall", "--reload"], "")?;
         node.memory.is_firewall_loaded = true;
-        if has_changed {
-            report.change(Action::Load, said.trim(), None);
+        // Nothing is loaded on a node whose operator has not loaded the table before.
+        let lists = said.trim().strip_prefix("table inet unbit is loaded: ").map(str::to_owned);
+        if has_changed && lists.is_some() {
+            report.change(Action::Load, "table inet unbit", lists);
         }
     }
     Ok(())
