@@ -18,7 +18,7 @@ pub const MAX_TEXT: u64 = 1 << 20;
 /// The list of containers.
 const CONTAINERS: &str = "/containers/";
 /// No list has more.
-const MOST_ENTRIES: usize = 100_000;
+const MAX_ENTRIES: usize = 100_000;
 
 /// The API, by the process that talks to it.
 pub struct Api(pub Fetcher);
@@ -26,9 +26,9 @@ pub struct Api(pub Fetcher);
 /// A container, as the API lists it. The times are the API's own and are compared with nothing but
 /// what it said before.
 #[derive(Clone, PartialEq, Debug, Deserialize)]
-pub struct Listed {
-    #[serde(default, rename = "mtime")]
-    pub changed: Value,
+pub struct ContainerTimes {
+    #[serde(default)]
+    pub mtime: Value,
     #[serde(default, rename = "ssh_keys_mtime")]
     pub keys_changed: Value,
 }
@@ -37,7 +37,7 @@ pub struct Listed {
 struct ListedContainer {
     uid: u32,
     #[serde(flatten)]
-    about: Listed,
+    about: ContainerTimes,
 }
 
 /// The same without what a node with many containers would need much memory for.
@@ -54,7 +54,7 @@ pub struct Nodes {
 
 impl Api {
     /// The containers of this node.
-    pub fn containers(&mut self) -> Result<BTreeMap<u32, Listed>> {
+    pub fn containers(&mut self) -> Result<BTreeMap<u32, ContainerTimes>> {
         let response = self.get(CONTAINERS)?;
         containers(&response.body)
     }
@@ -125,14 +125,14 @@ pub fn json<T: DeserializeOwned>(path: &str, body: &[u8]) -> Result<T> {
 /// An answer that is a list.
 pub fn list<T: DeserializeOwned>(path: &str, body: &[u8]) -> Result<Vec<T>> {
     let list: Vec<T> = json(path, body)?;
-    if list.len() > MOST_ENTRIES {
-        bail!("GET {path}: more than {MOST_ENTRIES} entries");
+    if list.len() > MAX_ENTRIES {
+        bail!("GET {path}: more than {MAX_ENTRIES} entries");
     }
     Ok(list)
 }
 
 /// The list of containers.
-pub fn containers(body: &[u8]) -> Result<BTreeMap<u32, Listed>> {
+pub fn containers(body: &[u8]) -> Result<BTreeMap<u32, ContainerTimes>> {
     let listed: Vec<ListedContainer> = list(CONTAINERS, body)?;
     unique(listed.into_iter().map(|ListedContainer { uid, about }| (uid, about)))
 }

@@ -87,9 +87,8 @@ impl Client {
         Self { agent, tls, base: format!("https://{}/api/private", api.authority) }
     }
 
-    /// Sends values over all connections, and says of each that was answered by which status, as
-    /// soon as it is. After the first that is not answered, or when many are refused, no other is
-    /// sent.
+    /// Sends values over all connections, and calls `answered` with the index and status of each. It
+    /// stops at the first error, or when many are refused.
     pub fn send(&self, posts: &[Post], answered: impl Fn(usize, u16) -> io::Result<()> + Sync) -> Result<(), String> {
         let failure = Mutex::new(None);
         let is_over = AtomicBool::new(false);
@@ -138,13 +137,13 @@ impl Client {
             None => self.agent.get(&address).call(),
             Some(body) => self.agent.post(&address).content_type("application/octet-stream").send(body),
         };
-        let mut answer = answer.map_err(|error| words(&error))?;
+        let mut answer = answer.map_err(|error| error_message(&error))?;
         let status = answer.status().as_u16();
         let has_end =
             answer.headers().contains_key("content-length") || answer.headers().contains_key("transfer-encoding");
         let mut body = Vec::new();
         let read = answer.body_mut().with_config().limit(MAX_BODY).reader().read_to_end(&mut body);
-        read.map_err(|error| words(&ureq::Error::from(error)))?;
+        read.map_err(|error| error_message(&ureq::Error::from(error)))?;
         Ok(Response { status, body, may_be_half: !has_end && self.tls.was_cut() })
     }
 }
@@ -171,8 +170,8 @@ impl Resolver for Addresses {
     }
 }
 
-/// A sentence that is the same each time, so that it is logged once.
-fn words(error: &ureq::Error) -> String {
+/// The same sentence each time, so that it is logged once.
+fn error_message(error: &ureq::Error) -> String {
     match error {
         ureq::Error::Timeout(_) => format!("no complete answer within {} s", REQUEST_TIMEOUT.as_secs()),
         ureq::Error::BodyExceedsLimit(_) => format!("the answer is longer than {} MiB", MAX_BODY >> 20),

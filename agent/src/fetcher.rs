@@ -92,7 +92,7 @@ impl Fetcher {
     /// Ends the child.
     fn end(&mut self) {
         if let Some((child, socket)) = self.child.take() {
-            drop(socket); // by which it ends as well, where we may not send a signal
+            drop(socket); // ends it as well, if we may not send it a signal
             let _ = kill(child, Signal::SIGKILL);
             let _ = retry(|| waitpid(child, None));
         }
@@ -108,7 +108,7 @@ impl Drop for Fetcher {
 /// In the child, before it hears of anything.
 fn drop_privileges(identity: &Identity, socket: &UnixStream) -> Result<()> {
     close_all_but(socket)?;
-    identity.become_it()?;
+    identity.assume()?;
     setrlimit(Resource::RLIMIT_FSIZE, 0, 0)?; // it writes no file
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     Ok(set_pdeathsig(Signal::SIGKILL)?) // now, because another uid takes it back
@@ -149,7 +149,7 @@ fn exchange(socket: &UnixStream, request: &Request) -> io::Result<Result<Respons
     let mut message = vec![if request.body.is_some() { POST } else { GET }];
     message.extend(framed(request.path.as_bytes()));
     message.extend(request.body.as_deref().map(framed).unwrap_or_default());
-    tell(socket, &message)?;
+    write_message(socket, &message)?;
     let mut reader = Until { socket, end: Instant::now() + ANSWER_TIMEOUT };
     let mut head = [0; 4];
     reader.read_exact(&mut head)?;
@@ -173,7 +173,7 @@ fn exchange_posts(socket: &UnixStream, posts: &[Post]) -> io::Result<Result<Vec<
         message.extend(framed(path.as_bytes()));
         message.extend(framed(body));
     }
-    tell(socket, &message)?;
+    write_message(socket, &message)?;
     let mut statuses = vec![None; posts.len()];
     let mut reader = BufReader::new(Until { socket, end: Instant::now() + ANSWER_TIMEOUT });
     for _ in 0..=posts.len() {
@@ -227,7 +227,7 @@ impl Answers<'_> {
     }
 }
 
-fn tell(mut socket: &UnixStream, message: &[u8]) -> io::Result<()> {
+fn write_message(mut socket: &UnixStream, message: &[u8]) -> io::Result<()> {
     socket.set_write_timeout(Some(ANSWER_TIMEOUT))?;
     match socket.write_all(message) {
         // A child that has not come so far as to listen has said why.

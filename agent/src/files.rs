@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 /// Our directories have fewer names.
-const MOST_NAMES: usize = 1 << 20;
+const MAX_NAMES: usize = 1 << 20;
 /// What the name of a new file ends in until it is complete.
 const SUFFIX: &str = ".unbit-agent";
 
@@ -74,8 +74,8 @@ impl Directory {
         for entry in listing.iter() {
             let entry = entry.with_context(|| self.path_of(""))?;
             let Ok(name) = entry.file_name().to_str() else { continue };
-            if names.len() >= MOST_NAMES {
-                bail!("{} has more than {MOST_NAMES} files", self.path_of(""));
+            if names.len() >= MAX_NAMES {
+                bail!("{} has more than {MAX_NAMES} files", self.path_of(""));
             }
             if name.starts_with('.') {
                 if sweeps && name.ends_with(SUFFIX) {

@@ -47,7 +47,7 @@ impl Identity {
 
     /// Becomes it for good: with no other group, no capability, and nothing that a program could
     /// give back.
-    pub fn become_it(&self) -> Result<()> {
+    pub fn assume(&self) -> Result<()> {
         if geteuid().is_root() {
             set_groups(&[self.gid]).context("drop root's groups")?;
             become_user(self.uid, self.gid).context("become another user")?;

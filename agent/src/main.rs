@@ -32,7 +32,7 @@ use identity::Identity;
 use jobs::{Daemon, Job, Memory, Node};
 use nix::unistd::geteuid;
 use quota::Quotas;
-use report::{Said, print, tell};
+use report::{LoggedProblems, log, print};
 use serde::Serialize;
 use settings::Settings;
 use std::path::{Path, PathBuf};
@@ -171,7 +171,7 @@ fn main() -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            tell(format_args!("{error:#}"));
+            log(format_args!("{error:#}"));
             if error.is::<NeedsRoot>() { ExitCode::from(3) } else { ExitCode::FAILURE }
         }
     }
@@ -189,7 +189,7 @@ fn prepare(daemon: Daemon, place: &Place, is_dry_run: bool, may_remove: bool) ->
     let material = Material::read(&settings.key_file, &settings.certificate_file, authorities)?;
     let is_name_verified = !place.insecure_server_name;
     if !is_name_verified {
-        tell(format_args!(
+        log(format_args!(
             "warning: --insecure-server-name: every server with a certificate of {} can pretend to be {}",
             authorities.display(),
             settings.api.host
@@ -198,20 +198,19 @@ fn prepare(daemon: Daemon, place: &Place, is_dry_run: bool, may_remove: bool) ->
     let tls = Tls::new(&material, settings.api.host.clone(), is_name_verified)?;
     let client = Client::new(&settings.api, tls);
     let mut quotas = None;
-    // The configurator stays root, and only the process that talks to the API is another user's.
-    // The others have no need of root once they have read the key. Whoever starts them as that user
-    // already has nothing to give up.
+    // The configurator stays root; only its fetcher drops privileges. The others need root only to
+    // read the key.
     let identity = match daemon {
         Daemon::Configurator => Identity::of(identity::OWN_USER)?,
         Daemon::Collector if is_root => {
             let identity = Identity::of(identity::OWN_USER)?;
             quotas = Quotas::start(&identity)?;
-            identity.become_it()?;
+            identity.assume()?;
             identity
         }
         Daemon::Dominator if is_root => {
             let identity = Identity::of(identity::ROUTERS_USER)?;
-            identity.become_it()?;
+            identity.assume()?;
             identity
         }
         Daemon::Collector | Daemon::Dominator => Identity::own(),
@@ -230,20 +229,20 @@ fn prepare(daemon: Daemon, place: &Place, is_dry_run: bool, may_remove: bool) ->
 
 fn run(daemon: Daemon, interval: Option<u64>, place: &Place) -> Result<ExitCode> {
     let mut node = prepare(daemon, place, false, false)?;
-    let mut jobs: Vec<_> = daemon.jobs().iter().map(|job| (*job, Said::default())).collect();
+    let mut jobs: Vec<_> = daemon.jobs().iter().map(|job| (*job, LoggedProblems::default())).collect();
     let interval = Duration::from_secs(interval.unwrap_or(daemon.interval()));
     loop {
         let began = Instant::now();
         for (job, said) in &mut jobs {
             let report = node.round(*job);
-            said.lines(&name(*job), &report).iter().for_each(tell);
+            said.lines(&name(*job), &report).iter().for_each(log);
         }
         std::thread::sleep(interval.saturating_sub(began.elapsed()));
     }
 }
 
 #[derive(Serialize)]
-struct Answer<'a> {
+struct JsonOutput<'a> {
     job: &'a str,
     dry_run: bool,
     #[serde(flatten)]
@@ -254,12 +253,12 @@ fn once(job: Job, is_dry_run: bool, may_remove: bool, json: bool, place: &Place)
     let mut node = prepare(Daemon::of(job), place, is_dry_run, may_remove)?;
     let report = node.round(job);
     if json {
-        let answer = Answer { job: &name(job), dry_run: is_dry_run, report: &report };
+        let answer = JsonOutput { job: &name(job), dry_run: is_dry_run, report: &report };
         print(&(serde_json::to_string_pretty(&answer)? + "\n")).context("write standard output")?;
     } else {
         let lines = report.changes.iter().map(|change| format!("{}{change}\n", if is_dry_run { "would " } else { "" }));
         print(&lines.collect::<String>()).context("write standard output")?;
-        report.problems.iter().for_each(tell);
+        report.problems.iter().for_each(log);
     }
     Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -267,7 +266,7 @@ fn once(job: Job, is_dry_run: bool, may_remove: bool, json: bool, place: &Place)
 /// What needs neither an API nor settings.
 fn metrics() -> Result<ExitCode> {
     if geteuid().is_root() {
-        Identity::of(identity::OWN_USER)?.become_it()?;
+        Identity::of(identity::OWN_USER)?.assume()?;
     }
     print(&jobs::metrics::text::text()?).context("write standard output")?;
     Ok(ExitCode::SUCCESS)

@@ -33,7 +33,7 @@ impl Quotas {
         let (ours, theirs) = UnixStream::pair().context("make a socket")?;
         let ForkResult::Parent { .. } = fork().context("fork")? else {
             drop(ours);
-            if become_it(identity, &theirs).is_ok() {
+            if assume(identity, &theirs).is_ok() {
                 let _ = serve(&theirs, Path::new(&device));
             }
             exit_now(0)
@@ -53,7 +53,7 @@ impl Quotas {
 }
 
 /// Another user, with this one capability.
-fn become_it(identity: &Identity, socket: &UnixStream) -> Result<()> {
+fn assume(identity: &Identity, socket: &UnixStream) -> Result<()> {
     close_all_but(socket)?;
     let (uid, gid) = identity.ids();
     let kept: CapsHashSet = [Capability::CAP_SYS_ADMIN].into_iter().collect();

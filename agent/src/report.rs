@@ -8,7 +8,7 @@ use std::fmt;
 use std::io::{self, Write};
 
 /// If there are more of one kind, they are not logged one by one.
-const MOST_LINES: usize = 20;
+const MAX_LINES: usize = 20;
 
 /// Something that is done.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -73,11 +73,11 @@ impl Report {
     }
 }
 
-/// The faults of the last round, so that each is logged once while it lasts.
+/// The problems of the last round, so that each is logged once while it lasts.
 #[derive(Default)]
-pub struct Said(BTreeSet<String>);
+pub struct LoggedProblems(BTreeSet<String>);
 
-impl Said {
+impl LoggedProblems {
     /// The lines to log of a round.
     pub fn lines(&mut self, job: &str, report: &Report) -> Vec<String> {
         let changes: Vec<_> = report.changes.iter().filter(|change| change.action != Action::Send).collect();
@@ -85,12 +85,12 @@ impl Said {
         let new: Vec<_> = now.difference(&self.0).collect();
         let is_well_again = now.is_empty() && !self.0.is_empty();
         let shown = |change: &&&Change| format!("{job}: {} {}", verb(change.action), change.what);
-        let mut lines: Vec<_> = changes.iter().take(MOST_LINES).map(|change| shown(&change)).collect();
-        if let Some(more) = changes.len().checked_sub(MOST_LINES).filter(|more| *more > 0) {
+        let mut lines: Vec<_> = changes.iter().take(MAX_LINES).map(|change| shown(&change)).collect();
+        if let Some(more) = changes.len().checked_sub(MAX_LINES).filter(|more| *more > 0) {
             lines.push(format!("{job}: and {more} other changes"));
         }
-        lines.extend(new.iter().take(MOST_LINES).map(|problem| format!("{job}: {problem}")));
-        if let Some(more) = new.len().checked_sub(MOST_LINES).filter(|more| *more > 0) {
+        lines.extend(new.iter().take(MAX_LINES).map(|problem| format!("{job}: {problem}")));
+        if let Some(more) = new.len().checked_sub(MAX_LINES).filter(|more| *more > 0) {
             lines.push(format!("{job}: and {more} other faults"));
         }
         if is_well_again {
@@ -110,14 +110,13 @@ const fn verb(action: Action) -> &'static str {
     }
 }
 
-/// Says something on stderr, in one line. That nobody can hear it changes nothing.
-pub fn tell(what: impl fmt::Display) {
+/// Writes one line to standard error. A write error is ignored.
+pub fn log(what: impl fmt::Display) {
     let line = format!("unbit-agent: {}\n", escape::line(&what.to_string()));
     let _ = io::stderr().write_all(line.as_bytes()); // in one piece
 }
 
-/// Writes an answer to standard output. That whoever reads it has had enough, head(1) say, is no
-/// error.
+/// Writes to standard output. EPIPE (as with head(1)) is no error.
 pub fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -138,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_fault_is_logged_once_while_it_lasts() {
-        let mut said = Said::default();
+        let mut said = LoggedProblems::default();
         assert_eq!(said.lines("keys", &with(&["a", "b"])), ["keys: a", "keys: b"]);
         assert_eq!(said.lines("keys", &with(&["a", "b"])), [""; 0]);
         assert_eq!(said.lines("keys", &with(&["b", "c"])), ["keys: c"]);
@@ -151,7 +150,7 @@ mod tests {
     fn a_flood_of_faults_is_a_few_lines() {
         let many: Vec<_> = (0..1000).map(|number| format!("fault {number}")).collect();
         let many: Vec<_> = many.iter().map(String::as_str).collect();
-        let lines = Said::default().lines("keys", &with(&many));
+        let lines = LoggedProblems::default().lines("keys", &with(&many));
         assert_eq!((lines.len(), lines.last().map(String::as_str)), (21, Some("keys: and 980 other faults")));
     }
 
@@ -160,7 +159,7 @@ mod tests {
         let mut report = Report::default();
         report.change(Action::Write, "/etc/uwsgi/nodes", None);
         report.change(Action::Send, "/metrics/container.cpu/30001", Some("7".to_owned()));
-        assert_eq!(Said::default().lines("nodes", &report), ["nodes: wrote /etc/uwsgi/nodes"]);
+        assert_eq!(LoggedProblems::default().lines("nodes", &report), ["nodes: wrote /etc/uwsgi/nodes"]);
         let shown: Vec<_> = report.changes.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["write /etc/uwsgi/nodes", "send /metrics/container.cpu/30001: 7"]);
     }

@@ -113,7 +113,7 @@ pub fn services(data: &[u8]) {
 
 /// The ports: a text for nft has nothing but its own words and values that were parsed.
 pub fn port_mappings(data: &[u8]) {
-    let Ok(said) = api::json::<port_mappings::Said>("/portmappings/", data) else { return };
+    let Ok(said) = api::json::<port_mappings::ApiMappings>("/portmappings/", data) else { return };
     let own = Ipv4Addr::new(192, 0, 2, 1);
     let Ok((mappings, skipped)) = said.mappings(Some(own)) else { return };
     let text = mappings.to_string();

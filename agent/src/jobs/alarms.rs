@@ -29,9 +29,9 @@ const NAME: &str = "alarms";
 const MAX_ALARM: u64 = 64 << 10;
 /// What one round sends, of all containers and of each. The others wait.
 const MAX_PER_ROUND: usize = 200;
-const MOST_OF_EACH: usize = 10;
+const MAX_PER_OWNER: usize = 10;
 /// How long one round reads the directory, where tenants can make files faster than it reads.
-const LONGEST_LISTING: Duration = Duration::from_secs(5);
+const MAX_LISTING_TIME: Duration = Duration::from_secs(5);
 /// A file that has been half written for so many seconds never gets its name.
 const UNFINISHED: u64 = 300;
 
@@ -55,8 +55,8 @@ impl Alarm {
 enum Found {
     /// An alarm of this container's.
     Alarm(Alarm),
-    /// No alarm: it goes, and why.
-    Nothing(String),
+    /// It is removed, for this reason.
+    Invalid(String),
     /// Somebody else has removed it.
     Gone,
 }
@@ -79,13 +79,13 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
         }
         match read(&directory, &name)? {
             Found::Gone => {}
-            Found::Nothing(cause) => {
+            Found::Invalid(cause) => {
                 report.problem(format!("an alarm is dropped: {cause}"));
                 remove(node, &directory, &name, report);
             }
             Found::Alarm(alarm) => {
                 let of_it = sent.entry(alarm.container).or_insert(0);
-                if *of_it < MOST_OF_EACH {
+                if *of_it < MAX_PER_OWNER {
                     *of_it += 1;
                     send(node, &directory, &name, alarm, report)?;
                 }
@@ -124,7 +124,7 @@ fn list(directory: &OwnedFd) -> Result<Listing> {
     let mut of_owner = HashMap::new();
     let began = Instant::now();
     for entry in entries.iter().flatten() {
-        if began.elapsed() > LONGEST_LISTING {
+        if began.elapsed() > MAX_LISTING_TIME {
             found.is_whole = false;
             break;
         }
@@ -135,7 +135,7 @@ fn list(directory: &OwnedFd) -> Result<Listing> {
         }
         let Ok(status) = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
         let count = of_owner.entry((status.st_uid, kind)).or_insert(0);
-        let most = if status.st_uid == 0 { MAX_PER_ROUND } else { MOST_OF_EACH };
+        let most = if status.st_uid == 0 { MAX_PER_ROUND } else { MAX_PER_OWNER };
         if *count >= most || kind == Kind::Unfinished && !is_old(&status) {
             continue;
         }
@@ -175,8 +175,8 @@ pub fn kind(name: &str) -> Kind {
 fn read(directory: &OwnedFd, name: &str) -> Result<Found> {
     let file = match regular_file::open(directory, name) {
         Err(OpenError::Missing) => return Ok(Found::Gone),
-        Err(OpenError::Link) => return Ok(Found::Nothing("it is a symbolic link".to_owned())),
-        Err(OpenError::NotRegular) => return Ok(Found::Nothing("it is not a regular file".to_owned())),
+        Err(OpenError::Link) => return Ok(Found::Invalid("it is a symbolic link".to_owned())),
+        Err(OpenError::NotRegular) => return Ok(Found::Invalid("it is not a regular file".to_owned())),
         Err(OpenError::Failed(Errno::EWOULDBLOCK)) => return Ok(Found::Gone), // somebody holds a lease on it: another time
         Err(OpenError::Failed(errno)) => return Err(errno).with_context(|| format!("{NAME}/{name}")),
         Ok(file) => file,
@@ -184,7 +184,7 @@ fn read(directory: &OwnedFd, name: &str) -> Result<Found> {
     let owner = fstat(&file).with_context(|| format!("{NAME}/{name}"))?.st_uid;
     let mut bytes = Vec::new();
     file.take(MAX_ALARM + 1).read_to_end(&mut bytes).with_context(|| format!("{NAME}/{name}"))?;
-    Ok(parse(&bytes, owner).map_or_else(|cause| Found::Nothing(format!("uid {owner}: {cause:#}")), Found::Alarm))
+    Ok(parse(&bytes, owner).map_or_else(|cause| Found::Invalid(format!("uid {owner}: {cause:#}")), Found::Alarm))
 }
 
 /// An alarm of whoever owns the file: a container for itself, root for any.

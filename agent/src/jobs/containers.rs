@@ -41,10 +41,10 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
         let name = file_of(uid);
         let is_there = there.binary_search(&name).is_ok();
         let known = state.containers.get(&uid);
-        if is_there && known == Some(&about.changed) {
+        if is_there && known == Some(&about.mtime) {
             continue;
         }
-        let times = known.and_then(Value::as_f64).zip(about.changed.as_f64());
+        let times = known.and_then(Value::as_f64).zip(about.mtime.as_f64());
         let must_restart = is_there && times.is_some_and(|(known, changed)| changed > known);
         let path = format!("/containers/{uid}.ini");
         let done = node.api.text(&path).and_then(|text| {
@@ -57,7 +57,7 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
             }
         });
         match done {
-            Ok(()) => drop(state.containers.insert(uid, about.changed.clone())),
+            Ok(()) => drop(state.containers.insert(uid, about.mtime.clone())),
             Err(error) => report.problem(format!("{error:#}")),
         }
     }

@@ -76,7 +76,7 @@ pub fn files<'a>(
             } else {
                 must_be_key(key).map(|()| key.to_owned()).map_err(|error| error.context(name.to_string()))
             };
-            // The same container's customer may be listed once for each of its containers.
+            // A customer with several containers may be listed several times.
             let before = wanted.get(&name).map(|before| before.as_ref().ok() == is_right.as_ref().ok());
             let is_right = match before {
                 Some(false) => Err(anyhow::anyhow!("{name} has two keys")),

@@ -46,7 +46,7 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
 
 fn read(name: &str) -> Result<String> {
     let shown = || escape::name(name).to_string();
-    let file = OpenOptions::new().read(true).custom_flags(libc_flags()).open(name).with_context(shown)?;
+    let file = OpenOptions::new().read(true).custom_flags(open_flags()).open(name).with_context(shown)?;
     if !file.metadata().with_context(shown)?.is_file() {
         bail!("{} is not a regular file", shown());
     }
@@ -56,8 +56,8 @@ fn read(name: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// So that a fifo or a terminal does not hold it up.
-fn libc_flags() -> i32 {
+/// With these, opening a FIFO or a terminal does not wait.
+fn open_flags() -> i32 {
     use nix::fcntl::OFlag;
     (OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).bits()
 }

@@ -32,7 +32,7 @@ const HTTP: u16 = 5003;
 const ROUTER_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_ANSWER: u64 = 64 << 20;
 /// No file of a cgroup is longer, but for io.stat with many devices.
-const LONGEST_FILE: u64 = 256 << 10;
+const MAX_FILE: u64 = 256 << 10;
 /// Values that are sent together, so that the round needs no more memory for more containers.
 const BATCH: usize = 1000;
 /// Below this path.
@@ -264,7 +264,7 @@ fn field(text: &str, key: &str) -> Option<u64> {
 /// A file of the kernel's. The name of a process in it can be any bytes.
 fn read(path: &Path) -> Option<String> {
     let mut bytes = Vec::new();
-    File::open(path).ok()?.take(LONGEST_FILE).read_to_end(&mut bytes).ok()?;
+    File::open(path).ok()?.take(MAX_FILE).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 

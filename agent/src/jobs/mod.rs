@@ -12,7 +12,7 @@ pub mod metrics;
 pub mod nodes;
 pub mod port_mappings;
 
-use crate::api::{Api, Listed};
+use crate::api::{Api, ContainerTimes};
 use crate::files::{Content, Directory};
 use crate::quota::Quotas;
 use crate::removal_limit;
@@ -116,7 +116,7 @@ pub struct Memory {
     /// What it said of its keys, when they were last asked for.
     keys: HashMap<u32, Value>,
     /// The list that `containers` has just got, for `keys`, the next job of the round.
-    listed: Option<BTreeMap<u32, Listed>>,
+    listed: Option<BTreeMap<u32, ContainerTimes>>,
     /// Whether the firewall is made of the lists as they are.
     is_firewall_loaded: bool,
     /// The ports' rules that were loaded, and how nft shows them.
@@ -175,8 +175,7 @@ impl Node {
         Ok(())
     }
 
-    /// Removes those files that are not to stay, unless they are too many; whether none of these is
-    /// left.
+    /// Removes the files that are not in `stay`, unless they are too many (see [`removal_limit`]).
     fn remove_others(
         &self,
         directory: &Directory,

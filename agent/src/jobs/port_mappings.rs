@@ -21,7 +21,7 @@ const TABLE: &str = "unbit_ports";
 
 /// An answer of the API.
 #[derive(Deserialize)]
-pub struct Said {
+pub struct ApiMappings {
     mappings: Vec<Entry>,
 }
 
@@ -60,7 +60,7 @@ struct Private {
 pub struct Mappings(BTreeMap<Public, Private>);
 
 pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
-    let said: Said = node.api.json(PATH)?;
+    let said: ApiMappings = node.api.json(PATH)?;
     let (mappings, skipped) = said.mappings(node.settings.public_ip).with_context(|| format!("GET {PATH}"))?;
     skipped.iter().for_each(|cause| report.problem(format!("GET {PATH}: {cause}")));
     let ruleset = mappings.to_string();
@@ -92,7 +92,7 @@ fn list() -> Result<Option<String>> {
     command::run(NFT, &["list", "table", "ip", TABLE], "").map(Some)
 }
 
-impl Said {
+impl ApiMappings {
     /// What is loaded, and why some are skipped.
     pub fn mappings(&self, own: Option<Ipv4Addr>) -> Result<(Mappings, Vec<String>)> {
         Mappings::of(&self.mappings, own)
@@ -100,9 +100,8 @@ impl Said {
 }
 
 impl Mappings {
-    /// One that the API does not make makes all of them wrong: what a container lost by half a list
-    /// would be hard to see. But what its customers can make, a port of the node's or one port
-    /// twice, is skipped, and why; else one of them would keep all others' ports away.
+    /// A malformed entry makes the whole answer wrong. A port of the node's services, or one that is
+    /// mapped twice, is only skipped: one customer could otherwise stop all others' ports.
     fn of(entries: &[Entry], own: Option<Ipv4Addr>) -> Result<(Self, Vec<String>)> {
         if entries.len() > 20_000 {
             bail!("more than 20000 mappings");
@@ -203,7 +202,7 @@ mod tests {
     use super::*;
 
     fn parsed(json: &str) -> Result<(Mappings, Vec<String>)> {
-        let said: Said = serde_json::from_str(json)?;
+        let said: ApiMappings = serde_json::from_str(json)?;
         said.mappings(Some(Ipv4Addr::new(192, 0, 2, 1)))
     }
 

@@ -13,6 +13,7 @@ use crate::report::{Finding, State};
 use crate::rootfs::RootFs;
 use crate::step::{Change, Step, Wishes};
 use anyhow::Result;
+use shared::settings::CONTAINERS;
 use std::process::ExitCode;
 
 pub const EXAMPLES: &str = "\
@@ -52,7 +53,7 @@ const PACKAGES: [Package; 3] = [
 ];
 
 /// Of root's, and nobody else's to write in.
-const DIRECTORIES: [&str; 4] = ["/containers", "/distros", "/ns", "/etc/uwsgi/vassals"];
+const DIRECTORIES: [&str; 4] = [CONTAINERS, "/distros", "/ns", "/etc/uwsgi/vassals"];
 
 struct Example {
     path: &'static str,
