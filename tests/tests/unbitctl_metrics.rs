@@ -212,3 +212,79 @@ fn what_unbit_agent_has_besides() {
     assert_eq!((failed.status, failed.out.as_str()), (Some(1), ""));
     assert!(failed.err.contains("127.0.0.1:5002: not the JSON of a router"), "{}", failed.err);
 }
+
+/// uWSGI's own http router and tuntap router, in a network namespace of their own, with a container
+/// that subscribes a domain and one connection through each.
+const REAL_ROUTERS: &str = r#"
+    eventually() { for i in {1..150}; do "$@" && return; sleep 0.1; done; echo "never: $*" >&2; exit 1; }
+    ip link set lo up
+    mkdir -p /run/routers && cd /run/routers
+    cat >router.ini <<.
+[uwsgi]
+strict = true
+plugins = http,tuntap
+master = true
+http = 127.0.0.1:8080
+http-subscription-server = /run/routers/subscribe.socket
+subscriptions-use-credentials = true
+http-stats-server = 127.0.0.1:5003
+tuntap-router = emperor0 /run/routers/tuntap.socket
+tuntap-use-credentials = true
+tuntap-router-stats = 127.0.0.1:5002
+exec-as-root = ip address replace 10.0.0.1/8 dev emperor0
+exec-as-root = ip link set emperor0 up
+.
+    cat >container.ini <<.
+[uwsgi]
+strict = true
+plugins = http,tuntap,router_static
+master = true
+uid = 30001
+gid = 30001
+socket = /run/routers/app/app.socket
+route-run = break:200 OK
+subscribe2 = server=/run/routers/subscribe.socket,key=one.example,addr=/run/routers/app/app.socket
+unshare = net
+tuntap-use-credentials = true
+tuntap-device = uwsgi0 /run/routers/tuntap.socket
+exec-as-root = ip address replace 10.0.0.3/8 dev uwsgi0
+exec-as-root = echo 1 >/proc/sys/net/ipv6/conf/uwsgi0/disable_ipv6
+exec-as-root = ip link set uwsgi0 up
+exec-as-root = (: >/dev/tcp/10.0.0.1/9) 2>/dev/null || true
+.
+    install -d -o 30001 -g 30001 app
+    uwsgi router.ini >router.log 2>&1 &
+    # Before its process runs, the tuntap router would not see a client's credentials.
+    answers() { (exec 3<>/dev/tcp/127.0.0.1/$1) 2>/dev/null; }
+    eventually answers 5002
+    eventually answers 5003
+    chmod 777 *.socket
+    uwsgi container.ini >container.log 2>&1 &
+    get() { exec 3<>/dev/tcp/127.0.0.1/8080 && printf 'GET / HTTP/1.0\r\nHost: one.example\r\n\r\n' >&3 && grep -q ' 200 ' <&3; }
+    eventually get
+    count() { unbit-agent metrics >metrics && grep -q container_net_rx metrics; }
+    eventually count
+    cat metrics
+"#;
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn what_the_real_routers_count() {
+    Node::directory("routers");
+    let _end = AtEnd(|| drop(sh("rm -rf /run/routers /dev/net")));
+    let tun = sh("mkdir -p /dev/net && mknod /dev/net/tun c 10 200 && exec 3<>/dev/net/tun");
+    if tun.status != Some(0) {
+        return not_tried(format!("the tuntap router needs /dev/net/tun: {}", tun.err), true);
+    }
+    let done = run("unshare", &["--net", "--pid", "--fork", "--kill-child", "bash", "-c", REAL_ROUTERS], b"");
+    let logs = || sh("tail -n 20 /run/routers/*.log; cat /run/routers/metrics").out;
+    assert_eq!(done.status, Some(0), "{done:?} {}", logs());
+    let text = done.out;
+    let domain = "{uid=\"30001\",domain=\"one.example\"}";
+    assert_eq!(number(&text, &format!("unbit_domain_hits_total{domain}")), 1.0, "{text}");
+    for name in ["net_rx", "net_tx"] {
+        assert!(number(&text, &format!("unbit_domain_{name}_bytes_total{domain}")) > 0.0, "{text}");
+        // It has counted only what it has forwarded.
+        assert!(number(&text, &format!("unbit_container_{name}_bytes_total{{uid=\"30001\"}}")) >= 0.0, "{text}");
+    }
+}
