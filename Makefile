@@ -188,13 +188,13 @@ test-releases:
 	tests/releases
 	tests/sshd-releases bullseye trixie testing
 
-# The layouts that this machine can make: with the memory controller on version 1, all of them.
+# The layouts that this machine can make: with the memory controller on cgroup v1, all of them.
 LAYOUTS = $(if $(shell grep -s memory /proc/self/cgroup),v1 v1-single v2 hybrid,v2)
 test-cgroups:
 	@tests/prepare node
 	@$(MAKE) --no-print-directory stage
 	set -e; for layout in $(LAYOUTS); do tests/run --release $(RELEASE) --cgroups $$layout cgroups; done
-	@[ '$(LAYOUTS)' != v2 ] || { echo 'NOT TRIED: v1, v1-single, hybrid (the memory controller of this machine is not on version 1)' >&2; [ "$$CI" != true ]; }
+	@[ '$(LAYOUTS)' != v2 ] || { echo 'NOT TRIED: v1, v1-single, hybrid (the memory controller of this machine is not on cgroup v1)' >&2; [ "$$CI" != true ]; }
 
 test-load:
 	@tests/prepare node

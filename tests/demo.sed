@@ -3,7 +3,7 @@
 s/\r$//
 s/\[[0-9]{10}\]/[NUMBER]/g
 s/( +)[0-9]+( \?  +[0-9:]{8} (ps|sshd|sleep|sshd-session)$)/\1PID\2/
-s/\b(pid|pid 1 is) [0-9]+/\1 PID/g
+s/\b(pid|pid 1 is process) [0-9]+/\1 PID/g
 s/(drwxr-xr-x|lrwxrwxrwx) .* ([A-Z][a-z]{2} [ 0-9]{2} [0-9:]{5})/\1 ... DATE/
 s/SHA256:[A-Za-z0-9+/]{43}/SHA256:FINGERPRINT/
 s/(verified in|closed after) [0-9.]+ (ms|s)/\1 TIME/

@@ -83,14 +83,14 @@ impl Attachment {
             Some(link) => {
                 tell("reach", format_args!("root's link leads to {}", link.target().display()));
                 let leader = link.find_leader(deadline)?;
-                tell("verify", format_args!("its pid 1 is {} here", leader.pid));
+                tell("verify", format_args!("its pid 1 is process {} on this node", leader.pid));
                 leader
             }
             None => {
                 let emperor = EmperorSocket::reach(container, deadline)?;
                 tell("reach", format_args!("a process listens on run/ns.socket"));
                 let leader = Leader::by_socket(emperor.pidfd()?, container)?;
-                tell("verify", format_args!("that is its pid 1, {} here", leader.pid));
+                tell("verify", format_args!("it is pid 1 of the container, process {} on this node", leader.pid));
                 leader
             }
         };
@@ -145,7 +145,7 @@ impl Attachment {
 
     /// Forks a process into the container. The calling process must have one thread.
     ///
-    /// The caller clones a helper into the container's cgroup of version 2 (CLONE_INTO_CGROUP). The
+    /// The caller clones a helper into the container's v2 cgroup (CLONE_INTO_CGROUP). The
     /// helper joins the rest, clones the process inside as a child of the caller (CLONE_PARENT),
     /// and ends. If a step fails, the helper reports it to the caller, which refuses the login. At
     /// the deadline the caller kills the helper.
@@ -246,7 +246,7 @@ impl Attachment {
             (Who::User, Some(_)) => privileges::drop_all(self.container, &[])?,
             (Who::Root, _) => privileges::stay_root(self.confinement.bounding_set)?,
         }
-        // A frozen cgroup of version 1 stops a process that joins it, even for SIGKILL. That
+        // A frozen v1 cgroup stops a process that joins it, even for SIGKILL. That
         // process must not be root.
         for cgroup in self.cgroups.iter_mut().filter(|cgroup| !cgroup.needs_root()) {
             cgroup.join()?;

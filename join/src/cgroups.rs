@@ -5,7 +5,7 @@
 //!
 //! How a process joins decides what a login costs. A write to cgroup.procs takes
 //! cgroup_threadgroup_rwsem and waits for all processors (8 ms). A thread that moves itself by
-//! `tasks` (version 1, Linux 5.5) and a process that clone3(2) creates in its cgroup (version 2) do
+//! `tasks` (cgroup v1, Linux 5.5) and a process that clone3(2) creates in its cgroup (cgroup v2) do
 //! not wait.
 //!
 //! This file does not look for pid 1, and refuses it for one reason alone: a frozen cgroup.
@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 /// A cgroup of the container, open to be joined.
 #[derive(Debug)]
 pub struct Cgroup {
-    /// As in /proc/PID/cgroup: "memory:/30001", or ":/30001" for version 2.
+    /// As in /proc/PID/cgroup: "memory:/30001", or ":/30001" for cgroup v2.
     pub name: String,
     version: Version,
     directory: OwnedFd,
@@ -48,12 +48,12 @@ impl Cgroup {
         Ok(Self { name: membership.name(), version, directory, joins })
     }
 
-    /// The directory, for a clone3(2) into the cgroup; `None` for version 1.
+    /// The directory, for a clone3(2) into the cgroup; `None` for cgroup v1.
     pub fn birthplace(&self) -> Option<&OwnedFd> {
         (self.version == Version::Two).then_some(&self.directory)
     }
 
-    /// Whether the process that joins must be root. Version 1 checks the process that opened the
+    /// Whether the process that joins must be root. cgroup v1 checks the process that opened the
     /// file instead.
     pub fn needs_root(&self) -> bool {
         self.version == Version::Two
@@ -71,7 +71,7 @@ impl Cgroup {
     }
 }
 
-/// Whether a cgroup is frozen, or, in version 1, is being frozen.
+/// Whether a cgroup is frozen, or, in cgroup v1, is being frozen.
 fn is_frozen(directory: &OwnedFd, version: Version) -> std::io::Result<bool> {
     let file = match version {
         Version::One => "freezer.state",
@@ -80,7 +80,7 @@ fn is_frozen(directory: &OwnedFd, version: Version) -> std::io::Result<bool> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut text = String::new();
     match retry(|| openat(directory, file, flags, Mode::empty())) {
-        // A hierarchy without the freezer, the root cgroup of version 2, or a kernel before 5.2:
+        // A hierarchy without the freezer, the root cgroup of v2, or a kernel before 5.2:
         // none of them can be frozen.
         Err(Errno::ENOENT) => return Ok(false),
         opened => File::from(opened?).read_to_string(&mut text)?,
@@ -287,7 +287,7 @@ pub fn version_of(directory: &OwnedFd) -> nix::Result<Version> {
 }
 
 /// A line of /proc/PID/cgroup: `4:memory:/30001`, `3:name=systemd:/30001`, or `0::/30001` for
-/// version 2.
+/// cgroup v2.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Membership {
     pub(crate) controllers: String,
@@ -363,8 +363,8 @@ impl Hierarchies {
     }
 
     /// The directories of the process's cgroup for a controller and of those above it, as far as
-    /// its `parent` is not in them. From version 2 if version 1 does not have the controller,
-    /// whatever controllers version 2 has.
+    /// its `parent` is not in them. From cgroup v2 if cgroup v1 does not have the controller,
+    /// whatever controllers cgroup v2 has.
     pub fn of(&self, process: &Proc, parent: &Proc, controller: &str) -> Option<(Version, Vec<PathBuf>)> {
         self.seen(process, parent)?.of(controller)
     }
@@ -386,7 +386,7 @@ impl Hierarchies {
         (!own.is_empty()).then_some(own)
     }
 
-    /// The directories of a process's cgroups, as far as they are mounted, version 2 first. Root
+    /// The directories of a process's cgroups, as far as they are mounted, cgroup v2 first. Root
     /// cgroups are left out.
     pub fn directories(&self, process: &Proc) -> std::io::Result<Vec<PathBuf>> {
         let mut memberships = Membership::all_of(process)?;
@@ -407,12 +407,12 @@ impl Hierarchies {
             .any(|membership| membership.is_own(&parent) && self.0.iter().any(|shown| shown.shows(&membership))))
     }
 
-    /// The controllers that are mounted as version 1.
+    /// The controllers that are mounted as cgroup v1.
     pub fn version_1(&self) -> impl Iterator<Item = &str> {
         self.0.iter().flat_map(|hierarchy| hierarchy.controllers.iter().flatten()).map(String::as_str)
     }
 
-    /// Where version 2 is mounted.
+    /// Where cgroup v2 is mounted.
     pub fn version_2(&self) -> Option<&str> {
         self.0.iter().find(|hierarchy| hierarchy.controllers.is_none()).map(|hierarchy| hierarchy.mount.point.as_str())
     }
@@ -439,7 +439,7 @@ impl Seen<'_> {
 #[derive(Debug)]
 pub(crate) struct Hierarchy {
     mount: Mount,
-    /// The controllers and name of version 1; `None` for version 2.
+    /// The controllers and name of cgroup v1; `None` for cgroup v2.
     controllers: Option<Vec<String>>,
 }
 

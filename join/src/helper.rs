@@ -119,7 +119,7 @@ fn wait_for(helper: Pid, deadline: Deadline, report: &Report) -> Result<(), Refu
         ),
         Err(refusal) => refusal,
     };
-    // A helper in a frozen cgroup of version 1 ends when that is thawed. It has no privileges, and
+    // A helper in a frozen v1 cgroup ends when that is thawed. It has no privileges, and
     // nobody needs to wait for it.
     let _ = kill(helper, Signal::SIGKILL);
     Err(refusal)

@@ -5,14 +5,14 @@
 //! the kernel which processes are in it. No process is asked. An account with a link is never
 //! looked up by its socket. [`Link::find_leader`] finds the pid 1 by these rules:
 //!
-//! 1. The group, with those below it, has processes of exactly one pid namespace that is a direct
+//! 1. The cgroup, with those below it, has processes of exactly one pid namespace that is a direct
 //!    child of ours.
-//! 2. The pid 1 of that namespace is in one of these groups.
+//! 2. The pid 1 of that namespace is in one of these cgroups.
 //! 3. It runs a program on a mount of its own mount namespace.
 //! 4. It has its own cgroup namespace, or cannot be root, or its pid namespace belongs to a user
 //!    namespace of the container.
 //! 5. None of its cgroups is frozen.
-//! 6. No process in these groups can have CAP_SYS_PTRACE in our user namespace, unless root says
+//! 6. No process in these cgroups can have CAP_SYS_PTRACE in our user namespace, unless root says
 //!    that it trusts root inside.
 //!
 //! [`LinkRules`] checks rules 2 to 6, and [`tracers`](crate::tracers) rule 6 for other processes

@@ -106,7 +106,7 @@ impl Reason {
             Self::TwoContainers => {
                 "cannot be entered: its link leads to more than one container. Please ask the operator of this node."
             }
-            Self::TooManyGroups => "has too many control groups. Please remove some, or ask the operator of this node.",
+            Self::TooManyGroups => "has too many cgroups. Please remove some, or ask the operator of this node.",
             Self::BadMap => {
                 "cannot be entered: its user has no uid of its own on this node. Please ask the operator of this node."
             }

@@ -3,7 +3,7 @@
 //!
 //! Each component is opened by itself. None may be a directory or a symbolic link that belongs to
 //! another user, nor a directory that others may write to. Below the mount point of a cgroup
-//! hierarchy the owner does not matter: an engine gives a container's group to the container's
+//! hierarchy the owner does not matter: an engine gives a container's cgroup to the container's
 //! root.
 
 use crate::sys::retry;

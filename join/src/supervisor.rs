@@ -88,7 +88,7 @@ fn drop_privileges(container: ContainerUid, ids: Ids, kept: SignalFd) -> Result<
     // Out of the session's process group, which a process inside can signal as a whole: kill(0,
     // SIGSTOP).
     retry(|| setpgid(Pid::from_raw(0), Pid::from_raw(0)))
-        .context(Reason::Broken, "put the supervisor into a group of its own")?;
+        .context(Reason::Broken, "put the supervisor into a process group of its own")?;
     sys::bound_capabilities(0).context(Reason::Broken, "drop the supervisor's capabilities")?;
     for set in [CapSet::Ambient, CapSet::Inheritable] {
         sys::change_capabilities(|| caps::clear(None, set))

@@ -172,7 +172,7 @@ pub enum Cloned {
     Child,
 }
 
-/// fork(2) into a cgroup of version 2, given by its directory (clone3(2), Linux 5.7). An ordinary
+/// fork(2) into a v2 cgroup, given by its directory (clone3(2), Linux 5.7). An ordinary
 /// fork if there is none, or the kernel cannot do that. The second value says whether the new
 /// process was created in the cgroup.
 ///

@@ -101,7 +101,7 @@ impl Directory {
             Ok(open) => Ok(Some(Self { open, name })),
             Err(Errno::ENOENT) => Ok(None),
             Err(Errno::ELOOP | Errno::ENOTDIR) => {
-                Err(format!("{name} is a link or no directory, and is left as it is"))
+                Err(format!("{name} is a symbolic link or no directory, and is left as it is"))
             }
             Err(errno) => Err(format!("{name}: {errno}")),
         }

@@ -104,7 +104,7 @@ fn is_linked(name: &SecondName, container: ContainerUid) -> Result<bool, Refusal
     let status = retry(|| lstat(name.link())).context(Reason::Broken, format_args!("lstat {link}"))?;
     let directory = retry(|| stat(CONTAINERS_PATH)).context(Reason::Broken, format_args!("stat {CONTAINERS}"))?;
     let misconfigured =
-        |cause| Refusal::new(Reason::Misconfigured, format!("{link} is a link to {container}, but {cause}"));
+        |cause| Refusal::new(Reason::Misconfigured, format!("{link} is a symbolic link to {container}, but {cause}"));
     if status.st_uid != 0 {
         return Err(misconfigured(format!("it belongs to uid {}, not to root", status.st_uid)));
     }

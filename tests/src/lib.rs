@@ -297,7 +297,7 @@ pub fn kernel_lacks(option: &str) -> bool {
         || sh(format!("zcat /proc/config.gz | grep -qx '# {option} is not set'")).status == Some(0)
 }
 
-/// Whether this layout of cgroups has the controllers of version 1 out of reach: a machine has them
+/// Whether this layout of cgroups has the controllers of cgroup v1 out of reach: a machine has them
 /// on one version.
 pub fn layout_lacks_controllers() -> bool {
     std::env::var("NODE_LAYOUT").unwrap() == "v2"

@@ -168,7 +168,7 @@ impl Container {
         found.lines().map(str::to_owned).collect()
     }
 
-    /// The one of version 2 if there is one.
+    /// The one of cgroup v2 if there is one.
     pub fn group(&self) -> String {
         let groups = self.groups();
         let version_2 = groups.iter().find(|group| fs::exists(format!("{group}/cgroup.type")).unwrap());

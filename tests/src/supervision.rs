@@ -16,7 +16,7 @@ pub fn status(pid: &str, key: &str) -> String {
 }
 
 /// Whether there is such a process, and it has not ended and is not about to. (One that ends has
-/// left its control groups of version 1 some time before it is a zombie.)
+/// left its v1 cgroups some time before it is a zombie.)
 pub fn lives(pid: &str) -> bool {
     const PF_EXITING: u32 = 4;
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -59,7 +59,7 @@ pub fn violations(pid: &str) -> Vec<String> {
     must(owner == Some(0), format!("is dumpable: its files in /proc are {owner:?}'s"));
     let groups = |pid: &str| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let (own, monitors) = (groups(pid), groups(&parent));
-    must(own == monitors, format!("is in other control groups than the monitor: {own:?}, and not {monitors:?}"));
+    must(own == monitors, format!("is in other cgroups than the monitor: {own:?}, and not {monitors:?}"));
     for open in descriptors(pid) {
         must(open == "/dev/null" || open == "anon_inode:[signalfd]", format!("holds {open}"));
     }

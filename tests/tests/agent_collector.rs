@@ -72,7 +72,7 @@ fn metrics_are_what_the_kernel_and_the_routers_count() {
         // Its own group, and not the one that it shares with its Emperor.
         (!place.is_empty() && path.ends_with("30001")).then(|| format!("{place}{path}"))
     };
-    // Processor time in nanoseconds, which version 2 counts in microseconds, with or without its
+    // Processor time in nanoseconds, which cgroup v2 counts in microseconds, with or without its
     // controller.
     let version_2 = || {
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();

@@ -416,7 +416,7 @@ fn keys_are_written_as_the_tenant_and_through_no_link() {
     let root_has = || sh("cd /root/.ssh && ls -la && cksum *").out;
     let before = root_has();
     sh(format!("rm -rf {home}/.ssh; ln -s /root/.ssh {home}/.ssh")).ok();
-    assert!(node.agent("once keys").failed().contains(".ssh is a link or no directory, and is left as it is"));
+    assert!(node.agent("once keys").failed().contains(".ssh is a symbolic link or no directory, and is left as it is"));
     assert_eq!(root_has(), before);
     // Fifos, files that cannot be read, links to other users' files: none of them hangs anybody or
     // is written to.

@@ -95,8 +95,8 @@ fn control(controller: &str, names: [&str; 2]) -> Option<String> {
 
 /// What a layout has not, on any machine.
 const HAS_NOT: [(&str, &[&str]); 4] = [
-    ("v1", &["version 2", "both versions"]),
-    ("v1-single", &["freezer", "pids", "version 2", "both versions"]),
+    ("v1", &["cgroup v2", "both versions"]),
+    ("v1-single", &["freezer", "pids", "cgroup v2", "both versions"]),
     ("v2", &["both versions"]),
     ("hybrid", &[]),
 ];
@@ -355,9 +355,9 @@ impl Moves {
 fn nothing_moves_on_a_refusal() {
     let moves = Moves::from_now();
     assert_eq!(ssh(30001, PLACE).ok(), inside());
-    // In the one of version 2 it is born.
+    // In the one of cgroup v2 it is born.
     let moved = hierarchies().iter().filter(|top| !fs::exists(format!("{top}/30001/cgroup.type")).unwrap()).count();
-    assert_eq!(moves.count(), moved, "the witness: a login moves itself, once in each hierarchy of version 1");
+    assert_eq!(moves.count(), moved, "the witness: a login moves itself, once in each hierarchy of cgroup v1");
 
     let before = all_members();
     let refused = |cause: &str| {
@@ -473,10 +473,10 @@ fn where_the_cgroups_cannot_be_reached() {
     assert_honest_logins();
 }
 
-/// The top of the hierarchy of version 2, if the layout has one.
+/// The top of the hierarchy of cgroup v2, if the layout has one.
 fn unified() -> Option<String> {
     let top = hierarchies().into_iter().find(|top| fs::exists(format!("{top}/30001/cgroup.type")).unwrap());
-    can_try("version 2", top.is_some());
+    can_try("cgroup v2", top.is_some());
     top
 }
 

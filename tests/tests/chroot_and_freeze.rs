@@ -216,7 +216,7 @@ fn a_container_in_a_group_of_a_frozen_one() {
 }
 
 /// Frozen once it has been checked: what has joined the container's group cannot get out by itself.
-/// In a group of version 1 not even SIGKILL ends it before it is thawed, so a process of the
+/// In a v1 cgroup not even SIGKILL ends it before it is thawed, so a process of the
 /// container's user may be left until then.
 #[test]
 #[ignore = "needs the node: make test"]
@@ -247,7 +247,7 @@ fn a_container_that_is_frozen_between_check_and_join() {
                 );
                 drop((between, option));
                 eventually("the end of root's processes", || processes().is_empty().then_some(()));
-                // SIGKILL ends a process that is frozen by version 2; by version 1 it would stay as
+                // SIGKILL ends a process that is frozen by cgroup v2; by cgroup v1 it would stay as
                 // it is.
                 eventually("no root process in the container's group", || {
                     let is_theirs = |pid: &String| {

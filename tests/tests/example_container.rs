@@ -792,14 +792,14 @@ fn a_tenant_does_not_read_the_locks_of_the_machine() {
     assert!(seen.contains(" FLOCK "), "{seen:?}");
 }
 
-/// The container with this memory limit, which version 1 of cgroups counts in a hierarchy of its
+/// The container with this memory limit, which cgroup v1 counts in a hierarchy of its
 /// own, until the answer is dropped. `None`, and that it is not tried, without such a hierarchy.
 #[must_use]
 fn with_memory(bytes: &str) -> Option<AtEnd<impl FnMut()>> {
     let limit = "/sys/fs/cgroup/memory/30001/memory.limit_in_bytes";
     leader(30001);
     if !fs::exists(limit).unwrap() {
-        not_tried("the memory controller of version 1, in a hierarchy of its own", true);
+        not_tried("the memory controller of cgroup v1, in a hierarchy of its own", true);
         return None;
     }
     let mut changed =
@@ -814,13 +814,13 @@ fn with_memory(bytes: &str) -> Option<AtEnd<impl FnMut()>> {
     Some(end)
 }
 
-/// Version 1 of cgroups counts what connections have in their buffers apart from other memory.
+/// cgroup v1 counts what connections have in their buffers apart from other memory.
 #[test]
 #[ignore = "needs the node: make test"]
 fn what_connections_buffer_is_limited() {
     leader(30001);
     if !fs::exists("/sys/fs/cgroup/memory/30001/memory.kmem.tcp.usage_in_bytes").unwrap() {
-        return not_tried("the memory controller of version 1, in a hierarchy of its own", true);
+        return not_tried("the memory controller of cgroup v1, in a hierarchy of its own", true);
     }
     let Some(_limit) = with_memory("67108864") else { return };
     let fill = r#"use Socket; use Fcntl; my ($all, $block, @kept) = (0, q(x) x 65536);
@@ -895,7 +895,7 @@ fn connections_that_nobody_has_open_any_more_are_limited_by_memory() {
     leader(30001);
     let used = "/sys/fs/cgroup/memory/30001/memory.usage_in_bytes";
     if !fs::exists(used).unwrap() {
-        return not_tried("the memory controller of version 1, in a hierarchy of its own", true);
+        return not_tried("the memory controller of cgroup v1, in a hierarchy of its own", true);
     }
     let number = |path: &str| fs::read_to_string(path).unwrap().trim().parse::<u64>().unwrap();
     // `TCP: inuse 4 orphan 0 ...`

@@ -25,7 +25,7 @@ fn unit(key: &str) -> String {
 #[ignore = "needs the node: make test"]
 fn the_unit_starts_containers_in_its_own_group_and_leaves_no_mount_on_the_node() {
     assert_eq!(unit("Delegate"), "cpu io memory pids");
-    // systemd hands down these four. Here it is all that this machine has on version 2, for with
+    // systemd hands down these four. Here it is all that this machine has on cgroup v2, for with
     // any one the Emperor must not be in the group that hands it down.
     sh(format!(
         "mkdir -p {GROUP}

@@ -459,7 +459,7 @@ fn nothing_newer_is_asked_of_the_kernel() {
     }
 }
 
-/// What version 2 says of a cgroup that hands its controllers down, see "no internal processes" in
+/// What cgroup v2 says of a cgroup that hands its controllers down, see "no internal processes" in
 /// cgroups(7).
 #[test]
 #[ignore = "needs the node: make test"]

@@ -17,7 +17,7 @@ const NO_PID_NAMESPACE: &str = "is starting, or has no pid namespace of its own.
 const TWO: &str = "cannot be entered: its link leads to more than one container.";
 const TOO_MUCH_POWER: &str = "cannot be entered: its root user has too much power on this node.";
 const SLOW: &str = "does not answer.";
-const TOO_MANY_GROUPS: &str = "has too many control groups.";
+const TOO_MANY_GROUPS: &str = "has too many cgroups.";
 
 /// A login is in this container, as its user, in its namespaces and groups.
 #[track_caller]
@@ -298,7 +298,7 @@ fn threaded_groups() {
         Engine::new("web1").running(&format!("setpriv --bounding-set=-sys_ptrace {threads}"), "python3").start();
     let group = container.group();
     if !fs::exists(format!("{group}/cgroup.type")).unwrap() {
-        return not_tried("no cgroup of version 2 in this layout", true);
+        return not_tried("no v2 cgroup in this layout", true);
     }
     let _link = container.link(30001);
     let threaded = format!("mkdir {group}/t && echo threaded >{group}/t/cgroup.type");

@@ -183,7 +183,7 @@ fn a_link_that_another_than_root_can_have_made_is_refused() {
     for (change, cause) in [
         (
             "chown -h alice /containers/web1",
-            "/containers/web1 is a link to 30001, but it belongs to uid 1000, not to root",
+            "/containers/web1 is a symbolic link to 30001, but it belongs to uid 1000, not to root",
         ),
         ("chown -h root /containers/web1; chmod 775 /containers", "/containers has mode 40775 and belongs to uid 0"),
         ("chmod 1777 /containers", "/containers has mode 41777 and belongs to uid 0"),
@@ -280,7 +280,7 @@ fn attach_gives_names_and_detach_takes_them() {
     let done = unbitctl("attach 30001 --name web1 --name www");
     assert_eq!(done.status, Some(0), "{done:?}");
     assert!(done.out.starts_with("/containers/web1 -> 30001: made\n/containers/www -> 30001: made\n"), "{done:?}");
-    assert!(done.out.contains("web1 is a second name of 30001, by the link /containers/web1"), "{done:?}");
+    assert!(done.out.contains("web1 is a second name of 30001, by the symbolic link /containers/web1"), "{done:?}");
     assert_eq!(sh("stat -c '%N %U' /containers/web1").ok(), "'/containers/web1' -> '30001' root");
     assert_inside("web1");
     let again = unbitctl("attach web1 --name www").ok();
@@ -358,14 +358,14 @@ fn check_goes_the_way_of_a_name() {
     };
     ends_with("no container has the name web1");
     sh("ln -s 030001 /containers/web1").ok();
-    ends_with("/containers/web1 is a link to \"030001\", which is not exactly the number of a container");
+    ends_with("/containers/web1 is a symbolic link to \"030001\", which is not exactly the number of a container");
     sh("ln -sfn 30009 /containers/web1").ok();
     ends_with("there is no directory /containers/30009");
     sh("ln -sfn 30001 /containers/web1").ok();
     assert_eq!(unbitctl("check web1").status, Some(0));
     assert_inside("web1");
     sh("chown -h alice /containers/web1").ok();
-    ends_with("/containers/web1 is a link of uid 1000: logins by it are refused");
+    ends_with("/containers/web1 belongs to uid 1000: logins by this name are refused");
     sh("chown -h root /containers/web1; chmod 777 /containers").ok();
     ends_with("/containers has mode 40777");
     sh("chmod 755 /containers").ok();

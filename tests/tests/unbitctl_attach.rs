@@ -40,7 +40,7 @@ fn an_account_is_attached_and_detached() {
 
     let said = attach_group(&group).ok();
     assert!(said.starts_with(&format!("{LINK} -> {group}: made\n")), "{said}");
-    assert!(said.contains(&format!("its pid 1 is {} here\n", container.leader)), "{said}");
+    assert!(said.contains(&format!("its pid 1 is process {} on this node\n", container.leader)), "{said}");
     assert!(said.ends_with(" ok"), "the verdict of check is last: {said}");
     assert_eq!(target().as_deref(), Some(group.as_str()));
     assert_eq!(sh(format!("stat -c '%U %a' {LINKS}")).ok(), "root 755");

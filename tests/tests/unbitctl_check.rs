@@ -179,7 +179,7 @@ fn what_is_in_the_way_of_a_directory() {
     });
     for (breaks, seen) in [
         ("touch /etc/uwsgi/ssl", "/etc/uwsgi/ssl is not a directory"),
-        ("ln -s /srv/nowhere /etc/uwsgi/ssl", "/etc/uwsgi/ssl is a link that leads nowhere"),
+        ("ln -s /srv/nowhere /etc/uwsgi/ssl", "/etc/uwsgi/ssl is a symbolic link that leads nowhere"),
         ("ln -s ssl /etc/uwsgi/ssl", "/etc/uwsgi/ssl cannot be opened"),
     ] {
         sh(format!("rm -rf /etc/uwsgi/ssl; {breaks}")).ok();
@@ -194,7 +194,7 @@ fn what_is_in_the_way_of_a_directory() {
     sh("rm -rf /etc/uwsgi/ssl; install -d /srv/ssl; ln -s /srv/ssl /etc/uwsgi/ssl").ok();
     assert_healthy(&check("directories"), "all 13");
     sh("chmod o+w /srv/ssl").ok();
-    one(&check("directories"), "fail", "/etc/uwsgi/ssl (a link to /srv/ssl) is root:root 0757");
+    one(&check("directories"), "fail", "/etc/uwsgi/ssl (a symbolic link to /srv/ssl) is root:root 0757");
 }
 
 /// Whoever owns what is above /containers owns every account.
@@ -248,7 +248,7 @@ fn directories_of_a_root_directory_are_its_own() {
     assert_healthy(&directories(), "all 13");
     // A link of the root directory's leads where it would lead there.
     sh(format!("rmdir {root}/ns; ln -s /srv/outside {root}/ns")).ok();
-    one(&directories(), "fail", "/ns is a link that leads nowhere");
+    one(&directories(), "fail", "/ns is a symbolic link that leads nowhere");
     sh(format!("mkdir -p {root}/srv/outside")).ok();
     assert_healthy(&directories(), "all 13");
     // What needs a node that runs says so.
@@ -516,7 +516,7 @@ fn each_container_has_a_cgroup_of_its_own() {
             sh("find /sys/fs/cgroup -depth -type d -path '*/limited*' -exec rmdir {} +").ok();
         });
         if none == "max" {
-            return not_tried("version 2 hands memory down to no second level here", true);
+            return not_tried("cgroup v2 hands memory down to no second level here", true);
         }
         move_30001("30001", "limited/30001");
         fs::write(&first, "400000000").unwrap();
@@ -538,9 +538,9 @@ fn controllers_are_usable() {
     let found = of_guide(found);
     let said = found.first().unwrap();
     let names = match layout.as_str() {
-        "v2" => "version 2",
-        "hybrid" => "versions 1 and 2 (hybrid)",
-        _ => "version 1",
+        "v2" => "cgroup v2",
+        "hybrid" => "cgroup v1 and v2 (hybrid)",
+        _ => "cgroup v1",
     };
     assert!(said.seen.starts_with(names), "{layout}: {said:?}");
     let without = |breaks: &str| {
@@ -564,7 +564,7 @@ fn controllers_are_usable() {
             let found = check("cgroups");
             let finding = one(&found, "fail", "memory is not enabled for containers");
             sh(finding.fix.as_ref().unwrap()).ok();
-            one(&check("cgroups"), "ok", "version 2, with memory and cpu");
+            one(&check("cgroups"), "ok", "cgroup v2, with memory and cpu");
         }
         _ => {
             not_tried(format_args!("--cgroups {layout}: {}", said.seen), ["v1-single", "v2"].contains(&layout.as_str()))
@@ -607,7 +607,7 @@ fn an_emperor_that_is_dead() {
     for uid in [30000, 30001] {
         leader(uid);
     }
-    assert_healthy(&check("emperor"), "and all 2 containers that have files run and listen");
+    assert_healthy(&check("emperor"), "and all 2 containers with a vassal run and listen");
     {
         let _again = AtEnd(|| drop(sh("node-emperor start; node-wait-container 30000; node-wait-container 30001")));
         sh("node-emperor stop").ok();
@@ -633,7 +633,7 @@ fn an_emperor_that_is_dead() {
         let found = check("emperor");
         found.iter().any(|finding| finding.seen.contains("does not run: 30001")).then_some(found)
     });
-    let fix = one(&found, "fail", "has a file in /etc/uwsgi/vassals and does not run: 30001").fix.clone().unwrap();
+    let fix = one(&found, "fail", "has a vassal in /etc/uwsgi/vassals and does not run: 30001").fix.clone().unwrap();
     assert!(fix.ends_with("\nunbitctl check 30001"), "{fix}");
     assert_restarts(vassal);
     // One that nobody can ask.
@@ -652,7 +652,7 @@ fn an_emperor_that_is_dead() {
         ))
     });
     sh("mkdir /etc/uwsgi/away && mv /etc/uwsgi/vassals/* /etc/uwsgi/away").ok();
-    one(&check("emperor"), "not-applicable", "/etc/uwsgi/vassals has no container's file yet");
+    one(&check("emperor"), "not-applicable", "/etc/uwsgi/vassals has no vassal yet");
 }
 
 #[test]
@@ -981,7 +981,7 @@ fn an_answer_of_somebody_elses() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn an_order_in_which_systemd_is_asked_first() {
-    assert_healthy(&check("nsswitch"), "unbit has its place in passwd, group, shadow and hosts");
+    assert_healthy(&check("nsswitch"), "unbit is in the right place in passwd, group, shadow and hosts");
     for database in ["passwd", "group", "shadow"] {
         let _switch = Changed::file("/etc/nsswitch.conf", |text| {
             let lines = text.lines().map(|line| match line.strip_prefix(&format!("{database}:")) {

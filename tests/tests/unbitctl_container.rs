@@ -495,7 +495,7 @@ fn the_keys() {
     for (made, cause) in [
         (
             "ln -s /root/.ssh/authorized_keys KEYS",
-            "uwsgi_authorized_keys: Permission denied (os error 13); it is a link to /root/.ssh/authorized_keys",
+            "uwsgi_authorized_keys: Permission denied (os error 13); it is a symbolic link to /root/.ssh/authorized_keys",
         ),
         ("ln -s nowhere KEYS", "there is no file of keys"),
         ("ln -s /dev/zero KEYS", "bad ownership or modes for file /dev/zero"),
@@ -800,7 +800,7 @@ fn who_is_not_root() {
     for (arguments, words) in [
         ("check 29999", "containers have the numbers from 30000 to 2147483647; `unbitctl list` shows"),
         ("check 4294967296", "containers have the numbers from 30000 to 2147483647"),
-        ("check 65534", "that of nobody"),
+        ("check 65534", "65534 and 65535 are reserved"),
         ("check Root", "a container's number is needed, such as 30001, or a name of it: `unbitctl list` shows"),
         ("enter", "required arguments were not provided"),
         ("enter 030001", "has no zeros before it: 30001"),

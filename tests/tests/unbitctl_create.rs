@@ -65,7 +65,7 @@ fn a_container_is_made_changed_stopped_and_purged() {
         "directory     /containers/30006: made",
         "node (ED25519): added",
         "vassal        /etc/uwsgi/vassals/30006.ini: made; memory 1G, pids 1000, on /distros/base",
-        "start         its pid 1 is ",
+        "start         its pid 1 is process ",
         "\ncheck         ",
         " ok\nssh 30006@node",
     ] {
@@ -175,7 +175,7 @@ fn what_is_wrong_is_found_before_anything_is_made() {
     }
     for (change, undo, cause) in [
         ("mkdir /containers/30006", "rmdir /containers/30006", "/containers/30006 exists, and belongs to 0:0"),
-        ("ln -s nowhere /containers/30006", "rm /containers/30006", "is a link that leads nowhere"),
+        ("ln -s nowhere /containers/30006", "rm /containers/30006", "is a symbolic link that leads nowhere"),
         (
             "echo 'bob:x:30006:100::/:/bin/sh' >>/etc/passwd",
             "sed -i '$d' /etc/passwd",
@@ -189,7 +189,7 @@ fn what_is_wrong_is_found_before_anything_is_made() {
         (
             "touch /etc/uwsgi/vassals/30006.yml",
             "rm /etc/uwsgi/vassals/30006.yml",
-            "another file of /etc/uwsgi/vassals starts 30006 already",
+            "another vassal in /etc/uwsgi/vassals starts 30006 already",
         ),
         (
             "ln -s /etc/passwd /etc/uwsgi/vassals/30006.ini",
@@ -312,7 +312,7 @@ fn what_a_tenant_keeps_from_being_undone_is_told() {
     eventually("its vassal", || fs::exists(VASSAL).unwrap().then_some(()));
     as_tenant("mv .ssh kept; ln -s /root/.ssh .ssh");
     let err = end_by(&mut create, "TERM");
-    assert!(err.contains(&format!("this could not be undone: {HOME}: .ssh is a link")), "{err}");
+    assert!(err.contains(&format!("this could not be undone: {HOME}: .ssh is a symbolic link")), "{err}");
     assert!(err.contains("30006 has not been made;") && err.contains("and the rest could not be undone"), "{err}");
 }
 
@@ -451,14 +451,14 @@ fn keys_of_a_user_that_has_as_many_as_it_may_are_removed() {
 fn nothing_of_a_tenants_leads_root_astray() {
     let _end = afterwards();
     for (tenants, cause) in [
-        ("ln -s /root/.ssh .ssh", ".ssh is a link or no directory"),
-        ("ln -s ../30001/.ssh .ssh", ".ssh is a link or no directory"),
-        ("touch .ssh", ".ssh is a link or no directory"),
-        ("mkfifo .ssh", ".ssh is a link or no directory"),
+        ("ln -s /root/.ssh .ssh", ".ssh is a symbolic link or no directory"),
+        ("ln -s ../30001/.ssh .ssh", ".ssh is a symbolic link or no directory"),
+        ("touch .ssh", ".ssh is a symbolic link or no directory"),
+        ("mkfifo .ssh", ".ssh is a symbolic link or no directory"),
         ("mkdir -m 0 .ssh", ".ssh: EACCES"),
-        ("mkdir .ssh; ln -s /root/.ssh/authorized_keys .ssh/", ".ssh/authorized_keys is a link"),
-        ("mkdir .ssh; ln -s nowhere .ssh/authorized_keys", ".ssh/authorized_keys is a link"),
-        ("mkdir .ssh; ln -s /proc/self/fd/1 .ssh/authorized_keys", ".ssh/authorized_keys is a link"),
+        ("mkdir .ssh; ln -s /root/.ssh/authorized_keys .ssh/", ".ssh/authorized_keys is a symbolic link"),
+        ("mkdir .ssh; ln -s nowhere .ssh/authorized_keys", ".ssh/authorized_keys is a symbolic link"),
+        ("mkdir .ssh; ln -s /proc/self/fd/1 .ssh/authorized_keys", ".ssh/authorized_keys is a symbolic link"),
         ("mkdir .ssh; mkfifo .ssh/authorized_keys", ".ssh/authorized_keys is not a regular file"),
         ("mkdir -p .ssh/authorized_keys", ".ssh/authorized_keys is not a regular file"),
         (
@@ -636,7 +636,7 @@ fn a_purge_stays_in_the_directory() {
     assert_eq!(sh("ls -lR /root /etc/ssh /containers/30000 | cksum").ok(), outside);
 
     // A link of the operator's, and a directory that is not the container's, are nobody's to purge.
-    for (change, cause) in [("ln -s /root", "is a link"), ("mkdir", "belongs to 0:0, so it is not 30006's")] {
+    for (change, cause) in [("ln -s /root", "is a symbolic link"), ("mkdir", "belongs to 0:0, so it is not 30006's")] {
         sh(format!("{change} {HOME}")).ok();
         let err = unbitctl("remove 30006 --purge --yes").failed();
         assert!(err.contains(cause), "{err}");

@@ -163,7 +163,7 @@ fn files_of_keys_that_sshd_reads_whole() {
     let group = "/sys/fs/cgroup/memory/sshd-of-the-test";
     if sh(format!("mkdir {group} && test -e {group}/memory.limit_in_bytes")).status != Some(0) {
         drop(sh(format!("rmdir {group}")));
-        return not_tried("no controller memory of version 1 to set a limit with", true);
+        return not_tried("no controller memory of cgroup v1 to set a limit with", true);
     }
     let pid = fs::read_to_string("/run/sshd.pid").unwrap();
     let listener = pid.trim();

@@ -267,7 +267,7 @@ fn a_session_ends_and_no_other_does() {
 }
 
 /// Freezes the container and waits until it is; it is thawed when this is dropped. And whether a
-/// signal that kills gets through, as in version 2. Nothing if there is no freezer.
+/// signal that kills gets through, as in cgroup v2. Nothing if there is no freezer.
 fn frozen() -> Option<(AtEnd<impl FnMut()>, bool)> {
     let pid = leader(30001);
     // One in which it is: with both versions mounted a hierarchy may have no processes.
@@ -287,7 +287,7 @@ fn frozen() -> Option<(AtEnd<impl FnMut()>, bool)> {
     Some((thawed, freeze == "1"))
 }
 
-/// Its sshd inside cannot end, so that the monitor waits for it: where a freezer of version 1 holds
+/// Its sshd inside cannot end, so that the monitor waits for it: where a freezer of cgroup v1 holds
 /// it.
 #[test]
 #[ignore = "needs the node: make test"]

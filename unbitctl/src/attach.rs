@@ -190,7 +190,7 @@ fn words(uid: ContainerUid, engine: &Engine, found: &Found, pid: i32, before: Op
         Some(_) => "replaced",
         None => "made",
     };
-    let mut text = format!("{link} -> {target}: {done}\n{}: its pid 1 is {pid} here\n", engine.name());
+    let mut text = format!("{link} -> {target}: {done}\n{}: its pid 1 is process {pid} on this node\n", engine.name());
     text.push_str(&format!("the link stays valid {}\n", found.stays));
     for warning in &found.warnings {
         text.push_str(&format!("note: {warning}\n"));
@@ -326,7 +326,7 @@ pub fn detach(arguments: &DetachArguments) -> Result<ExitCode> {
         say!("{}", lines_of(&format!("{}{target}: removed\n", name.display())));
     }
     if let Some(open) = sessions::count(Path::new(sessions::DIRECTORY), uid).filter(|open| *open > 0) {
-        say!("note: sessions that are open stay so: {open}\n");
+        say!("note: open sessions stay open: {open}\n");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -375,7 +375,7 @@ mod tests {
         let engine = Engine::Podman("web1".to_owned());
         let text = words(uid, &engine, &found, 7, None);
         let expected = "/etc/unbit/30001 -> /c/machine.slice/libpod-1.scope: made\n\
-                        podman container web1: its pid 1 is 7 here\n\
+                        podman container web1: its pid 1 is process 7 on this node\n\
                         the link stays valid until then\n\
                         note: look\n";
         assert_eq!(text, expected);

@@ -59,7 +59,7 @@ pub fn container(text: &str) -> Result<ContainerUid, String> {
     ContainerUid::parse(text.as_bytes()).ok_or_else(|| {
         let digits = text.trim_start_matches('0');
         match text.parse::<u64>() {
-            Ok(65534 | 65535) => "no container has this number: it is that of nobody".to_owned(),
+            Ok(65534 | 65535) => "no container can have this number: 65534 and 65535 are reserved".to_owned(),
             Ok(0..) if ContainerUid::parse(digits.as_bytes()).is_some() => {
                 format!("a container's number has no zeros before it: {digits}")
             }
@@ -83,7 +83,7 @@ mod tests {
             ("29999", "containers have the numbers from 30000 to 2147483647"),
             ("2147483648", "containers have the numbers from 30000 to 2147483647"),
             ("99999999999999999999999", "containers have the numbers from 30000 to 2147483647"),
-            ("65534", "that of nobody"),
+            ("65534", "65534 and 65535 are reserved"),
             ("030001", "no zeros before it: 30001"),
             ("Web1", "a container's number is needed, such as 30001"),
         ] {

@@ -54,7 +54,7 @@ pub struct Arguments {
     /// A file with public keys of its user, or - for standard input; may be given several times
     #[arg(long = "key", value_name = "FILE")]
     keys: Vec<PathBuf>,
-    /// Make it without a key, although nobody can log in yet
+    /// Make it without a key: nobody can log in until one is added
     #[arg(long, conflicts_with = "keys")]
     without_key: bool,
     /// The directory of /distros that it starts from (default: the only one, or base)
@@ -108,7 +108,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     must_be_root("create")?;
     let began = Instant::now();
     let uid = arguments.account.uid().with_context(|| {
-        format!("{} is not made by a name: give a number, and the name by `unbitctl attach`", arguments.account)
+        let name = &arguments.account;
+        format!("create needs a number, not the name {name}: create the number, then unbitctl attach UID --name {name}")
     })?;
     umask(Mode::S_IWGRP | Mode::S_IWOTH); // whatever the caller's: everybody looks up what is made in /containers
     let _lock = Lock::take(uid)?;
@@ -231,7 +232,7 @@ impl<'a> Plan<'a> {
             progress.changed("emperor", what.said());
         }
         let findings = self.wait(interrupt, progress, if is_new { before } else { None })?;
-        let pid = self.running()?.map_or_else(String::new, |pid| format!("its pid 1 is {pid} here"));
+        let pid = self.running()?.map_or_else(String::new, |pid| format!("its pid 1 is process {pid} on this node"));
         match (is_new, started.elapsed().as_secs_f64()) {
             (true, seconds) => progress.changed("start", format!("{pid}, after {seconds:.1} s")),
             _ => progress.found("start", pid),
@@ -450,7 +451,7 @@ fn must_be_free(uid: ContainerUid, home: &Path) -> Result<()> {
             bail!("{shown} exists, and belongs to {}:{}: is it the directory of {uid}?", status.uid(), status.gid())
         }
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).with_context(|| shown.to_string()),
-        Err(_) if home.is_symlink() => bail!("{shown} is a link that leads nowhere"),
+        Err(_) if home.is_symlink() => bail!("{shown} is a symbolic link that leads nowhere"),
         Err(_) => {}
     }
     let (by_name, by_uid) = (User::from_name(&uid.to_string())?, User::from_uid(Uid::from_raw(uid.get()))?);
@@ -468,7 +469,7 @@ fn read_vassal(uid: ContainerUid, file: &Path) -> Result<Option<String>> {
         Ok(_) => bail!("{shown} is not a regular file, and is left as it is"),
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(|| shown.to_string()),
         Err(_) if has_vassal(uid) => {
-            bail!("another file of {VASSALS} starts {uid} already (ls {VASSALS}/{uid}.*): change that by hand")
+            bail!("another vassal in {VASSALS} starts {uid} already (ls {VASSALS}/{uid}.*): change that by hand")
         }
         Err(_) => Ok(None),
     }

@@ -88,7 +88,7 @@ pub fn link_of(uid: ContainerUid) -> Option<PathBuf> {
 }
 
 /// Where LXC runs the container of this cgroup, if that is in another one: `lxc.payload.web1-1`
-/// while a group of an earlier start is left.
+/// while a cgroup of an earlier start is left.
 pub fn renamed_by_lxc(cgroup: &Path) -> Option<PathBuf> {
     let name = cgroup.file_name()?.to_str()?.strip_prefix(PAYLOAD)?;
     let process = directory_of(lxc_pid(&RootFs::at(None), name).ok()?).ok()?;
@@ -96,8 +96,8 @@ pub fn renamed_by_lxc(cgroup: &Path) -> Option<PathBuf> {
     (now != cgroup && number_of_payload(&now, name).is_some()).then_some(now)
 }
 
-/// What LXC has put behind the name of a container for its group: nothing, or `-1`. `None` if it is
-/// another container's.
+/// What LXC has put behind the name of a container for its cgroup: nothing, or `-1`. `None` if
+/// it is another container's.
 fn number_of_payload<'a>(cgroup: &'a Path, name: &str) -> Option<&'a str> {
     let number = cgroup.file_name()?.to_str()?.strip_prefix(PAYLOAD)?.strip_prefix(name)?;
     let is_number = |rest: &str| rest.strip_prefix('-').is_some_and(|rest| rest.parse::<u32>().is_ok());
@@ -130,7 +130,7 @@ pub fn of(cgroup: &Path) -> &'static str {
     }
 }
 
-/// Whether a group right below this one is named so.
+/// Whether a cgroup right below this one is named so.
 fn holds(cgroup: &Path, begin: &str) -> bool {
     let entries = std::fs::read_dir(cgroup).into_iter().flatten().flatten();
     entries.into_iter().any(|entry| entry.file_name().as_encoded_bytes().starts_with(begin.as_bytes()))
@@ -175,7 +175,7 @@ fn control_group(node: &RootFs, unit: &str) -> Result<PathBuf> {
         bail!("unit {unit} is not running ({why}); start it first: systemctl start {unit}");
     }
     let hierarchies = Hierarchies::mounted().map_err(|refusal| anyhow::anyhow!(refusal.cause))?;
-    // Where version 1 has the controllers, systemd has its own hierarchy beside them.
+    // Where cgroup v1 has the controllers, systemd has its own hierarchy beside them.
     let mounted = hierarchies.version_2().unwrap_or("/sys/fs/cgroup/systemd");
     Ok(Path::new(mounted).join(group.trim_start_matches('/')))
 }
@@ -229,7 +229,7 @@ fn directory_of(pid: i32) -> Result<PathBuf> {
     directories.into_iter().next().with_context(|| format!("process {pid} is in no cgroup that is mounted here"))
 }
 
-/// What the names of LXC's groups begin with.
+/// What the names of LXC's cgroups begin with.
 const PAYLOAD: &str = "lxc.payload.";
 
 /// LXC's, and Incus's: `lxc.payload.NAME`, and below it whatever the container's own init makes.
@@ -240,7 +240,7 @@ fn payload(process: &Path, name: &str) -> Result<Found> {
     // LXC is asked by an abstract socket: while the container is stopped, whoever is in the node's
     // network can answer with any process.
     let Some(number) = number_of_payload(&cgroup, name) else {
-        bail!("its pid 1 is in {}, which is the group of another container: is {name} running?", cgroup.display());
+        bail!("its pid 1 is in {}, which is the cgroup of another container: is {name} running?", cgroup.display());
     };
     let mut warnings = Vec::new();
     if !number.is_empty() {
@@ -249,8 +249,8 @@ fn payload(process: &Path, name: &str) -> Result<Found> {
              that is gone; remove it (rmdir), restart the container, and attach it again"
         ));
     }
-    // With lxc.cgroup.dir the groups of a container are below one that keeps its name, whatever LXC
-    // calls them.
+    // With lxc.cgroup.dir the cgroups of a container are below one that keeps its name, whatever
+    // LXC calls them.
     let around = cgroup.parent().filter(|around| around.join("cgroup.type").exists() && !is_mounted_at(around));
     if let Some(around) = around {
         let stays = format!("as long as lxc.cgroup.dir of {name} leads to it");
@@ -261,7 +261,7 @@ fn payload(process: &Path, name: &str) -> Result<Found> {
 }
 
 /// Whether a file system is mounted right there. In a cgroup namespace the top of the hierarchy
-/// looks like any other group.
+/// looks like any other cgroup.
 fn is_mounted_at(path: &Path) -> bool {
     let device = |path: &Path| std::fs::metadata(path).map(|status| status.dev()).ok();
     path.parent().is_none_or(|parent| device(parent) != device(path))
@@ -277,7 +277,7 @@ fn scope(process: &Path, engine: &str, name: &str) -> Result<Found> {
         part.starts_with("libpod-") && !part.starts_with("libpod-conmon")
             || part.starts_with("docker-") && part.ends_with(".scope")
     };
-    // By systemd; else the engine makes its groups itself: docker/ID, libpod_parent/libpod-ID.
+    // By systemd; else the engine makes its cgroups itself: docker/ID, libpod_parent/libpod-ID.
     let by_id = |part: &str| part.len() == 64 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
     let Some(own) = ancestor(process, is_own).or_else(|| ancestor(process, by_id)) else {
         bail!("its pid 1 is in {}, which is not a cgroup of {engine}", process.display());

@@ -188,7 +188,7 @@ fn read_file(directory: &Directory) -> Result<Option<Vec<u8>>> {
     let name = format!("{DIRECTORY}/{FILE}");
     let file = match regular_file::open(directory, FILE) {
         Err(OpenError::Missing) => return Ok(None),
-        Err(OpenError::Link) => bail!("{name} is a link, and is left as it is"),
+        Err(OpenError::Link) => bail!("{name} is a symbolic link, and is left as it is"),
         Err(OpenError::NotRegular) => bail!("{name} is not a regular file, and is left as it is"),
         Err(OpenError::Failed(errno)) => return Err(errno).context(name),
         Ok(file) => file,

@@ -68,10 +68,10 @@ pub fn look(name: &SecondName) -> Result<ContainerUid> {
     match fs::read_link(&place) {
         Ok(text) => SecondName::leads_to(text.as_os_str().as_bytes()).with_context(|| {
             let text = escape::quoted(text.as_os_str().as_bytes());
-            format!("{link} is a link to {text}, which is not exactly the number of a container")
+            format!("{link} is a symbolic link to {text}, which is not exactly the number of a container")
         }),
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            bail!("no container has the name {name}: there is no link {link}; unbitctl list shows the existing names")
+            bail!("no container has the name {name}: {link} does not exist; unbitctl list shows the existing names")
         }
         Err(error) if error.kind() == ErrorKind::InvalidInput => {
             bail!("{link} is not a symbolic link, so {name} is not a second name")

@@ -111,7 +111,7 @@ impl Probe {
         None
     }
 
-    /// Ends it. False if it cannot end now: SIGKILL waits too while a cgroup of version 1 is
+    /// Ends it. False if it cannot end now: SIGKILL waits too while a v1 cgroup is
     /// frozen, and in some system calls.
     pub fn kill(&self) -> bool {
         let _ = kill(self.pid, Signal::SIGKILL);

@@ -174,7 +174,7 @@ impl Home {
         let (uid, shown) = (self.uid, self.path.display());
         match &self.found {
             Some(found) if found.is_symlink() => {
-                bail!("{shown} is a link: remove it and what it leads to by hand")
+                bail!("{shown} is a symbolic link: remove it and what it leads to by hand")
             }
             Some(found) if !uid.is_owner_of(found.mode(), found.uid(), found.gid()) => {
                 bail!("{shown} belongs to {}:{}, so it is not {uid}'s", found.uid(), found.gid())

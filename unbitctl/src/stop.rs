@@ -21,11 +21,11 @@ use std::time::{Duration, Instant};
 const GRACE: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The unit of the examples, below which cgroup-v2.ini puts a container's group.
+/// The unit of the examples, below which cgroup-v2.ini puts a container's cgroup.
 const UNIT: &str = "system.slice/containers.service";
 
 /// The container's cgroups: those that its pid 1 is in, and where the examples put them, whether
-/// they are there or not: one that starts may make them later. Nowhere else: in a group that an
+/// they are there or not: one that starts may make them later. Nowhere else: in a cgroup that an
 /// engine has delegated a tenant can make one of any name.
 pub fn groups(uid: ContainerUid) -> Vec<PathBuf> {
     let name = uid.to_string();

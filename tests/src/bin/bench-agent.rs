@@ -2,8 +2,8 @@
 //! [CONTAINERS=10000]`.
 //!
 //! A container is here a process that is pid 1 of a pid namespace, a container's user, and in a
-//! cgroup of its own of each hierarchy of version 1 that the node has for processor time, memory
-//! and I/O, or of version 2. The API is the tests' stand-in, on the same machine.
+//! cgroup of its own of each hierarchy of cgroup v1 that the node has for processor time, memory
+//! and I/O, or of cgroup v2. The API is the tests' stand-in, on the same machine.
 
 use std::ffi::c_long;
 use std::fs;

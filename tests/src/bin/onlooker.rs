@@ -264,10 +264,10 @@ impl Looker {
             }
         }
         match (read("cgroup"), fs::read_to_string("/proc/1/cgroup").ok()) {
-            // A process that is ending appears in the root of every version 1 hierarchy.
+            // A process that is ending appears in the root of every hierarchy of cgroup v1.
             (Some(its), Some(ours)) if its != ours && !is_ending(pid) => {
                 let other: Vec<_> = its.lines().filter(|line| !ours.lines().any(|own| own == *line)).collect();
-                wrong(format!("is in other control groups: {}", other.join(" ")));
+                wrong(format!("is in other cgroups: {}", other.join(" ")));
             }
             (Some(_), _) => {}
             _ => look.whole = false,

@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 const CHECK: &str = "accounts";
 const FILE: &str = "/etc/passwd";
 const WHY_NAME: &str =
-    "/etc/passwd is asked first, so a login by the container's name is a login to this account, not to the container";
+    "/etc/passwd is asked first: a login by a container's name is refused if the account there has another uid";
 const WHY_NUMBER: &str = "the files of a container belong to its number, and so to this account";
 
 pub fn check(node: &RootFs) -> Vec<Finding> {

@@ -64,9 +64,9 @@ const MOUNT: &str = "mount -t cgroup2 none /sys/fs/cgroup";
 fn judge_layout(version_1: &[&str], version_2: Option<&str>, read: &dyn Fn(&str) -> String) -> Finding {
     let layout = match (version_1, version_2) {
         ([], None) => return Finding::fail(CHECK, LAYOUT, NONE, MOUNT),
-        ([], Some(_)) => "version 2",
-        (_, None) => "version 1",
-        (_, Some(_)) => "versions 1 and 2 (hybrid)",
+        ([], Some(_)) => "cgroup v2",
+        (_, None) => "cgroup v1",
+        (_, Some(_)) => "cgroup v1 and v2 (hybrid)",
     };
     let has_word = |text: &str, word: &str| text.split_whitespace().any(|other| other == word);
     let (mut faults, mut fixes) = (Vec::new(), Vec::new());
@@ -90,7 +90,7 @@ fn judge_layout(version_1: &[&str], version_2: Option<&str>, read: &dyn Fn(&str)
                         "boot with cgroup_enable=memory on the kernel's command line".to_owned()
                     }
                     (_, []) => {
-                        "boot with cgroup_no_v1=all on the kernel's command line, so that version 2 has it".to_owned()
+                        "boot with cgroup_no_v1=all on the kernel's command line, so that cgroup v2 has it".to_owned()
                     }
                     _ => format!("mount -t cgroup -o {controller} none DIRECTORY"),
                 });
@@ -193,7 +193,7 @@ fn judge_containers(
     let homeless: Vec<_> = containers.iter().filter(|(_, container)| !container.has_own).map(|(uid, _)| *uid).collect();
     let mut findings = Vec::new();
     if !homeless.is_empty() {
-        let fix = "make sure that its file in /etc/uwsgi/vassals makes a cgroup and puts the container there: cgroup = for version 1, a hook for version 2";
+        let fix = "make sure that its vassal in /etc/uwsgi/vassals makes a cgroup and puts the container there: cgroup = for cgroup v1, a hook for cgroup v2";
         findings.push(Finding::fail(CHECK, OWN, format!("no cgroup of its own: {}", list(&homeless)), fix));
     }
     findings.extend(memory.finding(LIMIT, "memory", "BYTES"));
@@ -264,7 +264,7 @@ impl Limits {
         }
         let fix = match self.file {
             Some(file) => format!(
-                "echo {limit} >{}\nand at each start by a hook in its file in {VASSALS}: hook-asap = write:{0} {limit}",
+                "echo {limit} >{}\nand at each start by a hook in its vassal in {VASSALS}: hook-asap = write:{0} {limit}",
                 shell::quoted(&file.to_string_lossy())
             ),
             None => format!(
@@ -276,7 +276,7 @@ impl Limits {
     }
 }
 
-/// Version 2 says `max`, version 1 a number beyond all memory: 2^63 rounded down to a page.
+/// cgroup v2 says `max`, cgroup v1 a number beyond all memory: 2^63 rounded down to a page.
 pub(super) fn is_limit(text: &str) -> bool {
     text.trim().parse().is_ok_and(|bytes: u64| bytes < 1 << 62)
 }
@@ -315,22 +315,22 @@ mod tests {
     #[test]
     fn both_controllers_are_needed_in_either_version() {
         for (version_1, version_2, name) in [
-            (&["rw", "memory", "cpu", "cpuacct"][..], None, "version 1, with memory and cpu"),
-            (&[], Some("/cg"), "version 2, with memory and cpu"),
-            (&["cpu"], Some("/cg"), "versions 1 and 2 (hybrid), with memory and cpu"),
+            (&["rw", "memory", "cpu", "cpuacct"][..], None, "cgroup v1, with memory and cpu"),
+            (&[], Some("/cg"), "cgroup v2, with memory and cpu"),
+            (&["cpu"], Some("/cg"), "cgroup v1 and v2 (hybrid), with memory and cpu"),
         ] {
             let (state, seen, _) = layout(version_1, version_2, "cpuset cpu io memory\n", "cpu memory\n");
             assert_eq!((state, seen.as_str()), (State::Ok, name));
         }
         let (state, seen, fix) = layout(&[], Some("/cg"), "cpu memory", "cpu");
-        assert_eq!((state, seen.as_str()), (State::Fail, "version 2, but memory is not enabled for containers"));
+        assert_eq!((state, seen.as_str()), (State::Fail, "cgroup v2, but memory is not enabled for containers"));
         assert_eq!(fix, "echo +memory >/cg/cgroup.subtree_control");
         let (state, seen, fix) = layout(&["cpu", "cpuacct"], None, "", "");
-        assert_eq!((state, seen.as_str()), (State::Fail, "version 1, but there is no controller memory"));
+        assert_eq!((state, seen.as_str()), (State::Fail, "cgroup v1, but there is no controller memory"));
         assert!(fix.contains("cgroup_enable=memory"), "{fix}");
         let (state, _, fix) = layout(&["memory", "cpuset"], Some("/cg"), "cpuset", "");
         assert_eq!((state, fix.as_str()), (State::Fail, "mount -t cgroup -o cpu none DIRECTORY"));
-        assert!(layout(&[], Some("/cg"), "", "").2.ends_with("so that version 2 has it"));
+        assert!(layout(&[], Some("/cg"), "", "").2.ends_with("so that cgroup v2 has it"));
         assert_eq!(layout(&[], None, "", "").0, State::Fail);
     }
 
@@ -382,7 +382,7 @@ mod tests {
         let warn = |seen: &str| [(State::Warn, seen.to_owned())];
         assert_eq!(of(&apart, &[("/cg/30000", "1000"), ("/cg/30001", "1000")])[0].0, State::Ok);
         assert_eq!(of(&apart, &[("/cg/30000", "1000")]), warn("no limit on processes: 30001"));
-        // A group of all of them is nobody's own, and its limit nobody's.
+        // A cgroup of all of them is nobody's own, and its limit nobody's.
         let one_group = [(30000, container(true, "all")), (30001, container(true, "all"))];
         let seen = "no limit on processes: 30000 30001; counted together with others: 30000 30001";
         assert_eq!(of(&one_group, &[("/cg/all", "1000")]), warn(seen));

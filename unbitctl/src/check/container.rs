@@ -320,25 +320,28 @@ fn second_name(name: &SecondName, container: ContainerUid) -> Result<Finding, Fi
     match std::fs::symlink_metadata(names::place(name)) {
         Ok(status) if status.uid() == 0 => {}
         Ok(status) => {
-            let seen = format!("{link} is a link of uid {}: logins by it are refused", status.uid());
+            let seen = format!("{link} belongs to uid {}: logins by this name are refused", status.uid());
             return Err(fail(
                 "account",
                 seen,
                 format!("if {name} is to be a name of {container}: chown -h root:root {link}"),
             ));
         }
-        Err(error) => return Err(fail("account", format!("{link}: {error}"), "make the link again")),
+        Err(error) => {
+            let fix = format!("make the second name again: unbitctl attach {container} --name {name}");
+            return Err(fail("account", format!("{link}: {error}"), fix));
+        }
     }
     let user =
         User::from_name(name.as_str()).map_err(|errno| fail("account", format!("{name}: {errno}"), "getent passwd"))?;
     match user {
         Some(user) if is_the_containers(&user, container) => {
-            Ok(ok("account", format!("{name} is a second name of {container}, by the link {link}")))
+            Ok(ok("account", format!("{name} is a second name of {container}, by the symbolic link {link}")))
         }
         Some(user) => Err(fail(
             "account",
             format!(
-                "the account {name} is uid {} and gid {}, not {container}'s: it comes before the link {link}, and logs in to this node",
+                "the account {name} is uid {} and gid {}, not {container}'s: it comes before the symbolic link {link}, and logs in to this node",
                 user.uid, user.gid
             ),
             format!("give the container another name, or the account: usermod --login ANOTHER_NAME {name}"),
@@ -587,7 +590,8 @@ fn link_in(path: &Path) -> Option<String> {
     let parts: Vec<_> = path.ancestors().collect();
     let link = parts.into_iter().rev().find(|part| part.is_symlink())?;
     let to = shown(&link.read_link().ok()?);
-    Some(if link == path { format!("; it is a link to {to}") } else { format!("; {} is a link to {to}", shown(link)) })
+    let link = if link == path { "it".to_owned() } else { shown(link) };
+    Some(format!("; {link} is a symbolic link to {to}"))
 }
 
 /// Whether there is a line with a key, by the names with which all types of keys begin (ssh -Q
@@ -662,7 +666,7 @@ fn fix(container: ContainerUid, name: &str, refusal: &Refusal) -> String {
     }
     match (name, refusal.reason) {
         (_, Reason::NotRunning) if !has_vassal(container) && !Path::new(&format!("/etc/unbit/{container}")).is_symlink() => format!(
-            "nothing starts this container: there is neither a file /etc/uwsgi/vassals/{container}.ini nor a link /etc/unbit/{container}. If it is gone for good, what is left is {}",
+            "nothing starts this container: there is neither a vassal /etc/uwsgi/vassals/{container}.ini nor a link /etc/unbit/{container}. If it is gone for good, what is left is {}",
             home(container)
         ),
         (_, Reason::NotRunning) => format!(
@@ -706,21 +710,20 @@ fn fix(container: ContainerUid, name: &str, refusal: &Refusal) -> String {
 fn fix_link(container: ContainerUid, reason: Reason) -> Option<String> {
     let link = format!("{}/{container}", link::DIRECTORY);
     Path::new(&link).symlink_metadata().ok()?;
-    let to_its_group =
-        format!("unbitctl attach {container} --machine NAME, or whatever engine it is: unbitctl attach --help");
+    let to_its_cgroup = format!("unbitctl attach {container} --machine NAME (other engines: unbitctl attach --help)");
     match reason {
         Reason::NotRunning => Some(match engine::link_of(container).as_deref().and_then(engine::renamed_by_lxc) {
             Some(group) => format!(
-                "LXC runs it in {}, because the group that {link} leads to was left from an earlier start: stop the container, remove that group \
+                "LXC runs it in {}, because the cgroup that {link} leads to was left from an earlier start: stop the container, remove that cgroup \
                  (rmdir), and start it; lxc.cgroup.dir keeps this from happening again",
                 group.display()
             ),
             None => format!(
-                "start the container with its engine; if it runs, {link} leads to another cgroup: {to_its_group}"
+                "start the container with its engine; if it runs, {link} leads to another cgroup: {to_its_cgroup}"
             ),
         }),
         Reason::Starting => Some("try again once the container has started".to_owned()),
-        Reason::BadLink | Reason::NoPidNamespace | Reason::TwoContainers => Some(to_its_group),
+        Reason::BadLink | Reason::NoPidNamespace | Reason::TwoContainers => Some(to_its_cgroup),
         Reason::TooManyGroups => Some("remove cgroups that nobody uses, as root in the container".to_owned()),
         Reason::BadMap => Some(format!(
             "start the container with a user namespace that maps {container} to an id that nobody else has"

@@ -283,9 +283,9 @@ fn not_opened(node: &RootFs, path: &str, error: &io::Error, setup: &str) -> Verd
         ErrorKind::PermissionDenied => Verdict::Hidden,
         ErrorKind::NotFound if node.open_link(path).is_err() => Verdict::Missing,
         ErrorKind::NotFound => Verdict::InTheWay(
-            "is a link that leads nowhere".to_owned(),
+            "is a symbolic link that leads nowhere".to_owned(),
             format!(
-                "make the directory that it names (readlink {}), or remove the link and run {setup}",
+                "make the directory that it names (readlink {}), or remove the symbolic link and run {setup}",
                 node.quoted(path)
             ),
         ),
@@ -302,7 +302,7 @@ fn place(node: &RootFs, path: &str, found: &File) -> Option<Place> {
     let behind = std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?;
     let root = node.root().canonicalize().ok()?;
     let inside = Path::new("/").join(behind.strip_prefix(&root).ok()?).to_str()?.to_owned();
-    let name = if inside == path { inside.clone() } else { format!("{path} (a link to {inside})") };
+    let name = if inside == path { inside.clone() } else { format!("{path} (a symbolic link to {inside})") };
     Some(Place { path: inside, name })
 }
 

@@ -1,7 +1,7 @@
 //! The distributions: root file systems that containers start from.
 //!
 //! They are read and never run. A program of a distribution would run as root, and what is in one
-//! may come from people who are not: a customer may have made it. For the same reason nothing in it
+//! may come from people who are not: a tenant may have made it. For the same reason nothing in it
 //! is followed out of it.
 
 use super::library;

@@ -33,7 +33,7 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
     }
     let files = vassal_containers(node);
     if files.is_empty() {
-        return not_applicable(&format!("{VASSALS} has no container's file yet"));
+        return not_applicable(&format!("{VASSALS} has no vassal yet"));
     }
     if fs::read("/proc/1/status").is_err() {
         return not_applicable("root is needed to see its processes");
@@ -68,14 +68,14 @@ fn judge(
     );
     match emperor {
         None if findings.iter().all(|finding| finding.state != State::Fail) => {
-            let seen = format!("no Emperor (a root process named uwsgi) runs, but {VASSALS} has files");
+            let seen = format!("no Emperor (a root process named uwsgi) runs, but {VASSALS} has vassals");
             findings.push(Finding::fail(CHECK, WHY, seen, emperor::by_hand()));
         }
         None => {}
         Some(_) => {
             let away: Vec<_> = files.iter().filter(|uid| !leaders.contains_key(uid)).copied().collect();
             if let Some(first) = away.first() {
-                let seen = format!("has a file in {VASSALS} and does not run: {}", list(&away));
+                let seen = format!("has a vassal in {VASSALS} and does not run: {}", list(&away));
                 findings.push(Finding::fail(CHECK, WHY, seen, format!("{log}\nunbitctl check {first}")));
             }
         }
@@ -96,8 +96,8 @@ fn judge(
     }
     if let Some(pid) = emperor.filter(|_| findings.is_empty()) {
         let seen = match files.len() {
-            1 => "the one container that has a file runs and listens".to_owned(),
-            many => format!("all {many} containers that have files run and listen"),
+            1 => "the one container with a vassal runs and listens".to_owned(),
+            many => format!("all {many} containers with a vassal run and listen"),
         };
         findings.push(Finding::ok(CHECK, WHY, format!("the Emperor runs (pid {pid}), and {seen}")));
     }
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn each_container_runs_and_listens() {
         let [(_, away, fix), ..] = &judged(Some(7), UNIT, &[30001])[..] else { panic!() };
-        assert_eq!(away, "has a file in /etc/uwsgi/vassals and does not run: 30002");
+        assert_eq!(away, "has a vassal in /etc/uwsgi/vassals and does not run: 30002");
         assert_eq!(fix, "journalctl -u containers -n 50\nunbitctl check 30002");
         let found = judged(Some(7), UNIT, &[30001, 30002]);
         let [(_, silent, _)] = &found[..] else { panic!("{found:?}") };

@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(
             journal(&format!("{ROOT}91 90 0:5 / /dev rw - devtmpfs udev rw\n")),
             None,
-            "a link that leads nowhere"
+            "a symbolic link that leads nowhere"
         );
         let bound = format!("{ROOT}91 90 0:21 /systemd /run/systemd rw - tmpfs tmpfs rw\n");
         assert_eq!(journal(&bound).as_deref(), Some("/run/systemd/journal/dev-log"));

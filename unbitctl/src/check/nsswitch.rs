@@ -46,7 +46,7 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
         })
         .collect();
     if findings.is_empty() {
-        findings.push(Finding::ok(NAME, WHY_LINES, "unbit has its place in passwd, group, shadow and hosts"));
+        findings.push(Finding::ok(NAME, WHY_LINES, "unbit is in the right place in passwd, group, shadow and hosts"));
     }
     findings.push(module(node));
     findings.extend(answers(node));
@@ -72,7 +72,7 @@ fn module(node: &RootFs) -> Finding {
         return Finding::not_applicable(NAME, WHY_MODULE, "there is no libc.so.6");
     };
     let path = format!("{directory}/{MODULE}");
-    let fix = format!("install {MODULE} in {directory} (make install)");
+    let fix = format!("install {MODULE} in {directory}, with the package libnss-unbit or by make install");
     let of_ours = library::check(node, NAME, WHY_MODULE, &path, fix);
     if !command::possible(node) || !node.has("/usr/bin/getent") {
         return of_ours;

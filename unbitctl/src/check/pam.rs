@@ -72,7 +72,7 @@ pub fn module(node: &RootFs) -> Finding {
     let Some(path) = module_path(node, MODULE) else {
         return Finding::not_applicable(NAME, WHY_MODULE, "there are no PAM modules");
     };
-    let fix = format!("install {path} (make install)");
+    let fix = format!("install {path}, with the package libpam-unbit or by make install");
     library::check(node, NAME, WHY_MODULE, &path, fix)
 }
 

@@ -8,7 +8,7 @@ use shared::{ContainerUid, SecondName, escape};
 use std::os::unix::fs::MetadataExt;
 
 const CHECK: &str = "names";
-const WHY: &str = "a link such as /containers/web1 -> 30001 gives that account a second name";
+const WHY: &str = "a symbolic link such as /containers/web1 -> 30001 gives that account a second name";
 const PASSWD: &str = "/etc/passwd";
 
 /// Nothing where there are no such links.
@@ -56,7 +56,7 @@ fn judge_one(link: &Link, accounts: &[&str], is_container: &dyn Fn(ContainerUid)
         return almost(link).map_or(Verdict::NoName, Verdict::Bad);
     };
     Verdict::Bad(if link.owner != 0 {
-        let seen = format!("{CONTAINERS}/{shown} is a link of uid {}: logins by it are refused", link.owner);
+        let seen = format!("{CONTAINERS}/{shown} belongs to uid {}: logins by this name are refused", link.owner);
         Finding::fail(CHECK, WHY, seen, remove())
     } else if accounts.contains(&name.as_str()) {
         let seen = format!(
@@ -122,7 +122,7 @@ mod tests {
                 ),
                 (State::Warn, "/containers/far leads to \"/containers/30001/\", and is not a second name"),
                 (State::Warn, "gone is a name of 30002, and there is no such container on this node"),
-                (State::Fail, "/containers/stranger is a link of uid 1000: logins by it are refused"),
+                (State::Fail, "/containers/stranger belongs to uid 1000: logins by this name are refused"),
                 (State::Warn, "/containers/web2 leads to \"030001\", and is not a second name"),
             ]
         );

@@ -190,7 +190,7 @@ const NAMESPACES: [(&str, CloneFlags); 5] = [
     ("mnt", CloneFlags::CLONE_NEWNS),
 ];
 
-/// With version 2 they are all in one.
+/// With cgroup v2 they are all in one.
 const CONTROLLERS: [&str; 8] = ["pids", "memory", "cpu", "cpuset", "freezer", "devices", "blkio", "cpuacct"];
 
 impl Sandbox {

@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 const CHECK: &str = "services";
 const DIRECTORY: &str = "/etc/uwsgi/services";
 const WHY: &str = "a service that does not offer its statistics does not run, or is not that of the guide";
-const WHY_OPEN: &str = "containers and other nodes can read what the statistics show of customers";
+const WHY_OPEN: &str = "containers and other nodes can read what the statistics show of tenants";
 
 /// Its file, and the ports on 127.0.0.1 that PORTS.md of uwsgi.it has for it.
 const SERVICES: [(&str, &[u16]); 6] = [

@@ -151,7 +151,7 @@ const SETTINGS: [Setting; 9] = [
         state: State::Fail,
         good: |value| matches!(value, "" | PAM_SERVICE), // sshd before 9.8 has no such keyword
         value: |_| PAM_SERVICE.to_owned(),
-        why: "the lines of pam_unbit.so are in that service's file: by another, container users get a session on the node",
+        why: "the lines of pam_unbit.so are in /etc/pam.d/sshd: with another service, container users get a session on the node",
     },
     Setting {
         profile: Profile::Login,
@@ -388,8 +388,9 @@ pub fn obstacles(says: &Says, user: &str, group: &str) -> Vec<Finding> {
     let mut found = |why, seen, fix| findings.push(Finding::fail(NAME, why, seen, fix));
     if let Some(seen) = says.shuts_out(user, group) {
         let pattern = if user == group { "3*" } else { user };
-        let fix =
-            format!("allow container users there, in {MAIN}: AllowUsers {pattern} or the like, see sshd_config(5)");
+        let fix = format!(
+            "allow the names or groups of your containers there, in {MAIN}, such as AllowUsers {pattern}: see sshd_config(5)"
+        );
         found("a user whom sshd refuses cannot reach a container", seen, fix);
     }
     if says.of("RefuseConnection") == "yes" {
@@ -399,7 +400,7 @@ pub fn obstacles(says: &Says, user: &str, group: &str) -> Vec<Finding> {
     let methods = says.of("AuthenticationMethods");
     if !methods.is_empty() && !methods.split_whitespace().any(|method| matches!(method, "any" | "publickey")) {
         let fix = format!(
-            "let container users in with publickey only: Match User 3*, AuthenticationMethods publickey, at the end of {MAIN}"
+            "let container users in with publickey only: Match Group 3* (or the groups of your containers), AuthenticationMethods publickey, at the end of {MAIN}"
         );
         found("container users have only keys", format!("AuthenticationMethods {methods}"), fix);
     }

@@ -18,7 +18,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
 const CHECK: &str = "vassals";
-const WHY: &str = "root does what these files say, whoever wrote them and wherever a tenant's links lead";
+const WHY: &str = "root does what these files say, whoever wrote them and wherever a tenant's symbolic links lead";
 const WHY_PLUGINS: &str =
     "without a plugin its options are unknown, and with strict = true the container does not start";
 /// The one to compare with.
@@ -97,17 +97,17 @@ fn finding(node: &RootFs, kind: Kind, files: &[(&Vassal, Vec<Fault>)]) -> Option
     let (state, why, fix) = match kind {
         Kind::Log => (
             State::Fail,
-            "root opens this log, and the tenant can put a link there that leads elsewhere, such as to root's authorized_keys",
+            "root opens this log, and the tenant can put a symbolic link there that leads elsewhere, such as to root's authorized_keys",
             format!("sed -i 's/^ *{} *=/logto2 =/' {real}", first.option),
         ),
         Kind::Path => (
             State::Fail,
-            "root follows the tenant's links there, to any file of the node",
+            "root follows the tenant's symbolic links there, to any file of the node",
             format!("let the container's user do it, hook-as-user = exec:/bin/mkdir and the like: {compare}"),
         ),
         Kind::Mount => (
             State::Fail,
-            "root follows the tenant's links there, and what they lead to appears in the container, or is covered",
+            "root follows the tenant's symbolic links there, and what they lead to appears in the container, or is covered",
             format!("mount nothing from or to a place below the tenant's directory; use a tmpfs instead: {compare}"),
         ),
         Kind::Program => (

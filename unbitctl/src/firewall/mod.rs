@@ -50,7 +50,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.reload {
         must_be_root("firewall --reload")?;
         let Some(loaded) = nft::loaded()? else {
-            say!("table inet unbit is not loaded, and stays so\n");
+            say!("table inet unbit is not loaded; nothing to do\n");
             return Ok(ExitCode::SUCCESS);
         };
         return print_or_load(&Source::from_arguments(loaded.arguments())?, true);
@@ -68,7 +68,7 @@ fn print_or_load(source: &Source, loads: bool) -> Result<ExitCode> {
             if let [list, ..] = source.missing().as_slice() {
                 let what = if *list == source.nodes() { "nodes" } else { "routers" };
                 bail!(
-                    "there is no list of {what} {list}: uwsgi.it's configurator writes it. Without uwsgi.it write the addresses of the other {what}, one a line, or none for a node that stands alone (: >{list}); another file by --{what} FILE"
+                    "{list} does not exist. uwsgi.it's configurator writes it; without uwsgi.it, write the addresses of the other {what} there, one per line, or make it empty if there are none (: >{list}). --{what} FILE names another file"
                 );
             }
             let BadLists(lines) = error.downcast::<BadLists>()?;

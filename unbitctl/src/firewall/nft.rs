@@ -119,7 +119,7 @@ impl Table {
             let held = self.sets.get(name).unwrap_or(&none);
             let name = name.replace('_', " ");
             differences.extend(list(&format!("{name} lacks"), elements.difference(held)));
-            differences.extend(list(&format!("{name} holds"), held.difference(elements)));
+            differences.extend(list(&format!("{name} has"), held.difference(elements)));
         }
         if self.rest != should.rest {
             differences.push("its rules differ".to_owned());
@@ -176,11 +176,11 @@ mod tests {
         assert_eq!(table(7, r#""192.0.2.2", "192.0.2.1""#, "accept").differences(&should), ["its rules differ"]);
         assert_eq!(
             table(7, r#""192.0.2.2", "192.0.2.3""#, "drop").differences(&should),
-            ["nodes ipv4 lacks 192.0.2.1", "nodes ipv4 holds 192.0.2.3"]
+            ["nodes ipv4 lacks 192.0.2.1", "nodes ipv4 has 192.0.2.3"]
         );
         let none = table(7, "", "drop");
         assert_eq!(none.differences(&should), ["nodes ipv4 lacks 192.0.2.1, 192.0.2.2"]);
         let many = table(7, r#""1", "2", "3", "4", "5""#, "drop");
-        assert_eq!(many.differences(&none), ["nodes ipv4 holds 1, 2, 3 and 2 more"]);
+        assert_eq!(many.differences(&none), ["nodes ipv4 has 1, 2, 3 and 2 more"]);
     }
 }

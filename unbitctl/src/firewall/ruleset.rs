@@ -43,16 +43,17 @@ impl<'a> Ruleset<'a> {
         let Source { nodes, routers, public_ip, .. } = self.source;
         let mut warnings = Vec::new();
         if self.nodes.len() == 0 {
-            warnings.push(format!("{nodes} holds no address: UDP 999 is closed to everyone"));
+            warnings.push(format!("{nodes} has no address: UDP 999 is closed to everyone"));
         }
         if self.routers.len() == 0 {
-            warnings
-                .push(format!("{routers} holds no address: TCP 998 and 1999 and the legion are closed to everyone"));
+            warnings.push(format!("{routers} has no address: TCP 998 and 1999 and the legion are closed to everyone"));
         }
         let only_ipv4 = !public_ip.is_empty() && public_ip.iter().all(IpAddr::is_ipv4);
         if only_ipv4 && !(self.nodes.ipv6.is_empty() && self.routers.ipv6.is_empty()) {
-            warnings
-                .push("the lists hold IPv6 addresses, and no --public-ip is one: nobody is let in by IPv6".to_owned());
+            warnings.push(
+                "the lists have IPv6 addresses, but no --public-ip is an IPv6 address: nobody is admitted over IPv6"
+                    .to_owned(),
+            );
         }
         warnings
     }
@@ -75,7 +76,7 @@ impl Display for Ruleset<'_> {
 # /etc/nftables.conf:
 #   include \"/etc/unbit.nft\"
 
-# An empty table first, so that there is one to delete: then this file is loaded whole or not at all, the first time and again.
+# Declare the table first, so that delete never fails: the file is then loaded completely or not at all.
 table inet unbit
 delete table inet unbit
 
@@ -114,7 +115,7 @@ table inet unbit {{
         goto guarded
     }}
 
-    # Without a look at connections: who is taken off the list is out at once.
+    # No connection tracking here: a node removed from the list is blocked at once.
     chain nodes {{
         {at_ipv4}ip saddr @nodes_ipv4 accept
         {at_ipv6}ip6 saddr @nodes_ipv6 accept
@@ -127,7 +128,7 @@ table inet unbit {{
         counter drop
     }}
 
-    # What the node has not asked for.
+    # Packets from containers.
     chain containers {{
         ct direction reply ct state established accept
         meta l4proto {{ icmp, icmpv6 }} accept

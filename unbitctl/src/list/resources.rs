@@ -124,7 +124,7 @@ impl Resources {
     fn below_its_mount(&self, directory: &Path) -> Option<PathBuf> {
         let version_2 = self.hierarchies.version_2().and_then(|mount| directory.strip_prefix(mount).ok());
         let path = version_2.map(Path::to_owned).or_else(|| {
-            // Version 1 has a mount for each hierarchy there.
+            // cgroup v1 has a mount for each hierarchy there.
             Some(directory.strip_prefix("/sys/fs/cgroup").ok()?.components().skip(1).collect())
         })?;
         (path.components().next().is_some()).then_some(path)
@@ -158,7 +158,7 @@ impl Groups {
     }
 
     /// The peak, and how often memory was short: of the outermost of its own cgroups. Those of
-    /// version 1 do not count for the ones below.
+    /// cgroup v1 do not count for the ones below.
     fn peak_and_oom_kills(&self) -> (Option<u64>, Option<u64>) {
         let own = &self.own;
         match self.version {
@@ -186,7 +186,7 @@ fn both(leader: &Process) -> Option<(Proc, Proc)> {
     Some((Proc::of(leader.pid).ok()?, Proc::of(leader.parent).ok()?))
 }
 
-/// Version 1 has no word for it: its number is 2^63, rounded down to a page.
+/// cgroup v1 has no word for it: its number is 2^63, rounded down to a page.
 const NO_LIMIT: u64 = 1 << 62;
 
 /// The number in a cgroup's file; `None` for "max" as for a file that is not there.

@@ -140,7 +140,10 @@ fn library(node: &RootFs) -> Result<PathBuf> {
     let directory = directories.iter().find(is_beside_libc).context("this node has no libc.so.6")?;
     let library = Path::new(directory).join(MODULE);
     if !library.exists() {
-        bail!("there is no {} on this node: install libnss-unbit first", library.display());
+        bail!(
+            "there is no {} on this node: install the package libnss-unbit first, or run make install",
+            library.display()
+        );
     }
     Ok(library)
 }
@@ -189,7 +192,7 @@ fn complete(root: &Path, library: &Path, progress: &mut Progress) -> Result<()> 
     let changes =
         file::pending(&node, (check::nsswitch::STEP.changes)(&node, Wishes { keys_only: false, guide: false })?)?;
     if changes.is_empty() {
-        progress.found("nsswitch", "unbit has its place");
+        progress.found("nsswitch", "unbit is in its place already");
     }
     for change in changes {
         change.make()?;

@@ -57,7 +57,7 @@ pub struct Arguments {
     /// Put back the files that the last set-up replaced
     #[arg(long, conflicts_with = "steps")]
     undo: bool,
-    /// Put them back although somebody has changed them since
+    /// Put them back even if somebody has changed them since
     #[arg(long, requires = "undo")]
     force: bool,
 }
