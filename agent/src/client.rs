@@ -87,8 +87,8 @@ impl Client {
         Self { agent, tls, base: format!("https://{}/api/private", api.authority) }
     }
 
-    /// Sends values over all connections, and calls `answered` with the index and status of each. It
-    /// stops at the first error, or when many are refused.
+    /// Sends values over all connections, and calls `answered` with the index and status of each.
+    /// It stops at the first error, or when many are refused.
     pub fn send(&self, posts: &[Post], answered: impl Fn(usize, u16) -> io::Result<()> + Sync) -> Result<(), String> {
         let failure = Mutex::new(None);
         let is_over = AtomicBool::new(false);

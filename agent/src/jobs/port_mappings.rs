@@ -100,8 +100,8 @@ impl ApiMappings {
 }
 
 impl Mappings {
-    /// A malformed entry makes the whole answer wrong. A port of the node's services, or one that is
-    /// mapped twice, is only skipped: one customer could otherwise stop all others' ports.
+    /// A malformed entry makes the whole answer wrong. A port of the node's services, or one that
+    /// is mapped twice, is only skipped: one customer could otherwise stop all others' ports.
     fn of(entries: &[Entry], own: Option<Ipv4Addr>) -> Result<(Self, Vec<String>)> {
         if entries.len() > 20_000 {
             bail!("more than 20000 mappings");

@@ -123,7 +123,10 @@ fn finding(node: &RootFs, kind: Kind, files: &[(&Vassal, Vec<Fault>)]) -> Option
         Kind::Plugin => (
             State::Fail,
             "root loads this plugin before the container starts, and the tenant can put any code there",
-            format!("move the plugin to a directory of root's and change that line: line {} of {real}", first.line),
+            format!(
+                "move the plugin to a directory that root owns, and change that line: line {} of {real}",
+                first.line
+            ),
         ),
         Kind::Devices => (
             State::Warn,
