@@ -535,11 +535,13 @@ pub fn set_supervisor_title(uid: u32) -> nix::Result<()> {
 /// Closes every descriptor but one.
 pub fn close_all_but(kept: impl AsFd) -> nix::Result<()> {
     let kept = kept.as_fd().as_raw_fd();
-    // SAFETY: takes numbers. Whoever owns one of these descriptors never runs again in this
-    // process.
-    let close = |first: c_int, last: c_int| match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
-        _ if first > last => Ok(0),
-        result => Errno::result(result),
+    let close = |first: c_int, last: c_int| {
+        if first > last {
+            return Ok(0); // the kernel reads -1 as its highest number
+        }
+        // SAFETY: takes numbers. Whoever owns one of these descriptors never runs again in this
+        // process.
+        Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })
     };
     let closed = retry(|| close(0, kept - 1)).and_then(|_| retry(|| close(kept + 1, c_int::MAX)));
     match closed {
@@ -634,6 +636,39 @@ mod tests {
             assert_eq!(flags(), 0);
             mark().unwrap();
             assert_eq!(flags(), libc::FD_CLOEXEC);
+        }
+    }
+
+    /// In a child, because it closes the other tests' descriptors as well.
+    #[test]
+    fn close_all_but_keeps_one_and_closes_the_others() {
+        // SAFETY: takes numbers.
+        let is_open = |number| unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
+        let outcome = |kept: c_int, close: fn(c_int) -> nix::Result<()>| {
+            for number in [0, 1, 2, 3, 7] {
+                // SAFETY: takes numbers.
+                unsafe { libc::dup2(2, number) };
+            }
+            match close(kept) {
+                Err(errno) => 100 + errno as i32,
+                Ok(()) => i32::from((0..=7).any(|number| is_open(number) != (number == kept))),
+            }
+        };
+        // SAFETY: the descriptor is open until the child ends, and this call closes none of Rust's.
+        let by_range: fn(c_int) -> nix::Result<()> = |kept| close_all_but(unsafe { BorrowedFd::borrow_raw(kept) });
+        for (close, name) in [(by_range, "close_range(2)"), (close_all_before_linux_5_9, "/proc/self/fd")] {
+            for kept in [0, 1, 3, 7] {
+                // SAFETY: the child makes system calls, and allocates for /proc/self/fd alone.
+                let pid = unsafe { libc::fork() };
+                if pid == 0 {
+                    exit_now(outcome(kept, close));
+                }
+                let status = nix::sys::wait::waitpid(Pid::from_raw(pid), None).unwrap();
+                assert!(
+                    matches!(status, nix::sys::wait::WaitStatus::Exited(_, 0)),
+                    "{name}, {kept} is kept: {status:?}"
+                );
+            }
         }
     }
 
