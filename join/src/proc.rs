@@ -7,13 +7,13 @@ use crate::sys::retry;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
-use nix::sys::stat::{FileStat, Mode, fstatat};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 
 /// The identity of a file or a namespace.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Inode {
     device: u64,
     number: u64,
@@ -45,6 +45,12 @@ impl Proc {
     /// The calling process.
     pub fn of_self() -> nix::Result<Self> {
         Self::at("/proc/self")
+    }
+
+    /// Tells this process from later ones with the same pid: the kernel numbers the inodes of these
+    /// directories with a counter (`proc_pid_make_inode()` in fs/proc/base.c).
+    pub(crate) fn identity(&self) -> nix::Result<Inode> {
+        retry(|| fstat(&self.0)).map(Inode::from)
     }
 
     fn at(path: &str) -> nix::Result<Self> {

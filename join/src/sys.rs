@@ -639,6 +639,55 @@ mod tests {
         }
     }
 
+    /// A child with this pid, clone3(2), which waits to be killed.
+    fn fork_with_pid(pid: i32) -> nix::Result<Pid> {
+        // SAFETY: all zeros asks for nothing.
+        let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+        arguments.exit_signal = libc::SIGCHLD as u64;
+        arguments.set_tid = (&raw const pid).expose_provenance() as u64;
+        arguments.set_tid_size = 1;
+        let size = size_of::<libc::clone_args>();
+        // SAFETY: the kernel reads the arguments, and shares no memory with the child.
+        match Errno::result(unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size) })? {
+            0 => loop {
+                // SAFETY: takes nothing.
+                unsafe { libc::pause() };
+            },
+            pid => Ok(Pid::from_raw(pid as i32)),
+        }
+    }
+
+    #[test]
+    fn a_process_is_told_from_an_earlier_one_with_its_pid() {
+        let identity = |pid: Pid| crate::proc::Proc::of(pid.as_raw()).unwrap().identity().unwrap();
+        let end = |pid: Pid| {
+            nix::sys::signal::kill(pid, Signal::SIGKILL).unwrap();
+            nix::sys::wait::waitpid(pid, None).unwrap();
+        };
+        loop {
+            // SAFETY: the child ends.
+            let pid = unsafe { libc::fork() };
+            if pid == 0 {
+                // SAFETY: takes nothing.
+                unsafe { libc::pause() };
+                exit_now(0);
+            }
+            let first = [identity(Pid::from_raw(pid)), identity(Pid::from_raw(pid))];
+            end(Pid::from_raw(pid));
+            match fork_with_pid(pid) {
+                Ok(second) => {
+                    let later = identity(second);
+                    end(second);
+                    assert_eq!(second.as_raw(), pid);
+                    assert_eq!(first[0], first[1]);
+                    return assert_ne!(later, first[0]);
+                }
+                Err(Errno::EEXIST) => {} // another test's child has got it
+                Err(errno) => return eprintln!("NOT TRIED: a process with a chosen pid: {errno}"),
+            }
+        }
+    }
+
     /// In a child, because it closes the other tests' descriptors as well.
     #[test]
     fn close_all_but_keeps_one_and_closes_the_others() {

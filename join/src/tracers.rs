@@ -17,7 +17,7 @@ use crate::subtree::Subtree;
 use crate::user_namespace;
 use caps::Capability;
 use nix::errno::Errno;
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::io;
 use std::thread::sleep;
 use std::time::Duration;
@@ -31,17 +31,21 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// The pid of a process that can have the capability.
 pub fn find(subtree: &Subtree, deadline: Deadline) -> Result<Option<i32>, Refusal> {
     let our_users = user_namespace::our_own()?;
-    let mut harmless = BTreeSet::new();
+    let mut harmless = HashSet::new();
     loop {
         let (mut tracer, mut one_has_ended) = (None, false);
         subtree.for_each_process(deadline, &mut |pid| {
-            if harmless.contains(&pid) {
+            let Some(process) = Candidate::of(pid, our_users)? else {
+                one_has_ended = true;
+                return Ok(());
+            };
+            // Not its pid, which another process could get during the search.
+            if harmless.contains(&process.identity) {
                 return Ok(());
             }
-            let process = Candidate { pid, our_users };
             match process.can_trace()? {
                 Some(true) => drop(tracer.get_or_insert(pid)),
-                Some(false) => drop(harmless.insert(pid)),
+                Some(false) => drop(harmless.insert(process.identity)),
                 None => one_has_ended = true,
             }
             Ok(())
@@ -59,18 +63,25 @@ pub fn find(subtree: &Subtree, deadline: Deadline) -> Result<Option<i32>, Refusa
 
 struct Candidate {
     pid: i32,
+    process: Proc,
+    identity: Inode,
     our_users: Inode,
 }
 
 impl Candidate {
+    /// `None` if it has ended.
+    fn of(pid: i32, our_users: Inode) -> Result<Option<Self>, Refusal> {
+        let process = found(Proc::of(pid).and_then(|process| Ok((process.identity()?, process))));
+        let process = process.context(Reason::Broken, format_args!("look at process {pid}, which is in its cgroup"))?;
+        Ok(process.map(|(identity, process)| Self { pid, process, identity, our_users }))
+    }
+
     /// `None` if it ended before it could be checked. There can be thousands, so only one file is
     /// read for most of them.
     fn can_trace(&self) -> Result<Option<bool>, Refusal> {
+        let process = &self.process;
         let step = |what: &str| format!("look at {what} of process {}, which is in its cgroup", self.pid);
-        let Some(process) = found(Proc::of(self.pid)).context(Reason::Broken, step("the directory"))? else {
-            return Ok(None);
-        };
-        let Some(status) = read(&process, "status").context(Reason::Broken, step("the status"))? else {
+        let Some(status) = read(process, "status").context(Reason::Broken, step("the status"))? else {
             return Ok(None);
         };
         // A single pid belongs to a process in our own pid namespace: the engine's, on the node.
@@ -79,7 +90,7 @@ impl Candidate {
             return Ok(Some(false));
         }
         if numbers("Threads")? == [1] {
-            return self.can_thread_trace(&process, "", &status);
+            return self.can_thread_trace("", &status);
         }
         let Some(names) = found(process.names("task")).context(Reason::Broken, step("the threads"))? else {
             return Ok(None);
@@ -87,8 +98,8 @@ impl Candidate {
         let mut all_were_seen = true;
         for name in names {
             let thread = format!("task/{name}/");
-            let status = read(&process, &format!("{thread}status")).context(Reason::Broken, step("a thread"))?;
-            match status.map_or(Ok(None), |status| self.can_thread_trace(&process, &thread, &status))? {
+            let status = read(process, &format!("{thread}status")).context(Reason::Broken, step("a thread"))?;
+            match status.map_or(Ok(None), |status| self.can_thread_trace(&thread, &status))? {
                 Some(true) => return Ok(Some(true)),
                 Some(false) => {}
                 None => all_were_seen = false,
@@ -98,12 +109,12 @@ impl Candidate {
     }
 
     /// In a user namespace below ours, the capability has no effect on ours.
-    fn can_thread_trace(&self, process: &Proc, thread: &str, status: &str) -> Result<Option<bool>, Refusal> {
+    fn can_thread_trace(&self, thread: &str, status: &str) -> Result<Option<bool>, Refusal> {
         let has_ended = status.lines().any(|line| line.starts_with("State:\tZ") || line.starts_with("State:\tX"));
         if has_ended || !can_trace(status)? {
             return Ok(Some(false));
         }
-        let users = found(process.at_namespace(thread, "user"));
+        let users = found(self.process.at_namespace(thread, "user"));
         let users = users.context(Reason::Broken, "look at the user namespace of a process in its cgroup")?;
         Ok(users.map(|users| users == self.our_users))
     }
