@@ -132,7 +132,7 @@ impl Kind {
         }
         let of_root = mapped(map, 0).map(|id| (0, id));
         for (inside, id) in [(container.get(), id)].into_iter().chain(of_root) {
-            if let Some(account) = self.account(id)? {
+            if let Some(account) = self.account(id, inside)? {
                 return refuse(format!(
                     "{inside} in its user namespace is {id} on the node, which is the account {account}"
                 ));
@@ -141,15 +141,26 @@ impl Kind {
         Ok(id)
     }
 
-    /// The account that has this id on the node, apart from the names that nss-mymachines(8) makes
-    /// up for containers' ids.
-    fn account(self, id: u32) -> Result<Option<String>, Refusal> {
+    /// The account that has this id on the node. It is not one if systemd-machined has made it up
+    /// for a container's id.
+    fn account(self, id: u32, inside: u32) -> Result<Option<String>, Refusal> {
         let name = match self {
             Self::Users => retry(|| User::from_uid(Uid::from_raw(id))).map(|user| user.map(|user| user.name)),
             Self::Groups => retry(|| Group::from_gid(Gid::from_raw(id))).map(|group| group.map(|group| group.name)),
         };
         let name = name.context(Reason::Broken, format_args!("look up whose id {id} is"))?;
-        Ok(name.filter(|name| !name.starts_with("vu-") && !name.starts_with("vg-")))
+        Ok(name.filter(|name| !self.is_made_up(name, inside)))
+    }
+
+    /// Whether it is the name of systemd-machined for this id inside a container: vu-MACHINE-ID or
+    /// vg-MACHINE-ID, as in systemd's nss-mymachines.c and machined-varlink.c.
+    fn is_made_up(self, name: &str, inside: u32) -> bool {
+        let prefix = match self {
+            Self::Users => "vu-",
+            Self::Groups => "vg-",
+        };
+        let parts = name.strip_prefix(prefix).and_then(|rest| rest.rsplit_once('-'));
+        parts.is_some_and(|(machine, id)| !machine.is_empty() && id == inside.to_string())
     }
 }
 
@@ -195,6 +206,20 @@ mod tests {
         assert_eq!(mapped("0 x 1\n", 0), None);
         assert_eq!(mapped_ranges(map), [1_000_000..=1_030_000, 2_000_000..=2_000_000, 1_030_002..=1_065_535]);
         assert_eq!(mapped_ranges("0 x 1\n0 5 0\n1 4294967295 7\n"), [u32::MAX..=u32::MAX]);
+    }
+
+    #[test]
+    fn only_the_names_of_machined_for_this_id_are_no_accounts() {
+        for name in ["vu-web1-30001", "vu-a-b-30001"] {
+            assert!(Kind::Users.is_made_up(name, 30001), "{name}");
+        }
+        assert!(Kind::Groups.is_made_up("vg-web1-0", 0));
+        for name in
+            ["vu-smith", "vu--30001", "vu-30001", "vu-web1-30002", "vu-web1-030001", "vg-web1-30001", "web1-30001"]
+        {
+            assert!(!Kind::Users.is_made_up(name, 30001), "{name}");
+        }
+        assert!(!Kind::Groups.is_made_up("vu-web1-0", 0));
     }
 
     #[test]
