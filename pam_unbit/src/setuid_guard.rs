@@ -15,31 +15,39 @@ use caps::{CapSet, Capability};
 use join::attach::Attachment;
 use join::refusal::{Context, Reason, Refusal};
 use join::sys::{change_capabilities, exit_now};
-use std::ffi::CString;
+use std::ffi::{CString, c_int};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, Once};
 
+static REGISTERED: AtomicBool = AtomicBool::new(false);
 static ARMED: AtomicBool = AtomicBool::new(false);
 static ATTACHMENT: Mutex<Option<Attachment>> = Mutex::new(None);
 
 /// In the monitor: its next child gets the attachment, and no child can change its uid before it
 /// enters.
 pub fn arm(attachment: Attachment) -> Result<(), Refusal> {
-    static ONCE: Once = Once::new();
-    let mut error = 0;
-    ONCE.call_once(|| {
-        // SAFETY: functions of this library, which glibc unregisters when the library is unloaded.
-        error = unsafe { libc::pthread_atfork(None, Some(in_the_parent), Some(in_the_child)) };
-    });
-    if error != 0 {
-        return Err(Refusal::new(
-            Reason::Broken,
-            format!("keep CAP_SETUID from what the monitor forks: pthread_atfork: {error}"),
-        ));
-    }
+    // SAFETY: functions of this library, which glibc unregisters when the library is unloaded.
+    register(&REGISTERED, || unsafe { libc::pthread_atfork(None, Some(in_the_parent), Some(in_the_child)) })?;
     hold(Some(attachment));
     ARMED.store(true, Ordering::Relaxed);
     Ok(())
+}
+
+/// Registers the fork handlers, until that has succeeded once.
+fn register(is_registered: &AtomicBool, register: impl FnOnce() -> c_int) -> Result<(), Refusal> {
+    if is_registered.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    match register() {
+        0 => {
+            is_registered.store(true, Ordering::Relaxed);
+            Ok(())
+        }
+        error => Err(Refusal::new(
+            Reason::Broken,
+            format!("keep CAP_SETUID from what the monitor forks: pthread_atfork: {error}"),
+        )),
+    }
 }
 
 /// Puts an attachment, or none, in place of the one that is held.
@@ -79,4 +87,20 @@ pub fn disarm() -> Result<Option<Attachment>, Refusal> {
 pub fn forget() {
     drop(hold(None));
     ARMED.store(false, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fork_handlers_that_could_not_be_registered_refuse_each_session() {
+        let is_registered = AtomicBool::new(false);
+        for _ in 0..2 {
+            let refusal = register(&is_registered, || libc::ENOMEM).unwrap_err();
+            assert!(refusal.cause.ends_with("pthread_atfork: 12"), "{}", refusal.cause);
+        }
+        register(&is_registered, || 0).unwrap();
+        register(&is_registered, || unreachable!("they are registered once")).unwrap();
+    }
 }
