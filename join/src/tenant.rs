@@ -6,36 +6,46 @@
 //!
 //! What is read or written is decided by the callers.
 
-use crate::deadline::read_within;
+use crate::deadline::{Incomplete, is_ready, read_within};
 use crate::privileges;
 use crate::refusal::Refusal;
-use crate::sys::{become_user, close_all_but, exit_now, fork, retry};
+use crate::sys::{become_user, close_all_but, exit_now, fork, pidfd_open, retry};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, fstat, fstatat, mkdirat, umask};
-use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, UnlinkatFlags, fsync, pipe2, setsid, unlinkat};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, UnlinkatFlags, fsync, pipe2, setsid, unlinkat};
 use shared::{ContainerUid, escape};
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// How long the child process may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest answer, in bytes.
+/// How long it may take to end when it is killed.
+const EXIT_TIME: Duration = Duration::from_secs(1);
+/// The longest answer, in bytes, of which the first is [`DONE`] or [`FAILED`].
 const MAX_OUTPUT: usize = 2 << 20;
 
-/// The first byte of its answer.
 const DONE: u8 = b'd';
 const FAILED: u8 = b'f';
 
 /// Runs `work` in a child process as the container's user, with no group and no capability, and
 /// returns its result. The calling process must be root and have one thread.
 pub fn run_as(uid: ContainerUid, work: impl FnOnce() -> Result<Vec<u8>, String>) -> Result<Vec<u8>, String> {
+    run_within(uid, TIMEOUT, work)
+}
+
+fn run_within(
+    uid: ContainerUid,
+    limit: Duration,
+    work: impl FnOnce() -> Result<Vec<u8>, String>,
+) -> Result<Vec<u8>, String> {
     let home = uid.home();
     let home = home.as_c_str().to_string_lossy();
     let failed = |step: &str, errno: Errno| format!("{home}: {step}: {errno}");
@@ -51,17 +61,29 @@ pub fn run_as(uid: ContainerUid, work: impl FnOnce() -> Result<Vec<u8>, String>)
         exit_now(0)
     };
     drop(writer);
-    let (text, is_whole) = read_within(&mut File::from(reader), TIMEOUT, MAX_OUTPUT);
-    let _ = kill(child, Signal::SIGKILL);
-    if !is_whole {
-        return Err(format!("{home}: its file system does not answer within {} s", TIMEOUT.as_secs()));
-    }
-    retry(|| waitpid(child, None)).map_err(|errno| failed("wait for the process that works there", errno))?;
+    let text = read_within(&mut File::from(reader), limit, MAX_OUTPUT);
+    end(child);
+    let text = text.map_err(|incomplete| match incomplete {
+        Incomplete::TimedOut(_) => format!("{home}: its file system does not answer within {} s", limit.as_secs()),
+        Incomplete::TooLong => format!("{home}: the process that works there writes more than {MAX_OUTPUT} bytes"),
+        Incomplete::Failed(error) => format!("{home}: read what the process that works there writes: {error}"),
+    })?;
     match text.split_first() {
         Some((&DONE, text)) => Ok(text.to_vec()),
         Some((&FAILED, text)) => Err(format!("{home}: {}", escape::line(&String::from_utf8_lossy(text)))),
         _ => Err(format!("{home}: the process that works there was killed")),
     }
+}
+
+/// Kills the child and reaps it. A file system can hold it up even then, for good: so this waits no
+/// longer than [`EXIT_TIME`], and a later call reaps it.
+fn end(child: Pid) {
+    static KILLED: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
+    let _ = kill(child, Signal::SIGKILL);
+    let _ = pidfd_open(child.as_raw()).map(|pidfd| is_ready(&pidfd, EXIT_TIME));
+    let mut killed = KILLED.lock().unwrap_or_else(PoisonError::into_inner);
+    killed.push(child);
+    killed.retain(|child| matches!(retry(|| waitpid(*child, Some(WaitPidFlag::WNOHANG))), Ok(WaitStatus::StillAlive)));
 }
 
 fn become_it(uid: ContainerUid, kept: &OwnedFd) -> Result<(), String> {
@@ -146,5 +168,40 @@ impl Directory {
 impl AsFd for Directory {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.open.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::wait::{Id, waitid};
+    use nix::unistd::{geteuid, pause};
+
+    /// The children of this test's thread.
+    fn children() -> Vec<Pid> {
+        let text = std::fs::read_to_string("/proc/thread-self/children").unwrap();
+        text.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn a_child_that_is_too_late_or_writes_too_much_is_refused_and_reaped() {
+        if !geteuid().is_root() {
+            return eprintln!("NOT TRIED: a child as a container's user (only root can become that)");
+        }
+        let uid = ContainerUid::new(30001).unwrap();
+        let waits = || loop {
+            pause();
+        };
+        let refused = run_within(uid, Duration::ZERO, waits);
+        assert!(refused.as_ref().is_err_and(|error| error.contains("does not answer")), "{refused:?}");
+        for child in children() {
+            // It needs longer to end than this call has waited: the next one reaps it.
+            waitid(Id::Pid(child), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
+        }
+        let refused = run_within(uid, TIMEOUT, || Ok(vec![0; MAX_OUTPUT]));
+        assert!(refused.as_ref().is_err_and(|error| error.contains("writes more than")), "{:?}", refused.map(|_| ()));
+        let longest = run_within(uid, TIMEOUT, || Ok(vec![0; MAX_OUTPUT - 1]));
+        assert_eq!(longest, Ok(vec![0; MAX_OUTPUT - 1]));
+        assert_eq!(children(), [], "each child is reaped");
     }
 }

@@ -76,12 +76,9 @@ pub fn send(
 
 impl Probe {
     /// What it has said when it has nothing more to say: it has ended, or become another program.
-    /// `None` if that takes longer than `limit`.
+    /// `None` if that takes longer than `limit`, or is longer than any message of ours.
     pub fn listen(&mut self, limit: Duration) -> Option<Vec<(String, String)>> {
-        let (text, is_complete) = read_within(&mut self.messages, limit, WORDS);
-        if !is_complete {
-            return None;
-        }
+        let text = read_within(&mut self.messages, limit, WORDS).ok()?;
         let text = String::from_utf8_lossy(&text).into_owned();
         Some(
             text.lines()

@@ -22,7 +22,7 @@ use crate::shell::quoted;
 use anyhow::Result;
 use join::Deadline;
 use join::attach::{Attachment, Who};
-use join::deadline::read_within;
+use join::deadline::{Incomplete, read_within};
 use join::link;
 use join::options::Options;
 use join::refusal::{Reason, Refusal};
@@ -239,7 +239,11 @@ fn heard(line: &str) -> Option<Finding> {
 
 /// What is told within this time, and whether that is all.
 fn hear(pipe: OwnedFd, limit: Duration) -> (Vec<Finding>, bool) {
-    let (text, is_complete) = read_within(&mut File::from(pipe), limit, usize::MAX);
+    let (text, is_complete) = match read_within(&mut File::from(pipe), limit, usize::MAX) {
+        Ok(text) => (text, true),
+        Err(Incomplete::TimedOut(text)) => (text, false),
+        Err(Incomplete::TooLong | Incomplete::Failed(_)) => (Vec::new(), false),
+    };
     (String::from_utf8_lossy(&text).lines().filter_map(heard).collect(), is_complete)
 }
 
