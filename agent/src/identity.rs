@@ -3,7 +3,7 @@
 //! When that happens is decided by the callers.
 
 use anyhow::{Context, Result, bail};
-use join::sys::{become_user, can_become_root, clear_capabilities, set_groups, set_not_dumpable};
+use join::sys::{become_user, clear_capabilities, set_groups, set_not_dumpable, try_to_become_root};
 use nix::sys::prctl::set_no_new_privs;
 use nix::unistd::{User, getegid, geteuid};
 use shared::{ContainerUid, escape};
@@ -55,7 +55,7 @@ impl Identity {
         clear_capabilities().context("give up capabilities")?;
         set_no_new_privs().context("set no_new_privs")?;
         set_not_dumpable().context("become not dumpable")?;
-        if geteuid().as_raw() != self.uid || getegid().as_raw() != self.gid || can_become_root() {
+        if geteuid().as_raw() != self.uid || getegid().as_raw() != self.gid || try_to_become_root() {
             bail!("privileges are left");
         }
         Ok(())

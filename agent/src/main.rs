@@ -157,7 +157,7 @@ fn main() -> ExitCode {
     let Arguments { command } = Arguments::parse();
     // Where SIGCHLD is ignored, nobody learns how a child ended. Whoever started us may have
     // ignored it.
-    let _ = join::sys::default_signal(nix::sys::signal::Signal::SIGCHLD);
+    let _ = join::sys::reset_signal_action(nix::sys::signal::Signal::SIGCHLD);
     let done = match command {
         Command::Run { daemon, interval, place } => run(daemon, interval, &place),
         Command::Once { job, dry_run, allow_removal, json, place } => once(job, dry_run, allow_removal, json, &place),

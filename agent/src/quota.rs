@@ -8,7 +8,7 @@ use crate::identity::Identity;
 use anyhow::{Context, Result, bail};
 use caps::{CapSet, Capability, CapsHashSet};
 use join::mountinfo::device_of;
-use join::sys::{become_user, bound_capabilities, change_capabilities, close_all_but, exit_now, fork, set_groups};
+use join::sys::{become_user, close_all_but, exit_now, fork, limit_bounding_set, set_groups, with_errno};
 use nix::sys::prctl::{set_keepcaps, set_no_new_privs, set_pdeathsig};
 use nix::sys::quota::{QuotaType, quotactl_get};
 use nix::sys::signal::Signal;
@@ -59,14 +59,14 @@ fn assume(identity: &Identity, socket: &UnixStream) -> Result<()> {
     let kept: CapsHashSet = [Capability::CAP_SYS_ADMIN].into_iter().collect();
     // The bounding set can only be changed with CAP_SETPCAP, which the unit does not give;
     // no_new_privs makes it mean nothing.
-    let _ = bound_capabilities(Capability::CAP_SYS_ADMIN.bitmask());
+    let _ = limit_bounding_set(Capability::CAP_SYS_ADMIN.bitmask());
     set_keepcaps(true)?;
     set_groups(&[gid])?;
     become_user(uid, gid)?;
     for set in [CapSet::Effective, CapSet::Permitted] {
-        change_capabilities(|| caps::set(None, set, &kept))?;
+        with_errno(|| caps::set(None, set, &kept))?;
     }
-    if join::sys::can_become_root() {
+    if join::sys::try_to_become_root() {
         bail!("privileges are left");
     }
     set_no_new_privs()?;

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use crate::apparmor;
-use crate::cgroups::{Hierarchy, Membership, Version, says_frozen};
-use crate::confinement::{capabilities, has_filter, limits, mask};
+use crate::cgroups::{HierarchyMount, Membership, Version, parse_frozen};
+use crate::confinement::{bounding_set_and_no_new_privs, capability_set, has_filter, limits};
 use crate::mountinfo::{self, Mount};
 use crate::options::Options;
 use crate::proc::{numbers, text_of};
@@ -155,7 +155,7 @@ pub fn cgroups(data: &[u8]) {
     for (root, seen) in memberships.iter().zip(memberships.iter().skip(1)).take(8) {
         let root = root.path.replace(' ', "_").replace('\\', "/").replace(['\r', '\n'], "_");
         let Some(mount) = Mount::parse(&format!("1 0 0:1 {root} /point rw - cgroup2 cgroup2 rw")) else { continue };
-        let mount = Hierarchy::of(mount).expect("version 2");
+        let mount = HierarchyMount::of(mount).expect("version 2");
         let (top, path): (Vec<_>, Vec<_>) =
             (root.trim_end_matches('/').split('/').collect(), seen.path.split('/').collect());
         let expected = (!path.contains(&"..") && path.starts_with(&top))
@@ -169,8 +169,8 @@ pub fn cgroups(data: &[u8]) {
     let written = pids.iter().map(|pid| format!("{pid}\n")).collect::<String>();
     assert!(processes(&written).eq(pids));
     let says = |line: &[u8]| line.starts_with(b"frozen 1");
-    assert_eq!(says_frozen(&text, Version::Two), lines.iter().any(|line| says(line)));
-    assert_eq!(says_frozen(&text, Version::One), lines.iter().any(|line| line.starts_with(b"F")));
+    assert_eq!(parse_frozen(&text, Version::Two), lines.iter().any(|line| says(line)));
+    assert_eq!(parse_frozen(&text, Version::One), lines.iter().any(|line| line.starts_with(b"F")));
 }
 
 /// /proc/PID/status, limits and attr/current: each value is that of the first line with its name,
@@ -187,8 +187,8 @@ pub fn process(data: &[u8]) {
         assert_eq!(numbers(&text, key).ok(), values, "{key}");
     }
     let set = first("CapBnd").and_then(|value| u64::from_str_radix(value, 16).ok());
-    assert_eq!(mask(&text, "CapBnd"), set);
-    if let Some((bounding_set, no_new_privs)) = capabilities(&text) {
+    assert_eq!(capability_set(&text, "CapBnd"), set);
+    if let Some((bounding_set, no_new_privs)) = bounding_set_and_no_new_privs(&text) {
         assert_eq!(Some(bounding_set), set);
         assert_eq!(no_new_privs, numbers(&text, "NoNewPrivs").unwrap() != [0]);
     }

@@ -32,13 +32,13 @@ pub fn label_of(process: &Proc) -> io::Result<Option<String>> {
 }
 
 /// pid 1's label, before this process takes it over.
-pub struct Takeover<'a> {
+pub struct LabelTransition<'a> {
     label: &'a str,
     theirs: File,
-    takes_root: bool,
+    is_unprivileged_change_restricted: bool,
 }
 
-impl<'a> Takeover<'a> {
+impl<'a> LabelTransition<'a> {
     /// Opens pid 1's label. The process must still have the node's /proc and be allowed to read pid
     /// 1.
     pub fn of(label: &'a str, leader: &Proc) -> Result<Self, Refusal> {
@@ -47,33 +47,35 @@ impl<'a> Takeover<'a> {
         Ok(Self {
             label,
             theirs,
-            takes_root: std::fs::read_to_string(RESTRICTION).is_ok_and(|text| text.trim() != "0"),
+            is_unprivileged_change_restricted: std::fs::read_to_string(RESTRICTION)
+                .is_ok_and(|text| text.trim() != "0"),
         })
     }
 
     /// Takes the label over now, while the process is root, if that is needed. If the profile
     /// forbids a later step, the login is refused.
     pub fn apply_as_root(&self, own: &Proc) -> Result<(), Refusal> {
-        if self.takes_root { self.apply(own) } else { Ok(()) }
+        if self.is_unprivileged_change_restricted { self.apply(own) } else { Ok(()) }
     }
 
     /// Confines this process, and verifies it. `own` is its directory in the node's /proc.
     pub fn apply(&self, own: &Proc) -> Result<(), Refusal> {
         let step = || format!("take over pid 1's AppArmor label {}", self.label.escape_debug());
-        if self.is_there(own)?.is_ok() {
+        if self.has_label(own)?.is_ok() {
             return Ok(()); // `apply_as_root` did it
         }
         let file = own.open_to_write(FILE).or_else(|_| own.open_to_write(FILE_BEFORE_LINUX_5_8));
         let file = file.context(Reason::Broken, step())?;
         // One write is one command.
         retry(|| write(&file, format!("changeprofile {}", self.label).as_bytes())).context(Reason::Broken, step())?;
-        self.is_there(own)?.map_err(|now| Refusal::new(Reason::Broken, format!("{}: it is {now:?} afterwards", step())))
+        self.has_label(own)?
+            .map_err(|now| Refusal::new(Reason::Broken, format!("{}: it is {now:?} afterwards", step())))
     }
 
     /// Whether this process has the label; otherwise the label that it has. The names that a
     /// process reads depend on its policy namespace (Incus makes one for each container), so this
     /// process reads both labels, and they must be equal.
-    fn is_there(&self, own: &Proc) -> Result<Result<(), String>, Refusal> {
+    fn has_label(&self, own: &Proc) -> Result<Result<(), String>, Refusal> {
         let now = read(own).context(Reason::Broken, "read our own AppArmor label")?.unwrap_or_default();
         let mut theirs = [0; MAX_LABEL];
         let length =

@@ -7,7 +7,7 @@
 //! How pid 1 is found, and what it must be, is not in this file: see [`link`](crate::link),
 //! [`emperor_socket`](crate::emperor_socket) and [`leader`](crate::leader).
 
-use crate::apparmor::Takeover;
+use crate::apparmor::LabelTransition;
 use crate::cgroups::{self, Cgroup};
 use crate::confinement::Confinement;
 use crate::deadline::Deadline;
@@ -35,7 +35,7 @@ use std::{fmt, iter};
 pub struct Attachment {
     container: ContainerUid,
     leader: Leader,
-    users: Option<UserNamespace>,
+    user_namespace: Option<UserNamespace>,
     namespaces: Vec<Namespace>,
     cgroups: Vec<Cgroup>,
     root: RootDirectory,
@@ -61,54 +61,54 @@ pub enum Forked {
 
 impl Attachment {
     /// Finds and verifies the container's pid 1, and opens everything to join. It changes nothing,
-    /// so it is a dry run as well. `tell` is called after each step with its name and result.
+    /// so it is a dry run as well. `on_step` is called after each step with its name and result.
     pub fn prepare(
         container: ContainerUid,
         options: &Options,
-        tell: &mut dyn FnMut(&str, fmt::Arguments<'_>),
+        on_step: &mut dyn FnMut(&str, fmt::Arguments<'_>),
     ) -> Result<Self, Refusal> {
-        Self::prepare_by(Link::of(container)?, container, options, tell)
+        Self::prepare_by(Link::read(container)?, container, options, on_step)
     }
 
-    /// The same, by a link that need not exist yet, or by the container's socket.
+    /// Like [`Self::prepare`], by a link that need not exist yet, or by the container's socket.
     pub fn prepare_by(
         link: Option<Link>,
         container: ContainerUid,
         options: &Options,
-        tell: &mut dyn FnMut(&str, fmt::Arguments<'_>),
+        on_step: &mut dyn FnMut(&str, fmt::Arguments<'_>),
     ) -> Result<Self, Refusal> {
         let deadline = Deadline::after(options.timeout);
         privileges::must_suffice_to_enter()?;
         let leader = match link {
             Some(link) => {
-                tell("reach", format_args!("root's link leads to {}", link.target().display()));
+                on_step("reach", format_args!("root's link leads to {}", link.target().display()));
                 let leader = link.find_leader(deadline)?;
-                tell("verify", format_args!("its pid 1 is process {} on this node", leader.pid));
+                on_step("verify", format_args!("its pid 1 is process {} on this node", leader.pid));
                 leader
             }
             None => {
                 let emperor = EmperorSocket::reach(container, deadline)?;
-                tell("reach", format_args!("a process listens on run/ns.socket"));
+                on_step("reach", format_args!("a process listens on run/ns.socket"));
                 let leader = Leader::by_socket(emperor.pidfd()?, container)?;
-                tell("verify", format_args!("it is pid 1 of the container, process {} on this node", leader.pid));
+                on_step("verify", format_args!("it is pid 1 of the container, process {} on this node", leader.pid));
                 leader
             }
         };
-        let users = UserNamespace::of(&leader.proc, container)?;
+        let user_namespace = UserNamespace::of(&leader.proc, container)?;
         let owners: Vec<_> =
-            iter::once(user_namespace::our_own()?).chain(users.as_ref().map(|users| users.inode)).collect();
+            iter::once(user_namespace::own()?).chain(user_namespace.as_ref().map(|own| own.inode)).collect();
         let namespaces = namespaces::open(&leader.proc, &owners, &options.namespaces)?;
-        tell("namespaces", format_args!("{}", namespaces::names(&namespaces)));
+        on_step("namespaces", format_args!("{}", namespaces::names(&namespaces)));
         let root = RootDirectory::of(&leader)?;
         // A cgroup that root has linked is the container's own in any case.
         let own_cgroup_required = options.cgroup_required && !leader.is_linked();
         let cgroups = cgroups::open_all(&leader.proc, leader.parent()?, own_cgroup_required)?;
-        tell("cgroups", format_args!("{}", cgroups::names(&cgroups)));
+        on_step("cgroups", format_args!("{}", cgroups::names(&cgroups)));
         // Before the final user namespace check: in a new user namespace pid 1 would show a full
         // bounding set.
         let confinement = Confinement::of(&leader.proc, leader.pid)?;
-        let attachment = Self { container, leader, users, namespaces, cgroups, root, confinement };
-        attachment.must_be_the_same()?; // so everything that was opened belonged to it
+        let attachment = Self { container, leader, user_namespace, namespaces, cgroups, root, confinement };
+        attachment.recheck_leader()?; // so everything that was opened belonged to it
         Ok(attachment)
     }
 
@@ -119,7 +119,7 @@ impl Attachment {
 
     /// The ids of the container's user on the node.
     pub fn ids(&self) -> Ids {
-        self.users.as_ref().map_or(Ids::of(self.container), |users| users.ids)
+        self.user_namespace.as_ref().map_or(Ids::of(self.container), |own| own.ids)
     }
 
     /// The namespaces to join.
@@ -129,7 +129,7 @@ impl Attachment {
 
     /// Whether it has a user namespace of its own.
     pub(crate) const fn has_user_namespace(&self) -> bool {
-        self.users.is_some()
+        self.user_namespace.is_some()
     }
 
     /// The bounding set of its pid 1.
@@ -145,14 +145,10 @@ impl Attachment {
 
     /// Forks a process into the container. The calling process must have one thread.
     ///
-    /// The caller clones a helper into the container's v2 cgroup (CLONE_INTO_CGROUP). The
-    /// helper joins the rest, clones the process inside as a child of the caller (CLONE_PARENT),
-    /// and ends. If a step fails, the helper reports it to the caller, which refuses the login. At
-    /// the deadline the caller kills the helper.
-    ///
-    /// The helper calls `prepare` before it joins anything, and `finish` right before it forks, to
-    /// close whatever else must not be open inside. The process inside has no step left that can
-    /// fail, because it could not report the failure.
+    /// A helper, cloned into the container's v2 cgroup, calls `prepare`, joins the rest,
+    /// calls `finish` and clones the process inside as the caller's child (CLONE_PARENT). The caller
+    /// kills the helper at the deadline. No step is left for the process inside, which could not
+    /// report a failure.
     pub fn fork_into(
         mut self,
         who: Who,
@@ -160,14 +156,14 @@ impl Attachment {
         prepare: impl FnOnce() -> Result<(), Refusal>,
         finish: impl FnOnce() -> Result<(), Refusal>,
     ) -> Result<Forked, Refusal> {
-        if who == Who::Root && self.users.is_some() {
-            let cause = "it has a user namespace of its own, which root enters by its engine's own command";
+        if who == Who::Root && self.user_namespace.is_some() {
+            let cause = "it has a user namespace of its own, so use the engine's own command to enter it as root";
             return Err(Refusal::new(Reason::Misconfigured, cause));
         }
         let report = Report::new()?;
         let caller = getpid();
-        let birthplace = self.cgroups.iter().find_map(Cgroup::birthplace);
-        let (cloned, is_born_there) = sys::clone_into(birthplace).context(
+        let v2_directory = self.cgroups.iter().find_map(Cgroup::v2_directory);
+        let (cloned, cloned_into_cgroup) = sys::clone_into(v2_directory).context(
             Reason::Broken,
             "fork a helper into its cgroup (EAGAIN: pids.max, or another limit on the number of processes, is reached)",
         )?;
@@ -178,7 +174,7 @@ impl Attachment {
             }
             Cloned::Child => {
                 let joined = die_with_parent(caller).and_then(|()| prepare());
-                let joined = joined.and_then(|()| self.join_and_become(who, is_born_there));
+                let joined = joined.and_then(|()| self.join_and_become(who, cloned_into_cgroup));
                 let forked = joined.and_then(|()| {
                     die_with_parent(caller)?; // a change of ids cleared it, prctl(2)
                     report.keep_from_children()?;
@@ -204,25 +200,25 @@ impl Attachment {
 
     /// In the helper: joins everything, takes over pid 1's confinement, and drops the privileges
     /// that `who` must not have.
-    fn join_and_become(&mut self, who: Who, is_in_version_2: bool) -> Result<(), Refusal> {
+    fn join_and_become(&mut self, who: Who, cloned_into_cgroup: bool) -> Result<(), Refusal> {
         // First, so that no core file has the caller's memory, whatever RLIMIT_CORE is taken over
         // from pid 1.
         sys::set_not_dumpable().context(Reason::Broken, "make the helper not dumpable")?;
-        self.must_be_unchanged()?;
+        self.recheck_confinement()?;
         let own = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
         // While still root: with hidepid=2 the container's user cannot read it.
-        let theirs = self.leader.proc.open("cgroup").context(Reason::NotRunning, "open /proc/PID/cgroup")?;
+        let pid_1_cgroups = self.leader.proc.open("cgroup").context(Reason::NotRunning, "open /proc/PID/cgroup")?;
         let label = self.confinement.apparmor_label(&self.leader.proc)?;
-        for cgroup in self.cgroups.iter_mut().filter(|cgroup| cgroup.needs_root() && !is_in_version_2) {
+        for cgroup in self.cgroups.iter_mut().filter(|cgroup| cgroup.needs_root() && !cloned_into_cgroup) {
             cgroup.join()?;
         }
         self.confinement.apply_as_root()?;
-        match &self.users {
+        match &self.user_namespace {
             None => self.join_namespaces(&own, label.as_ref())?,
-            Some(users) => {
+            Some(user_namespace) => {
                 privileges::leave_groups()?;
                 self.join_namespaces(&own, label.as_ref())?;
-                users.join()?;
+                user_namespace.join()?;
                 privileges::become_user_inside(self.container)?;
                 match sys::new_session_keyring() {
                     // A process with the same uid in another container can use up the quota of
@@ -237,8 +233,8 @@ impl Attachment {
         if who == Who::Root {
             masked_paths::mask_the_tenants()?;
         }
-        self.confinement.apply_capabilities()?; // after the user namespace, where the bounding set is full again
-        match (who, &self.users) {
+        self.confinement.apply_restrictions()?; // after the user namespace, where the bounding set is full again
+        match (who, &self.user_namespace) {
             (Who::User, None) => {
                 privileges::become_user(self.container)?;
                 privileges::drop_all(self.container, &[self.container.get()])?;
@@ -251,23 +247,23 @@ impl Attachment {
         for cgroup in self.cgroups.iter_mut().filter(|cgroup| !cgroup.needs_root()) {
             cgroup.join()?;
         }
-        cgroups::must_be_joined(&self.cgroups, &own, theirs)?;
+        cgroups::must_be_joined(&self.cgroups, &own, pid_1_cgroups)?;
         self.confinement.apply_affinity()?;
         label.map_or(Ok(()), |label| label.apply(&own))?;
         sys::set_not_dumpable().context(Reason::Broken, "make the session's process not dumpable")?;
         self.must_be_alive()
     }
 
-    /// pid 1 must still be what was verified, in the user namespace that was opened.
-    fn must_be_the_same(&self) -> Result<(), Refusal> {
+    /// Refuses a pid 1 that is not what was verified, or not in the user namespace that was opened.
+    fn recheck_leader(&self) -> Result<(), Refusal> {
         self.leader.check()?;
-        UserNamespace::must_be_that_of(self.users.as_ref(), &self.leader.proc)
+        UserNamespace::must_be_that_of(self.user_namespace.as_ref(), &self.leader.proc)
     }
 
-    /// Unlike open descriptors, pid 1's confinement can have changed since it was verified.
-    fn must_be_unchanged(&self) -> Result<(), Refusal> {
+    /// Refuses a pid 1 whose confinement, unlike open descriptors, has changed since it was read.
+    fn recheck_confinement(&self) -> Result<(), Refusal> {
         let now = Confinement::of(&self.leader.proc, self.leader.pid)?;
-        self.must_be_the_same()?; // in a new user namespace it would seem unconfined
+        self.recheck_leader()?; // in a new user namespace it would seem unconfined
         if now == self.confinement {
             return Ok(());
         }
@@ -277,7 +273,7 @@ impl Attachment {
     /// For `join=now`, whose application is root inside for some time. `root-is-trusted` is for
     /// sshd's sessions, and has no effect here.
     pub fn must_be_safe_for_root(&self, deadline: Deadline) -> Result<(), Refusal> {
-        if self.users.is_some() {
+        if self.user_namespace.is_some() {
             let cause = "it has a user namespace of its own, which an application does not enter by join=now";
             return Err(Refusal::new(Reason::Misconfigured, cause));
         }
@@ -290,7 +286,7 @@ impl Attachment {
 
     /// For `join=now`: puts the next child of this process into the container's pid namespace.
     pub fn bind_next_child(&self) -> Result<(), Refusal> {
-        self.must_be_unchanged()?; // afterwards it cannot be checked: pid 1 has another number inside
+        self.recheck_confinement()?; // afterwards it cannot be checked: pid 1 has another number inside
         find(&self.namespaces, PID)?.join()
     }
 
@@ -300,7 +296,8 @@ impl Attachment {
     pub fn enter_before_the_application_drops_root(mut self) -> Result<(), Refusal> {
         // A directory of the node that the application has open would lead the user's shell out of
         // the container.
-        sys::close_on_exec().context(Reason::Broken, "keep the application's descriptors from the user's programs")?;
+        sys::set_all_close_on_exec()
+            .context(Reason::Broken, "keep the application's descriptors from the user's programs")?;
         let own = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
         let label = self.confinement.apparmor_label(&self.leader.proc)?;
         for cgroup in &mut self.cgroups {
@@ -309,7 +306,7 @@ impl Attachment {
         self.confinement.apply_as_root()?;
         self.confinement.apply_affinity()?;
         self.join_namespaces(&own, label.as_ref())?;
-        self.confinement.apply_capabilities()?;
+        self.confinement.apply_restrictions()?;
         privileges::keep_for_join_now(self.container)?;
         self.root.must_be_here()?;
         label.map_or(Ok(()), |label| label.apply(&own))?;
@@ -319,7 +316,7 @@ impl Attachment {
 
     /// Joins the mount namespace last, so that all other steps see the node's files. `process` is
     /// our own directory in the node's /proc.
-    fn join_namespaces(&self, process: &Proc, label: Option<&Takeover<'_>>) -> Result<(), Refusal> {
+    fn join_namespaces(&self, process: &Proc, label: Option<&LabelTransition<'_>>) -> Result<(), Refusal> {
         crate::failpoint("enter");
         let own = Proc::of_self().and_then(|own| own.namespace("pid_for_children"));
         let own = own.context(Reason::Broken, "look at our own pid namespace")?;

@@ -8,7 +8,7 @@
 //! `tasks` (cgroup v1, Linux 5.5) and a process that clone3(2) creates in its cgroup (cgroup v2) do
 //! not wait.
 //!
-//! This file does not look for pid 1, and refuses it for one reason alone: a frozen cgroup.
+//! This file does not look for pid 1.
 
 use crate::mountinfo::Mount;
 use crate::proc::{self, Proc};
@@ -33,7 +33,7 @@ pub struct Cgroup {
     version: Version,
     directory: OwnedFd,
     /// `tasks` or `cgroup.procs`, open for writing.
-    joins: File,
+    procs_file: File,
 }
 
 impl Cgroup {
@@ -41,15 +41,15 @@ impl Cgroup {
         let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = |name| retry(|| openat(&directory, name, flags, Mode::empty())).map(File::from);
         let version = membership.version();
-        let joins = match version {
+        let procs_file = match version {
             Version::One => file("tasks").or_else(|_| file("cgroup.procs"))?,
             Version::Two => file("cgroup.procs")?,
         };
-        Ok(Self { name: membership.name(), version, directory, joins })
+        Ok(Self { name: membership.name(), version, directory, procs_file })
     }
 
     /// The directory, for a clone3(2) into the cgroup; `None` for cgroup v1.
-    pub fn birthplace(&self) -> Option<&OwnedFd> {
+    pub fn v2_directory(&self) -> Option<&OwnedFd> {
         (self.version == Version::Two).then_some(&self.directory)
     }
 
@@ -62,11 +62,13 @@ impl Cgroup {
     /// Moves the calling process, which has one thread. In both versions of cgroups(7), 0 stands
     /// for the writer in any pid namespace.
     pub fn join(&mut self) -> Result<(), Refusal> {
-        self.joins.write_all(b"0").context(Reason::Broken, format_args!("join the container's cgroup {}", self.name))
+        self.procs_file
+            .write_all(b"0")
+            .context(Reason::Broken, format_args!("join the container's cgroup {}", self.name))
     }
 
     /// Whether it is in this membership's hierarchy.
-    fn is_of(&self, membership: &Membership) -> bool {
+    fn is_in_hierarchy_of(&self, membership: &Membership) -> bool {
         self.name.split_once(':').is_some_and(|(controllers, _)| controllers == membership.controllers)
     }
 }
@@ -85,10 +87,10 @@ fn is_frozen(directory: &OwnedFd, version: Version) -> std::io::Result<bool> {
         Err(Errno::ENOENT) => return Ok(false),
         opened => File::from(opened?).read_to_string(&mut text)?,
     };
-    Ok(says_frozen(&text, version))
+    Ok(parse_frozen(&text, version))
 }
 
-pub(crate) fn says_frozen(text: &str, version: Version) -> bool {
+pub(crate) fn parse_frozen(text: &str, version: Version) -> bool {
     let word = match version {
         Version::One => "F", // FREEZING or FROZEN, and not THAWED
         Version::Two => "frozen 1",
@@ -100,12 +102,16 @@ pub(crate) fn says_frozen(text: &str, version: Version) -> bool {
 pub fn must_not_be_frozen(process: &Proc) -> Result<(), Refusal> {
     let has_freezer = |membership: &Membership| membership.is_v2() || membership.has("freezer");
     each_of(process, has_freezer, |membership, directory| {
-        let step = || format!("ask whether its cgroup {} is frozen", membership.name());
-        match is_frozen(directory, membership.version()).context(Reason::NotRunning, step())? {
-            true => Err(Refusal::new(Reason::Paused, format!("its cgroup {} is frozen", membership.name()))),
-            false => Ok(()),
-        }
+        refuse_frozen(directory, membership.version(), &membership.name())
     })
+}
+
+fn refuse_frozen(directory: &OwnedFd, version: Version, name: &str) -> Result<(), Refusal> {
+    let step = format_args!("ask whether its cgroup {name} is frozen");
+    match is_frozen(directory, version).context(Reason::NotRunning, step)? {
+        true => Err(Refusal::new(Reason::Paused, format!("its cgroup {name} is frozen"))),
+        false => Ok(()),
+    }
 }
 
 /// Whether a predicate holds for the directory of any of the process's cgroups of this version. The
@@ -186,24 +192,19 @@ pub fn open_all(pid_1: &Proc, parent: i32, own_required: bool) -> Result<Vec<Cgr
     if own_required && !has_own {
         return Err(Refusal::new(Reason::NotTrusted, "it has no cgroup of its own (cgroup=optional would allow that)"));
     }
-    for cgroup in &cgroups {
-        let step = format!("ask whether its cgroup {} is frozen", cgroup.name);
-        if is_frozen(&cgroup.directory, cgroup.version).context(Reason::NotRunning, step)? {
-            return Err(Refusal::new(Reason::Paused, format!("its cgroup {} is frozen", cgroup.name)));
-        }
-    }
+    cgroups.iter().try_for_each(|cgroup| refuse_frozen(&cgroup.directory, cgroup.version, &cgroup.name))?;
     Ok(cgroups)
 }
 
-/// Checks after the join that this process is in the same cgroups as pid 1. `theirs` is pid 1's
-/// open file `cgroup`. Both files are read now, because the cgroup namespace that was joined
-/// changes every path in them.
-pub fn must_be_joined(cgroups: &[Cgroup], own: &Proc, theirs: OwnedFd) -> Result<(), Refusal> {
+/// Checks after the join that this process is in the same cgroups as pid 1. `pid_1_cgroups` is its
+/// open file `cgroup`. Both files are read now, because the cgroup namespace that was joined changes
+/// every path in them.
+pub fn must_be_joined(cgroups: &[Cgroup], own: &Proc, pid_1_cgroups: OwnedFd) -> Result<(), Refusal> {
     let ours = Membership::all_of(own).context(Reason::Broken, "read /proc/self/cgroup")?;
-    let theirs = Membership::read(theirs).context(Reason::NotRunning, "read /proc/PID/cgroup")?;
+    let pid_1_cgroups = Membership::read(pid_1_cgroups).context(Reason::NotRunning, "read /proc/PID/cgroup")?;
     let is_missed = |cgroup: &&Cgroup| {
-        let here = ours.iter().find(|membership| cgroup.is_of(membership));
-        here.is_none_or(|here| !theirs.contains(here))
+        let here = ours.iter().find(|membership| cgroup.is_in_hierarchy_of(membership));
+        here.is_none_or(|here| !pid_1_cgroups.contains(here))
     };
     match cgroups.iter().find(is_missed) {
         Some(missed) => Err(Refusal::new(
@@ -217,13 +218,13 @@ pub fn must_be_joined(cgroups: &[Cgroup], own: &Proc, theirs: OwnedFd) -> Result
 /// Where cgroups are mounted: below /sys/fs/cgroup on nearly every node. Only if they are not there
 /// is mountinfo read, which grows with the containers.
 #[derive(Default)]
-struct Mounts(OnceCell<Vec<Hierarchy>>);
+struct Mounts(OnceCell<Vec<HierarchyMount>>);
 
 impl Mounts {
     /// The directory of a cgroup; `None` if its hierarchy is not mounted, so that nobody can have
     /// set a limit in it.
     fn find(&self, membership: &Membership, ours: &[Membership]) -> Result<Option<OwnedFd>, Refusal> {
-        if let Some(directory) = usual_place(membership, ours) {
+        if let Some(directory) = in_systemds_mount(membership, ours) {
             return Ok(Some(directory));
         }
         let candidates: Vec<_> = self.read()?.iter().filter(|mount| mount.shows(membership)).collect();
@@ -243,7 +244,7 @@ impl Mounts {
         Ok(memberships.iter().any(|membership| mounts.iter().any(|mount| mount.shows(membership))))
     }
 
-    fn read(&self) -> Result<&[Hierarchy], Refusal> {
+    fn read(&self) -> Result<&[HierarchyMount], Refusal> {
         if self.0.get().is_none() {
             // It cannot fail: this process has one thread.
             let _ = self.0.set(Hierarchies::mounted()?.0);
@@ -255,7 +256,7 @@ impl Mounts {
 /// The cgroup's directory in the place where systemd mounts the hierarchy. If our own cgroup is
 /// below that place as well, the mount shows the root of the hierarchy. [`must_be_joined`] checks
 /// the result.
-fn usual_place(membership: &Membership, ours: &[Membership]) -> Option<OwnedFd> {
+fn in_systemds_mount(membership: &Membership, ours: &[Membership]) -> Option<OwnedFd> {
     const CGROUP: &str = "/sys/fs/cgroup";
     let own = ours.iter().find(|own| own.controllers == membership.controllers)?;
     let (filesystem, places) = match membership.is_v2() {
@@ -341,7 +342,7 @@ impl Membership {
 
 /// The mounted hierarchies, in which the files of a process's cgroups are found.
 #[derive(Debug)]
-pub struct Hierarchies(Vec<Hierarchy>);
+pub struct Hierarchies(Vec<HierarchyMount>);
 
 /// The two versions of cgroups(7).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -359,23 +360,23 @@ impl Hierarchies {
             .map_err(std::io::Error::from)
             .and_then(|own| own.read("mountinfo"))
             .context(Reason::Broken, "read /proc/self/mountinfo")?;
-        Ok(Self(mounts.lines().filter_map(Mount::parse).filter_map(Hierarchy::of).collect()))
+        Ok(Self(mounts.lines().filter_map(Mount::parse).filter_map(HierarchyMount::of).collect()))
     }
 
     /// The directories of the process's cgroup for a controller and of those above it, as far as
     /// its `parent` is not in them. From cgroup v2 if cgroup v1 does not have the controller,
     /// whatever controllers cgroup v2 has.
     pub fn of(&self, process: &Proc, parent: &Proc, controller: &str) -> Option<(Version, Vec<PathBuf>)> {
-        self.seen(process, parent)?.of(controller)
+        self.of_process(process, parent)?.of(controller)
     }
 
-    /// The same for several controllers: the files of both processes are read once.
-    pub fn seen(&self, process: &Proc, parent: &Proc) -> Option<Seen<'_>> {
+    /// Reads the files of both processes once, to ask for several controllers.
+    pub fn of_process(&self, process: &Proc, parent: &Proc) -> Option<ProcessCgroups<'_>> {
         let (memberships, parents) = (Membership::all_of(process).ok()?, Membership::all_of(parent).ok()?);
-        Some(Seen { hierarchies: self, memberships, parents })
+        Some(ProcessCgroups { hierarchies: self, memberships, parents })
     }
 
-    fn around(&self, membership: &Membership, parents: &[Membership]) -> Option<Vec<PathBuf>> {
+    fn own_ancestors(&self, membership: &Membership, parents: &[Membership]) -> Option<Vec<PathBuf>> {
         let parent = parents.iter().find(|other| other.controllers == membership.controllers)?;
         let hierarchy = self.0.iter().find(|hierarchy| hierarchy.shows(membership))?;
         let own: Vec<_> = Path::new(&membership.path)
@@ -419,16 +420,16 @@ impl Hierarchies {
 }
 
 /// The memberships of a process and its parent in all hierarchies.
-pub struct Seen<'a> {
+pub struct ProcessCgroups<'a> {
     hierarchies: &'a Hierarchies,
     memberships: Vec<Membership>,
     parents: Vec<Membership>,
 }
 
-impl Seen<'_> {
+impl ProcessCgroups<'_> {
     /// See [`Hierarchies::of`].
     pub fn of(&self, controller: &str) -> Option<(Version, Vec<PathBuf>)> {
-        let own = |membership: &Membership| self.hierarchies.around(membership, &self.parents);
+        let own = |membership: &Membership| self.hierarchies.own_ancestors(membership, &self.parents);
         let one = self.memberships.iter().find(|membership| membership.has(controller)).and_then(own);
         let two = || self.memberships.iter().find(|membership| membership.is_v2()).and_then(own);
         one.map(|directories| (Version::One, directories)).or_else(|| Some((Version::Two, two()?)))
@@ -437,13 +438,13 @@ impl Seen<'_> {
 
 /// A mount that shows a cgroup hierarchy, or a part of one.
 #[derive(Debug)]
-pub(crate) struct Hierarchy {
+pub(crate) struct HierarchyMount {
     mount: Mount,
     /// The controllers and name of cgroup v1; `None` for cgroup v2.
     controllers: Option<Vec<String>>,
 }
 
-impl Hierarchy {
+impl HierarchyMount {
     pub(crate) fn of(mount: Mount) -> Option<Self> {
         let controllers = match mount.filesystem.as_str() {
             "cgroup2" => None,
@@ -502,8 +503,8 @@ mod tests {
     const SUBTREE: &str = "38 30 0:29 /node/a\\040b /mnt/x\\134y rw - cgroup cgroup rw,memory";
     const OTHER: &str = "39 30 8:1 / / rw - ext4 /dev/sda1 rw,memory";
 
-    fn hierarchy(line: &str) -> Hierarchy {
-        Mount::parse(line).and_then(Hierarchy::of).unwrap()
+    fn hierarchy(line: &str) -> HierarchyMount {
+        Mount::parse(line).and_then(HierarchyMount::of).unwrap()
     }
 
     fn membership(line: &str) -> Membership {
@@ -523,7 +524,7 @@ mod tests {
         ] {
             assert_eq!(mounts.each_ref().map(|mount| mount.shows(&membership(line))), shown, "{line}");
         }
-        assert!(Mount::parse(OTHER).and_then(Hierarchy::of).is_none());
+        assert!(Mount::parse(OTHER).and_then(HierarchyMount::of).is_none());
     }
 
     #[test]
@@ -547,7 +548,7 @@ mod tests {
     fn a_process_owns_the_cgroups_that_its_parent_is_not_in() {
         let hierarchies = Hierarchies(vec![hierarchy(MEMORY), hierarchy(UNIFIED)]);
         let parents = [membership("9:memory:/system/emperor"), membership("0::/system")];
-        let own = |line: &str| hierarchies.around(&membership(line), &parents).unwrap_or_default();
+        let own = |line: &str| hierarchies.own_ancestors(&membership(line), &parents).unwrap_or_default();
         let memory = "/sys/fs/cgroup/memory";
         assert_eq!(own("9:memory:/a/30001"), [format!("{memory}/a/30001"), format!("{memory}/a")].map(PathBuf::from));
         assert_eq!(own("9:memory:/system/30001"), [PathBuf::from(format!("{memory}/system/30001"))]);

@@ -4,7 +4,7 @@
 //!
 //! Ids and effective capabilities are dropped in [`privileges`](crate::privileges), not here.
 
-use crate::apparmor::{self, Takeover};
+use crate::apparmor::{self, LabelTransition};
 use crate::proc::{Proc, numbers};
 use crate::refusal::{Context, Reason, Refusal};
 use crate::seccomp;
@@ -40,7 +40,8 @@ impl Confinement {
         let read = |name: &str| proc.read(name).context(Reason::NotRunning, format_args!("read /proc/{pid}/{name}"));
         let unreadable = |name: &str| Refusal::new(Reason::Broken, format!("/proc/{pid}/{name} cannot be understood"));
         let status = read("status")?;
-        let (bounding_set, no_new_privs) = capabilities(&status).ok_or_else(|| unreadable("status"))?;
+        let (bounding_set, no_new_privs) =
+            bounding_set_and_no_new_privs(&status).ok_or_else(|| unreadable("status"))?;
         let about = |what: &str| format!("read the {what} of its pid 1");
         Ok(Self {
             bounding_set,
@@ -49,7 +50,9 @@ impl Confinement {
             apparmor_label: apparmor::label_of(proc).context(Reason::NotRunning, about("AppArmor label"))?,
             oom_score_adj: read("oom_score_adj")?.trim().parse().map_err(|_| unreadable("oom_score_adj"))?,
             limits: limits(&read("limits")?).ok_or_else(|| unreadable("limits"))?,
-            scheduling: Scheduling::of(pid).context(Reason::NotRunning, about("scheduling policy"))?.of_a_child(),
+            scheduling: Scheduling::of(pid)
+                .context(Reason::NotRunning, about("scheduling policy"))?
+                .inherited_by_child(),
             io_priority: sys::io_priority(pid).context(Reason::NotRunning, about("I/O priority"))?,
             cpus: CpuSet::of(pid).context(Reason::NotRunning, about("CPU affinity"))?,
         })
@@ -99,14 +102,14 @@ impl Confinement {
         }
     }
 
-    /// Drops the capabilities that pid 1 cannot gain, so that no set-user-ID program in the
-    /// container gives a session more than pid 1 can get. If pid 1 has a seccomp filter, this
-    /// process cannot join or make namespaces or keyrings from here on.
-    pub fn apply_capabilities(&self) -> Result<(), Refusal> {
-        sys::bound_capabilities(self.bounding_set)
+    /// Applies pid 1's bounding set, a seccomp filter if it has one, and no_new_privs, so that no
+    /// set-user-ID program gives a session more than pid 1 can get. With a filter, this process
+    /// cannot join or make namespaces or keyrings from here on.
+    pub fn apply_restrictions(&self) -> Result<(), Refusal> {
+        sys::limit_bounding_set(self.bounding_set)
             .context(Reason::Broken, "drop capabilities that its pid 1 cannot have (CAP_SETPCAP is needed)")?;
         // An exec as root would bring these back.
-        sys::change_capabilities(|| caps::clear(None, CapSet::Inheritable))
+        sys::with_errno(|| caps::clear(None, CapSet::Inheritable))
             .context(Reason::Broken, "drop inheritable capabilities")?;
         if self.has_filter {
             seccomp::apply().context(Reason::Broken, "install a system call filter, because its pid 1 has one")?;
@@ -119,8 +122,8 @@ impl Confinement {
 
     /// pid 1's AppArmor label, if it has one, to be taken over last, because a profile can forbid
     /// any of the other steps. Must be called while the process is root on the node.
-    pub fn apparmor_label(&self, proc: &Proc) -> Result<Option<Takeover<'_>>, Refusal> {
-        self.apparmor_label.as_ref().map(|label| Takeover::of(label, proc)).transpose()
+    pub fn apparmor_label(&self, proc: &Proc) -> Result<Option<LabelTransition<'_>>, Refusal> {
+        self.apparmor_label.as_ref().map(|label| LabelTransition::of(label, proc)).transpose()
     }
 
     /// Takes over the CPU affinity. Must be called after the cgroups are joined, because a cpuset
@@ -133,9 +136,9 @@ impl Confinement {
     }
 }
 
-pub(crate) fn capabilities(status: &str) -> Option<(u64, bool)> {
+pub(crate) fn bounding_set_and_no_new_privs(status: &str) -> Option<(u64, bool)> {
     let no_new_privs = numbers(status, "NoNewPrivs").ok()?;
-    Some((mask(status, "CapBnd")?, no_new_privs != [0]))
+    Some((capability_set(status, "CapBnd")?, no_new_privs != [0]))
 }
 
 /// Whether a process has a seccomp filter: 2 is SECCOMP_MODE_FILTER. A kernel without seccomp has
@@ -145,7 +148,7 @@ pub(crate) fn has_filter(status: &str) -> bool {
 }
 
 /// A set of capabilities in /proc/PID/status.
-pub fn mask(status: &str, key: &str) -> Option<u64> {
+pub fn capability_set(status: &str, key: &str) -> Option<u64> {
     let value = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     u64::from_str_radix(value.trim(), 16).ok()
 }
@@ -224,10 +227,10 @@ mod tests {
     #[test]
     fn capabilities_are_read_whole_or_not_at_all() {
         let status = "NoNewPrivs:\t1\nCapEff:\t3\nCapBnd:\t000001ffffffffff\n";
-        assert_eq!(capabilities(status), Some((0x1ff_ffff_ffff, true)));
-        assert_eq!(capabilities("CapBnd:\t0000000000000000\nNoNewPrivs:\t0\n"), Some((0, false)));
+        assert_eq!(bounding_set_and_no_new_privs(status), Some((0x1ff_ffff_ffff, true)));
+        assert_eq!(bounding_set_and_no_new_privs("CapBnd:\t0000000000000000\nNoNewPrivs:\t0\n"), Some((0, false)));
         for status in ["", "CapBnd:\t0\n", "NoNewPrivs:\t0\n", "CapBnd:\tx\nNoNewPrivs:\t0\n"] {
-            assert_eq!(capabilities(status), None, "{status:?}");
+            assert_eq!(bounding_set_and_no_new_privs(status), None, "{status:?}");
         }
     }
 

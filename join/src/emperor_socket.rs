@@ -79,7 +79,7 @@ fn open_home(container: ContainerUid) -> Result<OwnedFd, Refusal> {
     let directory = retry(|| open(home, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()))
         .context(Reason::NoContainer, format_args!("open {}", home.to_string_lossy()))?;
     let status = retry(|| fstat(&directory)).context(Reason::Broken, "fstat the container's directory")?;
-    if !container.is_owner_of(status.st_mode, status.st_uid, status.st_gid) {
+    if !container.owns_directory(status.st_mode, status.st_uid, status.st_gid) {
         return Err(Refusal::new(
             Reason::NoContainer,
             format!("{} belongs to {}:{}", home.to_string_lossy(), status.st_uid, status.st_gid),

@@ -39,32 +39,32 @@ impl Report {
             slot.store(byte, Ordering::Relaxed);
         }
         // Plus 1, because 0 is no reason.
-        self.0.kind.store(refusal.reason as i32 + 1, Ordering::Release);
+        self.0.code.store(refusal.reason as i32 + 1, Ordering::Release);
     }
 
     fn refusal(&self) -> Option<Refusal> {
-        let reason = Reason::ALL.get(usize::try_from(self.0.kind.load(Ordering::Acquire)).ok()?.checked_sub(1)?)?;
+        let reason = Reason::ALL.get(usize::try_from(self.0.code.load(Ordering::Acquire)).ok()?.checked_sub(1)?)?;
         let text = self.0.text.iter().map(|byte| byte.load(Ordering::Relaxed)).take_while(|byte| *byte != 0);
         Some(Refusal::new(*reason, String::from_utf8_lossy(&text.collect::<Vec<_>>())))
     }
 }
 
-/// Runs `work` in a helper, and waits for it until the deadline. The result is a small number. The
-/// calling process must have one thread.
-pub fn run(deadline: Deadline, work: impl FnOnce() -> Result<usize, Refusal>) -> Result<usize, Refusal> {
+/// Runs `work` in a helper, and waits for it until the deadline. The result is a small number.
+/// `task` says in messages what the helper does. The calling process must have one thread.
+pub fn run(task: &str, deadline: Deadline, work: impl FnOnce() -> Result<usize, Refusal>) -> Result<usize, Refusal> {
     let report = Report::new()?;
     let caller = getpid();
     match sys::clone_into(None).context(Reason::Broken, "fork a helper")?.0 {
         Cloned::Parent(helper) => {
-            wait_for(helper, deadline, &report)?;
-            Ok(usize::try_from(report.0.kind.load(Ordering::Acquire)).unwrap_or(0))
+            wait_for(helper, task, "", deadline, &report)?;
+            Ok(usize::try_from(report.0.code.load(Ordering::Acquire)).unwrap_or(0))
         }
         Cloned::Child => {
             let done = die_with_parent(caller)
                 .and_then(|()| sys::set_not_dumpable().context(Reason::Broken, "make the helper not dumpable"))
                 .and_then(|()| work());
             match &done {
-                Ok(found) => report.0.kind.store(i32::try_from(*found).unwrap_or(0), Ordering::Release),
+                Ok(found) => report.0.code.store(i32::try_from(*found).unwrap_or(0), Ordering::Release),
                 Err(refusal) => report.refuse(refusal),
             }
             sys::exit_now(if done.is_ok() { 0 } else { 255 })
@@ -85,7 +85,7 @@ pub fn die_with_parent(caller: Pid) -> Result<(), Refusal> {
 /// Waits until the helper has ended, but not beyond the deadline. Returns the pid of the process
 /// inside.
 pub fn wait_for_child(helper: Pid, deadline: Deadline, report: &Report) -> Result<Pid, Refusal> {
-    let ended = wait_for(helper, deadline, report);
+    let ended = wait_for(helper, "enters", ": is a cgroup of the container frozen?", deadline, report);
     let child = Some(report.child().load(Ordering::Acquire)).filter(|pid| *pid > 0).map(Pid::from_raw);
     match (ended, child) {
         (Ok(()), Some(child)) => Ok(child),
@@ -99,7 +99,7 @@ pub fn wait_for_child(helper: Pid, deadline: Deadline, report: &Report) -> Resul
     }
 }
 
-fn wait_for(helper: Pid, deadline: Deadline, report: &Report) -> Result<(), Refusal> {
+fn wait_for(helper: Pid, task: &str, hint: &str, deadline: Deadline, report: &Report) -> Result<(), Refusal> {
     let ended = sys::pidfd_open(helper.as_raw())
         .context(Reason::Broken, "pidfd_open of the helper")
         .and_then(|pidfd| deadline.wait_for(&pidfd).context(Reason::Broken, "wait for the helper"));
@@ -107,16 +107,13 @@ fn wait_for(helper: Pid, deadline: Deadline, report: &Report) -> Result<(), Refu
         Ok(true) => match retry(|| waitpid(helper, None)) {
             Ok(WaitStatus::Exited(_, 0)) => return Ok(()),
             Ok(end) => {
-                // The child is not killed: its pid may belong to another process by now.
-                let unsaid = || Refusal::new(Reason::Broken, format!("the helper that enters ended by {end:?}"));
+                // Not killed: waitpid(2) has freed the helper's pid.
+                let unsaid = || Refusal::new(Reason::Broken, format!("the helper that {task} ended by {end:?}"));
                 return Err(report.refusal().unwrap_or_else(unsaid));
             }
             Err(errno) => Refusal::failed(Reason::Broken, "wait for the helper", errno),
         },
-        Ok(false) => Refusal::new(
-            Reason::NotAnswering,
-            "the helper that enters did not finish in time: is a cgroup of the container frozen?",
-        ),
+        Ok(false) => Refusal::new(Reason::NotAnswering, format!("the helper that {task} did not finish in time{hint}")),
         Err(refusal) => refusal,
     };
     // A helper in a frozen v1 cgroup ends when that is thawed. It has no privileges, and

@@ -88,13 +88,13 @@ impl Leader {
             .map_err(|cause| Refusal::new(Reason::NotTrusted, format!("pid {}: {cause}", self.pid)))?;
         let theirs =
             self.proc.namespace("user").context(Reason::NotRunning, "look at the container's user namespace")?;
-        let has_own_users = theirs != user_namespace::our_own()?;
+        let has_own_user_namespace = theirs != user_namespace::own()?;
         match &self.found {
-            Found::BySocket(_) if has_own_users => {
+            Found::BySocket(_) if has_own_user_namespace => {
                 Err(Refusal::new(Reason::NotTrusted, format!("pid {} is in a user namespace of its own", self.pid)))
             }
             Found::BySocket(_) => Ok(()),
-            Found::ByLink(rules) => rules.check(&self.proc, &status, has_own_users),
+            Found::ByLink(rules) => rules.check(&self.proc, &status, has_own_user_namespace),
         }
     }
 
@@ -122,7 +122,7 @@ impl Leader {
         self.proc.read("status").context(Reason::NotRunning, format_args!("read /proc/{}/status", self.pid))
     }
 
-    /// Its parent: the node's Emperor. 0 if that is not in our pid namespace.
+    /// Its parent, such as the node's Emperor; 0 if that is not in our pid namespace.
     pub fn parent(&self) -> Result<i32, Refusal> {
         let status = self.status()?;
         match numbers(&status, "PPid").as_deref() {

@@ -15,8 +15,10 @@
 //!
 //! [`supervisor`] is the process that stays outside. [`tenant`] works on a tenant's files.
 //! [`sessions`] counts sessions and [`refusal_counters`] refusals. [`refusal`] has every reason to
-//! refuse, with the sentence that the user reads. [`options`] parses the PAM line. All `unsafe`
-//! code is in [`sys`].
+//! refuse, with the sentence that the user reads. [`options`] parses the PAM line. [`safe_path`],
+//! [`subtree`] and [`pid_namespaces`] serve [`link`]; [`unix_socket`] serves [`emperor_socket`];
+//! [`session_record`] and [`run_directory`] serve [`sessions`]; [`proc`], [`mountinfo`],
+//! [`regular_file`], [`deadline`] and [`openmetrics`] serve all. All `unsafe` code is in [`sys`].
 
 mod apparmor;
 pub mod attach;

@@ -38,9 +38,9 @@ use std::path::{Path, PathBuf};
 /// The directory of the links. Root must own it and each link in it.
 pub const DIRECTORY: &str = "/etc/unbit";
 
-/// The suffix of a file beside the link, by which root says that it trusts root inside this
+/// The suffix of a file next to the link, by which root says that it trusts root inside this
 /// container.
-pub const TRUST: &str = ".root-is-trusted";
+pub const ROOT_IS_TRUSTED_SUFFIX: &str = ".root-is-trusted";
 
 /// The cgroup that root has linked, or is about to link, to an account.
 #[derive(Debug)]
@@ -53,10 +53,10 @@ pub struct Link {
 impl Link {
     /// Reads the link of a container; `None` if it has none. A wrong link refuses the login, and
     /// the socket is not tried instead.
-    pub fn of(container: ContainerUid) -> Result<Option<Self>, Refusal> {
+    pub fn read(container: ContainerUid) -> Result<Option<Self>, Refusal> {
         let directory = match safe_path::open_directory(Path::new(DIRECTORY)) {
             Err(PathError::Missing(..)) => return Ok(None),
-            directory => directory.map_err(|error| wrong(DIRECTORY, &error))?,
+            directory => directory.map_err(|error| path_refusal(DIRECTORY, &error))?,
         };
         let name = container.to_string();
         let Some(status) = status_of(&directory, &name)? else { return Ok(None) };
@@ -68,21 +68,21 @@ impl Link {
         let text = retry(|| readlinkat(&directory, name.as_str()))
             .context(Reason::BadLink, format_args!("read {DIRECTORY}/{name}"))?;
         let target = Path::new(DIRECTORY).join(text);
-        let root_is_trusted = has_trust(&directory, container)?;
-        Self::to(target, root_is_trusted).map(Some)
+        let root_is_trusted = is_root_trusted(&directory, container)?;
+        Self::open_target(target, root_is_trusted).map(Some)
     }
 
     /// A cgroup directory that could be linked to a container.
-    pub fn at(path: &Path, container: ContainerUid) -> Result<Self, Refusal> {
+    pub fn candidate(path: &Path, container: ContainerUid) -> Result<Self, Refusal> {
         let root_is_trusted = match safe_path::open_directory(Path::new(DIRECTORY)) {
             Err(PathError::Missing(..)) => false,
-            Err(error) => return Err(wrong(DIRECTORY, &error)),
-            Ok(directory) => has_trust(&directory, container)?,
+            Err(error) => return Err(path_refusal(DIRECTORY, &error)),
+            Ok(directory) => is_root_trusted(&directory, container)?,
         };
-        Self::to(Path::new("/").join(path), root_is_trusted)
+        Self::open_target(Path::new("/").join(path), root_is_trusted)
     }
 
-    fn to(target: PathBuf, root_is_trusted: bool) -> Result<Self, Refusal> {
+    fn open_target(target: PathBuf, root_is_trusted: bool) -> Result<Self, Refusal> {
         let path = target.display();
         let bad = |what: &str| Err(Refusal::new(Reason::BadLink, format!("its link leads to {path}, {what}")));
         let directory = match safe_path::open_directory(&target) {
@@ -92,7 +92,7 @@ impl Link {
                 let cause = format!("its link leads to {path}, and there is no cgroup {name}");
                 return Err(Refusal::new(Reason::NotRunning, cause));
             }
-            Err(error) => return Err(wrong(&path.to_string(), &error)),
+            Err(error) => return Err(path_refusal(&path.to_string(), &error)),
         };
         if !safe_path::is_cgroup(&directory).context(Reason::Broken, "fstatfs what its link leads to")? {
             return bad("which is not a cgroup");
@@ -116,7 +116,7 @@ impl Link {
     pub fn find_leader(self, deadline: Deadline) -> Result<Leader, Refusal> {
         let namespace = self.pid_namespace(deadline)?;
         let pid_namespace = namespace.inode;
-        let has_the_nodes_users = namespace.has_our_users()?;
+        let pid_namespace_is_ours = namespace.is_owned_by_our_user_namespace()?;
         let pid = namespace.pid_1()?;
         let pidfd = match sys::pidfd_open(pid) {
             Err(errno @ Errno::ESRCH) => {
@@ -125,7 +125,7 @@ impl Link {
             pidfd => pidfd.context(Reason::Broken, "pidfd_open (Linux 5.3 or newer is needed)")?,
         };
         let root_is_trusted = self.root_is_trusted;
-        let rules = LinkRules { subtree: self.subtree, pid_namespace, has_the_nodes_users, root_is_trusted };
+        let rules = LinkRules { subtree: self.subtree, pid_namespace, pid_namespace_is_ours, root_is_trusted };
         let leader = Leader::by_link(pidfd, rules)?;
         if !root_is_trusted {
             leader.must_have_no_tracer(deadline)?;
@@ -144,7 +144,7 @@ impl Link {
             (Some(one), Some(other), _) => {
                 let (one, other) = (one.member(), other.member());
                 let what = format!("has processes of more than one container, such as {one} and {other}");
-                refuse(Reason::TwoContainers, what)
+                refuse(Reason::SeveralContainers, what)
             }
             (None, _, Some(example)) => {
                 let what = format!(
@@ -157,10 +157,10 @@ impl Link {
     }
 }
 
-/// Whether root trusts root inside this container: by a regular file beside the link, which root
+/// Whether root trusts root inside this container: by a regular file next to the link, which root
 /// owns.
-fn has_trust(directory: &OwnedFd, container: ContainerUid) -> Result<bool, Refusal> {
-    let name = format!("{container}{TRUST}");
+fn is_root_trusted(directory: &OwnedFd, container: ContainerUid) -> Result<bool, Refusal> {
+    let name = format!("{container}{ROOT_IS_TRUSTED_SUFFIX}");
     let Some(status) = status_of(directory, &name)? else { return Ok(false) };
     let is_file = safe_path::kind(&status) == SFlag::S_IFREG;
     match safe_path::must_be_roots(&status) {
@@ -178,10 +178,10 @@ fn status_of(directory: &OwnedFd, name: &str) -> Result<Option<FileStat>, Refusa
     }
 }
 
-fn wrong(path: &str, error: &PathError) -> Refusal {
+fn path_refusal(path: &str, error: &PathError) -> Refusal {
     match error {
         PathError::Missing(name, _) => Refusal::new(Reason::BadLink, format!("{path}: {name} does not exist")),
-        PathError::Wrong(what) => Refusal::new(Reason::BadLink, format!("{path}: {what}")),
+        PathError::Refused(what) => Refusal::new(Reason::BadLink, format!("{path}: {what}")),
         PathError::Failed(name, errno) => Refusal::failed(Reason::Broken, format_args!("{path}: open {name}"), *errno),
     }
 }

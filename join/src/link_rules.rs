@@ -22,9 +22,9 @@ pub struct LinkRules {
     pub subtree: Subtree,
     /// The one pid namespace in the cgroup that is a direct child of ours.
     pub pid_namespace: Inode,
-    /// Whether our user namespace owns it, so that processes in it can have capabilities on the
+    /// Whether our user namespace owns that, so that processes in it can have capabilities on the
     /// node.
-    pub has_the_nodes_users: bool,
+    pub pid_namespace_is_ours: bool,
     /// Whether root trusts root inside.
     pub root_is_trusted: bool,
 }
@@ -34,7 +34,7 @@ impl LinkRules {
     ///
     /// If the pid namespace belongs to a user namespace of the container, its processes have no
     /// capabilities on the node; [`user_namespace`](crate::user_namespace) checks this.
-    pub fn check(&self, process: &Proc, status: &str, has_own_users: bool) -> Result<(), Refusal> {
+    pub fn check(&self, process: &Proc, status: &str, has_own_user_namespace: bool) -> Result<(), Refusal> {
         let refuse = |reason: Reason, cause: &str| Err(Refusal::new(reason, cause));
         // systemd has not finished: it still drops capabilities and executes the unit's program.
         let unless_starting = |reason| if is_systemds_child(status) { Reason::Starting } else { reason };
@@ -55,17 +55,19 @@ impl LinkRules {
         }
         // Rule 4: root in our cgroup namespace can move itself to the cgroup of another account,
         // and become its pid 1.
-        if self.has_the_nodes_users && has_our_cgroup_namespace(process)? && (has_own_users || can_be_root(status)?) {
+        if self.pid_namespace_is_ours
+            && has_our_cgroup_namespace(process)?
+            && (has_own_user_namespace || can_be_root(status)?)
+        {
             let cause = "it has no cgroup namespace of its own, and can be root";
             return refuse(unless_starting(Reason::NotTrusted), cause);
         }
         // Rule 5.
         cgroups::must_not_be_frozen(process)?;
         // Rule 6: such a root process reaches the node's sshd through /proc/PID/exe of a session.
-        if !self.root_is_trusted && self.has_the_nodes_users {
-            // Its capabilities in its own user namespace say nothing about the children that it
-            // forked before it entered that.
-            if has_own_users {
+        if !self.root_is_trusted && self.pid_namespace_is_ours {
+            // Children that it forked before it entered that namespace can have more.
+            if has_own_user_namespace {
                 let cause = "its pid 1 is in a user namespace of its own, but its pid namespace belongs to the node's, where its other \
                     processes can have power, and root has not said that its root is trusted";
                 return refuse(Reason::RootTooPowerful, cause);
@@ -81,7 +83,7 @@ impl LinkRules {
     /// Rule 6 for all other processes: pid 1 may have dropped the capability after it forked a
     /// child that keeps it.
     pub fn must_have_no_tracer(&self, deadline: Deadline) -> Result<(), Refusal> {
-        if !self.has_the_nodes_users {
+        if !self.pid_namespace_is_ours {
             return Ok(());
         }
         let Some(pid) = tracers::find(&self.subtree, deadline)? else { return Ok(()) };
@@ -101,11 +103,11 @@ fn runs_its_own_program(process: &Proc) -> Result<bool, Refusal> {
         }
         program => program.context(Reason::Broken, "look at the program of its pid 1")?,
     };
-    let mount = sys::mount_of(&program).context(Reason::Broken, "look at the mount of its pid 1's program")?;
+    let mount = sys::mount_id(&program).context(Reason::Broken, "look at the mount of its pid 1's program")?;
     // Most often it is on the mount of the root directory, which is in the process's own mount
     // namespace.
     let root = process.open_directory("root").context(Reason::NotRunning, "open the root directory of its pid 1")?;
-    if sys::mount_of(&root).context(Reason::Broken, "look at the mount of its pid 1's root directory")? == mount {
+    if sys::mount_id(&root).context(Reason::Broken, "look at the mount of its pid 1's root directory")? == mount {
         return Ok(true);
     }
     let mounts = process.open("mountinfo").context(Reason::NotRunning, "open the mounts of its pid 1")?;
@@ -143,7 +145,7 @@ fn can_be_root(status: &str) -> Result<bool, Refusal> {
 
 fn mask(status: &str, key: &str) -> Result<u64, Refusal> {
     let unreadable = || Refusal::new(Reason::Broken, format!("the status of its pid 1 has no readable {key}"));
-    confinement::mask(status, key).ok_or_else(unreadable)
+    confinement::capability_set(status, key).ok_or_else(unreadable)
 }
 
 #[cfg(test)]

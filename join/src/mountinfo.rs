@@ -68,8 +68,8 @@ fn source(mountinfo: &str, device: u64) -> Option<String> {
 /// may mount can make the file larger than the node's memory.
 const MAX_BYTES: u64 = 4 << 20;
 
-/// Whether a mountinfo lists a mount with this id; `None` if the part that is read does not, and
-/// there is more. The file is read in small parts.
+/// Whether a mountinfo lists a mount with this id; `None` if it does not within [`MAX_BYTES`], but
+/// goes on. The file is read in small parts.
 pub fn lists(mountinfo: impl Read, id: u64) -> io::Result<Option<bool>> {
     let wanted = format!("{id} ").into_bytes();
     let mut left = BufReader::with_capacity(16 << 10, mountinfo.take(MAX_BYTES));
@@ -95,7 +95,7 @@ pub fn lists(mountinfo: impl Read, id: u64) -> io::Result<Option<bool>> {
     }
 }
 
-/// The mount of this number, if it is among what is looked at.
+/// The mount with this id, if it is within [`MAX_BYTES`].
 pub fn find(mountinfo: impl Read, id: u64) -> io::Result<Option<Mount>> {
     let mut text = Vec::new();
     mountinfo.take(MAX_BYTES).read_to_end(&mut text)?;

@@ -112,7 +112,7 @@ fn check(descriptor: &OwnedFd, kind: Kind, owners: &[Inode]) -> Result<Inode, Re
     Ok(inode)
 }
 
-/// Which namespace of the wanted kind a descriptor is open on.
+/// The identity of the namespace behind a descriptor, which must be of this kind.
 pub fn check_kind(descriptor: &OwnedFd, name: &str, flag: CloneFlags) -> Result<Inode, Refusal> {
     must_be_nsfs(descriptor, &format!("its {name} namespace"))?;
     if type_of(descriptor)? != flag {
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
     use std::fs::File;
 
-    fn our_users() -> [Inode; 1] {
+    fn our_user_namespace() -> [Inode; 1] {
         [Proc::of_self().unwrap().namespace("user").unwrap()]
     }
 
@@ -148,9 +148,9 @@ mod tests {
         let own = Proc::of_self().unwrap();
         for kind in Kind::ALL {
             let descriptor = own.open(&format!("ns/{}", kind.name)).unwrap();
-            assert_eq!(check(&descriptor, kind, &our_users()).unwrap(), own.namespace(kind.name).unwrap());
+            assert_eq!(check(&descriptor, kind, &our_user_namespace()).unwrap(), own.namespace(kind.name).unwrap());
             for other in Kind::ALL.into_iter().filter(|other| *other != kind) {
-                let refusal = check(&descriptor, other, &our_users()).unwrap_err();
+                let refusal = check(&descriptor, other, &our_user_namespace()).unwrap_err();
                 assert_eq!(refusal.reason, Reason::NotTrusted, "{} for {}", kind.name, other.name);
             }
         }
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn a_file_is_no_namespace() {
         let file = OwnedFd::from(File::open("/proc/self/status").unwrap());
-        let refusal = check(&file, Kind::ALL[0], &our_users()).unwrap_err();
+        let refusal = check(&file, Kind::ALL[0], &our_user_namespace()).unwrap_err();
         assert_eq!(refusal.cause, "its pid namespace is not a namespace");
     }
 

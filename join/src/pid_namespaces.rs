@@ -98,13 +98,13 @@ impl PidNamespace {
     }
 
     /// Whether our user namespace owns it.
-    pub fn has_our_users(&self) -> Result<bool, Refusal> {
+    pub fn is_owned_by_our_user_namespace(&self) -> Result<bool, Refusal> {
         let owner = match sys::namespace_owner(&self.descriptor) {
             Err(Errno::EPERM) => return Ok(false), // its owner is not below ours
             owner => owner.and_then(|owner| retry(|| fstat(&owner))),
         };
         let owner = owner.context(Reason::Broken, "get the owner of a pid namespace (NS_GET_USERNS)")?;
-        Ok(Inode::from(owner) == user_namespace::our_own()?)
+        Ok(Inode::from(owner) == user_namespace::own()?)
     }
 
     /// One of the processes that were found.
@@ -116,7 +116,7 @@ impl PidNamespace {
     /// time.
     pub fn pid_1(mut self) -> Result<i32, Refusal> {
         let ended = || Refusal::new(Reason::NotRunning, "its pid 1 has ended");
-        match sys::pid_in_namespace(&self.descriptor, 1) {
+        match sys::pid_from_pidns(&self.descriptor, 1) {
             Err(Errno::ENOTTY) => {} // before Linux 6.11
             Err(Errno::ESRCH) => return Err(ended()),
             pid => return pid.context(Reason::Broken, "get the pid 1 of a pid namespace (NS_GET_PID_FROM_PIDNS)"),

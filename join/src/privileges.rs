@@ -24,7 +24,7 @@ const NEEDED: [Capability; 5] = [
 /// Checked first: a later failure for lack of a capability would look like a container that has
 /// ended.
 pub fn must_suffice_to_enter() -> Result<(), Refusal> {
-    let has = sys::change_capabilities(|| caps::read(None, CapSet::Effective));
+    let has = sys::with_errno(|| caps::read(None, CapSet::Effective));
     let has = has.context(Reason::Broken, "read our own capabilities")?;
     let lacking: Vec<_> = NEEDED.iter().filter(|needed| !has.contains(needed)).map(Capability::to_string).collect();
     if lacking.is_empty() {
@@ -58,7 +58,7 @@ pub fn become_user_inside(container: ContainerUid) -> Result<(), Refusal> {
 /// group, and no way to become root is left.
 pub fn drop_all(container: ContainerUid, groups: &[u32]) -> Result<(), Refusal> {
     sys::clear_capabilities().context(Reason::Broken, "give up every capability")?;
-    let has = |set| sys::change_capabilities(|| caps::read(None, set));
+    let has = |set| sys::with_errno(|| caps::read(None, set));
     for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable, CapSet::Ambient] {
         if !has(set).context(Reason::Broken, "check that no capability is left")?.is_empty() {
             return Err(Refusal::new(Reason::Broken, format!("{set:?} capabilities are left")));
@@ -67,7 +67,7 @@ pub fn drop_all(container: ContainerUid, groups: &[u32]) -> Result<(), Refusal> 
     let Ids { uid, gid } = Ids::of(container);
     let left = retry(sys::groups).context(Reason::Broken, "check that no group is left")?;
     let has_other_groups = left != groups;
-    if getuid().as_raw() != uid || getgid().as_raw() != gid || has_other_groups || sys::can_become_root() {
+    if getuid().as_raw() != uid || getgid().as_raw() != gid || has_other_groups || sys::try_to_become_root() {
         return Err(Refusal::new(Reason::Broken, "an id of the node is left"));
     }
     Ok(())
@@ -86,7 +86,7 @@ pub fn stay_root(bounding_set: u64) -> Result<(), Refusal> {
 /// Has this thread access files with the rights of a container's user. The caller sets the groups.
 pub fn access_files_as(container: ContainerUid) -> nix::Result<()> {
     let (uid, gid) = (Uid::from_raw(container.get()), Gid::from_raw(container.get()));
-    // setfsuid(2) never fails; a call with an invalid id returns the id that holds.
+    // setfsuid(2) reports no error; a call with an invalid id returns the id in effect.
     setfsgid(gid);
     setfsuid(uid);
     if setfsgid(Gid::from_raw(u32::MAX)) != gid || setfsuid(Uid::from_raw(u32::MAX)) != uid {
@@ -136,11 +136,11 @@ const KEPT_BY_ROOT: [Capability; 11] = [
 /// still has the capability for it.
 fn keep_capabilities(kept: &[Capability]) -> nix::Result<()> {
     let kept: CapsHashSet = kept.iter().copied().collect();
-    sys::bound_capabilities(kept.iter().fold(0, |mask, capability| mask | capability.bitmask()))?;
-    sys::change_capabilities(|| caps::clear(None, CapSet::Ambient))?;
+    sys::limit_bounding_set(kept.iter().fold(0, |mask, capability| mask | capability.bitmask()))?;
+    sys::with_errno(|| caps::clear(None, CapSet::Ambient))?;
     // A service manager may have dropped some of them already.
     let kept: CapsHashSet =
-        sys::change_capabilities(|| caps::read(None, CapSet::Permitted))?.intersection(&kept).copied().collect();
-    sys::change_capabilities(|| caps::set(None, CapSet::Effective, &kept))?;
-    sys::change_capabilities(|| caps::set(None, CapSet::Permitted, &kept))
+        sys::with_errno(|| caps::read(None, CapSet::Permitted))?.intersection(&kept).copied().collect();
+    sys::with_errno(|| caps::set(None, CapSet::Effective, &kept))?;
+    sys::with_errno(|| caps::set(None, CapSet::Permitted, &kept))
 }

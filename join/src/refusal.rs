@@ -28,11 +28,11 @@ pub enum Reason {
     /// No process of the linked cgroup is in a pid namespace of its own.
     NoPidNamespace,
     /// The linked cgroup has processes of more than one container.
-    TwoContainers,
+    SeveralContainers,
     /// More cgroups are below the linked one than are walked.
-    TooManyGroups,
+    TooManyCgroups,
     /// The container's user namespace gives its user a number on the node that no session may have.
-    BadMap,
+    BadIdMap,
     /// Root inside could reach the node through a session.
     RootTooPowerful,
     /// What listens on the socket is not the container's pid 1, or the container is not set up to
@@ -56,9 +56,9 @@ impl Reason {
         Self::NotAnswering,
         Self::BadLink,
         Self::NoPidNamespace,
-        Self::TwoContainers,
-        Self::TooManyGroups,
-        Self::BadMap,
+        Self::SeveralContainers,
+        Self::TooManyCgroups,
+        Self::BadIdMap,
         Self::RootTooPowerful,
         Self::NotTrusted,
         Self::Misconfigured,
@@ -77,9 +77,9 @@ impl Reason {
             Self::NotAnswering => "not-answering",
             Self::BadLink => "bad-link",
             Self::NoPidNamespace => "no-pid-namespace",
-            Self::TwoContainers => "two-containers",
-            Self::TooManyGroups => "too-many-groups",
-            Self::BadMap => "bad-map",
+            Self::SeveralContainers => "several-containers",
+            Self::TooManyCgroups => "too-many-cgroups",
+            Self::BadIdMap => "bad-id-map",
             Self::RootTooPowerful => "root-too-powerful",
             Self::NotTrusted => "not-trusted",
             Self::Misconfigured => "misconfigured",
@@ -103,11 +103,13 @@ impl Reason {
             Self::NoPidNamespace => {
                 "is starting, or has no pid namespace of its own. Please ask the operator of this node if this continues."
             }
-            Self::TwoContainers => {
+            Self::SeveralContainers => {
                 "cannot be entered: its link leads to more than one container. Please ask the operator of this node."
             }
-            Self::TooManyGroups => "has too many cgroups. Please remove some, or ask the operator of this node.",
-            Self::BadMap => {
+            Self::TooManyCgroups => {
+                "has too many cgroups. Please remove some, or ask the operator of this node."
+            }
+            Self::BadIdMap => {
                 "cannot be entered: its user has no uid of its own on this node. Please ask the operator of this node."
             }
             Self::RootTooPowerful => {

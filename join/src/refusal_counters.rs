@@ -27,19 +27,19 @@ const NO_CONTAINER: &str = "other";
 const SIZE: usize = 4096;
 
 /// Counts a refusal. The calling process must see the node's /run.
-pub fn count(container: Option<ContainerUid>, reason: Reason) -> Result<(), Refusal> {
+pub fn increment(container: Option<ContainerUid>, reason: Reason) -> Result<(), Refusal> {
     let name = container.map_or_else(|| NO_CONTAINER.to_owned(), |container| container.to_string());
     let file = run_directory::open_file("refusals", &name)?;
     // Allocates the page: a write to a hole in a full file system is a SIGBUS.
     let room = libc::off_t::try_from(SIZE).map_err(|_| Errno::EOVERFLOW);
     room.and_then(|room| sys::retry(|| fallocate(&file, FallocateFlags::empty(), 0, room)))
-        .and_then(|()| sys::add_one(&file, SIZE, reason as usize))
+        .and_then(|()| sys::increment_counter(&file, SIZE, reason as usize))
         .context(Reason::Broken, format_args!("count in {DIRECTORY}/{name}"))
 }
 
 /// The counters by reason; empty if no login was refused. `None` is for names that are no
 /// container's.
-pub fn counted(directory: &Path, container: Option<ContainerUid>) -> io::Result<Vec<(Reason, u64)>> {
+pub fn read(directory: &Path, container: Option<ContainerUid>) -> io::Result<Vec<(Reason, u64)>> {
     let name = container.map_or_else(|| NO_CONTAINER.to_owned(), |container| container.to_string());
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let mut bytes = Vec::new();
@@ -64,18 +64,18 @@ mod tests {
         let directory = std::env::temp_dir().join(format!("unbit-refusals-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let container = ContainerUid::new(30001);
-        assert_eq!(counted(&directory, container).unwrap(), []);
+        assert_eq!(read(&directory, container).unwrap(), []);
         std::fs::write(directory.join("30001"), [0; SIZE]).unwrap();
         let file = File::options().read(true).write(true).open(directory.join("30001")).unwrap().into();
-        let add = || (0..1000).for_each(|_| sys::add_one(&file, SIZE, Reason::Paused as usize).unwrap());
+        let add = || (0..1000).for_each(|_| sys::increment_counter(&file, SIZE, Reason::Paused as usize).unwrap());
         std::thread::scope(|scope| drop([scope.spawn(add), scope.spawn(add)]));
-        sys::add_one(&file, SIZE, Reason::Broken as usize).unwrap();
-        assert!(sys::add_one(&file, SIZE, SIZE / 8).is_err(), "no number is there");
-        let mut seen = counted(&directory, container).unwrap();
+        sys::increment_counter(&file, SIZE, Reason::Broken as usize).unwrap();
+        assert!(sys::increment_counter(&file, SIZE, SIZE / 8).is_err(), "no number is there");
+        let mut seen = read(&directory, container).unwrap();
         assert_eq!(seen.len(), Reason::ALL.len());
         seen.retain(|(_, number)| *number > 0);
         assert_eq!(seen, [(Reason::Paused, 2000), (Reason::Broken, 1)]);
-        assert_eq!(counted(&directory, None).unwrap(), []);
+        assert_eq!(read(&directory, None).unwrap(), []);
         std::fs::remove_dir_all(&directory).unwrap();
     }
 }

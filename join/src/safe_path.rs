@@ -28,7 +28,7 @@ pub enum PathError {
     /// cgroup.
     Missing(String, bool),
     /// Another user can change a component, or it is not a directory.
-    Wrong(String),
+    Refused(String),
     /// A system call failed.
     Failed(String, Errno),
 }
@@ -37,7 +37,7 @@ impl fmt::Display for PathError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Missing(name, _) => write!(f, "there is no {name}"),
-            Self::Wrong(cause) => f.write_str(cause),
+            Self::Refused(cause) => f.write_str(cause),
             Self::Failed(name, errno) => write!(f, "{name}: {errno}"),
         }
     }
@@ -62,23 +62,24 @@ pub fn open_directory(path: &Path) -> Result<OwnedFd, PathError> {
         match kind(&status) {
             SFlag::S_IFLNK => {
                 links += 1;
-                if status.st_uid != 0 || links > MAX_SYMLINKS {
-                    let of = status.st_uid;
-                    return Err(PathError::Wrong(format!(
-                        "{} is a symbolic link of uid {of}, or one too many",
-                        name_of(&name)
-                    )));
+                let name = name_of(&name);
+                if status.st_uid != 0 {
+                    let cause = format!("{name} is a symbolic link that belongs to uid {}", status.st_uid);
+                    return Err(PathError::Refused(cause));
+                }
+                if links > MAX_SYMLINKS {
+                    return Err(PathError::Refused(format!("{name}: more than {MAX_SYMLINKS} symbolic links")));
                 }
                 let text = retry(|| readlinkat(&next, "")).map_err(failed)?;
                 left.extend(components(Path::new(&text)));
             }
             SFlag::S_IFDIR => {
                 if !is_cgroup(&next).map_err(failed)? {
-                    must_be_roots(&status).map_err(|seen| PathError::Wrong(format!("{} {seen}", name_of(&name))))?;
+                    must_be_roots(&status).map_err(|seen| PathError::Refused(format!("{} {seen}", name_of(&name))))?;
                 }
                 here = next;
             }
-            _ => return Err(PathError::Wrong(format!("{} is not a directory", name_of(&name)))),
+            _ => return Err(PathError::Refused(format!("{} is not a directory", name_of(&name)))),
         }
     }
     Ok(here)
@@ -139,7 +140,7 @@ mod tests {
     fn others_must_not_be_able_to_change_a_step() {
         // Root owns /tmp, and every user may write there.
         let wrong = |path: &Path| match open_directory(path) {
-            Err(PathError::Wrong(text)) => text,
+            Err(PathError::Refused(text)) => text,
             other => panic!("{path:?}: {other:?}"),
         };
         assert!(wrong(Path::new("/tmp")).contains("root alone"));
@@ -162,9 +163,9 @@ mod tests {
         let writable = open_directory(&directory);
         fs::remove_dir_all(&directory).unwrap();
         let [endless, etc, theirs] = results;
-        assert!(matches!(endless, Err(PathError::Wrong(_))), "{endless:?}");
+        assert!(matches!(&endless, Err(PathError::Refused(text)) if text.contains("more than 40")), "{endless:?}");
         assert!(etc.is_ok(), "{etc:?}");
-        assert!(matches!(theirs, Err(PathError::Wrong(text)) if text.contains("of uid 30001")));
-        assert!(matches!(writable, Err(PathError::Wrong(text)) if text.contains("mode 40775")));
+        assert!(matches!(theirs, Err(PathError::Refused(text)) if text.contains("to uid 30001")));
+        assert!(matches!(writable, Err(PathError::Refused(text)) if text.contains("mode 40775")));
     }
 }

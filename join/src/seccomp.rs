@@ -45,6 +45,7 @@ const DENIED: &[c_long] = &[
     libc::SYS_io_uring_setup,
     libc::SYS_kcmp,
     libc::SYS_kexec_file_load,
+    libc::SYS_kexec_load,
     libc::SYS_keyctl,
     libc::SYS_lookup_dcookie,
     libc::SYS_mbind,
@@ -85,17 +86,10 @@ const DENIED: &[c_long] = &[
 
 /// More such calls, which only x86 has; the kernel has removed most of them.
 #[cfg(target_arch = "x86_64")]
-const DENIED_ON_X86: &[c_long] = &[
-    libc::SYS__sysctl,
-    libc::SYS_ioperm,
-    libc::SYS_iopl,
-    libc::SYS_kexec_load,
-    libc::SYS_sysfs,
-    libc::SYS_uselib,
-    libc::SYS_ustat,
-];
+const DENIED_ON_THIS_ARCHITECTURE: &[c_long] =
+    &[libc::SYS__sysctl, libc::SYS_ioperm, libc::SYS_iopl, libc::SYS_sysfs, libc::SYS_uselib, libc::SYS_ustat];
 #[cfg(not(target_arch = "x86_64"))]
-const DENIED_ON_X86: &[c_long] = &[libc::SYS_kexec_load];
+const DENIED_ON_THIS_ARCHITECTURE: &[c_long] = &[];
 
 const IO_PGETEVENTS: c_long = if cfg!(target_arch = "x86_64") { 333 } else { 292 };
 /// These have the same number everywhere.
@@ -111,7 +105,7 @@ const X32: u32 = 0x4000_0000;
 /// NEWNET.
 const NAMESPACES: u32 = 0x7e02_0000;
 /// What personality(2) may be asked for: Linux, its 32-bit kind, each with the old uname, and
-/// nothing but the present one.
+/// 0xffffffff, which only asks for the present one.
 const PERSONALITIES: [u32; 5] = [0, 8, 0x20000, 0x20008, 0xffff_ffff];
 
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
@@ -177,7 +171,7 @@ fn filter() -> Option<Vec<Instruction>> {
         unless_at_least(NEWEST + 1, 1),
         ret(NO_SUCH_CALL),
     ];
-    for number in DENIED.iter().chain(DENIED_ON_X86) {
+    for number in DENIED.iter().chain(DENIED_ON_THIS_ARCHITECTURE) {
         program.extend([unless_equal(*number as u32, 1), ret(NOT_PERMITTED)]);
     }
     // Its flags are in memory, which a filter cannot read. glibc falls back to clone(2).
@@ -247,7 +241,7 @@ mod tests {
         let program = filter().unwrap();
         let native = ARCHITECTURE.unwrap();
         let verdict = |number, arguments| run(&program, native, number, arguments);
-        for number in DENIED.iter().chain(DENIED_ON_X86) {
+        for number in DENIED.iter().chain(DENIED_ON_THIS_ARCHITECTURE) {
             assert_eq!(verdict(*number, [0; 3]), NOT_PERMITTED, "{number}");
         }
         let ordinary =

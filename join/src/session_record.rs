@@ -15,7 +15,7 @@ pub const SIZE: usize = 1024;
 const FORMAT: &str = "unbit 1";
 
 /// Follows a text that was truncated.
-const CUT: &str = "...";
+const ELLIPSIS: &str = "...";
 
 /// One session, as PAM describes it when it opens. Each text is one line, which the writer has
 /// escaped.
@@ -51,8 +51,8 @@ impl Record {
         let mut text = format!("{FORMAT}\n{pid}\n{opened}\n{service}\n{address}\n{port}\n{terminal}\n{key}");
         if text.len() >= SIZE {
             // Only the keys of several methods are that long.
-            text.truncate((0..=SIZE - 1 - CUT.len()).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0));
-            text.push_str(CUT);
+            text.truncate((0..=SIZE - 1 - ELLIPSIS.len()).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0));
+            text.push_str(ELLIPSIS);
         }
         text.push('\n');
         let mut bytes = [0; SIZE];

@@ -41,7 +41,7 @@ impl Slot {
         let file = run_directory::open_file("sessions", &container.to_string())?;
         let counting = "count the container's sessions";
         for number in 0..limit {
-            let mut lock = record(number);
+            let mut lock = slot_lock(number);
             lock.l_type = libc::F_WRLCK as _;
             match retry(|| fcntl(&file, FcntlArg::F_SETLK(&lock))) {
                 Ok(_) if has_room(&file, limit).context(Reason::Broken, counting)? => {
@@ -70,15 +70,15 @@ fn offset_of(number: u32) -> u64 {
 /// Where the files are, one for each container that has had a session since boot.
 pub const DIRECTORY: &str = "/run/unbit/sessions";
 
-/// The number of sessions that are open. `None` if only root can see it.
+/// The number of open sessions; `None` if it cannot be read, as by any user but root.
 pub fn count(directory: &Path, container: ContainerUid) -> Option<usize> {
     let Some(file) = open_to_read(directory, container).ok()? else { return Some(0) };
-    held(&file, 0..MAX_SESSIONS.into()).ok().map(|held| held.len())
+    locked_slots(&file, 0..MAX_SESSIONS.into()).ok().map(|held| held.len())
 }
 
 /// A session that is open.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Open {
+pub struct OpenSession {
     /// The process that holds its lock: sshd's monitor, or the application that entered by
     /// `join=now`.
     pub pid: i32,
@@ -87,9 +87,9 @@ pub struct Open {
 }
 
 /// All sessions of a container.
-pub fn open_sessions(directory: &Path, container: ContainerUid) -> io::Result<Vec<Open>> {
+pub fn open_sessions(directory: &Path, container: ContainerUid) -> io::Result<Vec<OpenSession>> {
     let Some(file) = open_to_read(directory, container)? else { return Ok(Vec::new()) };
-    let open = held(&file, 0..MAX_SESSIONS.into())?.into_iter().map(|(slot, pid)| {
+    let open = locked_slots(&file, 0..MAX_SESSIONS.into())?.into_iter().map(|(slot, pid)| {
         let read = || {
             let mut bytes = [0; SIZE];
             file.read_exact_at(&mut bytes, offset_of(slot)).ok()?;
@@ -97,7 +97,7 @@ pub fn open_sessions(directory: &Path, container: ContainerUid) -> io::Result<Ve
         };
         // A record that reads the same twice was not being written.
         let record = read().filter(|record| Some(record) == read().as_ref());
-        Open { pid, record: record.filter(|record| i32::try_from(record.pid) == Ok(pid)) }
+        OpenSession { pid, record: record.filter(|record| i32::try_from(record.pid) == Ok(pid)) }
     });
     Ok(open.collect())
 }
@@ -128,15 +128,15 @@ fn open_to_read(directory: &Path, container: ContainerUid) -> io::Result<Option<
 /// higher.
 fn has_room(file: &OwnedFd, limit: u32) -> nix::Result<bool> {
     let above = limit.into()..MAX_SESSIONS.into();
-    Ok(held(file, above)?.is_empty() || held(file, 0..MAX_SESSIONS.into())?.len() < limit as usize)
+    Ok(locked_slots(file, above)?.is_empty() || locked_slots(file, 0..MAX_SESSIONS.into())?.len() < limit as usize)
 }
 
 /// The locked bytes of a range, each with the process that holds it. F_GETLK reports any one lock
 /// in a range, so the bytes on both sides of it are queried again.
-fn held(file: &impl AsFd, range: Range<libc::off_t>) -> nix::Result<Vec<(u32, i32)>> {
+fn locked_slots(file: &impl AsFd, range: Range<libc::off_t>) -> nix::Result<Vec<(u32, i32)>> {
     let (mut held, mut left) = (Vec::new(), vec![range]);
     while let Some(range) = left.pop().filter(|range| !range.is_empty()) {
-        if let Some((lock, pid)) = lock_in(file, &range)? {
+        if let Some((lock, pid)) = any_lock_in(file, &range)? {
             let lock = lock.start.max(range.start)..lock.end.min(range.end);
             if lock.is_empty() {
                 return Err(Errno::EPROTO);
@@ -148,8 +148,8 @@ fn held(file: &impl AsFd, range: Range<libc::off_t>) -> nix::Result<Vec<(u32, i3
     Ok(held)
 }
 
-/// A lock of another process in this range, and its pid.
-fn lock_in(file: &impl AsFd, range: &Range<libc::off_t>) -> nix::Result<Option<(Range<libc::off_t>, i32)>> {
+/// Any lock of another process in this range, and the pid of that process.
+fn any_lock_in(file: &impl AsFd, range: &Range<libc::off_t>) -> nix::Result<Option<(Range<libc::off_t>, i32)>> {
     let mut lock = libc::flock {
         l_type: libc::F_WRLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
@@ -163,7 +163,7 @@ fn lock_in(file: &impl AsFd, range: &Range<libc::off_t>) -> nix::Result<Option<(
     Ok((lock.l_type != libc::F_UNLCK as libc::c_short).then_some((lock.l_start..end, lock.l_pid)))
 }
 
-fn record(number: u32) -> libc::flock {
+fn slot_lock(number: u32) -> libc::flock {
     libc::flock {
         l_type: libc::F_UNLCK as _,
         l_whence: libc::SEEK_SET as _,
@@ -230,10 +230,10 @@ time.sleep(60)";
         let (mine, _other) = (described(7, pid), described(1, pid + 1));
         let mut open = open_sessions(&directory, ContainerUid::new(30001).unwrap()).unwrap();
         open.sort_by_key(|open| open.record.is_none());
-        let bare = Open { pid, record: None };
+        let bare = OpenSession { pid, record: None };
         assert_eq!(
             open,
-            [Open { pid, record: Some(mine) }, bare.clone(), bare],
+            [OpenSession { pid, record: Some(mine) }, bare.clone(), bare],
             "what another process wrote is not theirs"
         );
         assert_eq!(containers(&directory).unwrap(), [ContainerUid::new(30001).unwrap()]);

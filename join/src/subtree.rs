@@ -99,7 +99,7 @@ impl Subtree {
             };
             groups += 1;
             if groups > MAX_GROUPS {
-                return Err(Refusal::new(Reason::TooManyGroups, format!("it has more than {MAX_GROUPS} cgroups")));
+                return Err(Refusal::new(Reason::TooManyCgroups, format!("it has more than {MAX_GROUPS} cgroups")));
             }
             levels.push(enter(&here, false, deadline, found)?);
         }

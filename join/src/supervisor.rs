@@ -30,13 +30,14 @@ impl Signals {
     /// Blocks all of them, and sets SIGCHLD to its default: if it is ignored, the exit status of a
     /// child is lost.
     pub fn hold() -> Result<Self, Refusal> {
-        let of_children = sys::default_signal(Signal::SIGCHLD).context(Reason::Broken, "watch for the child's end")?;
+        let of_children =
+            sys::reset_signal_action(Signal::SIGCHLD).context(Reason::Broken, "watch for the child's end")?;
         let mut before = SigSet::empty();
         // Not nix's thread_swap_mask, which takes the errno that pthread_sigmask(3) returns for a
         // success.
         let blocked = retry(|| sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before)));
         if blocked.is_err() {
-            let _ = sys::restore_signal(Signal::SIGCHLD, &of_children);
+            let _ = sys::restore_signal_action(Signal::SIGCHLD, &of_children);
         }
         blocked.context(Reason::Broken, "block signals")?;
         Ok(Self { before, of_children })
@@ -49,7 +50,7 @@ impl Signals {
 
     /// Restores the application's signals.
     pub fn release(&self) -> Result<(), Refusal> {
-        sys::restore_signal(Signal::SIGCHLD, &self.of_children)
+        sys::restore_signal_action(Signal::SIGCHLD, &self.of_children)
             .and_then(|()| retry(|| sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.before), None)))
             .context(Reason::Broken, "give the application its signals back")
     }
@@ -89,10 +90,9 @@ fn drop_privileges(container: ContainerUid, ids: Ids, kept: SignalFd) -> Result<
     // SIGSTOP).
     retry(|| setpgid(Pid::from_raw(0), Pid::from_raw(0)))
         .context(Reason::Broken, "put the supervisor into a process group of its own")?;
-    sys::bound_capabilities(0).context(Reason::Broken, "drop the supervisor's capabilities")?;
+    sys::limit_bounding_set(0).context(Reason::Broken, "drop the supervisor's capabilities")?;
     for set in [CapSet::Ambient, CapSet::Inheritable] {
-        sys::change_capabilities(|| caps::clear(None, set))
-            .context(Reason::Broken, "drop the supervisor's capabilities")?;
+        sys::with_errno(|| caps::clear(None, set)).context(Reason::Broken, "drop the supervisor's capabilities")?;
     }
     retry(set_no_new_privs).context(Reason::Broken, "set no_new_privs for the supervisor")?;
     sys::close_all_but(kept.as_fd()).context(Reason::Broken, "close what the supervisor has open")?;
@@ -107,13 +107,11 @@ fn drop_privileges(container: ContainerUid, ids: Ids, kept: SignalFd) -> Result<
 }
 
 /// For `join=now`: forks twice, and returns in the grandchild, which goes on as the application.
+/// The process in the middle calls `before_the_second`, never stops, and reaps the application; the
+/// first one stops with the application, for a shell's job control.
 ///
-/// With the outer error nothing was forked. The inner error is returned in a child, which must not
-/// return to the application: that would go on as root on the node.
-///
-/// Two processes wait. The original one stops when the application stops, for a shell's job
-/// control. The one in the middle never stops, so it can always reap the application. It calls
-/// `before_the_second`.
+/// Outer error: nothing was forked. Inner error: returned in a child, which must exit, because the
+/// application would go on as root on the node.
 pub fn go_on_in_a_child(
     before_the_second: impl FnOnce() -> Result<(), Refusal>,
 ) -> Result<Result<(), Refusal>, Refusal> {
@@ -177,7 +175,7 @@ fn supervise(child: Pid, signals: &Signals, to_read: &SignalFd, front: Option<Pi
 /// Ends by the signal that ended the child, without a core file.
 fn end_by(signal: Signal, before: &SigSet) -> ! {
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
-    let _ = sys::default_signal(signal);
+    let _ = sys::reset_signal_action(signal);
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(before), None);
     let mut only = SigSet::empty();
     only.add(signal);

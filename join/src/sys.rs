@@ -71,21 +71,21 @@ pub fn namespace_parent(namespace: &OwnedFd) -> nix::Result<OwnedFd> {
 
 /// NS_GET_PID_FROM_PIDNS of linux/nsfs.h (Linux 6.11; ENOTTY before): the pid, in our pid
 /// namespace, of the process with this pid in another. Only for a descriptor on nsfs.
-pub fn pid_in_namespace(namespace: &OwnedFd, pid: i32) -> nix::Result<i32> {
+pub fn pid_from_pidns(namespace: &OwnedFd, pid: i32) -> nix::Result<i32> {
     // SAFETY: the request takes a number.
     retry(|| unsafe { ioctls::get_pid(namespace.as_raw_fd(), pid) })
 }
 
-/// Leaves nothing in the bounding set but what is in this mask of bits (PR_CAPBSET_DROP of
-/// prctl(2)). Dropping a capability that is already absent needs no CAP_SETPCAP.
-pub fn bound_capabilities(kept: u64) -> nix::Result<()> {
+/// Drops every capability from the bounding set that is not in this mask of bits (PR_CAPBSET_DROP
+/// of prctl(2)). Dropping a capability that is already absent needs no CAP_SETPCAP.
+pub fn limit_bounding_set(kept: u64) -> nix::Result<()> {
     for capability in (0..u64::BITS).filter(|capability| kept & (1 << capability) == 0) {
         // SAFETY: takes numbers and touches no memory of ours.
-        let about = |operation| retry(|| Errno::result(unsafe { libc::prctl(operation, capability, 0, 0, 0) }));
-        match about(libc::PR_CAPBSET_READ) {
+        let prctl = |operation| retry(|| Errno::result(unsafe { libc::prctl(operation, capability, 0, 0, 0) }));
+        match prctl(libc::PR_CAPBSET_READ) {
             Err(Errno::EINVAL) => break, // the kernel has no more of them
             Ok(0) => {}
-            Ok(_) => drop(about(libc::PR_CAPBSET_DROP)?),
+            Ok(_) => drop(prctl(libc::PR_CAPBSET_DROP)?),
             Err(errno) => return Err(errno),
         }
     }
@@ -93,7 +93,7 @@ pub fn bound_capabilities(kept: u64) -> nix::Result<()> {
 }
 
 /// Calls a function of the crate caps, whose error lacks the errno of the system call.
-pub fn change_capabilities<T>(call: impl Fn() -> Result<T, caps::errors::CapsError>) -> nix::Result<T> {
+pub fn with_errno<T>(call: impl Fn() -> Result<T, caps::errors::CapsError>) -> nix::Result<T> {
     retry(|| call().map_err(|_| Errno::last()))
 }
 
@@ -101,7 +101,7 @@ pub fn change_capabilities<T>(call: impl Fn() -> Result<T, caps::errors::CapsErr
 pub fn clear_capabilities() -> nix::Result<()> {
     use caps::CapSet;
     for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
-        change_capabilities(|| caps::clear(None, set))?;
+        with_errno(|| caps::clear(None, set))?;
     }
     Ok(())
 }
@@ -142,8 +142,8 @@ pub fn revoke_session_keyring() -> nix::Result<()> {
     retry(|| Errno::result(revoke())).map(drop)
 }
 
-/// Whether this process could become root again: tries to.
-pub fn can_become_root() -> bool {
+/// Tries to become root again. True if this process is root now.
+pub fn try_to_become_root() -> bool {
     // SAFETY: takes numbers.
     Errno::result(unsafe { libc::syscall(libc::SYS_setresuid, 0, 0, 0) }).is_ok()
 }
@@ -225,8 +225,8 @@ pub struct Shared(&'static SharedMemory);
 pub struct SharedMemory {
     /// A pid.
     pub pid: AtomicI32,
-    /// What the text is.
-    pub kind: AtomicI32,
+    /// The reason of a refusal plus 1, or the result of a helper that succeeded.
+    pub code: AtomicI32,
     /// A text, padded with zeros.
     pub text: [AtomicU8; 1000],
 }
@@ -315,7 +315,7 @@ impl Scheduling {
     }
 
     /// What a child inherits: no priority with SCHED_RESET_ON_FORK, and never SCHED_DEADLINE.
-    pub fn of_a_child(self) -> Self {
+    pub fn inherited_by_child(self) -> Self {
         const RESET_ON_FORK: u64 = 1;
         let policy = self.policy as c_int;
         let is_real_time = [libc::SCHED_FIFO, libc::SCHED_RR, libc::SCHED_DEADLINE].contains(&policy);
@@ -418,8 +418,8 @@ pub fn file_id(file: &OwnedFd) -> nix::Result<FileId> {
     let mut status = [0u8; 256];
     let (file, path, asked) = (file.as_raw_fd(), c"".as_ptr(), STATX_INO | STATX_MNT_ID);
     // SAFETY: an empty path; the kernel writes one struct statx, which has 256 bytes.
-    let mut about = || unsafe { libc::syscall(libc::SYS_statx, file, path, FLAGS, asked, status.as_mut_ptr()) };
-    retry(|| Errno::result(about()))?;
+    let mut statx = || unsafe { libc::syscall(libc::SYS_statx, file, path, FLAGS, asked, status.as_mut_ptr()) };
+    retry(|| Errno::result(statx()))?;
     let number = |at| status.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u64::from_ne_bytes(*bytes));
     let half = |at| status.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u32::from_ne_bytes(*bytes));
     let (mask, inode, major, minor, mount) = (half(0), number(0x20), half(0x88), half(0x8c), number(0x90));
@@ -429,7 +429,7 @@ pub fn file_id(file: &OwnedFd) -> nix::Result<FileId> {
 
 /// The number of the mount that a file was opened on: statx(2) from Linux 5.8 on, before that the
 /// descriptor's fdinfo (proc_pid_fdinfo(5)).
-pub fn mount_of(file: &OwnedFd) -> nix::Result<u64> {
+pub fn mount_id(file: &OwnedFd) -> nix::Result<u64> {
     let id = file_id(file)?;
     if id.mount != 0 {
         return Ok(id.mount);
@@ -565,30 +565,30 @@ fn close_all_before_linux_5_9(kept: c_int) -> nix::Result<()> {
     Ok(())
 }
 
-/// Sets a signal to its default action, and returns the old one for [`restore_signal`].
-pub fn default_signal(signal: Signal) -> nix::Result<SigAction> {
+/// Sets a signal to its default action, and returns the old one for [`restore_signal_action`].
+pub fn reset_signal_action(signal: Signal) -> nix::Result<SigAction> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: the default is no handler of ours.
     retry(|| unsafe { sigaction(signal, &default) })
 }
 
 /// Restores the application's signal action.
-pub fn restore_signal(signal: Signal, action: &SigAction) -> nix::Result<()> {
+pub fn restore_signal_action(signal: Signal, action: &SigAction) -> nix::Result<()> {
     // SAFETY: the application's own handler, as it was.
     retry(|| unsafe { sigaction(signal, action) }).map(drop)
 }
 
 /// Marks every descriptor but the standard ones close-on-exec.
-pub fn close_on_exec() -> nix::Result<()> {
+pub fn set_all_close_on_exec() -> nix::Result<()> {
     // SAFETY: takes three numbers and touches no memory of ours.
     let range = || unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     match retry(|| Errno::result(range())) {
-        Err(Errno::ENOSYS | Errno::EINVAL) => close_on_exec_before_linux_5_11(),
+        Err(Errno::ENOSYS | Errno::EINVAL) => set_all_close_on_exec_before_linux_5_11(),
         other => other.map(drop),
     }
 }
 
-fn close_on_exec_before_linux_5_11() -> nix::Result<()> {
+fn set_all_close_on_exec_before_linux_5_11() -> nix::Result<()> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mut open = retry(|| Dir::open("/proc/self/fd", flags, Mode::empty()))?;
     for entry in open.iter().filter(|entry| *entry != Err(Errno::EINTR)) {
@@ -604,10 +604,10 @@ fn close_on_exec_before_linux_5_11() -> nix::Result<()> {
     Ok(())
 }
 
-/// Atomically increments the counter number `place` in a file of at least `size` bytes.
-pub fn add_one(file: &OwnedFd, size: usize, place: usize) -> nix::Result<()> {
+/// Atomically increments the counter number `index` in a file of at least `size` bytes.
+pub fn increment_counter(file: &OwnedFd, size: usize, index: usize) -> nix::Result<()> {
     const NUMBER: usize = size_of::<AtomicU64>();
-    if place.checked_add(1).and_then(|end| end.checked_mul(NUMBER)).is_none_or(|end| end > size) {
+    if index.checked_add(1).and_then(|end| end.checked_mul(NUMBER)).is_none_or(|end| end > size) {
         return Err(Errno::EINVAL);
     }
     // SAFETY: a new mapping of an open file; the kernel chooses where.
@@ -617,9 +617,9 @@ pub fn add_one(file: &OwnedFd, size: usize, place: usize) -> nix::Result<()> {
     if page == libc::MAP_FAILED {
         return Err(Errno::last());
     }
-    // SAFETY: a mapping begins with a page, and the place is within it, see above. Every process
+    // SAFETY: a mapping begins with a page, and the counter is within it, see above. Every process
     // that writes there does it by this function.
-    unsafe { AtomicU64::from_ptr(page.cast::<u64>().add(place)) }.fetch_add(1, Ordering::Relaxed);
+    unsafe { AtomicU64::from_ptr(page.cast::<u64>().add(index)) }.fetch_add(1, Ordering::Relaxed);
     // SAFETY: the mapping from above, to which nothing refers any more.
     Errno::result(unsafe { libc::munmap(page, size) }).map(drop)
 }
@@ -629,8 +629,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_open_stays_open_for_us_alone() {
-        for mark in [close_on_exec, close_on_exec_before_linux_5_11] {
+    fn close_on_exec_marks_every_descriptor() {
+        for mark in [set_all_close_on_exec, set_all_close_on_exec_before_linux_5_11] {
             let (ours, _other) = nix::unistd::pipe().unwrap();
             let flags = || nix::fcntl::fcntl(&ours, nix::fcntl::FcntlArg::F_GETFD).unwrap();
             assert_eq!(flags(), 0);
@@ -721,10 +721,10 @@ mod tests {
         }
     }
 
-    /// The kernel's word on the filter: numbers and registers are those of this architecture. A
-    /// call that fails with EBADF or EINVAL came through.
+    /// Whether its numbers and registers are those of this architecture. A call that fails with
+    /// EBADF or EINVAL came through.
     #[test]
-    fn the_kernel_takes_the_filter_of_sessions() {
+    fn the_kernel_accepts_the_session_filter() {
         const NOT_TRIED: i32 = 77;
         let outcome = || {
             // SAFETY: takes numbers.

@@ -52,7 +52,7 @@ fn run_within(
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed("make a pipe", errno))?;
     let ForkResult::Parent { child } = fork().map_err(|errno| failed("fork", errno))? else {
         drop(reader);
-        let (kind, text) = match become_it(uid, &writer).and_then(|()| work()) {
+        let (kind, text) = match become_tenant(uid, &writer).and_then(|()| work()) {
             Ok(text) => (DONE, text),
             Err(text) => (FAILED, text.into_bytes()),
         };
@@ -86,7 +86,7 @@ fn end(child: Pid) {
     killed.retain(|child| matches!(retry(|| waitpid(*child, Some(WaitPidFlag::WNOHANG))), Ok(WaitStatus::StillAlive)));
 }
 
-fn become_it(uid: ContainerUid, kept: &OwnedFd) -> Result<(), String> {
+fn become_tenant(uid: ContainerUid, kept: &OwnedFd) -> Result<(), String> {
     let refused = |refusal: Refusal| refusal.cause;
     let failed = |errno: Errno| errno.to_string();
     setsid().map_err(failed)?;
@@ -103,7 +103,7 @@ pub fn open_home(uid: ContainerUid) -> Result<OwnedFd, String> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let home = open(uid.home().as_c_str(), flags, Mode::empty()).map_err(|errno| errno.to_string())?;
     let status = fstat(&home).map_err(|errno| errno.to_string())?;
-    if !uid.is_owner_of(status.st_mode, status.st_uid, status.st_gid) {
+    if !uid.owns_directory(status.st_mode, status.st_uid, status.st_gid) {
         return Err(format!("it belongs to {}:{}", status.st_uid, status.st_gid));
     }
     Ok(home)

@@ -32,23 +32,23 @@ use std::os::fd::OwnedFd;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Terminals {
     /// Those of the container's `/dev/pts`.
-    Containers,
+    Container,
     /// Those of a devpts that only this connection has.
-    Connections,
+    Connection,
     /// The node's: its `/dev/pts` is bound into the container.
-    Nodes,
+    Node,
 }
 
 impl Terminals {
-    const ALL: [Self; 3] = [Self::Containers, Self::Connections, Self::Nodes];
+    const ALL: [Self; 3] = [Self::Container, Self::Connection, Self::Node];
 }
 
 impl fmt::Display for Terminals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Containers => "of the container's /dev/pts",
-            Self::Connections => "of a /dev/pts of this connection's own",
-            Self::Nodes => "of the node's /dev/pts, which the container shares",
+            Self::Container => "of the container's /dev/pts",
+            Self::Connection => "of a /dev/pts of this connection's own",
+            Self::Node => "of the node's /dev/pts, which the container shares",
         })
     }
 }
@@ -57,14 +57,14 @@ const DIRECTORY: &str = "/dev/pts";
 
 /// A connection's own devpts: gid 5 is tty on Debian, and sshd sets owner and mode of each
 /// terminal.
-const OWN: &str = "newinstance,gid=5,mode=620,ptmxmode=666,max=64";
+const DEVPTS_OPTIONS: &str = "newinstance,gid=5,mode=620,ptmxmode=666,max=64";
 
 impl Attachment {
     /// In sshd's monitor, before it opens a terminal: moves it to a mount namespace of its own, in
     /// which `/dev/pts` is the session's.
     pub fn take_terminals(&self, deadline: Deadline) -> Result<Terminals, Refusal> {
-        let (terminals, made) = self.make_terminals(deadline)?;
-        made.map_or(Ok(()), |made| enter(&made))?;
+        let (terminals, mount_namespace) = self.make_terminals(deadline)?;
+        mount_namespace.map_or(Ok(()), |mount_namespace| enter(&mount_namespace))?;
         Ok(terminals)
     }
 
@@ -80,19 +80,22 @@ impl Attachment {
         let (ours, helpers) =
             retry(|| socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC))
                 .context(Reason::Broken, "make a socket pair")?;
-        let found = helper::run(deadline, || {
+        let found = helper::run("prepares /dev/pts", deadline, || {
             let terminals = self.make_namespace()?;
-            if terminals != Terminals::Nodes {
-                let made = own_mount_namespace()?;
-                sys::send_descriptor(&helpers, &made)
+            if terminals != Terminals::Node {
+                let mount_namespace = own_mount_namespace()?;
+                sys::send_descriptor(&helpers, &mount_namespace)
                     .context(Reason::Broken, "hand over the monitor's mount namespace")?;
             }
             Ok(Terminals::ALL.iter().position(|kind| *kind == terminals).unwrap_or_default())
         })?;
         drop(helpers);
-        let made = sys::receive_descriptor(&ours).context(Reason::Broken, "take over the monitor's mount namespace")?;
+        let mount_namespace =
+            sys::receive_descriptor(&ours).context(Reason::Broken, "take over the monitor's mount namespace")?;
         match Terminals::ALL.get(found) {
-            Some(terminals) if made.is_none() == (*terminals == Terminals::Nodes) => Ok((*terminals, made)),
+            Some(terminals) if mount_namespace.is_none() == (*terminals == Terminals::Node) => {
+                Ok((*terminals, mount_namespace))
+            }
             _ => Err(Refusal::new(Reason::Broken, "the helper has made no mount namespace")),
         }
     }
@@ -100,11 +103,11 @@ impl Attachment {
     /// In the helper.
     fn make_namespace(&self) -> Result<Terminals, Refusal> {
         let ours = retry(|| stat(DIRECTORY)).context(Reason::Misconfigured, "look at the node's /dev/pts")?.st_dev;
-        let theirs = if self.has_engines_terminals() { self.open_terminals()? } else { None };
+        let theirs = if self.can_look_up_dev_safely() { self.open_terminals()? } else { None };
         if let Some(theirs) = &theirs {
             let theirs = retry(|| fstat(theirs)).context(Reason::Broken, "fstat the container's /dev/pts")?;
             if theirs.st_dev == ours {
-                return Ok(Terminals::Nodes);
+                return Ok(Terminals::Node);
             }
         }
         begin_mount_namespace()?;
@@ -112,13 +115,13 @@ impl Attachment {
         let terminals = match theirs {
             Some(theirs) => {
                 mounted(sys::move_mount(&theirs, DIRECTORY), "mount the container's /dev/pts for sshd's monitor")?;
-                Terminals::Containers
+                Terminals::Container
             }
             None => {
                 let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-                let made = retry(|| mount(Some("devpts"), DIRECTORY, Some("devpts"), flags, Some(OWN)));
+                let made = retry(|| mount(Some("devpts"), DIRECTORY, Some("devpts"), flags, Some(DEVPTS_OPTIONS)));
                 mounted(made, "mount a devpts for sshd's monitor")?;
-                Terminals::Connections
+                Terminals::Connection
             }
         };
         redirect_ptmx()?;
@@ -129,7 +132,7 @@ impl Attachment {
     /// mounted. To change pid 1's mounts, a process inside needs CAP_SYS_ADMIN in the user
     /// namespace that owns them. Of a linked container this is only likely: pid 1 may have had the
     /// capability before.
-    fn has_engines_terminals(&self) -> bool {
+    fn can_look_up_dev_safely(&self) -> bool {
         !self.has_user_namespace()
             && (!self.leader().is_linked() || self.bounding_set() & Capability::CAP_SYS_ADMIN.bitmask() == 0)
     }
@@ -142,7 +145,7 @@ impl Attachment {
         let mounts = || process.open("mountinfo").context(Reason::NotRunning, "open the mounts of its pid 1");
         let mounts = if self.leader().is_linked() { Some(mounts()?.into()) } else { None };
         self.join_mount_namespace()?;
-        let opened = if mounts.is_some() { find_without_asking() } else { find() }?;
+        let opened = if mounts.is_some() { open_pts_cached() } else { open_pts() }?;
         let found = opened.map_or(Ok(None), |opened| copy_of_the_mount(&opened, mounts))?;
         retry(|| setns(&here, CloneFlags::CLONE_NEWNS))
             .context(Reason::Broken, "return to the node's mount namespace")?;
@@ -156,10 +159,10 @@ fn own_mount_namespace() -> Result<OwnedFd, Refusal> {
 
 /// In the monitor. setns(2) changes the root directory to that of the namespace, so an sshd in a
 /// chroot(2) would leave it: it is refused.
-fn enter(made: &OwnedFd) -> Result<(), Refusal> {
+fn enter(mount_namespace: &OwnedFd) -> Result<(), Refusal> {
     let root = || retry(|| stat("/")).map(|root| (root.st_dev, root.st_ino)).context(Reason::Broken, "look at /");
     let before = root()?;
-    retry(|| setns(made, CloneFlags::CLONE_NEWNS))
+    retry(|| setns(mount_namespace, CloneFlags::CLONE_NEWNS))
         .context(Reason::Broken, "give sshd's monitor its mount namespace")?;
     if root()? == before {
         return Ok(());
@@ -168,7 +171,7 @@ fn enter(made: &OwnedFd) -> Result<(), Refusal> {
 }
 
 /// In the container's mount namespace. No symbolic link is followed.
-fn find() -> Result<Option<OwnedFd>, Refusal> {
+fn open_pts() -> Result<Option<OwnedFd>, Refusal> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let opened = retry(|| open("/dev", flags, Mode::empty()))
         .and_then(|devices| retry(|| openat(&devices, "pts", flags, Mode::empty())));
@@ -178,9 +181,9 @@ fn find() -> Result<Option<OwnedFd>, Refusal> {
     }
 }
 
-/// The same where a file system that the tenant has mounted could keep us waiting, for good if it
-/// is FUSE: not even SIGKILL ends that. What is mounted is in the kernel's cache.
-fn find_without_asking() -> Result<Option<OwnedFd>, Refusal> {
+/// Like [`open_pts`], if a file system that the tenant has mounted could keep us waiting, for good
+/// if it is FUSE: not even SIGKILL ends that. What is mounted is in the kernel's cache.
+fn open_pts_cached() -> Result<Option<OwnedFd>, Refusal> {
     match sys::open_cached(AT_FDCWD, DIRECTORY) {
         // Before Linux 5.12 nobody can look without asking.
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EAGAIN | Errno::EINVAL | Errno::ENOSYS) => Ok(None),
@@ -188,8 +191,8 @@ fn find_without_asking() -> Result<Option<OwnedFd>, Refusal> {
     }
 }
 
-/// If that is a devpts. statfs(2) asks the file system; `mounts`, those of a container whose file
-/// systems may be its own, are the kernel's.
+/// Copies the mount if it is a devpts. statfs(2) could hang on a file system of a linked container,
+/// so for those `mounts` (mountinfo) says what it is.
 fn copy_of_the_mount(opened: &OwnedFd, mounts: Option<File>) -> Result<Option<OwnedFd>, Refusal> {
     let is_devpts = match mounts {
         None => {
@@ -234,7 +237,7 @@ fn begin_mount_namespace() -> Result<(), Refusal> {
     mounted(changed, "keep the monitor's mounts from the node")
 }
 
-/// The node's `/dev/ptmx` opens a terminal of the devpts on /dev/pts beside it, unless it is a bind
+/// The node's `/dev/ptmx` opens a terminal of the devpts on /dev/pts next to it, unless it is a bind
 /// mount from another devpts.
 fn redirect_ptmx() -> Result<(), Refusal> {
     let here = retry(|| stat(DIRECTORY)).context(Reason::Broken, "look at the session's /dev/pts")?.st_dev;
@@ -246,13 +249,12 @@ fn redirect_ptmx() -> Result<(), Refusal> {
     bind("/dev/pts/ptmx", "/dev/ptmx").context(Reason::Broken, "bind the session's ptmx")
 }
 
-/// Keeps sshd from recording these terminals in the node's utmp(5), wtmp and wtmpdb(8): they have
-/// the same names as the node's terminals, so sshd would overwrite root's lines. It writes to empty
-/// files of this connection, because without any it logs an error for each session.
+/// Gives sshd empty utmp(5), wtmp and wtmpdb(8) files of this connection: the session's terminals
+/// have the same names as the node's, whose lines sshd would overwrite. lastlog, an array by uid,
+/// stays the node's.
 ///
-/// The files are in a tmpfs below the mount that follows. Directories are covered instead of files,
-/// because a mount on a file moves with it when logrotate(8) renames it. lastlog is an array by
-/// uid, and stays the node's.
+/// The tmpfs is covered by the devpts later. Whole directories are covered, because a mount on a
+/// file moves with it when logrotate(8) renames it.
 fn hide_login_records() -> Result<(), Refusal> {
     let keep = "keep the session from the node's records";
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;

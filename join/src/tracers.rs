@@ -7,7 +7,7 @@
 //! it, none will. A process that ends before it is checked can leave a child behind, so the cgroup
 //! is read again.
 //!
-//! Whether such a container is refused is decided in [`link`](crate::link).
+//! [`LinkRules`](crate::link_rules::LinkRules) refuses such a container.
 
 use crate::confinement;
 use crate::deadline::Deadline;
@@ -30,12 +30,12 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The pid of a process that can have the capability.
 pub fn find(subtree: &Subtree, deadline: Deadline) -> Result<Option<i32>, Refusal> {
-    let our_users = user_namespace::our_own()?;
+    let our_user_namespace = user_namespace::own()?;
     let mut harmless = HashSet::new();
     loop {
         let (mut tracer, mut one_has_ended) = (None, false);
         subtree.for_each_process(deadline, &mut |pid| {
-            let Some(process) = Candidate::of(pid, our_users)? else {
+            let Some(process) = Candidate::of(pid, our_user_namespace)? else {
                 one_has_ended = true;
                 return Ok(());
             };
@@ -65,15 +65,15 @@ struct Candidate {
     pid: i32,
     process: Proc,
     identity: Inode,
-    our_users: Inode,
+    our_user_namespace: Inode,
 }
 
 impl Candidate {
     /// `None` if it has ended.
-    fn of(pid: i32, our_users: Inode) -> Result<Option<Self>, Refusal> {
+    fn of(pid: i32, our_user_namespace: Inode) -> Result<Option<Self>, Refusal> {
         let process = found(Proc::of(pid).and_then(|process| Ok((process.identity()?, process))));
         let process = process.context(Reason::Broken, format_args!("look at process {pid}, which is in its cgroup"))?;
-        Ok(process.map(|(identity, process)| Self { pid, process, identity, our_users }))
+        Ok(process.map(|(identity, process)| Self { pid, process, identity, our_user_namespace }))
     }
 
     /// `None` if it ended before it could be checked. There can be thousands, so only one file is
@@ -116,19 +116,18 @@ impl Candidate {
         }
         let users = found(self.process.at_namespace(thread, "user"));
         let users = users.context(Reason::Broken, "look at the user namespace of a process in its cgroup")?;
-        Ok(users.map(|users| users == self.our_users))
+        Ok(users.map(|users| users == self.our_user_namespace))
     }
 }
 
-/// Whether a process with this status, or what it starts, can have CAP_SYS_PTRACE. To leave it out
-/// of the bounding set takes it away from no other set: the process keeps what is permitted, and
-/// what it executes as root gets what is inheritable (capabilities(7)).
+/// Whether a process with this status, or a program that it executes, can have CAP_SYS_PTRACE. The
+/// bounding set alone does not say: permitted and inheritable capabilities stay (capabilities(7)).
 pub fn can_trace(status: &str) -> Result<bool, Refusal> {
     let mut sets = 0;
     for set in ["CapBnd", "CapPrm", "CapInh"] {
         let unreadable =
             || Refusal::new(Reason::Broken, format!("the status of a process in its cgroup has no readable {set}"));
-        sets |= confinement::mask(status, set).ok_or_else(unreadable)?;
+        sets |= confinement::capability_set(status, set).ok_or_else(unreadable)?;
     }
     Ok(sets & Capability::CAP_SYS_PTRACE.bitmask() != 0)
 }

@@ -48,7 +48,7 @@ pub struct UserNamespace {
 impl UserNamespace {
     /// pid 1's user namespace; `None` if it is ours.
     pub fn of(pid_1: &Proc, container: ContainerUid) -> Result<Option<Self>, Refusal> {
-        let ours = our_own()?;
+        let ours = own()?;
         let descriptor = pid_1.open("ns/user").context(Reason::NotRunning, "open the container's user namespace")?;
         let inode = namespaces::check_kind(&descriptor, "user", CloneFlags::CLONE_NEWUSER)?;
         if inode == ours {
@@ -60,7 +60,7 @@ impl UserNamespace {
             let text = pid_1.read(file).context(Reason::NotRunning, format_args!("read its {file}"))?;
             kind.check(&text, container)
         };
-        let ids = Ids { uid: map(Kind::Users)?, gid: map(Kind::Groups)? };
+        let ids = Ids { uid: map(Kind::Uids)?, gid: map(Kind::Gids)? };
         let found = Self { inode, ids, descriptor };
         Self::must_be_that_of(Some(&found), pid_1)?; // so the maps were those of this namespace
         Ok(Some(found))
@@ -69,7 +69,7 @@ impl UserNamespace {
     /// Refuses a pid 1 that is not in `users`, or not in our user namespace if that is `None`.
     pub fn must_be_that_of(users: Option<&Self>, pid_1: &Proc) -> Result<(), Refusal> {
         let now = pid_1.namespace("user").context(Reason::NotRunning, "look at the container's user namespace")?;
-        if now == users.map_or_else(our_own, |users| Ok(users.inode))? {
+        if now == users.map_or_else(own, |users| Ok(users.inode))? {
             return Ok(());
         }
         Err(Refusal::new(Reason::NotTrusted, "its pid 1 has changed its user namespace since it was verified"))
@@ -84,7 +84,7 @@ impl UserNamespace {
 }
 
 /// The user namespace that this process is in.
-pub fn our_own() -> Result<Inode, Refusal> {
+pub fn own() -> Result<Inode, Refusal> {
     Proc::of_self().and_then(|own| own.namespace("user")).context(Reason::Broken, "look at our user namespace")
 }
 
@@ -106,15 +106,15 @@ pub fn must_be_child(descriptor: &OwnedFd, ours: Inode) -> Result<(), Refusal> {
 /// The two maps of a user namespace.
 #[derive(Clone, Copy)]
 enum Kind {
-    Users,
-    Groups,
+    Uids,
+    Gids,
 }
 
 impl Kind {
     const fn file(self) -> &'static str {
         match self {
-            Self::Users => "uid_map",
-            Self::Groups => "gid_map",
+            Self::Uids => "uid_map",
+            Self::Gids => "gid_map",
         }
     }
 
@@ -122,7 +122,7 @@ impl Kind {
     fn check(self, map: &str, container: ContainerUid) -> Result<u32, Refusal> {
         let refuse = |what: String| {
             let map = map.split_whitespace().collect::<Vec<_>>().join(" ");
-            Err(Refusal::new(Reason::BadMap, format!("{what} ({}: {map})", self.file())))
+            Err(Refusal::new(Reason::BadIdMap, format!("{what} ({}: {map})", self.file())))
         };
         let Some(id) = mapped(map, container.get()) else {
             return refuse(format!("{container} is not mapped in its user namespace"));
@@ -145,8 +145,8 @@ impl Kind {
     /// for a container's id.
     fn account(self, id: u32, inside: u32) -> Result<Option<String>, Refusal> {
         let name = match self {
-            Self::Users => retry(|| User::from_uid(Uid::from_raw(id))).map(|user| user.map(|user| user.name)),
-            Self::Groups => retry(|| Group::from_gid(Gid::from_raw(id))).map(|group| group.map(|group| group.name)),
+            Self::Uids => retry(|| User::from_uid(Uid::from_raw(id))).map(|user| user.map(|user| user.name)),
+            Self::Gids => retry(|| Group::from_gid(Gid::from_raw(id))).map(|group| group.map(|group| group.name)),
         };
         let name = name.context(Reason::Broken, format_args!("look up whose id {id} is"))?;
         Ok(name.filter(|name| !self.is_made_up(name, inside)))
@@ -156,8 +156,8 @@ impl Kind {
     /// vg-MACHINE-ID, as in systemd's nss-mymachines.c and machined-varlink.c.
     fn is_made_up(self, name: &str, inside: u32) -> bool {
         let prefix = match self {
-            Self::Users => "vu-",
-            Self::Groups => "vg-",
+            Self::Uids => "vu-",
+            Self::Gids => "vg-",
         };
         let parts = name.strip_prefix(prefix).and_then(|rest| rest.rsplit_once('-'));
         parts.is_some_and(|(machine, id)| !machine.is_empty() && id == inside.to_string())
@@ -211,21 +211,21 @@ mod tests {
     #[test]
     fn only_the_names_of_machined_for_this_id_are_no_accounts() {
         for name in ["vu-web1-30001", "vu-a-b-30001"] {
-            assert!(Kind::Users.is_made_up(name, 30001), "{name}");
+            assert!(Kind::Uids.is_made_up(name, 30001), "{name}");
         }
-        assert!(Kind::Groups.is_made_up("vg-web1-0", 0));
+        assert!(Kind::Gids.is_made_up("vg-web1-0", 0));
         for name in
             ["vu-smith", "vu--30001", "vu-30001", "vu-web1-30002", "vu-web1-030001", "vg-web1-30001", "web1-30001"]
         {
-            assert!(!Kind::Users.is_made_up(name, 30001), "{name}");
+            assert!(!Kind::Uids.is_made_up(name, 30001), "{name}");
         }
-        assert!(!Kind::Groups.is_made_up("vu-web1-0", 0));
+        assert!(!Kind::Gids.is_made_up("vu-web1-0", 0));
     }
 
     #[test]
     fn ids_that_no_session_may_have() {
         let container = ContainerUid::new(30001).unwrap();
-        let judge = |map: &str| Kind::Users.check(map, container).map_err(|refusal| refusal.cause);
+        let judge = |map: &str| Kind::Uids.check(map, container).map_err(|refusal| refusal.cause);
         assert_eq!(judge("0 1000000 65536\n"), Ok(1_030_001));
         for (map, cause) in [
             ("0 1000000 30001\n", "30001 is not mapped in its user namespace (uid_map: 0 1000000 30001)"),

@@ -70,7 +70,7 @@ pub enum HostError {
     /// `NETDB_INTERNAL`.
     Internal = -1,
     /// `NETDB_SUCCESS`.
-    None = 0,
+    Success = 0,
     /// `HOST_NOT_FOUND`.
     HostNotFound = 1,
     /// `NO_RECOVERY`.

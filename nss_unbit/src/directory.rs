@@ -2,7 +2,8 @@
 //!
 //! The process does not know of this descriptor. A daemon that closes "all" descriptors may have
 //! closed it and opened another file with the same number, so each call checks that the descriptor
-//! is still this directory before it reads or closes it.
+//! is still this directory before it reads or closes it. If the process has opened this directory
+//! again, with the same number, the two cannot be told apart.
 //!
 //! Which entries are containers is decided in [`enumeration`](crate::enumeration).
 #![allow(unsafe_code)]
@@ -83,7 +84,7 @@ unsafe fn call(number: u32, first: c_int, second: usize, third: usize) -> Result
         fn syscall(number: c_long, ...) -> c_long;
         safe fn __errno_location() -> *const c_int;
     }
-    // SAFETY: the caller's promise; the address of this thread's errno is always good.
+    // SAFETY: the caller's guarantees; the address of this thread's errno is always good.
     unsafe {
         let result = syscall(c_long::from(number), first, second, third, 0);
         usize::try_from(result).map_err(|_| __errno_location().read())

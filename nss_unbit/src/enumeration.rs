@@ -161,7 +161,7 @@ impl Walk {
                 self.read(position)?;
                 continue;
             };
-            if let Some(Ok(account)) = ContainerUid::new(*uid).map(lookup::present) {
+            if let Some(Ok(account)) = ContainerUid::new(*uid).map(lookup::by_uid) {
                 return Ok((account, *after));
             }
             self.next += 1;

@@ -1,7 +1,7 @@
 //! The functions that glibc looks up by name, `_nss_<service>_<function>`, and nothing else that is
 //! visible outside.
 //!
-//! Their signatures are those of nss.h. What C promises of the pointers is the same for all of
+//! Their signatures are those of nss.h. The caller guarantees the same about the pointers of all of
 //! them:
 //! - a name is a string that ends in NUL;
 //! - `result`, `errnop` and `h_errnop` can be written to, and nobody else uses them until the
@@ -34,7 +34,7 @@ pub unsafe extern "C" fn _nss_unbit_getpwnam_r(
     length: usize,
     errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: the promises of C above.
+    // SAFETY: the guarantees above.
     unsafe { named(name, passwd::record, passwd::rename, result, buffer, length, errnop) }
 }
 
@@ -47,18 +47,18 @@ pub unsafe extern "C" fn _nss_unbit_getpwuid_r(
     length: usize,
     errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: the promises of C above.
-    unsafe { account(ContainerUid::new(uid), passwd::record, result, buffer, length, errnop) }
+    // SAFETY: the guarantees above.
+    unsafe { reply_account(ContainerUid::new(uid), passwd::record, result, buffer, length, errnop) }
 }
 
-/// Back to the first.
+/// setpwent(3): the next call returns the first entry again.
 #[unsafe(no_mangle)]
 pub extern "C" fn _nss_unbit_setpwent(_stay_open: c_int) -> Status {
     enumeration::PASSWD.rewind();
     Status::Success
 }
 
-/// The next.
+/// getpwent_r(3): the next entry.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _nss_unbit_getpwent_r(
     result: *mut Passwd,
@@ -66,11 +66,11 @@ pub unsafe extern "C" fn _nss_unbit_getpwent_r(
     length: usize,
     errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: the promises of C above.
-    unsafe { next(&enumeration::PASSWD, passwd::record, result, buffer, length, errnop) }
+    // SAFETY: the guarantees above.
+    unsafe { reply_next(&enumeration::PASSWD, passwd::record, result, buffer, length, errnop) }
 }
 
-/// No more.
+/// endpwent(3).
 #[unsafe(no_mangle)]
 pub extern "C" fn _nss_unbit_endpwent() -> Status {
     enumeration::PASSWD.rewind();
@@ -88,8 +88,8 @@ pub unsafe extern "C" fn _nss_unbit_getgrnam_r(
     length: usize,
     errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: the promises of C above.
-    unsafe { account(ContainerUid::read(characters(name)), group::record, result, buffer, length, errnop) }
+    // SAFETY: the guarantees above.
+    unsafe { reply_account(ContainerUid::read(bytes_until_nul(name)), group::record, result, buffer, length, errnop) }
 }
 
 /// The group of this gid.
@@ -101,18 +101,18 @@ pub unsafe extern "C" fn _nss_unbit_getgrgid_r(
     length: usize,
     errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: the promises of C above.
-    unsafe { account(ContainerUid::new(gid), group::record, result, buffer, length, errnop) }
+    // SAFETY: the guarantees above.
+    unsafe { reply_account(ContainerUid::new(gid), group::record, result, buffer, length, errnop) }
 }
 
-/// Back to the first.
+/// setgrent(3): the next call returns the first entry again.
 #[unsafe(no_mangle)]
 pub extern "C" fn _nss_unbit_setgrent(_stay_open: c_int) -> Status {
     enumeration::GROUP.rewind();
     Status::Success
 }
 
-/// The next.
+/// getgrent_r(3): the next entry.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _nss_unbit_getgrent_r(
     result: *mut Group,
@@ -120,11 +120,11 @@ pub unsafe extern "C" fn _nss_unbit_getgrent_r(
     length: usize,
     errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: the promises of C above.
-    unsafe { next(&enumeration::GROUP, group::record, result, buffer, length, errnop) }
+    // SAFETY: the guarantees above.
+    unsafe { reply_next(&enumeration::GROUP, group::record, result, buffer, length, errnop) }
 }
 
-/// No more.
+/// endgrent(3).
 #[unsafe(no_mangle)]
 pub extern "C" fn _nss_unbit_endgrent() -> Status {
     enumeration::GROUP.rewind();
@@ -147,8 +147,8 @@ pub unsafe extern "C" fn _nss_unbit_initgroups_dyn(
     _limit: c_long,
     errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: the promises of C above.
-    unsafe { status(Err(Failure::ABSENT), &mut (), errnop) }
+    // SAFETY: the guarantees above.
+    unsafe { reply(Err(Failure::ABSENT), &mut (), errnop) }
 }
 
 // shadow
@@ -162,18 +162,18 @@ pub unsafe extern "C" fn _nss_unbit_getspnam_r(
     length: usize,
     errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: the promises of C above.
+    // SAFETY: the guarantees above.
     unsafe { named(name, shadow::record, shadow::rename, result, buffer, length, errnop) }
 }
 
-/// Back to the first.
+/// setspent(3): the next call returns the first entry again.
 #[unsafe(no_mangle)]
 pub extern "C" fn _nss_unbit_setspent(_stay_open: c_int) -> Status {
     enumeration::SHADOW.rewind();
     Status::Success
 }
 
-/// The next.
+/// getspent_r(3): the next entry.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _nss_unbit_getspent_r(
     result: *mut Shadow,
@@ -181,11 +181,11 @@ pub unsafe extern "C" fn _nss_unbit_getspent_r(
     length: usize,
     errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: the promises of C above.
-    unsafe { next(&enumeration::SHADOW, shadow::record, result, buffer, length, errnop) }
+    // SAFETY: the guarantees above.
+    unsafe { reply_next(&enumeration::SHADOW, shadow::record, result, buffer, length, errnop) }
 }
 
-/// No more.
+/// endspent(3).
 #[unsafe(no_mangle)]
 pub extern "C" fn _nss_unbit_endspent() -> Status {
     enumeration::SHADOW.rewind();
@@ -204,7 +204,7 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyname_r(
     errnop: *mut c_int,
     h_errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: the promises of C above.
+    // SAFETY: the guarantees above.
     unsafe { _nss_unbit_gethostbyname2_r(name, AF_INET, result, buffer, length, errnop, h_errnop) }
 }
 
@@ -219,11 +219,11 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyname2_r(
     errnop: *mut c_int,
     h_errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: the promises of C above.
-    unsafe { host(hosts::by_name(bytes(name), family), result, buffer, length, errnop, h_errnop) }
+    // SAFETY: the guarantees above.
+    unsafe { reply_host(hosts::by_name(bytes(name), family), result, buffer, length, errnop, h_errnop) }
 }
 
-/// The same, with the canonical name. No time to live is written, because an address does not
+/// Like gethostbyname2_r, with the canonical name. No time to live is written, because an address does not
 /// change.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _nss_unbit_gethostbyname3_r(
@@ -237,9 +237,9 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyname3_r(
     _ttlp: *mut i32,
     canonp: *mut *mut c_char,
 ) -> Status {
-    // SAFETY: the promises of C above; after a success, `result` has been written.
+    // SAFETY: the guarantees above; after a success, `result` has been written.
     unsafe {
-        let status = host(hosts::by_name(bytes(name), family), result, buffer, length, errnop, h_errnop);
+        let status = reply_host(hosts::by_name(bytes(name), family), result, buffer, length, errnop, h_errnop);
         if status == Status::Success && !canonp.is_null() {
             canonp.write((*result).h_name);
         }
@@ -259,7 +259,7 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyname4_r(
     h_errnop: *mut c_int,
     _ttlp: *mut i32,
 ) -> Status {
-    // SAFETY: the promises of C above; `list` is like `result`, and so is what it points to.
+    // SAFETY: the guarantees above; `list` is like `result`, and so is what it points to.
     unsafe {
         let mut buffer = Buffer::new(buffer, length);
         let filled = hosts::by_name(bytes(name), AF_INET).and_then(|found| {
@@ -270,7 +270,7 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyname4_r(
             }
             Ok(())
         });
-        host_status(filled, &mut (), errnop, h_errnop)
+        reply_with_h_errno(filled, &mut (), errnop, h_errnop)
     }
 }
 
@@ -286,14 +286,14 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyaddr_r(
     errnop: *mut c_int,
     h_errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: the promises of C above; `address_length` bytes can be read at `address`.
+    // SAFETY: the guarantees above; `address_length` bytes can be read at `address`.
     unsafe {
         let address = core::slice::from_raw_parts(address.cast(), address_length as usize);
-        host(hosts::by_address(address, family), result, buffer, length, errnop, h_errnop)
+        reply_host(hosts::by_address(address, family), result, buffer, length, errnop, h_errnop)
     }
 }
 
-/// The same. No time to live is written, as for accounts.
+/// gethostbyaddr_r with a time to live, which is not written (see [`_nss_unbit_gethostbyname3_r`]).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _nss_unbit_gethostbyaddr2_r(
     address: *const c_void,
@@ -306,7 +306,7 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyaddr2_r(
     h_errnop: *mut c_int,
     _ttlp: *mut i32,
 ) -> Status {
-    // SAFETY: the promises of C above.
+    // SAFETY: the guarantees above.
     unsafe { _nss_unbit_gethostbyaddr_r(address, address_length, family, result, buffer, length, errnop, h_errnop) }
 }
 
@@ -315,7 +315,7 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyaddr2_r(
 /// Answers for the name of an account: its number, or a second name.
 ///
 /// # Safety
-/// The promises of C above.
+/// The guarantees above.
 #[inline(always)]
 unsafe fn named<R>(
     name: *const c_char,
@@ -326,19 +326,20 @@ unsafe fn named<R>(
     length: usize,
     errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: the caller's promises.
+    // SAFETY: the caller's guarantees.
     unsafe {
-        match ContainerUid::read(characters(name)) {
-            Some(container) => account(Some(container), record, result, buffer, length, errnop),
+        match ContainerUid::read(bytes_until_nul(name)) {
+            Some(container) => reply_account(Some(container), record, result, buffer, length, errnop),
             None => by_second_name(name, record, rename, result, buffer, length, errnop),
         }
     }
 }
 
-/// Answers for a second name. Apart, so that the lookup of a number does not pay for it.
+/// Answers for a second name. A function of its own, so that the lookup of a number does not pay
+/// for it.
 ///
 /// # Safety
-/// The promises of C above.
+/// The guarantees above.
 #[inline(never)]
 unsafe fn by_second_name<R>(
     name: *const c_char,
@@ -349,16 +350,16 @@ unsafe fn by_second_name<R>(
     length: usize,
     errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: the caller's promises.
+    // SAFETY: the caller's guarantees.
     unsafe {
         let mut buffer = Buffer::new(buffer, length);
-        let name = SecondName::read(characters(name)).ok_or(Failure::ABSENT);
+        let name = SecondName::read(bytes_until_nul(name)).ok_or(Failure::ABSENT);
         let filled = name.and_then(|name| {
-            let mut record = record(&lookup::linked(&name)?, &mut buffer)?;
+            let mut record = record(&lookup::by_second_name(&name)?, &mut buffer)?;
             rename(&mut record, buffer.string(name.padded())?);
             Ok(record)
         });
-        status(filled, result, errnop)
+        reply(filled, result, errnop)
     }
 }
 
@@ -366,8 +367,8 @@ unsafe fn by_second_name<R>(
 /// none.
 ///
 /// # Safety
-/// The promises of C above.
-unsafe fn account<R>(
+/// The guarantees above.
+unsafe fn reply_account<R>(
     container: Option<ContainerUid>,
     record: impl FnOnce(&Account, &mut Buffer) -> Result<R, Failure>,
     result: *mut R,
@@ -375,19 +376,19 @@ unsafe fn account<R>(
     length: usize,
     errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: the caller's promises.
+    // SAFETY: the caller's guarantees.
     unsafe {
         let mut buffer = Buffer::new(buffer, length);
-        let account = container.ok_or(Failure::ABSENT).and_then(lookup::present);
-        status(account.and_then(|account| record(&account, &mut buffer)), result, errnop)
+        let account = container.ok_or(Failure::ABSENT).and_then(lookup::by_uid);
+        reply(account.and_then(|account| record(&account, &mut buffer)), result, errnop)
     }
 }
 
-/// Answers for an enumeration, likewise.
+/// Answers for an enumeration: the record of the next container, or why there is none.
 ///
 /// # Safety
-/// The promises of C above.
-unsafe fn next<R>(
+/// The guarantees above.
+unsafe fn reply_next<R>(
     containers: &Enumeration,
     record: impl FnOnce(&Account, &mut Buffer) -> Result<R, Failure>,
     result: *mut R,
@@ -395,18 +396,18 @@ unsafe fn next<R>(
     length: usize,
     errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: the caller's promises.
+    // SAFETY: the caller's guarantees.
     unsafe {
         let mut buffer = Buffer::new(buffer, length);
-        status(containers.next(|account| record(account, &mut buffer)), result, errnop)
+        reply(containers.next(|account| record(account, &mut buffer)), result, errnop)
     }
 }
 
-/// The same for hosts.
+/// Answers for hosts: the record of a container's name or address, or why there is none.
 ///
 /// # Safety
-/// The promises of C above.
-unsafe fn host(
+/// The guarantees above.
+unsafe fn reply_host(
     found: Result<(ContainerUid, Ipv4Addr), Failure>,
     result: *mut Hostent,
     buffer: *mut c_char,
@@ -414,40 +415,40 @@ unsafe fn host(
     errnop: *mut c_int,
     h_errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: the caller's promises.
+    // SAFETY: the caller's guarantees.
     unsafe {
         let mut buffer = Buffer::new(buffer, length);
         let record = found.and_then(|found| hosts::record(found, &mut buffer));
-        host_status(record, result, errnop, h_errnop)
+        reply_with_h_errno(record, result, errnop, h_errnop)
     }
 }
 
 /// Writes the record to `result`, or the reason why there is none to `errnop`.
 ///
 /// # Safety
-/// The promises of C above.
-unsafe fn status<R>(record: Result<R, Failure>, result: *mut R, errnop: *mut c_int) -> Status {
+/// The guarantees above.
+unsafe fn reply<R>(record: Result<R, Failure>, result: *mut R, errnop: *mut c_int) -> Status {
     let mut h_errno = 0; // not used for accounts
-    // SAFETY: the caller's promises.
-    unsafe { host_status(record, result, errnop, &mut h_errno) }
+    // SAFETY: the caller's guarantees.
+    unsafe { reply_with_h_errno(record, result, errnop, &mut h_errno) }
 }
 
-/// The same for hosts.
+/// Like [`reply`], with h_errno.
 ///
 /// # Safety
-/// The promises of C above.
-unsafe fn host_status<R>(
+/// The guarantees above.
+unsafe fn reply_with_h_errno<R>(
     record: Result<R, Failure>,
     result: *mut R,
     errnop: *mut c_int,
     h_errnop: *mut c_int,
 ) -> Status {
-    // SAFETY: the caller's promises.
+    // SAFETY: the caller's guarantees.
     unsafe {
         match record {
             Ok(record) => {
                 result.write(record);
-                h_errnop.write(HostError::None as c_int);
+                h_errnop.write(HostError::Success as c_int);
                 Status::Success
             }
             Err(failure) => {
@@ -464,20 +465,20 @@ unsafe fn host_status<R>(
 /// # Safety
 /// `name` is a C string, and stays so while the bytes are in use.
 unsafe fn bytes<'name>(name: *const c_char) -> &'name [u8] {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's guarantees.
     unsafe { CStr::from_ptr(name) }.to_bytes()
 }
 
-/// The same bytes one by one. Most names that glibc asks for begin with a letter, so strlen(3)
+/// The bytes of a name one by one. Most names that glibc asks for begin with a letter, so strlen(3)
 /// would be wasted on them.
 ///
 /// # Safety
 /// `name` is a C string, and stays so while the iterator is in use.
-unsafe fn characters(name: *const c_char) -> impl Iterator<Item = u8> {
+unsafe fn bytes_until_nul(name: *const c_char) -> impl Iterator<Item = u8> {
     let mut rest = name.cast::<u8>();
     core::iter::from_fn(move || {
-        // SAFETY: the caller's promise; the NUL is the last byte that is read, because `rest` stays
-        // there.
+        // SAFETY: the caller's guarantees; the NUL is the last byte that is read, because `rest`
+        // stays there.
         unsafe {
             let character = rest.read();
             (character != 0).then(|| {

@@ -35,7 +35,7 @@ pub fn by_address(address: &[u8], family: c_int) -> Result<(ContainerUid, Ipv4Ad
     let octets = address.and_then(|address| <[u8; 4]>::try_from(address).ok()).ok_or(Failure::ABSENT)?;
     let address = Ipv4Addr::from(octets);
     let container = ContainerUid::from_address(address).ok_or(Failure::ABSENT)?;
-    lookup::present(container)?;
+    lookup::by_uid(container)?;
     Ok((container, address))
 }
 

@@ -23,10 +23,10 @@ pub struct Account {
 /// Only ENOENT below an existing directory means that there is no such account. EACCES, EIO, ELOOP,
 /// or a missing `/containers` (which may not be mounted) mean that the service is unavailable.
 #[inline(always)] // so that no `Account` is copied between stack frames
-pub fn present(container: ContainerUid) -> Result<Account, Failure> {
+pub fn by_uid(container: ContainerUid) -> Result<Account, Failure> {
     let home = container.home();
     match stat_uninterrupted(home.as_c_str()) {
-        Ok(found) if container.is_owner_of(found.st_mode, found.st_uid, found.st_gid) => {
+        Ok(found) if container.owns_directory(found.st_mode, found.st_uid, found.st_gid) => {
             Ok(Account { container, home })
         }
         Ok(_) => Err(Failure::ABSENT),
@@ -41,17 +41,17 @@ pub fn present(container: ContainerUid) -> Result<Account, Failure> {
 ///
 /// Nearly every name that gets here is in no database, and must cost no more than the one
 /// readlink(2). So a missing /containers is not reported as unavailable here.
-pub fn linked(name: &SecondName) -> Result<Account, Failure> {
+pub fn by_second_name(name: &SecondName) -> Result<Account, Failure> {
     let mut text = [0; LINK_TEXT_SIZE];
     let container = loop {
-        match readlink(name.link(), &mut text) {
-            Ok(length) => break text.get(..length).and_then(SecondName::leads_to),
+        match readlink(name.link_path(), &mut text) {
+            Ok(length) => break text.get(..length).and_then(SecondName::target_of),
             Err(Errno::INTR) => {}
             Err(Errno::NOENT | Errno::NOTDIR | Errno::INVAL) => break None, // EINVAL: it is there, and no link
             Err(errno) => return Err(Failure::unavailable(errno.raw_os_error())),
         }
     };
-    container.ok_or(Failure::ABSENT).and_then(present)
+    container.ok_or(Failure::ABSENT).and_then(by_uid)
 }
 
 /// Reads a link and returns the length of its text, which is truncated as by readlink(2).

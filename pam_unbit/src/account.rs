@@ -86,7 +86,7 @@ fn exists(container: ContainerUid) -> Result<bool, Refusal> {
         return Ok(true);
     }
     match retry(|| stat(container.home().as_c_str())) {
-        Ok(status) => Ok(container.is_owner_of(status.st_mode, status.st_uid, status.st_gid)),
+        Ok(status) => Ok(container.owns_directory(status.st_mode, status.st_uid, status.st_gid)),
         Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(false),
         Err(errno) => Err(errno).context(Reason::Broken, format_args!("stat {}", path(container))),
     }
@@ -95,13 +95,13 @@ fn exists(container: ContainerUid) -> Result<bool, Refusal> {
 /// Whether root has made this a second name of the container. Only root may be able to make links
 /// there.
 fn is_linked(name: &SecondName, container: ContainerUid) -> Result<bool, Refusal> {
-    let link = name.link().to_string_lossy();
-    match retry(|| readlink(name.link())) {
-        Ok(text) if SecondName::leads_to(text.as_bytes()) == Some(container) => {}
+    let link = name.link_path().to_string_lossy();
+    match retry(|| readlink(name.link_path())) {
+        Ok(text) if SecondName::target_of(text.as_bytes()) == Some(container) => {}
         Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EINVAL) => return Ok(false),
         Err(errno) => return Err(errno).context(Reason::Broken, format_args!("readlink {link}")),
     }
-    let status = retry(|| lstat(name.link())).context(Reason::Broken, format_args!("lstat {link}"))?;
+    let status = retry(|| lstat(name.link_path())).context(Reason::Broken, format_args!("lstat {link}"))?;
     let directory = retry(|| stat(CONTAINERS_PATH)).context(Reason::Broken, format_args!("stat {CONTAINERS}"))?;
     let misconfigured =
         |cause| Refusal::new(Reason::Misconfigured, format!("{link} is a symbolic link to {container}, but {cause}"));

@@ -5,7 +5,7 @@
 //! expose_authinfo, `auth2.c` auth2_update_session_info): one line for each method, with the public
 //! key or certificate as in `authorized_keys`. The words follow sshd's own log (`auth.c`
 //! format_method_key). Every text that a client or a certificate authority can choose is escaped
-//! and cut.
+//! and truncated.
 
 use base64ct::{Base64, Base64Unpadded, Encoding};
 use sha2::{Digest, Sha256};
@@ -20,7 +20,7 @@ const MAX_METHODS: usize = 4;
 
 /// The words for the log, each clause with a space before it: ` from 192.0.2.7 with ssh-ed25519
 /// SHA256:...`. Empty if nothing is known. `remote_host` is PAM_RHOST, `keys` are those of
-/// [`keys`].
+/// [`accepted_methods`].
 pub fn origin(remote_host: Option<&CStr>, keys: &str) -> String {
     let mut words = String::new();
     if let Some(host) = remote_host.filter(|host| !host.is_empty()) {
@@ -36,13 +36,13 @@ pub fn origin(remote_host: Option<&CStr>, keys: &str) -> String {
 ///
 /// `auth_info` is `SSH_AUTH_INFO_0`, which sshd completes only before it opens the session: in the
 /// account hook the last method can be missing.
-pub fn keys(auth_info: Option<&CStr>) -> String {
+pub fn accepted_methods(auth_info: Option<&CStr>) -> String {
     let mut words = String::new();
     let lines = auth_info.map(CStr::to_bytes).unwrap_or_default().split(|byte| *byte == b'\n');
     for (number, line) in lines.filter(|line| !line.is_empty()).enumerate() {
         match number {
-            0 => words += &method(line),
-            1..MAX_METHODS => words += &format!(" and {}", method(line)),
+            0 => words += &describe_method(line),
+            1..MAX_METHODS => words += &format!(" and {}", describe_method(line)),
             MAX_METHODS => words += " and more",
             _ => {}
         }
@@ -62,12 +62,12 @@ pub fn client(connection: Option<&CStr>) -> Option<(String, String)> {
 }
 
 /// One line of `SSH_AUTH_INFO_0`: `METHOD[/SUBMETHOD] [TYPE BASE64] [INFORMATION]`.
-fn method(line: &[u8]) -> String {
+fn describe_method(line: &[u8]) -> String {
     let (name, rest) = split_at_space(line);
     match name {
         // sshd appends the use counter of a security key to its key.
-        b"publickey" => key(rest).map_or_else(|| "publickey (unreadable)".to_owned(), |(key, _counter)| key),
-        b"hostbased" => key(rest).map_or_else(
+        b"publickey" => describe_key(rest).map_or_else(|| "publickey (unreadable)".to_owned(), |(key, _counter)| key),
+        b"hostbased" => describe_key(rest).map_or_else(
             || "hostbased (unreadable)".to_owned(),
             |(key, client)| format!("hostbased {key} {}", quoted(client)),
         ),
@@ -77,7 +77,7 @@ fn method(line: &[u8]) -> String {
 }
 
 /// `TYPE BASE64 REST`: the words for the key, and the rest.
-fn key(text: &[u8]) -> Option<(String, &[u8])> {
+fn describe_key(text: &[u8]) -> Option<(String, &[u8])> {
     let (kind, rest) = split_at_space(text);
     let (base64, rest) = split_at_space(rest);
     let kind = str::from_utf8(kind).ok()?;

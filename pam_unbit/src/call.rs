@@ -11,9 +11,9 @@ use std::ffi::c_int;
 use std::fmt;
 
 #[cfg(test)]
-use crate::pam::fake::count;
+use crate::pam::fake as refusal_counters;
 #[cfg(not(test))]
-use join::refusal_counters::count;
+use join::refusal_counters;
 
 /// One call of a hook.
 pub struct Call<'a> {
@@ -57,13 +57,13 @@ impl<'a> Call<'a> {
         let user = self.user.map_or_else(|| name.clone(), |user| user.to_string());
         self.pam.log(libc::LOG_ERR, &format!("container {user} refused: {}", refusal.cause));
         if self.flags & flag::SILENT == 0 {
-            self.pam.tell(&refusal.sentence(&name));
+            self.pam.show_error(&refusal.sentence(&name));
         }
     }
 
     /// Counts a refusal. Must not be called inside a container, where the tenant owns /run.
     pub fn count(&self, refusal: &Refusal) {
-        if let Err(failed) = count(self.user.map(|user| user.container), refusal.reason) {
+        if let Err(failed) = refusal_counters::increment(self.user.map(|user| user.container), refusal.reason) {
             self.debug(format_args!("the refusal is not counted: {}", failed.cause));
         }
     }

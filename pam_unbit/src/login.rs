@@ -117,22 +117,23 @@ pub fn acct_mgmt(call: &mut Call) -> Result<Verdict, Refusal> {
 
     let login =
         Login { verified: Some(attachment), slot: Some(slot), verified_in: started.elapsed(), ..Login::of(user) };
-    remember(call, login)?;
+    set_data(call, login)?;
     Ok(Verdict::Success)
 }
 
 /// Keeps the slot of an earlier call of this transaction: taking a second one would release its
 /// lock, see [`Slot`].
 fn take_slot(call: &Call, container: ContainerUid, options: &Options) -> Result<Slot, Refusal> {
-    match recall(call).and_then(|login| login.borrow_mut().slot.take()) {
+    match get_data(call).and_then(|login| login.borrow_mut().slot.take()) {
         Some(slot) if slot.container == container => Ok(slot),
         _ => Slot::take(container, options.sessions),
     }
 }
 
 fn prepare(call: &Call, user: ContainerUser, options: &Options) -> Result<Attachment, Refusal> {
-    let mut tell = |step: &str, seen: fmt::Arguments<'_>| call.debug(format_args!("container {user}: {step}: {seen}"));
-    Attachment::prepare(user.container, options, &mut tell)
+    let mut on_step =
+        |step: &str, seen: fmt::Arguments<'_>| call.debug(format_args!("container {user}: {step}: {seen}"));
+    Attachment::prepare(user.container, options, &mut on_step)
 }
 
 /// Called twice: in the monitor, before the session, and in the child that becomes the user. The
@@ -140,15 +141,15 @@ fn prepare(call: &Call, user: ContainerUser, options: &Options) -> Result<Attach
 /// by key.
 pub fn setcred(call: &mut Call) -> Result<Verdict, Refusal> {
     if call.flags & flag::DELETE_CRED != 0 {
-        return Ok(if recall(call).is_some() { Verdict::Success } else { Verdict::Ignore });
+        return Ok(if get_data(call).is_some() { Verdict::Success } else { Verdict::Ignore });
     }
     match establish_credentials(call) {
         Err(refusal) if is_sshd(call) => {
             call.refuse(&refusal);
             call.count(&refusal);
-            if recall(call).is_some_and(|login| !login.borrow().is_in_monitor()) {
-                // A helper that a frozen cgroup stops has them open as well, and the monitor and
-                // the client would wait for it.
+            if get_data(call).is_some_and(|login| !login.borrow().is_in_monitor()) {
+                // A helper stopped by a frozen cgroup has these sockets open too, so closing them
+                // here would not end the connection.
                 sys::end_connections();
             }
             exit_now(255)
@@ -158,14 +159,14 @@ pub fn setcred(call: &mut Call) -> Result<Verdict, Refusal> {
 }
 
 fn establish_credentials(call: &mut Call) -> Result<Verdict, Refusal> {
-    let Some(user) = recall(call).map(|login| login.borrow().user) else {
+    let Some(user) = get_data(call).map(|login| login.borrow().user) else {
         let Account::Container(user) = call.identify()? else { return Ok(Verdict::Ignore) };
         options_for_the_service(call)?;
-        remember(call, Login { auth_line_seen: true, ..Login::of(user) })?;
+        set_data(call, Login { auth_line_seen: true, ..Login::of(user) })?;
         return Ok(Verdict::Success);
     };
     call.user = Some(user);
-    let login = recall(call).ok_or_else(|| Refusal::new(Reason::Broken, "pam_get_data lost the login"))?;
+    let login = get_data(call).ok_or_else(|| Refusal::new(Reason::Broken, "pam_get_data lost the login"))?;
     let mut login = login.borrow_mut();
 
     match login.session {
@@ -206,7 +207,7 @@ fn establish_credentials(call: &mut Call) -> Result<Verdict, Refusal> {
 fn enter(attachment: Attachment, container: ContainerUid, monitor: Pid, options: &Options) -> Result<(), Refusal> {
     nss::pin()?;
     sys::open_log();
-    sys::give_up_locale();
+    sys::set_c_locale();
     let signals = Signals::hold()?;
     let deadline = Deadline::after(options.timeout);
     let ids = attachment.ids();
@@ -223,19 +224,19 @@ fn enter(attachment: Attachment, container: ContainerUid, monitor: Pid, options:
 /// Arms the guard: the monitor's next child must enter the container. That can still fail, in
 /// [`setcred`].
 pub fn open_session(call: &mut Call) -> Result<Verdict, Refusal> {
-    let verdict = bind_session(call);
-    if let (Err(_), Some(login)) = (&verdict, recall(call)) {
+    let verdict = prepare_session(call);
+    if let (Err(_), Some(login)) = (&verdict, get_data(call)) {
         login.borrow_mut().session = Session::Refused;
     }
     verdict
 }
 
-fn bind_session(call: &mut Call) -> Result<Verdict, Refusal> {
-    let user = match (call.identify()?, recall(call)) {
+fn prepare_session(call: &mut Call) -> Result<Verdict, Refusal> {
+    let user = match (call.identify()?, get_data(call)) {
         (Account::Container(user), _) => user,
         (Account::Other | Account::Unknown, None) => return Ok(Verdict::Ignore),
         // Its second name was removed since. That must not become a session on the node.
-        (Account::Other | Account::Unknown, Some(login)) => return Err(another_user(login.borrow().user)),
+        (Account::Other | Account::Unknown, Some(login)) => return Err(wrong_user_or_process(login.borrow().user)),
     };
     let started = Instant::now();
     let options = options_for_the_service(call)?;
@@ -246,29 +247,29 @@ fn bind_session(call: &mut Call) -> Result<Verdict, Refusal> {
     let missing = |line| {
         Refusal::new(Reason::Misconfigured, format!("is the {line} line of pam_unbit.so missing? It was not called"))
     };
-    let login = recall(call).ok_or_else(|| missing("account"))?;
+    let login = get_data(call).ok_or_else(|| missing("account"))?;
     let mut login = login.borrow_mut();
     if !login.auth_line_seen {
         return Err(missing("auth"));
     }
     if login.user != user || !login.is_in_monitor() {
-        return Err(another_user(login.user));
+        return Err(wrong_user_or_process(login.user));
     }
     let attachment = login.verified.take().ok_or_else(|| missing("account"))?;
     let terminals = attachment.take_terminals(Deadline::after(options.timeout))?;
     call.debug(format_args!("container {user}: terminals: {terminals}"));
-    begin_kernel_session(user.container, &options)?;
-    let line = opened(call, user, &attachment, login.verified_in + started.elapsed());
+    set_loginuid_and_keyring(user.container, &options)?;
+    let line = opened_line(call, user, &attachment, login.verified_in + started.elapsed());
     setuid_guard::arm(attachment)?;
 
     call.pam.log(libc::LOG_INFO, &line);
-    login.slot.iter().for_each(|slot| describe(call, user, slot));
+    login.slot.iter().for_each(|slot| write_record(call, user, slot));
     login.session = Session::Open;
     login.opened = Some(Instant::now());
     Ok(Verdict::Success)
 }
 
-fn another_user(verified: ContainerUser) -> Refusal {
+fn wrong_user_or_process(verified: ContainerUser) -> Refusal {
     Refusal::new(
         Reason::Misconfigured,
         format!("the session does not belong to the user and process that were verified, for container {verified}"),
@@ -277,9 +278,9 @@ fn another_user(verified: ContainerUser) -> Refusal {
 
 /// Closes and releases everything, and logs the end of the session.
 pub fn close_session(call: &mut Call) -> Result<Verdict, Refusal> {
-    let Some(login) = recall(call) else { return Ok(Verdict::Ignore) };
+    let Some(login) = get_data(call) else { return Ok(Verdict::Ignore) };
     let mut login = login.borrow_mut();
-    setuid_guard::forget();
+    setuid_guard::release();
     drop((login.verified.take(), login.slot.take()));
     if let Some(opened) = login.opened.take() {
         let _ = sys::revoke_session_keyring(); // otherwise it stays until its last process ends
@@ -294,11 +295,11 @@ pub fn close_session(call: &mut Call) -> Result<Verdict, Refusal> {
 /// [`supervisor`].
 fn join_now(call: &mut Call, user: ContainerUser, options: &Options, started: Instant) -> Result<Verdict, Refusal> {
     let container = user.container;
-    if let Some(login) = recall(call).filter(|login| login.borrow().user != user) {
-        return Err(another_user(login.borrow().user));
+    if let Some(login) = get_data(call).filter(|login| login.borrow().user != user) {
+        return Err(wrong_user_or_process(login.borrow().user));
     }
     let slot = take_slot(call, container, options)?;
-    let before = recall(call).and_then(|login| {
+    let before = get_data(call).and_then(|login| {
         let mut login = login.borrow_mut();
         Some((login.verified.take()?, login.verified_in))
     });
@@ -307,14 +308,14 @@ fn join_now(call: &mut Call, user: ContainerUser, options: &Options, started: In
         None => (prepare(call, user, options)?, Duration::ZERO),
     };
     attachment.must_be_safe_for_root(Deadline::after(options.timeout))?;
-    describe(call, user, &slot);
-    remember(call, Login { session: Session::Entered, slot: Some(slot), ..Login::of(user) })?;
-    begin_kernel_session(container, options)?;
-    call.pam.log(libc::LOG_INFO, &opened(call, user, &attachment, verified_in + started.elapsed()));
+    write_record(call, user, &slot);
+    set_data(call, Login { session: Session::Entered, slot: Some(slot), ..Login::of(user) })?;
+    set_loginuid_and_keyring(container, options)?;
+    call.pam.log(libc::LOG_INFO, &opened_line(call, user, &attachment, verified_in + started.elapsed()));
     let in_the_child = supervisor::go_on_in_a_child(|| attachment.bind_next_child())?;
 
     sys::open_log();
-    sys::give_up_locale();
+    sys::set_c_locale();
     let entered = in_the_child
         .and_then(|()| nss::pin_alone(container))
         .and_then(|()| attachment.enter_before_the_application_drops_root());
@@ -350,7 +351,7 @@ fn options_for_the_service(call: &Call) -> Result<Options, Refusal> {
 
 /// Does what pam_loginuid and pam_keyinit do for other users, because no other module runs for
 /// container users. With `join=now` an existing loginuid stays: it is the operator's, who uses su.
-fn begin_kernel_session(container: ContainerUid, options: &Options) -> Result<(), Refusal> {
+fn set_loginuid_and_keyring(container: ContainerUid, options: &Options) -> Result<(), Refusal> {
     if !(options.join_now && sys::has_loginuid()) {
         sys::set_loginuid(container.get()).context(Reason::Broken, "write /proc/self/loginuid")?;
     }
@@ -358,8 +359,9 @@ fn begin_kernel_session(container: ContainerUid, options: &Options) -> Result<()
 }
 
 /// The line for the log when a session opens.
-fn opened(call: &Call, user: ContainerUser, attachment: &Attachment, took: Duration) -> String {
-    let origin = auth_info::origin(call.pam.remote_host(), &auth_info::keys(call.pam.environment(AUTH_INFO)));
+fn opened_line(call: &Call, user: ContainerUser, attachment: &Attachment, took: Duration) -> String {
+    let origin =
+        auth_info::origin(call.pam.remote_host(), &auth_info::accepted_methods(call.pam.environment(AUTH_INFO)));
     let took = took.as_secs_f64() * 1e3;
     format!("container {user}: session opened{origin}; {attachment}; verified in {took:.1} ms")
 }
@@ -368,7 +370,7 @@ fn opened(call: &Call, user: ContainerUser, attachment: &Attachment, took: Durat
 const AUTH_INFO: &CStr = c"SSH_AUTH_INFO_0";
 
 /// Writes the session's record for `unbitctl sessions`. If that fails, the login goes on.
-fn describe(call: &Call, user: ContainerUser, slot: &Slot) {
+fn write_record(call: &Call, user: ContainerUser, slot: &Slot) {
     let text = |text: Option<&CStr>| text.map(|text| escape::word(text.to_bytes()).to_string()).unwrap_or_default();
     let (address, port) = auth_info::client(call.pam.environment(c"SSH_CONNECTION"))
         .unwrap_or_else(|| (text(call.pam.remote_host()), String::new()));
@@ -379,7 +381,7 @@ fn describe(call: &Call, user: ContainerUser, slot: &Slot) {
         address,
         port,
         terminal: text(call.pam.terminal()),
-        key: auth_info::keys(call.pam.environment(AUTH_INFO)),
+        key: auth_info::accepted_methods(call.pam.environment(AUTH_INFO)),
     };
     if let Err(error) = slot.describe(&record) {
         let line = format!("container {user}: unbitctl sessions cannot show whose session this is: {error}");
@@ -393,17 +395,17 @@ fn is_sshd(call: &Call) -> bool {
 
 /// Whether this process has entered a container, by `join=now`.
 pub fn is_inside(call: &Call) -> bool {
-    recall(call).is_some_and(|login| login.borrow().session == Session::Entered)
+    get_data(call).is_some_and(|login| login.borrow().session == Session::Entered)
 }
 
-fn remember(call: &mut Call, login: Login) -> Result<(), Refusal> {
-    if call.pam.remember(RefCell::new(login)) {
+fn set_data(call: &mut Call, login: Login) -> Result<(), Refusal> {
+    if call.pam.set_data(RefCell::new(login)) {
         Ok(())
     } else {
         Err(Refusal::new(Reason::Broken, "pam_set_data failed"))
     }
 }
 
-fn recall<'a>(call: &'a Call) -> Option<&'a RefCell<Login>> {
-    call.pam.recall()
+fn get_data<'a>(call: &'a Call) -> Option<&'a RefCell<Login>> {
+    call.pam.get_data()
 }

@@ -157,7 +157,7 @@ impl Handle {
     }
 
     /// Shows one sentence to the user, if the application has a conversation function.
-    pub fn tell(&self, sentence: &str) {
+    pub fn show_error(&self, sentence: &str) {
         let Some(conversation) = self.item(PAM_CONV) else { return };
         // SAFETY: the item of this number is a struct pam_conv, and lives until it is set anew.
         let conversation: &Conversation = unsafe { conversation.cast().as_ref() };
@@ -180,11 +180,11 @@ impl Handle {
 
     /// Keeps a value with the transaction, and drops the one before. False if libpam has no memory
     /// for it.
-    pub fn remember<T: 'static>(&mut self, value: T) -> bool {
+    pub fn set_data<T: 'static>(&mut self, value: T) -> bool {
         let value: *mut Kept = Box::into_raw(Box::new(Box::new(value)));
-        // SAFETY: the handle is valid; from here on the box is libpam's, which gives it to `forget`
-        // once.
-        let answer = unsafe { pam_set_data(self.0.as_ptr(), DATA.as_ptr(), value.cast(), Some(forget)) };
+        // SAFETY: the handle is valid; from here on the box is libpam's, which gives it to
+        // `cleanup` once.
+        let answer = unsafe { pam_set_data(self.0.as_ptr(), DATA.as_ptr(), value.cast(), Some(cleanup)) };
         if answer != code::SUCCESS {
             // SAFETY: libpam did not take the box, so it is ours again.
             drop(unsafe { Box::from_raw(value) });
@@ -192,12 +192,12 @@ impl Handle {
         answer == code::SUCCESS
     }
 
-    /// The value that [`Self::remember`] keeps, if it is of this type.
-    pub fn recall<T: 'static>(&self) -> Option<&T> {
+    /// The value that [`Self::set_data`] keeps, if it is of this type.
+    pub fn get_data<T: 'static>(&self) -> Option<&T> {
         let mut value = ptr::null();
         // SAFETY: the handle is valid; libpam writes one pointer.
         match unsafe { pam_get_data(self.0.as_ptr(), DATA.as_ptr(), &mut value) } {
-            // SAFETY: under this name there is only ever the box of `remember`, alive until it is
+            // SAFETY: under this name there is only ever the box of `set_data`, alive until it is
             // replaced or the transaction ends.
             code::SUCCESS => unsafe { value.cast::<Kept>().as_ref() }?.downcast_ref(),
             _ => None,
@@ -209,9 +209,9 @@ type Kept = Box<dyn Any>;
 
 const DATA: &CStr = c"pam_unbit";
 
-unsafe extern "C" fn forget(_: *mut RawHandle, value: *mut c_void, _: c_int) {
+unsafe extern "C" fn cleanup(_: *mut RawHandle, value: *mut c_void, _: c_int) {
     if !value.is_null() {
-        // SAFETY: the box of `remember`, which libpam gives back once.
+        // SAFETY: the box of `set_data`, which libpam gives back once.
         drop(unsafe { Box::from_raw(value.cast::<Kept>()) });
     }
 }

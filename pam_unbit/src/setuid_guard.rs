@@ -14,7 +14,7 @@ use crate::sys;
 use caps::{CapSet, Capability};
 use join::attach::Attachment;
 use join::refusal::{Context, Reason, Refusal};
-use join::sys::{change_capabilities, exit_now};
+use join::sys::{exit_now, with_errno};
 use std::ffi::{CString, c_int};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +28,7 @@ static ATTACHMENT: Mutex<Option<Attachment>> = Mutex::new(None);
 pub fn arm(attachment: Attachment) -> Result<(), Refusal> {
     // SAFETY: functions of this library, which glibc unregisters when the library is unloaded.
     register(&REGISTERED, || unsafe { libc::pthread_atfork(None, Some(in_the_parent), Some(in_the_child)) })?;
-    hold(Some(attachment));
+    replace(Some(attachment));
     ARMED.store(true, Ordering::Relaxed);
     Ok(())
 }
@@ -51,13 +51,13 @@ fn register(is_registered: &AtomicBool, register: impl FnOnce() -> c_int) -> Res
 }
 
 /// Puts an attachment, or none, in place of the one that is held.
-fn hold(attachment: Option<Attachment>) -> Option<Attachment> {
+fn replace(attachment: Option<Attachment>) -> Option<Attachment> {
     // The lock is never poisoned, because a panic ends the process.
     ATTACHMENT.lock().ok().and_then(|mut held| std::mem::replace(&mut *held, attachment))
 }
 
 unsafe extern "C" fn in_the_parent() {
-    drop(hold(None));
+    drop(replace(None));
 }
 
 unsafe extern "C" fn in_the_child() {
@@ -65,7 +65,7 @@ unsafe extern "C" fn in_the_child() {
         return;
     }
     let give_up = || caps::drop(None, CapSet::Effective, Capability::CAP_SETUID);
-    let given_up = change_capabilities(give_up);
+    let given_up = with_errno(give_up);
     if let Err(refusal) = given_up.context(Reason::Broken, "give up CAP_SETUID until the container is entered") {
         let line = format!("pam_unbit: a login ends as its session begins: {}", refusal.cause);
         sys::log_critical(&CString::new(line).unwrap_or_default());
@@ -76,16 +76,16 @@ unsafe extern "C" fn in_the_child() {
 /// In the child, before it enters. `None` if it has entered already, or is not the monitor's first
 /// child.
 pub fn disarm() -> Result<Option<Attachment>, Refusal> {
-    let Some(attachment) = hold(None) else { return Ok(None) };
+    let Some(attachment) = replace(None) else { return Ok(None) };
     ARMED.store(false, Ordering::Relaxed);
-    change_capabilities(|| caps::raise(None, CapSet::Effective, Capability::CAP_SETUID))
+    with_errno(|| caps::raise(None, CapSet::Effective, Capability::CAP_SETUID))
         .context(Reason::Broken, "take CAP_SETUID back")?;
     Ok(Some(attachment))
 }
 
 /// At the end of the session: closes the descriptors, and lets children change their uid.
-pub fn forget() {
-    drop(hold(None));
+pub fn release() {
+    drop(replace(None));
     ARMED.store(false, Ordering::Relaxed);
 }
 
@@ -101,6 +101,6 @@ mod tests {
             assert!(refusal.cause.ends_with("pthread_atfork: 12"), "{}", refusal.cause);
         }
         register(&is_registered, || 0).unwrap();
-        register(&is_registered, || unreachable!("they are registered once")).unwrap();
+        register(&is_registered, || libc::ENOMEM).unwrap(); // which is not called again
     }
 }

@@ -50,7 +50,7 @@ pub fn load(library: &CStr) -> bool {
 
 /// Sets the "C" locale. In any other, glibc reads message catalogues (strsignal(3), gettext(3)) and
 /// loads character set converters (gconv) when it needs them, from the container's file system.
-pub fn give_up_locale() {
+pub fn set_c_locale() {
     // SAFETY: two constants. PAM applications are single-threaded where a session begins.
     unsafe { libc::setlocale(libc::LC_ALL, c"C".as_ptr()) };
 }

@@ -11,7 +11,7 @@ use core::fmt::{self, Display, Formatter, Write};
 /// The longest name that is shown, in bytes, with its escapes.
 const MAX_NAME: usize = 128;
 /// Follows a text that was truncated.
-const CUT: &str = "...";
+const ELLIPSIS: &str = "...";
 
 /// A text as it is shown: a character is plain, or `\u{202e}`; a byte that is not UTF-8 is `\xff`.
 #[derive(Clone, Copy)]
@@ -61,9 +61,9 @@ fn is_printable(letter: char) -> bool {
 impl Display for Escaped<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.write_str(self.quote)?;
-        let is_cut = self.write(f)?;
+        let is_truncated = self.write(f)?;
         f.write_str(self.quote)?;
-        f.write_str(if is_cut { CUT } else { "" })
+        f.write_str(if is_truncated { ELLIPSIS } else { "" })
     }
 }
 
@@ -85,6 +85,7 @@ impl Escaped<'_> {
                         return Ok(true);
                     }
                     f.write_char(letter)?;
+                // Only where a backslash is escaped, too: otherwise `\"` would be ambiguous.
                 } else if matches!(letter, '"' | '\\') && !(self.plain)('\\') {
                     if !fits(2) {
                         return Ok(true);
@@ -114,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_of_a_terminals_is_left() {
+    fn output_is_printable_ascii() {
         let hostile = "a\nb\r\t\0\x1b[2J\x7f\u{85}\u{9b}\u{ad}\u{200b}\u{200f}\u{2028}\u{202e}\u{2066}\u{feff}\u{e0041}\u{5d0}\u{e9}\u{a0}";
         for shown in [line(hostile), name(hostile), quoted(hostile), word(hostile), cgroup(hostile)] {
             let shown = shown.to_string();

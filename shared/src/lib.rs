@@ -43,7 +43,7 @@ impl ContainerUid {
         Self::read(name.iter().copied())
     }
 
-    /// The same, byte by byte: no byte is read after the first one that shows that the name is no
+    /// Like [`Self::parse`], byte by byte: no byte is read after the first one that shows that the name is no
     /// container's.
     #[inline]
     pub fn read(name: impl Iterator<Item = u8>) -> Option<Self> {
@@ -66,9 +66,8 @@ impl ContainerUid {
         self.0
     }
 
-    /// Whether this stat(2) of [`Self::home`] is a container's: a directory owned by exactly
-    /// uid:uid.
-    pub const fn is_owner_of(self, mode: u32, uid: u32, gid: u32) -> bool {
+    /// Whether stat(2) of [`Self::home`] showed a directory owned by exactly uid:uid.
+    pub const fn owns_directory(self, mode: u32, uid: u32, gid: u32) -> bool {
         const S_IFMT: u32 = 0o170_000;
         const S_IFDIR: u32 = 0o040_000;
         mode & S_IFMT == S_IFDIR && uid == self.0 && gid == self.0
@@ -129,7 +128,7 @@ mod tests {
     #[test]
     fn a_home_is_a_directory_of_the_container_alone() {
         let container = ContainerUid::parse(b"30001");
-        let owns = |mode, uid, gid| container.map(|c| c.is_owner_of(mode, uid, gid));
+        let owns = |mode, uid, gid| container.map(|c| c.owns_directory(mode, uid, gid));
         assert_eq!(owns(0o040_755, 30001, 30001), Some(true));
         assert_eq!(owns(0o100_755, 30001, 30001), Some(false), "a regular file");
         assert_eq!(owns(0o140_755, 30001, 30001), Some(false), "a socket has the directory's bit too");

@@ -1,4 +1,5 @@
-//! What an operator may set when building; the defaults are those of nss-unbit and pam-unbit.
+//! What an operator may set when building; the defaults are those of the C modules nss-unbit and
+//! pam-unbit.
 //!
 //! They cannot be set at run time: the NSS module runs inside set-user-ID programs, which can trust
 //! neither a file nor the environment.

@@ -15,7 +15,7 @@ use crate::report::{self, Format, State, lines_of};
 use crate::rootfs::RootFs;
 use anyhow::{Context, Result, bail};
 use join::attach::Attachment;
-use join::link::{DIRECTORY, Link, TRUST};
+use join::link::{DIRECTORY, Link, ROOT_IS_TRUSTED_SUFFIX};
 use join::options::Options;
 use join::refusal::{Reason, Refusal};
 use join::sessions;
@@ -173,7 +173,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 fn find(cgroup: &Path, uid: ContainerUid) -> Result<i32, Refusal> {
     let started = Instant::now();
     loop {
-        let link = Link::at(cgroup, uid);
+        let link = Link::candidate(cgroup, uid);
         match link.and_then(|link| Attachment::prepare_by(Some(link), uid, &Options::default(), &mut |_, _| {})) {
             Err(refusal) if started.elapsed() < time_for(refusal.reason) => sleep(POLL_INTERVAL),
             other => return other.map(|attachment| attachment.leader().pid),
@@ -215,7 +215,7 @@ fn place(uid: ContainerUid) -> PathBuf {
 
 /// Root's word that a container's root is trusted.
 fn trusted(uid: ContainerUid) -> PathBuf {
-    Path::new(DIRECTORY).join(format!("{uid}{TRUST}"))
+    Path::new(DIRECTORY).join(format!("{uid}{ROOT_IS_TRUSTED_SUFFIX}"))
 }
 
 /// Sees that the directory that makes the account is there, or makes it.
@@ -224,7 +224,7 @@ fn home(uid: ContainerUid, create: bool) -> Result<()> {
     let path = PathBuf::from(home.as_c_str().to_string_lossy().into_owned());
     let shown = path.display();
     match fs::symlink_metadata(&path) {
-        Ok(status) if uid.is_owner_of(status.mode(), status.uid(), status.gid()) => return Ok(()),
+        Ok(status) if uid.owns_directory(status.mode(), status.uid(), status.gid()) => return Ok(()),
         // An operator may keep it elsewhere; `check` says whether it is an account then.
         Ok(status) if status.is_symlink() => return Ok(()),
         Ok(status) => bail!(

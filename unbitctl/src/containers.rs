@@ -77,6 +77,6 @@ pub fn some_container(node: &RootFs) -> Option<ContainerUid> {
     std::fs::read_dir(directory).ok()?.flatten().find_map(|entry| {
         let container = ContainerUid::parse(entry.file_name().as_encoded_bytes())?;
         let metadata = entry.path().metadata().ok()?;
-        container.is_owner_of(metadata.mode(), metadata.uid(), metadata.gid()).then_some(container)
+        container.owns_directory(metadata.mode(), metadata.uid(), metadata.gid()).then_some(container)
     })
 }

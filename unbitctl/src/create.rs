@@ -446,7 +446,7 @@ fn must_be_free(uid: ContainerUid, home: &Path) -> Result<()> {
         );
     }
     match fs::metadata(home) {
-        Ok(status) if uid.is_owner_of(status.mode(), status.uid(), status.gid()) => return Ok(()),
+        Ok(status) if uid.owns_directory(status.mode(), status.uid(), status.gid()) => return Ok(()),
         Ok(status) => {
             bail!("{shown} exists, and belongs to {}:{}: is it the directory of {uid}?", status.uid(), status.gid())
         }

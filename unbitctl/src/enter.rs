@@ -87,7 +87,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             .map_err(|error| error.context("run from memory, out of reach of what runs in the container"))?;
         DANGER.iter().for_each(tell);
     }
-    join::sys::close_on_exec()?;
+    join::sys::set_all_close_on_exec()?;
     let container = arguments.account.uid()?;
     let options = pam::options_of_a_login(&RootFs::at(None))?;
     let session = Session::new(arguments, container)?;

@@ -162,8 +162,8 @@ impl State {
             Reason::Paused => Self::Paused,
             Reason::TooManySessions => Self::Running, // counted in a login alone
             Reason::NotAnswering => Self::NotAnswering,
-            Reason::NoPidNamespace | Reason::TwoContainers | Reason::TooManyGroups => Self::NotTrusted,
-            Reason::BadMap | Reason::RootTooPowerful | Reason::NotTrusted => Self::NotTrusted,
+            Reason::NoPidNamespace | Reason::SeveralContainers | Reason::TooManyCgroups => Self::NotTrusted,
+            Reason::BadIdMap | Reason::RootTooPowerful | Reason::NotTrusted => Self::NotTrusted,
             Reason::BadLink | Reason::Misconfigured => Self::Misconfigured,
             Reason::Broken => Self::Broken,
         }
@@ -346,7 +346,7 @@ fn from_outside(uid: ContainerUid) -> (State, Option<String>) {
     let home = uid.home();
     let home = home.as_c_str().to_string_lossy();
     match std::fs::metadata(home.as_ref()) {
-        Ok(status) if uid.is_owner_of(status.mode(), status.uid(), status.gid()) => (State::Unknown, None),
+        Ok(status) if uid.owns_directory(status.mode(), status.uid(), status.gid()) => (State::Unknown, None),
         Ok(status) => (State::NoAccount, Some(format!("{home} belongs to {}:{}", status.uid(), status.gid()))),
         Err(error) => (State::NoAccount, Some(format!("{home}: {error}"))),
     }

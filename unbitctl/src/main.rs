@@ -118,7 +118,7 @@ fn main() -> ExitCode {
         Arguments::try_parse_from(&words).unwrap_or_else(|error| enter::with_tip(error, &words).exit());
     // Where SIGCHLD is ignored, nobody learns how a child ended, nor when. Whoever started us may
     // have ignored it.
-    let _ = join::sys::default_signal(nix::sys::signal::Signal::SIGCHLD);
+    let _ = join::sys::reset_signal_action(nix::sys::signal::Signal::SIGCHLD);
     match run(command) {
         Ok(code) => code,
         Err(error) => {

@@ -66,7 +66,7 @@ pub fn look(name: &SecondName) -> Result<ContainerUid> {
     let place = place(name);
     let link = place.display();
     match fs::read_link(&place) {
-        Ok(text) => SecondName::leads_to(text.as_os_str().as_bytes()).with_context(|| {
+        Ok(text) => SecondName::target_of(text.as_os_str().as_bytes()).with_context(|| {
             let text = escape::quoted(text.as_os_str().as_bytes());
             format!("{link} is a symbolic link to {text}, which is not exactly the number of a container")
         }),
@@ -99,7 +99,7 @@ pub struct Link {
 impl Link {
     /// The name and the container, if it makes one.
     pub fn second_name(&self) -> Option<(SecondName, ContainerUid)> {
-        Some((SecondName::parse(self.name.as_bytes())?, SecondName::leads_to(&self.text)?))
+        Some((SecondName::parse(self.name.as_bytes())?, SecondName::target_of(&self.text)?))
     }
 }
 

@@ -11,7 +11,7 @@ use join::Deadline;
 use join::attach::{Attachment, Forked, Who};
 use join::deadline::{is_ready, read_within};
 use join::refusal::{Context, Reason, Refusal};
-use join::sys::{default_signal, exit_now, pidfd_open, retry};
+use join::sys::{exit_now, pidfd_open, reset_signal_action, retry};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::signal::{Signal, kill};
@@ -123,7 +123,7 @@ pub fn forget_the_operator(container: ContainerUid) -> Result<(), Refusal> {
     setsid().context(Reason::Broken, "begin a session")?;
     join::sys::new_session_keyring().context(Reason::Broken, "join a session keyring other than the operator's")?;
     // Rust ignores it, and what is ignored stays so through an exec.
-    default_signal(Signal::SIGPIPE).context(Reason::Broken, "set back SIGPIPE")?;
+    reset_signal_action(Signal::SIGPIPE).context(Reason::Broken, "set back SIGPIPE")?;
     umask(Mode::from_bits_truncate(0o022));
     let none = caps::clear(None, CapSet::Inheritable).map_err(|_| Errno::last());
     none.context(Reason::Broken, "drop inheritable capabilities")?;

@@ -120,7 +120,7 @@ fn is_linked(uid: ContainerUid) -> bool {
 /// be entered, for example a paused one, may still run.
 fn must_not_be_anothers(uid: ContainerUid) -> Result<()> {
     let limit = join::Deadline::after(Duration::from_secs(3));
-    match Link::of(uid).and_then(|link| link.map(|link| link.find_leader(limit)).transpose()) {
+    match Link::read(uid).and_then(|link| link.map(|link| link.find_leader(limit)).transpose()) {
         Ok(None) => Ok(()),
         Ok(Some(_)) => {
             bail!("{uid} is a container of another engine ({DIRECTORY}/{uid}), and runs: stop it there first")
@@ -176,7 +176,7 @@ impl Home {
             Some(found) if found.is_symlink() => {
                 bail!("{shown} is a symbolic link: remove it and what it leads to by hand")
             }
-            Some(found) if !uid.is_owner_of(found.mode(), found.uid(), found.gid()) => {
+            Some(found) if !uid.owns_directory(found.mode(), found.uid(), found.gid()) => {
                 bail!("{shown} belongs to {}:{}, so it is not {uid}'s", found.uid(), found.gid())
             }
             _ => Ok(()),

@@ -173,7 +173,7 @@ fn pid_1_of(status: &str) -> Option<(ContainerUid, i32)> {
 }
 
 fn of_cgroups(hierarchies: &Hierarchies, (process, parent): &(Proc, Proc)) -> Vec<Metric> {
-    let Some(seen) = hierarchies.seen(process, parent) else { return Vec::new() };
+    let Some(seen) = hierarchies.of_process(process, parent) else { return Vec::new() };
     let group = |controller| seen.of(controller).and_then(|(version, groups)| Some((version, own(groups)?)));
     let mut metrics = Vec::new();
     let mut add = |name, value: Option<u64>| metrics.extend(value.map(|value| (name, value)));

@@ -1,6 +1,6 @@
 //! SSH_AUTH_INFO_0 and the client's address, as the log shows them.
 
-use crate::pam_unbit::auth_info::{client, keys, origin};
+use crate::pam_unbit::auth_info::{accepted_methods, client, origin};
 use base64ct::{Base64, Base64Unpadded, Encoding};
 use sha2::{Digest, Sha256};
 use std::ffi::CString;
@@ -13,7 +13,7 @@ pub fn check(data: &[u8]) {
     let c_string = |bytes: &[u8]| CString::new(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).unwrap();
     let info = c_string(info.get(1..).unwrap_or_default());
     let host = c_string(host);
-    let shown = origin(Some(&host), &keys(Some(&info)));
+    let shown = origin(Some(&host), &accepted_methods(Some(&info)));
     assert!(shown.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{shown:?}");
     assert!(shown.len() < 3000, "{} bytes", shown.len());
     assert!(shown.is_empty() || shown.starts_with(" from ") || shown.starts_with(" with "), "{shown}");

@@ -11,7 +11,7 @@ pub fn names(data: &[u8]) {
     let read = ContainerUid::read(data.iter().copied().inspect(|_| taken += 1));
     assert_eq!((read, ContainerUid::parse(data)), (number(data), number(data)));
     assert!(taken <= 11, "{taken} bytes were read for at most ten digits");
-    assert_eq!(SecondName::leads_to(data), read);
+    assert_eq!(SecondName::target_of(data), read);
     if let Some(container) = read {
         assert_eq!(container.name().as_bytes(), data);
         assert_eq!(container.to_string().as_bytes(), data);
@@ -28,7 +28,7 @@ pub fn names(data: &[u8]) {
     assert!(read.is_none() || second.is_none());
     if let Some(name) = second {
         assert_eq!(name.as_str().as_bytes(), data);
-        assert_eq!(name.link().to_bytes(), [CONTAINERS.as_bytes(), b"/", data].concat());
+        assert_eq!(name.link_path().to_bytes(), [CONTAINERS.as_bytes(), b"/", data].concat());
         let padded = name.padded();
         assert!(padded.starts_with(data) && padded[data.len()..].iter().all(|byte| *byte == 0));
         assert_eq!(SecondName::parse(name.to_string().as_bytes()), Some(name));

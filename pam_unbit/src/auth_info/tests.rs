@@ -9,7 +9,7 @@ use std::{env, fs, process};
 fn words(remote_host: &str, auth_info: &[u8]) -> String {
     let words = origin(
         Some(&CString::new(remote_host).unwrap()),
-        &keys(Some(&CString::new(auth_info).expect("sshd's variable has no NUL"))),
+        &accepted_methods(Some(&CString::new(auth_info).expect("sshd's variable has no NUL"))),
     );
     assert!(words.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()), "{words:?}");
     assert!(words.len() < 4096, "{words}");
@@ -87,7 +87,7 @@ fn nothing_known() {
     assert_eq!(origin(None, ""), "");
     assert_eq!(words("", b""), "");
     assert_eq!(words("192.0.2.7", b"\n"), " from 192.0.2.7");
-    assert_eq!(origin(None, &keys(Some(c"password"))), " with password");
+    assert_eq!(origin(None, &accepted_methods(Some(c"password"))), " with password");
 }
 
 #[test]

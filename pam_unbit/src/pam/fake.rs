@@ -83,7 +83,7 @@ pub fn has_directory(container: ContainerUid) -> bool {
 }
 
 /// In the place of the counters in the node's /run.
-pub fn count(container: Option<ContainerUid>, reason: Reason) -> Result<(), Refusal> {
+pub fn increment(container: Option<ContainerUid>, reason: Reason) -> Result<(), Refusal> {
     COUNTED.with_borrow_mut(|counted| counted.push((container.map(ContainerUid::get), reason)));
     Ok(())
 }

@@ -84,7 +84,7 @@ fn fail(name: &str, seen: impl Into<String>, fix: impl Into<String>) -> Finding 
 /// Goes the way until it ends, by the name that is in use.
 pub fn check(account: &Account) -> Result<Vec<Finding>> {
     crate::command_line::must_be_root("check UID")?;
-    join::sys::close_on_exec()?;
+    join::sys::set_all_close_on_exec()?;
     let mut findings = Vec::new();
     if let Err(end) = go(account, &mut findings) {
         let next = STEPS.into_iter().skip_while(|(name, _)| *name != end.check).nth(1);
@@ -260,7 +260,7 @@ fn account(container: ContainerUid) -> Result<Vec<Finding>, Finding> {
     match std::fs::metadata(&home) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(no_directory(container, &home)),
         Err(error) => return Err(told(&error)),
-        Ok(status) if !container.is_owner_of(status.mode(), status.uid(), status.gid()) => {
+        Ok(status) if !container.owns_directory(status.mode(), status.uid(), status.gid()) => {
             let what = if status.is_dir() { "belongs to" } else { "is not a directory, and belongs to" };
             let seen = format!("{home} {what} {}:{}", status.uid(), status.gid());
             let chown = format!("chown {container}:{container} {home}");
@@ -727,14 +727,14 @@ fn fix_link(container: ContainerUid, reason: Reason) -> Option<String> {
             ),
         }),
         Reason::Starting => Some("try again once the container has started".to_owned()),
-        Reason::BadLink | Reason::NoPidNamespace | Reason::TwoContainers => Some(to_its_cgroup),
-        Reason::TooManyGroups => Some("remove cgroups that nobody uses, as root in the container".to_owned()),
-        Reason::BadMap => Some(format!(
+        Reason::BadLink | Reason::NoPidNamespace | Reason::SeveralContainers => Some(to_its_cgroup),
+        Reason::TooManyCgroups => Some("remove cgroups that nobody uses, as root in the container".to_owned()),
+        Reason::BadIdMap => Some(format!(
             "start the container with a user namespace that maps {container} to an id that nobody else has"
         )),
         Reason::RootTooPowerful => Some(format!(
             "start the container without CAP_SYS_PTRACE or with a user namespace of its own; or, if you trust its root as you trust the node's: touch {link}{}",
-            link::TRUST
+            link::ROOT_IS_TRUSTED_SUFFIX
         )),
         Reason::NotTrusted => {
             Some(format!("see pam_unbit(8), FILES, for the rules that a container with the link {link} must keep"))

@@ -17,7 +17,7 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
     let passwd = node.read_bytes(PASSWD).unwrap_or_default();
     let is_container = |uid: ContainerUid| {
         let found = node.resolve(&format!("{CONTAINERS}/{uid}")).and_then(std::fs::metadata);
-        found.is_ok_and(|found| uid.is_owner_of(found.mode(), found.uid(), found.gid()))
+        found.is_ok_and(|found| uid.owns_directory(found.mode(), found.uid(), found.gid()))
     };
     judge(&links, &String::from_utf8_lossy(&passwd), &is_container)
 }
@@ -77,7 +77,7 @@ fn judge_one(link: &Link, accounts: &[&str], is_container: &dyn Fn(ContainerUid)
 fn almost(link: &Link) -> Option<Finding> {
     let shown = escape::name(&link.name);
     let text = std::str::from_utf8(&link.text).ok()?;
-    if SecondName::leads_to(&link.text).is_some() {
+    if SecondName::target_of(&link.text).is_some() {
         let seen = format!("{CONTAINERS}/{shown} leads to {text}, and is not a name that an account can have");
         let fix = "a name has at most 32 lower case letters, digits, _ and -, and begins with a letter or _";
         return Some(Finding::warn(CHECK, WHY, seen, fix));

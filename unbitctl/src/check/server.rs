@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use caps::{CapSet, Capability, CapsHashSet};
 use join::cgroups::Hierarchies;
 use join::proc::Proc;
-use join::sys::{bound_capabilities, change_capabilities};
+use join::sys::{limit_bounding_set, with_errno};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_no_new_privs;
 use std::collections::HashSet;
@@ -236,7 +236,7 @@ impl Sandbox {
         for (namespace, kind) in &self.namespaces {
             setns(namespace, *kind).with_context(|| format!("join sshd's namespace ({kind:?})"))?;
         }
-        bound_capabilities(self.bounding).context("bound capabilities as sshd's are")?;
+        limit_bounding_set(self.bounding).context("bound capabilities as sshd's are")?;
         if self.no_new_privs {
             set_no_new_privs().context("set no_new_privs")?;
         }
@@ -247,7 +247,7 @@ impl Sandbox {
         let permitted: CapsHashSet =
             caps::all().into_iter().filter(|one| self.permitted & one.bitmask() != 0).collect();
         for set in [CapSet::Effective, CapSet::Permitted] {
-            change_capabilities(|| caps::set(None, set, &permitted)).context("take over sshd's capabilities")?;
+            with_errno(|| caps::set(None, set, &permitted)).context("take over sshd's capabilities")?;
         }
         Ok(())
     }
@@ -289,7 +289,7 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
 }
 
 fn mask(status: &str, name: &str) -> Result<u64> {
-    join::confinement::mask(status, name).with_context(|| format!("/proc/PID/status has no {name}"))
+    join::confinement::capability_set(status, name).with_context(|| format!("/proc/PID/status has no {name}"))
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ pub fn text(sessions: &[Session], container: Option<ContainerUid>) -> Result<Str
     };
     let mut refused = Vec::new();
     for container in containers {
-        let counted = refusal_counters::counted(directory, container).context(refusal_counters::DIRECTORY)?;
+        let counted = refusal_counters::read(directory, container).context(refusal_counters::DIRECTORY)?;
         refused.extend(
             counted
                 .into_iter()

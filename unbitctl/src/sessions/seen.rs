@@ -3,7 +3,7 @@
 use crate::list::processes::{Clock, started};
 use anyhow::{Context, Result};
 use join::session_record::Record;
-use join::sessions::{self, Open};
+use join::sessions::{self, OpenSession};
 use serde::{Serialize, Serializer};
 use shared::{ContainerUid, escape};
 use std::fmt;
@@ -94,7 +94,7 @@ pub fn sessions(container: Option<ContainerUid>) -> Result<Vec<Session>> {
 }
 
 /// Nothing if it has ended since.
-fn session(container: ContainerUid, open: Open, clock: Clock) -> Option<Session> {
+fn session(container: ContainerUid, open: OpenSession, clock: Clock) -> Option<Session> {
     let ticks = started(open.pid)?;
     let started = clock.milliseconds(ticks);
     // One that was written before the process was there is another's, of the same number.
