@@ -434,7 +434,7 @@ fn what_is_not_a_container_is_absent() {
 }
 
 #[test]
-fn a_system_that_cannot_tell_has_not_said_no() {
+fn a_failed_stat_is_unavailable_not_absent() {
     for errno in [Errno::ACCESS, Errno::IO, Errno::LOOP, Errno::MFILE, Errno::NOMEM, Errno::STALE] {
         put(c"/containers/30001", Err(errno));
         every_function(|name, host, call| {
@@ -449,7 +449,7 @@ fn a_system_that_cannot_tell_has_not_said_no() {
 }
 
 #[test]
-fn a_missing_directory_has_not_said_no() {
+fn a_missing_directory_is_unavailable_not_absent() {
     every_function(|name, _, call| {
         if name.starts_with("gethostbyname") {
             return;
@@ -560,7 +560,7 @@ fn what_is_not_a_link_to_a_container_that_is_here_is_absent() {
 }
 
 #[test]
-fn a_system_that_cannot_read_a_link_has_not_said_no() {
+fn a_failed_readlink_is_unavailable_not_absent() {
     web1_is_30001();
     for errno in [
         Errno::ACCESS,
@@ -708,7 +708,7 @@ fn every_container_once_and_then_the_end() {
 
 #[test]
 #[cfg_attr(miri, ignore = "makes system calls")]
-fn what_is_not_present_is_passed_over() {
+fn enumeration_skips_directories_that_are_no_containers() {
     let _containers = Containers::new(30000..30200);
     put(c"/containers/30007", Err(Errno::IO));
     put(c"/containers/30008", directory(0, 0));

@@ -279,7 +279,7 @@ pub fn emperors_leader(uid: u32) -> String {
 }
 
 /// The kinds of namespaces that a container has of its own.
-pub const OWN: [&str; 5] = ["ipc", "mnt", "net", "pid", "uts"];
+pub const OWN_NAMESPACES: [&str; 5] = ["ipc", "mnt", "net", "pid", "uts"];
 
 /// Says what this machine cannot show, where cargo does not swallow it. Unless something else says
 /// too that it `lacks` what it takes, that is a failure under `CI=true`.
@@ -389,7 +389,7 @@ pub fn join_now(service: &str) -> Changed {
 pub const SSHD_PAM: &str = "/etc/pam.d/sshd";
 
 /// The file that a session would make if it was on the host.
-pub const MARK: &str = "/tmp/landed-on-the-host";
+pub const HOST_MARKER: &str = "/tmp/landed-on-the-host";
 
 /// The clients that need no terminal.
 pub const CLIENTS: [&[&str]; 4] = [
@@ -428,7 +428,7 @@ pub fn assert_user_refused(user: &str, sentence: &str, cause: &str) {
 /// No container user has a process on the node, and none has been there.
 #[track_caller]
 pub fn assert_no_session_on_the_host() {
-    assert!(!fs::exists(MARK).unwrap(), "a session on the host");
+    assert!(!fs::exists(HOST_MARKER).unwrap(), "a session on the host");
     eventually("no process of a container's uid outside the containers", || {
         let processes = sh("ps -eo pid=,uid=,comm= | awk '$2 >= 30000 && $3 !~ /^perl/ {print $1}'").ok();
         let host = namespaces("self");

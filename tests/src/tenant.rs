@@ -1,6 +1,9 @@
 //! Imitates a hostile tenant, and watches that its attacks have no effect.
 
-use crate::{AtEnd, Log, OWN, client_errors, eventually, leader, namespaces, pgrep, run, sh, ssh, supervision};
+use crate::{
+    AtEnd, HOST_MARKER, Log, OWN_NAMESPACES, client_errors, eventually, leader, namespaces, pgrep, run, sh, ssh,
+    supervision,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -16,11 +19,11 @@ pub const HOSTILE: u32 = 30003;
 
 /// Puts the tenant's tool where the container's user finds it, at the same path inside and outside.
 pub fn give_tool(uid: u32) -> String {
-    give(uid, "tenant")
+    install_program(uid, "tenant")
 }
 
 /// Does the same with another program of `src/bin`.
-pub fn give(uid: u32, program: &str) -> String {
+pub fn install_program(uid: u32, program: &str) -> String {
     let tool = format!("/containers/{uid}/{program}");
     let built = std::env::current_exe().unwrap();
     let built = built.ancestors().nth(2).unwrap().join(program);
@@ -56,7 +59,7 @@ impl Drop for Inside {
 }
 
 /// Says what `tenant serve` does with the next connections, and waits until it is prepared.
-pub fn set_kind(uid: u32, kind: &str) {
+pub fn set_treatment(uid: u32, kind: &str) {
     let file = format!("/containers/{uid}/kind");
     for left in ["ready", "told"] {
         drop(fs::remove_file(format!("{file}.{left}")));
@@ -66,7 +69,7 @@ pub fn set_kind(uid: u32, kind: &str) {
     eventually(kind, || (fs::read_to_string(format!("{file}.ready")).ok()? == kind).then_some(()));
 }
 
-/// What `tenant serve` has written down since [`set_kind`]: how far it came with each connection.
+/// What `tenant serve` has written down since [`set_treatment`]: how far it came with each connection.
 pub fn told(uid: u32) -> BTreeSet<String> {
     let told = fs::read_to_string(format!("/containers/{uid}/kind.told")).unwrap_or_default();
     told.lines().map(str::to_owned).collect()
@@ -216,7 +219,7 @@ impl Watch {
                 let (mut seen, mut found) = (BTreeSet::new(), BTreeSet::new());
                 while !stop.load(Ordering::SeqCst) {
                     for pid in numbers_in_proc() {
-                        let Some(look) = Look::at(pid, &host) else { continue };
+                        let Some(look) = ProcessSnapshot::at(pid, &host) else { continue };
                         if look.inside {
                             seen.insert(pid);
                         }
@@ -224,7 +227,7 @@ impl Watch {
                         // lasts is not that.
                         if look.wrong(&host).is_some() {
                             sleep(Duration::from_millis(10));
-                            found.extend(Look::at(pid, &host).and_then(|again| again.wrong(&host)));
+                            found.extend(ProcessSnapshot::at(pid, &host).and_then(|again| again.wrong(&host)));
                         }
                     }
                     sleep(Duration::from_millis(10));
@@ -259,7 +262,7 @@ impl Watch {
         let touched: Vec<_> =
             canary.lines().zip(self.canary.lines()).find(|(now, before)| now != before).into_iter().collect();
         assert!(canary == self.canary, "a file outside was touched: {touched:?}");
-        assert!(!Path::new("/tmp/landed-on-the-host").exists(), "a session on the host");
+        assert!(!Path::new(HOST_MARKER).exists(), "a session on the host");
         // One that has just ended is there until its parent has waited for it.
         let stuck = || sh("ps -eo stat=,comm= | grep -E '^(D|Z).*sshd'").out;
         eventually("nothing of sshd's is left behind", || stuck().is_empty().then_some(()));
@@ -281,7 +284,7 @@ fn numbers_in_proc() -> Vec<u32> {
 }
 
 /// One process at one moment.
-struct Look {
+struct ProcessSnapshot {
     pid: u32,
     name: String,
     status: String,
@@ -289,7 +292,7 @@ struct Look {
     of_our_users: bool,
 }
 
-impl Look {
+impl ProcessSnapshot {
     /// A process that sshd is an ancestor of; nothing else is of interest.
     fn at(pid: u32, host: &BTreeMap<String, String>) -> Option<Self> {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -359,7 +362,7 @@ impl Look {
                 let is_bad = if open.ends_with(']') && !open.starts_with('/') {
                     let is_plain = ["socket:[", "pipe:[", "anon_inode:["].iter().any(|kind| open.starts_with(kind));
                     open.contains("pidfd")
-                        || OWN.iter().any(|kind| open == host[*kind])
+                        || OWN_NAMESPACES.iter().any(|kind| open == host[*kind])
                         || (self.name.starts_with("sshd") && !is_plain)
                 } else {
                     // Devices are sshd's from before it entered, and lead nowhere. A tenant's user

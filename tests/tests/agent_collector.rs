@@ -176,7 +176,7 @@ fn many_values_go_over_a_few_connections_and_those_of_a_container_in_order() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn the_collector_is_nobody_and_one_process_asks_for_quotas() {
+fn collector_is_unprivileged_with_a_quota_helper() {
     let node = Node::new("collector");
     node.api.answers("/containers/", [Answer::stalled()]);
     let (daemon, _) = node.run("run collector");

@@ -222,7 +222,7 @@ fn an_answer_that_is_no_list_changes_nothing() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn a_file_that_is_half_or_none_is_not_written() {
+fn truncated_or_invalid_answers_write_nothing() {
     let node = Node::new("files");
     node.with_containers(&MANY);
     let whole = format!("[uwsgi]\n{}\n", "comment = long\n".repeat(100));

@@ -134,7 +134,7 @@ fn a_listener_inside_says_whatever_it_likes() {
     {
         let _listener = listen_inside("exec TENANT serve ~/run/ns.socket");
         for kind in KINDS {
-            set_kind(30001, kind);
+            set_treatment(30001, kind);
             let heard = listen_to(30001, kind);
             assert_refused(30001, NOT_PID_1);
             assert_unheard(30001, kind, heard);
@@ -151,7 +151,7 @@ fn a_listener_with_mounts_and_a_group_file_of_its_own() {
         let _listener = listen_inside(&format!(
             "exec unshare -Urmn {pid_1_of_its_own} bash -c 'mount -t tmpfs none /etc && echo disk:x:6:30001 >/etc/group && exec TENANT serve ~/run/ns.socket'"
         ));
-        set_kind(30001, "send-7-own");
+        set_treatment(30001, "send-7-own");
         assert_refused(30001, NOT_PID_1);
         assert_unheard(30001, "send-7-own", None);
     }
@@ -198,7 +198,7 @@ fn a_hostile_pid_1_says_whatever_it_likes() {
             assert_eq!(namespaces(&hostile.leader)[kind], namespaces("self")[kind], "what send-2-hosts sends");
         }
         for kind in ["send-5-others"].into_iter().chain(KINDS) {
-            set_kind(HOSTILE, kind);
+            set_treatment(HOSTILE, kind);
             let heard = listen_to(HOSTILE, kind);
             assert_login_inside(HOSTILE, &mounts);
             assert_unheard(HOSTILE, kind, heard);
@@ -213,7 +213,7 @@ fn a_hostile_pid_1_leaves_its_backlog_full() {
     let watch = Watch::start();
     {
         let _hostile = Hostile::start("serve /run/ns.socket");
-        set_kind(HOSTILE, "deaf");
+        set_treatment(HOSTILE, "deaf");
         let fill = "use Socket qw(:DEFAULT SOCK_NONBLOCK); while (1) { socket(my $s, AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0) or die; \
             connect($s, sockaddr_un(shift // q(/containers/30003/run/ns.socket))) or last; push @held, $s } $| = 1; print qq(full\\n); sleep 600";
         let mut filler =
@@ -415,7 +415,7 @@ fn a_pid_1_that_unshares_between_the_check_and_the_join() {
     for moment in MOMENTS {
         let hostile = Hostile::start("serve /run/ns.socket");
         let mounts = hostile.mounts();
-        set_kind(HOSTILE, &format!("unshare-{moment}"));
+        set_treatment(HOSTILE, &format!("unshare-{moment}"));
         let done = ssh(HOSTILE, WHOAMI);
         if done.status == Some(0) {
             assert_eq!(done.ok(), inside(HOSTILE, &mounts), "after {moment} us");
@@ -439,7 +439,7 @@ fn a_pid_1_that_dies_at_any_moment() {
     for moment in MOMENTS.into_iter().chain([250_000, 400_000]) {
         let hostile = Hostile::start("serve /run/ns.socket");
         let whole = inside(HOSTILE, &hostile.mounts());
-        set_kind(HOSTILE, &format!("die-{moment}"));
+        set_treatment(HOSTILE, &format!("die-{moment}"));
         let done = ssh(HOSTILE, &format!("{WHOAMI}; exec sleep 60"));
         assert!(done.status != Some(0) && whole.starts_with(done.out.trim_end()), "after {moment} us: {done:?}");
         if done.out.is_empty() {
@@ -458,7 +458,7 @@ fn a_pid_1_that_dies_at_any_moment() {
 
 /// What a file system in user space has been asked and does not answer, it never will; no signal
 /// ends the wait. See fuse(4), fusectl.
-fn abort_file_systems_of_the_tenants() {
+fn abort_fuse_connections() {
     sh(format!(
         "mkdir -p /tmp/fuse; unshare -m sh -c 'mount -t fusectl none /tmp/fuse; for one in $(find /tmp/fuse -name abort -uid {HOSTILE}); do echo 1 >$one; done'"
     ))
@@ -477,7 +477,7 @@ fn a_file_whose_last_close_waits_for_the_tenant() {
         let ready = format!("/containers/{HOSTILE}/kind.ready");
         eventually("the file system", || Path::new(&ready).exists().then_some(()));
         let mounts = hostile.mounts();
-        let _freed = AtEnd(abort_file_systems_of_the_tenants);
+        let _freed = AtEnd(abort_fuse_connections);
         // The status is timeout's own where the login hangs.
         let done = sh(format!("timeout 20 ssh {HOSTILE}@node '{WHOAMI}' || echo $?"));
         let stuck = sh("ps -eo stat=,comm= | grep '^D.*sshd'").out;
@@ -705,7 +705,7 @@ fn sshds_child_loads_no_library_of_the_tenants() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn names_that_lead_nowhere_else() {
+fn user_names_that_are_no_numbers_enter_no_other_container() {
     let watch = Watch::start();
     let long = "3".repeat(5000);
     for name in [
@@ -788,7 +788,7 @@ fn a_pid_1_that_widens_its_bounds_as_the_session_is_born() {
     let mut let_in = 0;
     for _ in 0..16 {
         let hostile = Hostile::become_by(&become_it, "serve /run/ns.socket");
-        set_kind(HOSTILE, "unshare-birth");
+        set_treatment(HOSTILE, "unshare-birth");
         let done = ssh(HOSTILE, &format!("grep CapBnd /proc/self/status; {CAT_AS_ROOT} /proc/self/status"));
         if done.status == Some(0) {
             assert!(done.out.starts_with("CapBnd:\t0000000000000000\n"), "{done:?}");

@@ -167,7 +167,7 @@ fn assert_nothing_of_the_nodes_is_born(way: &str) {
     let watch = Watch::start();
     {
         give_home();
-        let tool = give(HOSTILE, "onlooker");
+        let tool = install_program(HOSTILE, "onlooker");
         drop(fs::remove_file(file()));
         // No more power than looking takes.
         let become_it = format!(

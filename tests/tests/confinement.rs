@@ -316,7 +316,7 @@ fn needs_two_processors() -> bool {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn a_pid_1_that_is_bound_closely() {
+fn a_session_takes_over_tighter_limits() {
     let leader = leader(30001);
     let (scores, sshds_score) = if has_sys_resource() { ("300", "-500") } else { ("300", "600") };
     bind(
@@ -343,7 +343,7 @@ fn a_pid_1_that_is_bound_closely() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn a_pid_1_that_is_bound_less_than_sshd() {
+fn a_session_takes_over_looser_limits() {
     // By its own commands, before it becomes the container's user.
     let raised = if has_sys_resource() {
         "choom -n -200 -- prlimit --nofile=30000:40000 --core=unlimited --memlock=unlimited"

@@ -30,7 +30,7 @@ fn directory(name: &str, owner: &str) -> AtEnd<impl FnMut()> {
 /// one line in the log.
 #[track_caller]
 fn assert_kept_out(user: &str, cause: &str) {
-    drop(fs::remove_file(MARK)); // another test's
+    drop(fs::remove_file(HOST_MARKER)); // another test's
     let _su = join_now("su");
     let su = ["su", "USER", "-c", "touch /tmp/landed-on-the-host"];
     for way in CLIENTS.iter().copied().chain([&su[..]]) {
@@ -38,7 +38,7 @@ fn assert_kept_out(user: &str, cause: &str) {
         let done = try_client(user, way);
         assert!(done.status != Some(0) && done.status != Some(137), "{way:?}: {done:?}\n{}", log.text());
         assert_eq!(done.out, "", "{way:?}");
-        assert!(!fs::exists(MARK).unwrap(), "{way:?}: a session on the node");
+        assert!(!fs::exists(HOST_MARKER).unwrap(), "{way:?}: a session on the node");
         let line = log.one_line("refused:");
         assert!(line.starts_with(ERR) && line.contains(user) && line.contains(cause), "{line}");
     }
@@ -178,12 +178,12 @@ fn a_disk_that_does_not_answer_refuses() {
     for errno in ["EIO", "EACCES", "ENOMEM", "ESTALE"] {
         let failing = Failing::with(errno, "/containers/41234");
         let log = Log::from_now();
-        let done = ssh("ldapuser", &format!("touch {MARK}"));
+        let done = ssh("ldapuser", &format!("touch {HOST_MARKER}"));
         assert_eq!(done.status, Some(255), "{errno}: {done:?}\n{}", log.text());
         let line = log.one_line("refused:");
         assert!(line.contains(errno) && line.contains("41234"), "{line}");
         assert!(failing.count() > 0, "the witness: the directory was looked for");
-        assert!(!fs::exists(MARK).unwrap(), "a session on the node");
+        assert!(!fs::exists(HOST_MARKER).unwrap(), "a session on the node");
         // Whoever has an ordinary uid is not asked about.
         assert_eq!(ssh("alice", "hostname").ok(), "node");
         assert_eq!(ssh(30001, "hostname").ok(), "c30001");

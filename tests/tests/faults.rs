@@ -439,7 +439,7 @@ fn kinds_of_namespaces_that_a_kernel_does_not_have_are_not_missed() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn nothing_newer_is_asked_of_the_kernel() {
+fn logins_work_without_newer_system_calls() {
     // setns takes namespaces, as it does since 3.0, and not a pidfd (5.8). openat2 (5.6) is for
     // linked containers, and has a fallback. clone3 (5.7 with a cgroup), close_range (5.9), `tasks`
     // by a thread itself and the number of a mount (5.8) have fallbacks.

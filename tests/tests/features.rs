@@ -30,7 +30,7 @@ fn assert_nothing_on_the_host() {
         let processes = sh("ps -eo pid=,uid= | awk '$2 >= 30000 && $2 < 60000 {print $1}'").ok();
         let on_the_host = processes.split_whitespace().find(|pid| {
             !supervision::violations(pid).is_empty()
-                && OWN.iter().any(|kind| {
+                && OWN_NAMESPACES.iter().any(|kind| {
                     fs::read_link(format!("/proc/{pid}/ns/{kind}"))
                         .is_ok_and(|link| link.to_string_lossy() == host[*kind])
                 })
@@ -562,7 +562,7 @@ fn the_environment_file_is_a_link_or_a_fifo() {
 /// there, which the session's first line makes.
 #[test]
 #[ignore = "needs the node: make test"]
-fn the_childs_setcred_never_comes() {
+fn without_setcred_in_the_child_the_login_ends() {
     let jump = "auth [success=1 default=ignore] pam_env.so conffile=/run/second\n";
     let touch = "session optional pam_exec.so /usr/bin/touch /run/second\n";
     let _gone = AtEnd(|| drop(fs::remove_file("/run/second")));

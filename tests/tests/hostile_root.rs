@@ -77,7 +77,7 @@ fn a_pid_1_that_has_left_its_power_to_another_process() {
 /// The bounding set says what a process can gain, and not what it has.
 #[test]
 #[ignore = "needs the node: make test"]
-fn power_that_is_in_no_bounding_set() {
+fn cap_sys_ptrace_outside_the_bounding_set_is_found() {
     if !is_x86_64() {
         return;
     }

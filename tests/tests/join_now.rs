@@ -7,8 +7,6 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use unbit_tests::*;
 
-const MARK: &str = "/tmp/landed-on-the-host";
-
 /// A service of pamtester's own.
 fn pamtester(lines: &str, operations: &str) -> Done {
     fs::write("/etc/pam.d/unbit-test", lines).unwrap();
@@ -71,7 +69,7 @@ fn the_exit_status_and_the_signal_are_passed_on() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn signals_reach_the_inside() {
+fn signals_are_forwarded_to_the_application() {
     let _su = join_now("su");
     let mut su = Command::new("su").args(["30001", "-c", "sleep 1100"]).stdin(Stdio::null()).spawn().unwrap();
     let sleep = eventually("the session", || pgrep("^sleep 1100$"));
@@ -230,11 +228,11 @@ fn what_is_refused_stays_outside() {
     {
         let _up = AtEnd(|| drop(sh("node-emperor start")));
         let log = Log::from_now();
-        let done = sh(format!("su 30001 -c 'touch {MARK}'"));
+        let done = sh(format!("su 30001 -c 'touch {HOST_MARKER}'"));
         assert_ne!(done.status, Some(0), "{done:?}");
         assert!(done.err.contains("Container 30001 is not running."), "{done:?}");
         assert!(log.one_line("refused:").contains("ECONNREFUSED"));
-        assert!(!fs::exists(MARK).unwrap());
+        assert!(!fs::exists(HOST_MARKER).unwrap());
     }
     leader(30001);
     assert_eq!(sh("su 30001 -c hostname").ok(), "c30001");
@@ -242,10 +240,10 @@ fn what_is_refused_stays_outside() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn sshd_does_without() {
+fn join_now_is_refused_for_sshd() {
     let _option = Changed::file("/etc/pam.d/sshd", |text| text.replace("pam_unbit.so", "pam_unbit.so join=now"));
     let log = Log::from_now();
-    assert_eq!(ssh(30001, &format!("touch {MARK}")).status, Some(255));
+    assert_eq!(ssh(30001, &format!("touch {HOST_MARKER}")).status, Some(255));
     assert!(log.one_line("refused:").contains("join=now would take sshd's monitor into the container"));
-    assert!(!fs::exists(MARK).unwrap());
+    assert!(!fs::exists(HOST_MARKER).unwrap());
 }

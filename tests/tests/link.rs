@@ -397,7 +397,7 @@ fn who_can_never_be_root_needs_no_cgroup_namespace() {
 /// Root inside with CAP_SYS_PTRACE reaches the node's files by the program of a session.
 #[test]
 #[ignore = "needs the node: make test"]
-fn a_root_that_can_trace() {
+fn a_container_whose_root_can_ptrace_needs_the_trust_file() {
     // What the session runs is sshd, a file of the node's.
     let open_program = |container: &Container| {
         let session = supervision::Session::start("30001", &[], "traced");
@@ -454,7 +454,7 @@ fn a_pid_1_in_a_chroot() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_pid_1_with_a_filter_of_system_calls() {
-    let tool = tenant::give(30001, "filtered");
+    let tool = tenant::install_program(30001, "filtered");
     // That fail otherwise where a user without capabilities makes them without a filter: the
     // witness that it is the filter's doing.
     let witnesses = [

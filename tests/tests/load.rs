@@ -296,7 +296,7 @@ impl Trouble {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn the_trouble_of_two_containers_is_their_own() {
+fn logins_to_other_containers_work_while_two_keep_dying() {
     let logins = std::env::var("LOGINS").map_or(150_usize, |number| number.parse().unwrap());
     let logins = logins.div_ceil(ROUNDS);
     let log = Log::from_now();

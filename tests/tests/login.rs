@@ -66,7 +66,7 @@ fn the_shell_is_in_all_of_the_containers_namespaces_and_the_monitor_in_none() {
     let (host, container) = (namespaces("self"), namespaces(&leader(30001)));
     let inside = namespaces(&shell);
     assert_eq!(inside, container);
-    for kind in OWN {
+    for kind in OWN_NAMESPACES {
         assert_ne!(inside[kind], host[kind], "{kind}");
     }
 

@@ -385,7 +385,7 @@ fn without_descriptors_lookups_work_and_enumerations_say_so() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn a_directory_that_is_not_there_has_not_said_no() {
+fn a_missing_containers_directory_is_reported_as_unavailable() {
     let module = Module::installed();
     fs::rename("/containers", "/containers.away").unwrap();
     let _undo = Undo(|| fs::rename("/containers.away", "/containers").unwrap());
@@ -399,7 +399,7 @@ fn a_directory_that_is_not_there_has_not_said_no() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn a_directory_that_may_not_be_searched_has_not_said_no() {
+fn a_directory_without_search_permission_is_reported_as_unavailable() {
     let module = Module::installed();
     fs::set_permissions("/containers", fs::Permissions::from_mode(0o700)).unwrap();
     let _undo = Undo(|| fs::set_permissions("/containers", fs::Permissions::from_mode(0o755)).unwrap());
@@ -416,7 +416,7 @@ fn a_directory_that_may_not_be_searched_has_not_said_no() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn a_dead_disk_has_not_said_no() {
+fn eio_is_reported_as_unavailable() {
     let module = Module::installed();
     let ended = in_child(|| {
         module.rewind();

@@ -9,7 +9,7 @@ use unbit_tests::*;
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn the_emperor_is_down() {
+fn logins_are_refused_while_the_emperor_is_stopped() {
     sh("node-emperor stop").ok();
     {
         let _up = AtEnd(|| drop(sh("node-emperor start")));
@@ -63,7 +63,7 @@ fn refusals_keep_nobody_else_out() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn a_silent_emperor_is_no_reason_to_refuse_a_living_container() {
+fn a_stopped_pid_1_does_not_refuse_logins() {
     let pid = leader(30001);
     sh(format!("kill -STOP {pid}")).ok();
     let _go = AtEnd(|| drop(sh(format!("kill -CONT {pid}"))));

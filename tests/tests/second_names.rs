@@ -79,8 +79,8 @@ fn the_log_has_both_names() {
     drop(wrong);
     let _without = without_line("auth");
     let log = Log::from_now();
-    assert_ne!(ssh("web1", &format!("touch {MARK}")).status, Some(0));
-    assert!(!fs::exists(MARK).unwrap(), "a session on the node");
+    assert_ne!(ssh("web1", &format!("touch {HOST_MARKER}")).status, Some(0));
+    assert!(!fs::exists(HOST_MARKER).unwrap(), "a session on the node");
     let line = log.one_line("refused:");
     assert!(line.contains("(sshd:session): container 30001 (web1) refused: is the auth line"), "{line}");
 }
@@ -208,11 +208,11 @@ fn a_link_that_changes_during_a_login() {
     ] {
         sh("ln -sfn 30001 /containers/web1").ok();
         let _between = between_check_and_join(change);
-        drop(fs::remove_file(MARK));
+        drop(fs::remove_file(HOST_MARKER));
         let log = Log::from_now();
-        let done = ssh("web1", &format!("hostname; touch {MARK}"));
+        let done = ssh("web1", &format!("hostname; touch {HOST_MARKER}"));
         assert!(done.status == Some(255) && done.out.is_empty(), "{change}: {done:?}\n{}", log.text());
-        assert!(!fs::exists(MARK).unwrap(), "{change}: a session on the node");
+        assert!(!fs::exists(HOST_MARKER).unwrap(), "{change}: a session on the node");
         assert!(log.text().contains(cause), "{change}: {}", log.text());
         assert_no_session_on_the_host();
     }
@@ -231,10 +231,10 @@ fn su_by_a_second_name() {
     sh("node-wait-container 30001").ok();
     let _wrong = linked::Link::to(30001, "/sys/fs/cgroup/no-such-group");
     let log = Log::from_now();
-    let done = sh(format!("su web1 -c 'touch {MARK}'"));
+    let done = sh(format!("su web1 -c 'touch {HOST_MARKER}'"));
     assert!(done.err.contains("Container web1 cannot be entered: this node has a wrong link to it."), "{done:?}");
     assert!(log.one_line("refused:").contains("container 30001 (web1) refused: "));
-    assert!(!fs::exists(MARK).unwrap(), "a session on the node");
+    assert!(!fs::exists(HOST_MARKER).unwrap(), "a session on the node");
 }
 
 /// Step by step: whose session it is has been decided in account.
@@ -348,7 +348,7 @@ fn attach_takes_no_name_that_is_anybodys() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn check_goes_the_way_of_a_name() {
+fn check_fails_where_a_login_by_the_name_fails() {
     let _end = AtEnd(|| drop(sh("rm -f /containers/web1; chown root:root /containers; chmod 755 /containers")));
     let ends_with = |cause: &str| {
         let done = unbitctl("check web1");

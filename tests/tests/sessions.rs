@@ -44,7 +44,7 @@ fn assert_too_many(limit: usize) {
 }
 
 /// Nobody's but the sessions of this test are open.
-fn from_none() {
+fn wait_until_no_session_is_open() {
     eventually("the end of all sessions", || {
         pgrep(r"^sshd(-session)?: 30001 \[(priv|postauth)\]").is_none().then_some(())
     });
@@ -53,7 +53,7 @@ fn from_none() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn one_more_than_may_be_open_is_refused_by_every_way_in() {
-    from_none();
+    wait_until_no_session_is_open();
     {
         let _option = with_option("sessions=2");
         let [one, two] = [2001, 2002].map(|marker| Session::open(30001, &[], marker));
@@ -81,7 +81,7 @@ fn one_more_than_may_be_open_is_refused_by_every_way_in() {
         let _third = Session::open(30001, &[], 2004);
         assert_too_many(2);
     }
-    from_none();
+    wait_until_no_session_is_open();
     assert_honest_logins();
     wait_for_slots(0);
 }
@@ -114,7 +114,7 @@ impl Drop for Holders {
 #[test]
 #[ignore = "needs the node: make test"]
 fn sixty_four_unless_a_line_says_otherwise() {
-    from_none();
+    wait_until_no_session_is_open();
     ssh(30001, "true").ok();
     wait_for_slots(0);
     assert!(fs::exists(format!("{DIRECTORY}/30001")).unwrap(), "the slots' file stays");
@@ -125,7 +125,7 @@ fn sixty_four_unless_a_line_says_otherwise() {
         assert_too_many(64);
         assert_eq!(ssh(30000, "hostname").ok(), "c30000");
     }
-    from_none();
+    wait_until_no_session_is_open();
     wait_for_slots(0);
     assert_honest_logins();
 }
@@ -135,7 +135,7 @@ fn sixty_four_unless_a_line_says_otherwise() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_limit_that_has_been_lowered() {
-    from_none();
+    wait_until_no_session_is_open();
     ssh(30001, "true").ok();
     wait_for_slots(0);
     {
@@ -147,7 +147,7 @@ fn a_limit_that_has_been_lowered() {
         assert_too_many(5);
         wait_for_slots(5);
     }
-    from_none();
+    wait_until_no_session_is_open();
     wait_for_slots(0);
     assert_honest_logins();
 }
@@ -155,7 +155,7 @@ fn a_limit_that_has_been_lowered() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_count_is_exact_whoever_is_killed() {
-    from_none();
+    wait_until_no_session_is_open();
     let _option = with_option("sessions=2");
     let other = Session::open(30001, &[], 2201);
     // Of a session's processes: the one that it runs, sshd's child, the monitor. Then its client;
@@ -184,7 +184,7 @@ fn the_count_is_exact_whoever_is_killed() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_channels_of_one_connection_are_one_session() {
-    from_none();
+    wait_until_no_session_is_open();
     let _option = with_option("sessions=1");
     let _master = Session::open(30001, &["-M", "-S", "/tmp/one-connection"], 2301);
     for _ in 0..3 {
@@ -199,12 +199,12 @@ fn the_channels_of_one_connection_are_one_session() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn a_number_from_1_to_1024() {
-    from_none();
+fn sessions_option_must_be_1_to_1024() {
+    wait_until_no_session_is_open();
     for good in ["sessions=1", "sessions=1024"] {
         let _option = with_option(good);
         assert_eq!(ssh(30001, "hostname").ok(), "c30001", "{good}");
-        from_none();
+        wait_until_no_session_is_open();
     }
     for bad in [
         "sessions=0",
@@ -217,7 +217,7 @@ fn a_number_from_1_to_1024() {
     ] {
         let _option = with_option(bad);
         let log = Log::from_now();
-        let done = ssh(30001, &format!("touch {MARK}"));
+        let done = ssh(30001, &format!("touch {HOST_MARKER}"));
         assert!(done.err.contains("Container 30001 cannot be entered: this node is not set up for it."), "{done:?}");
         let line = log.one_line("refused:");
         assert!(line.contains(&format!("option {bad}:")), "{line}");
@@ -240,7 +240,7 @@ fn a_tenant_that_opens_sessions_without_end_keeps_nobody_else_out() {
     const ATTEMPTS: usize = 60;
     const AT_ONCE: usize = 20;
     const LIMIT: usize = 8;
-    from_none();
+    wait_until_no_session_is_open();
     let option = with_option(&format!("sessions={LIMIT}"));
     let log = Log::from_now();
     let mut clients: Vec<Child> = Vec::new();
@@ -281,6 +281,6 @@ fn a_tenant_that_opens_sessions_without_end_keeps_nobody_else_out() {
         drop((client.kill(), client.wait()));
     }
     drop(option);
-    from_none();
+    wait_until_no_session_is_open();
     assert_honest_logins();
 }

@@ -84,7 +84,7 @@ fn it_owns_nothing() {
 #[ignore = "needs the node: make test"]
 fn nobody_inside_sees_traces_or_signals_it() {
     give_home();
-    let tool = give(HOSTILE, "onlooker");
+    let tool = install_program(HOSTILE, "onlooker");
     let hostile = Hostile::start("serve /run/ns.socket");
     for options in [&[][..], &TTY] {
         let mut session = Session::start(&HOSTILE.to_string(), options, "supervised");

@@ -70,7 +70,7 @@ const WHO: &str = r#"perl -0777 -ne 'for (unpack "(a384)*") { my ($type, $line, 
 /// In utmp(5) a terminal is its name, and the container's have the names of the node's.
 #[test]
 #[ignore = "needs the node: make test"]
-fn the_nodes_records_have_the_nodes_users_alone() {
+fn container_sessions_are_not_in_utmp() {
     let (_root, name) = Terminal::open("root", "tty", 1203);
     let name = name.trim().trim_start_matches("/dev/").to_owned();
     let who = || sh(WHO).ok();

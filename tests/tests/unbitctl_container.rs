@@ -989,7 +989,7 @@ fn the_manual_has_every_key_of_the_json_and_every_name_of_a_check() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn memory_is_told_with_its_limit() {
+fn list_shows_memory_and_limit() {
     let files = ["memory/30001/memory.limit_in_bytes", "30001/memory.limit_in_bytes", "30001/memory.max"];
     let file = files.map(|file| format!("/sys/fs/cgroup/{file}")).into_iter().find(|file| fs::exists(file).unwrap());
     let Some(file) = file else { return not_tried("no controller memory", layout_lacks_controllers()) };
@@ -1042,7 +1042,7 @@ fn tasks_are_told_with_their_limit() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn each_state_is_told_with_its_cause() {
+fn list_shows_each_state_and_its_cause() {
     {
         let _instead = instead(SOCKET, &format!("touch {SOCKET}"));
         let row = row(30001);
@@ -1162,7 +1162,7 @@ fn on_ext4(mkfs: &str, options: &str) -> Option<AtEnd<impl FnMut() + use<>>> {
 /// ext4 with its own quota feature.
 #[test]
 #[ignore = "needs the node: make test"]
-fn the_quota_is_told() {
+fn list_shows_the_quota() {
     assert_eq!(row(30001).quota_used, "None", "no quota here");
     let Some(_end) = on_ext4("-O quota -E quotatype=usrquota", ",usrquota") else {
         return not_tried("this kernel has no quota for ext4", kernel_lacks("CONFIG_QFMT_V2"));
@@ -1185,7 +1185,7 @@ fn the_quota_is_told() {
 /// The same where the kernel has none: struct if_dqblk of quotactl(2), put in by strace.
 #[test]
 #[ignore = "needs the node: make test"]
-fn the_quota_is_told_as_the_kernel_says_it() {
+fn list_shows_the_quota_that_quotactl_returns() {
     let Some(_end) = on_ext4("", "") else {
         return not_tried("no loop device", false);
     };
@@ -1468,7 +1468,7 @@ fn the_exit_status_and_the_signal_come_back() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn a_session_that_does_not_care_keeps_nobody() {
+fn enter_ends_although_the_session_ignores_sighup() {
     for (signals, status) in [(&["HUP"][..], 129), (&["TERM", "TERM"], 143)] {
         let mut outside = Command::new("unbitctl")
             .args(["enter", "30001", "--", "sh", "-c", "trap '' HUP TERM; exec sleep 1103"])
@@ -1829,7 +1829,7 @@ fn enter_as_root_where_files_in_memory_run_no_programs() {
 /// Its container's pid 1 cannot end before every process of the pid namespace has been waited for.
 #[test]
 #[ignore = "needs the node: make test"]
-fn who_is_stopped_keeps_no_container_from_ending() {
+fn a_stopped_enter_does_not_block_a_restart() {
     let mut outside: Child =
         Command::new("unbitctl").args(["enter", "30001", "--", "sleep", "1107"]).stdin(Stdio::null()).spawn().unwrap();
     eventually("the process inside", || pgrep("^sleep 1107$"));
@@ -1845,7 +1845,7 @@ fn who_is_stopped_keeps_no_container_from_ending() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn enter_goes_no_way_that_a_login_does_not() {
+fn enter_refuses_what_a_login_refuses() {
     let refused = |cause: &str| {
         for root in [&[][..], &["--root"]] {
             let done = run(

@@ -292,7 +292,7 @@ fn end_by(create: &mut Child, signal: &str) -> String {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn two_at_once_are_one() {
+fn create_and_remove_are_refused_while_a_create_runs() {
     let _end = afterwards();
     sh(format!("mkdir -p {BROKEN}/.old_root {BROKEN}/containers")).ok();
     let mut first = begin(&format!("--key {KEY} --distribution broken"));

@@ -50,7 +50,7 @@ fn session(pid: &str) -> Row {
     rows("").into_iter().find(|row| row.pid == pid).unwrap_or_else(|| panic!("{pid} in {:?}", rows("")))
 }
 
-fn from_none() {
+fn wait_until_no_session_is_open() {
     eventually("the end of all sessions", || rows("").is_empty().then_some(()));
 }
 
@@ -61,7 +61,7 @@ fn key() -> String {
 #[test]
 #[ignore = "needs the node: make test"]
 fn who_is_in() {
-    from_none();
+    wait_until_no_session_is_open();
     let began: u64 = sh("date +%s").ok().parse().unwrap();
     let (terminal, said) = Terminal::open("30001", "tty; echo $SSH_CONNECTION", 4101);
     let ended: u64 = sh("date +%s").ok().parse().unwrap();
@@ -99,7 +99,7 @@ fn who_is_in() {
     assert!(piped.contains(key().split_once(' ').unwrap().1), "a pipe gets whole keys: {piped}");
 
     drop((terminal, other));
-    from_none();
+    wait_until_no_session_is_open();
     let nobody = "setpriv --reuid=1000 --regid=1000 --clear-groups unbitctl sessions";
     assert_eq!(sh(nobody).status, Some(3), "{:?}", sh(nobody));
 }
@@ -141,9 +141,9 @@ impl Drop for Slot {
 #[test]
 #[ignore = "needs the node: make test"]
 fn what_is_not_of_the_holder_of_the_lock_does_not_count() {
-    from_none();
+    wait_until_no_session_is_open();
     drop(Session::open(30001, &[], 4103));
-    from_none();
+    wait_until_no_session_is_open();
     let left = fs::read_to_string("/run/unbit/sessions/30001").unwrap();
     assert!(left.contains("sshd"), "the record of the session before is still there: {left:?}");
     let bare = |pid: &str| {
@@ -178,7 +178,7 @@ fn what_is_not_of_the_holder_of_the_lock_does_not_count() {
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_tenant_can_add_and_hide_none() {
-    from_none();
+    wait_until_no_session_is_open();
     let mut one = Session::open(30001, &[], 4104);
     let before = rows("");
     let fake =
@@ -191,13 +191,13 @@ fn a_tenant_can_add_and_hide_none() {
     // Its own sshd, which is the tenant's, does not say who it is.
     sh(format!("kill -KILL {}", one.process)).ok();
     drop(one.client.wait());
-    from_none();
+    wait_until_no_session_is_open();
 }
 
 #[test]
 #[ignore = "needs the node: make test"]
 fn su_is_a_session_too() {
-    from_none();
+    wait_until_no_session_is_open();
     let _su = join_now("su");
     let mut su = Command::new("su").args(["30001", "-c", "exec sleep 4106"]).stdin(Stdio::null()).spawn().unwrap();
     let process = eventually("its process", || pgrep("^sleep 4106$"));
@@ -211,13 +211,13 @@ fn su_is_a_session_too() {
     assert_eq!(end.status, Some(0), "{end:?}");
     assert!(!su.wait().unwrap().success());
     eventually("the end of what su has run", || (!fs::exists(format!("/proc/{process}")).unwrap()).then_some(()));
-    from_none();
+    wait_until_no_session_is_open();
 }
 
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_session_ends_and_no_other_does() {
-    from_none();
+    wait_until_no_session_is_open();
     let other = Session::open(30001, &[], 4107);
     let log = Log::from_now();
     // In the background: one that ignores a hang-up, one in a session of its own, and one that has
@@ -292,7 +292,7 @@ fn frozen() -> Option<(AtEnd<impl FnMut()>, bool)> {
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_session_that_does_not_end_by_itself_is_killed() {
-    from_none();
+    wait_until_no_session_is_open();
     let session_of_it = Session::open(30001, &[], 4112);
     let seen = session(&session_of_it.monitor());
     {

@@ -521,7 +521,7 @@ fn undo_leaves_what_others_have_changed_since() {
 
 #[test]
 #[ignore = "needs the node: make test"]
-fn of_a_link_the_target_is_replaced() {
+fn setup_replaces_the_target_of_a_symlink() {
     let _stock = Stock::again();
     sh("unbitctl setup pam sshd").ok();
     sh("mkdir -p /etc/real; mv /etc/nsswitch.conf /etc/real/nss; ln -s real/nss /etc/nsswitch.conf").ok();
@@ -942,7 +942,7 @@ fn accounts_come_after_the_lines_of_pam() {
 /// What counts is what would be, not which files are put back.
 #[test]
 #[ignore = "needs the node: make test"]
-fn undo_goes_where_nothing_unsafe_remains() {
+fn undo_is_refused_if_accounts_would_be_unprotected() {
     let _stock = Stock::again();
     sh("unbitctl setup pam sshd nsswitch").ok();
     let ours = "/etc/ssh/sshd_config.d/00-unbit.conf";

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use unbit_tests::linked::*;
 use unbit_tests::supervision::{Session, status};
-use unbit_tests::tenant::give;
+use unbit_tests::tenant::install_program;
 use unbit_tests::*;
 
 const BAD_MAP: &str = "cannot be entered: its user has no uid of its own on this node.";
@@ -268,7 +268,7 @@ fn assert_login_in_any(container: &Container) {
 #[test]
 #[ignore = "needs the node: make test"]
 fn root_inside_gets_hold_of_no_session() {
-    let tool = give(30001, "onlooker");
+    let tool = install_program(30001, "onlooker");
     let container = Engine::new("web1").with_users(Users::usual()).start();
     let _link = container.link(30001);
     let session = Session::start("30001", &[], "grabbed");
@@ -288,7 +288,7 @@ fn root_inside_gets_hold_of_no_session() {
 #[ignore = "needs the node: make test"]
 fn root_inside_grabs_at_each_process_during_many_logins() {
     const LOGINS: usize = 200;
-    let tool = give(30001, "onlooker");
+    let tool = install_program(30001, "onlooker");
     let log = "/tmp/grabs";
     let command = format!("{tool} grab 30001 {log} sleep 86400");
     let engine = Engine { command, ..Engine::new("web1").with_users(Users::usual()) };

@@ -40,7 +40,7 @@ fn assert_refused(pam: &mut Transaction, hook: (Hook, c_int), words: &[&CStr], r
 }
 
 #[test]
-fn whoever_is_no_container_is_left_to_the_other_modules() {
+fn other_users_are_ignored() {
     for (user, account) in [
         (Some("alice"), Some((1000, 1000))),
         (Some("root"), Some((0, 0))),
@@ -141,7 +141,7 @@ fn a_container_that_cannot_be_entered_is_refused_before_the_session() {
 }
 
 #[test]
-fn each_line_of_the_stack_is_missed() {
+fn a_missing_pam_line_refuses() {
     fake::make_directory(30001);
     let open_session = HOOKS[3];
     let missing = |line| format!("is the {line} line of pam_unbit.so missing? It was not called");
@@ -159,7 +159,7 @@ fn each_line_of_the_stack_is_missed() {
 }
 
 #[test]
-fn a_user_is_told_only_where_there_is_a_way_to() {
+fn no_message_with_pam_silent_or_without_conversation() {
     fake::make_directory(30001);
     let mut silent = Transaction::new("sshd", Some(USER), ACCOUNT);
     assert_eq!(call(&mut silent, pam_sm_authenticate, flag::SILENT, &[]), code::PERM_DENIED);
