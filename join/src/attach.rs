@@ -146,9 +146,9 @@ impl Attachment {
     /// Forks a process into the container. The calling process must have one thread.
     ///
     /// A helper, cloned into the container's v2 cgroup, calls `prepare`, joins the rest,
-    /// calls `finish` and clones the process inside as the caller's child (CLONE_PARENT). The caller
-    /// kills the helper at the deadline. No step is left for the process inside, which could not
-    /// report a failure.
+    /// calls `finish` and clones the process inside as the caller's child (CLONE_PARENT). The
+    /// caller kills the helper at the deadline. No step is left for the process inside, which could
+    /// not report a failure.
     pub fn fork_into(
         mut self,
         who: Who,
@@ -318,7 +318,7 @@ impl Attachment {
     /// our own directory in the node's /proc.
     fn join_namespaces(&self, process: &Proc, label: Option<&LabelTransition<'_>>) -> Result<(), Refusal> {
         crate::failpoint("enter");
-        let own = Proc::of_self().and_then(|own| own.namespace("pid_for_children"));
+        let own = Proc::own_namespace("pid_for_children");
         let own = own.context(Reason::Broken, "look at our own pid namespace")?;
         for namespace in &self.namespaces {
             // With `join=now` the parent has joined the pid namespace already.

@@ -197,8 +197,8 @@ pub fn open_all(pid_1: &Proc, parent: i32, own_required: bool) -> Result<Vec<Cgr
 }
 
 /// Checks after the join that this process is in the same cgroups as pid 1. `pid_1_cgroups` is its
-/// open file `cgroup`. Both files are read now, because the cgroup namespace that was joined changes
-/// every path in them.
+/// open file `cgroup`. Both files are read now, because the cgroup namespace that was joined
+/// changes every path in them.
 pub fn must_be_joined(cgroups: &[Cgroup], own: &Proc, pid_1_cgroups: OwnedFd) -> Result<(), Refusal> {
     let ours = Membership::all_of(own).context(Reason::Broken, "read /proc/self/cgroup")?;
     let pid_1_cgroups = Membership::read(pid_1_cgroups).context(Reason::NotRunning, "read /proc/PID/cgroup")?;

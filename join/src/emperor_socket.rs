@@ -9,6 +9,7 @@
 
 use crate::deadline::Deadline;
 use crate::refusal::{Context, Reason, Refusal};
+use crate::safe_path;
 use crate::sys::{self, retry};
 use crate::unix_socket;
 use nix::errno::Errno;
@@ -34,7 +35,7 @@ impl EmperorSocket {
             .map_err(|errno| missing_or_odd(errno, "open run/ns.socket"))?;
 
         let status = retry(|| fstat(&socket)).context(Reason::Broken, "fstat run/ns.socket")?;
-        if SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT != SFlag::S_IFSOCK {
+        if safe_path::kind(&status) != SFlag::S_IFSOCK {
             return Err(Refusal::new(Reason::NotTrusted, "run/ns.socket is not a socket"));
         }
         if status.st_uid != container.get() && status.st_uid != 0 {

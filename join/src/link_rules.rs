@@ -118,7 +118,7 @@ fn runs_its_own_program(process: &Proc) -> Result<bool, Refusal> {
 }
 
 fn has_our_cgroup_namespace(process: &Proc) -> Result<bool, Refusal> {
-    match Proc::of_self().and_then(|own| own.namespace("cgroup")) {
+    match Proc::own_namespace("cgroup") {
         Err(Errno::ENOENT) => Ok(true), // this kernel has no such namespaces
         ours => {
             let ours = ours.context(Reason::Broken, "look at our cgroup namespace")?;

@@ -42,8 +42,7 @@ enum Relation {
 pub fn of_processes(subtree: &Subtree, deadline: Deadline) -> Result<Found, Refusal> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let proc = retry(|| open("/proc", flags, Mode::empty())).context(Reason::Broken, "open /proc")?;
-    let ours =
-        Proc::of_self().and_then(|own| own.namespace("pid")).context(Reason::Broken, "look at our pid namespace")?;
+    let ours = Proc::own_namespace("pid").context(Reason::Broken, "look at our pid namespace")?;
     let mut found = Found::default();
     let mut others = vec![ours];
     subtree.for_each_process(deadline, &mut |pid| {

@@ -47,6 +47,11 @@ impl Proc {
         Self::at("/proc/self")
     }
 
+    /// A namespace of the calling process.
+    pub fn own_namespace(name: &str) -> nix::Result<Inode> {
+        Self::of_self()?.namespace(name)
+    }
+
     /// Tells this process from later ones with the same pid: the kernel numbers the inodes of these
     /// directories with a counter (`proc_pid_make_inode()` in fs/proc/base.c).
     pub(crate) fn identity(&self) -> nix::Result<Inode> {

@@ -3,6 +3,7 @@
 //!
 //! The caller decides what to do about anything else that has the name.
 
+use crate::safe_path;
 use crate::sys::retry;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
@@ -34,8 +35,8 @@ pub fn open(directory: impl AsFd, name: &str) -> Result<File, OpenError> {
         Err(Errno::ENXIO | Errno::ENODEV) => return Err(OpenError::NotRegular), // a socket, a device without a driver
         file => file.map_err(OpenError::Failed)?,
     };
-    let mode = fstat(&file).map_err(OpenError::Failed)?.st_mode;
-    if SFlag::from_bits_truncate(mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+    let status = fstat(&file).map_err(OpenError::Failed)?;
+    if safe_path::kind(&status) != SFlag::S_IFREG {
         return Err(OpenError::NotRegular);
     }
     Ok(File::from(file))

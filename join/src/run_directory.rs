@@ -3,6 +3,7 @@
 //! No tenant can write there. What is in the files is decided by the callers.
 
 use crate::refusal::{Context, Reason, Refusal};
+use crate::safe_path;
 use crate::sys::retry;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
@@ -40,8 +41,7 @@ pub fn open_file(directory_name: &str, file_name: &str) -> Result<OwnedFd, Refus
 
 fn must_be_roots(file: &OwnedFd, kind: SFlag, name: &str, path: &str) -> Result<(), Refusal> {
     let status = retry(|| fstat(file)).context(Reason::Broken, format_args!("fstat {name} of {path}"))?;
-    let is_kind = SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT == kind;
-    if status.st_uid == 0 && is_kind && status.st_mode & 0o022 == 0 {
+    if safe_path::kind(&status) == kind && safe_path::must_be_roots(&status).is_ok() {
         return Ok(());
     }
     let seen = format!("mode {:o} of uid {}", status.st_mode, status.st_uid);

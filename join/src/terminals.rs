@@ -237,8 +237,8 @@ fn begin_mount_namespace() -> Result<(), Refusal> {
     mounted(changed, "keep the monitor's mounts from the node")
 }
 
-/// The node's `/dev/ptmx` opens a terminal of the devpts on /dev/pts next to it, unless it is a bind
-/// mount from another devpts.
+/// The node's `/dev/ptmx` opens a terminal of the devpts on /dev/pts next to it, unless it is a
+/// bind mount from another devpts.
 fn redirect_ptmx() -> Result<(), Refusal> {
     let here = retry(|| stat(DIRECTORY)).context(Reason::Broken, "look at the session's /dev/pts")?.st_dev;
     let ptmx = retry(|| stat("/dev/ptmx")).context(Reason::Misconfigured, "look at /dev/ptmx")?.st_dev;

@@ -85,7 +85,7 @@ impl UserNamespace {
 
 /// The user namespace that this process is in.
 pub fn own() -> Result<Inode, Refusal> {
-    Proc::of_self().and_then(|own| own.namespace("user")).context(Reason::Broken, "look at our user namespace")
+    Proc::own_namespace("user").context(Reason::Broken, "look at our user namespace")
 }
 
 /// Refuses a user namespace that is not a direct child of ours.

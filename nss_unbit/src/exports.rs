@@ -223,8 +223,8 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyname2_r(
     unsafe { reply_host(hosts::by_name(bytes(name), family), result, buffer, length, errnop, h_errnop) }
 }
 
-/// Like gethostbyname2_r, with the canonical name. No time to live is written, because an address does not
-/// change.
+/// Like gethostbyname2_r, with the canonical name. No time to live is written, because an address
+/// does not change.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _nss_unbit_gethostbyname3_r(
     name: *const c_char,

@@ -43,8 +43,8 @@ impl ContainerUid {
         Self::read(name.iter().copied())
     }
 
-    /// Like [`Self::parse`], byte by byte: no byte is read after the first one that shows that the name is no
-    /// container's.
+    /// Like [`Self::parse`], byte by byte: no byte is read after the first one that shows that the
+    /// name is no container's.
     #[inline]
     pub fn read(name: impl Iterator<Item = u8>) -> Option<Self> {
         let mut uid = 0u64;

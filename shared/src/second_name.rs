@@ -34,7 +34,8 @@ impl SecondName {
         Self::read(name.iter().copied())
     }
 
-    /// Like [`Self::parse`], byte by byte: no byte is read after the first one that no second name has.
+    /// Like [`Self::parse`], byte by byte: no byte is read after the first one that no second name
+    /// has.
     #[inline]
     pub fn read(mut name: impl Iterator<Item = u8>) -> Option<Self> {
         let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';

@@ -69,10 +69,10 @@ pub fn set_treatment(uid: u32, kind: &str) {
     eventually(kind, || (fs::read_to_string(format!("{file}.ready")).ok()? == kind).then_some(()));
 }
 
-/// What `tenant serve` has written down since [`set_treatment`]: how far it came with each connection.
-pub fn told(uid: u32) -> BTreeSet<String> {
-    let told = fs::read_to_string(format!("/containers/{uid}/kind.told")).unwrap_or_default();
-    told.lines().map(str::to_owned).collect()
+/// What `tenant serve` has logged since [`set_treatment`]: how far it came with each connection.
+pub fn listener_log(uid: u32) -> BTreeSet<String> {
+    let log = fs::read_to_string(format!("/containers/{uid}/kind.told")).unwrap_or_default();
+    log.lines().map(str::to_owned).collect()
 }
 
 /// Puts a file or directory back in its place when this ends, wherever in its directory it has

@@ -114,7 +114,7 @@ fn listen_to(uid: u32, kind: &str) -> Option<String> {
     let end = if kind == "drip" { ", then BrokenPipe" } else { "" };
     let _peer = (kind != "drip").then_some(peer); // that one goes on until we are gone
     let heard = format!("{kind}: {bytes} bytes and {descriptors} descriptors{end}");
-    eventually(&heard, || told(uid).contains(&heard).then_some(()));
+    eventually(&heard, || listener_log(uid).contains(&heard).then_some(()));
     Some(heard)
 }
 
@@ -124,7 +124,9 @@ fn assert_unheard(uid: u32, kind: &str, heard: Option<String>) {
     let end = if ["silent", "close"].contains(&kind) { "" } else { ", then BrokenPipe" };
     let unheard = (kind != "deaf").then(|| format!("{kind}: 0 bytes and 0 descriptors{end}"));
     let expected = heard.into_iter().chain(unheard).collect();
-    eventually(format!("{expected:?}, and not {:?}", told(uid)), || (told(uid) == expected).then_some(()));
+    eventually(format!("{expected:?}, and not {:?}", listener_log(uid)), || {
+        (listener_log(uid) == expected).then_some(())
+    });
 }
 
 #[test]
@@ -483,7 +485,7 @@ fn a_file_whose_last_close_waits_for_the_tenant() {
         let stuck = sh("ps -eo stat=,comm= | grep '^D.*sshd'").out;
         assert_eq!(stuck, "", "sshd waits for the tenant, and no signal helps: {done:?}");
         assert_eq!(done.ok(), inside(HOSTILE, &mounts));
-        assert_eq!(told(HOSTILE).into_iter().collect::<Vec<_>>(), ["fuse: Err(BrokenPipe)"]);
+        assert_eq!(listener_log(HOSTILE).into_iter().collect::<Vec<_>>(), ["fuse: Err(BrokenPipe)"]);
     }
     watch.done();
 }
