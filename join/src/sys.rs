@@ -334,7 +334,7 @@ impl Scheduling {
         if nice(0) == Ok(self.nice) { Ok(()) } else { set_nice(self.nice) }
     }
 
-    /// The same, but with another nice value.
+    /// This scheduling, but with another nice value.
     pub fn with_nice(self, nice: i32) -> Self {
         Self { nice, ..self }
     }

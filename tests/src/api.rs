@@ -116,7 +116,7 @@ impl Answer {
         Self::with(format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{body}").into_bytes(), End::Close)
     }
 
-    /// The same, but the connection ends without TLS's own end, so that nobody can tell whether
+    /// Like [`Self::until_the_end`], but the connection ends without TLS's own end, so that nobody can tell whether
     /// something is missing.
     pub fn cut(body: &str) -> Self {
         Self { end: End::Cut, ..Self::until_the_end(body) }
@@ -177,7 +177,7 @@ impl Api {
         Self::start_as(directory, &authority, &server)
     }
 
-    /// The same with another certificate.
+    /// Starts it with this certificate of the server's.
     pub fn start_as(directory: &Path, authority: &Pair, server: &Pair) -> Self {
         let client = Pair::new("node.test", Some(authority));
         client.write(directory, "client");
@@ -222,7 +222,7 @@ impl Api {
         self.state.lock().unwrap().answers.insert(path.to_owned(), answers.into());
     }
 
-    /// The same with 200 and a text.
+    /// Answers a path with 200 and this text.
     pub fn says(&self, path: &str, body: &str) {
         self.answers(path, [Answer::ok(body)]);
     }

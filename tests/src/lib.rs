@@ -95,7 +95,7 @@ pub fn ssh(user: impl Display, command: &str) -> Done {
     run("ssh", &[&format!("{user}@node"), command], b"")
 }
 
-/// The same by sshd's other port, whose sftp server is internal.
+/// The option of sftp(1) for sshd's other port, whose sftp server is internal-sftp.
 pub const INTERNAL_SFTP: &str = "-P2222";
 
 /// What a line of the node's system log begins with: facility authpriv, and LOG_ERR, LOG_INFO or
@@ -343,7 +343,7 @@ impl Changed {
             let next = fs::metadata(&self.path).unwrap().modified().unwrap() + Duration::from_secs(1);
             next.max(SystemTime::now())
         });
-        let new = "/etc/uwsgi/changed"; // and not beside it, where the Emperor looks
+        let new = "/etc/uwsgi/changed"; // and not next to it, where the Emperor looks
         fs::copy(&self.path, new).unwrap();
         fs::write(new, text).unwrap();
         fs::File::options().write(true).open(new).unwrap().set_modified(time).unwrap();

@@ -50,7 +50,7 @@ pub struct Engine {
 pub struct Users {
     /// `INSIDE OUTSIDE COUNT`, one or more lines.
     pub uids: String,
-    /// The same of groups.
+    /// The map of the gids, likewise.
     pub gids: String,
     /// What goes to /proc/PID/setgroups: `allow` or `deny`.
     pub setgroups: &'static str,
@@ -62,7 +62,7 @@ impl Users {
         Self::of("0 1000000 65536")
     }
 
-    /// The same map for uids and gids.
+    /// One map for uids and gids.
     pub fn of(map: &str) -> Self {
         Self { uids: map.to_owned(), gids: map.to_owned(), setgroups: "allow" }
     }

@@ -119,7 +119,7 @@ impl Hostile {
         )
     }
 
-    /// The same with a command that becomes the container's user, and may leave more behind.
+    /// Starts one by a command that becomes the container's user, and may leave more behind.
     pub fn become_by(command: &str, words: &str) -> Self {
         let uid = HOSTILE;
         give_home();

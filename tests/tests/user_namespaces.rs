@@ -154,6 +154,29 @@ fn maps_that_no_session_may_have() {
     assert_honest_logins();
 }
 
+/// nss-mymachines(8) has names for the ids of containers. Only these are no accounts.
+#[test]
+#[ignore = "needs the node: make test"]
+fn an_account_that_is_named_like_those_of_machined() {
+    let kept = fs::read_to_string("/etc/passwd").unwrap();
+    let _back = AtEnd(|| fs::write("/etc/passwd", &kept).unwrap());
+    let line = |name: &str, uid: u32| format!("{name}:x:{uid}:65534::/:/usr/sbin/nologin\n");
+    let accounts = line("vu-smith", 1_600_001) + &line("vu-web1-30001", 1_600_002);
+    fs::write("/etc/passwd", format!("{kept}{accounts}")).unwrap();
+    let start = |uid: u32| {
+        let users = Users { uids: format!("0 1000000 1\n30001 {uid} 1"), ..Users::usual() };
+        Engine::new("web1").with_users(users).start()
+    };
+    {
+        let container = start(1_600_001);
+        let _link = container.link(30001);
+        assert_refused(BAD_MAP, "30001 in its user namespace is 1600001 on the node, which is the account vu-smith");
+    }
+    let container = start(1_600_002);
+    let _link = container.link(30001);
+    assert_login_in(&container, "web1");
+}
+
 /// Ids that are neither the session's nor root's inside refuse nobody: they are the business of
 /// whoever made the map, and LXC's users map an ordinary user's id so. `unbitctl check UID` says
 /// whose they are.

@@ -1,4 +1,4 @@
-//! What a login to a container costs, on a node, beside an ordinary user's: `make bench-login
+//! What a login to a container costs, on a node, next to an ordinary user's: `make bench-login
 //! [AGAINST=other.so]`.
 //!
 //! Ratios of medians: those that are compared take turns. The time is the whole of `ssh USER@node`,

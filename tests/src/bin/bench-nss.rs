@@ -279,7 +279,7 @@ fn load(file: &str) -> Result {
 // Enumeration
 
 fn report_enumeration(module: Module) -> Result {
-    println!("Enumeration of N containers, beside a bare loop of getdents and fstatat\n");
+    println!("Enumeration of N containers, next to a bare loop of getdents and fstatat\n");
     println!("| N | ns per entry | ratio | descriptors | heap |\n|---|---|---|---|---|");
     let next = function::<Next>(module, "getpwent_r").ok_or("no getpwent_r")?;
     let mut made = 2;
