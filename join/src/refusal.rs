@@ -106,9 +106,7 @@ impl Reason {
             Self::SeveralContainers => {
                 "cannot be entered: its link leads to more than one container. Please ask the operator of this node."
             }
-            Self::TooManyCgroups => {
-                "has too many cgroups. Please remove some, or ask the operator of this node."
-            }
+            Self::TooManyCgroups => "has too many cgroups. Please remove some, or ask the operator of this node.",
             Self::BadIdMap => {
                 "cannot be entered: its user has no uid of its own on this node. Please ask the operator of this node."
             }

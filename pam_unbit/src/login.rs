@@ -225,8 +225,14 @@ fn enter(attachment: Attachment, container: ContainerUid, monitor: Pid, options:
 /// [`setcred`].
 pub fn open_session(call: &mut Call) -> Result<Verdict, Refusal> {
     let verdict = prepare_session(call);
-    if let (Err(_), Some(login)) = (&verdict, get_data(call)) {
-        login.borrow_mut().session = Session::Refused;
+    if verdict.is_err() {
+        if let Some(login) = get_data(call) {
+            login.borrow_mut().session = Session::Refused;
+        }
+        // libpam ignores this error if the line is not `required`, and begins a session on the node.
+        if setuid_guard::arm(None).is_err() {
+            exit_now(255);
+        }
     }
     verdict
 }
@@ -260,7 +266,7 @@ fn prepare_session(call: &mut Call) -> Result<Verdict, Refusal> {
     call.debug(format_args!("container {user}: terminals: {terminals}"));
     set_loginuid_and_keyring(user.container, &options)?;
     let line = opened_line(call, user, &attachment, login.verified_in + started.elapsed());
-    setuid_guard::arm(attachment)?;
+    setuid_guard::arm(Some(attachment))?;
 
     call.pam.log(libc::LOG_INFO, &line);
     login.slot.iter().for_each(|slot| write_record(call, user, slot));

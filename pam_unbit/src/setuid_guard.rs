@@ -24,11 +24,11 @@ static ARMED: AtomicBool = AtomicBool::new(false);
 static ATTACHMENT: Mutex<Option<Attachment>> = Mutex::new(None);
 
 /// In the monitor: its next child gets the attachment, and no child can change its uid before it
-/// enters.
-pub fn arm(attachment: Attachment) -> Result<(), Refusal> {
+/// enters. Without an attachment none ever can.
+pub fn arm(attachment: Option<Attachment>) -> Result<(), Refusal> {
     // SAFETY: functions of this library, which glibc unregisters when the library is unloaded.
     register(&REGISTERED, || unsafe { libc::pthread_atfork(None, Some(in_the_parent), Some(in_the_child)) })?;
-    replace(Some(attachment));
+    replace(attachment);
     ARMED.store(true, Ordering::Relaxed);
     Ok(())
 }
