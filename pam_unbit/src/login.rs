@@ -229,7 +229,8 @@ pub fn open_session(call: &mut Call) -> Result<Verdict, Refusal> {
         if let Some(login) = get_data(call) {
             login.borrow_mut().session = Session::Refused;
         }
-        // libpam ignores this error if the line is not `required`, and begins a session on the node.
+        // libpam ignores this error if the line is not `required`, and begins a session on the
+        // node.
         if setuid_guard::arm(None).is_err() {
             exit_now(255);
         }

@@ -116,8 +116,8 @@ impl Answer {
         Self::with(format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{body}").into_bytes(), End::Close)
     }
 
-    /// Like [`Self::until_the_end`], but the connection ends without TLS's own end, so that nobody can tell whether
-    /// something is missing.
+    /// Like [`Self::until_the_end`], but the connection ends without TLS's own end, so that nobody
+    /// can tell whether something is missing.
     pub fn cut(body: &str) -> Self {
         Self { end: End::Cut, ..Self::until_the_end(body) }
     }
