@@ -144,7 +144,8 @@ fn a_container_is_made_changed_stopped_and_purged() {
 fn what_is_wrong_is_found_before_anything_is_made() {
     let _end = afterwards();
     sh(format!(
-        "mkdir -p {BROKEN}/.old_root; ssh-keygen -q -t ed25519 -N '' -f /tmp/other <<<y; echo hello >/tmp/words"
+        "mkdir -p {BROKEN}/.old_root; ssh-keygen -q -t ed25519 -N '' -f /tmp/other <<<y; echo hello >/tmp/words
+        echo \"$(cat /tmp/other.pub) $(head -c 400000 /dev/zero | tr '\\0' x)\" >/tmp/long"
     ))
     .ok();
     let before = state();
@@ -154,6 +155,7 @@ fn what_is_wrong_is_found_before_anything_is_made() {
         ("--key /root/.ssh/id_ed25519", 1, "is a private key"),
         ("--key /tmp/words", 1, "/tmp/words, line 1: it is not a public key"),
         ("--key - --key /tmp/other.pub", 1, "standard input contains no public key"),
+        ("--key /tmp/long --key /tmp/long --key /tmp/long", 1, "the keys have more than 1048576 bytes together"),
         (
             "--key /tmp/other.pub --distribution none",
             1,

@@ -171,10 +171,7 @@ impl<'a> Plan<'a> {
     fn make(arguments: &'a Arguments, uid: ContainerUid) -> Result<Self> {
         let node = RootFs::at(None);
         let home = PathBuf::from(uid.home().as_c_str().to_string_lossy().into_owned());
-        let mut keys = Vec::new();
-        for file in &arguments.keys {
-            keys.extend(keys::read(file)?);
-        }
+        let keys = keys::read_all(&arguments.keys)?;
         must_be_free(uid, &home)?;
         if arguments.keys.is_empty() && !arguments.without_key && !(home.exists() && keys::any(uid)?) {
             bail!("without a key nobody could log in to {uid}: give --key FILE, or --without-key if a key comes later");

@@ -15,7 +15,7 @@ use shared::ContainerUid;
 use std::fs::File;
 use std::io::{Read, Write, stdin};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Where sshd looks, and the file that is written there.
@@ -43,8 +43,20 @@ impl Key {
     }
 }
 
+/// Reads the keys of these files.
+pub fn read_all(files: &[PathBuf]) -> Result<Vec<Key>> {
+    let mut keys = Vec::new();
+    for file in files {
+        keys.extend(read(file)?);
+        if keys.iter().map(|key| key.line.len() as u64).sum::<u64>() > MAX_KEY_FILE {
+            bail!("the keys have more than {MAX_KEY_FILE} bytes together");
+        }
+    }
+    Ok(keys)
+}
+
 /// Reads the keys of a file, or of standard input for `-`. A line that is none is refused.
-pub fn read(file: &Path) -> Result<Vec<Key>> {
+fn read(file: &Path) -> Result<Vec<Key>> {
     let name = if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() };
     let source: Box<dyn Read> = if file == Path::new("-") {
         Box::new(stdin())
