@@ -130,8 +130,10 @@ install: $(NSS) $(PAM) $(CTL) $(AGENT)
 	set -e; for page in $(MANUALS); do $(INSTALL) -m 0644 man/$$page $(DESTDIR)$(MANDIR)/man$${page##*.}; done
 	$(if $(DESTDIR),,ldconfig)
 	ln -sf nss-unbit.8 $(DESTDIR)$(MANDIR)/man8/libnss_unbit.so.2.8
-	install -d $(DESTDIR)$(DOCDIR)/examples
+	install -d $(DESTDIR)$(DOCDIR)/examples $(DESTDIR)$(DOCDIR)/docs
 	install -m 0644 examples/* $(DESTDIR)$(DOCDIR)/examples
+	install -m 0644 docs/*.md $(DESTDIR)$(DOCDIR)/docs
+	install -m 0644 README.md SECURITY.md $(DESTDIR)$(DOCDIR)
 	set -e; for each in $(foreach program,$(PROGRAMS),$(addprefix $(program):,$(call completions_of,$(program)))); do \
 	    program=$${each%%:*}; \
 	    each=$${each#*:}; \

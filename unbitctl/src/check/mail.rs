@@ -22,7 +22,7 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
     if exim.is_none() && !has_postfix {
         return vec![if node.has(SENDMAIL) {
             let seen =
-                format!("{SENDMAIL} is neither exim nor postfix: docs/operating.md in the source says how to test it");
+                format!("{SENDMAIL} is neither exim nor postfix: /usr/share/doc/unbit/docs/operating.md says how to test it");
             Finding::not_applicable(CHECK, WHY, seen)
         } else {
             Finding::ok(CHECK, WHY, "there is no mail server")
