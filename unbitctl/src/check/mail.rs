@@ -21,8 +21,9 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
     let has_postfix = node.has(POSTCONF);
     if exim.is_none() && !has_postfix {
         return vec![if node.has(SENDMAIL) {
-            let seen =
-                format!("{SENDMAIL} is neither exim nor postfix: /usr/share/doc/unbit/docs/operating.md says how to test it");
+            let seen = format!(
+                "{SENDMAIL} is neither exim nor postfix: /usr/share/doc/unbit/docs/operating.md says how to test it"
+            );
             Finding::not_applicable(CHECK, WHY, seen)
         } else {
             Finding::ok(CHECK, WHY, "there is no mail server")
