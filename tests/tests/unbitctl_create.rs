@@ -2,6 +2,7 @@
 //! stays when something fails, and what a tenant that was there before can do to them.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 use unbit_tests::*;
@@ -411,6 +412,56 @@ fn whoever_closes_its_keyrings_keeps_nobody_from_its_number() {
         assert!(!ssh(uid, "cat /proc/keys").ok().contains("unbit"), "{close}");
         if !is_told {
             perl_as(uid, &format!("syscall({keyctl}, 0, -4, 1) > 0 or die qq(the next user has no keyring: $!)"));
+        }
+    }
+    assert_honest_logins();
+}
+
+/// Keys of a user that another user has linked to a keyring of its own would stay, and count as
+/// those of the next user of the number.
+#[test]
+#[ignore = "needs the node: make test"]
+fn keys_that_another_user_keeps_are_not_the_next_users() {
+    let (add_key, keyctl) = (libc::SYS_add_key, libc::SYS_keyctl);
+    // Numbers that no other run has: all nodes of this machine have the same keys.
+    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let uid = 1_000_000_000 + u32::try_from(seconds * 2 % 1_000_000_000).unwrap();
+    let other = uid + 1;
+    let _end = AtEnd(|| drop(sh(format!("unbitctl remove {uid} --purge --yes"))));
+    // With the second one, only who possesses a key may do anything with it.
+    for (close, kept) in [("3f3f3f3f", None), ("3f000000", Some("another user keeps 3 keys of the user"))] {
+        sh(format!("unbitctl create {uid} --key {KEY}")).ok();
+        // -2 is the process's keyring, -4 the user's; 5 is KEYCTL_SETPERM, 7 KEYCTL_CLEAR, 8
+        // KEYCTL_LINK.
+        let mut owner = Command::new("setpriv")
+            .args(["--reuid", &uid.to_string(), "--regid", &uid.to_string(), "--clear-groups", "perl", "-e"])
+            .arg(format!(
+                "$| = 1; my ($type, $secret) = (q(user), q(secret)); my @keys;
+                 for (1 .. 3) {{ my $name = qq(unbit$_); push @keys, syscall({add_key}, $type, $name, $secret, 6, -2) }}
+                 syscall({keyctl}, 5, $_, 0x3f3f3f3f) == 0 or die qq(setperm: $!) for @keys;
+                 print qq(@keys\n); <STDIN>; syscall({keyctl}, 5, $_, hex q({close})) for @keys"
+            ))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut keys = String::new();
+        BufReader::new(owner.stdout.take().unwrap()).read_line(&mut keys).unwrap();
+        let linked = perl_as(other, &format!("print syscall({keyctl}, 8, $_ + 0, -4) for qw({keys})"));
+        let _clear = AtEnd(|| drop(perl_as(other, &format!("syscall({keyctl}, 7, -4)"))));
+        assert_eq!(linked, "000", "{keys}");
+        drop(owner.stdin.take());
+        assert!(owner.wait().unwrap().success());
+        let removed = sh(format!("unbitctl remove {uid} --purge --yes"));
+        assert_eq!(removed.status, Some(0), "{close}: {removed:?}");
+        match kept {
+            Some(telling) => assert!(removed.err.contains(telling), "{close}: {removed:?}"),
+            None => {
+                // Those of its two keyrings are left.
+                let users = fs::read_to_string("/proc/key-users").unwrap();
+                let its = users.lines().find_map(|line| line.trim_start().strip_prefix(&format!("{uid}:")));
+                assert!(its.is_none_or(|its| its.contains(" 2/")) && removed.err.is_empty(), "{its:?} {removed:?}");
+            }
         }
     }
     assert_honest_logins();

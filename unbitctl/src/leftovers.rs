@@ -4,13 +4,15 @@
 
 use crate::command_line::tell;
 use crate::keys::as_the_user;
-use crate::sys::{clear_persistent_keyring, clear_user_keyrings};
+use crate::sys::{clear_persistent_keyring, clear_user_keyrings, end_key};
 use anyhow::{Context, Result};
 use nix::fcntl::OFlag;
 use shared::ContainerUid;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// An array by uid, from which sshd prints `Last login: ... from ...`.
 const LASTLOG: &str = "/var/log/lastlog";
@@ -22,14 +24,65 @@ const RECORD: usize = 4 + 32 + 256;
 pub fn remove(uid: ContainerUid) -> Result<()> {
     clear_persistent_keyring(uid.get()).context("clear its persistent keyring")?;
     // The other keyrings of a user are found by who is that user.
-    if !as_the_user(uid, || clear_user_keyrings().context("clear its keyrings"))? {
+    let is_all = as_the_user(uid, || {
+        end_keys_of(uid);
+        clear_user_keyrings().context("clear its keyrings")
+    })?;
+    end_keys_of(uid);
+    if !is_all {
         // Nobody can change that before the next boot, and whoever did it must not keep the number
         // from being used.
         tell(format_args!(
             "the user {uid} has closed its keyrings (user-keyring(7)): whoever has that number next cannot use them before the next boot"
         ));
+    } else if let Some(number) = kept_keys(uid) {
+        tell(format_args!(
+            "another user keeps {number} keys of the user {uid}, and nobody else may end them: whoever has that number next can make fewer keys of its own before the next boot"
+        ));
     }
     forget_last_login(uid).context(LASTLOG)
+}
+
+/// Ends all keys of the user that the caller sees. Keys that another user has linked to a keyring
+/// of its own otherwise stay, and count as the next user's.
+fn end_keys_of(uid: ContainerUid) {
+    let keys = fs::read_to_string("/proc/keys").unwrap_or_default();
+    keys.lines().filter_map(|line| key_of(line, uid)).for_each(end_key);
+}
+
+/// The number of a key, if it is one of the user's. Not that of a keyring which the kernel keeps
+/// for the user.
+fn key_of(line: &str, uid: ContainerUid) -> Option<i64> {
+    let words: Vec<_> = line.split_whitespace().collect();
+    let [number, _, _, _, _, owner, _, _, name, ..] = words.as_slice() else { return None };
+    let is_the_kernels = ["_uid", "_uid_ses", "_persistent"].iter().any(|kind| *name == format!("{kind}.{uid}:"));
+    let is_its = owner.parse() == Ok(uid.get()) && !is_the_kernels;
+    is_its.then(|| i64::from_str_radix(number, 16).ok()).flatten()
+}
+
+/// How many keys count as the user's, besides its two keyrings, once the kernel has collected those
+/// that have ended. None where that is none.
+fn kept_keys(uid: ContainerUid) -> Option<u32> {
+    const OWN: u32 = 2;
+    const COLLECTION_TIMEOUT: Duration = Duration::from_secs(5);
+    const COLLECTION_INTERVAL: Duration = Duration::from_millis(10);
+    let end = Instant::now() + COLLECTION_TIMEOUT;
+    loop {
+        let users = fs::read_to_string("/proc/key-users").ok()?;
+        let kept = users.lines().find_map(|line| counted(line, uid))?.saturating_sub(OWN);
+        match kept {
+            0 => return None,
+            kept if Instant::now() >= end => return Some(kept),
+            _ => sleep(COLLECTION_INTERVAL),
+        }
+    }
+}
+
+/// `<uid>: <usage> <nkeys>/<nikeys> <qnkeys>/<maxkeys> <qnbytes>/<maxbytes>` of proc_key-users(5).
+fn counted(line: &str, uid: ContainerUid) -> Option<u32> {
+    let (owner, counts) = line.split_once(':')?;
+    let counted = counts.split_whitespace().nth(2)?.split_once('/')?.0;
+    (owner.trim().parse() == Ok(uid.get())).then(|| counted.parse().ok()).flatten()
 }
 
 fn forget_last_login(uid: ContainerUid) -> std::io::Result<()> {
@@ -44,5 +97,27 @@ fn forget_last_login(uid: ContainerUid) -> std::io::Result<()> {
         Ok(()) if record == [0; RECORD] => Ok(()),
         Ok(()) => file.write_all_at(&[0; RECORD], at),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_a_user() {
+        let uid = ContainerUid::new(30001).unwrap();
+        let line =
+            |owner: &str, name: &str| format!("1eac20a0 I--Q---     8 perm 3f030000 {owner} 65534 keyring   {name} 1");
+        assert_eq!(key_of(&line("30001", "_ses:"), uid), Some(0x1eac_20a0));
+        assert_eq!(key_of("3e7c62bc I--Q---     1   2d 3f3f3f3f 30001 30001 user      a b: 3", uid), Some(0x3e7c_62bc));
+        for (owner, name) in
+            [("30000", "_ses:"), ("30001", "_uid.30001:"), ("30001", "_uid_ses.30001:"), ("0", "30001")]
+        {
+            assert_eq!(key_of(&line(owner, name), uid), None, "{owner} {name}");
+        }
+        assert_eq!(key_of("", uid), None);
+        assert_eq!(counted("30001:   200 200/199 198/200 12549/20000", uid), Some(198));
+        assert_eq!(counted("30000:   200 200/200 199/200 12549/20000", uid), None);
     }
 }

@@ -281,6 +281,19 @@ pub fn clear_user_keyrings() -> nix::Result<bool> {
     Ok(is_all)
 }
 
+/// Ends a key, wherever it is linked: where the caller may search it, or change that it may not.
+/// Otherwise empties it, where the caller may write. It is no error if it may do nothing.
+pub fn end_key(key: i64) {
+    const REVOKE: libc::c_int = 3;
+    const SETPERM: libc::c_int = 5;
+    const INVALIDATE: libc::c_int = 21;
+    const ALL_BY_POSSESSOR_AND_OWNER: i64 = 0x3f3f_0000;
+    let end = || keyctl(INVALIDATE, key, 0);
+    let _ = end()
+        .or_else(|_| keyctl(SETPERM, key, ALL_BY_POSSESSOR_AND_OWNER).and_then(|_| end()))
+        .or_else(|_| keyctl(REVOKE, key, 0));
+}
+
 /// The same for the one that the kernel keeps for a user for some days, persistent-keyring(7). For
 /// root: in a keyring of the user's own it has no place once the user's keys are as many as they
 /// may be.
