@@ -6,8 +6,8 @@
 //! container can add, hide or change a line here.
 
 mod end;
+mod list;
 mod metrics;
-mod seen;
 
 use crate::columns::{self, Align, Column, DATE, DAY, NOTHING, Step, Window, moment};
 use crate::command_line::must_be_root;
@@ -15,7 +15,7 @@ use crate::names::Account;
 use crate::report;
 use anyhow::Result;
 use jiff::tz::TimeZone;
-use seen::{Id, Session};
+use list::{Id, Session};
 use std::process::ExitCode;
 
 pub const EXAMPLES: &str = "\
@@ -65,7 +65,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         report::print(&if arguments.json { serde_json::to_string_pretty(&ended)? + "\n" } else { ended.sentence() })?;
         return Ok(ExitCode::SUCCESS);
     }
-    let sessions = seen::sessions(container)?;
+    let sessions = list::sessions(container)?;
     let text = if arguments.json {
         serde_json::to_string_pretty(&sessions)? + "\n"
     } else if arguments.openmetrics {

@@ -23,12 +23,12 @@ mod ports;
 mod second_names;
 mod secrets;
 mod server;
-mod service;
-mod services;
 pub mod sshd;
+mod sshd_unit;
 pub(crate) mod subids;
 mod systemd;
 mod time;
+mod uwsgi_stats;
 pub(crate) mod vassals;
 
 use crate::names::Account;
@@ -102,7 +102,7 @@ const CHECKS: &[(Profile, Check)] = &[
     (Profile::Login, cgroups::check),
     (Profile::Login, pam::check),
     (Profile::Login, sshd::check),
-    (Profile::Login, service::check),
+    (Profile::Login, sshd_unit::check),
     (Profile::Login, nsswitch::check),
     (Profile::Login, nscd::check),
     (Profile::Login, distributions::check),
@@ -120,7 +120,7 @@ const CHECKS: &[(Profile, Check)] = &[
     (Profile::Guide, directories::check_guide),
     (Profile::Guide, sshd::check_guide),
     (Profile::Guide, distributions::check_guide),
-    (Profile::Guide, services::check),
+    (Profile::Guide, uwsgi_stats::check),
     (Profile::Guide, secrets::check),
     (Profile::Guide, ports::check),
     (Profile::Guide, subids::check_guide),

@@ -5,7 +5,7 @@
 //! earlier `required` line has failed: libpam then goes on (_pam_dispatch_aux() of its
 //! pam_dispatch.c), and every later module runs as root for the container's user.
 
-mod services;
+mod other_services;
 pub(crate) mod stack;
 
 use super::library;
@@ -62,7 +62,7 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
         let fix = fix_of(node);
         findings.extend(faults.into_iter().map(|fault| fault.finding(fix.clone())));
     }
-    findings.extend(services::check(node));
+    findings.extend(other_services::check(node));
     findings.push(module(node));
     findings
 }

@@ -4,7 +4,7 @@
 //! Processes that a user has left in the background (nohup(1), setsid(1), tmux(1)) belong to the
 //! container and continue.
 
-use super::seen::{self, Id, Session};
+use super::list::{self, Id, Session};
 use crate::interrupt::Interrupt;
 use crate::list::processes::{Process, Processes, parent};
 use crate::sys::pidfd_send_signal;
@@ -54,7 +54,7 @@ impl Ended {
 pub fn end(container: Option<ContainerUid>, id: Id) -> Result<Ended> {
     // First its process is pinned, then looked at. As long as it lives, the number is its own.
     let pinned = join::sys::pidfd_open(id.pid);
-    let session = seen::sessions(container)?.into_iter().find(|session| session.id == id);
+    let session = list::sessions(container)?.into_iter().find(|session| session.id == id);
     let family = session.as_ref().map(Family::of).transpose()?;
     let lives = pinned.as_ref().is_ok_and(|pinned| !is_ready(pinned, Duration::ZERO));
     let (Ok(pinned), Some(session), Some(family), true) = (pinned, session, family, lives) else {

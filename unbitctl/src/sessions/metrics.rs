@@ -1,7 +1,7 @@
 //! Sessions and refused logins as metrics. No address, key or ID is among the labels: Prometheus
 //! keeps every value of a label for ever.
 
-use super::seen::Session;
+use super::list::Session;
 use crate::engine;
 use anyhow::{Context, Result};
 use join::openmetrics::{
