@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use crate::check::pam::stack::{self, Action, Control, Kind};
-use crate::check::sshd::{self, Says, files};
+use crate::check::sshd::{self, EffectiveConfig, files};
 use crate::check::{accounts, container, nsswitch, subids, vassals};
 use crate::firewall::list::{Addresses, path, public_ip};
 use crate::firewall::nft;
@@ -257,13 +257,13 @@ pub fn vassal(data: &[u8]) {
 pub fn sshd(data: &[u8]) {
     let files = sections(data, "/etc/ssh/sshd_config");
     let text = files.values().next().cloned().unwrap_or_default();
-    let says = Says::parse(&text);
+    let config = EffectiveConfig::parse(&text);
     for line in text.lines() {
         let (keyword, value) = line.split_at(line.find(' ').unwrap_or(line.len()));
-        assert!(says.each(keyword).iter().any(|other| other == value.trim()), "{line:?}");
-        assert!(says.of(keyword).contains(value.trim()));
+        assert!(config.each(keyword).iter().any(|other| other == value.trim()), "{line:?}");
+        assert!(config.of(keyword).contains(value.trim()));
     }
-    let _ = (says.addresses(), says.asks_pam(), says.forced_command());
+    let _ = (config.addresses(), config.asks_pam(), config.forced_command());
 
     let list = |directory: &str| {
         let below = |name: &String| name.strip_prefix(directory)?.strip_prefix('/').map(str::to_owned);

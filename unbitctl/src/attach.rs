@@ -8,7 +8,7 @@
 //! How an engine's cgroup is found is in [`engine`](crate::engine).
 
 use crate::check;
-use crate::command_line::{must_be_root, say};
+use crate::command_line::{must_be_root, print_lossy};
 use crate::engine::{Engine, Found};
 use crate::names::{self, Account};
 use crate::report::{self, Format, State, lines_of};
@@ -154,11 +154,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     home(uid, arguments.create_home)?;
     if let Some((engine, found, pid)) = found {
         let before = write(uid, &found.cgroup)?;
-        say!("{}", lines_of(&words(uid, &engine, &found, pid, before.as_deref())));
+        print_lossy!("{}", lines_of(&attach_message(uid, &engine, &found, pid, before.as_deref())));
     }
     for name in &arguments.names {
         let done = if names::give(name, uid)? { "made" } else { "exists already" };
-        say!("{} -> {uid}: {done}\n", names::place(name).display());
+        print_lossy!("{} -> {uid}: {done}\n", names::link_path(name).display());
     }
     let shown = arguments.names.first().map_or(Account::Number(uid), |name| Account::Name(*name));
     let mut findings = check::container(&shown)?;
@@ -182,8 +182,8 @@ fn find(cgroup: &Path, uid: ContainerUid) -> Result<i32, Refusal> {
 }
 
 /// What has been done, and what the operator has to know of it.
-fn words(uid: ContainerUid, engine: &Engine, found: &Found, pid: i32, before: Option<&Path>) -> String {
-    let link = place(uid);
+fn attach_message(uid: ContainerUid, engine: &Engine, found: &Found, pid: i32, before: Option<&Path>) -> String {
+    let link = link_path(uid);
     let (link, target) = (link.display(), found.cgroup.display());
     let done = match before {
         Some(before) if before == found.cgroup => "exists already",
@@ -209,7 +209,7 @@ fn words(uid: ContainerUid, engine: &Engine, found: &Found, pid: i32, before: Op
 }
 
 /// The link's name.
-fn place(uid: ContainerUid) -> PathBuf {
+fn link_path(uid: ContainerUid) -> PathBuf {
     Path::new(DIRECTORY).join(uid.to_string())
 }
 
@@ -240,13 +240,13 @@ fn home(uid: ContainerUid, create: bool) -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(parent).with_context(|| parent.display().to_string())?;
     DirBuilder::new().mode(0o755).create(&path).with_context(|| shown.to_string())?;
     chown(&path, Some(uid.get()), Some(uid.get())).with_context(|| format!("chown {shown}"))?;
-    say!("{shown}: made\n");
+    print_lossy!("{shown}: made\n");
     Ok(())
 }
 
 /// Puts the link in its place, atomically; where it led before.
 fn write(uid: ContainerUid, target: &Path) -> Result<Option<PathBuf>> {
-    let link = place(uid);
+    let link = link_path(uid);
     DirBuilder::new().recursive(true).mode(0o755).create(DIRECTORY).with_context(|| DIRECTORY.to_owned())?;
     let before = read(&link)?;
     if before.as_deref() != Some(target) {
@@ -282,7 +282,7 @@ fn remove(path: &Path) -> Result<bool> {
 /// Removes root's word and the link of an account; which of them were there, and where the link
 /// led.
 pub fn unlink(uid: ContainerUid) -> Result<Vec<(PathBuf, Option<PathBuf>)>> {
-    let link = place(uid);
+    let link = link_path(uid);
     let before = read(&link)?;
     let mut removed = Vec::new();
     // The word first: it must never be there for a container that is linked later.
@@ -308,7 +308,7 @@ pub fn detach(arguments: &DetachArguments) -> Result<ExitCode> {
     let uid = match &arguments.account {
         Account::Number(uid) => *uid,
         Account::Name(name) => {
-            let uid = names::look(name)?;
+            let uid = names::container_of(name)?;
             return detach_name(name, uid).map(|()| ExitCode::SUCCESS);
         }
     };
@@ -316,25 +316,25 @@ pub fn detach(arguments: &DetachArguments) -> Result<ExitCode> {
         detach_name(&name, uid)?;
     }
     let removed = unlink(uid)?;
-    if !removed.iter().any(|(name, _)| *name == place(uid)) {
-        removed.iter().for_each(|(name, _)| say!("{}: removed\n", name.display()));
-        say!("{}: there is no such link\n", place(uid).display());
+    if !removed.iter().any(|(name, _)| *name == link_path(uid)) {
+        removed.iter().for_each(|(name, _)| print_lossy!("{}: removed\n", name.display()));
+        print_lossy!("{}: there is no such link\n", link_path(uid).display());
         return Ok(ExitCode::SUCCESS);
     }
     for (name, target) in removed {
         let target = target.map_or_else(String::new, |target| format!(" -> {}", target.display()));
-        say!("{}", lines_of(&format!("{}{target}: removed\n", name.display())));
+        print_lossy!("{}", lines_of(&format!("{}{target}: removed\n", name.display())));
     }
     if let Some(open) = sessions::count(Path::new(sessions::DIRECTORY), uid).filter(|open| *open > 0) {
-        say!("note: open sessions stay open: {open}\n");
+        print_lossy!("note: open sessions stay open: {open}\n");
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn detach_name(name: &SecondName, uid: ContainerUid) -> Result<()> {
-    let link = names::place(name);
+    let link = names::link_path(name);
     remove(&link)?;
-    say!("{} -> {uid}: removed\n", link.display());
+    print_lossy!("{} -> {uid}: removed\n", link.display());
     Ok(())
 }
 
@@ -373,14 +373,14 @@ mod tests {
             warnings: vec!["look".to_owned()],
         };
         let engine = Engine::Podman("web1".to_owned());
-        let text = words(uid, &engine, &found, 7, None);
+        let text = attach_message(uid, &engine, &found, 7, None);
         let expected = "/etc/unbit/30001 -> /c/machine.slice/libpod-1.scope: made\n\
                         podman container web1: its pid 1 is process 7 on this node\n\
                         the link stays valid until then\n\
                         note: look\n";
         assert_eq!(text, expected);
-        assert!(words(uid, &engine, &found, 7, Some(&found.cgroup)).contains(": exists already\n"));
-        let text = words(uid, &engine, &found, 7, Some(Path::new("/c/old")));
+        assert!(attach_message(uid, &engine, &found, 7, Some(&found.cgroup)).contains(": exists already\n"));
+        let text = attach_message(uid, &engine, &found, 7, Some(Path::new("/c/old")));
         assert!(text.contains(": replaced\n") && text.ends_with("note: the link led to /c/old\n"), "{text}");
     }
 }

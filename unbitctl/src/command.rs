@@ -19,12 +19,12 @@ pub struct Output {
 
 impl Output {
     /// Whether it ended well.
-    pub fn ok(&self) -> bool {
+    pub fn succeeded(&self) -> bool {
         self.status == Some(0)
     }
 
     /// What to tell of one that did not: what it said, or how it ended.
-    pub fn complaint(&self) -> String {
+    pub fn error_summary(&self) -> String {
         let said = if self.err.trim().is_empty() { &self.out } else { &self.err };
         let said: Vec<_> = said.lines().map(str::trim).filter(|line| !line.is_empty()).take(3).collect();
         match self.status {
@@ -39,13 +39,13 @@ impl Output {
 const SECONDS: &str = "20";
 
 /// Whether this user can run programs there: only root can change its root directory.
-pub fn possible(node: &RootFs) -> bool {
+pub fn can_run_programs(node: &RootFs) -> bool {
     node.is_running() || nix::unistd::geteuid().is_root()
 }
 
 /// Runs a program of the node's.
 pub fn run(node: &RootFs, program: &str, arguments: &[&str]) -> Result<Output> {
-    let mut command = within_time();
+    let mut command = with_timeout();
     if !node.is_running() {
         command.arg("chroot").arg(node.root());
     }
@@ -79,10 +79,10 @@ pub fn run_sshd_with(node: &RootFs, instead: &[(PathBuf, Option<PathBuf>)], argu
         chroot "$root" ssh-keygen -q -t ed25519 -N "" -f /run/unbitctl-key
         exec chroot "$root" /usr/sbin/sshd -h /run/unbitctl-key "$@"
     "#;
-    let mut command = within_time();
+    let mut command = with_timeout();
     command.args(["unshare", "--mount", "sh", "-euc", SCRIPT, "sh"]).arg(node.root());
-    for (place, other) in instead {
-        command.arg(place).arg(other.as_deref().unwrap_or(Path::new("")));
+    for (path, other) in instead {
+        command.arg(path).arg(other.as_deref().unwrap_or(Path::new("")));
     }
     command.arg("--").args(arguments);
     answer(command, "sshd")
@@ -90,13 +90,13 @@ pub fn run_sshd_with(node: &RootFs, instead: &[(PathBuf, Option<PathBuf>)], argu
 
 /// Runs a script of ours, which may mount what it likes: its first argument is the node's root
 /// directory, and its mounts end with it.
-pub fn run_apart(node: &RootFs, script: &str, arguments: &[&str]) -> Result<Output> {
-    let mut command = within_time();
+pub fn run_in_mount_namespace(node: &RootFs, script: &str, arguments: &[&str]) -> Result<Output> {
+    let mut command = with_timeout();
     command.args(["unshare", "--mount", "sh", "-euc", script, "sh"]).arg(node.root()).args(arguments);
     answer(command, "sh")
 }
 
-fn within_time() -> Command {
+fn with_timeout() -> Command {
     let mut command = Command::new("timeout");
     command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C");
     // Without it bash, in which ldd is written, asks for its own account first.
@@ -137,5 +137,5 @@ pub fn cannot_load(node: &RootFs, library: &str) -> Result<Option<String>> {
     let answer = run(node, "ldd", &["-r", library])?;
     let missing = |line: &&str| line.contains("not found") || line.contains("undefined symbol");
     let complaint = answer.err.lines().chain(answer.out.lines()).find(missing).map(|line| line.trim().to_owned());
-    Ok(complaint.or_else(|| (!answer.ok()).then(|| answer.complaint())))
+    Ok(complaint.or_else(|| (!answer.succeeded()).then(|| answer.error_summary())))
 }

@@ -13,20 +13,20 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
 }
 
 /// Says something on stderr, in one line. That nobody can hear it changes no exit status.
-pub fn tell(what: impl std::fmt::Display) {
+pub fn warn_line(what: impl std::fmt::Display) {
     let line = format!("unbitctl: {}\n", escape::line(&what.to_string()));
     let _ = io::stderr().write_all(line.as_bytes()); // in one piece
 }
 
 /// Writes to standard output, for who still reads it: what is being done does not end because
 /// nobody does.
-macro_rules! say {
+macro_rules! print_lossy {
     ($($text:tt)*) => {{
         use std::io::Write;
         let _ = write!(std::io::stdout(), $($text)*);
     }};
 }
-pub(crate) use say;
+pub(crate) use print_lossy;
 
 /// What only root can do was asked for by someone else; the sentence that says so.
 #[derive(Debug)]

@@ -38,7 +38,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use undo::{Made, Undo};
+use undo::{Step, Undo};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -93,7 +93,7 @@ pub fn distribution(text: &str) -> Result<String, String> {
 
 /// What is written to standard output with --json.
 #[derive(Serialize)]
-struct Answer<'a> {
+struct JsonOutput<'a> {
     uid: u32,
     /// Whether anything was made or changed.
     changed: bool,
@@ -133,8 +133,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.json {
         let seconds = (began.elapsed().as_secs_f64() * 100.0).round() / 100.0;
         let (steps, changed) = (progress.done(), progress.has_changed());
-        let answer = Answer { uid: uid.get(), changed, steps, check: &findings, login: &login, seconds };
-        report::print(&(serde_json::to_string_pretty(&answer)? + "\n"))?;
+        let output = JsonOutput { uid: uid.get(), changed, steps, check: &findings, login: &login, seconds };
+        report::print(&(serde_json::to_string_pretty(&output)? + "\n"))?;
     } else {
         progress.text(&format!("{login}\n"));
     }
@@ -172,7 +172,7 @@ impl<'a> Plan<'a> {
         let node = RootFs::at(None);
         let home = PathBuf::from(uid.home().as_c_str().to_string_lossy().into_owned());
         let keys = keys::read_all(&arguments.keys)?;
-        must_be_free(uid, &home)?;
+        must_not_be_taken(uid, &home)?;
         if arguments.keys.is_empty() && !arguments.without_key && !(home.exists() && keys::any(uid)?) {
             bail!("without a key nobody could log in to {uid}: give --key FILE, or --without-key if a key comes later");
         }
@@ -191,7 +191,7 @@ impl<'a> Plan<'a> {
         }
         // That of one that is there is looked at too: without it, it does not start.
         if let Some(name) = choice.distribution.as_ref().or(used.as_ref()) {
-            must_be_whole(name)?;
+            must_be_complete(name)?;
         }
         if choice.cpu.is_some() {
             emperor::must_limit_processors(&node)?;
@@ -225,8 +225,8 @@ impl<'a> Plan<'a> {
         let is_new = self.write_vassal(progress, undo)?;
         let started = Instant::now();
         if let Some(what) = self.emperor.start()? {
-            undo.note(Made::Service(what));
-            progress.changed("emperor", what.said());
+            undo.push(Step::Service(what));
+            progress.changed("emperor", what.description());
         }
         let findings = self.wait(interrupt, progress, if is_new { before } else { None })?;
         let pid = self.running()?.map_or_else(String::new, |pid| format!("its pid 1 is process {pid} on this node"));
@@ -260,7 +260,7 @@ impl<'a> Plan<'a> {
             .and_then(|()| fs::set_permissions(&new, Permissions::from_mode(0o755)))
             .and_then(|()| Ok(renameat2(AT_FDCWD, &new, AT_FDCWD, &self.home, RenameFlags::RENAME_NOREPLACE)?));
         made.inspect_err(|_| drop(fs::remove_dir(&new))).with_context(|| format!("make {shown}"))?;
-        undo.note(Made::Directory(self.home.clone()));
+        undo.push(Step::Directory(self.home.clone()));
         progress.changed("directory", format!("{shown}: made"));
         Ok(())
     }
@@ -280,7 +280,7 @@ impl<'a> Plan<'a> {
             }
         }
         if !added.lines.is_empty() {
-            undo.note(Made::Keys(added));
+            undo.push(Step::Keys(added));
         }
         Ok(())
     }
@@ -290,7 +290,7 @@ impl<'a> Plan<'a> {
             Some(limit) if !self.quota.is_limited_to(limit) => {
                 let before = self.quota.limit();
                 self.quota.set(self.uid, limit)?;
-                undo.note(Made::Quota(self.quota.clone(), before));
+                undo.push(Step::Quota(self.quota.clone(), before));
                 progress.changed("disk", vassal::size(limit));
             }
             _ => progress.found("disk", self.quota.to_string()),
@@ -329,14 +329,14 @@ impl<'a> Plan<'a> {
             Some(old) => {
                 let open = join::sessions::count(Path::new(join::sessions::DIRECTORY), self.uid).unwrap_or(0);
                 replace(&self.vassal, &self.new)?;
-                undo.note(Made::Vassal(self.vassal.clone(), Some(old.clone())));
+                undo.push(Step::Vassal(self.vassal.clone(), Some(old.clone())));
                 let ends = if open > 0 { format!(", which ends its {open} open sessions") } else { String::new() };
                 let (before, after) = (what(old), what(&self.new));
                 progress.changed("vassal", format!("{shown}: {after} instead of {before}; it restarts{ends}"));
             }
             None => {
                 replace(&self.vassal, &self.new)?;
-                undo.note(Made::Vassal(self.vassal.clone(), None));
+                undo.push(Step::Vassal(self.vassal.clone(), None));
                 progress.changed("vassal", format!("{shown}: made; {}", what(&self.new)));
             }
         }
@@ -345,7 +345,7 @@ impl<'a> Plan<'a> {
 
     /// Its pid 1, if it runs.
     fn running(&self) -> Result<Option<i32>> {
-        Ok(Processes::look()?.first_of(self.uid.get()).map(|process| process.pid))
+        Ok(Processes::read()?.pid_1_of(self.uid.get()).map(|process| process.pid))
     }
 
     /// Until a login would work: by another pid 1 than the one before.
@@ -378,7 +378,7 @@ impl<'a> Plan<'a> {
                     None => anyhow::anyhow!(
                         "the Emperor has not started it within {} s: {}",
                         limit.as_secs(),
-                        self.emperor.look()
+                        self.emperor.log_hint()
                     ),
                 };
                 return Err(Failed { error, findings });
@@ -432,7 +432,7 @@ fn private_of(file: &Path) -> Option<PathBuf> {
 }
 
 /// The number is nobody else's, and no other engine's.
-fn must_be_free(uid: ContainerUid, home: &Path) -> Result<()> {
+fn must_not_be_taken(uid: ContainerUid, home: &Path) -> Result<()> {
     let shown = home.display();
     let link = Path::new(link::DIRECTORY).join(uid.to_string());
     if let Ok(target) = fs::read_link(&link) {
@@ -494,7 +494,7 @@ fn chosen_distribution(named: Option<&str>) -> Result<String> {
 
 const DISTRIBUTIONS: &str = "/distros";
 
-fn must_be_whole(name: &str) -> Result<()> {
+fn must_be_complete(name: &str) -> Result<()> {
     let root = Path::new(DISTRIBUTIONS).join(name);
     let shown = root.display();
     if !root.is_dir() {

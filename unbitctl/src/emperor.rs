@@ -72,7 +72,7 @@ impl Emperor {
     }
 
     /// Where its operator reads why it does not do what it should.
-    pub fn look(&self) -> &'static str {
+    pub fn log_hint(&self) -> &'static str {
         let node = RootFs::at(None);
         if has_systemd(&node) && node.has(containers::UNIT) { "journalctl -u containers" } else { "its log says why" }
     }
@@ -119,7 +119,7 @@ impl Service {
         Ok(Self { was_enabled, was_active, is_active: is("is-active") })
     }
 
-    pub const fn said(self) -> &'static str {
+    pub const fn description(self) -> &'static str {
         match (self.was_enabled, self.was_active, self.is_active) {
             (true, true, _) => "containers.service: is enabled and runs",
             (true, false, true) => "containers.service: started",
@@ -149,8 +149,8 @@ fn systemctl(arguments: &[&str]) -> Result<()> {
     let words = arguments.join(" ");
     let answer =
         command::run(&RootFs::at(None), "systemctl", arguments).with_context(|| format!("systemctl {words}"))?;
-    if !answer.ok() {
-        bail!("systemctl {words}: {}", answer.complaint());
+    if !answer.succeeded() {
+        bail!("systemctl {words}: {}", answer.error_summary());
     }
     Ok(())
 }

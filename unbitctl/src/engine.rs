@@ -146,8 +146,11 @@ fn ask(node: &RootFs, tool: &str, arguments: &[&str]) -> Result<Output> {
 fn machine(node: &RootFs, name: &str) -> Result<Found> {
     let answer = ask(node, "machinectl", &["show", "--property=Unit", "--value", "--", name])?;
     let unit = answer.out.trim();
-    if !answer.ok() || unit.is_empty() {
-        bail!("the machine {name} is not running ({}); start it first: machinectl start {name}", answer.complaint());
+    if !answer.succeeded() || unit.is_empty() {
+        bail!(
+            "the machine {name} is not running ({}); start it first: machinectl start {name}",
+            answer.error_summary()
+        );
     }
     let stays = if unit.ends_with(".service") {
         format!("as long as {unit} has this name: restarts do not change it")
@@ -170,8 +173,8 @@ fn unit(node: &RootFs, name: &str) -> Result<Found> {
 fn control_group(node: &RootFs, unit: &str) -> Result<PathBuf> {
     let answer = ask(node, "systemctl", &["show", "--property=ControlGroup", "--value", "--", unit])?;
     let group = answer.out.trim();
-    if !answer.ok() || !group.starts_with('/') {
-        let why = if answer.ok() { "it has no cgroup".to_owned() } else { answer.complaint() };
+    if !answer.succeeded() || !group.starts_with('/') {
+        let why = if answer.succeeded() { "it has no cgroup".to_owned() } else { answer.error_summary() };
         bail!("unit {unit} is not running ({why}); start it first: systemctl start {unit}");
     }
     let hierarchies = Hierarchies::mounted().map_err(|refusal| anyhow::anyhow!(refusal.cause))?;
@@ -183,7 +186,7 @@ fn control_group(node: &RootFs, unit: &str) -> Result<PathBuf> {
 fn lxc_pid(node: &RootFs, name: &str) -> Result<i32> {
     let answer = ask(node, "lxc-info", &["--name", name, "--pid", "--no-humanize"])?;
     match answer.out.trim().parse() {
-        Ok(pid) if answer.ok() && pid > 0 => Ok(pid),
+        Ok(pid) if answer.succeeded() && pid > 0 => Ok(pid),
         _ => bail!("the LXC container {name} is not running; start it first: lxc-start {name}"),
     }
 }
@@ -193,8 +196,8 @@ fn incus(node: &RootFs, name: &str) -> Result<Found> {
     let (project, instance) = name.split_once('/').unwrap_or(("default", name));
     let path = format!("/1.0/instances/{instance}/state?project={project}");
     let answer = ask(node, "incus", &["query", &path])?;
-    if !answer.ok() {
-        bail!("Incus has no instance {name}: {}", answer.complaint());
+    if !answer.succeeded() {
+        bail!("Incus has no instance {name}: {}", answer.error_summary());
     }
     let state: Value = serde_json::from_str(&answer.out).context("parse the output of incus query")?;
     let pid = number(state.get("pid"));
@@ -207,8 +210,8 @@ fn incus(node: &RootFs, name: &str) -> Result<Found> {
 /// podman and Docker describe a container in the same words.
 fn oci_pid(node: &RootFs, engine: &str, name: &str) -> Result<i32> {
     let answer = ask(node, engine, &["container", "inspect", "--", name])?;
-    if !answer.ok() {
-        bail!("{engine} has no container {name}: {}", answer.complaint());
+    if !answer.succeeded() {
+        bail!("{engine} has no container {name}: {}", answer.error_summary());
     }
     let described: Value =
         serde_json::from_str(&answer.out).with_context(|| format!("parse the output of {engine} inspect"))?;

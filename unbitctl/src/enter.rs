@@ -6,11 +6,11 @@
 //! the environment (it gets a new one).
 
 use crate::check::pam;
-use crate::command_line::tell;
+use crate::command_line::warn_line;
 use crate::names::Account;
 use crate::probe::{self, Messages, Probe};
-use crate::pty_forward::{self, End, Seen, Stream};
-use crate::reaper::{self, Begun, Reaper, Sent};
+use crate::pty_forward::{self, End, Event, Stream};
+use crate::reaper::{self, Reaper, Started};
 use crate::rootfs::RootFs;
 use crate::terminal::{Pty, Raw};
 use crate::{sealed_exe, sys};
@@ -85,7 +85,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.root {
         sealed_exe::run_from_memory()
             .map_err(|error| error.context("run from memory, out of reach of what runs in the container"))?;
-        DANGER.iter().for_each(tell);
+        DANGER.iter().for_each(warn_line);
     }
     join::sys::set_all_close_on_exec()?;
     let container = arguments.account.uid()?;
@@ -95,31 +95,31 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Attachment::prepare(container, &options, &mut |_, _| {}).map_err(|refusal| refused(container, &refusal))?;
 
     let signals = Signals::hold()?;
-    let Wires { ours, theirs } = Wires::new(arguments, attachment.ids())?;
+    let Stdio { outer, inner } = Stdio::new(arguments, attachment.ids())?;
     let who = if session.is_root { Who::Root } else { Who::User };
-    let before = || session.leave_the_operator(&theirs);
-    let life = |messages: &mut Messages| session.live(messages, &theirs, &signals.before);
+    let before = || session.detach_from_operator(&inner);
+    let inside = |messages: &mut Messages| session.run_inside(messages, &inner, &signals.before);
     let program = arguments.command.first().map_or(shared::settings::SHELL.into(), |program| program.to_string_lossy());
-    let ours = Cell::new(Some(ours));
+    let outer = Cell::new(Some(outer));
     let send = || {
-        let sent = probe::send(attachment, who, options.timeout, before, life);
-        let arrived = sent.map_err(|refusal| refused(container, &refusal)).and_then(|mut probe| {
+        let probe = probe::send(attachment, who, options.timeout, before, inside);
+        let arrived = probe.map_err(|refusal| refused(container, &refusal)).and_then(|mut probe| {
             Ok(match arrival(&mut probe, container, &program, options.timeout)? {
                 Some(status) => Err(status),
-                None => Ok(Sent { probe }),
+                None => Ok(probe),
             })
         });
         arrived.unwrap_or_else(|error| {
-            tell(format_args!("{error:#}"));
+            warn_line(format_args!("{error:#}"));
             Err(1)
         })
     };
-    let begun = reaper::fork(|| drop(ours.take()), send)?;
-    drop(theirs);
-    match (begun, ours.take()) {
-        (Begun::Runs(reaper), Some(ours)) => stay_outside(reaper, ours, &signals),
-        (Begun::Runs(_), None) => Ok(ExitCode::FAILURE),
-        (Begun::Ended(code), _) => Ok(code),
+    let started = reaper::fork(|| drop(outer.take()), send)?;
+    drop(inner);
+    match (started, outer.take()) {
+        (Started::Runs(reaper), Some(outer)) => stay_outside(reaper, outer, &signals),
+        (Started::Runs(_), None) => Ok(ExitCode::FAILURE),
+        (Started::Ended(code), _) => Ok(code),
     }
 }
 
@@ -193,26 +193,26 @@ impl Session {
     }
 
     /// In the process that enters, before it does.
-    fn leave_the_operator(&self, theirs: &Theirs) -> Result<(), Refusal> {
-        probe::forget_the_operator(self.container)?;
-        dup2_stdin(&theirs.stdin).context(Reason::Broken, "dup2")?;
-        dup2_stdout(&theirs.stdout).context(Reason::Broken, "dup2")?;
-        dup2_stderr(&theirs.stderr).context(Reason::Broken, "dup2")
+    fn detach_from_operator(&self, inner: &InnerEnds) -> Result<(), Refusal> {
+        probe::detach_from_operator(self.container)?;
+        dup2_stdin(&inner.stdin).context(Reason::Broken, "dup2")?;
+        dup2_stdout(&inner.stdout).context(Reason::Broken, "dup2")?;
+        dup2_stderr(&inner.stderr).context(Reason::Broken, "dup2")
     }
 
     /// In the process inside.
-    fn live(&self, messages: &mut Messages, theirs: &Theirs, signals_before: &SigSet) {
-        match self.begin(theirs, signals_before) {
+    fn run_inside(&self, messages: &mut Messages, inner: &InnerEnds, signals_before: &SigSet) {
+        match self.begin(inner, signals_before) {
             Ok(errno) => {
-                messages.say("exec", format!("{} {}", if errno == Errno::ENOENT { 127 } else { 126 }, errno.desc()))
+                messages.send("exec", format!("{} {}", if errno == Errno::ENOENT { 127 } else { 126 }, errno.desc()))
             }
-            Err(refusal) => messages.say("refused", refusal.cause),
+            Err(refusal) => messages.send("refused", refusal.cause),
         }
     }
 
-    fn begin(&self, theirs: &Theirs, signals_before: &SigSet) -> Result<Errno, Refusal> {
+    fn begin(&self, inner: &InnerEnds, signals_before: &SigSet) -> Result<Errno, Refusal> {
         setsid().context(Reason::Broken, "begin a session")?; // the one before is the helper's
-        if theirs.is_terminal {
+        if inner.is_terminal {
             sys::set_controlling_terminal(stdin()).context(Reason::Broken, "take the terminal (TIOCSCTTY)")?;
         }
         // No home is no reason to stay away: somebody has to fix it.
@@ -229,12 +229,12 @@ fn strings<T: AsRef<std::ffi::OsStr>>(texts: impl IntoIterator<Item = T>) -> Res
 }
 
 /// The ends of pipes, or of a pty, out here and in the session.
-struct Wires {
-    ours: Ours,
-    theirs: Theirs,
+struct Stdio {
+    outer: OuterEnds,
+    inner: InnerEnds,
 }
 
-struct Ours {
+struct OuterEnds {
     pty: Option<OwnedFd>,
     /// None where the terminal is that.
     stdin: Option<OwnedFd>,
@@ -242,22 +242,22 @@ struct Ours {
     stderr: Option<OwnedFd>,
 }
 
-struct Theirs {
+struct InnerEnds {
     is_terminal: bool,
     stdin: OwnedFd,
     stdout: OwnedFd,
     stderr: OwnedFd,
 }
 
-impl Wires {
+impl Stdio {
     /// A terminal for the session where the operator has one, to type in and to read; else pipes.
     fn new(arguments: &Arguments, user: Ids) -> Result<Self> {
         let pipe = || pipe2(OFlag::O_CLOEXEC);
         if !(stdin().is_terminal() && stdout().is_terminal()) {
             let ((their_in, stdin), (stdout, their_out), (stderr, their_err)) = (pipe()?, pipe()?, pipe()?);
             return Ok(Self {
-                ours: Ours { pty: None, stdin: Some(stdin), stdout: Some(stdout), stderr: Some(stderr) },
-                theirs: Theirs { is_terminal: false, stdin: their_in, stdout: their_out, stderr: their_err },
+                outer: OuterEnds { pty: None, stdin: Some(stdin), stdout: Some(stdout), stderr: Some(stderr) },
+                inner: InnerEnds { is_terminal: false, stdin: their_in, stdout: their_out, stderr: their_err },
             });
         }
         let Ids { uid, gid } = if arguments.root { Ids { uid: 0, gid: 0 } } else { user };
@@ -265,11 +265,11 @@ impl Wires {
             .map_err(|error| Error::from(error).context("make a terminal"))?;
         let (stderr, their_err) = match stderr().is_terminal() {
             true => (None, slave.try_clone()?),
-            false => pipe().map(|(ours, theirs)| (Some(ours), theirs))?,
+            false => pipe().map(|(outer, inner)| (Some(outer), inner))?,
         };
         Ok(Self {
-            ours: Ours { pty: Some(master), stdin: None, stdout: None, stderr },
-            theirs: Theirs { is_terminal: true, stdin: slave.try_clone()?, stdout: slave, stderr: their_err },
+            outer: OuterEnds { pty: Some(master), stdin: None, stdout: None, stderr },
+            inner: InnerEnds { is_terminal: true, stdin: slave.try_clone()?, stdout: slave, stderr: their_err },
         })
     }
 }
@@ -277,7 +277,7 @@ impl Wires {
 /// Waits until the process is inside and runs the command; an exit code if that is not there or
 /// cannot be run.
 fn arrival(probe: &mut Probe, container: ContainerUid, program: &str, limit: Duration) -> Result<Option<u8>> {
-    let Some(words) = probe.listen(limit) else {
+    let Some(words) = probe.messages(limit) else {
         let end = if probe.kill() { "" } else { "; it cannot be ended now" };
         bail!(
             "container {container}: the process that enters (pid {}) did not finish within {} s{end}: is a cgroup of the container frozen, or does one of its file systems hang?",
@@ -288,7 +288,7 @@ fn arrival(probe: &mut Probe, container: ContainerUid, program: &str, limit: Dur
     match words.first().map(|(word, about)| (word.as_str(), about.as_str())) {
         Some(("exec", about)) => {
             let (code, why) = about.split_once(' ').unwrap_or(("126", about));
-            tell(format_args!("'{program}' cannot be run in container {container}: {why}"));
+            warn_line(format_args!("'{program}' cannot be run in container {container}: {why}"));
             Ok(Some(code.parse().unwrap_or(126)))
         }
         Some((_, cause)) => Err(refused(container, &Refusal::new(Reason::Broken, cause))),
@@ -300,25 +300,25 @@ fn arrival(probe: &mut Probe, container: ContainerUid, program: &str, limit: Dur
 const EXIT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Stays outside: copies bytes and forwards signals until the session's first process ends.
-fn stay_outside(mut reaper: Reaper, ours: Ours, signals: &Signals) -> Result<ExitCode> {
+fn stay_outside(mut reaper: Reaper, outer: OuterEnds, signals: &Signals) -> Result<ExitCode> {
     let (stdin, stdout, stderr) = (stdin(), stdout(), stderr());
-    let raw = ours
+    let raw = outer
         .pty
         .is_some()
         .then(Raw::new)
         .transpose()
         .map_err(|error| Error::from(error).context("set the terminal"))?;
     let mut streams = Vec::new();
-    if let Some(pty) = &ours.pty {
-        pty_forward::never_wait(pty)?;
+    if let Some(pty) = &outer.pty {
+        pty_forward::set_nonblocking(pty)?;
         streams.push(Stream::new(End::Shared(stdin.as_fd()), End::Shared(pty.as_fd())));
         streams.push(Stream::new(End::Shared(pty.as_fd()), End::Shared(stdout.as_fd())));
     }
-    if let Some(pipe) = ours.stdin {
-        pty_forward::never_wait(&pipe)?;
+    if let Some(pipe) = outer.stdin {
+        pty_forward::set_nonblocking(&pipe)?;
         streams.push(Stream::new(End::Shared(stdin.as_fd()), End::Own(pipe)));
     }
-    for (from, to) in [(ours.stdout, stdout.as_fd()), (ours.stderr, stderr.as_fd())] {
+    for (from, to) in [(outer.stdout, stdout.as_fd()), (outer.stderr, stderr.as_fd())] {
         streams.extend(from.map(|from| Stream::new(End::Own(from), End::Shared(to))));
     }
 
@@ -329,13 +329,13 @@ fn stay_outside(mut reaper: Reaper, ours: Ours, signals: &Signals) -> Result<Exi
         end.is_some()
     };
     let (mut end, mut was_asked) = (None, false);
-    while let Seen::Signal = pty_forward::forward(&mut streams, &signals.descriptor, end.is_some())? {
+    while let Event::Signal = pty_forward::forward(&mut streams, &signals.descriptor, end.is_some())? {
         let Some(signal) = signals.next() else { continue };
         match signal {
             Signal::SIGCHLD if end.is_none() => drop(has_ended(&mut reaper, Duration::ZERO, &mut streams, &mut end)),
             Signal::SIGCHLD => {}
             Signal::SIGWINCH => {
-                if let (Some(pty), Ok(size)) = (&ours.pty, sys::window_size(&stdin)) {
+                if let (Some(pty), Ok(size)) = (&outer.pty, sys::window_size(&stdin)) {
                     let _ = sys::set_window_size(pty, size);
                 }
             }

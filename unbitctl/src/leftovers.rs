@@ -2,7 +2,7 @@
 //! user of its number does not find it: keyrings and the last login. The user's files are removed
 //! in [`purge`](crate::purge).
 
-use crate::command_line::tell;
+use crate::command_line::warn_line;
 use crate::keys::as_the_user;
 use crate::sys::{clear_persistent_keyring, clear_user_keyrings, end_key};
 use anyhow::{Context, Result};
@@ -32,11 +32,11 @@ pub fn remove(uid: ContainerUid) -> Result<()> {
     if !is_all {
         // Nobody can change that before the next boot, and whoever did it must not keep the number
         // from being used.
-        tell(format_args!(
+        warn_line(format_args!(
             "the user {uid} has closed its keyrings (user-keyring(7)): whoever has that number next cannot use them before the next boot"
         ));
     } else if let Some(number) = kept_keys(uid) {
-        tell(format_args!(
+        warn_line(format_args!(
             "another user keeps {number} keys of the user {uid}, and nobody else may end them: whoever has that number next can make fewer keys of its own before the next boot"
         ));
     }

@@ -18,7 +18,7 @@ use join::refusal::{Reason, Refusal};
 use join::sessions;
 use nix::sys::utsname::uname;
 use processes::{Process, Processes};
-use resources::{Resources, Use};
+use resources::{Resources, Usage};
 use serde::Serialize;
 use shared::settings::CONTAINERS;
 use shared::{ContainerUid, escape};
@@ -84,7 +84,7 @@ struct Container {
     /// Since 1970.
     since_seconds: Option<u64>,
     #[serde(flatten)]
-    used: Use,
+    used: Usage,
     /// When that was.
     #[serde(skip)]
     seen: Instant,
@@ -176,7 +176,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         watch::run(&mut scanner, arguments.wide)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let containers = scanner.look()?;
+    let containers = scanner.scan()?;
     let text = if arguments.json {
         serde_json::to_string_pretty(&containers)? + "\n"
     } else if arguments.openmetrics {
@@ -186,7 +186,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     report::print(&text)?;
     if let Some(warning) = scanner.warning() {
-        crate::command_line::tell(warning);
+        crate::command_line::warn_line(warning);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -230,17 +230,17 @@ impl Scanner {
     }
 
     /// All containers, by uid.
-    fn look(&mut self) -> Result<Vec<Container>> {
+    fn scan(&mut self) -> Result<Vec<Container>> {
         let uids = uids()?;
-        let processes = Processes::look()?;
-        self.resources.look(uids.iter().filter_map(|uid| processes.first_of(uid.get())));
+        let processes = Processes::read()?;
+        self.resources.count_members(uids.iter().filter_map(|uid| processes.pid_1_of(uid.get())));
         let (next, waited) = (AtomicUsize::new(0), AtomicU64::new(0));
         let (known, resources) = (&self.running, &self.resources);
         let asks = |uid: ContainerUid| {
             let has_time = Duration::from_micros(waited.load(Ordering::Relaxed)) < WORKER_TIMEOUT * WORKERS;
             let timeout = self.is_root.then_some(if has_time { PROBE_TIMEOUT } else { SHORT_PROBE_TIMEOUT });
             let started = Instant::now();
-            let seen = look_at(uid, &processes, known.get(&uid.get()), resources, timeout);
+            let seen = inspect(uid, &processes, known.get(&uid.get()), resources, timeout);
             if seen.0.state == State::NotAnswering {
                 let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
                 waited.fetch_add(micros, Ordering::Relaxed);
@@ -276,7 +276,7 @@ fn uids() -> Result<Vec<ContainerUid>> {
 }
 
 /// One container. Without `timeout`, which only root has, it is not asked.
-fn look_at(
+fn inspect(
     uid: ContainerUid,
     processes: &Processes,
     known: Option<&Known>,
@@ -288,7 +288,7 @@ fn look_at(
         known.asked.elapsed() < ASK_AGAIN_AFTER
             && process.is_some_and(|process| process.started() == Some(known.started))
     });
-    let mut leader = processes.first_of(uid.get());
+    let mut leader = processes.pid_1_of(uid.get());
     let (mut state, mut cause, mut running) = (State::Running, None, None);
     match (still, timeout) {
         (Some(known), _) => {
@@ -369,7 +369,7 @@ mod tests {
             cause: None,
             pid,
             since_seconds: None,
-            used: Use { cpu_seconds: seconds, ..Use::default() },
+            used: Usage { cpu_seconds: seconds, ..Usage::default() },
             seen: first + Duration::from_millis(millis),
             sessions: Some(0),
         };

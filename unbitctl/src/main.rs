@@ -122,7 +122,7 @@ fn main() -> ExitCode {
     match run(command) {
         Ok(code) => code,
         Err(error) => {
-            command_line::tell(format_args!("{error:#}"));
+            command_line::warn_line(format_args!("{error:#}"));
             command_line::exit_code(&error)
         }
     }

@@ -35,7 +35,7 @@ impl Account {
     pub fn uid(&self) -> Result<ContainerUid> {
         match self {
             Self::Number(uid) => Ok(*uid),
-            Self::Name(name) => look(name),
+            Self::Name(name) => container_of(name),
         }
     }
 }
@@ -57,15 +57,15 @@ pub fn second_name(text: &str) -> Result<SecondName, String> {
 }
 
 /// The link that makes a name.
-pub fn place(name: &SecondName) -> PathBuf {
+pub fn link_path(name: &SecondName) -> PathBuf {
     Path::new(CONTAINERS).join(name.as_str())
 }
 
 /// The container that a name is one of, by its link.
-pub fn look(name: &SecondName) -> Result<ContainerUid> {
-    let place = place(name);
-    let link = place.display();
-    match fs::read_link(&place) {
+pub fn container_of(name: &SecondName) -> Result<ContainerUid> {
+    let path = link_path(name);
+    let link = path.display();
+    match fs::read_link(&path) {
         Ok(text) => SecondName::target_of(text.as_os_str().as_bytes()).with_context(|| {
             let text = escape::quoted(text.as_os_str().as_bytes());
             format!("{link} is a symbolic link to {text}, which is not exactly the number of a container")
@@ -129,11 +129,11 @@ pub fn of(uid: ContainerUid) -> Vec<SecondName> {
 
 /// Whether a name can be given to a container: it is nobody's, or already this container's.
 pub fn can_be_given(name: &SecondName, uid: ContainerUid) -> Result<()> {
-    let link = place(name);
+    let link = link_path(name);
     match fs::symlink_metadata(&link) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error).with_context(|| link.display().to_string()),
-        Ok(_) => match look(name)? {
+        Ok(_) => match container_of(name)? {
             other if other == uid => {}
             other => bail!("{name} is a name of {other}: unbitctl detach {name}"),
         },
@@ -151,7 +151,7 @@ pub fn can_be_given(name: &SecondName, uid: ContainerUid) -> Result<()> {
 
 /// Makes the link, atomically. Whether it is new.
 pub fn give(name: &SecondName, uid: ContainerUid) -> Result<bool> {
-    let link = place(name);
+    let link = link_path(name);
     if fs::symlink_metadata(&link).is_ok() {
         return Ok(false);
     }

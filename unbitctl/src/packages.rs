@@ -1,7 +1,7 @@
 //! Debian packages that a set-up needs: named to the operator, and installed only if the operator
 //! asks for it.
 
-use crate::command_line::say;
+use crate::command_line::print_lossy;
 use crate::terminal;
 use anyhow::{Context, Result, bail};
 use std::io::{Write, stdout};
@@ -25,7 +25,7 @@ pub fn need(packages: &[Package], install: bool, dry_run: bool) -> Result<()> {
     }
     let names = missing.join(" ");
     if dry_run {
-        say!("packages that are missing: {names}\n");
+        print_lossy!("packages that are missing: {names}\n");
         return Ok(());
     }
     if !Path::new("/usr/bin/apt-get").exists() {
@@ -34,7 +34,7 @@ pub fn need(packages: &[Package], install: bool, dry_run: bool) -> Result<()> {
     if !install && !is_agreed(&names) {
         bail!("packages are missing: apt-get install {names}, or give --install");
     }
-    say!("apt-get install {names}\n");
+    print_lossy!("apt-get install {names}\n");
     let _ = stdout().flush();
     let mut command = Command::new("apt-get");
     command.args(["-qy", "install", "--no-install-recommends"]).args(&missing).stdin(Stdio::null());

@@ -41,23 +41,23 @@ pub struct Messages(File);
 
 impl Messages {
     /// Says a line, of a word that the listener knows and what there is to say about it.
-    pub fn say(&mut self, word: &str, about: impl std::fmt::Display) {
+    pub fn send(&mut self, word: &str, about: impl std::fmt::Display) {
         // Nobody listens any more: then there is nobody to tell either.
         let _ = self.0.write_all(format!("{word} {}\n", escape::line(&about.to_string())).as_bytes());
     }
 }
 
 /// More than the process ever says.
-const WORDS: usize = 4096;
+const MAX_MESSAGES: usize = 4096;
 
-/// Forks a process into the container, which does `life` there; `before` is done on the way, before
+/// Forks a process into the container, which does `inside` there; `before` is done on the way, before
 /// anything is joined. Only for a program of one thread.
 pub fn send(
     attachment: Attachment,
     who: Who,
     limit: Duration,
     before: impl FnOnce() -> Result<(), Refusal>,
-    life: impl FnOnce(&mut Messages),
+    inside: impl FnOnce(&mut Messages),
 ) -> Result<Probe, Refusal> {
     let (reader, writer) = retry(|| pipe2(OFlag::O_CLOEXEC)).context(Reason::Broken, "make a pipe")?;
     let reader = Cell::new(Some(reader));
@@ -67,7 +67,7 @@ pub fn send(
     };
     let forked = attachment.fork_into(who, Deadline::after(limit), before, finish)?;
     let (Forked::Outside(pid), Some(reader)) = (forked, reader.take()) else {
-        life(&mut Messages(File::from(writer)));
+        inside(&mut Messages(File::from(writer)));
         exit_now(0)
     };
     let pidfd = pidfd_open(pid.as_raw()).context(Reason::Broken, "pidfd_open of our own child")?;
@@ -77,8 +77,8 @@ pub fn send(
 impl Probe {
     /// What it has said when it has nothing more to say: it has ended, or become another program.
     /// `None` if that takes longer than `limit`, or is longer than any message of ours.
-    pub fn listen(&mut self, limit: Duration) -> Option<Vec<(String, String)>> {
-        let text = read_within(&mut self.messages, limit, WORDS).ok()?;
+    pub fn messages(&mut self, limit: Duration) -> Option<Vec<(String, String)>> {
+        let text = read_within(&mut self.messages, limit, MAX_MESSAGES).ok()?;
         let text = String::from_utf8_lossy(&text).into_owned();
         Some(
             text.lines()
@@ -89,7 +89,7 @@ impl Probe {
     }
 
     /// What is ready to be read once it has ended.
-    pub fn end(&self) -> BorrowedFd<'_> {
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 
@@ -118,7 +118,7 @@ impl Probe {
 
 /// In the process, before it enters: leaves behind what it has of the operator's session, so that
 /// nothing of it is in the tenant's reach.
-pub fn forget_the_operator(container: ContainerUid) -> Result<(), Refusal> {
+pub fn detach_from_operator(container: ContainerUid) -> Result<(), Refusal> {
     // A session of its own: /dev/tty is the operator's terminal until then.
     setsid().context(Reason::Broken, "begin a session")?;
     join::sys::new_session_keyring().context(Reason::Broken, "join a session keyring other than the operator's")?;
@@ -131,7 +131,7 @@ pub fn forget_the_operator(container: ContainerUid) -> Result<(), Refusal> {
 }
 
 /// In the process: redirects stdin, stdout and stderr to /dev/null.
-pub fn silence() -> Result<(), Refusal> {
+pub fn redirect_stdio_to_null() -> Result<(), Refusal> {
     let null =
         open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).context(Reason::Broken, "open /dev/null")?;
     dup2_stdin(&null)
@@ -143,13 +143,13 @@ pub fn silence() -> Result<(), Refusal> {
 /// In the process: becomes the first of these programs that can be run, as execvp(3) tries them.
 /// Comes back with why it did not.
 pub fn exec(programs: &[&CStr], arguments: &[&CStr], environment: &[impl AsRef<CStr>]) -> Errno {
-    let mut told = Errno::ENOENT;
+    let mut error = Errno::ENOENT;
     for program in programs {
         match execve(program, arguments, environment) {
             Err(Errno::ENOENT | Errno::ENOTDIR) => {}
-            Err(errno @ Errno::EACCES) => told = errno, // another one may be better
+            Err(errno @ Errno::EACCES) => error = errno, // another one may be better
             Err(errno) => return errno,
         }
     }
-    told
+    error
 }

@@ -1,7 +1,7 @@
 //! Reports each step of a command as soon as it is done, as a line for people, or all steps at the
 //! end as JSON.
 
-use crate::command_line::say;
+use crate::command_line::print_lossy;
 use crate::report::lines_of;
 use serde::Serialize;
 use shared::escape;
@@ -35,19 +35,19 @@ impl Progress {
 
     /// Something was made, changed or removed.
     pub fn changed(&mut self, step: &'static str, what: impl std::fmt::Display) {
-        self.tell(step, true, &what.to_string());
+        self.add(step, true, &what.to_string());
     }
 
     /// All is as it should be already.
     pub fn found(&mut self, step: &'static str, what: impl std::fmt::Display) {
-        self.tell(step, false, &what.to_string());
+        self.add(step, false, &what.to_string());
     }
 
-    fn tell(&mut self, step: &'static str, changed: bool, what: &str) {
+    fn add(&mut self, step: &'static str, changed: bool, what: &str) {
         let what = escape::line(what).to_string();
         if !self.json {
             let over = if stdout().is_terminal() { "\x1b[K" } else { "" }; // what `now` has left there
-            say!("{over}{step:NAMES$}  {what}\n");
+            print_lossy!("{over}{step:NAMES$}  {what}\n");
             let _ = stdout().flush();
         }
         self.done.push(Done { step, changed, what });
@@ -59,7 +59,7 @@ impl Progress {
             let columns = crate::terminal::size().map_or(80, |(_, columns)| columns);
             let line: String =
                 escape::line(&what.to_string()).to_string().chars().take(columns.saturating_sub(1)).collect();
-            say!("{line}\x1b[K\r");
+            print_lossy!("{line}\x1b[K\r");
             let _ = stdout().flush();
         }
     }
@@ -67,7 +67,7 @@ impl Progress {
     /// More text for people, of several lines.
     pub fn text(&self, text: &str) {
         if !self.json {
-            say!("{}", lines_of(text));
+            print_lossy!("{}", lines_of(text));
         }
     }
 

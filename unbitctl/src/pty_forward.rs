@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub struct Stream<'a> {
     from: Option<End<'a>>,
     to: Option<End<'a>>,
-    held: Vec<u8>,
+    buffer: Vec<u8>,
     /// Read since the session's end.
     since_end: usize,
 }
@@ -43,10 +43,10 @@ const CHUNK: usize = 4096;
 
 /// The most that a pipe can hold of what a process wrote before it ended
 /// (/proc/sys/fs/pipe-max-size).
-const LEFT_BEHIND: usize = 1 << 20;
+const MAX_AFTER_EXIT: usize = 1 << 20;
 
 /// What a round of [`forward`] has seen.
-pub enum Seen {
+pub enum Event {
     /// There is a signal to read.
     Signal,
     /// Nothing is left to carry of a session that has ended.
@@ -56,16 +56,16 @@ pub enum Seen {
 impl<'a> Stream<'a> {
     /// From here to there.
     pub const fn new(from: End<'a>, to: End<'a>) -> Self {
-        Self { from: Some(from), to: Some(to), held: Vec::new(), since_end: 0 }
+        Self { from: Some(from), to: Some(to), buffer: Vec::new(), since_end: 0 }
     }
 
     fn wants_to_read(&self) -> Option<BorrowedFd<'_>> {
-        let wanted = self.held.is_empty() && self.to.is_some() && self.since_end < LEFT_BEHIND;
+        let wanted = self.buffer.is_empty() && self.to.is_some() && self.since_end < MAX_AFTER_EXIT;
         self.from.as_ref().filter(|_| wanted).map(End::as_fd)
     }
 
     fn wants_to_write(&self) -> Option<BorrowedFd<'_>> {
-        self.to.as_ref().filter(|_| !self.held.is_empty()).map(End::as_fd)
+        self.to.as_ref().filter(|_| !self.buffer.is_empty()).map(End::as_fd)
     }
 
     fn read(&mut self, has_ended: bool) {
@@ -74,7 +74,7 @@ impl<'a> Stream<'a> {
         match read(from, &mut some) {
             Ok(0) => self.end_of_input(),
             Ok(length) => {
-                self.held.extend(some.iter().take(length));
+                self.buffer.extend(some.iter().take(length));
                 self.since_end += if has_ended { length } else { 0 };
             }
             Err(Errno::EINTR | Errno::EAGAIN) => {}
@@ -91,10 +91,10 @@ impl<'a> Stream<'a> {
 
     fn write(&mut self) {
         let Some(to) = &self.to else { return };
-        match write(to, &self.held) {
-            Ok(length) => drop(self.held.drain(..length.min(self.held.len()))),
+        match write(to, &self.buffer) {
+            Ok(length) => drop(self.buffer.drain(..length.min(self.buffer.len()))),
             Err(Errno::EINTR | Errno::EAGAIN) => {}
-            Err(_) => *self = Self { from: None, to: None, held: Vec::new(), since_end: 0 }, // EPIPE: nobody reads
+            Err(_) => *self = Self { from: None, to: None, buffer: Vec::new(), since_end: 0 }, // EPIPE: nobody reads
         }
     }
 
@@ -105,14 +105,14 @@ impl<'a> Stream<'a> {
 }
 
 /// Lets a descriptor of ours never wait.
-pub fn never_wait(descriptor: &impl AsFd) -> nix::Result<()> {
+pub fn set_nonblocking(descriptor: &impl AsFd) -> nix::Result<()> {
     let flags = OFlag::from_bits_truncate(fcntl(descriptor, FcntlArg::F_GETFL)?);
     fcntl(descriptor, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
 }
 
 /// Carries what there is to carry, until a signal comes. Once the session has ended, only what it
 /// left in the pipes.
-pub fn forward(streams: &mut [Stream<'_>], signals: &impl AsFd, has_ended: bool) -> nix::Result<Seen> {
+pub fn forward(streams: &mut [Stream<'_>], signals: &impl AsFd, has_ended: bool) -> nix::Result<Event> {
     loop {
         let mut asked = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         let mut places = Vec::new();
@@ -133,10 +133,10 @@ pub fn forward(streams: &mut [Stream<'_>], signals: &impl AsFd, has_ended: bool)
         };
         let ready: Vec<bool> = asked.iter().map(|one| one.any().unwrap_or(true)).collect();
         if ready.first() == Some(&true) {
-            return Ok(Seen::Signal);
+            return Ok(Event::Signal);
         }
         if has_ended && !ready.contains(&true) {
-            return Ok(Seen::Done);
+            return Ok(Event::Done);
         }
         for (at, _) in places.into_iter().zip(ready.into_iter().skip(1)).filter(|(_, ready)| *ready) {
             let Some(stream) = streams.get_mut(at) else { continue };
@@ -166,8 +166,8 @@ mod tests {
             got
         });
         let mut streams = [Stream::new(End::Own(from), End::Own(to))];
-        while !streams[0].has_ended() || !streams[0].held.is_empty() {
-            assert!(matches!(forward(&mut streams, &signals, true), Ok(Seen::Done)));
+        while !streams[0].has_ended() || !streams[0].buffer.is_empty() {
+            assert!(matches!(forward(&mut streams, &signals, true), Ok(Event::Done)));
         }
         writer.join().unwrap();
         drop(streams);
@@ -182,7 +182,7 @@ mod tests {
         drop(sink);
         source.write_all(b"x").unwrap();
         let mut streams = [Stream::new(End::Own(from), End::Own(to))];
-        assert!(matches!(forward(&mut streams, &signals, true), Ok(Seen::Done)));
+        assert!(matches!(forward(&mut streams, &signals, true), Ok(Event::Done)));
         assert!(streams[0].has_ended() && streams[0].to.is_none());
     }
 }

@@ -27,7 +27,7 @@ pub struct Reaper {
 }
 
 /// What came of the start.
-pub enum Begun {
+pub enum Started {
     /// The command runs inside.
     Runs(Reaper),
     /// The command could not be started. The exit status says why.
@@ -40,16 +40,16 @@ const ENDED: u8 = b'e';
 
 /// Forks the reaper. It calls `leave` to close the operator's descriptors, calls `send` to start
 /// the process inside, and waits for that.
-pub fn fork(leave: impl FnOnce(), send: impl FnOnce() -> Result<Sent, u8>) -> Result<Begun> {
+pub fn fork(leave: impl FnOnce(), send: impl FnOnce() -> Result<Probe, u8>) -> Result<Started> {
     let (socket, theirs) = UnixStream::pair().context("make a socket")?;
     match join::sys::fork().context("fork")? {
         ForkResult::Parent { child } => {
             drop(theirs);
             let mut reaper = Reaper { socket, pid: child };
-            Ok(match reaper.hear(None) {
-                Some((RUNS, _)) => Begun::Runs(reaper),
-                Some((_, status)) => Begun::Ended(ExitCode::from(status)),
-                None => Begun::Ended(ExitCode::FAILURE),
+            Ok(match reaper.receive(None) {
+                Some((RUNS, _)) => Started::Runs(reaper),
+                Some((_, status)) => Started::Ended(ExitCode::from(status)),
+                None => Started::Ended(ExitCode::FAILURE),
             })
         }
         ForkResult::Child => {
@@ -59,8 +59,8 @@ pub fn fork(leave: impl FnOnce(), send: impl FnOnce() -> Result<Sent, u8>) -> Re
             leave();
             let mut socket = theirs;
             match send() {
-                Ok(Sent { probe }) => {
-                    let _ = probe::silence(); // whoever reads the operator's output is not to wait for us
+                Ok(probe) => {
+                    let _ = probe::redirect_stdio_to_null(); // whoever reads the operator's output is not to wait for us
                     let _ = socket.write_all(&[RUNS, 0]);
                     let status = reap(&probe, &mut socket);
                     let _ = socket.write_all(&[ENDED, status]);
@@ -72,17 +72,12 @@ pub fn fork(leave: impl FnOnce(), send: impl FnOnce() -> Result<Sent, u8>) -> Re
     }
 }
 
-/// A process that runs the command inside.
-pub struct Sent {
-    pub probe: Probe,
-}
-
 /// Passes signals on to the process inside until it ends, and returns its exit status.
 fn reap(probe: &Probe, socket: &mut UnixStream) -> u8 {
-    let mut is_heard = true;
+    let mut is_connected = true;
     loop {
-        let mut asked = vec![PollFd::new(probe.end(), PollFlags::POLLIN)];
-        if is_heard {
+        let mut asked = vec![PollFd::new(probe.pidfd(), PollFlags::POLLIN)];
+        if is_connected {
             asked.push(PollFd::new(socket.as_fd(), PollFlags::POLLIN));
         }
         match poll(&mut asked, PollTimeout::NONE) {
@@ -107,7 +102,7 @@ fn reap(probe: &Probe, socket: &mut UnixStream) -> u8 {
                 // waited for, so its number is its own.
                 Ok(1) => drop(Signal::try_from(i32::from(signal[0])).and_then(|signal| killpg(probe.pid, signal))),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                _ => is_heard = false,
+                _ => is_connected = false,
             }
         }
     }
@@ -122,19 +117,19 @@ impl Reaper {
     /// The exit status, once it has ended; `None` if it has not within `limit`. A reaper that was
     /// killed knows none.
     pub fn wait(&mut self, limit: Duration) -> Option<u8> {
-        let (_, status) = self.hear(Some(limit))?;
+        let (_, status) = self.receive(Some(limit))?;
         let _ = retry(|| waitpid(self.pid, None));
         Some(status)
     }
 
-    fn hear(&mut self, limit: Option<Duration>) -> Option<(u8, u8)> {
+    fn receive(&mut self, limit: Option<Duration>) -> Option<(u8, u8)> {
         let end = limit.map(|limit| Instant::now() + limit);
         if end.is_some_and(|end| !is_ready(&self.socket, end.saturating_duration_since(Instant::now()))) {
             return None;
         }
-        let mut said = [0; 2];
-        match self.socket.read_exact(&mut said) {
-            Ok(()) => Some((said[0], said[1])),
+        let mut message = [0; 2];
+        match self.socket.read_exact(&mut message) {
+            Ok(()) => Some((message[0], message[1])),
             Err(_) => Some((ENDED, 1)),
         }
     }

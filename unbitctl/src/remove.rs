@@ -52,7 +52,7 @@ pub struct Arguments {
 
 /// What is written to standard output with --json.
 #[derive(Serialize)]
-struct Answer<'a> {
+struct JsonOutput<'a> {
     uid: u32,
     changed: bool,
     steps: &'a [Done],
@@ -83,8 +83,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         progress.text(&format!("{uid}: there is nothing to remove\n"));
     }
     if arguments.json {
-        let answer = Answer { uid: uid.get(), changed: progress.has_changed(), steps: progress.done() };
-        report::print(&(serde_json::to_string_pretty(&answer)? + "\n"))?;
+        let output = JsonOutput { uid: uid.get(), changed: progress.has_changed(), steps: progress.done() };
+        report::print(&(serde_json::to_string_pretty(&output)? + "\n"))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -147,7 +147,7 @@ struct Home {
     uid: ContainerUid,
     path: PathBuf,
     /// Its name while it is purged: no account's.
-    doomed: String,
+    purge_name: String,
     found: Option<fs::Metadata>,
 }
 
@@ -159,15 +159,15 @@ impl Home {
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             Err(error) => return Err(error).with_context(|| path.display().to_string()),
         };
-        Ok(Self { uid, path, doomed: format!(".{uid}.purge"), found })
+        Ok(Self { uid, path, purge_name: format!(".{uid}.purge"), found })
     }
 
     fn is_there(&self) -> bool {
-        self.found.is_some() || self.doomed().symlink_metadata().is_ok()
+        self.found.is_some() || self.purge_path().symlink_metadata().is_ok()
     }
 
-    fn doomed(&self) -> PathBuf {
-        Path::new(CONTAINERS).join(&self.doomed)
+    fn purge_path(&self) -> PathBuf {
+        Path::new(CONTAINERS).join(&self.purge_name)
     }
 
     fn must_be_purgeable(&self) -> Result<()> {
@@ -188,7 +188,7 @@ impl Home {
         let shown = self.path.display().to_string();
         let containers = Path::new(CONTAINERS);
         let mut removed = 0;
-        let mut go = |name: &str, progress: &Progress| {
+        let mut purge_directory = |name: &str, progress: &Progress| {
             purge(containers, name, &mut |count| {
                 removed = count;
                 if count % 1000 == 0 {
@@ -198,23 +198,23 @@ impl Home {
             })
             .with_context(|| format!("not all is removed; run it again: unbitctl remove {} --purge", self.uid))
         };
-        let had_doomed = self.doomed().symlink_metadata().is_ok();
-        go(&self.doomed, progress)?;
+        let had_begun = self.purge_path().symlink_metadata().is_ok();
+        purge_directory(&self.purge_name, progress)?;
         if self.found.is_some() {
-            match renameat2(AT_FDCWD, &self.path, AT_FDCWD, &self.doomed(), RenameFlags::RENAME_NOREPLACE) {
+            match renameat2(AT_FDCWD, &self.path, AT_FDCWD, &self.purge_path(), RenameFlags::RENAME_NOREPLACE) {
                 Err(nix::errno::Errno::EBUSY) => {
                     bail!("{shown} is a mount point: umount {shown}, and remove what was mounted")
                 }
                 other => other.with_context(|| shown.clone())?,
             }
-            go(&self.doomed, progress)?;
+            purge_directory(&self.purge_name, progress)?;
         }
-        if self.found.is_some() || had_doomed {
+        if self.found.is_some() || had_begun {
             leftovers::remove(self.uid).context("remove what the node keeps of its user")?;
             progress.changed("directory", format!("{shown}: removed, with {removed} files"));
         }
         for name in names::of(self.uid) {
-            let link = names::place(&name);
+            let link = names::link_path(&name);
             fs::remove_file(&link).with_context(|| link.display().to_string())?;
             progress.changed("name", format!("{}: removed", link.display()));
         }

@@ -14,7 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// More than any file of a node's set-up has.
-const LONGEST_FILE: u64 = 4 << 20;
+const MAX_FILE: u64 = 4 << 20;
 
 /// Attempts of openat2(2) as long as it fails with EAGAIN.
 const ATTEMPTS: u32 = 100;
@@ -112,8 +112,8 @@ impl RootFs {
     /// The bytes of a file of the node's.
     pub fn read_bytes(&self, absolute: &str) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        self.open_file(absolute)?.take(LONGEST_FILE).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 == LONGEST_FILE {
+        self.open_file(absolute)?.take(MAX_FILE).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 == MAX_FILE {
             return Err(Error::new(ErrorKind::InvalidInput, "it is too long for such a file"));
         }
         Ok(bytes)

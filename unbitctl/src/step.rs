@@ -18,7 +18,7 @@ pub enum Change {
 
 /// What the operator has decided about the whole node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Wishes {
+pub struct Choices {
     /// sshd is to refuse everybody's passwords.
     pub keys_only: bool,
     /// The steps of uwsgi.it's guide are to be gone as well.
@@ -33,9 +33,9 @@ pub struct Step {
     /// What the guide asks for besides.
     pub guide: fn(&RootFs) -> Vec<Finding>,
     /// What would fix it; nothing, if all is well.
-    pub changes: fn(&RootFs, Wishes) -> Result<Vec<Change>>,
+    pub changes: fn(&RootFs, Choices) -> Result<Vec<Change>>,
     /// What the operator has to know before these changes are made.
-    pub warning: fn(&RootFs, Wishes) -> Vec<String>,
+    pub warning: fn(&RootFs, Choices) -> Vec<String>,
     /// The steps without which it does not begin, if they fail.
     pub needs: &'static [&'static str],
     /// What must be so before, where the steps of these names are as good as done.
@@ -53,9 +53,9 @@ impl Step {
     pub const fn new(
         name: &'static str,
         check: fn(&RootFs) -> Vec<Finding>,
-        changes: fn(&RootFs, Wishes) -> Result<Vec<Change>>,
+        changes: fn(&RootFs, Choices) -> Result<Vec<Change>>,
     ) -> Self {
-        let (needs, warning) = (&[], (|_, _| Vec::new()) as fn(&RootFs, Wishes) -> Vec<String>);
+        let (needs, warning) = (&[], (|_, _| Vec::new()) as fn(&RootFs, Choices) -> Vec<String>);
         Self {
             name,
             check,

@@ -42,7 +42,7 @@ pub fn groups(uid: ContainerUid) -> Vec<PathBuf> {
         found.insert(directory.join(&name));
         found.extend(directory.parent().map(|parent| parent.join(&name)));
     }
-    let leader = Processes::look().ok().and_then(|processes| processes.first_of(uid.get()).map(|first| first.pid));
+    let leader = Processes::read().ok().and_then(|processes| processes.pid_1_of(uid.get()).map(|first| first.pid));
     let own = leader.and_then(of).into_iter().flatten();
     found.extend(own.filter(|directory| directory.file_name().is_some_and(|last| last == name.as_str())));
     found.into_iter().collect()
@@ -103,10 +103,10 @@ fn numbers(pids: &[i32]) -> String {
 
 /// Its pid 1, also one that still starts and is root; and whoever is in its cgroups.
 fn left(uid: ContainerUid, groups: &[PathBuf]) -> Result<Vec<i32>> {
-    let processes = Processes::look()?;
-    let mut left: Vec<i32> = processes.first_of(uid.get()).map(|process| process.pid).into_iter().collect();
+    let processes = Processes::read()?;
+    let mut left: Vec<i32> = processes.pid_1_of(uid.get()).map(|process| process.pid).into_iter().collect();
     let emperors = emperor::pids();
-    let starting = processes.all_first_of(0).filter(|first| emperors.contains(&first.parent));
+    let starting = processes.all_pid_1_of(0).filter(|first| emperors.contains(&first.parent));
     left.extend(starting.filter(|first| is_starting(uid, first.pid)).map(|first| first.pid));
     let members = groups.iter().filter_map(|group| fs::read_to_string(group.join("cgroup.procs")).ok());
     left.extend(members.flat_map(|text| text.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()));

@@ -1,6 +1,6 @@
 //! Terminal settings: the operator's terminal, and the pty of a session in a container.
 
-use crate::command_line::say;
+use crate::command_line::print_lossy;
 use crate::sys;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::openpty;
@@ -25,7 +25,7 @@ pub fn can_ask() -> bool {
 
 /// Asks the operator for a line, which comes back with its end. It is empty if there is none.
 pub fn ask(question: &str) -> std::io::Result<String> {
-    say!("{question} ");
+    print_lossy!("{question} ");
     let _ = stdout().flush();
     let mut answer = String::new();
     stdin().read_line(&mut answer)?;

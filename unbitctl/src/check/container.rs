@@ -9,7 +9,7 @@
 use super::ids;
 use super::pam;
 use super::server::{self, Answering, Sandbox};
-use super::sshd::{self, Says};
+use super::sshd::{self, EffectiveConfig};
 use super::subids;
 use crate::containers::has_vassal;
 use crate::engine;
@@ -86,7 +86,7 @@ pub fn check(account: &Account) -> Result<Vec<Finding>> {
     crate::command_line::must_be_root("check UID")?;
     join::sys::set_all_close_on_exec()?;
     let mut findings = Vec::new();
-    if let Err(end) = go(account, &mut findings) {
+    if let Err(end) = run_steps(account, &mut findings) {
         let next = STEPS.into_iter().skip_while(|(name, _)| *name != end.check).nth(1);
         findings.push(end);
         findings.extend(next.map(|(check, why)| {
@@ -96,10 +96,10 @@ pub fn check(account: &Account) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-fn go(login: &Account, findings: &mut Vec<Finding>) -> Result<(), Finding> {
+fn run_steps(login: &Account, findings: &mut Vec<Finding>) -> Result<(), Finding> {
     let container = match login {
         Account::Number(container) => *container,
-        Account::Name(name) => names::look(name).map_err(|error| {
+        Account::Name(name) => names::container_of(name).map_err(|error| {
             let fix = format!("give it to a container: unbitctl attach UID --name {name}");
             fail("account", format!("{error:#}"), fix)
         })?,
@@ -109,15 +109,15 @@ fn go(login: &Account, findings: &mut Vec<Finding>) -> Result<(), Finding> {
         findings.push(second_name(name, container)?);
     }
     let node = RootFs::at(None);
-    let says = sshd(&node, login, container)?;
-    let Some(server) = server::find(&says.addresses()) else {
-        let seen = format!("no sshd runs, and nothing listens on {}", says.of("ListenAddress"));
+    let config = sshd(&node, login, container)?;
+    let Some(server) = server::find(&config.addresses()) else {
+        let seen = format!("no sshd runs, and nothing listens on {}", config.of("ListenAddress"));
         return Err(fail("sshd", seen, "systemctl start ssh; its log says why it ended"));
     };
     let answering = server.answer().map_err(|error| {
         fail("sshd", format!("{error:#}"), "ssh.socket starts an sshd for each connection: journalctl -u 'ssh@*'")
     })?;
-    findings.push(match says.forced_command() {
+    findings.push(match config.forced_command() {
         None => ok("sshd", "sshd uses PAM and accepts this user's keys"),
         Some(command) => warn(
             "sshd",
@@ -126,7 +126,7 @@ fn go(login: &Account, findings: &mut Vec<Finding>) -> Result<(), Finding> {
         ),
     });
     let options = pam(&node, findings)?;
-    in_sshds_sandbox(login, container, &says, &options, answering.as_ref(), findings)
+    in_sshds_sandbox(login, container, &config, &options, answering.as_ref(), findings)
 }
 
 /// The rest of the way, in a process that can do what sshd's can and no more. It may end in ways of
@@ -134,7 +134,7 @@ fn go(login: &Account, findings: &mut Vec<Finding>) -> Result<(), Finding> {
 fn in_sshds_sandbox(
     login: &Account,
     container: ContainerUid,
-    says: &Says,
+    config: &EffectiveConfig,
     options: &Options,
     answering: Option<&Answering>,
     findings: &mut Vec<Finding>,
@@ -147,19 +147,19 @@ fn in_sshds_sandbox(
     let ForkResult::Parent { child } = join::sys::fork().map_err(broken)? else {
         drop(reader);
         let _ = set_pdeathsig(Signal::SIGKILL);
-        let mut told = Told { sink: File::from(writer) };
+        let mut writer = FindingWriter { sink: File::from(writer) };
         let taken =
             sandbox.and_then(|sandbox| sandbox.map(|sandbox| sandbox.enter().map(|()| sandbox.limits())).transpose());
         let (limits, end) = match taken {
-            Ok(limits) => (limits.flatten(), the_rest(login, container, says, options, &mut told)),
+            Ok(limits) => (limits.flatten(), run_in_sandbox(login, container, config, options, &mut writer)),
             Err(error) => {
                 let seen = format!("the next steps are tried with more rights than sshd has: {error:#}");
-                told.push(warn("sshd", seen, "run it as root of the node, with all of root's capabilities"));
-                (None, the_rest(login, container, says, options, &mut told))
+                writer.push(warn("sshd", seen, "run it as root of the node, with all of root's capabilities"));
+                (None, run_in_sandbox(login, container, config, options, &mut writer))
             }
         };
         if let Err(end) = end {
-            told.push(match limits {
+            writer.push(match limits {
                 Some(limits) => {
                     end.with_more_to_do(&format!("sshd runs {limits}: see the unit that starts it, systemctl cat ssh"))
                 }
@@ -170,12 +170,12 @@ fn in_sshds_sandbox(
     };
     drop(writer);
     let limit = options.timeout * 4 + Duration::from_secs(10);
-    let (heard, is_complete) = hear(reader, limit);
+    let (received, is_complete) = read_findings(reader, limit);
     if !is_complete {
         let _ = kill(child, Signal::SIGKILL);
     }
     let end = if is_complete { waitpid(child, None) } else { waitpid(child, Some(WaitPidFlag::WNOHANG)) };
-    findings.extend(heard);
+    findings.extend(received);
     let last = findings.last().map_or("sshd", |finding| finding.check);
     let next = STEPS.iter().skip_while(|(name, _)| *name != last).nth(1).map_or(last, |(name, _)| *name);
     match end {
@@ -196,55 +196,55 @@ fn in_sshds_sandbox(
     }
 }
 
-fn the_rest(
+fn run_in_sandbox(
     login: &Account,
     container: ContainerUid,
-    says: &Says,
+    config: &EffectiveConfig,
     options: &Options,
-    told: &mut Told,
+    writer: &mut FindingWriter,
 ) -> Result<(), Finding> {
     account(container)?; // which sshd may see otherwise
-    let keys = keys(login, container, says)?;
-    told.push(keys);
-    let attachment = prepare(login, container, options, told)?;
-    join(login, container, attachment, options, told)
+    let keys = keys(login, container, config)?;
+    writer.push(keys);
+    let attachment = prepare(login, container, options, writer)?;
+    join(login, container, attachment, options, writer)
 }
 
 /// Findings on their way to the process that shows them, a line each: step, state, what was seen,
 /// what to do.
-struct Told {
+struct FindingWriter {
     sink: File,
 }
 
-const ANOTHER_LINE: &str = "\x1e";
+const NEWLINE_ESCAPE: &str = "\x1e";
 
-impl Told {
+impl FindingWriter {
     fn push(&mut self, finding: Finding) {
         let state = finding.state as u8;
-        let fix = finding.fix.unwrap_or_default().replace('\n', ANOTHER_LINE);
+        let fix = finding.fix.unwrap_or_default().replace('\n', NEWLINE_ESCAPE);
         let line = format!("{}\t{state}\t{}\t{fix}\n", finding.check, finding.seen);
         let _ = self.sink.write_all(line.as_bytes()); // then nobody is there to be told
     }
 }
 
-fn heard(line: &str) -> Option<Finding> {
+fn parse_finding(line: &str) -> Option<Finding> {
     let mut fields = line.splitn(4, '\t');
     let (check, why) = step(fields.next()?);
     let number: u8 = fields.next()?.parse().ok()?;
     let state =
         [State::Ok, State::Warn, State::Fail, State::NotApplicable].into_iter().find(|state| *state as u8 == number)?;
-    let (seen, fix) = (fields.next()?, fields.next()?.replace(ANOTHER_LINE, "\n"));
+    let (seen, fix) = (fields.next()?, fields.next()?.replace(NEWLINE_ESCAPE, "\n"));
     Some(Finding::new(check, state, why, seen, Some(fix).filter(|fix| !fix.is_empty())))
 }
 
 /// What is told within this time, and whether that is all.
-fn hear(pipe: OwnedFd, limit: Duration) -> (Vec<Finding>, bool) {
+fn read_findings(pipe: OwnedFd, limit: Duration) -> (Vec<Finding>, bool) {
     let (text, is_complete) = match read_within(&mut File::from(pipe), limit, usize::MAX) {
         Ok(text) => (text, true),
         Err(Incomplete::TimedOut(text)) => (text, false),
         Err(Incomplete::TooLong | Incomplete::Failed(_)) => (Vec::new(), false),
     };
-    (String::from_utf8_lossy(&text).lines().filter_map(heard).collect(), is_complete)
+    (String::from_utf8_lossy(&text).lines().filter_map(parse_finding).collect(), is_complete)
 }
 
 /// Who glibc says that it is, and whether that is a container's user.
@@ -254,12 +254,12 @@ fn hear(pipe: OwnedFd, limit: Duration) -> (Vec<Finding>, bool) {
 /// ordinary one if there is none.
 fn account(container: ContainerUid) -> Result<Vec<Finding>, Finding> {
     let home = home(container);
-    let told = |error: &dyn std::fmt::Display| {
+    let failed = |error: &dyn std::fmt::Display| {
         fail("account", format!("{home}: {error}"), "repair that file system; until then logins are refused")
     };
     match std::fs::metadata(&home) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(no_directory(container, &home)),
-        Err(error) => return Err(told(&error)),
+        Err(error) => return Err(failed(&error)),
         Ok(status) if !container.owns_directory(status.mode(), status.uid(), status.gid()) => {
             let what = if status.is_dir() { "belongs to" } else { "is not a directory, and belongs to" };
             let seen = format!("{home} {what} {}:{}", status.uid(), status.gid());
@@ -277,7 +277,7 @@ fn account(container: ContainerUid) -> Result<Vec<Finding>, Finding> {
         Ok(_) => {}
     }
     let name = container.to_string();
-    let by_name = User::from_name(&name).map_err(|errno| told(&errno))?;
+    let by_name = User::from_name(&name).map_err(|errno| failed(&errno))?;
     let Some(user) = by_name else {
         return Err(fail(
             "account",
@@ -289,7 +289,7 @@ fn account(container: ContainerUid) -> Result<Vec<Finding>, Finding> {
         return Err(fail("account", not_the_containers(&user), take_out(&name)));
     }
     let mut findings = Vec::new();
-    let by_uid = User::from_uid(user.uid).map_err(|errno| told(&errno))?;
+    let by_uid = User::from_uid(user.uid).map_err(|errno| failed(&errno))?;
     if by_uid.as_ref().is_none_or(|user| user.name != name) {
         let other = by_uid.map_or("nobody".to_owned(), |user| user.name);
         findings.push(warn(
@@ -318,10 +318,10 @@ fn account(container: ContainerUid) -> Result<Vec<Finding>, Finding> {
 
 /// Whether a second name's login is the container's: as pam_unbit.so asks, and as glibc answers.
 fn second_name(name: &SecondName, container: ContainerUid) -> Result<Finding, Finding> {
-    let link = names::place(name);
+    let link = names::link_path(name);
     let link = link.display();
     names::directory_is_roots().map_err(|error| fail("account", format!("{error:#}"), "unbitctl setup directories"))?;
-    match std::fs::symlink_metadata(names::place(name)) {
+    match std::fs::symlink_metadata(names::link_path(name)) {
         Ok(status) if status.uid() == 0 => {}
         Ok(status) => {
             let seen = format!("{link} belongs to uid {}: logins by this name are refused", status.uid());
@@ -410,19 +410,19 @@ fn take_out(name: &str) -> String {
 }
 
 /// What sshd goes by for this user, and whom it lets in at all.
-fn sshd(node: &RootFs, login: &Account, container: ContainerUid) -> Result<Says, Finding> {
-    let says = sshd::ask(node, &login.to_string())
+fn sshd(node: &RootFs, login: &Account, container: ContainerUid) -> Result<EffectiveConfig, Finding> {
+    let config = sshd::effective_config(node, &login.to_string())
         .map_err(|error| fail("sshd", format!("{error:#}"), "fix what it complains of, then: sshd -t"))?;
-    if !says.asks_pam() {
+    if !config.asks_pam() {
         return Err(fail(
             "sshd",
             "sshd does not use PAM, or uses it under another name than sshd",
             "unbitctl setup sshd",
         ));
     }
-    match sshd::obstacles(&says, &login.to_string(), &container.to_string()).into_iter().next() {
+    match sshd::obstacles(&config, &login.to_string(), &container.to_string()).into_iter().next() {
         Some(obstacle) => Err(obstacle),
-        None => Ok(says),
+        None => Ok(config),
     }
 }
 
@@ -440,19 +440,19 @@ fn pam(node: &RootFs, findings: &mut Vec<Finding>) -> Result<Options, Finding> {
 }
 
 /// Whether sshd would take a key of the user's.
-fn keys(login: &Account, container: ContainerUid, says: &Says) -> Result<Finding, Finding> {
-    if says.of("PubkeyAuthentication") == "no" {
+fn keys(login: &Account, container: ContainerUid, config: &EffectiveConfig) -> Result<Finding, Finding> {
+    if config.of("PubkeyAuthentication") == "no" {
         return Err(fail("keys", "sshd accepts no keys: PubkeyAuthentication no", "unbitctl setup sshd"));
     }
     let home = home(container);
-    let is_strict = says.of("StrictModes") != "no";
-    let files = says.of("AuthorizedKeysFile");
+    let is_strict = config.of("StrictModes") != "no";
+    let files = config.of("AuthorizedKeysFile");
     let (mut good, mut bad, mut doubts) = (Vec::new(), Vec::new(), Vec::new());
-    let _user = AsTheUser::become_it(container).map_err(|errno| {
+    let _user = AsTheUser::enter(container).map_err(|errno| {
         fail("keys", format!("drop root's groups: {errno}"), "run it as root, with all of root's capabilities")
     })?;
     for file in files.split_whitespace().filter(|file| *file != "none").map(|file| expand(file, login, container)) {
-        match look_at_keys(container, &file, is_strict, &mut doubts) {
+        match check_key_file(container, &file, is_strict, &mut doubts) {
             Ok(true) => good.push(file),
             Ok(false) => {}
             Err(what) => bad.push(what),
@@ -468,7 +468,7 @@ fn keys(login: &Account, container: ContainerUid, says: &Says) -> Result<Finding
     if !good.is_empty() {
         return Ok(ok("keys", format!("there are keys in {}", good.join(" and "))));
     }
-    let elsewhere = |name: &str| says.names(name) && !is_userdbctl(&says.of(name));
+    let elsewhere = |name: &str| config.names(name) && !is_userdbctl(&config.of(name));
     if let Some(name) = ["AuthorizedKeysCommand", "TrustedUserCAKeys"].into_iter().find(|name| elsewhere(name)) {
         return Ok(warn(
             "keys",
@@ -528,7 +528,7 @@ struct AsTheUser {
 }
 
 impl AsTheUser {
-    fn become_it(container: ContainerUid) -> nix::Result<Self> {
+    fn enter(container: ContainerUid) -> nix::Result<Self> {
         let before = Self { groups: getgroups()? };
         setgroups(&[Gid::from_raw(container.get())])?;
         join::privileges::access_files_as(container)?;
@@ -547,7 +547,7 @@ impl Drop for AsTheUser {
 
 /// Whether this file holds keys that sshd would read. It is the tenant's, and may be anything: only
 /// a regular file is opened, and what is in it is not shown.
-fn look_at_keys(
+fn check_key_file(
     container: ContainerUid,
     file: &str,
     is_strict: bool,
@@ -634,17 +634,17 @@ fn prepare(
     login: &Account,
     container: ContainerUid,
     options: &Options,
-    findings: &mut Told,
+    findings: &mut FindingWriter,
 ) -> Result<Attachment, Finding> {
-    const TOLD: [&str; 4] = ["reach", "verify", "namespaces", "cgroups"];
-    let mut told = 0;
-    let mut tell = |name: &str, seen: std::fmt::Arguments<'_>| {
-        told += 1;
+    const REPORTED: [&str; 4] = ["reach", "verify", "namespaces", "cgroups"];
+    let mut reported = 0;
+    let mut report = |name: &str, seen: std::fmt::Arguments<'_>| {
+        reported += 1;
         findings.push(ok(name, seen.to_string()));
     };
-    let attachment = Attachment::prepare(container, options, &mut tell);
+    let attachment = Attachment::prepare(container, options, &mut report);
     // After the last step the first one that can change is looked at again.
-    let ends_at = TOLD.get(told).copied().unwrap_or("verify");
+    let ends_at = REPORTED.get(reported).copied().unwrap_or("verify");
     let attachment = attachment.map_err(|refusal| refused(login, container, ends_at, &refusal))?;
     if attachment.ids() != Ids::of(container) {
         let read_map = |map: &str| attachment.leader().proc.read(map).unwrap_or_default();
@@ -749,20 +749,20 @@ fn join(
     container: ContainerUid,
     attachment: Attachment,
     options: &Options,
-    findings: &mut Told,
+    findings: &mut FindingWriter,
 ) -> Result<(), Finding> {
     let limit = options.timeout;
     let terminals = attachment
         .try_terminals(Deadline::after(limit))
         .map_err(|refusal| refused(login, container, "terminals", &refusal))?;
     findings.push(ok("terminals", format!("sshd opens terminals {terminals}")));
-    let before = || probe::forget_the_operator(container).and_then(|()| probe::silence());
-    let mut probe = probe::send(attachment, Who::User, limit, before, |messages| life(container, messages))
+    let before = || probe::detach_from_operator(container).and_then(|()| probe::redirect_stdio_to_null());
+    let mut probe = probe::send(attachment, Who::User, limit, before, |messages| run_inside(container, messages))
         .map_err(|refusal| refused(login, container, "join", &refusal))?;
-    let heard = probe.listen(limit);
-    let hung = heard.is_none();
+    let messages = probe.messages(limit);
+    let hung = messages.is_none();
     let (mut has_joined, mut has_shell) = (false, false);
-    for (word, about) in heard.unwrap_or_default() {
+    for (word, about) in messages.unwrap_or_default() {
         match word.as_str() {
             "joined" => {
                 has_joined = true;
@@ -835,11 +835,11 @@ fn too_long(probe: &probe::Probe, name: &str, limit: std::time::Duration) -> Fin
     )
 }
 
-fn life(container: ContainerUid, messages: &mut Messages) {
-    messages.say("joined", "");
+fn run_inside(container: ContainerUid, messages: &mut Messages) {
+    messages.send("joined", "");
     match chdir(container.home().as_c_str()) {
-        Ok(()) => messages.say("home", ""),
-        Err(errno) => messages.say("home", errno.desc()),
+        Ok(()) => messages.send("home", ""),
+        Err(errno) => messages.send("home", errno.desc()),
     }
     // sshd's process stays beside its shell, so there have to be two. The helper that joined may
     // still be counted.
@@ -856,16 +856,16 @@ fn life(container: ContainerUid, messages: &mut Messages) {
             let shell = CString::new(shared::settings::SHELL).unwrap_or_default();
             let _ = set_pdeathsig(Signal::SIGKILL);
             let errno = probe::exec(&[&shell], &[shell.as_c_str(), c"-c", c"exit 0"], &[] as &[&std::ffi::CStr]);
-            messages.say("shell", errno.desc());
+            messages.send("shell", errno.desc());
             exit_now(127)
         }
-        Err(errno) => return messages.say("fork", format!("{errno:?} ({})", errno.desc())),
+        Err(errno) => return messages.send("fork", format!("{errno:?} ({})", errno.desc())),
     };
     match retry(|| waitpid(child, None)) {
-        Ok(WaitStatus::Exited(_, status)) => messages.say("ended", status),
-        Ok(WaitStatus::Signaled(_, signal, _)) => messages.say("ended", signal),
-        Ok(other) => messages.say("ended", format!("{other:?}")),
-        Err(errno) => messages.say("ended", errno.desc()),
+        Ok(WaitStatus::Exited(_, status)) => messages.send("ended", status),
+        Ok(WaitStatus::Signaled(_, signal, _)) => messages.send("ended", signal),
+        Ok(other) => messages.send("ended", format!("{other:?}")),
+        Err(errno) => messages.send("ended", errno.desc()),
     }
 }
 

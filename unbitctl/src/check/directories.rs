@@ -4,7 +4,7 @@
 use super::accounts::numbered;
 use crate::report::Finding;
 use crate::rootfs::RootFs;
-use crate::step::{Change, Step, Wishes};
+use crate::step::{Change, Choices, Step};
 use anyhow::{Context, Result};
 use join::link::DIRECTORY as LINKS;
 use shared::settings::CONTAINERS;
@@ -124,7 +124,7 @@ fn judge_all(node: &RootFs, directories: &[&Directory], accounts: Accounts, setu
     let (mut faults, mut missing, mut well) = (Vec::new(), Vec::new(), 0);
     for directory in directories {
         let (path, why) = (directory.path, directory.why);
-        faults.push(match look(node, directory, accounts, setup) {
+        faults.push(match inspect(node, directory, accounts, setup) {
             Verdict::Well => {
                 well += 1;
                 continue;
@@ -159,16 +159,16 @@ fn judge_all(node: &RootFs, directories: &[&Directory], accounts: Accounts, setu
 
 /// Makes the directories that are missing, and gives the others their owner and mode. What is in
 /// the way stays for the operator.
-fn fix(node: &RootFs, wishes: Wishes) -> Result<Vec<Change>> {
+fn fix(node: &RootFs, choices: Choices) -> Result<Vec<Change>> {
     let mut directories = needed(node);
     let mut accounts = Accounts::ROOT;
-    if wishes.guide {
+    if choices.guide {
         directories.extend(&OF_GUIDE);
         accounts = Accounts::of(node)?;
     }
     let mut changes = Vec::new();
     for directory in directories {
-        let path = match look(node, directory, accounts, "") {
+        let path = match inspect(node, directory, accounts, "") {
             Verdict::Missing => directory.path.to_owned(),
             Verdict::NotSticky(place) | Verdict::Wrong(place, _) => place.path,
             Verdict::Well | Verdict::Hidden | Verdict::InTheWay(..) => continue,
@@ -253,7 +253,7 @@ struct Place {
     name: String,
 }
 
-fn look(node: &RootFs, directory: &Directory, accounts: Accounts, setup: &str) -> Verdict {
+fn inspect(node: &RootFs, directory: &Directory, accounts: Accounts, setup: &str) -> Verdict {
     let found = match node.open(directory.path) {
         Ok(found) => File::from(found),
         Err(error) => return not_opened(node, directory.path, &error, setup),

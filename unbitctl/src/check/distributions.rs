@@ -9,7 +9,7 @@ use crate::command;
 use crate::containers::has_emperor;
 use crate::report::Finding;
 use crate::rootfs::RootFs;
-use crate::step::{Change, Step, Wishes};
+use crate::step::{Change, Choices, Step};
 use anyhow::Result;
 use shared::ContainerUid;
 use shared::settings::{CONTAINERS, SHELL};
@@ -34,18 +34,18 @@ pub const STEP: Step = Step { guide: check_guide, ..Step::new(CHECK, check, fix)
 
 /// Where an Emperor starts containers from them.
 pub fn check(node: &RootFs) -> Vec<Finding> {
-    if is_one(node) || has_emperor(node) {
-        return look(node);
+    if is_distribution(node) || has_emperor(node) {
+        return check_all(node);
     }
     vec![Finding::not_applicable(CHECK, START, "no Emperor starts containers here")]
 }
 
 /// The guide's node has them before it has a container.
 pub fn check_guide(node: &RootFs) -> Vec<Finding> {
-    if is_one(node) || has_emperor(node) { Vec::new() } else { look(node) }
+    if is_distribution(node) || has_emperor(node) { Vec::new() } else { check_all(node) }
 }
 
-fn look(node: &RootFs) -> Vec<Finding> {
+fn check_all(node: &RootFs) -> Vec<Finding> {
     let distributions = match all(node) {
         Ok(distributions) => distributions,
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
@@ -64,7 +64,7 @@ fn look(node: &RootFs) -> Vec<Finding> {
 
 /// Makes the directories that are missing. Only where nobody but root can change what is there
 /// meanwhile.
-fn fix(node: &RootFs, _: Wishes) -> Result<Vec<Change>> {
+fn fix(node: &RootFs, _: Choices) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     for distribution in all(node).unwrap_or_default() {
         for directory in NEEDED.into_iter().filter(|directory| distribution.can_make(directory)) {
@@ -76,14 +76,14 @@ fn fix(node: &RootFs, _: Wishes) -> Result<Vec<Change>> {
 }
 
 /// Those that lack a program.
-pub fn without(node: &RootFs, program: &str) -> Vec<String> {
+pub fn lacking_program(node: &RootFs, program: &str) -> Vec<String> {
     let distributions = all(node).unwrap_or_default();
     distributions.into_iter().filter(|one| !one.root.has(program)).map(|one| one.path).collect()
 }
 
 /// Whether a root directory is a distribution: it is below this machine's /distros, or has where
 /// pivot_root(2) leaves the old root.
-pub fn is_one(node: &RootFs) -> bool {
+pub fn is_distribution(node: &RootFs) -> bool {
     let real = node.root().canonicalize();
     let is_below =
         |real: &PathBuf| fs::canonicalize(DISTRIBUTIONS).is_ok_and(|all| real.starts_with(&all) && *real != all);
@@ -91,18 +91,18 @@ pub fn is_one(node: &RootFs) -> bool {
 }
 
 /// Of a root directory that is a distribution.
-pub fn check_one(node: &RootFs) -> Vec<Finding> {
-    itself(node).check(node)
+pub fn check_distribution(node: &RootFs) -> Vec<Finding> {
+    as_distribution(node).check(node)
 }
 
-fn itself(node: &RootFs) -> Distribution {
+fn as_distribution(node: &RootFs) -> Distribution {
     Distribution { path: String::new(), root: node.clone() }
 }
 
 /// All of them, by name.
 fn all(node: &RootFs) -> io::Result<Vec<Distribution>> {
-    if is_one(node) {
-        return Ok(vec![itself(node)]);
+    if is_distribution(node) {
+        return Ok(vec![as_distribution(node)]);
     }
     let mut names: Vec<_> = std::fs::read_dir(node.resolve(DISTRIBUTIONS)?)?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
@@ -151,7 +151,7 @@ impl Distribution {
                 findings.push(Finding::fail(CHECK, START, format!("{path}/{directory} is {word}"), fix));
             }
         }
-        match self.naming() {
+        match self.account_lookup() {
             Ok(how) if findings.is_empty() => {
                 findings.push(Finding::ok(CHECK, START, format!("{name}: both directories, {how}")))
             }
@@ -183,7 +183,7 @@ impl Distribution {
 
     /// How programs in it learn the name of a container's uid; else what is missing, and what to
     /// do.
-    fn naming(&self) -> Result<String, (String, String)> {
+    fn account_lookup(&self) -> Result<String, (String, String)> {
         let passwd = self.root.read_bytes("/etc/passwd").unwrap_or_default();
         let named = containers_in(&String::from_utf8_lossy(&passwd));
         let Some(directory) = command::library_directories(&self.root)

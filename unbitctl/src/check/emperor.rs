@@ -58,7 +58,7 @@ fn judge(
     has_terminal: &dyn Fn(i32) -> bool,
 ) -> Vec<Finding> {
     // Of two units one is enough, and none is needed by an Emperor that somebody else has started.
-    let is_idle = |unit: &Unit| matches!(unit.health(), Health::Stopped | Health::Condition | Health::Masked);
+    let is_idle = |unit: &Unit| matches!(unit.health(), Health::Stopped | Health::ConditionFailed | Health::Masked);
     let is_started = emperor.is_some() || units.iter().any(|unit| !is_idle(unit));
     let of_units = units.iter().filter(|unit| !(is_started && is_idle(unit))).take(if is_started { 2 } else { 1 });
     let mut findings: Vec<_> = of_units.filter_map(|unit| unit.finding(CHECK, WHY)).collect();

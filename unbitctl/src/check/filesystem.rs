@@ -19,11 +19,11 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
     if !node.is_running() {
         return vec![Finding::not_applicable(CHECK, WHY, "a root directory is not mounted as it will be")];
     }
-    let mounts = match mounts::own() {
+    let mounts = match mounts::own_mounts() {
         Ok(mounts) => mounts,
         Err(error) => return vec![Finding::not_applicable(CHECK, WHY, format!("/proc/self/mountinfo: {error}"))],
     };
-    match mounts::at(node, &mounts, CONTAINERS) {
+    match mounts::mount_of(node, &mounts, CONTAINERS) {
         Ok((directory, mount)) => {
             let quota = match sys::user_quota(&directory, &mount.source) {
                 Ok(quota) => judge_quota(mount, quota),
@@ -156,7 +156,7 @@ fn judge_schedulers(mount: &Mount, schedulers: &BTreeMap<String, Scheduler>) -> 
         );
         return Finding::not_applicable(CHECK, SCHEDULER, seen);
     }
-    let tell = |disks: &[(&String, &Scheduler)]| {
+    let names_of = |disks: &[(&String, &Scheduler)]| {
         disks.iter().map(|(disk, scheduler)| format!("{} on {disk}", scheduler.current)).collect::<Vec<_>>().join(", ")
     };
     let unfair: Vec<_> = schedulers.iter().filter(|(_, scheduler)| !scheduler.is_fair()).collect();
@@ -164,7 +164,7 @@ fn judge_schedulers(mount: &Mount, schedulers: &BTreeMap<String, Scheduler>) -> 
         return Finding::ok(
             CHECK,
             SCHEDULER,
-            format!("I/O scheduler: {}", tell(&schedulers.iter().collect::<Vec<_>>())),
+            format!("I/O scheduler: {}", names_of(&schedulers.iter().collect::<Vec<_>>())),
         );
     }
     let mut lines = Vec::new();
@@ -176,7 +176,7 @@ fn judge_schedulers(mount: &Mount, schedulers: &BTreeMap<String, Scheduler>) -> 
     lines.extend(unfair.iter().map(|(disk, _)| {
         format!("    ACTION==\"add|change\", SUBSYSTEM==\"block\", KERNEL==\"{disk}\", ATTR{{queue/scheduler}}=\"bfq\"")
     }));
-    Finding::warn(CHECK, SCHEDULER, format!("I/O scheduler: {}", tell(&unfair)), lines.join("\n"))
+    Finding::warn(CHECK, SCHEDULER, format!("I/O scheduler: {}", names_of(&unfair)), lines.join("\n"))
 }
 
 #[cfg(test)]

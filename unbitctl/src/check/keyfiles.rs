@@ -23,9 +23,9 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
     } else if !nix::unistd::geteuid().is_root() {
         Finding::not_applicable(CHECK, WHY, "root is needed to see where sshd looks for keys")
     } else {
-        match sshd::ask(node, &FIRST_UID.to_string()) {
+        match sshd::effective_config(node, &FIRST_UID.to_string()) {
             Err(error) => Finding::not_applicable(CHECK, WHY, format!("{error:#}")),
-            Ok(says) if !says.of("AuthorizedKeysFile").split_whitespace().any(is_tenants) => {
+            Ok(config) if !config.of("AuthorizedKeysFile").split_whitespace().any(is_tenants) => {
                 Finding::ok(CHECK, WHY, "sshd looks for keys only outside the tenants' directories")
             }
             Ok(_) => server::listener()

@@ -12,7 +12,7 @@ pub fn check(node: &RootFs, check: &'static str, why: &'static str, path: &str, 
     if !node.has(path) {
         return Finding::fail(check, why, format!("there is no {path}"), fix);
     }
-    if !command::possible(node) {
+    if !command::can_run_programs(node) {
         return Finding::not_applicable(check, why, format!("{path}: root is needed to see whether it can be loaded"));
     }
     match command::cannot_load(node, path) {

@@ -30,11 +30,11 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
     } else if fs::read("/proc/1/mountinfo").is_err() {
         Finding::not_applicable(CHECK, WHY, "root is needed to see the mounts of containers")
     } else {
-        look()
+        inspect()
     }]
 }
 
-fn look() -> Finding {
+fn inspect() -> Finding {
     let own = fs::read("/proc/self/mountinfo").unwrap_or_default();
     let own = String::from_utf8_lossy(&own);
     let sockets: Vec<_> = SOCKETS.iter().filter_map(|socket| Socket::find(&own, socket)).collect();

@@ -141,9 +141,10 @@ fn ask_exim(node: &RootFs, exim: &str) -> Result<Finding> {
     let Ok(containers) = node.resolve(CONTAINERS) else {
         return Ok(Finding::not_applicable(CHECK, WHY, format!("{exim}: there is no {CONTAINERS} to ask with")));
     };
-    let answer = command::run_apart(node, ASK_EXIM, &[&containers.display().to_string(), CONTAINERS, &uid, exim])?;
-    if !answer.ok() {
-        bail!("{}", answer.complaint());
+    let answer =
+        command::run_in_mount_namespace(node, ASK_EXIM, &[&containers.display().to_string(), CONTAINERS, &uid, exim])?;
+    if !answer.succeeded() {
+        bail!("{}", answer.error_summary());
     }
     let seen = Exim::parse(&answer.out);
     if !seen.is_known {
@@ -209,8 +210,8 @@ fn fix_postfix(names: &[String]) -> String {
 fn ask_postfix(node: &RootFs) -> Result<Finding> {
     let ask = |how: &str, name: &str| -> Result<String> {
         let answer = command::run(node, POSTCONF, &[how, name])?;
-        if !answer.ok() {
-            bail!("{}", answer.complaint());
+        if !answer.succeeded() {
+            bail!("{}", answer.error_summary());
         }
         Ok(answer.out.trim().to_owned())
     };
@@ -222,7 +223,7 @@ fn ask_postfix(node: &RootFs) -> Result<Finding> {
     let names: Vec<_> = links.iter().filter_map(|link| Some(link.second_name()?.0.to_string())).collect();
     let has_alias = numbers.iter().chain(&names).all(|user| {
         let takes = |map: &&str| command::run(node, "/usr/sbin/postalias", &["-q", user, map]);
-        maps.iter().any(|map| takes(map).is_ok_and(|answer| answer.ok() && !answer.out.trim().is_empty()))
+        maps.iter().any(|map| takes(map).is_ok_and(|answer| answer.succeeded() && !answer.out.trim().is_empty()))
     });
     let postfix = Postfix {
         destinations: ask("-hx", "mydestination")?,

@@ -128,8 +128,8 @@ const CHECKS: &[(Profile, Check)] = &[
 ];
 
 fn node(node: &RootFs, guide: bool) -> Vec<Finding> {
-    if distributions::is_one(node) {
-        return [nsswitch::check(node), distributions::check_one(node)].concat();
+    if distributions::is_distribution(node) {
+        return [nsswitch::check(node), distributions::check_distribution(node)].concat();
     }
     let asked = CHECKS.iter().filter(|(profile, _)| guide || *profile == Profile::Login);
     asked.flat_map(|(profile, check)| check(node).into_iter().map(|finding| finding.of(*profile))).collect()

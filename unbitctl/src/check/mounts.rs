@@ -28,15 +28,16 @@ fn check_propagation(node: &RootFs) -> Vec<Finding> {
         let seen = "no Emperor starts containers here, and other engines make their mounts private themselves";
         return vec![Finding::not_applicable(CHECK, PROPAGATION, seen)];
     }
-    let mounts = match own() {
+    let mounts = match own_mounts() {
         Ok(mounts) => mounts,
         Err(error) => {
             let seen = format!("/proc/self/mountinfo: {error}");
             return vec![Finding::fail(CHECK, PROPAGATION, seen, "mount -t proc proc /proc")];
         }
     };
-    let held: Vec<_> = HELD.iter().filter_map(|path| at(node, &mounts, path).ok().map(|(_, mount)| mount)).collect();
-    vec![judge_started(node, judge_propagation(&held))]
+    let mounts_of_paths: Vec<_> =
+        START_PATHS.iter().filter_map(|path| mount_of(node, &mounts, path).ok().map(|(_, mount)| mount)).collect();
+    vec![judge_started(node, judge_propagation(&mounts_of_paths))]
 }
 
 const LINKED: &str = "root of a container can make a set-user-ID program or a device in its directory, and on the node any user could use it";
@@ -44,15 +45,16 @@ const LINKED: &str = "root of a container can make a set-user-ID program or a de
 /// The Emperor's containers have no root. Nothing is said where root has linked no container.
 fn check_linked(node: &RootFs) -> Option<Finding> {
     let homes: Vec<_> = containers::linked(node).into_iter().map(|uid| format!("{CONTAINERS}/{uid}")).collect();
-    let mounts = own().ok().filter(|_| node.is_running() && !homes.is_empty())?;
-    let held: Vec<_> = homes.iter().filter_map(|home| at(node, &mounts, home).ok().map(|(_, mount)| mount)).collect();
-    (!held.is_empty()).then(|| judge_linked(&held))
+    let mounts = own_mounts().ok().filter(|_| node.is_running() && !homes.is_empty())?;
+    let mounts_of_paths: Vec<_> =
+        homes.iter().filter_map(|home| mount_of(node, &mounts, home).ok().map(|(_, mount)| mount)).collect();
+    (!mounts_of_paths.is_empty()).then(|| judge_linked(&mounts_of_paths))
 }
 
 /// Judges the mounts that the directories of linked containers are on.
-fn judge_linked(held: &[&Mount]) -> Finding {
+fn judge_linked(mounts_of_paths: &[&Mount]) -> Finding {
     let has = |mount: &Mount, option: &str| mount.options.split(',').any(|other| other == option);
-    let lacking = held.iter().filter(|mount| !["nosuid", "nodev"].iter().all(|option| has(mount, option)));
+    let lacking = mounts_of_paths.iter().filter(|mount| !["nosuid", "nodev"].iter().all(|option| has(mount, option)));
     let mut points: Vec<_> = lacking.map(|mount| mount.point.as_str()).collect();
     points.sort_unstable();
     points.dedup();
@@ -73,12 +75,12 @@ fn judge_linked(held: &[&Mount]) -> Finding {
 }
 
 /// The mounts of our own mount namespace.
-pub fn own() -> io::Result<Vec<Mount>> {
+pub fn own_mounts() -> io::Result<Vec<Mount>> {
     Ok(fs::read_to_string("/proc/self/mountinfo")?.lines().filter_map(Mount::parse).collect())
 }
 
 /// What the start of a container mounts from or to.
-const HELD: [&str; 4] = ["/", "/ns", "/distros", CONTAINERS];
+const START_PATHS: [&str; 4] = ["/", "/ns", "/distros", CONTAINERS];
 
 /// Containers start whatever the node's mounts are, from an Emperor with a mount namespace of its
 /// own (PrivateMounts= of systemd.exec(5)) and where they make their mounts private themselves.
@@ -99,7 +101,7 @@ fn judge_started(node: &RootFs, of_node: Finding) -> Finding {
     let findings =
         emperors.iter().filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()).map(|text| {
             let mounts: Vec<_> = text.lines().filter_map(Mount::parse).collect();
-            judge_propagation(&HELD.iter().filter_map(|path| holding(&mounts, path)).collect::<Vec<_>>())
+            judge_propagation(&START_PATHS.iter().filter_map(|path| mount_by_point(&mounts, path)).collect::<Vec<_>>())
         });
     findings.into_iter().find(|finding| finding.state != State::Ok).unwrap_or_else(|| {
         Finding::ok(CHECK, PROPAGATION, "containers are started in a mount namespace whose mounts stay there")
@@ -146,12 +148,12 @@ fn makes_mounts_private(vassal: &str) -> bool {
 }
 
 /// The mount that a path is on, as the mounts' points tell it.
-fn holding<'a>(mounts: &'a [Mount], path: &str) -> Option<&'a Mount> {
+fn mount_by_point<'a>(mounts: &'a [Mount], path: &str) -> Option<&'a Mount> {
     mounts.iter().filter(|mount| Path::new(path).starts_with(&mount.point)).max_by_key(|mount| mount.point.len())
 }
 
 /// A directory, and the mount that it is on.
-pub fn at<'a>(node: &RootFs, mounts: &'a [Mount], path: &str) -> io::Result<(OwnedFd, &'a Mount)> {
+pub fn mount_of<'a>(node: &RootFs, mounts: &'a [Mount], path: &str) -> io::Result<(OwnedFd, &'a Mount)> {
     let directory = node.open(path)?;
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", directory.as_raw_fd()))?;
     let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());

@@ -2,7 +2,7 @@
 
 use crate::report::Finding;
 use crate::rootfs::RootFs;
-use crate::step::{Change, Step, Wishes};
+use crate::step::{Change, Choices, Step};
 use anyhow::Result;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use std::io::{self, ErrorKind, Read, Write};
@@ -31,7 +31,7 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
 }
 
 /// `enable-cache passwd no`, and the same for group.
-fn fix(node: &RootFs, _: Wishes) -> Result<Vec<Change>> {
+fn fix(node: &RootFs, _: Choices) -> Result<Vec<Change>> {
     let text = node.read(CONFIGURATION)?.unwrap_or_default();
     let fixed = without_caches(&text);
     let change = Change::File { path: CONFIGURATION.to_owned(), content: fixed.clone(), mode: 0o644 };

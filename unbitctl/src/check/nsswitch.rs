@@ -6,7 +6,7 @@ use crate::command::{self, library_directories};
 use crate::containers::some_container;
 use crate::report::{Finding, State};
 use crate::rootfs::RootFs;
-use crate::step::{Change, Step, Wishes};
+use crate::step::{Change, Choices, Step};
 use anyhow::{Context, Result, bail};
 use shared::ContainerUid;
 use shared::settings::{CONTAINERS, FIRST_UID};
@@ -29,7 +29,7 @@ const WHY_ANSWER: &str = "what glibc answers is what sshd, ls and the routers se
 const DATABASES: [&str; 4] = ["passwd", "group", "shadow", "hosts"];
 
 pub const STEP: Step =
-    Step { needs: &[pam::NAME, sshd::NAME], requires: may_be, validate, ..Step::new(NAME, check, fix) };
+    Step { needs: &[pam::NAME, sshd::NAME], requires: accounts_may_appear, validate, ..Step::new(NAME, check, fix) };
 
 pub fn check(node: &RootFs) -> Vec<Finding> {
     let text = match node.read(FILE) {
@@ -41,7 +41,7 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
         .filter_map(|database| {
             let Fault { state, seen, why } = fault(&text, database)?;
             let seen = format!("{database}: {seen}");
-            let (state, why) = weigh(database, state, why);
+            let (state, why) = severity_of(database, state, why);
             Some(Finding::new(NAME, state, why, seen, Some(node.setup(NAME))))
         })
         .collect();
@@ -55,12 +55,12 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
 
 /// A login needs the passwd line alone. What is wrong with others is a warning, with what comes of
 /// it.
-fn weigh(database: &str, state: State, why: &'static str) -> (State, &'static str) {
+fn severity_of(database: &str, state: State, why: &'static str) -> (State, &'static str) {
     match (state, database) {
         (State::Fail, "group") => (State::Warn, "the containers' groups have no names"),
         (State::Fail, "shadow") => (State::Warn, WHY_SHADOW),
         (State::Fail, "hosts" | "ahostsv4") => (State::Warn, "names such as 30001.local are not known"),
-        as_it_is => (as_it_is.0, why),
+        unchanged => (unchanged.0, why),
     }
 }
 
@@ -74,7 +74,7 @@ fn module(node: &RootFs) -> Finding {
     let path = format!("{directory}/{MODULE}");
     let fix = format!("install {MODULE} in {directory}, with the package libnss-unbit or by make install");
     let of_ours = library::check(node, NAME, WHY_MODULE, &path, fix);
-    if !command::possible(node) || !node.has("/usr/bin/getent") {
+    if !command::can_run_programs(node) || !node.has("/usr/bin/getent") {
         return of_ours;
     }
     match library::loaded_for_nss(node) {
@@ -96,7 +96,7 @@ fn module(node: &RootFs) -> Finding {
 /// Through glibc, and through nsswitch.conf: names of hosts need no container to be there, accounts
 /// do.
 fn answers(node: &RootFs) -> Vec<Finding> {
-    if !command::possible(node) {
+    if !command::can_run_programs(node) {
         return vec![Finding::not_applicable(NAME, WHY_ANSWER, "root is needed to see whether it answers")];
     }
     if !node.has("/usr/bin/getent") {
@@ -140,23 +140,23 @@ fn ask(node: &RootFs, database: &str, name: &str, expected: impl Fn(&str) -> boo
     let question = format!("getent {database} {name}");
     let fix = format!("{}; then, if nscd runs: nscd -i passwd; nscd -i group; nscd -i hosts", node.setup(NAME));
     let fail = |seen: String| {
-        let (state, why) = weigh(database, State::Fail, WHY_ANSWER);
+        let (state, why) = severity_of(database, State::Fail, WHY_ANSWER);
         Finding::new(NAME, state, why, seen, Some(fix.clone()))
     };
     match command::run(node, "getent", &[database, name]) {
-        Ok(answer) if answer.ok() && answer.out.lines().next().is_some_and(&expected) => {
+        Ok(answer) if answer.succeeded() && answer.out.lines().next().is_some_and(&expected) => {
             Finding::ok(NAME, WHY_ANSWER, format!("{question} answers"))
         }
-        Ok(answer) if answer.ok() => fail(format!("{question} has another answer: {}", answer.out.trim())),
+        Ok(answer) if answer.succeeded() => fail(format!("{question} has another answer: {}", answer.out.trim())),
         Ok(answer) if answer.status == Some(2) => fail(format!("{question} finds nothing")),
-        Ok(answer) => fail(format!("{question}: {}", answer.complaint())),
+        Ok(answer) => fail(format!("{question}: {}", answer.error_summary())),
         Err(error) => Finding::not_applicable(NAME, WHY_ANSWER, format!("{question}: {error:#}")),
     }
 }
 
 /// sshd must know what to do with the accounts before they are some. Of the steps before, these are
 /// as good as done.
-fn may_be(node: &RootFs, done: &[&str]) -> Result<()> {
+fn accounts_may_appear(node: &RootFs, done: &[&str]) -> Result<()> {
     let is_done = |step| done.contains(&step);
     if node.is_running() && !(pam::keeps_out(node, is_done(pam::NAME)) && sshd::uses_pam(node, is_done(sshd::NAME))?) {
         bail!("sshd would give container users a session on the node; first: unbitctl setup pam sshd");
@@ -166,7 +166,7 @@ fn may_be(node: &RootFs, done: &[&str]) -> Result<()> {
 
 /// The new text, unless all is well. A library that crashes must not get into every process of the
 /// node.
-fn fix(node: &RootFs, _: Wishes) -> Result<Vec<Change>> {
+fn fix(node: &RootFs, _: Choices) -> Result<Vec<Change>> {
     let old = node.read(FILE)?;
     let text = old.clone().unwrap_or_default();
     if DATABASES.iter().all(|database| fault(&text, database).is_none()) {
@@ -176,7 +176,7 @@ fn fix(node: &RootFs, _: Wishes) -> Result<Vec<Change>> {
         let answer =
             command::run(node, "getent", &["-s", "unbit", "passwd", "root"]).context("try the service unbit")?;
         if answer.status.is_none() {
-            bail!("{MODULE} cannot be used, getent -s unbit passwd root: {}", answer.complaint());
+            bail!("{MODULE} cannot be used, getent -s unbit passwd root: {}", answer.error_summary());
         }
     }
     let content = DATABASES.iter().fold(text, |text, database| fixed(&text, database));
@@ -190,13 +190,13 @@ fn validate(node: &RootFs) -> Result<()> {
         return Ok(());
     }
     let root = command::run(node, "getent", &["passwd", "root"])?;
-    if !root.ok() {
-        bail!("getent passwd root: {}", root.complaint());
+    if !root.succeeded() {
+        bail!("getent passwd root: {}", root.error_summary());
     }
     let nobody = i32::MAX.to_string();
     let unknown = command::run(node, "getent", &["passwd", &nobody])?;
     if !matches!(unknown.status, Some(0 | 2)) {
-        bail!("getent passwd {nobody}: {}", unknown.complaint());
+        bail!("getent passwd {nobody}: {}", unknown.error_summary());
     }
     Ok(())
 }

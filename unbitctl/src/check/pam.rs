@@ -120,7 +120,7 @@ pub struct LetIn {
 pub fn let_in(node: &RootFs) -> Result<LetIn> {
     node.read_bytes(FILE).with_context(|| FILE.to_owned())?;
     let faults = faults_of(node);
-    if let Some(fault) = faults.iter().find(|fault| fault.harm == Harm::Shut) {
+    if let Some(fault) = faults.iter().find(|fault| fault.severity == Severity::Refuses) {
         bail!("{}", fault.seen);
     }
     let doubts = faults.into_iter().map(|fault| fault.finding(fix_of(node))).collect();
@@ -149,7 +149,7 @@ fn options_of_the_account_line(stack: &[Entry]) -> Result<Options> {
 pub fn keeps_out(node: &RootFs, fixed: bool) -> bool {
     let faults = || if fixed { fixed_reader(node).map(|read| faults_by(&read)) } else { Ok(faults_of(node)) };
     match node.read_bytes(&path(SERVICE)) {
-        Ok(_) => faults().is_ok_and(|faults| are_small(&faults)),
+        Ok(_) => faults().is_ok_and(|faults| are_minor(&faults)),
         Err(error) => error.kind() == ErrorKind::NotFound && !node.has(SSHD),
     }
 }
@@ -160,13 +160,13 @@ pub fn will_keep_out(node: &RootFs, instead: &dyn Fn(&str) -> Option<Option<Stri
     let read = reader(node);
     let will_read = |name: &str| instead(&path(name)).unwrap_or_else(|| read(name));
     match will_read(SERVICE) {
-        Some(_) => are_small(&faults_by(&will_read)),
+        Some(_) => are_minor(&faults_by(&will_read)),
         None => !node.has(SSHD),
     }
 }
 
-fn are_small(faults: &[Fault]) -> bool {
-    faults.iter().all(|fault| fault.harm == Harm::Small)
+fn are_minor(faults: &[Fault]) -> bool {
+    faults.iter().all(|fault| fault.severity == Severity::Minor)
 }
 
 /// The file of a service, named as an include names it.
@@ -200,32 +200,32 @@ fn faults_of(node: &RootFs) -> Vec<Fault> {
 
 fn faults_by(read: &dyn Fn(&str) -> Option<String>) -> Vec<Fault> {
     let missing = RefCell::new(Vec::new());
-    let noting = |name: &str| {
+    let recording = |name: &str| {
         let text = read(name);
         if text.is_none() {
             missing.borrow_mut().push(Fault::not_safe(format!("{}, which is included, cannot be read", path(name))));
         }
         text
     };
-    let mut faults = faults(&stack::flatten(&noting, SERVICE));
+    let mut faults = faults(&stack::flatten(&recording, SERVICE));
     faults.append(&mut missing.borrow_mut());
     faults
 }
 
 /// Every module that the service names can be loaded, but for those that it can do without.
 fn validate(node: &RootFs) -> Result<()> {
-    prove_by(node, &reader(node))
+    modules_load(node, &reader(node))
 }
 
 /// The same, before the file is there.
 fn preflight(node: &RootFs) -> Result<()> {
-    if !crate::command::possible(node) {
+    if !crate::command::can_run_programs(node) {
         crate::command_line::root_or("root is needed to see whether the modules can be loaded")?;
     }
-    prove_by(node, &fixed_reader(node)?)
+    modules_load(node, &fixed_reader(node)?)
 }
 
-fn prove_by(node: &RootFs, read: &dyn Fn(&str) -> Option<String>) -> Result<()> {
+fn modules_load(node: &RootFs, read: &dyn Fn(&str) -> Option<String>) -> Result<()> {
     let stack = stack::flatten(read, SERVICE);
     let mut seen = Vec::new();
     for entry in &stack {
@@ -246,36 +246,36 @@ fn prove_by(node: &RootFs, read: &dyn Fn(&str) -> Option<String>) -> Result<()> 
 }
 
 struct Fault {
-    harm: Harm,
+    severity: Severity,
     seen: String,
 }
 
 /// What comes of a fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Harm {
+enum Severity {
     /// Container users do not get in.
-    Shut,
+    Refuses,
     /// They do, and something is not safe; or others do not.
     Unsafe,
     /// It could be better.
-    Small,
+    Minor,
 }
 
 impl Fault {
-    fn shut(seen: impl Into<String>) -> Self {
-        Self { harm: Harm::Shut, seen: seen.into() }
+    fn refuses(seen: impl Into<String>) -> Self {
+        Self { severity: Severity::Refuses, seen: seen.into() }
     }
 
     fn not_safe(seen: impl Into<String>) -> Self {
-        Self { harm: Harm::Unsafe, seen: seen.into() }
+        Self { severity: Severity::Unsafe, seen: seen.into() }
     }
 
-    fn small(seen: impl Into<String>) -> Self {
-        Self { harm: Harm::Small, seen: seen.into() }
+    fn minor(seen: impl Into<String>) -> Self {
+        Self { severity: Severity::Minor, seen: seen.into() }
     }
 
     fn finding(self, fix: String) -> Finding {
-        let state = if self.harm == Harm::Small { State::Warn } else { State::Fail };
+        let state = if self.severity == Severity::Minor { State::Warn } else { State::Fail };
         Finding::new(NAME, state, WHY_LINES, self.seen, Some(fix))
     }
 }
@@ -291,7 +291,7 @@ fn faults(stack: &[Entry]) -> Vec<Fault> {
         let chain: Vec<_> = stack.iter().filter(|entry| entry.kind == kind).collect();
         let mut at = chain.iter().enumerate().filter(|(_, entry)| is_ours(entry));
         match (at.next(), at.next()) {
-            (None, _) => faults.push(Fault::shut(format!("there is no {kind} line of {MODULE}"))),
+            (None, _) => faults.push(Fault::refuses(format!("there is no {kind} line of {MODULE}"))),
             (Some(_), Some((_, second))) => {
                 faults.push(Fault::not_safe(format!("{}: a second {kind} line of {MODULE}", second.place())));
             }
@@ -309,27 +309,27 @@ fn faults(stack: &[Entry]) -> Vec<Fault> {
 fn line_faults(ours: &Entry) -> Vec<Fault> {
     use Action::{Bad, Die, Done, Ignore, Ok};
     let mut faults = Vec::new();
-    let mut must = |answer: &str, good: &[Action], harm: Harm, otherwise: &str| {
+    let mut must = |answer: &str, good: &[Action], severity: Severity, otherwise: &str| {
         if !good.contains(&ours.control.action(answer)) {
             let seen = format!("{}: {} is {}, so {otherwise}", ours.place(), answer, ours.control.action(answer));
-            faults.push(Fault { harm, seen });
+            faults.push(Fault { severity, seen });
         }
     };
     match ours.kind {
         Kind::Account => {
-            must("success", &[Ok, Done], Harm::Shut, "container users are refused");
-            must("perm_denied", &[Bad, Die], Harm::Unsafe, "a refusal has no effect");
-            must("module_unknown", &[Bad, Die], Harm::Unsafe, "without the module nobody refuses container users");
+            must("success", &[Ok, Done], Severity::Refuses, "container users are refused");
+            must("perm_denied", &[Bad, Die], Severity::Unsafe, "a refusal has no effect");
+            must("module_unknown", &[Bad, Die], Severity::Unsafe, "without the module nobody refuses container users");
         }
         _ => {
-            must("success", &[Done], Harm::Unsafe, "what comes after it runs for container users as well");
+            must("success", &[Done], Severity::Unsafe, "what comes after it runs for container users as well");
             for answer in ["perm_denied", "session_err", "cred_err", "auth_err", "system_err"] {
-                must(answer, &[Die], Harm::Unsafe, "a refusal does not end the stack");
+                must(answer, &[Die], Severity::Unsafe, "a refusal does not end the stack");
             }
-            must("module_unknown", &[Ignore], Harm::Small, "without the module nobody logs in");
+            must("module_unknown", &[Ignore], Severity::Minor, "without the module nobody logs in");
         }
     }
-    must("ignore", &[Ignore], Harm::Unsafe, "other users are refused");
+    must("ignore", &[Ignore], Severity::Unsafe, "other users are refused");
     if ours.substack {
         faults.push(Fault::not_safe(format!(
             "{}: in a substack, so its control words end only the substack",
@@ -365,7 +365,7 @@ fn chain_faults(chain: &[&Entry], ours: usize) -> Vec<Fault> {
             .take(index)
             .any(|before| before.control.all().iter().any(|action| matches!(action, Action::Jump(_))));
         if entry.name() == "pam_deny.so" && is_met && entry.control.action("auth_err") != Action::Ignore {
-            faults.push(Fault::shut(format!("{}: pam_deny.so refuses everybody before {MODULE}", entry.place())));
+            faults.push(Fault::refuses(format!("{}: pam_deny.so refuses everybody before {MODULE}", entry.place())));
         }
         let over = actions.iter().any(|action| matches!(action, Action::Jump(over) if *over > lines));
         let ends = !entry.substack
@@ -373,7 +373,11 @@ fn chain_faults(chain: &[&Entry], ours: usize) -> Vec<Fault> {
                 .iter()
                 .any(|action| *action == Action::Done || (*action == Action::Die && entry.kind == Kind::Auth));
         if over || ends {
-            faults.push(Fault::shut(format!("{}: {} may end the stack before {MODULE}", entry.place(), entry.name())));
+            faults.push(Fault::refuses(format!(
+                "{}: {} may end the stack before {MODULE}",
+                entry.place(),
+                entry.name()
+            )));
         } else if entry.kind != Kind::Account {
             faults.push(early(entry));
         }
@@ -383,7 +387,7 @@ fn chain_faults(chain: &[&Entry], ours: usize) -> Vec<Fault> {
             "{}: it runs for other users as well, and without the module none of them can log in",
             line.place()
         );
-        faults.push(Fault::small(seen));
+        faults.push(Fault::minor(seen));
     }
     faults
 }
@@ -419,10 +423,10 @@ fn guard(entry: &Entry) -> Result<(), Fault> {
             entry.place(),
             condition.join(" ")
         );
-        return Err(Fault::shut(seen));
+        return Err(Fault::refuses(seen));
     }
     if entry.control.action("success") != Action::Jump(1) || entry.control.action("auth_err") != Action::Ignore {
-        return Err(Fault::shut(format!("{}: should be [success=1 default=ignore]", entry.place())));
+        return Err(Fault::refuses(format!("{}: should be [success=1 default=ignore]", entry.place())));
     }
     Ok(())
 }
@@ -457,7 +461,7 @@ fn options(stack: &[Entry]) -> Result<&[String], Fault> {
     }
     let Some(first) = ours.first() else { return Ok(&[]) };
     if let Some(other) = ours.iter().find(|entry| entry.arguments != first.arguments) {
-        return Err(Fault::small(format!("{}: other options than in {}", other.place(), first.place())));
+        return Err(Fault::minor(format!("{}: other options than in {}", other.place(), first.place())));
     }
     Ok(&first.arguments)
 }
@@ -470,8 +474,8 @@ fn account_line(stack: &[Entry]) -> Option<&Entry> {
 /// The options of a line, as the module reads them for sshd.
 fn options_of(entry: &Entry) -> Result<Options, Fault> {
     match Options::parse(entry.arguments.iter().map(String::as_bytes)) {
-        Err(refusal) => Err(Fault::shut(format!("{}: {}", entry.place(), refusal.cause))),
-        Ok(options) if options.join_now => Err(Fault::shut(format!(
+        Err(refusal) => Err(Fault::refuses(format!("{}: {}", entry.place(), refusal.cause))),
+        Ok(options) if options.join_now => Err(Fault::refuses(format!(
             "{}: join=now is not for sshd, with it container users are refused",
             entry.place()
         ))),
@@ -515,7 +519,7 @@ fn fixed(read: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>> {
     let new = lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect::<String>();
 
     let with = |name: &str| if name == SERVICE { Some(new.clone()) } else { read(name) };
-    match faults(&stack::flatten(&with, SERVICE)).into_iter().find(|fault| fault.harm != Harm::Small) {
+    match faults(&stack::flatten(&with, SERVICE)).into_iter().find(|fault| fault.severity != Severity::Minor) {
         Some(fault) => bail!("fix this by hand: {}", fault.seen),
         None if new == old => Ok(None),
         None => Ok(Some(new)),

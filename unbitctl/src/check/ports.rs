@@ -18,13 +18,13 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
     } else if !nix::unistd::geteuid().is_root() {
         Finding::not_applicable(NAME, WHY, "root is needed to see")
     } else {
-        look().unwrap_or_else(|error| {
+        inspect().unwrap_or_else(|error| {
             Finding::warn(NAME, WHY, format!("cannot be seen: {error:#}"), format!("make sure that `{APPLY}` works"))
         })
     }]
 }
 
-fn look() -> Result<Finding> {
+fn inspect() -> Result<Finding> {
     // A warning only: the ports may be guarded by other means, such as the firewall.sh of uwsgi.it.
     let table = match nft::loaded() {
         Ok(Some(table)) => table,

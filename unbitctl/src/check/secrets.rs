@@ -132,21 +132,21 @@ fn judge_certificate(node: &RootFs, path: &str) -> Option<Finding> {
     let answer =
         |arguments: &[&str]| command::run(node, "openssl", &[&["x509", "-noout", "-in", path], arguments].concat());
     let unknown = |cause: String| Some(Finding::not_applicable(CHECK, WHY_CERTIFICATE, format!("{path}: {cause}")));
-    if !command::possible(node) {
+    if !command::can_run_programs(node) {
         return unknown("root is needed to see".to_owned());
     }
     let end = match answer(&["-enddate"]) {
         Err(error) => return unknown(format!("{error:#}")),
         Ok(answer) => answer,
     };
-    if !end.ok() {
-        let seen = format!("{path} is not a certificate: {}", end.complaint());
+    if !end.succeeded() {
+        let seen = format!("{path} is not a certificate: {}", end.error_summary());
         let fix = format!("openssl x509 -noout -text -in {}", node.quoted(path));
         return Some(Finding::fail(CHECK, WHY_CERTIFICATE, seen, fix));
     }
     // `notAfter=Nov 29 16:00:00 2026 GMT`
     let end = end.out.trim().trim_start_matches("notAfter=").to_owned();
-    let lasts = |days: u32| answer(&["-checkend", &(days * 86_400).to_string()]).is_ok_and(|answer| answer.ok());
+    let lasts = |days: u32| answer(&["-checkend", &(days * 86_400).to_string()]).is_ok_and(|answer| answer.succeeded());
     let (state, seen) = match (lasts(0), lasts(DAYS)) {
         (false, _) => (State::Fail, format!("{path} expired on {end}")),
         (true, false) => (State::Warn, format!("{path} expires on {end}")),

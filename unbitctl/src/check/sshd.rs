@@ -8,7 +8,7 @@ use crate::command::{self, SSHD};
 use crate::containers::{has_emperor, some_container};
 use crate::report::{Finding, Profile, State};
 use crate::rootfs::RootFs;
-use crate::step::{Change, Step, Wishes};
+use crate::step::{Change, Choices, Step};
 use anyhow::{Result, bail};
 use files::{Directive, directives};
 use shared::settings::{FIRST_UID, SHELL};
@@ -32,12 +32,12 @@ const WHY: &str = "sshd accepts or refuses a user before it asks pam_unbit";
 const WHY_SHELL: &str = "sshd refuses an account whose shell does not exist on the node";
 
 /// What sshd says of itself.
-pub struct Says {
+pub struct EffectiveConfig {
     /// Its keywords, in small letters, with the values of their lines.
     keywords: BTreeMap<String, Vec<String>>,
 }
 
-impl Says {
+impl EffectiveConfig {
     pub(crate) fn parse(out: &str) -> Self {
         let mut keywords: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for line in out.lines() {
@@ -84,7 +84,7 @@ impl Says {
 
     /// The keyword by which it does not let in a user with one group, as allowed_user() of
     /// OpenSSH's auth.c finds it. Where a pattern is about the client's address too, it depends.
-    fn shuts_out(&self, user: &str, group: &str) -> Option<String> {
+    fn exclusion(&self, user: &str, group: &str) -> Option<String> {
         let names = |keyword: &str, with_an_address: bool| {
             let patterns = self.each(keyword).iter().flat_map(|value| value.split_whitespace());
             let mut counted = patterns.filter(|pattern| with_an_address || !pattern.contains('@'));
@@ -242,16 +242,16 @@ pub const STEP: Step = Step {
 
 /// What the guide asks for besides. That sshd cannot be asked is told there.
 pub fn check_guide(node: &RootFs) -> Vec<Finding> {
-    let says = node.has(SSHD).then(|| ask(node, &any_user(node)).ok()).flatten();
-    says.map(|says| judge_guide(node, &says)).unwrap_or_default()
+    let config = node.has(SSHD).then(|| effective_config(node, &any_user(node)).ok()).flatten();
+    config.map(|config| judge_guide(node, &config)).unwrap_or_default()
 }
 
 pub fn check(node: &RootFs) -> Vec<Finding> {
     let mut findings = Vec::new();
     if node.has(SSHD) {
         if nix::unistd::geteuid().is_root() {
-            match ask(node, &any_user(node)) {
-                Ok(says) => findings.extend(judge(node, &says)),
+            match effective_config(node, &any_user(node)) {
+                Ok(config) => findings.extend(judge(node, &config)),
                 Err(error) => {
                     findings.push(Finding::fail(NAME, WHY, format!("{error:#}"), format!("fix {MAIN}, then: sshd -t")));
                 }
@@ -274,8 +274,8 @@ pub fn uses_pam(node: &RootFs, fixed: bool) -> Result<bool> {
     if !node.has(SSHD) {
         return Ok(true);
     }
-    let says = ask(node, &any_user(node))?;
-    Ok(says.faults_of_pam().all(|(setting, value)| fixed && cannot_fix(node, setting, &value).is_none()))
+    let config = effective_config(node, &any_user(node))?;
+    Ok(config.faults_of_pam().all(|(setting, value)| fixed && cannot_fix(node, setting, &value).is_none()))
 }
 
 /// Whether it will, with other files in the place of some: each pair is a place and what will be
@@ -284,7 +284,7 @@ pub fn will_use_pam(node: &RootFs, instead: &[(PathBuf, Option<PathBuf>)]) -> Re
     if !node.has(SSHD) {
         return Ok(true);
     }
-    Ok(ask_with(node, &any_user(node), instead)?.asks_pam())
+    Ok(effective_config_with(node, &any_user(node), instead)?.asks_pam())
 }
 
 /// A container's user, any of them.
@@ -293,47 +293,47 @@ fn any_user(node: &RootFs) -> String {
 }
 
 /// What sshd would do with a user, from anywhere.
-pub fn ask(node: &RootFs, user: &str) -> Result<Says> {
-    ask_with(node, user, &[])
+pub fn effective_config(node: &RootFs, user: &str) -> Result<EffectiveConfig> {
+    effective_config_with(node, user, &[])
 }
 
-fn ask_with(node: &RootFs, user: &str, instead: &[(PathBuf, Option<PathBuf>)]) -> Result<Says> {
+fn effective_config_with(node: &RootFs, user: &str, instead: &[(PathBuf, Option<PathBuf>)]) -> Result<EffectiveConfig> {
     crate::command_line::root_or("root is needed to ask sshd what it is configured to do")?;
     let who = format!("user={user},host=client.invalid,addr=192.0.2.1,laddr=192.0.2.2,lport=22");
     let answer = command::run_sshd_with(node, instead, &["-T", "-C", &who])?;
-    if !answer.ok() {
-        bail!("sshd -T: {}", answer.complaint());
+    if !answer.succeeded() {
+        bail!("sshd -T: {}", answer.error_summary());
     }
-    Ok(Says::parse(&answer.out))
+    Ok(EffectiveConfig::parse(&answer.out))
 }
 
 /// The settings that are not well, with the values that they have.
-fn faults(says: &Says) -> Vec<(&'static Setting, String)> {
-    let with_value = SETTINGS.iter().map(|setting| (setting, says.of(setting.keyword)));
+fn faults(config: &EffectiveConfig) -> Vec<(&'static Setting, String)> {
+    let with_value = SETTINGS.iter().map(|setting| (setting, config.of(setting.keyword)));
     with_value.filter(|(setting, value)| !(setting.good)(value)).collect()
 }
 
-fn judge(node: &RootFs, says: &Says) -> Vec<Finding> {
-    let mut findings = judge_settings(node, says, Profile::Login);
-    if has_no_keys(says) {
+fn judge(node: &RootFs, config: &EffectiveConfig) -> Vec<Finding> {
+    let mut findings = judge_settings(node, config, Profile::Login);
+    if has_no_keys(config) {
         let why = "container users can log in with keys only, and sshd looks for none";
-        let seen = format!("{KEYS} {}, and neither AuthorizedKeysCommand nor TrustedUserCAKeys", says.of(KEYS));
-        let fix = cannot_fix(node, &KEYS_SETTING, &says.of(KEYS)).unwrap_or_else(|| node.setup(NAME));
+        let seen = format!("{KEYS} {}, and neither AuthorizedKeysCommand nor TrustedUserCAKeys", config.of(KEYS));
+        let fix = cannot_fix(node, &KEYS_SETTING, &config.of(KEYS)).unwrap_or_else(|| node.setup(NAME));
         findings.push(Finding::fail(NAME, why, seen, fix));
     }
-    findings.extend(judge_sftp(node, says));
-    findings.extend(obstacles(says, &any_user(node), &any_user(node)));
+    findings.extend(judge_sftp(node, config));
+    findings.extend(obstacles(config, &any_user(node), &any_user(node)));
     if findings.is_empty() {
         findings.push(Finding::ok(NAME, WHY, "sshd -T has the right values for container users"));
     }
     findings
 }
 
-fn judge_guide(node: &RootFs, says: &Says) -> Vec<Finding> {
-    let mut findings = judge_settings(node, says, Profile::Guide);
-    if !internal_sftp(says) {
+fn judge_guide(node: &RootFs, config: &EffectiveConfig) -> Vec<Finding> {
+    let mut findings = judge_settings(node, config, Profile::Guide);
+    if !internal_sftp(config) {
         let why = "sftp then needs no sftp-server in any distribution";
-        let seen = sftp(says).map_or_else(|| NO_SFTP.to_owned(), |command| format!("Subsystem sftp {command}"));
+        let seen = sftp(config).map_or_else(|| NO_SFTP.to_owned(), |command| format!("Subsystem sftp {command}"));
         findings.push(Finding::warn(NAME, why, seen, node.setup_by_guide(NAME)));
     }
     if findings.is_empty() {
@@ -342,8 +342,8 @@ fn judge_guide(node: &RootFs, says: &Says) -> Vec<Finding> {
     findings
 }
 
-fn judge_settings(node: &RootFs, says: &Says, profile: Profile) -> Vec<Finding> {
-    let faults = faults(says).into_iter().filter(|(setting, _)| setting.profile == profile);
+fn judge_settings(node: &RootFs, config: &EffectiveConfig, profile: Profile) -> Vec<Finding> {
+    let faults = faults(config).into_iter().filter(|(setting, _)| setting.profile == profile);
     let finding = |(setting, value): (&Setting, String)| {
         let seen = format!("{} {value}", setting.keyword);
         let fix = cannot_fix(node, setting, &value).unwrap_or_else(|| setup_of(node, setting));
@@ -362,19 +362,19 @@ fn setup_of(node: &RootFs, setting: &Setting) -> String {
 }
 
 /// Whether sshd looks for keys nowhere.
-fn has_no_keys(says: &Says) -> bool {
-    ![KEYS, "AuthorizedKeysCommand", "TrustedUserCAKeys"].iter().any(|keyword| says.names(keyword))
+fn has_no_keys(config: &EffectiveConfig) -> bool {
+    ![KEYS, "AuthorizedKeysCommand", "TrustedUserCAKeys"].iter().any(|keyword| config.names(keyword))
 }
 
 const NO_SFTP: &str = "there is no Subsystem sftp";
 
 /// Whether sftp and scp find a server: sshd's own, or the program that it names in each
 /// distribution. What other engines' containers have is not seen from here.
-fn judge_sftp(node: &RootFs, says: &Says) -> Option<Finding> {
+fn judge_sftp(node: &RootFs, config: &EffectiveConfig) -> Option<Finding> {
     let why = "sftp and scp do not work";
-    let Some(command) = sftp(says) else { return Some(Finding::warn(NAME, why, NO_SFTP, node.setup(NAME))) };
-    let program = command.split_whitespace().next().filter(|_| !internal_sftp(says))?;
-    let lacking = if has_emperor(node) { distributions::without(node, program) } else { Vec::new() };
+    let Some(command) = sftp(config) else { return Some(Finding::warn(NAME, why, NO_SFTP, node.setup(NAME))) };
+    let program = command.split_whitespace().next().filter(|_| !internal_sftp(config))?;
+    let lacking = if has_emperor(node) { distributions::lacking_program(node, program) } else { Vec::new() };
     (!lacking.is_empty()).then(|| {
         let seen = format!("Subsystem sftp {command}, which is not in {}", lacking.join(" "));
         Finding::warn(NAME, why, seen, node.setup(NAME))
@@ -383,43 +383,43 @@ fn judge_sftp(node: &RootFs, says: &Says) -> Option<Finding> {
 
 /// What keeps a container's user out, and what to do about it by hand: somebody decided so. The
 /// group has the number.
-pub fn obstacles(says: &Says, user: &str, group: &str) -> Vec<Finding> {
+pub fn obstacles(config: &EffectiveConfig, user: &str, group: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut found = |why, seen, fix| findings.push(Finding::fail(NAME, why, seen, fix));
-    if let Some(seen) = says.shuts_out(user, group) {
+    if let Some(seen) = config.exclusion(user, group) {
         let pattern = if user == group { "3*" } else { user };
         let fix = format!(
             "allow the names or groups of your containers there, in {MAIN}, such as AllowUsers {pattern}: see sshd_config(5)"
         );
         found("a user whom sshd refuses cannot reach a container", seen, fix);
     }
-    if says.of("RefuseConnection") == "yes" {
+    if config.of("RefuseConnection") == "yes" {
         let fix = format!("keep it from container users: RefuseConnection no in a Match for them, in {MAIN}");
         found("sshd ends the connection at once", "RefuseConnection yes".to_owned(), fix);
     }
-    let methods = says.of("AuthenticationMethods");
+    let methods = config.of("AuthenticationMethods");
     if !methods.is_empty() && !methods.split_whitespace().any(|method| matches!(method, "any" | "publickey")) {
         let fix = format!(
             "let container users in with publickey only: Match Group 3* (or the groups of your containers), AuthenticationMethods publickey, at the end of {MAIN}"
         );
         found("container users have only keys", format!("AuthenticationMethods {methods}"), fix);
     }
-    if says.names("ChrootDirectory") {
+    if config.names("ChrootDirectory") {
         let fix = format!(
             "keep it from container users: ChrootDirectory none in a Match for them, before the other one, in {MAIN}"
         );
         let why = "sshd must be root for it, but the sessions of container users have given up root by then, so they are refused";
-        found(why, format!("ChrootDirectory {}", says.of("ChrootDirectory")), fix);
+        found(why, format!("ChrootDirectory {}", config.of("ChrootDirectory")), fix);
     }
     findings
 }
 
-fn sftp(says: &Says) -> Option<&str> {
-    says.each("Subsystem").iter().find_map(|subsystem| subsystem.strip_prefix("sftp "))
+fn sftp(config: &EffectiveConfig) -> Option<&str> {
+    config.each("Subsystem").iter().find_map(|subsystem| subsystem.strip_prefix("sftp "))
 }
 
-fn internal_sftp(says: &Says) -> bool {
-    sftp(says).is_some_and(|command| command.split_whitespace().next() == Some("internal-sftp"))
+fn internal_sftp(config: &EffectiveConfig) -> bool {
+    sftp(config).is_some_and(|command| command.split_whitespace().next() == Some("internal-sftp"))
 }
 
 /// The accounts' shell.
@@ -446,9 +446,9 @@ fn cannot_fix(node: &RootFs, setting: &Setting, value: &str) -> Option<String> {
         }
         names
     };
-    let obstacle = match heard_as_it_is(&directives(&read, &list, MAIN), setting) {
+    let obstacle = match overriding_match(&directives(&read, &list, MAIN), setting) {
         Some(conditional) => Some(conditional),
-        None => heard(&directives(&with_ours, &list, MAIN), setting.keyword).err()?,
+        None => takes_effect(&directives(&with_ours, &list, MAIN), setting.keyword).err()?,
     };
     Some(match obstacle {
         Some(directive) => format!("in {} line {}: {line}", directive.file, directive.line),
@@ -457,7 +457,7 @@ fn cannot_fix(node: &RootFs, setting: &Setting, value: &str) -> Option<String> {
 }
 
 /// The condition that decides although the value for everybody is good.
-fn heard_as_it_is(directives: &[Directive], setting: &Setting) -> Option<Directive> {
+fn overriding_match(directives: &[Directive], setting: &Setting) -> Option<Directive> {
     let mut about = directives.iter().filter(|directive| directive.keyword.eq_ignore_ascii_case(setting.keyword));
     about.clone().find(|directive| !directive.conditional).filter(|first| (setting.good)(&first.value))?;
     about.find(|directive| directive.conditional && !(setting.good)(&directive.value)).cloned()
@@ -471,7 +471,7 @@ fn is_about(keyword: &str, of_line: &str, value: &str) -> bool {
 }
 
 /// Whether our own file decides for everybody; else what does, or nothing if our file is not read.
-fn heard(directives: &[Directive], keyword: &str) -> Result<(), Option<Directive>> {
+fn takes_effect(directives: &[Directive], keyword: &str) -> Result<(), Option<Directive>> {
     let mut about = directives.iter().filter(|directive| is_about(keyword, &directive.keyword, &directive.value));
     let is_read = about.clone().any(|directive| directive.file == OURS);
     match about.find(|directive| !directive.conditional) {
@@ -485,19 +485,19 @@ fn list(node: &RootFs, directory: &str) -> Vec<String> {
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-fn fix(node: &RootFs, wishes: Wishes) -> Result<Vec<Change>> {
+fn fix(node: &RootFs, choices: Choices) -> Result<Vec<Change>> {
     if !node.has(SSHD) {
         return Ok(Vec::new());
     }
-    let says = ask(node, &any_user(node))?;
-    let mut lines: Vec<_> = faults(&says)
+    let config = effective_config(node, &any_user(node))?;
+    let mut lines: Vec<_> = faults(&config)
         .into_iter()
-        .filter(|(setting, _)| is_wished(setting, &says, wishes))
+        .filter(|(setting, _)| is_chosen(setting, &config, choices))
         .filter(|(setting, value)| cannot_fix(node, setting, value).is_none())
         .map(|(setting, value)| (setting.keyword, (setting.value)(&value)))
         .collect();
     let mut changes = Vec::new();
-    if judge_sftp(node, &says).is_some() || wishes.guide && !internal_sftp(&says) {
+    if judge_sftp(node, &config).is_some() || choices.guide && !internal_sftp(&config) {
         let read = |path: &str| node.read(path).ok().flatten();
         let directives = directives(&read, &|directory| list(node, directory), MAIN);
         let defined = directives.iter().find(|directive| {
@@ -520,7 +520,7 @@ fn fix(node: &RootFs, wishes: Wishes) -> Result<Vec<Change>> {
     if !lines.is_empty() {
         let old = match changes.iter().find(|change| matches!(change, Change::File { path, .. } if path == OURS)) {
             Some(Change::File { content, .. }) => content.clone(),
-            _ => node.read(OURS)?.unwrap_or_else(|| example(wishes.keys_only)),
+            _ => node.read(OURS)?.unwrap_or_else(|| example(choices.keys_only)),
         };
         changes.retain(|change| !matches!(change, Change::File { path, .. } if path == OURS));
         changes.push(Change::File { path: OURS.to_owned(), content: with_lines(&old, &lines), mode: 0o644 });
@@ -529,11 +529,11 @@ fn fix(node: &RootFs, wishes: Wishes) -> Result<Vec<Change>> {
 }
 
 /// Whether set-up is to see to a setting.
-fn is_wished(setting: &Setting, says: &Says, wishes: Wishes) -> bool {
+fn is_chosen(setting: &Setting, config: &EffectiveConfig, choices: Choices) -> bool {
     match setting.keyword {
-        keyword if PASSWORDS.contains(&keyword) => wishes.keys_only,
-        KEYS if has_no_keys(says) => true,
-        _ => wishes.guide || setting.profile == Profile::Login,
+        keyword if PASSWORDS.contains(&keyword) => choices.keys_only,
+        KEYS if has_no_keys(config) => true,
+        _ => choices.guide || setting.profile == Profile::Login,
     }
 }
 
@@ -545,13 +545,13 @@ fn example(keys_only: bool) -> String {
 
 /// Whether sshd takes passwords from somebody.
 pub fn takes_passwords(node: &RootFs) -> bool {
-    let says = node.has(SSHD).then(|| ask(node, &any_user(node)).ok()).flatten();
-    says.is_some_and(|says| PASSWORDS.iter().any(|keyword| says.of(keyword) == "yes"))
+    let config = node.has(SSHD).then(|| effective_config(node, &any_user(node)).ok()).flatten();
+    config.is_some_and(|config| PASSWORDS.iter().any(|keyword| config.of(keyword) == "yes"))
 }
 
 /// Who has no key is shut out, and there may be nobody else at the machine.
-fn warning(node: &RootFs, wishes: Wishes) -> Vec<String> {
-    if !wishes.keys_only || !takes_passwords(node) {
+fn warning(node: &RootFs, choices: Choices) -> Vec<String> {
+    if !choices.keys_only || !takes_passwords(node) {
         return Vec::new();
     }
     let mut lines = vec![
@@ -570,8 +570,8 @@ fn validate(node: &RootFs) -> Result<()> {
         return Ok(());
     }
     let answer = command::run_sshd(node, &["-t"])?;
-    if !answer.ok() {
-        bail!("sshd -t: {}", answer.complaint());
+    if !answer.succeeded() {
+        bail!("sshd -t: {}", answer.error_summary());
     }
     Ok(())
 }
@@ -620,7 +620,7 @@ mod tests {
     use super::*;
 
     fn faulty(out: &str) -> Vec<&'static str> {
-        faults(&Says::parse(out)).into_iter().map(|(setting, _)| setting.keyword).collect()
+        faults(&EffectiveConfig::parse(out)).into_iter().map(|(setting, _)| setting.keyword).collect()
     }
 
     const GOOD: &str = "usepam yes\npubkeyauthentication yes\nauthorizedkeysfile .ssh/authorized_keys .ssh/uwsgi_authorized_keys\n\
@@ -630,7 +630,7 @@ mod tests {
     #[test]
     fn each_setting_is_judged_by_itself() {
         assert_eq!(faulty(GOOD), [""; 0]);
-        assert!(internal_sftp(&Says::parse(GOOD)));
+        assert!(internal_sftp(&EffectiveConfig::parse(GOOD)));
         for (old, new, keyword) in [
             ("usepam yes", "usepam no", "UsePAM"),
             ("pubkeyauthentication yes", "pubkeyauthentication no", "PubkeyAuthentication"),
@@ -652,7 +652,7 @@ mod tests {
         ] {
             assert_eq!(faulty(&format!("{GOOD}persourcepenalties {penalties}\n")), fault, "{penalties}");
         }
-        assert!(!internal_sftp(&Says::parse("subsystem sftp /usr/lib/openssh/sftp-server")));
+        assert!(!internal_sftp(&EffectiveConfig::parse("subsystem sftp /usr/lib/openssh/sftp-server")));
     }
 
     #[test]
@@ -673,13 +673,13 @@ mod tests {
             ("denygroups *", true),
             ("allowusers 30001\nallowgroups ssh", true),
         ] {
-            assert_eq!(Says::parse(out).shuts_out("30001", "30001").is_some(), is_out, "{out}");
+            assert_eq!(EffectiveConfig::parse(out).exclusion("30001", "30001").is_some(), is_out, "{out}");
         }
         assert_eq!(
-            Says::parse("allowusers a\nallowusers b").shuts_out("1", "1").unwrap(),
+            EffectiveConfig::parse("allowusers a\nallowusers b").exclusion("1", "1").unwrap(),
             "AllowUsers a b: 1 is excluded"
         );
-        let by_name = |out: &str| Says::parse(out).shuts_out("web1", "30001").is_some();
+        let by_name = |out: &str| EffectiveConfig::parse(out).exclusion("web1", "30001").is_some();
         assert!(by_name("denyusers web*") && by_name("denygroups 30001") && by_name("allowusers 3*"));
         assert!(!by_name("denyusers 30001") && !by_name("allowgroups 3*") && !by_name("denygroups web1"));
     }
@@ -697,13 +697,13 @@ mod tests {
 
     #[test]
     fn where_sshd_looks_for_keys() {
-        for (says, none) in [
+        for (config, none) in [
             ("authorizedkeysfile none\nauthorizedkeyscommand none\ntrustedusercakeys none\n", true),
             ("authorizedkeysfile none\nauthorizedkeyscommand /usr/bin/keys %u\n", false),
             ("authorizedkeysfile none\ntrustedusercakeys /etc/ssh/ca.pub\n", false),
             ("authorizedkeysfile /etc/ssh/keys/%u\n", false),
         ] {
-            assert_eq!(has_no_keys(&Says::parse(says)), none, "{says}");
+            assert_eq!(has_no_keys(&EffectiveConfig::parse(config)), none, "{config}");
         }
     }
 
@@ -719,9 +719,9 @@ mod tests {
         };
         let directives = directives(&read, &names, MAIN);
         let setting = SETTINGS.iter().find(|setting| setting.keyword == keyword).unwrap();
-        let heard =
-            heard_as_it_is(&directives, setting).map_or_else(|| heard(&directives, keyword), |found| Err(Some(found)));
-        heard.map_err(|obstacle| obstacle.map(|directive| format!("{}:{}", directive.file, directive.line)))
+        let decided = overriding_match(&directives, setting)
+            .map_or_else(|| takes_effect(&directives, keyword), |found| Err(Some(found)));
+        decided.map_err(|obstacle| obstacle.map(|directive| format!("{}:{}", directive.file, directive.line)))
     }
 
     #[test]

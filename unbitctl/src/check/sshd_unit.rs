@@ -46,16 +46,16 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
 
 /// An sshd listens, or systemd in its place; and none that ends and is started again and again.
 fn listens(node: &RootFs) -> Vec<Finding> {
-    let says = nix::unistd::geteuid()
+    let config = nix::unistd::geteuid()
         .is_root()
-        .then(|| sshd::ask(node, &shared::settings::FIRST_UID.to_string()).ok())
+        .then(|| sshd::effective_config(node, &shared::settings::FIRST_UID.to_string()).ok())
         .flatten();
-    let server = server::find(&says.map(|says| says.addresses()).unwrap_or_default());
+    let server = server::find(&config.map(|config| config.addresses()).unwrap_or_default());
     let units = systemd::units(node, &["ssh.service"]).unwrap_or_default();
     let of_unit = units.iter().find_map(|unit| match (unit.health(), &server) {
         // Where systemd listens, or somebody has started one by hand, the unit need not run, nor at
         // boot.
-        (Health::Stopped | Health::Condition | Health::Masked | Health::NotEnabled, Some(_)) => None,
+        (Health::Stopped | Health::ConditionFailed | Health::Masked | Health::NotEnabled, Some(_)) => None,
         _ => unit.finding(CHECK, WHY_LISTENS),
     });
     match (of_unit, server) {
@@ -79,9 +79,9 @@ fn sandbox(node: &RootFs) -> Vec<Finding> {
     let unit = if socket.is_ok_and(|socket| starts_one_each(&socket.out)) { template } else { service };
     let Unit { name, asked } = unit;
     match command::run(node, "systemctl", &["show", asked, "--property", properties]) {
-        Ok(answer) if answer.ok() => judge(name, &answer.out, !containers::linked(node).is_empty()),
+        Ok(answer) if answer.succeeded() => judge(name, &answer.out, !containers::linked(node).is_empty()),
         Ok(answer) => {
-            vec![Finding::not_applicable(CHECK, WHY, format!("systemctl show {asked}: {}", answer.complaint()))]
+            vec![Finding::not_applicable(CHECK, WHY, format!("systemctl show {asked}: {}", answer.error_summary()))]
         }
         Err(error) => vec![Finding::not_applicable(CHECK, WHY, format!("systemctl show {asked}: {error}"))],
     }

@@ -13,8 +13,8 @@ const PROPERTIES: &str =
     "Id,LoadState,ActiveState,SubState,Result,NRestarts,UnitFileState,ConditionResult,ActiveEnterTimestampMonotonic";
 
 /// As often within this time, and a service is taken for one that crashes in a loop.
-const OFTEN: u32 = 3;
-const LATELY: Duration = Duration::from_secs(600);
+const LOOP_RESTARTS: u32 = 3;
+const LOOP_WINDOW: Duration = Duration::from_secs(600);
 
 /// What systemd says of a unit.
 pub struct Unit {
@@ -29,14 +29,14 @@ pub enum Health {
     NotEnabled,
     Starting,
     /// It runs, and has ended and been started anew so many times, the last time so long ago.
-    Loops(u32, Duration),
+    CrashLoop(u32, Duration),
     /// It is about to be started anew, so many times already.
-    Waits(u32, String),
+    AutoRestart(u32, String),
     /// It has ended, and is not started anew, for this reason.
     Failed(String),
     Stopped,
     /// What it needs before it starts is not there.
-    Condition,
+    ConditionFailed,
     /// The operator has forbidden it.
     Masked,
 }
@@ -48,7 +48,7 @@ pub fn units(node: &RootFs, names: &[&str]) -> Option<Vec<Unit>> {
     }
     let arguments = [&["show"], names, &["--property", PROPERTIES]].concat();
     let answer = command::run(node, "systemctl", &arguments).ok()?;
-    answer.ok().then(|| parse(&answer.out))
+    answer.succeeded().then(|| parse(&answer.out))
 }
 
 /// Reads what `systemctl show` prints: a line for each property, and an empty one between units.
@@ -86,13 +86,17 @@ impl Unit {
         let age = now.saturating_sub(began);
         match (self.of("LoadState"), self.of("ActiveState"), self.of("SubState")) {
             ("masked", ..) => Health::Masked,
-            (_, _, "auto-restart" | "auto-restart-queued") => Health::Waits(restarts, self.of("Result").to_owned()),
+            (_, _, "auto-restart" | "auto-restart-queued") => {
+                Health::AutoRestart(restarts, self.of("Result").to_owned())
+            }
             (_, "failed", _) => Health::Failed(self.of("Result").to_owned()),
-            (_, "active" | "reloading", _) if restarts >= OFTEN && age < LATELY => Health::Loops(restarts, age),
+            (_, "active" | "reloading", _) if restarts >= LOOP_RESTARTS && age < LOOP_WINDOW => {
+                Health::CrashLoop(restarts, age)
+            }
             (_, "active" | "reloading", _) if self.of("UnitFileState") == "disabled" => Health::NotEnabled,
             (_, "active" | "reloading", _) => Health::Runs,
             (_, "activating", _) => Health::Starting,
-            _ if self.of("ConditionResult") == "no" && began > Duration::ZERO => Health::Condition,
+            _ if self.of("ConditionResult") == "no" && began > Duration::ZERO => Health::ConditionFailed,
             _ => Health::Stopped,
         }
     }
@@ -107,11 +111,11 @@ impl Unit {
                 (State::Warn, format!("{name} runs, and is not started at boot"), format!("systemctl enable {short}"))
             }
             Health::Starting => (State::Warn, format!("{name} is still starting"), log),
-            Health::Loops(restarts, age) => {
+            Health::CrashLoop(restarts, age) => {
                 let seen = format!("{name} has ended {restarts} times, the last time {} s ago", age.as_secs());
                 (State::Fail, seen, log)
             }
-            Health::Waits(restarts, result) => {
+            Health::AutoRestart(restarts, result) => {
                 let seen = format!("{name} has ended ({result}) after {restarts} restarts, and will be started again");
                 (State::Fail, seen, log)
             }
@@ -119,7 +123,7 @@ impl Unit {
                 let fix = format!("{log}, and then: systemctl restart {short}");
                 (State::Fail, format!("{name} has failed ({result})"), fix)
             }
-            Health::Stopped | Health::Condition => {
+            Health::Stopped | Health::ConditionFailed => {
                 (State::Fail, format!("{name} does not run"), format!("systemctl enable --now {short}"))
             }
             Health::Masked => {
@@ -164,15 +168,18 @@ mod tests {
             Health::Failed("exit-code".into()),
             "start limit"
         );
-        assert_eq!(health(&loaded("activating", "auto-restart", "exit-code", 0)), Health::Waits(0, "exit-code".into()));
+        assert_eq!(
+            health(&loaded("activating", "auto-restart", "exit-code", 0)),
+            Health::AutoRestart(0, "exit-code".into())
+        );
         assert!(
-            matches!(health(&loaded("active", "running", "success", 6)), Health::Loops(6, _)),
+            matches!(health(&loaded("active", "running", "success", 6)), Health::CrashLoop(6, _)),
             "up between two crashes"
         );
         assert_eq!(health(&loaded("activating", "start", "success", 0)), Health::Starting);
         assert_eq!(health(&loaded("inactive", "dead", "success", 0)), Health::Stopped);
         let unmet = shown("loaded", "inactive", "dead", "success", 0, "enabled", "no");
-        assert_eq!(health(&unmet), Health::Condition);
+        assert_eq!(health(&unmet), Health::ConditionFailed);
         assert_eq!(health(&unmet.replace("=15189309533", "=0")), Health::Stopped, "it was never started");
         let disabled = shown("loaded", "active", "running", "success", 0, "disabled", "yes");
         assert_eq!(health(&disabled), Health::NotEnabled);

@@ -1,7 +1,7 @@
 //! What `create` has made so far, and how each part of it is undone.
 
 use super::replace;
-use crate::command_line::tell;
+use crate::command_line::warn_line;
 use crate::emperor::Service;
 use crate::interrupt::Interrupt;
 use crate::keys::{self, Added};
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A thing that was not so before.
-pub enum Made {
+pub enum Step {
     /// The directory that is the account.
     Directory(PathBuf),
     Keys(Added),
@@ -29,7 +29,7 @@ pub enum Made {
 /// All of it, in its order.
 pub struct Undo {
     uid: ContainerUid,
-    made: Vec<Made>,
+    steps: Vec<Step>,
 }
 
 /// For the container to end.
@@ -37,11 +37,11 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Undo {
     pub const fn new(uid: ContainerUid) -> Self {
-        Self { uid, made: Vec::new() }
+        Self { uid, steps: Vec::new() }
     }
 
-    pub fn note(&mut self, made: Made) {
-        self.made.push(made);
+    pub fn push(&mut self, step: Step) {
+        self.steps.push(step);
     }
 
     /// Undoes it, the last first; what has become of it. What cannot be is said, and the rest is
@@ -49,12 +49,12 @@ impl Undo {
     pub fn run(self) -> String {
         let uid = self.uid;
         let (mut undone, mut is_all) = (Vec::new(), true);
-        for made in self.made.into_iter().rev() {
-            match undo(uid, &made) {
+        for step in self.steps.into_iter().rev() {
+            match undo(uid, &step) {
                 Ok(what) => undone.push(what),
                 Err(error) => {
                     is_all = false;
-                    tell(format_args!("this could not be undone: {error:#}"));
+                    warn_line(format_args!("this could not be undone: {error:#}"));
                 }
             }
         }
@@ -67,33 +67,33 @@ impl Undo {
     }
 }
 
-fn undo(uid: ContainerUid, made: &Made) -> Result<String> {
-    Ok(match made {
-        Made::Directory(home) => {
+fn undo(uid: ContainerUid, step: &Step) -> Result<String> {
+    Ok(match step {
+        Step::Directory(home) => {
             let (parent, name) = (home.parent().unwrap_or(Path::new("/")), home.file_name().unwrap_or_default());
             purge(parent, &name.to_string_lossy(), &mut |_| Ok(()))?;
             format!("{} is removed again", home.display())
         }
-        Made::Keys(added) => {
+        Step::Keys(added) => {
             keys::take_back(uid, added)?;
             "the keys are taken out again".to_owned()
         }
-        Made::Quota(state, before) => {
+        Step::Quota(state, before) => {
             state.set(uid, before.unwrap_or(0))?;
             "the limit on the disk is as before".to_owned()
         }
-        Made::Vassal(file, None) => {
+        Step::Vassal(file, None) => {
             let groups = stop::groups(uid);
             fs::remove_file(file).with_context(|| file.display().to_string())?;
             // The signal that ended `create` has been read; another one ends this wait.
             stop::wait(uid, groups, STOP_TIMEOUT, &Interrupt::hold()?, &mut |_| {})?;
             format!("{} is removed again", file.display())
         }
-        Made::Vassal(file, Some(before)) => {
+        Step::Vassal(file, Some(before)) => {
             replace(file, before)?;
             format!("{} is as before", file.display())
         }
-        Made::Service(service) => {
+        Step::Service(service) => {
             service.undo()?;
             service.undone().to_owned()
         }

@@ -10,7 +10,7 @@ pub mod ruleset;
 pub mod source;
 pub(crate) mod values;
 
-use crate::command_line::{must_be_root, say, tell};
+use crate::command_line::{must_be_root, print_lossy, warn_line};
 use crate::report::{self};
 use anyhow::{Result, bail};
 use ruleset::{BadLists, Ruleset};
@@ -50,7 +50,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.reload {
         must_be_root("firewall --reload")?;
         let Some(loaded) = nft::loaded()? else {
-            say!("table inet unbit is not loaded; nothing to do\n");
+            print_lossy!("table inet unbit is not loaded; nothing to do\n");
             return Ok(ExitCode::SUCCESS);
         };
         return print_or_load(&Source::from_arguments(loaded.arguments())?, true);
@@ -72,17 +72,17 @@ fn print_or_load(source: &Source, loads: bool) -> Result<ExitCode> {
                 );
             }
             let BadLists(lines) = error.downcast::<BadLists>()?;
-            tell("no rules are made from these lists");
-            lines.iter().for_each(tell);
+            warn_line("no rules are made from these lists");
+            lines.iter().for_each(warn_line);
             return Ok(ExitCode::FAILURE);
         }
     };
     for warning in ruleset.warnings() {
-        tell(format_args!("warning: {warning}"));
+        warn_line(format_args!("warning: {warning}"));
     }
     if loads {
         nft::load(&ruleset.to_string())?;
-        say!("table inet unbit is loaded: {ruleset:#}\n");
+        print_lossy!("table inet unbit is loaded: {ruleset:#}\n");
     } else {
         report::print(&ruleset.to_string())?;
     }

@@ -13,13 +13,13 @@ pub struct Process {
     pub parent: i32,
     pub uids: Vec<u32>,
     /// Its numbers, from this pid namespace to its own.
-    numbers: Vec<i32>,
+    nspid: Vec<i32>,
 }
 
 /// All of them.
 pub struct Processes {
     by_pid: HashMap<i32, Process>,
-    first: HashMap<u32, i32>,
+    pid_1: HashMap<u32, i32>,
     clock: Clock,
 }
 
@@ -54,7 +54,7 @@ impl Clock {
 
 impl Processes {
     /// Looks once at each.
-    pub fn look() -> Result<Self> {
+    pub fn read() -> Result<Self> {
         let entries = fs::read_dir("/proc").context("read /proc")?;
         let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         let all = pids.filter_map(|pid: i32| Process::parse(pid, &read(pid, "status")?));
@@ -63,8 +63,8 @@ impl Processes {
 
     fn new(all: Vec<Process>, clock: Clock) -> Self {
         let by_pid: HashMap<i32, Process> = all.into_iter().map(|process| (process.pid, process)).collect();
-        let first = by_pid.values().filter_map(|process| Some((process.first_of()?, process.pid)));
-        Self { first: first.collect(), by_pid, clock }
+        let pid_1 = by_pid.values().filter_map(|process| Some((process.pid_1_of()?, process.pid)));
+        Self { pid_1: pid_1.collect(), by_pid, clock }
     }
 
     /// The process of this number.
@@ -73,14 +73,14 @@ impl Processes {
     }
 
     /// The pid 1 of a pid namespace right below ours that is this user's.
-    pub fn first_of(&self, uid: u32) -> Option<&Process> {
-        self.first.get(&uid).and_then(|pid| self.get(*pid))
+    pub fn pid_1_of(&self, uid: u32) -> Option<&Process> {
+        self.pid_1.get(&uid).and_then(|pid| self.get(*pid))
     }
 
     /// Every such pid 1 of this user. Root has one in each container that starts, and in many of
     /// other engines.
-    pub fn all_first_of(&self, uid: u32) -> impl Iterator<Item = &Process> {
-        self.all().filter(move |process| process.first_of() == Some(uid))
+    pub fn all_pid_1_of(&self, uid: u32) -> impl Iterator<Item = &Process> {
+        self.all().filter(move |process| process.pid_1_of() == Some(uid))
     }
 
     /// The time, in seconds since 1970, of a number of ticks after the machine's start.
@@ -113,13 +113,13 @@ impl Process {
             pid,
             parent: i32::try_from(*numbers("PPid")?.first()?).ok()?,
             uids: numbers("Uid")?.into_iter().map(|uid| u32::try_from(uid).ok()).collect::<Option<_>>()?,
-            numbers: numbers("NSpid")?.into_iter().map(|pid| i32::try_from(pid).ok()).collect::<Option<_>>()?,
+            nspid: numbers("NSpid")?.into_iter().map(|pid| i32::try_from(pid).ok()).collect::<Option<_>>()?,
         })
     }
 
     /// Whose pid 1 it is, if it is that of a pid namespace right below ours and has one uid only.
-    fn first_of(&self) -> Option<u32> {
-        match (self.numbers.as_slice(), self.uids.as_slice()) {
+    fn pid_1_of(&self) -> Option<u32> {
+        match (self.nspid.as_slice(), self.uids.as_slice()) {
             ([_, 1], [uid, others @ ..]) if others.iter().all(|other| other == uid) => Some(*uid),
             _ => None,
         }
@@ -193,9 +193,9 @@ mod tests {
             process(32, 10, 0, &[32, 1]),
         ];
         let processes = Processes::new(all, Clock { boot: 1000, ticks: 100 });
-        assert_eq!(processes.first_of(30001).map(|process| process.pid), Some(11));
-        assert_eq!(processes.first_of(30000), None);
-        let mut starting: Vec<_> = processes.all_first_of(0).map(|process| process.pid).collect();
+        assert_eq!(processes.pid_1_of(30001).map(|process| process.pid), Some(11));
+        assert_eq!(processes.pid_1_of(30000), None);
+        let mut starting: Vec<_> = processes.all_pid_1_of(0).map(|process| process.pid).collect();
         starting.sort_unstable();
         assert_eq!(starting, [31, 32]);
         assert_eq!(processes.time_of(250), 1002);

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 /// `None`: there is no such cgroup, limit or quota, or it is not for us to see.
 #[derive(Clone, Copy, Default, PartialEq, Debug, Serialize)]
-pub struct Use {
+pub struct Usage {
     pub memory_bytes: Option<u64>,
     pub memory_limit_bytes: Option<u64>,
     /// The most that it ever was.
@@ -63,9 +63,9 @@ impl Resources {
     }
 
     /// Sees which cgroups containers have to themselves, by the pid 1 of each.
-    pub fn look<'a>(&mut self, leaders: impl Iterator<Item = &'a Process>) {
+    pub fn count_members<'a>(&mut self, leaders: impl Iterator<Item = &'a Process>) {
         self.members.clear();
-        for (process, parent) in leaders.filter_map(both) {
+        for (process, parent) in leaders.filter_map(with_parent) {
             let groups = ["memory", "cpuacct", "pids"]
                 .into_iter()
                 .filter_map(|name| self.hierarchies.of(&process, &parent, name));
@@ -94,19 +94,19 @@ impl Resources {
     }
 
     /// What this container uses.
-    pub fn of(&self, uid: ContainerUid, leader: Option<&Process>, link: Option<&Path>) -> Use {
+    pub fn of(&self, uid: ContainerUid, leader: Option<&Process>, link: Option<&Path>) -> Usage {
         let quota =
             self.device.as_deref().and_then(|device| quotactl_get(QuotaType::USRQUOTA, device, uid.get() as i32).ok());
-        let mut used = Use {
+        let mut used = Usage {
             quota_used_bytes: quota.and_then(|quota| quota.occupied_space()),
             // In blocks of 1 KiB (QIF_DQBLKSIZE of quotactl(2)); 0 is no limit.
             quota_limit_bytes: quota
                 .and_then(|quota| quota.blocks_hard_limit())
                 .filter(|blocks| *blocks > 0)
                 .map(|blocks| blocks * 1024),
-            ..Use::default()
+            ..Usage::default()
         };
-        let Some(leader) = leader.and_then(both) else { return used };
+        let Some(leader) = leader.and_then(with_parent) else { return used };
         let linked = link.and_then(|target| self.below_its_mount(target));
         let groups = |controller| self.groups(&leader, controller, linked.as_deref());
         if let Some(groups) = groups("memory") {
@@ -182,7 +182,7 @@ impl Groups {
 }
 
 /// A container's pid 1 and its parent.
-fn both(leader: &Process) -> Option<(Proc, Proc)> {
+fn with_parent(leader: &Process) -> Option<(Proc, Proc)> {
     Some((Proc::of(leader.pid).ok()?, Proc::of(leader.parent).ok()?))
 }
 

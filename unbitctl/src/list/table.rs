@@ -68,15 +68,15 @@ fn row(container: &Container, share: Option<Option<f64>>, zone: &TimeZone) -> [S
         container.engine.to_owned(),
         state(container.state),
         container.sessions.map_or_else(|| "?".to_owned(), |sessions| sessions.to_string()),
-        of(used.tasks, used.tasks_limit, number).unwrap_or_else(nothing),
+        with_limit(used.tasks, used.tasks_limit, number).unwrap_or_else(nothing),
         used.oom_kills.map_or_else(nothing, number),
-        of(used.memory_bytes, used.memory_limit_bytes, size).unwrap_or_else(nothing),
+        with_limit(used.memory_bytes, used.memory_limit_bytes, size).unwrap_or_else(nothing),
         cpu.unwrap_or_else(nothing),
         container.pid.map_or_else(nothing, |pid| pid.to_string()),
         container.since_seconds.and_then(|since| moment(since, zone, DATE)).unwrap_or_else(nothing),
         container.address.map_or_else(nothing, |address| address.to_string()),
         container.host_name.clone().unwrap_or_else(roots),
-        of(used.quota_used_bytes, used.quota_limit_bytes, size).unwrap_or_else(roots),
+        with_limit(used.quota_used_bytes, used.quota_limit_bytes, size).unwrap_or_else(roots),
     ]
 }
 
@@ -92,7 +92,7 @@ fn time(seconds: f64) -> String {
 }
 
 /// So much of so much.
-fn of(used: Option<u64>, limit: Option<u64>, show: impl Fn(u64) -> String) -> Option<String> {
+fn with_limit(used: Option<u64>, limit: Option<u64>, show: impl Fn(u64) -> String) -> Option<String> {
     let used = show(used?);
     Some(limit.map_or_else(|| used.clone(), |limit| format!("{used}/{}", show(limit))))
 }
@@ -115,7 +115,7 @@ fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::list::resources::Use;
+    use crate::list::resources::Usage;
     use std::time::Instant;
 
     #[test]
@@ -147,14 +147,14 @@ mod tests {
             cause: None,
             pid: Some(42),
             since_seconds: Some(0),
-            used: Use {
+            used: Usage {
                 memory_bytes: Some(1 << 20),
                 memory_limit_bytes: Some(1 << 30),
                 oom_kills: Some(0),
                 tasks: Some(12),
                 tasks_limit: Some(1000),
                 cpu_seconds: Some(61.0),
-                ..Use::default()
+                ..Usage::default()
             },
             seen: Instant::now(),
             sessions: Some(2),
@@ -168,7 +168,7 @@ mod tests {
             state: State::NotRunning,
             cause: Some("connect to run/ns.socket: ECONNREFUSED (Connection refused)".into()),
             pid: None,
-            used: Use::default(),
+            used: Usage::default(),
             sessions: Some(0),
             ..container()
         }
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn what_matters_fits_into_eighty_columns() {
         let names = vec!["webserver".to_owned(), "www".to_owned()];
-        let busy = Use {
+        let busy = Usage {
             memory_bytes: Some(412 << 20),
             memory_limit_bytes: Some(512 << 20),
             tasks: Some(412),

@@ -31,7 +31,7 @@ pub fn run(scanner: &mut Scanner, wide: bool) -> Result<()> {
     let mut keys = Keys::new();
     let mut before: HashMap<u32, Container> = HashMap::new();
     loop {
-        let containers = scanner.look()?;
+        let containers = scanner.scan()?;
         let percent = |container: &Container| container.share(before.get(&container.uid)?);
         let shares: Vec<Option<f64>> = containers.iter().map(percent).collect();
         let (rows, columns) = terminal::size().context(NO_TERMINAL)?;

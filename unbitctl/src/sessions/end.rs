@@ -55,9 +55,9 @@ pub fn end(container: Option<ContainerUid>, id: Id) -> Result<Ended> {
     // First its process is pinned, then looked at. As long as it lives, the number is its own.
     let pinned = join::sys::pidfd_open(id.pid);
     let session = list::sessions(container)?.into_iter().find(|session| session.id == id);
-    let family = session.as_ref().map(Family::of).transpose()?;
+    let processes = session.as_ref().map(SessionProcesses::of).transpose()?;
     let lives = pinned.as_ref().is_ok_and(|pinned| !is_ready(pinned, Duration::ZERO));
-    let (Ok(pinned), Some(session), Some(family), true) = (pinned, session, family, lives) else {
+    let (Ok(pinned), Some(session), Some(processes), true) = (pinned, session, processes, lives) else {
         let of = container.map(|container| format!(" of {container}")).unwrap_or_default();
         bail!("no open session{of} has the ID {id}; unbitctl sessions shows those that are open");
     };
@@ -67,12 +67,12 @@ pub fn end(container: Option<ContainerUid>, id: Id) -> Result<Ended> {
     if !interrupt.wait_for(Some(pinned.as_fd()), GRACE)? {
         end = End::Killed;
         signal(&pinned, Signal::SIGKILL)?;
-        family.kill()?;
+        processes.kill()?;
         if !interrupt.wait_for(Some(pinned.as_fd()), AFTER_A_KILL)? {
             bail!("{id} has not ended within {} s after SIGKILL: is a file system hung?", AFTER_A_KILL.as_secs());
         }
     }
-    family.hang_up()?;
+    processes.hang_up()?;
     Ok(Ended { session, end })
 }
 
@@ -84,13 +84,13 @@ fn signal(process: &OwnedFd, signal: Signal) -> Result<()> {
 }
 
 /// What runs for a session.
-struct Family {
+struct SessionProcesses {
     /// Those below the monitor up to the channels, which end with it: sshd's own, or the
     /// application that has entered.
-    own: Vec<OwnedFd>,
+    monitor_children: Vec<OwnedFd>,
     /// The first process of each channel: sshd gives each a session of processes (setsid(2)) of its
     /// own.
-    leaders: Vec<Leader>,
+    channel_leaders: Vec<Leader>,
 }
 
 struct Leader {
@@ -98,41 +98,41 @@ struct Leader {
     uids: Vec<u32>,
 }
 
-impl Family {
+impl SessionProcesses {
     /// Not what is below the first process of a channel: what that has started in sessions of their
     /// own is in the background.
     fn of(session: &Session) -> Result<Self> {
-        let processes = Processes::look()?;
-        let (mut own, mut leaders, mut left) = (Vec::new(), Vec::new(), vec![session.pid]);
+        let processes = Processes::read()?;
+        let (mut monitor_children, mut channel_leaders, mut left) = (Vec::new(), Vec::new(), vec![session.pid]);
         while let Some(pid) = left.pop() {
             for child in processes.children(pid) {
                 if child.session() == Some(child.pid) {
-                    leaders.push(Leader { session: child.pid, uids: child.uids.clone() });
+                    channel_leaders.push(Leader { session: child.pid, uids: child.uids.clone() });
                 } else if let Ok(pinned) = join::sys::pidfd_open(child.pid) {
                     // Looked at once more now that it is pinned.
-                    own.extend((parent(child.pid) == Some(pid)).then_some(pinned));
+                    monitor_children.extend((parent(child.pid) == Some(pid)).then_some(pinned));
                     left.push(child.pid);
                 }
             }
         }
-        Ok(Self { own, leaders })
+        Ok(Self { monitor_children, channel_leaders })
     }
 
     /// Where the monitor was killed.
     fn kill(&self) -> Result<()> {
-        self.own.iter().try_for_each(|process| signal(process, Signal::SIGKILL))
+        self.monitor_children.iter().try_for_each(|process| signal(process, Signal::SIGKILL))
     }
 
     /// A terminal's end does this for its channel; a channel without one has nobody who would.
     fn hang_up(&self) -> Result<()> {
-        if self.leaders.is_empty() {
+        if self.channel_leaders.is_empty() {
             return Ok(());
         }
         let is_of_a_channel = |process: &Process| {
             let session = process.session();
-            self.leaders.iter().any(|leader| Some(leader.session) == session && leader.uids == process.uids)
+            self.channel_leaders.iter().any(|leader| Some(leader.session) == session && leader.uids == process.uids)
         };
-        for process in Processes::look()?.all() {
+        for process in Processes::read()?.all() {
             // Pinned before it is looked at.
             let Ok(pinned) = join::sys::pidfd_open(process.pid) else { continue };
             if is_of_a_channel(process) {

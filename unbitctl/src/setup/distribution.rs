@@ -15,7 +15,7 @@ use crate::progress::Progress;
 use crate::purge::purge;
 use crate::report::{self, Finding, Format, State};
 use crate::rootfs::RootFs;
-use crate::step::Wishes;
+use crate::step::Choices;
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
 use nix::sys::signal::{Signal, kill};
@@ -128,7 +128,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// What check says of it.
 fn verdict(place: &Path) -> Result<ExitCode> {
     let node = RootFs::at(Some(place));
-    let mut findings: Vec<Finding> = distributions::check_one(&node);
+    let mut findings: Vec<Finding> = distributions::check_distribution(&node);
     findings.extend(check::nsswitch::check(&node).into_iter().filter(|finding| finding.state == State::Fail));
     report::show(&findings, Format::new(false))
 }
@@ -190,7 +190,7 @@ fn complete(root: &Path, library: &Path, progress: &mut Progress) -> Result<()> 
         progress.changed("library", format!("{inside}: copied from the node"));
     }
     let changes =
-        file::pending(&node, (check::nsswitch::STEP.changes)(&node, Wishes { keys_only: false, guide: false })?)?;
+        file::pending(&node, (check::nsswitch::STEP.changes)(&node, Choices { keys_only: false, guide: false })?)?;
     if changes.is_empty() {
         progress.found("nsswitch", "unbit is in its place already");
     }
@@ -228,7 +228,7 @@ fn bootstrap(arguments: &Arguments, new: &Path, interrupt: &Interrupt, progress:
     let child = command.spawn().context("run unshare")?;
     drop(command); // and with it the other end of the pipe
     let mut running = Running(child);
-    let mut said = Said::default();
+    let mut output = ToolOutput::default();
     let mut pipe = File::from(reader);
     loop {
         if !interrupt.wait_for(Some(pipe.as_fd()), Duration::from_secs(3600))? {
@@ -237,7 +237,7 @@ fn bootstrap(arguments: &Arguments, new: &Path, interrupt: &Interrupt, progress:
         let mut some = [0; 4096];
         match pipe.read(&mut some) {
             Ok(length) if length > 0 => {
-                for line in said.hear(some.get(..length).unwrap_or_default()) {
+                for line in output.add(some.get(..length).unwrap_or_default()) {
                     progress.now(format!("{name}, {} s: {line}", began.elapsed().as_secs()));
                 }
             }
@@ -246,7 +246,7 @@ fn bootstrap(arguments: &Arguments, new: &Path, interrupt: &Interrupt, progress:
     }
     let status = running.0.wait()?;
     if !status.success() {
-        bail!("{name} {}: {status}: {}", arguments.suite, said.last.into_iter().collect::<Vec<_>>().join("; "));
+        bail!("{name} {}: {status}: {}", arguments.suite, output.last.into_iter().collect::<Vec<_>>().join("; "));
     }
     let (seconds, place) = (began.elapsed().as_secs(), format!("{DISTRIBUTIONS}/{}", arguments.name));
     progress.changed("system", format!("{place}: Debian {} by {name}, in {seconds} s", arguments.suite));
@@ -269,13 +269,13 @@ impl Drop for Running {
 
 /// What the tool says, by lines, and the last of them.
 #[derive(Default)]
-struct Said {
+struct ToolOutput {
     rest: Vec<u8>,
     last: VecDeque<String>,
 }
 
-impl Said {
-    fn hear(&mut self, bytes: &[u8]) -> Vec<String> {
+impl ToolOutput {
+    fn add(&mut self, bytes: &[u8]) -> Vec<String> {
         const KEPT: usize = 4;
         self.rest.extend(bytes);
         let mut lines = Vec::new();
@@ -300,11 +300,11 @@ mod tests {
 
     #[test]
     fn lines_are_heard_whole_and_the_last_are_kept() {
-        let mut said = Said::default();
-        assert_eq!(said.hear(b"I: Retrieving a\nI: Re"), ["Retrieving a"]);
-        assert_eq!(said.hear(b"trieving b\r\n\n"), ["Retrieving b"]);
-        said.hear(b"1\n2\n3\nE: 4\n");
-        assert_eq!(said.last, ["1", "2", "3", "E: 4"]);
+        let mut output = ToolOutput::default();
+        assert_eq!(output.add(b"I: Retrieving a\nI: Re"), ["Retrieving a"]);
+        assert_eq!(output.add(b"trieving b\r\n\n"), ["Retrieving b"]);
+        output.add(b"1\n2\n3\nE: 4\n");
+        assert_eq!(output.last, ["1", "2", "3", "E: 4"]);
     }
 
     #[test]

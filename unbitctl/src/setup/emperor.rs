@@ -5,13 +5,13 @@
 
 use super::distribution;
 use crate::check::{nscd, nsswitch, pam, sshd};
-use crate::command_line::{must_be_root, say};
+use crate::command_line::{must_be_root, print_lossy};
 use crate::containers;
 use crate::emperor::{Service, has_systemd};
 use crate::packages::{self, Package};
 use crate::report::{Finding, State};
 use crate::rootfs::RootFs;
-use crate::step::{Change, Step, Wishes};
+use crate::step::{Change, Choices, Step};
 use anyhow::Result;
 use shared::settings::CONTAINERS;
 use std::process::ExitCode;
@@ -97,7 +97,7 @@ fn check(node: &RootFs) -> Vec<Finding> {
     findings
 }
 
-fn fix(node: &RootFs, _: Wishes) -> Result<Vec<Change>> {
+fn fix(node: &RootFs, _: Choices) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     for path in DIRECTORIES.into_iter().filter(|path| node.open_link(path).is_err()) {
         let parent = std::path::Path::new(path).parent().and_then(std::path::Path::to_str).unwrap_or("/");
@@ -118,14 +118,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let node = RootFs::at(None);
     packages::need(&PACKAGES, arguments.install, arguments.dry_run)?;
-    let keys_only = arguments.keys_only || super::wants_keys_only(&node, &STEPS, arguments.dry_run);
-    let code = super::run_steps(&node, &STEPS, Wishes { keys_only, guide: false }, arguments.dry_run)?;
+    let keys_only = arguments.keys_only || super::ask_keys_only(&node, &STEPS, arguments.dry_run);
+    let code = super::run_steps(&node, &STEPS, Choices { keys_only, guide: false }, arguments.dry_run)?;
     let is_complete = !check(&node).iter().any(|finding| finding.state == State::Fail);
     if arguments.dry_run || !is_complete {
         return Ok(code);
     }
     if has_systemd(&node) {
-        say!("{}\n", Service::enable()?.said());
+        print_lossy!("{}\n", Service::enable()?.description());
     }
     let Some(name) = &arguments.distribution else { return Ok(code) };
     let made = distribution::make(name, arguments.install)?;

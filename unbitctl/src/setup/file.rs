@@ -44,7 +44,7 @@ pub fn pending(node: &RootFs, changes: Vec<Change>) -> Result<Vec<Pending>> {
     for change in changes {
         match change {
             Change::File { path, content, mode } => {
-                let place = place(node, &path)?;
+                let place = resolve_new(node, &path)?;
                 let old = read(&place)?;
                 if old.as_ref() != Some(&content) {
                     let path = named(node, &place);
@@ -52,7 +52,7 @@ pub fn pending(node: &RootFs, changes: Vec<Change>) -> Result<Vec<Pending>> {
                 }
             }
             Change::Directory { path, uid, gid, mode } => {
-                let place = place(node, &path)?;
+                let place = resolve_new(node, &path)?;
                 match fs::symlink_metadata(&place) {
                     Ok(found) if !found.is_dir() => bail!("{path} is in the way: it is not a directory"),
                     Ok(found) if (found.uid(), found.gid(), found.mode() & 0o7777) == (uid, gid, mode) => {}
@@ -65,7 +65,7 @@ pub fn pending(node: &RootFs, changes: Vec<Change>) -> Result<Vec<Pending>> {
 }
 
 /// Where a path leads, though its last parts may not be there yet.
-pub fn place(node: &RootFs, path: &str) -> Result<PathBuf> {
+pub fn resolve_new(node: &RootFs, path: &str) -> Result<PathBuf> {
     match node.resolve(path) {
         Ok(place) => Ok(place),
         Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -73,7 +73,7 @@ pub fn place(node: &RootFs, path: &str) -> Result<PathBuf> {
                 bail!("{path}: {error}");
             };
             // A link that leads nowhere is not followed, and not replaced.
-            let place = if parent.is_empty() { node.resolve("/")? } else { self::place(node, parent)? }.join(name);
+            let place = if parent.is_empty() { node.resolve("/")? } else { resolve_new(node, parent)? }.join(name);
             match fs::symlink_metadata(&place) {
                 Err(_) => Ok(place),
                 Ok(_) => bail!("{path} is a symbolic link that leads nowhere"),
@@ -162,8 +162,8 @@ fn make_directory(place: &Path, uid: u32, gid: u32, mode: u32) -> Result<()> {
 
 /// Puts a new file where an old one is, or none: whoever looks finds the one or the other, whole.
 pub fn replace(place: &Path, content: &str, mode: u32) -> Result<()> {
-    sweep(place)?;
-    let new = beside(place)?;
+    remove_leftover(place)?;
+    let new = temporary_path(place)?;
     if place.exists() {
         // Mode, owner, extended attributes and security context, but no content.
         let mut copy = Command::new("cp");
@@ -184,7 +184,7 @@ pub fn replace(place: &Path, content: &str, mode: u32) -> Result<()> {
 }
 
 /// Gives a file its second name.
-pub fn keep(place: &Path, kept: &Path) -> Result<()> {
+pub fn keep_old(place: &Path, kept: &Path) -> Result<()> {
     fs::hard_link(place, kept).with_context(|| format!("keep {} as {}", place.display(), kept.display()))
 }
 
@@ -205,19 +205,19 @@ pub fn put_back(place: &Path, kept: Option<&Path>) -> Result<()> {
             _ => {}
         },
     }
-    sweep(place)?;
+    remove_leftover(place)?;
     sync_directory_of(place)
 }
 
 /// Removes what a set-up that was cut short has left beside a file.
-pub fn sweep(place: &Path) -> Result<()> {
-    match fs::remove_file(beside(place)?) {
+pub fn remove_leftover(place: &Path) -> Result<()> {
+    match fs::remove_file(temporary_path(place)?) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
     }
 }
 
-fn beside(place: &Path) -> Result<PathBuf> {
+fn temporary_path(place: &Path) -> Result<PathBuf> {
     let name = place.file_name().context("a file has a name")?;
     Ok(place.with_file_name(format!(".{}.unbitctl", name.to_string_lossy())))
 }

@@ -56,20 +56,20 @@ impl Replaced {
         is_plain(node, &self.path) && self.kept.as_ref().is_none_or(is_name)
     }
 
-    pub fn since(&self, node: &RootFs) -> Result<Since> {
+    pub fn state(&self, node: &RootFs) -> Result<FileState> {
         let (place, kept) = (self.place(node), self.kept_place(node));
         let now = file::read(&place)?;
         Ok(match (&kept, now) {
-            (Some(kept), _) if file::same(&place, kept) => Since::Undone,
-            (None, None) => Since::Undone,
-            // An undo that was cut short has put it back already, and not noted that; or a set-up
+            (Some(kept), _) if file::same(&place, kept) => FileState::Undone,
+            (None, None) => FileState::Undone,
+            // An undo that was cut short has put it back already, and not recorded that; or a set-up
             // was, before it kept it.
             (Some(kept), now) if !kept.exists() => match now {
-                Some(now) if now == self.written => Since::Lost,
-                _ => Since::Undone,
+                Some(now) if now == self.written => FileState::Lost,
+                _ => FileState::Undone,
             },
-            (_, Some(now)) if now == self.written => Since::Untouched,
-            _ => Since::Changed,
+            (_, Some(now)) if now == self.written => FileState::Untouched,
+            _ => FileState::Changed,
         })
     }
 
@@ -92,7 +92,7 @@ fn is_plain(node: &RootFs, path: &str) -> bool {
 
 /// What has become of a file since.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Since {
+pub enum FileState {
     /// It is as it was before the set-up.
     Undone,
     /// It is as the set-up left it.
@@ -104,7 +104,7 @@ pub enum Since {
 }
 
 #[derive(Default, Serialize, Deserialize)]
-struct Notes {
+struct JournalData {
     /// When it began; part of the names of what it keeps.
     begun: String,
     /// Whether it came to its end; if not, the next one goes on with it.
@@ -115,12 +115,12 @@ struct Notes {
     made: Vec<String>,
     /// Those of the set-up before, until this one has come to its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    before: Option<Box<Notes>>,
+    before: Option<Box<JournalData>>,
 }
 
 pub struct Journal<'a> {
     node: &'a RootFs,
-    notes: Notes,
+    data: JournalData,
     /// Whether they are in the file.
     written: bool,
 }
@@ -136,46 +136,46 @@ impl<'a> Journal<'a> {
             )
         };
         let Some(text) = node.read(FILE).with_context(is_damaged)? else { return Ok(None) };
-        let mut notes: Notes = serde_json::from_str(&text).with_context(is_damaged)?;
-        let mut noted =
-            std::iter::successors(Some(&notes), |notes| notes.before.as_deref()).flat_map(|notes| &notes.replaced);
-        if let Some(replaced) = noted.find(|replaced| !replaced.stays_in(node)) {
+        let mut data: JournalData = serde_json::from_str(&text).with_context(is_damaged)?;
+        let mut recorded =
+            std::iter::successors(Some(&data), |data| data.before.as_deref()).flat_map(|data| &data.replaced);
+        if let Some(replaced) = recorded.find(|replaced| !replaced.stays_in(node)) {
             bail!("{FILE} names {}, which is not a path in this root directory", replaced.path);
         }
-        if let Some(path) = notes.made.iter().find(|path| !is_plain(node, path)) {
+        if let Some(path) = data.made.iter().find(|path| !is_plain(node, path)) {
             bail!("{FILE} names {path}, which is not a path in this root directory");
         }
-        if notes.replaced.is_empty() && notes.made.is_empty() {
+        if data.replaced.is_empty() && data.made.is_empty() {
             // It came to nothing.
-            notes = notes.before.take().map_or(notes, |before| *before);
+            data = data.before.take().map_or(data, |before| *before);
         }
-        Ok(Some(Self { node, notes, written: true }))
+        Ok(Some(Self { node, data, written: true }))
     }
 
     /// For a new set-up, or one that goes on.
     pub fn begin(node: &'a RootFs) -> Result<Self> {
-        file::sweep(&file::place(node, FILE)?)?;
+        file::remove_leftover(&file::resolve_new(node, FILE)?)?;
         match Self::last(node)? {
-            Some(mut journal) if !journal.notes.ended => {
+            Some(mut journal) if !journal.data.ended => {
                 journal.forget_untouched()?;
                 Ok(journal)
             }
             last => {
                 let begun = jiff::Timestamp::now().strftime("%Y-%m-%dT%H%M%SZ").to_string();
-                let before = last.map(|journal| Box::new(journal.notes));
-                Ok(Self { node, notes: Notes { begun, before, ..Notes::default() }, written: false })
+                let before = last.map(|journal| Box::new(journal.data));
+                Ok(Self { node, data: JournalData { begun, before, ..JournalData::default() }, written: false })
             }
         }
     }
 
-    /// What was noted by a set-up that was cut short before it replaced it.
+    /// What was recorded by a set-up that was cut short before it replaced it.
     fn forget_untouched(&mut self) -> Result<()> {
-        for replaced in std::mem::take(&mut self.notes.replaced) {
-            if replaced.since(self.node)? == Since::Undone {
+        for replaced in std::mem::take(&mut self.data.replaced) {
+            if replaced.state(self.node)? == FileState::Undone {
                 replaced.put_back(self.node).with_context(|| replaced.path.clone())?;
             } else {
-                file::sweep(&replaced.place(self.node))?;
-                self.notes.replaced.push(replaced);
+                file::remove_leftover(&replaced.place(self.node))?;
+                self.data.replaced.push(replaced);
             }
         }
         Ok(())
@@ -183,7 +183,7 @@ impl<'a> Journal<'a> {
 
     /// Removes the directories that were made and are empty, the last one first; and says which.
     pub fn remove_made(&self, mut removed: impl FnMut(&str)) {
-        for path in self.notes.made.iter().rev() {
+        for path in self.data.made.iter().rev() {
             if fs::remove_dir(self.node.path(path)).is_ok() {
                 removed(path);
             }
@@ -192,56 +192,56 @@ impl<'a> Journal<'a> {
 
     /// The directories that were made.
     pub fn made(&self) -> &[String] {
-        &self.notes.made
+        &self.data.made
     }
 
     /// What was replaced, in this order.
     pub fn replaced(&self) -> &[Replaced] {
-        &self.notes.replaced
+        &self.data.replaced
     }
 
-    /// Notes a file and keeps it, before it is replaced; if that cannot be, it is not noted. Of
+    /// JournalData a file and keeps it, before it is replaced; if that cannot be, it is not recorded. Of
     /// directories those are that are made.
-    pub fn note(&mut self, change: &Pending) -> Result<Option<Replaced>> {
-        let noted = self.notes.replaced.clone();
-        let result = self.note_and_keep(change);
+    pub fn record(&mut self, change: &Pending) -> Result<Option<Replaced>> {
+        let recorded = self.data.replaced.clone();
+        let result = self.record_and_keep(change);
         if result.is_err() {
-            self.notes.replaced = noted;
+            self.data.replaced = recorded;
         }
         result
     }
 
-    fn note_and_keep(&mut self, change: &Pending) -> Result<Option<Replaced>> {
+    fn record_and_keep(&mut self, change: &Pending) -> Result<Option<Replaced>> {
         let (path, place, old, new) = match change {
             Pending::File { path, place, old, new, .. } => (path, place, old, new),
             Pending::Directory { path, place, .. } => {
-                if !place.is_dir() && !self.notes.made.contains(path) {
-                    self.notes.made.push(path.clone());
+                if !place.is_dir() && !self.data.made.contains(path) {
+                    self.data.made.push(path.clone());
                     self.write()?;
                 }
                 return Ok(None);
             }
         };
         let kept = old.as_ref().map(|_| self.name_to_keep(place)).transpose()?;
-        let replaced = match self.notes.replaced.iter_mut().find(|replaced| replaced.path == *path) {
+        let replaced = match self.data.replaced.iter_mut().find(|replaced| replaced.path == *path) {
             // By the same set-up, which was cut short after it had replaced the file.
-            Some(noted) => {
-                if old.as_ref() != Some(&noted.written) {
-                    noted.kept = kept; // somebody else's, from between
+            Some(recorded) => {
+                if old.as_ref() != Some(&recorded.written) {
+                    recorded.kept = kept; // somebody else's, from between
                 }
-                new.clone_into(&mut noted.written);
-                noted.clone()
+                new.clone_into(&mut recorded.written);
+                recorded.clone()
             }
             None => {
                 let replaced = Replaced { path: path.clone(), kept, written: new.clone() };
-                self.notes.replaced.push(replaced.clone());
+                self.data.replaced.push(replaced.clone());
                 replaced
             }
         };
         self.write()?;
         if let Some(kept) = replaced.kept_place(self.node) {
             if !kept.exists() {
-                file::keep(place, &kept)?;
+                file::keep_old(place, &kept)?;
             }
         }
         Ok(Some(replaced))
@@ -250,7 +250,7 @@ impl<'a> Journal<'a> {
     /// The old file's second name, with a number if it is taken.
     fn name_to_keep(&self, place: &Path) -> Result<String> {
         let name = place.file_name().context("a file has a name")?.to_string_lossy();
-        let name = format!("{name}.unbit-{}", self.notes.begun);
+        let name = format!("{name}.unbit-{}", self.data.begun);
         let numbered = (2..1000).map(|number| format!("{name}.{number}"));
         let free = std::iter::once(name.clone()).chain(numbered).find(|name| !place.with_file_name(name).exists());
         free.with_context(|| format!("{name}: there are too many of them"))
@@ -258,36 +258,36 @@ impl<'a> Journal<'a> {
 
     /// It is as it was before.
     pub fn forget(&mut self, replaced: &Replaced) -> Result<()> {
-        self.notes.replaced.retain(|other| other.path != replaced.path);
+        self.data.replaced.retain(|other| other.path != replaced.path);
         self.write()
     }
 
     /// The set-up has come to its end.
     pub fn end(&mut self) -> Result<()> {
-        if !self.written || self.notes.ended {
+        if !self.written || self.data.ended {
             return Ok(()); // it changed nothing
         }
-        if self.notes.replaced.is_empty() && self.notes.made.is_empty() {
+        if self.data.replaced.is_empty() && self.data.made.is_empty() {
             return self.remove();
         }
-        self.notes.ended = true;
-        self.notes.before = None;
+        self.data.ended = true;
+        self.data.before = None;
         self.write()
     }
 
     /// There is nothing of this set-up to undo any more: the one before is the last one again, if
     /// there is one.
     pub fn remove(&mut self) -> Result<()> {
-        if let Some(before) = self.notes.before.take() {
-            self.notes = *before;
+        if let Some(before) = self.data.before.take() {
+            self.data = *before;
             return self.write();
         }
-        file::put_back(&file::place(self.node, FILE)?, None)
+        file::put_back(&file::resolve_new(self.node, FILE)?, None)
     }
 
     fn write(&mut self) -> Result<()> {
-        let text = serde_json::to_string_pretty(&self.notes)?;
-        let place = file::place(self.node, FILE)?;
+        let text = serde_json::to_string_pretty(&self.data)?;
+        let place = file::resolve_new(self.node, FILE)?;
         if let Some(directory) = place.parent() {
             fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
         }

@@ -13,10 +13,10 @@ mod journal;
 mod undo;
 
 use crate::check::{directories, distributions, nscd, nsswitch, pam, sshd};
-use crate::command_line::{say, tell};
+use crate::command_line::{print_lossy, warn_line};
 use crate::report::{self, Format, GUIDE, Profile, State};
 use crate::rootfs::RootFs;
-use crate::step::{Step, Wishes};
+use crate::step::{Choices, Step};
 use crate::terminal;
 use anyhow::{Context, Result, bail};
 use journal::{Journal, Lock};
@@ -90,42 +90,42 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         return undo::run(&node, arguments.dry_run, arguments.force);
     }
     let chosen = chosen(&node, &arguments.steps)?;
-    let wishes = Wishes {
-        keys_only: arguments.keys_only || wants_keys_only(&node, &chosen, arguments.dry_run),
+    let choices = Choices {
+        keys_only: arguments.keys_only || ask_keys_only(&node, &chosen, arguments.dry_run),
         guide: arguments.guide.is_some(),
     };
-    run_steps(&node, &chosen, wishes, arguments.dry_run)
+    run_steps(&node, &chosen, choices, arguments.dry_run)
 }
 
 /// Goes these steps.
-fn run_steps(node: &RootFs, chosen: &[&Step], wishes: Wishes, dry_run: bool) -> Result<ExitCode> {
+fn run_steps(node: &RootFs, chosen: &[&Step], choices: Choices, dry_run: bool) -> Result<ExitCode> {
     if dry_run {
         let mut any = false;
-        let outcome = Outcome::of(chosen, |step, done| rehearse(node, step, wishes, done, &mut any));
+        let outcome = Outcome::of(chosen, |step, done| dry_run_step(node, step, choices, done, &mut any));
         if !any && outcome.code.is_none() {
-            say!("nothing to do\n");
+            print_lossy!("nothing to do\n");
         }
-        outcome.tell("setup would end with ");
+        outcome.print("setup would end with ");
         return Ok(outcome.code.unwrap_or(ExitCode::SUCCESS));
     }
     nix::sys::stat::umask(Mode::S_IWGRP | Mode::S_IWOTH); // whatever the caller's: sshd and PAM's users read what is made
     let _lock = Lock::take(node)?;
     let mut journal = Journal::begin(node)?;
     let mut counts = Counts::default();
-    let outcome = Outcome::of(chosen, |step, _| go(node, step, wishes, &mut journal, &mut counts));
+    let outcome = Outcome::of(chosen, |step, _| run_step(node, step, choices, &mut journal, &mut counts));
     let ended = journal.end();
-    counts.tell(node, outcome.code.is_none());
+    counts.print(node, outcome.code.is_none());
     let begun: Vec<_> = chosen.iter().copied().filter(|step| !outcome.not_begun.contains(&step.name)).collect();
-    let left = left(node, &begun, wishes);
-    outcome.tell("");
+    let result = remaining_findings(node, &begun, choices);
+    outcome.print("");
     ended?;
-    outcome.code.map_or(left, Ok)
+    outcome.code.map_or(result, Ok)
 }
 
 /// The steps of these names; without one, all that a node or a distribution has.
 fn chosen(node: &RootFs, names: &[String]) -> Result<Vec<&'static Step>> {
     let is_named = |step: &&Step| names.iter().any(|name| name == step.name);
-    if !distributions::is_one(node) {
+    if !distributions::is_distribution(node) {
         return Ok(STEPS.iter().filter(|step| names.is_empty() || is_named(step)).collect());
     }
     if names.iter().any(|name| name == directories::STEP.name) {
@@ -141,7 +141,7 @@ fn chosen(node: &RootFs, names: &[String]) -> Result<Vec<&'static Step>> {
 
 /// Asks the operator, on a terminal and where it would change something. Whoever is not there to
 /// answer has not wished for it.
-fn wants_keys_only(node: &RootFs, chosen: &[&Step], dry_run: bool) -> bool {
+fn ask_keys_only(node: &RootFs, chosen: &[&Step], dry_run: bool) -> bool {
     let concerns = chosen.iter().any(|step| step.name == sshd::STEP.name);
     if dry_run || !concerns || !terminal::can_ask() || !sshd::takes_passwords(node) {
         return false;
@@ -165,17 +165,17 @@ struct Outcome {
 
 impl Outcome {
     /// Goes the steps, each with the names of those that are done.
-    fn of(steps: &[&Step], mut go: impl FnMut(&Step, &[&str]) -> Result<()>) -> Self {
+    fn of(steps: &[&Step], mut run: impl FnMut(&Step, &[&str]) -> Result<()>) -> Self {
         let mut outcome = Self::default();
         for step in steps {
             if step.needs.iter().any(|name| outcome.failed.contains(name)) {
                 outcome.not_begun.push(step.name);
                 continue;
             }
-            match go(step, &outcome.done) {
+            match run(step, &outcome.done) {
                 Ok(()) => outcome.done.push(step.name),
                 Err(error) => {
-                    tell(format_args!("{}: {error:#}", step.name));
+                    warn_line(format_args!("{}: {error:#}", step.name));
                     if error.is::<crate::command_line::NeedsRoot>() {
                         outcome.not_known.push(step.name);
                         outcome.code.get_or_insert(crate::command_line::exit_code(&error));
@@ -190,7 +190,7 @@ impl Outcome {
     }
 
     /// Says which of several steps are done and which are not, unless all are.
-    fn tell(&self, before: &str) {
+    fn print(&self, before: &str) {
         let lists = [
             ("done", &self.done),
             ("failed", &self.failed),
@@ -201,22 +201,22 @@ impl Outcome {
         if self.code.is_some() && several {
             let lists = lists.iter().filter(|(_, names)| !names.is_empty());
             let lists: Vec<_> = lists.map(|(word, names)| format!("{word}: {}", names.join(", "))).collect();
-            tell(format_args!("{before}{}", lists.join("; ")));
+            warn_line(format_args!("{before}{}", lists.join("; ")));
         }
     }
 }
 
 /// Shows what a step would change, unless it is known already that it would fail.
-fn rehearse(node: &RootFs, step: &Step, wishes: Wishes, done: &[&str], any: &mut bool) -> Result<()> {
-    let changes = file::pending(node, (step.changes)(node, wishes)?)?;
+fn dry_run_step(node: &RootFs, step: &Step, choices: Choices, done: &[&str], any: &mut bool) -> Result<()> {
+    let changes = file::pending(node, (step.changes)(node, choices)?)?;
     if changes.is_empty() {
         return Ok(());
     }
     let preflight = (step.requires)(node, done).and_then(|()| (step.preflight)(node));
     if preflight.as_ref().err().is_none_or(|error| error.is::<crate::command_line::NeedsRoot>()) {
         *any = true;
-        changes.iter().for_each(|change| say!("{change}"));
-        (step.warning)(node, wishes).iter().for_each(tell);
+        changes.iter().for_each(|change| print_lossy!("{change}"));
+        (step.warning)(node, choices).iter().for_each(warn_line);
     }
     preflight
 }
@@ -231,41 +231,41 @@ struct Counts {
 }
 
 impl Counts {
-    fn tell(&self, node: &RootFs, all: bool) {
+    fn print(&self, node: &RootFs, all: bool) {
         let undo = node.setup("--undo");
         match self.fixed {
             0 => {}
-            1 => say!("1 directory fixed; it stays\n"),
-            directories => say!("{directories} directories fixed; they stay\n"),
+            1 => print_lossy!("1 directory fixed; it stays\n"),
+            directories => print_lossy!("{directories} directories fixed; they stay\n"),
         }
         match self.made {
             0 => {}
-            1 => say!("1 directory made; {undo} removes it while it is empty\n"),
-            directories => say!("{directories} directories made; {undo} removes those that are empty\n"),
+            1 => print_lossy!("1 directory made; {undo} removes it while it is empty\n"),
+            directories => print_lossy!("{directories} directories made; {undo} removes those that are empty\n"),
         }
         match self.files {
-            0 if self.made + self.fixed == 0 && all => say!("nothing to do\n"),
+            0 if self.made + self.fixed == 0 && all => print_lossy!("nothing to do\n"),
             0 => {}
-            1 => say!("1 file changed; {undo} takes it back\n"),
-            files => say!("{files} files changed; {undo} takes them back\n"),
+            1 => print_lossy!("1 file changed; {undo} takes it back\n"),
+            files => print_lossy!("{files} files changed; {undo} takes them back\n"),
         }
     }
 }
 
 /// Goes one step. Of its files all are replaced, or none.
-fn go(node: &RootFs, step: &Step, wishes: Wishes, journal: &mut Journal, counts: &mut Counts) -> Result<()> {
-    let changes = file::pending(node, (step.changes)(node, wishes)?)?;
+fn run_step(node: &RootFs, step: &Step, choices: Choices, journal: &mut Journal, counts: &mut Counts) -> Result<()> {
+    let changes = file::pending(node, (step.changes)(node, choices)?)?;
     if changes.is_empty() {
         return Ok(());
     }
     (step.requires)(node, &[])?;
-    changes.iter().for_each(|change| say!("{change}"));
-    (step.warning)(node, wishes).iter().for_each(tell);
+    changes.iter().for_each(|change| print_lossy!("{change}"));
+    (step.warning)(node, choices).iter().for_each(warn_line);
     let mut made = Vec::new();
     let result = changes.iter().try_for_each(|change| {
-        let noted = journal.note(change)?;
-        let (is_directory, is_there) = (noted.is_none(), change.is_there());
-        made.extend(noted);
+        let recorded = journal.record(change)?;
+        let (is_directory, is_there) = (recorded.is_none(), change.is_there());
+        made.extend(recorded);
         change.make()?;
         counts.made += usize::from(is_directory && !is_there);
         counts.fixed += usize::from(is_directory && is_there);
@@ -274,7 +274,7 @@ fn go(node: &RootFs, step: &Step, wishes: Wishes, journal: &mut Journal, counts:
     let result = result.and_then(|()| (step.validate)(node).context("the new files are not accepted"));
     let Err(error) = result else {
         if node.is_running() && !step.follow_up.is_empty() {
-            say!("{}\n", step.follow_up);
+            print_lossy!("{}\n", step.follow_up);
         }
         counts.files += made.len();
         return Ok(());
@@ -292,15 +292,15 @@ fn go(node: &RootFs, step: &Step, wishes: Wishes, journal: &mut Journal, counts:
         if let Err(another) = journal.forget(replaced) {
             error = error.context(format!("the notes for --undo are not up to date: {another:#}"));
         }
-        tell(format_args!("{}: {} is as it was before", step.name, replaced.path));
+        warn_line(format_args!("{}: {} is as it was before", step.name, replaced.path));
     }
     Err(error)
 }
 
 /// What the steps have not fixed, and what is to be done for the rest to be heard.
-fn left(node: &RootFs, steps: &[&Step], wishes: Wishes) -> Result<ExitCode> {
+fn remaining_findings(node: &RootFs, steps: &[&Step], choices: Choices) -> Result<ExitCode> {
     let mut findings: Vec<_> = steps.iter().flat_map(|step| (step.check)(node)).collect();
-    if wishes.guide {
+    if choices.guide {
         let of_guide = steps.iter().flat_map(|step| (step.guide)(node));
         findings.extend(of_guide.map(|finding| finding.of(Profile::Guide)));
     }

@@ -2,9 +2,9 @@
 //! made go if they are empty.
 
 use super::file::{self, difference, read};
-use super::journal::{Journal, Lock, Replaced, Since};
+use super::journal::{FileState, Journal, Lock, Replaced};
 use crate::check::{nsswitch, pam, sshd};
-use crate::command_line::{say, tell};
+use crate::command_line::{print_lossy, warn_line};
 use crate::rootfs::RootFs;
 use anyhow::{Context, Result};
 use shared::escape;
@@ -13,27 +13,27 @@ use std::process::ExitCode;
 pub fn run(node: &RootFs, dry_run: bool, force: bool) -> Result<ExitCode> {
     let _lock = if dry_run { None } else { Some(Lock::take(node)?) };
     let Some(mut journal) = Journal::last(node)? else {
-        say!("nothing to undo\n");
+        print_lossy!("nothing to undo\n");
         return Ok(ExitCode::SUCCESS);
     };
     // In the opposite order, for the same reason: no account without PAM's lines.
     let replaced: Vec<_> = journal.replaced().iter().rev().cloned().collect();
     if replaced.is_empty() && journal.made().is_empty() {
-        say!("nothing to undo\n");
+        print_lossy!("nothing to undo\n");
     }
 
     let mut obstacle = false;
     for file in &replaced {
-        match file.since(node)? {
-            Since::Lost => {
+        match file.state(node)? {
+            FileState::Lost => {
                 let kept = file.kept.as_deref().unwrap_or_default();
-                tell(format_args!("{} cannot be put back: {kept} is gone", file.path));
+                warn_line(format_args!("{} cannot be put back: {kept} is gone", file.path));
                 obstacle = true;
             }
-            Since::Changed if !force => {
+            FileState::Changed if !force => {
                 let now = read(&file.place(node))?;
-                say!("{}", difference(&file.path, Some(&file.written), now.as_deref()));
-                tell(format_args!(
+                print_lossy!("{}", difference(&file.path, Some(&file.written), now.as_deref()));
+                warn_line(format_args!(
                     "{} has been changed since, as shown; --force puts the old one back all the same",
                     file.path
                 ));
@@ -43,36 +43,36 @@ pub fn run(node: &RootFs, dry_run: bool, force: bool) -> Result<ExitCode> {
         }
     }
     if !force && node.is_running() && leaves_accounts(node, &replaced)? {
-        tell(
+        warn_line(
             "container users would get a session on the node: remove unbit from /etc/nsswitch.conf first, or give --force",
         );
         obstacle = true;
     }
     if obstacle {
-        tell("nothing is undone");
+        warn_line("nothing is undone");
         return Ok(ExitCode::FAILURE);
     }
 
     for file in &replaced {
         let old = file.kept_place(node).map(|kept| read(&kept)).transpose()?.flatten();
-        if !matches!(file.since(node)?, Since::Undone) {
-            say!("{}", difference(&file.path, read(&file.place(node))?.as_deref(), old.as_deref()));
+        if !matches!(file.state(node)?, FileState::Undone) {
+            print_lossy!("{}", difference(&file.path, read(&file.place(node))?.as_deref(), old.as_deref()));
         }
         if !dry_run {
             file.put_back(node).with_context(|| format!("put back {}", file.path))?;
             journal.forget(file)?;
             let what = if file.kept.is_some() { "as it was before" } else { "removed" };
-            say!("{}: {what}\n", escape::name(&file.path));
+            print_lossy!("{}: {what}\n", escape::name(&file.path));
         }
     }
     if !dry_run {
-        journal.remove_made(|path| say!("{}: removed\n", escape::name(path)));
+        journal.remove_made(|path| print_lossy!("{}: removed\n", escape::name(path)));
         journal.remove()?;
         if Journal::last(node)?.is_some() {
-            say!("The set-up before that one can be undone as well: {}\n", node.setup("--undo"));
+            print_lossy!("The set-up before that one can be undone as well: {}\n", node.setup("--undo"));
         }
         if node.is_running() && replaced.iter().any(|file| file.path.starts_with("/etc/ssh/")) {
-            say!("to make sshd read its files again: systemctl reload ssh\n");
+            print_lossy!("to make sshd read its files again: systemctl reload ssh\n");
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -82,13 +82,13 @@ pub fn run(node: &RootFs, dry_run: bool, force: bool) -> Result<ExitCode> {
 /// accounts are there, and PAM or sshd does not keep them out.
 fn leaves_accounts(node: &RootFs, replaced: &[Replaced]) -> Result<bool> {
     let after = |path: &str| -> Option<Option<String>> {
-        let place = file::place(node, path).ok()?;
+        let place = file::resolve_new(node, path).ok()?;
         let file = replaced.iter().find(|file| file.place(node) == place)?;
         Some(file.kept_place(node).and_then(|kept| read(&kept).ok().flatten()))
     };
     let nsswitch = match after(nsswitch::FILE) {
         Some(text) => text,
-        None => read(&file::place(node, nsswitch::FILE)?)?,
+        None => read(&file::resolve_new(node, nsswitch::FILE)?)?,
     };
     if !nsswitch::names_accounts(&nsswitch.unwrap_or_default()) {
         return Ok(false);

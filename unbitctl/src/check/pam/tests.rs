@@ -140,7 +140,7 @@ fn no_session_or_auth_line_may_come_before_ours() {
             let faults = faults(&stack::flatten(&read, "sshd"));
             let [fault] = faults.as_slice() else { panic!("{before}: {}", faults.len()) };
             assert!(fault.seen.starts_with(&format!("/etc/pam.d/{place} ")), "{before}: {}", fault.seen);
-            assert_ne!(fault.harm, Harm::Small, "{before}: {}", fault.seen);
+            assert_ne!(fault.severity, Severity::Minor, "{before}: {}", fault.seen);
             let new = fixed(&read).unwrap().unwrap();
             let read = |name: &str| if name == "sshd" { Some(new.clone()) } else { read(name) };
             assert!(super::faults(&stack::flatten(&read, "sshd")).is_empty(), "{before}: {new}");

@@ -27,7 +27,8 @@ pub fn check(node: &RootFs, files: &[Vassal]) -> Vec<Finding> {
     if wanted.is_empty() {
         return Vec::new();
     }
-    let Some(uwsgi) = UWSGI.into_iter().find(|uwsgi| node.has(uwsgi)).filter(|_| command::possible(node)) else {
+    let Some(uwsgi) = UWSGI.into_iter().find(|uwsgi| node.has(uwsgi)).filter(|_| command::can_run_programs(node))
+    else {
         return Vec::new(); // who else starts the Emperor, emperor.rs tells
     };
     let missing = wanted.into_iter().filter(|((directories, name), _)| lacks(node, uwsgi, directories, name));
