@@ -36,11 +36,11 @@ pub struct Request {
     pub body: Option<Vec<u8>>,
 }
 
-/// A value for the API. Those with the same key are sent one after the other, in their order.
+/// A value for the API. Those of one container are sent one after the other, in their order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Post {
     /// A container's number.
-    pub key: u32,
+    pub container: u32,
     /// As in [`Request`].
     pub path: String,
     /// What is sent.
@@ -98,7 +98,9 @@ impl Client {
             failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         };
         let of_connection = |connection: u32| {
-            for (index, post) in posts.iter().enumerate().filter(|(_, post)| post.key % MAX_CONNECTIONS == connection) {
+            for (index, post) in
+                posts.iter().enumerate().filter(|(_, post)| post.container % MAX_CONNECTIONS == connection)
+            {
                 if is_over.load(Ordering::Relaxed) {
                     return;
                 }
@@ -176,7 +178,6 @@ fn error_message(error: &ureq::Error) -> String {
         ureq::Error::Timeout(_) => format!("no complete answer within {} s", REQUEST_TIMEOUT.as_secs()),
         ureq::Error::BodyExceedsLimit(_) => format!("the answer is longer than {} MiB", MAX_BODY >> 20),
         ureq::Error::HostNotFound => "the name of the API has no address".to_owned(),
-        ureq::Error::Io(error) => error.to_string(),
         error => error.to_string(),
     }
 }

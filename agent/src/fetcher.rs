@@ -116,11 +116,11 @@ fn drop_privileges(identity: &Identity, socket: &UnixStream) -> Result<()> {
 
 /// In the child.
 fn serve(client: &Client, socket: UnixStream) -> io::Result<()> {
-    let mut heard = BufReader::new(&socket);
+    let mut reader = BufReader::new(&socket);
     loop {
-        match hear(&mut heard)? {
-            Heard::Request(request) => answer(&socket, client.ask(&request))?,
-            Heard::Posts(posts) => {
+        match read_command(&mut reader)? {
+            Command::Request(request) => answer(&socket, client.ask(&request))?,
+            Command::Posts(posts) => {
                 let answers = Answers { socket: &socket, pending: Mutex::default() };
                 let done = client.send(&posts, |index, status| answers.add(index, status));
                 answers.write()?;
@@ -134,7 +134,7 @@ fn serve(client: &Client, socket: UnixStream) -> io::Result<()> {
 
 /// What the child is asked to do.
 #[derive(PartialEq, Eq, Debug)]
-enum Heard {
+enum Command {
     Request(Request),
     Posts(Vec<Post>),
 }
@@ -162,14 +162,14 @@ fn exchange(socket: &UnixStream, request: &Request) -> io::Result<Result<Respons
     }
 }
 
-/// The number of values, and of each its key, path and body. Answers are the index and the status
+/// The number of values, and of each its container, path and body. Answers are the index and the status
 /// of one value each, in any order; then the index [`END`] and an error, which is empty if there is
 /// none. The child has the time of one request for each of them.
 fn exchange_posts(socket: &UnixStream, posts: &[Post]) -> io::Result<Result<Vec<Option<u16>>, String>> {
     let mut message = vec![POSTS];
     message.extend(length_of(posts).to_be_bytes());
-    for Post { key, path, body } in posts {
-        message.extend(key.to_be_bytes());
+    for Post { container, path, body } in posts {
+        message.extend(container.to_be_bytes());
         message.extend(framed(path.as_bytes()));
         message.extend(framed(body));
     }
@@ -236,20 +236,20 @@ fn write_message(mut socket: &UnixStream, message: &[u8]) -> io::Result<()> {
     }
 }
 
-fn hear(reader: &mut impl Read) -> io::Result<Heard> {
+fn read_command(reader: &mut impl Read) -> io::Result<Command> {
     let mut kind = [0];
     reader.read_exact(&mut kind)?;
     let text = |bytes| String::from_utf8(bytes).map_err(|_| io::Error::from(ErrorKind::InvalidData));
     match kind {
-        [GET] => Ok(Heard::Request(Request { path: text(read_frame(reader)?)?, body: None })),
-        [POST] => Ok(Heard::Request(Request { path: text(read_frame(reader)?)?, body: Some(read_frame(reader)?) })),
+        [GET] => Ok(Command::Request(Request { path: text(read_frame(reader)?)?, body: None })),
+        [POST] => Ok(Command::Request(Request { path: text(read_frame(reader)?)?, body: Some(read_frame(reader)?) })),
         [POSTS] => {
             let mut posts = Vec::new();
             for _ in 0..read_number(reader)? {
-                let key = read_number(reader)?;
-                posts.push(Post { key, path: text(read_frame(reader)?)?, body: read_frame(reader)? });
+                let container = read_number(reader)?;
+                posts.push(Post { container, path: text(read_frame(reader)?)?, body: read_frame(reader)? });
             }
-            Ok(Heard::Posts(posts))
+            Ok(Command::Posts(posts))
         }
         _ => Err(ErrorKind::InvalidData.into()),
     }
@@ -319,12 +319,12 @@ mod tests {
         let response = Response { status: 403, body: b"Forbidden\n".to_vec(), may_be_half: true };
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let mut heard = BufReader::new(&theirs);
-                assert_eq!(hear(&mut heard).unwrap(), Heard::Request(request.clone()));
+                let mut reader = BufReader::new(&theirs);
+                assert_eq!(read_command(&mut reader).unwrap(), Command::Request(request.clone()));
                 answer(&theirs, Ok(response.clone())).unwrap();
                 assert_eq!(
-                    hear(&mut heard).unwrap(),
-                    Heard::Request(Request { path: request.path.clone(), body: None })
+                    read_command(&mut reader).unwrap(),
+                    Command::Request(Request { path: request.path.clone(), body: None })
                 );
                 answer(&theirs, Err("no".to_owned())).unwrap();
             });
@@ -336,10 +336,11 @@ mod tests {
     #[test]
     fn the_answers_to_values_come_in_any_order() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let posts: Vec<_> = (0..200).map(|key| Post { key, path: "/metrics/x".to_owned(), body: vec![1] }).collect();
+        let posts: Vec<_> =
+            (0..200).map(|container| Post { container, path: "/metrics/x".to_owned(), body: vec![1] }).collect();
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                assert_eq!(hear(&mut BufReader::new(&theirs)).unwrap(), Heard::Posts(posts.clone()));
+                assert_eq!(read_command(&mut BufReader::new(&theirs)).unwrap(), Command::Posts(posts.clone()));
                 let answers = Answers { socket: &theirs, pending: Mutex::default() };
                 (1..200).rev().for_each(|index| answers.add(index, 201).unwrap());
                 answers.write().unwrap();
@@ -352,7 +353,7 @@ mod tests {
 
     #[test]
     fn answers_to_values_that_nobody_sent_are_not_believed() {
-        let posts = [Post { key: 1, path: "/metrics/x".to_owned(), body: vec![1] }];
+        let posts = [Post { container: 1, path: "/metrics/x".to_owned(), body: vec![1] }];
         for said in [record(1, 201).to_vec(), record(0, 201).repeat(3), [&record(END, 0)[..], &[255; 4]].concat()] {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
             theirs.write_all(&said).unwrap();

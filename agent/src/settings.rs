@@ -3,7 +3,7 @@
 
 use crate::names::DomainName;
 use anyhow::{Context, Result, bail};
-use shared::escape;
+use shared::{decimal, escape};
 use std::fs::File;
 use std::io::Read;
 use std::net::Ipv4Addr;
@@ -39,8 +39,7 @@ pub struct ApiDomain {
 impl ApiDomain {
     fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
-        let is_port =
-            |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && matches!(port.parse(), Ok(1..=u16::MAX));
+        let is_port = |port: &str| matches!(decimal::<u16>(port), Some(1..));
         port.is_none_or(is_port).then_some(())?;
         Some(Self { host: DomainName::parse(host)?, authority: text.to_owned() })
     }

@@ -66,7 +66,7 @@ fn source(mountinfo: &str, device: u64) -> Option<String> {
 
 /// How much of a mountinfo is read: some 25,000 mounts with paths of ordinary length. A tenant that
 /// may mount can make the file larger than the node's memory.
-const MAX_BYTES: u64 = 4 << 20;
+pub const MAX_BYTES: u64 = 4 << 20;
 
 /// Whether a mountinfo lists a mount with this id; `None` if it does not within [`MAX_BYTES`], but
 /// goes on. The file is read in small parts.

@@ -5,8 +5,7 @@
 use crate::namespaces::Kind;
 use crate::refusal::{Reason, Refusal};
 use crate::sessions;
-use shared::escape;
-use std::str::FromStr;
+use shared::{decimal, escape};
 use std::time::Duration;
 
 /// The options of one line.
@@ -70,11 +69,6 @@ fn parse_timeout(seconds: &str) -> Result<Duration, Refusal> {
         Some(seconds @ 1..=60) => Ok(Duration::from_secs(seconds)),
         _ => Err(bad(format!("option timeout={}: a number of seconds from 1 to 60 is needed", escape::name(seconds)))),
     }
-}
-
-/// Digits alone: std accepts a sign as well.
-fn decimal<T: FromStr>(text: &str) -> Option<T> {
-    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
 fn parse_sessions(number: &str) -> Result<u32, Refusal> {

@@ -8,6 +8,7 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
+use shared::ContainerUid;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -146,6 +147,56 @@ pub(crate) fn text_of(bytes: &[u8]) -> String {
     text
 }
 
+/// The text of a process's status, proc_pid_status(5).
+#[derive(Clone, Copy)]
+pub struct Status<'a>(&'a str);
+
+impl<'a> Status<'a> {
+    /// The status with this text.
+    pub const fn new(text: &'a str) -> Self {
+        Self(text)
+    }
+
+    /// The value of a field.
+    pub fn field(self, key: &str) -> Option<&'a str> {
+        self.0.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(str::trim)
+    }
+
+    /// Its parent in this pid namespace; 0 if that is in another one.
+    pub fn parent(self) -> Option<i32> {
+        i32::try_from(*numbers(self.0, "PPid").ok()?.first()?).ok()
+    }
+
+    /// Its real, effective, saved and file system uid.
+    pub fn uids(self) -> Option<Vec<u32>> {
+        numbers(self.0, "Uid").ok()
+    }
+
+    /// Its pids, from this pid namespace to its own.
+    pub fn nspid(self) -> Option<Vec<u32>> {
+        numbers(self.0, "NSpid").ok()
+    }
+
+    /// Whether it is a zombie, or its state is not known.
+    pub fn has_ended(self) -> bool {
+        self.field("State").is_none_or(|state| state.starts_with(['Z', 'X']))
+    }
+
+    /// The uid of a pid 1, if its pid namespace is a direct child of this one, it has one uid only,
+    /// and it has not ended.
+    pub fn pid_1_of(self) -> Option<u32> {
+        match (self.nspid()?.as_slice(), self.uids()?.as_slice()) {
+            ([_, 1], [uid, others @ ..]) if others.iter().all(|other| other == uid) && !self.has_ended() => Some(*uid),
+            _ => None,
+        }
+    }
+
+    /// The container whose pid 1 it is, and its parent, which has started the container.
+    pub fn container_pid_1(self) -> Option<(ContainerUid, i32)> {
+        Some((ContainerUid::new(self.pid_1_of()?)?, self.parent()?))
+    }
+}
+
 /// The numbers of one line of /proc/PID/status.
 pub fn numbers(status: &str, key: &str) -> Result<Vec<u32>, String> {
     status
@@ -159,6 +210,30 @@ pub fn numbers(status: &str, key: &str) -> Result<Vec<u32>, String> {
 mod tests {
     use super::*;
     use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_containers_pid_1_has_one_uid_and_is_1_in_a_direct_child() {
+        let status = |state: &str, nspid: &str, uid: &str| {
+            format!("Name:\tx\nState:\t{state}\nPPid:\t7\nUid:\t{uid}\nNSpid:\t{nspid}\n")
+        };
+        let own = "30001\t30001\t30001\t30001";
+        let good = status("S (sleeping)", "42\t1", own);
+        assert_eq!(Status::new(&good).container_pid_1(), Some((ContainerUid::new(30001).unwrap(), 7)));
+        assert_eq!(Status::new(&good.replace("State:\tS", "Xtate:\tS")).container_pid_1(), None);
+        for (state, nspid, uid) in [
+            ("Z (zombie)", "42\t1", own),
+            ("S", "42", own),
+            ("S", "42\t2", own),
+            ("S", "42\t9\t1", own),
+            ("S", "42\t1", "0\t0\t0\t0"),
+            ("S", "42\t1", "33\t33\t33\t33"),
+            ("S", "42\t1", "30001\t0\t30001\t30001"),
+        ] {
+            assert_eq!(Status::new(&status(state, nspid, uid)).container_pid_1(), None, "{state} {nspid} {uid}");
+        }
+        let roots = status("S", "42\t1", "0\t0\t0\t0");
+        assert_eq!(Status::new(&roots).pid_1_of(), Some(0));
+    }
 
     /// Without [`Proc::cause`], one look in ten ended with EACCES.
     #[test]

@@ -16,9 +16,15 @@ mod host;
 mod second_name;
 pub mod settings;
 
+use core::str::FromStr;
 pub use home::{Home, Name};
 pub use second_name::{LINK_TEXT_SIZE, SecondName};
 use settings::FIRST_UID;
+
+/// Reads a number of digits alone: std accepts a sign as well.
+pub fn decimal<T: FromStr>(text: &str) -> Option<T> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
+}
 
 /// The uid of a container: at least [`FIRST_UID`], at most 2^31-1, and neither 65534 (nobody) nor
 /// 65535 (16-bit -1).

@@ -9,6 +9,7 @@
 mod undo;
 
 use crate::check;
+use crate::check::distributions::{DISTRIBUTIONS, NEEDED};
 use crate::command_line::must_be_root;
 use crate::containers::{VASSALS, has_vassal};
 use crate::emperor::{self, Emperor};
@@ -492,15 +493,13 @@ fn chosen_distribution(named: Option<&str>) -> Result<String> {
     }
 }
 
-const DISTRIBUTIONS: &str = "/distros";
-
 fn must_be_complete(name: &str) -> Result<()> {
     let root = Path::new(DISTRIBUTIONS).join(name);
     let shown = root.display();
     if !root.is_dir() {
         bail!("there is no distribution {shown}: unbitctl setup distribution {name}");
     }
-    let needed = check::distributions::NEEDED;
+    let needed = NEEDED;
     if let Some(lack) =
         needed.iter().find(|directory| !root.join(directory).symlink_metadata().is_ok_and(|found| found.is_dir()))
     {

@@ -6,6 +6,7 @@ use crate::command;
 use crate::containers::{self, VASSALS};
 use crate::rootfs::RootFs;
 use anyhow::{Context, Result, bail};
+use join::proc::Status;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
@@ -88,14 +89,13 @@ pub fn pids() -> Vec<i32> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let is_one = |pid: &i32| {
-        let status = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
-        let status = String::from_utf8_lossy(&status);
-        let field =
-            |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim).unwrap_or_default();
-        field("Name:").starts_with("uwsgi")
-            && field("Uid:").split_whitespace().next() == Some("0")
-            && field("NSpid:").split_whitespace().count() == 1
-            && !field("State:").starts_with(['Z', 'X'])
+        let text = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let status = Status::new(&text);
+        status.field("Name").is_some_and(|name| name.starts_with("uwsgi"))
+            && status.uids().is_some_and(|uids| uids.first() == Some(&0))
+            && status.nspid().is_some_and(|pids| pids.len() == 1)
+            && !status.has_ended()
     };
     pids.filter(is_one).collect()
 }
@@ -138,10 +138,6 @@ impl Service {
             (false, true) => systemctl(&["disable", UNIT]),
             (false, false) => systemctl(&["disable", "--now", UNIT]),
         }
-    }
-
-    pub const fn undone(self) -> &'static str {
-        "containers.service is as before"
     }
 }
 

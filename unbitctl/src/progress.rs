@@ -15,7 +15,7 @@ pub struct Done {
     /// Whether it has changed anything.
     pub changed: bool,
     /// What it found or did.
-    pub what: String,
+    pub detail: String,
 }
 
 /// The steps so far.
@@ -34,31 +34,31 @@ impl Progress {
     }
 
     /// Something was made, changed or removed.
-    pub fn changed(&mut self, step: &'static str, what: impl std::fmt::Display) {
-        self.add(step, true, &what.to_string());
+    pub fn changed(&mut self, step: &'static str, detail: impl std::fmt::Display) {
+        self.add(step, true, &detail.to_string());
     }
 
     /// All is as it should be already.
-    pub fn found(&mut self, step: &'static str, what: impl std::fmt::Display) {
-        self.add(step, false, &what.to_string());
+    pub fn found(&mut self, step: &'static str, detail: impl std::fmt::Display) {
+        self.add(step, false, &detail.to_string());
     }
 
-    fn add(&mut self, step: &'static str, changed: bool, what: &str) {
-        let what = escape::line(what).to_string();
+    fn add(&mut self, step: &'static str, changed: bool, detail: &str) {
+        let detail = escape::line(detail).to_string();
         if !self.json {
             let over = if stdout().is_terminal() { "\x1b[K" } else { "" }; // what `now` has left there
-            print_lossy!("{over}{step:NAMES$}  {what}\n");
+            print_lossy!("{over}{step:NAMES$}  {detail}\n");
             let _ = stdout().flush();
         }
-        self.done.push(Done { step, changed, what });
+        self.done.push(Done { step, changed, detail });
     }
 
     /// What goes on at this moment, on a terminal: the next line takes its place.
-    pub fn now(&self, what: impl std::fmt::Display) {
+    pub fn now(&self, detail: impl std::fmt::Display) {
         if !self.json && stdout().is_terminal() {
             let columns = crate::terminal::size().map_or(80, |(_, columns)| columns);
             let line: String =
-                escape::line(&what.to_string()).to_string().chars().take(columns.saturating_sub(1)).collect();
+                escape::line(&detail.to_string()).to_string().chars().take(columns.saturating_sub(1)).collect();
             print_lossy!("{line}\x1b[K\r");
             let _ = stdout().flush();
         }

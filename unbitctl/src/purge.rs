@@ -11,6 +11,7 @@
 use crate::sys::make_subvolume_writable;
 use anyhow::{Context, Result, bail};
 use join::proc::Inode;
+use join::safe_path;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
@@ -186,7 +187,7 @@ fn open_parent(directory: &OwnedFd) -> nix::Result<OwnedFd> {
 }
 
 fn is_directory(status: &FileStat) -> bool {
-    SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR
+    safe_path::kind(status) == SFlag::S_IFDIR
 }
 
 /// Some of the names in a directory, as the kernel has them now.

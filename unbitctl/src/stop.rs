@@ -91,7 +91,8 @@ pub fn wait(
             end = End::Killed;
             left.iter().for_each(|pid| kill(uid, *pid));
         }
-        now(&format!("waiting for {uid} to end: pid {}", numbers(&left)));
+        let waits_for = if left.is_empty() { "its cgroups".to_owned() } else { format!("pid {}", numbers(&left)) };
+        now(&format!("waiting for {uid} to end: {waits_for}"));
         interrupt.pause(POLL_INTERVAL)?;
     }
 }

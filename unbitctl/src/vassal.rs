@@ -2,6 +2,7 @@
 //! and the limits in it.
 
 use anyhow::{Result, bail};
+use shared::decimal;
 use std::fmt;
 
 /// The example itself, so that the two cannot differ.
@@ -156,8 +157,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "" => Some(1),
         letter => UNITS.into_iter().find(|(name, _)| *name == letter).map(|(_, unit)| unit),
     };
-    let is_number = digits.bytes().all(|digit| digit.is_ascii_digit()); // std would take a sign as well
-    let number = unit.filter(|_| is_number).and_then(|unit| digits.parse::<u64>().ok()?.checked_mul(unit));
+    let number = unit.and_then(|unit| decimal::<u64>(digits)?.checked_mul(unit));
     let bytes = number.filter(|bytes| *bytes > 0);
     bytes.ok_or_else(|| "a size is needed, such as 512M, 1G or 1T (K, M, G and T are powers of 1024)".to_owned())
 }

@@ -12,7 +12,7 @@ use crate::names::DomainName;
 use crate::report::{Action, Report};
 use anyhow::{Context, Result, bail};
 use join::cgroups::{Hierarchies, Version};
-use join::proc::Proc;
+use join::proc::{Proc, Status};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -150,26 +150,13 @@ fn network() -> Result<Network> {
 fn each_container(mut found: impl FnMut(ContainerUid, &(Proc, Proc)) -> Result<()>) -> Result<()> {
     for entry in fs::read_dir("/proc").context("read /proc")? {
         let Some(pid) = entry.ok().and_then(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) else { continue };
-        let Some((uid, parent)) = read(&PathBuf::from(format!("/proc/{pid}/status"))).and_then(|text| pid_1_of(&text))
-        else {
-            continue;
-        };
+        let status = read(Path::new(&format!("/proc/{pid}/status"))).unwrap_or_default();
+        let Some((uid, parent)) = Status::new(&status).container_pid_1() else { continue };
         if let (Ok(process), Ok(parent)) = (Proc::of(pid), Proc::of(parent)) {
             found(uid, &(process, parent))?;
         }
     }
     Ok(())
-}
-
-/// Whose pid 1 in a pid namespace right below ours this is, and its parent: proc_pid_status(5).
-fn pid_1_of(status: &str) -> Option<(ContainerUid, i32)> {
-    let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(str::trim);
-    let numbers: Vec<_> = field("NSpid")?.split_whitespace().collect();
-    let [_, "1"] = numbers.as_slice() else { return None };
-    let mut uids = field("Uid")?.split_whitespace();
-    let uid = uids.next()?;
-    let uid = ContainerUid::parse(uid.as_bytes()).filter(|_| uids.all(|other| other == uid))?;
-    Some((uid, field("PPid")?.parse().ok()?))
 }
 
 fn of_cgroups(hierarchies: &Hierarchies, (process, parent): &(Proc, Proc)) -> Vec<Metric> {
@@ -328,7 +315,7 @@ impl Sender {
             report.change(Action::Send, path, Some(body.to_string()));
             return Ok(());
         }
-        self.pending.push(Post { key: uid, path, body: body.to_string().into_bytes() });
+        self.pending.push(Post { container: uid, path, body: body.to_string().into_bytes() });
         if self.pending.len() < BATCH { Ok(()) } else { self.flush(node, report) }
     }
 
@@ -378,17 +365,6 @@ mod tests {
         assert_eq!(groups(&["/cg/30001"]), Some("/cg/30001".into()));
         assert_eq!(groups(&["/cg/a.slice/x/init.scope", "/cg/a.slice/x", "/cg/a.slice"]), Some("/cg/a.slice/x".into()));
         assert_eq!(groups(&[]), None);
-    }
-
-    #[test]
-    fn a_pid_1_is_of_one_user_right_below_us() {
-        let status = "Name:\tuwsgi\nPPid:\t12\nUid:\t30001\t30001\t30001\t30001\nNSpid:\t77\t1\n";
-        assert_eq!(pid_1_of(status).map(|(uid, parent)| (uid.get(), parent)), Some((30001, 12)));
-        for (from, to) in
-            [("77\t1", "77"), ("77\t1", "77\t2"), ("77\t1", "77\t3\t1"), ("\t30001\n", "\t0\n"), ("30001", "33")]
-        {
-            assert_eq!(pid_1_of(&status.replace(from, to)), None, "{to}");
-        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::report::Finding;
 use crate::rootfs::RootFs;
 use crate::shell;
 use join::cgroups::{Hierarchies, Version};
-use join::proc::Proc;
+use join::proc::{Proc, Status};
 use shared::ContainerUid;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -147,33 +147,16 @@ pub(super) fn emperors() -> BTreeSet<i32> {
 /// parent. Another engine's container with a user namespace is none: its root is 1000000 here,
 /// which is no account.
 pub(super) fn leaders() -> impl Iterator<Item = (ContainerUid, i32, Proc, i32)> {
-    let own = Proc::of_self().and_then(|own| own.namespace("user")).ok();
+    let own = Proc::own_namespace("user").ok();
     let processes = fs::read_dir("/proc").into_iter().flatten();
     let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     pids.filter_map(move |pid: i32| {
         let process = Proc::of(pid).ok()?;
-        let (uid, parent) = leader_of(&process.read("status").ok()?)?;
+        let (uid, parent) = Status::new(&process.read("status").ok()?).container_pid_1()?;
         // Root alone may look.
         let is_elsewhere = process.namespace("user").is_ok_and(|users| Some(users) != own);
         (!is_elsewhere).then_some((uid, pid, process, parent))
     })
-}
-
-/// Whose pid 1 a process is, and its parent, from its /proc/PID/status.
-pub(super) fn leader_of(status: &str) -> Option<(ContainerUid, i32)> {
-    let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(str::trim);
-    let numbers = |key| {
-        let numbers = field(key)?.split_whitespace();
-        numbers.map(|number| number.parse::<u32>().ok()).collect::<Option<Vec<_>>>()
-    };
-    match (numbers("NSpid")?.as_slice(), numbers("Uid")?.as_slice(), numbers("PPid")?.as_slice()) {
-        ([_, 1], [uid, rest @ ..], [parent])
-            if rest.iter().all(|other| other == uid) && !field("State")?.starts_with(['Z', 'X']) =>
-        {
-            Some((ContainerUid::new(*uid)?, *parent as i32))
-        }
-        _ => None,
-    }
 }
 
 fn judge_containers(
@@ -413,24 +396,5 @@ mod tests {
     fn many_are_counted() {
         let many: Vec<_> = (30000..30013).filter_map(ContainerUid::new).collect();
         assert!(list(&many).ends_with("30009 and 3 more"), "{}", list(&many));
-    }
-
-    #[test]
-    fn a_containers_pid_1_is_told_by_its_numbers() {
-        let status = |state: &str, nspid: &str, uid: &str| {
-            format!("Name:\tx\nState:\t{state}\nPPid:\t7\nUid:\t{uid}\nNSpid:\t{nspid}\n")
-        };
-        let own = "30001\t30001\t30001\t30001";
-        assert_eq!(leader_of(&status("S (sleeping)", "42\t1", own)), Some((ContainerUid::new(30001).unwrap(), 7)));
-        for (state, nspid, uid) in [
-            ("Z (zombie)", "42\t1", own),
-            ("S", "42", own),
-            ("S", "42\t2", own),
-            ("S", "42\t9\t1", own),
-            ("S", "42\t1", "0\t0\t0\t0"),
-            ("S", "42\t1", "30001\t0\t30001\t30001"),
-        ] {
-            assert_eq!(leader_of(&status(state, nspid, uid)), None, "{state} {nspid} {uid}");
-        }
     }
 }

@@ -308,8 +308,8 @@ fn account(container: ContainerUid) -> Result<Vec<Finding>, Finding> {
             format!("install {shell} on the node"),
         ));
     }
-    if Path::new("/etc/nologin").exists() || Path::new("/run/nologin").exists() {
-        return Err(fail("account", "/etc/nologin or /run/nologin is there: only root may log in", "remove that file"));
+    if let Some(file) = ["/etc/nologin", "/run/nologin"].into_iter().find(|file| Path::new(file).exists()) {
+        return Err(fail("account", format!("{file} is there: only root may log in"), format!("rm {file}")));
     }
     let seen = format!("{name} is uid and gid {name}, home {}, shell {shell}", shown(&user.dir));
     findings.insert(0, ok("account", seen));

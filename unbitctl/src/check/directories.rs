@@ -2,6 +2,7 @@
 //! users than necessary.
 
 use super::accounts::numbered;
+use super::distributions::DISTRIBUTIONS;
 use crate::report::Finding;
 use crate::rootfs::RootFs;
 use crate::step::{Change, Choices, Step};
@@ -66,7 +67,7 @@ const LINKS_DIRECTORY: Directory = Directory::of_root(
 
 /// What the guide asks for besides, in the order in which they are made.
 const OF_GUIDE: [Directory; 13] = [
-    Directory::of_root("/distros", "the root file systems of containers, whose programs root starts"),
+    Directory::of_root(DISTRIBUTIONS, "the root file systems of containers, whose programs root starts"),
     Directory::of_root("/ns", "where the Emperor mounts a container's root before pivot_root(2)"),
     Directory::of_www_data("/subscribe", "applications in containers reach the routers' sockets here")
         .modes(0o755, 0o711, 0o755),

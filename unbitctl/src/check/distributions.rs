@@ -4,7 +4,7 @@
 //! may come from people who are not: a tenant may have made it. For the same reason nothing in it
 //! is followed out of it.
 
-use super::library;
+use super::library::{self, NSS_MODULE};
 use crate::command;
 use crate::containers::has_emperor;
 use crate::report::Finding;
@@ -19,8 +19,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 const CHECK: &str = "distributions";
-const DISTRIBUTIONS: &str = "/distros";
-const MODULE: &str = "libnss_unbit.so.2";
+/// Where they are.
+pub const DISTRIBUTIONS: &str = "/distros";
 
 /// What pivot_root(2) and the binds of a container's start need.
 pub const NEEDED: [&str; 2] = [".old_root", "containers"];
@@ -201,21 +201,21 @@ impl Distribution {
             ));
         };
         let (mut lacks, mut fixes) = (Vec::new(), Vec::new());
-        let module = self.loaded(&directory).unwrap_or_else(|| format!("{directory}/{MODULE}"));
+        let module = self.loaded(&directory).unwrap_or_else(|| format!("{directory}/{NSS_MODULE}"));
         let real = self.root.quoted(&module);
         match (self.machine(&module), self.machine(&format!("{directory}/libc.so.6"))) {
             (Some(machine), Some(libc)) if machine == libc && library::is_ours(&self.root, &module) => {}
             (Some(machine), Some(libc)) if machine == libc => {
                 lacks.push(format!("{module}, which glibc loads there, is {}", library::whose(&module)));
-                fixes.push(format!("mv {real} /root/ && install -m 644 {MODULE} {}", self.root.quoted(&directory)));
+                fixes.push(format!("mv {real} /root/ && install -m 644 {NSS_MODULE} {}", self.root.quoted(&directory)));
             }
             (None, _) if !self.root.has(&module) => {
                 lacks.push(format!("no {module}"));
-                fixes.push(format!("install -m 644 {MODULE} of its architecture as {real}"));
+                fixes.push(format!("install -m 644 {NSS_MODULE} of its architecture as {real}"));
             }
             _ => {
                 lacks.push(format!("{module} is not of its architecture"));
-                fixes.push(format!("install -m 644 {MODULE} of its architecture as {real}"));
+                fixes.push(format!("install -m 644 {NSS_MODULE} of its architecture as {real}"));
             }
         }
         let nsswitch = self.root.read_bytes("/etc/nsswitch.conf").unwrap_or_default();
@@ -234,13 +234,13 @@ impl Distribution {
     /// cache, else from its usual directories.
     fn loaded(&self, directory: &str) -> Option<String> {
         let cache = self.root.read_bytes("/etc/ld.so.cache").unwrap_or_default();
-        let cached = library::cached(&cache, MODULE).into_iter().map(str::to_owned);
+        let cached = library::cached(&cache, NSS_MODULE).into_iter().map(str::to_owned);
         let triplet = directory.rsplit('/').next().filter(|name| name.contains("-linux-gnu"));
         let several = triplet.into_iter().flat_map(|name| [format!("/lib/{name}"), format!("/usr/lib/{name}")]);
         let usual = several.chain(["/lib64", "/usr/lib64", "/lib", "/usr/lib"].map(str::to_owned));
         let machine = self.machine(&format!("{directory}/libc.so.6"))?;
         cached
-            .chain(usual.map(|directory| format!("{directory}/{MODULE}")))
+            .chain(usual.map(|directory| format!("{directory}/{NSS_MODULE}")))
             .find(|path| self.machine(path) == Some(machine))
     }
 

@@ -7,6 +7,9 @@ use crate::rootfs::RootFs;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
+/// The file that glibc loads for the service `unbit`.
+pub const NSS_MODULE: &str = "libnss_unbit.so.2";
+
 /// Whether a library of ours is there, and its own dynamic linker can load it.
 pub fn check(node: &RootFs, check: &'static str, why: &'static str, path: &str, fix: String) -> Finding {
     if !node.has(path) {
@@ -61,7 +64,7 @@ pub fn is_same(node: &RootFs, one: &str, other: &str) -> bool {
 /// if it loads none.
 pub fn loaded_for_nss(node: &RootFs) -> Option<String> {
     let answer = command::run(node, "env", &["LD_DEBUG=libs", "getent", "-s", "unbit", "passwd", "root"]).ok()?;
-    initialised(&answer.err, "libnss_unbit.so.2").map(str::to_owned)
+    initialised(&answer.err, NSS_MODULE).map(str::to_owned)
 }
 
 /// The lines of LD_DEBUG, ld.so(8): `calling init: PATH`.

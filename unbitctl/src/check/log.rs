@@ -1,11 +1,11 @@
 //! Checks the socket of the node's system log: a container that can reach it can write lines in any
 //! program's name.
 
-use super::cgroups::{self, leader_of};
+use super::cgroups;
 use crate::report::Finding;
 use crate::rootfs::RootFs;
-use join::mountinfo::Mount;
-use join::proc::Proc;
+use join::mountinfo::{MAX_BYTES, Mount};
+use join::proc::{Proc, Status};
 use shared::{ContainerUid, escape};
 use std::collections::BTreeMap;
 use std::fs;
@@ -71,7 +71,7 @@ fn containers() -> impl Iterator<Item = (ContainerUid, String)> {
     let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     pids.filter_map(|pid: i32| {
         let process = Proc::of(pid).ok()?;
-        let (uid, _) = leader_of(&process.read("status").ok()?)?;
+        let (uid, _) = Status::new(&process.read("status").ok()?).container_pid_1()?;
         Some((uid, beginning_of(process.open("mountinfo").ok()?.into())?))
     })
 }
@@ -79,7 +79,6 @@ fn containers() -> impl Iterator<Item = (ContainerUid, String)> {
 /// As much as some 25,000 mounts take. A tenant who may mount can make the whole of it larger than
 /// the node's memory; and what an engine has mounted from the node comes first.
 fn beginning_of(mounts: fs::File) -> Option<String> {
-    const MAX_BYTES: u64 = 4 << 20;
     let mut text = Vec::new();
     mounts.take(MAX_BYTES).read_to_end(&mut text).ok()?;
     Some(String::from_utf8_lossy(&text).into_owned())

@@ -1,6 +1,7 @@
 //! Checks the mounts from which the Emperor starts containers: a mount that one container makes
 //! must not appear elsewhere.
 
+use super::distributions::DISTRIBUTIONS;
 use crate::containers::{self, Vassal, has_emperor, vassals};
 use crate::report::{Finding, State};
 use crate::rootfs::RootFs;
@@ -80,7 +81,7 @@ pub fn own_mounts() -> io::Result<Vec<Mount>> {
 }
 
 /// What the start of a container mounts from or to.
-const START_PATHS: [&str; 4] = ["/", "/ns", "/distros", CONTAINERS];
+const START_PATHS: [&str; 4] = ["/", "/ns", DISTRIBUTIONS, CONTAINERS];
 
 /// Containers start whatever the node's mounts are, from an Emperor with a mount namespace of its
 /// own (PrivateMounts= of systemd.exec(5)) and where they make their mounts private themselves.

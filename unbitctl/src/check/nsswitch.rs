@@ -1,7 +1,8 @@
 //! Checks that nsswitch.conf(5) names the service `unbit`, and that glibc finds it, loads it and
 //! gets answers.
 
-use super::{is_space, library, nscd, pam, sshd};
+use super::library::{self, NSS_MODULE};
+use super::{is_space, nscd, pam, sshd};
 use crate::command::{self, library_directories};
 use crate::containers::some_container;
 use crate::report::{Finding, State};
@@ -14,7 +15,6 @@ use std::ops::Range;
 
 const NAME: &str = "nsswitch";
 pub const FILE: &str = "/etc/nsswitch.conf";
-const MODULE: &str = "libnss_unbit.so.2";
 const WHY_LINES: &str = "without it no program knows the containers' accounts and names";
 const WHY_MODULE: &str = "glibc skips a service if it cannot load its library";
 const WHY_LOADED: &str =
@@ -71,8 +71,8 @@ fn module(node: &RootFs) -> Finding {
     else {
         return Finding::not_applicable(NAME, WHY_MODULE, "there is no libc.so.6");
     };
-    let path = format!("{directory}/{MODULE}");
-    let fix = format!("install {MODULE} in {directory}, with the package libnss-unbit or by make install");
+    let path = format!("{directory}/{NSS_MODULE}");
+    let fix = format!("install {NSS_MODULE} in {directory}, with the package libnss-unbit or by make install");
     let of_ours = library::check(node, NAME, WHY_MODULE, &path, fix);
     if !command::can_run_programs(node) || !node.has("/usr/bin/getent") {
         return of_ours;
@@ -176,7 +176,7 @@ fn fix(node: &RootFs, _: Choices) -> Result<Vec<Change>> {
         let answer =
             command::run(node, "getent", &["-s", "unbit", "passwd", "root"]).context("try the service unbit")?;
         if answer.status.is_none() {
-            bail!("{MODULE} cannot be used, getent -s unbit passwd root: {}", answer.error_summary());
+            bail!("{NSS_MODULE} cannot be used, getent -s unbit passwd root: {}", answer.error_summary());
         }
     }
     let content = DATABASES.iter().fold(text, |text, database| fixed(&text, database));

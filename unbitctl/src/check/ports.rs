@@ -51,7 +51,7 @@ fn inspect() -> Result<Finding> {
     };
     let differences = table.differences(&nft::made_of(&ruleset.to_string())?);
     Ok(if differences.is_empty() {
-        Finding::ok(NAME, WHY, format!("the table inet unbit is loaded: {ruleset:#}"))
+        Finding::ok(NAME, WHY, format!("the table inet unbit is loaded: {}", ruleset.summary()))
     } else {
         Finding::fail(
             NAME,

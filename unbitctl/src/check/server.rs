@@ -1,11 +1,12 @@
 //! The process that answers ssh on this node, and its sandbox: a login has that, and not what the
 //! operator has.
 
+use super::sockets::{Socket, sockets};
 use crate::sys;
 use anyhow::{Context, Result, bail};
 use caps::{CapSet, Capability, CapsHashSet};
 use join::cgroups::Hierarchies;
-use join::proc::Proc;
+use join::proc::{Proc, Status};
 use join::sys::{limit_bounding_set, with_errno};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_no_new_privs;
@@ -29,9 +30,9 @@ pub enum Server {
 
 /// Whoever listens on these addresses of sshd's; `None` if nobody does, nor any other sshd.
 pub fn find(addresses: &[SocketAddr]) -> Option<Server> {
-    let Some(sockets) = sockets() else { return Some(Server::Unknown) };
+    let Ok(sockets) = sockets() else { return Some(Server::Unknown) };
     let ports: Vec<_> = addresses.iter().map(SocketAddr::port).collect();
-    let is_sshds = |socket: &&Socket| socket.state == LISTENS && ports.contains(&socket.local);
+    let is_sshds = |socket: &&Socket| socket.listens && ports.contains(&socket.local.port());
     let inodes: HashSet<_> = sockets.iter().filter(is_sshds).map(|socket| socket.inode).collect();
     let owners = owners(&inodes);
     if let Some(pid) = owners.iter().copied().find(|pid| is_listener(*pid)) {
@@ -73,43 +74,13 @@ fn is_roots_process(pid: i32) -> bool {
 
 /// /proc/PID/status, proc_pid_status(5): of root, and of no pid namespace but ours.
 fn is_roots(status: &str) -> bool {
-    let words = |key: &str| {
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix(key))
-            .map(|rest| rest.split_whitespace().collect::<Vec<_>>())
-            .unwrap_or_default()
-    };
-    words("Uid:") == ["0"; 4] && words("NSpid:").len() == 1
+    let status = Status::new(status);
+    status.uids().is_some_and(|uids| uids == [0; 4]) && status.nspid().is_some_and(|pids| pids.len() == 1)
 }
 
 fn name_of(pid: i32) -> Option<String> {
     let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
     Some(String::from_utf8_lossy(&name).trim_end().to_owned())
-}
-
-/// TCP_LISTEN of the kernel's tcp_states.h.
-const LISTENS: u8 = 0x0a;
-
-/// A line of /proc/net/tcp.
-struct Socket {
-    state: u8,
-    local: u16,
-    remote: u16,
-    inode: u64,
-}
-
-/// `None` where the kernel does not say.
-fn sockets() -> Option<Vec<Socket>> {
-    let tables: Vec<_> = ["/proc/net/tcp", "/proc/net/tcp6"].into_iter().flat_map(fs::read_to_string).collect();
-    (!tables.is_empty()).then(|| tables.iter().flat_map(|table| table.lines().skip(1)).filter_map(socket).collect())
-}
-
-fn socket(line: &str) -> Option<Socket> {
-    let words: Vec<_> = line.split_whitespace().collect();
-    let port = |at: usize| u16::from_str_radix(words.get(at)?.rsplit(':').next()?, 16).ok();
-    let state = u8::from_str_radix(words.get(3)?, 16).ok()?;
-    Some(Socket { state, local: port(1)?, remote: port(2)?, inode: words.get(9)?.parse().ok()? })
 }
 
 /// The processes of root that have one of these sockets open.
@@ -151,7 +122,7 @@ impl Server {
         let mut banner = [0; 4];
         connection.read_exact(&mut banner).with_context(|| format!("{address}: no sshd answers"))?;
         let (ours, theirs) = (connection.local_addr()?.port(), address.port());
-        let is_it = |socket: &&Socket| (socket.local, socket.remote) == (theirs, ours);
+        let is_it = |socket: &&Socket| (socket.local.port(), socket.remote.port()) == (theirs, ours);
         let inodes = sockets().unwrap_or_default().iter().filter(is_it).map(|socket| socket.inode).collect();
         match owners(&inodes).first() {
             Some(pid) => Ok(Some(Answering { pid: *pid, connection: Some(connection) })),
@@ -197,6 +168,7 @@ impl Sandbox {
     pub fn of(pid: i32) -> Result<Self> {
         let status = |of: &str| fs::read_to_string(format!("/proc/{of}/status"));
         let (theirs, ours) = (status(&pid.to_string())?, status("self")?);
+        let (sshds, own_status) = (Status::new(&theirs), Status::new(&ours));
         let mut namespaces = Vec::new();
         for (name, kind) in NAMESPACES {
             let path = format!("/proc/{pid}/ns/{name}");
@@ -211,14 +183,14 @@ impl Sandbox {
         cgroups.sort();
         cgroups.dedup();
         // Those that we have as well were there before either of us.
-        let has_filters = field(&theirs, "Seccomp_filters") != field(&ours, "Seccomp_filters");
-        let has_filters = has_filters && field(&theirs, "Seccomp") == Some("2");
+        let has_filters = sshds.field("Seccomp_filters") != own_status.field("Seccomp_filters");
+        let has_filters = has_filters && sshds.field("Seccomp") == Some("2");
         Ok(Self {
             namespaces,
             cgroups,
             bounding: mask(&theirs, "CapBnd")?,
             permitted: mask(&theirs, "CapPrm")?,
-            no_new_privs: field(&theirs, "NoNewPrivs") == Some("1"),
+            no_new_privs: sshds.field("NoNewPrivs") == Some("1"),
             filters: if has_filters {
                 sys::seccomp_filters(pid).context("read sshd's seccomp filters")?
             } else {
@@ -284,10 +256,6 @@ const SOMETIMES_MISSED: [Capability; 7] = [
     Capability::CAP_DAC_READ_SEARCH,
 ];
 
-fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
-    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
-}
-
 fn mask(status: &str, name: &str) -> Result<u64> {
     join::confinement::capability_set(status, name).with_context(|| format!("/proc/PID/status has no {name}"))
 }
@@ -305,15 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sockets_of_the_kernel() {
-        let line =
-            "   1: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0 100";
-        let read = socket(line).unwrap();
-        assert_eq!((read.state, read.local, read.remote, read.inode), (LISTENS, 22, 0, 4711));
-        let six =
-            "  0: 00000000000000000000000000000000:0016 00000000000000000000000000000000:0000 0A 0:0 00:0 0 0 0 99 1";
-        assert_eq!(socket(six).map(|socket| socket.local), Some(22));
-        assert!(socket("  sl  local_address rem_address   st").is_none());
+    fn an_address_of_no_interface_is_reached_by_loopback() {
         assert_eq!(reachable("0.0.0.0:22".parse().unwrap()), "127.0.0.1:22".parse().unwrap());
         assert_eq!(reachable("[::]:22".parse().unwrap()), "[::1]:22".parse().unwrap());
     }

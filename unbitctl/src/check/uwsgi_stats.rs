@@ -1,10 +1,10 @@
 //! Checks the services of uwsgi.it's guide: each one whose file exists listens on the address of
 //! its statistics.
 
+use super::sockets::{Socket, sockets};
 use crate::report::Finding;
 use crate::rootfs::RootFs;
-use std::fs;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 const CHECK: &str = "services";
 const DIRECTORY: &str = "/etc/uwsgi/services";
@@ -26,8 +26,12 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
         return vec![Finding::not_applicable(CHECK, WHY, "a root directory has no services that run")];
     }
     let has = |name: &str| node.has(&format!("{DIRECTORY}/{name}.ini"));
-    match fs::read_to_string("/proc/net/tcp") {
-        Ok(table) => judge(&has, &table.lines().filter_map(listening).collect::<Vec<_>>()),
+    let listening = |socket: Socket| match socket.local {
+        SocketAddr::V4(address) if socket.listens => Some(address),
+        _ => None,
+    };
+    match sockets() {
+        Ok(sockets) => judge(&has, &sockets.into_iter().filter_map(listening).collect::<Vec<_>>()),
         Err(error) => vec![Finding::not_applicable(CHECK, WHY, format!("/proc/net/tcp: {error}"))],
     }
 }
@@ -66,15 +70,6 @@ fn judge(has: &dyn Fn(&str) -> bool, listening: &[SocketAddrV4]) -> Vec<Finding>
 
 const COPY: &str = "copy those of uwsgi.it, services/*.ini there, to /etc/uwsgi/services";
 
-/// A line of /proc/net/tcp, proc_pid_net(5): the address is in the machine's own byte order, 0A is
-/// TCP_LISTEN.
-fn listening(line: &str) -> Option<SocketAddrV4> {
-    let words: Vec<_> = line.split_whitespace().collect();
-    let (ip, port) = words.get(1)?.split_once(':')?;
-    let address = Ipv4Addr::from(u32::from_str_radix(ip, 16).ok()?.to_ne_bytes());
-    (*words.get(3)? == "0A").then_some(SocketAddrV4::new(address, u16::from_str_radix(port, 16).ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,16 +98,5 @@ mod tests {
             [(State::Fail, "fastrouter offers its statistics on 0.0.0.0:5004, not only on 127.0.0.1".to_owned())]
         );
         assert_eq!(seen(&[], &all)[0].0, State::Fail);
-    }
-
-    #[test]
-    fn a_line_of_the_kernels_table() {
-        let line = |address: &str, state: &str| {
-            format!("   0: {address} 00000000:0000 {state} 00000000:00000000 00:0 0 0 0 1 1")
-        };
-        let local = if cfg!(target_endian = "little") { "0100007F:1388" } else { "7F000001:1388" };
-        assert_eq!(listening(&line(local, "0A")), Some("127.0.0.1:5000".parse().unwrap()));
-        assert_eq!(listening(&line(local, "01")), None);
-        assert_eq!(listening("  sl  local_address rem_address   st tx_queue"), None);
     }
 }

@@ -11,7 +11,7 @@ pub mod source;
 pub(crate) mod values;
 
 use crate::command_line::{must_be_root, print_lossy, warn_line};
-use crate::report::{self};
+use crate::report;
 use anyhow::{Result, bail};
 use ruleset::{BadLists, Ruleset};
 use source::Source;
@@ -66,7 +66,7 @@ fn print_or_load(source: &Source, loads: bool) -> Result<ExitCode> {
         Ok(ruleset) => ruleset,
         Err(error) => {
             if let [list, ..] = source.missing().as_slice() {
-                let what = if *list == source.nodes() { "nodes" } else { "routers" };
+                let what = if *list == source.nodes { "nodes" } else { "routers" };
                 bail!(
                     "{list} does not exist. uwsgi.it's configurator writes it; without uwsgi.it, write the addresses of the other {what} there, one per line, or make it empty if there are none (: >{list}). --{what} FILE names another file"
                 );
@@ -82,7 +82,7 @@ fn print_or_load(source: &Source, loads: bool) -> Result<ExitCode> {
     }
     if loads {
         nft::load(&ruleset.to_string())?;
-        print_lossy!("table inet unbit is loaded: {ruleset:#}\n");
+        print_lossy!("table inet unbit is loaded: {}\n", ruleset.summary());
     } else {
         report::print(&ruleset.to_string())?;
     }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use std::fmt::{Display, Formatter, Result as Written};
 use std::net::IpAddr;
 
-/// The rules for these lists. `{}` is the ruleset, `{:#}` a summary of it.
+/// The rules for these lists, which are written as nft(8) reads them.
 pub struct Ruleset<'a> {
     pub source: &'a Source,
     pub command: String,
@@ -38,6 +38,11 @@ impl<'a> Ruleset<'a> {
         Ok(Ruleset { source, command: source.command()?, nodes, routers })
     }
 
+    /// How many addresses the lists have.
+    pub fn summary(&self) -> String {
+        format!("nodes: {}, routers: {}", self.nodes.len(), self.routers.len())
+    }
+
     /// What the operator may not have meant.
     pub fn warnings(&self) -> Vec<String> {
         let Source { nodes, routers, public_ip, .. } = self.source;
@@ -63,10 +68,6 @@ impl Display for Ruleset<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> Written {
         let Source { public_ip, legion_ports, containers, interface, containers_reach, .. } = self.source;
         let Self { nodes, routers, command, .. } = self;
-        if f.alternate() {
-            return write!(f, "nodes: {}, routers: {}", nodes.len(), routers.len());
-        }
-
         write!(
             f,
             "#!/usr/sbin/nft -f

@@ -71,11 +71,6 @@ impl Source {
         Ok(<Kept as clap::Parser>::try_parse_from(std::iter::once(&name).chain(kept))?.source)
     }
 
-    /// The list of nodes.
-    pub fn nodes(&self) -> &str {
-        &self.nodes
-    }
-
     /// The lists that are not there.
     pub fn missing(&self) -> Vec<&str> {
         [&self.nodes, &self.routers].into_iter().map(String::as_str).filter(|path| !Path::new(path).exists()).collect()

@@ -1,7 +1,7 @@
 //! Parses the arguments of `unbitctl firewall`, so that nft(8) cannot read one of them as anything
 //! else.
 
-use shared::escape;
+use shared::{decimal, escape};
 use std::fmt::{Display, Formatter, Result as Written};
 use std::net::Ipv4Addr;
 use std::str::FromStr;
@@ -24,12 +24,12 @@ impl FromStr for PortRange {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
-        match (decimal(first), decimal(last)) {
+        match (decimal::<u16>(first), decimal(last)) {
             // nft takes minutes to list tens of thousands of pairs.
             (Some(first), Some(last)) if 1024 <= first && first <= last && last - first < 4096 => {
                 Ok(Self { first, last })
             }
-            _ => Err("4096 ports of 1024 to 65535 at most, the lower one first: 2000-2099"),
+            _ => Err("a port or a range of at most 4096 ports from 1024 to 65535 is needed, such as 2000-2099"),
         }
     }
 }
@@ -60,7 +60,7 @@ impl FromStr for Network {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parsed = text.split_once('/').and_then(|(base, length)| {
-            let (base, length) = (base.parse::<Ipv4Addr>().ok()?, u32::from(decimal(length)?));
+            let (base, length) = (base.parse::<Ipv4Addr>().ok()?, decimal(length)?);
             let host = u32::MAX.checked_shr(length).unwrap_or(0);
             ((8..=32).contains(&length) && base.to_bits() & host == 0).then_some(Self { base, length })
         });
@@ -128,11 +128,6 @@ impl Display for Services {
         let words: Vec<_> = self.0.iter().map(|service| format!("{}/{}", service.protocol, service.port)).collect();
         f.write_str(&words.join(","))
     }
-}
-
-/// A number as people write it: no sign.
-fn decimal(text: &str) -> Option<u16> {
-    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
 #[cfg(test)]

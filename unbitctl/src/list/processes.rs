@@ -1,6 +1,7 @@
 //! Reads the processes of the node from /proc, once.
 
 use anyhow::{Context, Result};
+use join::proc::Status;
 use nix::unistd::{SysconfVar, sysconf};
 use std::collections::HashMap;
 use std::fs;
@@ -12,8 +13,8 @@ pub struct Process {
     pub pid: i32,
     pub parent: i32,
     pub uids: Vec<u32>,
-    /// Its numbers, from this pid namespace to its own.
-    nspid: Vec<i32>,
+    /// The uid whose pid 1 it is, if its pid namespace is a direct child of ours.
+    pid_1_of: Option<u32>,
 }
 
 /// All of them.
@@ -63,7 +64,7 @@ impl Processes {
 
     fn new(all: Vec<Process>, clock: Clock) -> Self {
         let by_pid: HashMap<i32, Process> = all.into_iter().map(|process| (process.pid, process)).collect();
-        let pid_1 = by_pid.values().filter_map(|process| Some((process.pid_1_of()?, process.pid)));
+        let pid_1 = by_pid.values().filter_map(|process| Some((process.pid_1_of?, process.pid)));
         Self { pid_1: pid_1.collect(), by_pid, clock }
     }
 
@@ -80,7 +81,7 @@ impl Processes {
     /// Every such pid 1 of this user. Root has one in each container that starts, and in many of
     /// other engines.
     pub fn all_pid_1_of(&self, uid: u32) -> impl Iterator<Item = &Process> {
-        self.all().filter(move |process| process.pid_1_of() == Some(uid))
+        self.all().filter(move |process| process.pid_1_of == Some(uid))
     }
 
     /// The time, in seconds since 1970, of a number of ticks after the machine's start.
@@ -102,27 +103,9 @@ impl Processes {
 impl Process {
     /// Reads /proc/PID/status, see proc_pid_status(5). What has ended is none.
     pub(crate) fn parse(pid: i32, status: &str) -> Option<Self> {
-        let field =
-            |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(str::trim);
-        if field("State")?.starts_with(['Z', 'X']) {
-            return None;
-        }
-        let numbers =
-            |key| field(key)?.split_whitespace().map(|number| number.parse().ok()).collect::<Option<Vec<i64>>>();
-        Some(Self {
-            pid,
-            parent: i32::try_from(*numbers("PPid")?.first()?).ok()?,
-            uids: numbers("Uid")?.into_iter().map(|uid| u32::try_from(uid).ok()).collect::<Option<_>>()?,
-            nspid: numbers("NSpid")?.into_iter().map(|pid| i32::try_from(pid).ok()).collect::<Option<_>>()?,
-        })
-    }
-
-    /// Whose pid 1 it is, if it is that of a pid namespace right below ours and has one uid only.
-    fn pid_1_of(&self) -> Option<u32> {
-        match (self.nspid.as_slice(), self.uids.as_slice()) {
-            ([_, 1], [uid, others @ ..]) if others.iter().all(|other| other == uid) => Some(*uid),
-            _ => None,
-        }
+        let status = Status::new(status);
+        let (parent, uids) = (status.parent()?, status.uids()?);
+        (!status.has_ended()).then(|| Self { pid, parent, uids, pid_1_of: status.pid_1_of() })
     }
 
     /// When it started, in ticks after the machine. With its number that tells it from every other

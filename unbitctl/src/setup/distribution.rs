@@ -6,7 +6,8 @@
 //! gets what it lacks.
 
 use super::file;
-use crate::check::{self, distributions};
+use crate::check::distributions::{self, DISTRIBUTIONS};
+use crate::check::{self, library::NSS_MODULE};
 use crate::command::library_directories;
 use crate::command_line::must_be_root;
 use crate::interrupt::Interrupt;
@@ -17,15 +18,16 @@ use crate::report::{self, Finding, Format, State};
 use crate::rootfs::RootFs;
 use crate::step::Choices;
 use anyhow::{Context, Result, bail};
+use join::safe_path;
 use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::{Mode, umask};
+use nix::sys::stat::{Mode, SFlag, lstat, umask};
 use nix::unistd::{Pid, pipe2};
 use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, File};
 use std::io::Read;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -64,8 +66,6 @@ fn word(text: &str) -> Result<String, String> {
     if is_plain { Ok(text.to_owned()) } else { Err("a word is needed".to_owned()) }
 }
 
-const DISTRIBUTIONS: &str = "/distros";
-const MODULE: &str = "libnss_unbit.so.2";
 /// For `ip`, and for sftp and scp.
 const PACKAGES: [&str; 2] = ["iproute2", "openssh-sftp-server"];
 const DEBOOTSTRAP: &str = "/usr/sbin/debootstrap";
@@ -138,7 +138,7 @@ fn library(node: &RootFs) -> Result<PathBuf> {
     let directories = library_directories(node);
     let is_beside_libc = |directory: &&String| node.has(&format!("{directory}/libc.so.6"));
     let directory = directories.iter().find(is_beside_libc).context("this node has no libc.so.6")?;
-    let library = Path::new(directory).join(MODULE);
+    let library = Path::new(directory).join(NSS_MODULE);
     if !library.exists() {
         bail!(
             "there is no {} on this node: install the package libnss-unbit first, or run make install",
@@ -151,8 +151,8 @@ fn library(node: &RootFs) -> Result<PathBuf> {
 /// Only where nobody but root can change what is there meanwhile.
 fn must_be_roots(place: &Path) -> Result<()> {
     let shown = place.display();
-    let found = place.symlink_metadata().with_context(|| shown.to_string())?;
-    if !found.is_dir() || found.uid() != 0 || found.mode() & 0o022 != 0 {
+    let found = lstat(place).with_context(|| shown.to_string())?;
+    if safe_path::kind(&found) != SFlag::S_IFDIR || safe_path::must_be_roots(&found).is_err() {
         bail!("{shown} is not a directory that root owns and nobody else may write to, and is left as it is");
     }
     Ok(())
@@ -183,9 +183,9 @@ fn complete(root: &Path, library: &Path, progress: &mut Progress) -> Result<()> 
         let directory = node
             .resolve(directory)
             .with_context(|| format!("{directory} in it: is it of this machine's architecture?"))?;
-        let new = directory.join(format!(".{MODULE}.unbitctl"));
+        let new = directory.join(format!(".{NSS_MODULE}.unbitctl"));
         let _ = fs::remove_file(&new);
-        let copied = fs::write(&new, &ours).and_then(|()| fs::rename(&new, directory.join(MODULE)));
+        let copied = fs::write(&new, &ours).and_then(|()| fs::rename(&new, directory.join(NSS_MODULE)));
         copied.inspect_err(|_| drop(fs::remove_file(&new))).with_context(|| inside.to_string())?;
         progress.changed("library", format!("{inside}: copied from the node"));
     }

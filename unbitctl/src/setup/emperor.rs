@@ -4,9 +4,10 @@
 //! A file that is there stays as it is: an operator may have another Emperor, or other limits.
 
 use super::distribution;
+use crate::check::distributions::DISTRIBUTIONS;
 use crate::check::{nscd, nsswitch, pam, sshd};
 use crate::command_line::{must_be_root, print_lossy};
-use crate::containers;
+use crate::containers::{self, VASSALS};
 use crate::emperor::{Service, has_systemd};
 use crate::packages::{self, Package};
 use crate::report::{Finding, State};
@@ -53,7 +54,7 @@ const PACKAGES: [Package; 3] = [
 ];
 
 /// Of root's, and nobody else's to write in.
-const DIRECTORIES: [&str; 4] = [CONTAINERS, "/distros", "/ns", "/etc/uwsgi/vassals"];
+const DIRECTORIES: [&str; 4] = [CONTAINERS, DISTRIBUTIONS, "/ns", VASSALS];
 
 struct Example {
     path: &'static str,
