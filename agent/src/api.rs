@@ -40,7 +40,7 @@ struct ListedContainer {
     about: ContainerTimes,
 }
 
-/// The same without what a node with many containers would need much memory for.
+/// A container of the list without its times, which would need much memory for many containers.
 #[derive(Deserialize)]
 struct ListedNumber {
     uid: u32,

@@ -172,7 +172,7 @@ impl Resolver for Addresses {
     }
 }
 
-/// The same sentence each time, so that it is logged once.
+/// A sentence without details that change, so that a lasting fault is logged once.
 fn error_message(error: &ureq::Error) -> String {
     match error {
         ureq::Error::Timeout(_) => format!("no complete answer within {} s", REQUEST_TIMEOUT.as_secs()),

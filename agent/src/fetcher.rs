@@ -162,9 +162,9 @@ fn exchange(socket: &UnixStream, request: &Request) -> io::Result<Result<Respons
     }
 }
 
-/// The number of values, and of each its container, path and body. Answers are the index and the status
-/// of one value each, in any order; then the index [`END`] and an error, which is empty if there is
-/// none. The child has the time of one request for each of them.
+/// The number of values, and of each its container, path and body. Answers are the index and the
+/// status of one value each, in any order; then the index [`END`] and an error, which is empty if
+/// there is none. The child has the time of one request for each of them.
 fn exchange_posts(socket: &UnixStream, posts: &[Post]) -> io::Result<Result<Vec<Option<u16>>, String>> {
     let mut message = vec![POSTS];
     message.extend(length_of(posts).to_be_bytes());

@@ -1,7 +1,7 @@
 //! Files in directories of the node: read without following a symbolic link, and replaced
 //! atomically, even if the machine loses power.
 //!
-//! A new file is written beside the old one, as `.NAME.PID.unbit-agent`, and renamed. uWSGI reads
+//! A new file is written next to the old one, as `.NAME.PID.unbit-agent`, and renamed. uWSGI reads
 //! no such name: its Emperors look at the end of a name.
 //!
 //! What is in a file is decided by the jobs.

@@ -10,6 +10,7 @@
 use crate::check;
 use crate::command_line::{must_be_root, print_lossy};
 use crate::engine::{Engine, Found};
+use crate::lock::Lock;
 use crate::names::{self, Account};
 use crate::report::{self, Format, State, lines_of};
 use crate::rootfs::RootFs;
@@ -135,6 +136,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     must_be_root("attach")?;
     let uid = arguments.account.uid()?;
+    let _lock = Lock::take(uid)?;
     let node = RootFs::at(None);
     let found = arguments.place.engine().map(|engine| {
         let found = engine.find(&node)?;
@@ -309,9 +311,11 @@ pub fn detach(arguments: &DetachArguments) -> Result<ExitCode> {
         Account::Number(uid) => *uid,
         Account::Name(name) => {
             let uid = names::container_of(name)?;
+            let _lock = Lock::take(uid)?;
             return detach_name(name, uid).map(|()| ExitCode::SUCCESS);
         }
     };
+    let _lock = Lock::take(uid)?;
     for name in names::of(uid) {
         detach_name(&name, uid)?;
     }

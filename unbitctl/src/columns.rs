@@ -6,11 +6,11 @@ use jiff::{Timestamp, tz::TimeZone};
 /// How wide the lines may be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Window {
-    /// As wide as they are.
+    /// No limit.
     Any,
-    /// Columns are left out, but what is shown is whole, be it longer: grep(1) and scripts read it.
+    /// Drop columns that do not fit, but truncate no value: scripts read it.
     Columns(usize),
-    /// Long values are cut, too: on a terminal a line must stay one.
+    /// Also truncate values: each row stays one line.
     Terminal(usize),
 }
 
@@ -45,13 +45,13 @@ pub enum Align {
     Right,
 }
 
-/// What is done where a line is too long.
+/// How to shorten a line, in this order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
-    /// The column is left out.
-    Leave(&'static str),
-    /// Its values are cut, down to this width.
-    Cut(&'static str, usize),
+    /// Leave the column out.
+    Drop(&'static str),
+    /// Truncate its values, but not below this width.
+    Truncate(&'static str, usize),
 }
 
 const GAP: &str = "  ";
@@ -71,7 +71,7 @@ pub fn lines(
     }
     for (at, Column(head, _)) in columns.iter().enumerate().filter(|(_, Column(head, _))| optional.contains(head)) {
         if rows.iter().all(|row| row.get(at).is_none_or(|cell| cell == NOTHING)) {
-            leave(columns, &mut widths, head);
+            drop_column(columns, &mut widths, head);
         }
     }
     let whole = widths.clone();
@@ -81,8 +81,8 @@ pub fn lines(
         let excess = needed.saturating_sub(window.width());
         match step {
             _ if excess == 0 => break,
-            Step::Leave(head) => leave(columns, &mut widths, head),
-            Step::Cut(head, least) => {
+            Step::Drop(head) => drop_column(columns, &mut widths, head),
+            Step::Truncate(head, least) => {
                 let at = columns.iter().position(|Column(name, _)| name == head);
                 if let Some(width) = at.and_then(|at| widths.get_mut(at)).filter(|width| **width > *least) {
                     *width = width.saturating_sub(excess).max(*least);
@@ -101,14 +101,14 @@ pub fn lines(
     std::iter::once(&heads).chain(rows).map(line).collect()
 }
 
-/// A text in so much room, with the mark of a cut.
-pub fn cut(text: &str, room: usize) -> String {
-    const CUT: &str = "...";
+/// A text in so much room, with a mark if it is truncated.
+pub fn truncate(text: &str, room: usize) -> String {
+    const MARK: &str = "...";
     if text.chars().count() <= room {
         return text.to_owned();
     }
-    let rest = room.saturating_sub(CUT.len());
-    text.chars().take(rest).chain(CUT.chars()).take(room).collect()
+    let rest = room.saturating_sub(MARK.len());
+    text.chars().take(rest).chain(MARK.chars()).take(room).collect()
 }
 
 /// A moment with its year, and without.
@@ -124,7 +124,7 @@ pub fn moment(seconds: u64, zone: &TimeZone, format: &str) -> Option<String> {
 /// What stands in a column where there is nothing.
 pub const NOTHING: &str = "-";
 
-fn leave(columns: &[Column], widths: &mut [usize], head: &str) {
+fn drop_column(columns: &[Column], widths: &mut [usize], head: &str) {
     let column = widths.iter_mut().zip(columns).find(|(_, Column(name, _))| *name == head);
     column.into_iter().for_each(|(width, _)| *width = 0);
 }
@@ -133,8 +133,8 @@ fn leave(columns: &[Column], widths: &mut [usize], head: &str) {
 fn line(columns: &[Column], row: &[String], widths: &[usize], window: Window) -> String {
     let mut line = String::new();
     for ((cell, width), Column(_, align)) in row.iter().zip(widths).zip(columns).filter(|((_, width), _)| **width > 0) {
-        let cut = matches!(window, Window::Terminal(_)).then(|| cut(cell, *width));
-        let cell = cut.as_ref().unwrap_or(cell);
+        let truncated = matches!(window, Window::Terminal(_)).then(|| truncate(cell, *width));
+        let cell = truncated.as_ref().unwrap_or(cell);
         line.push_str(&match align {
             Align::Right => format!("{cell:>width$}{GAP}"),
             Align::Left => format!("{cell:<width$}{GAP}"),
@@ -153,7 +153,7 @@ mod tests {
         Column("PID", Align::Right),
         Column("KEY", Align::Left),
     ];
-    const STEPS: [Step; 3] = [Step::Leave("PID"), Step::Cut("NAME", 6), Step::Cut("KEY", 5)];
+    const STEPS: [Step; 3] = [Step::Drop("PID"), Step::Truncate("NAME", 6), Step::Truncate("KEY", 5)];
 
     fn shown(rows: &[[&str; 4]], window: Window) -> Vec<String> {
         let rows: Vec<_> = rows.iter().map(|row| row.map(str::to_owned).to_vec()).collect();
@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(shown(&rows, Window::Terminal(25))[1], "   30001  a-l...  SHA2...");
         assert_eq!(shown(&rows, Window::Terminal(24))[1], "   30001  a-l...  SHA...");
         assert_eq!(shown(&rows, Window::Terminal(20))[1], "   30001  a-l...  SH");
-        assert_eq!(cut("abcdef", 2), "..");
+        assert_eq!(truncate("abcdef", 2), "..");
         assert_eq!(shown(&rows[1..], Window::Any)[0], "     UID    PID  KEY", "a column without values");
     }
 }

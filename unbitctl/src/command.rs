@@ -9,33 +9,33 @@ use std::process::{Command, Stdio};
 /// sshd, which reads sshd_config(5).
 pub const SSHD: &str = "/usr/sbin/sshd";
 
-/// How a program ended, and what it said.
+/// How a program ended, and what it printed.
 pub struct Output {
-    /// The exit status; nothing when a signal or the end of its time ended it.
+    /// The exit status; `None` if a signal or the time limit ended it.
     pub status: Option<i32>,
     pub out: String,
     pub err: String,
 }
 
 impl Output {
-    /// Whether it ended well.
+    /// Whether its exit status is 0.
     pub fn succeeded(&self) -> bool {
         self.status == Some(0)
     }
 
-    /// What to tell of one that did not: what it said, or how it ended.
+    /// The first lines that it printed, if it failed, or how it ended.
     pub fn error_summary(&self) -> String {
-        let said = if self.err.trim().is_empty() { &self.out } else { &self.err };
-        let said: Vec<_> = said.lines().map(str::trim).filter(|line| !line.is_empty()).take(3).collect();
+        let printed = if self.err.trim().is_empty() { &self.out } else { &self.err };
+        let lines: Vec<_> = printed.lines().map(str::trim).filter(|line| !line.is_empty()).take(3).collect();
         match self.status {
             None => "it crashed, or did not end in time".to_owned(),
-            Some(status) if said.is_empty() => format!("exit status {status}"),
-            Some(_) => said.join("; "),
+            Some(status) if lines.is_empty() => format!("exit status {status}"),
+            Some(_) => lines.join("; "),
         }
     }
 }
 
-/// Nothing that is asked here takes longer.
+/// The time limit, as timeout(1) reads it.
 const SECONDS: &str = "20";
 
 /// Whether this user can run programs there: only root can change its root directory.
@@ -43,7 +43,7 @@ pub fn can_run_programs(node: &RootFs) -> bool {
     node.is_running() || nix::unistd::geteuid().is_root()
 }
 
-/// Runs a program of the node's.
+/// Runs a program of the node, with a time limit.
 pub fn run(node: &RootFs, program: &str, arguments: &[&str]) -> Result<Output> {
     let mut command = with_timeout();
     if !node.is_running() {
@@ -53,13 +53,13 @@ pub fn run(node: &RootFs, program: &str, arguments: &[&str]) -> Result<Output> {
     answer(command, program)
 }
 
-/// Runs sshd, which wants its directory below /run and a host key even to say what it is configured
-/// to do: it gets both in a mount namespace of its own, and /dev/null where an image has none.
+/// Runs sshd. It needs its directory below /run and a host key even to print its configuration, so
+/// it gets both in a mount namespace of its own, and /dev/null if an image has none.
 pub fn run_sshd(node: &RootFs, arguments: &[&str]) -> Result<Output> {
     run_sshd_with(node, &[], arguments)
 }
 
-/// The same with some files replaced: each by the given file, or by an empty one.
+/// Like [`run_sshd`], with some files replaced: each by the given file, or by an empty one.
 pub fn run_sshd_with(node: &RootFs, instead: &[(PathBuf, Option<PathBuf>)], arguments: &[&str]) -> Result<Output> {
     const SCRIPT: &str = r#"
         root=$1
@@ -88,8 +88,8 @@ pub fn run_sshd_with(node: &RootFs, instead: &[(PathBuf, Option<PathBuf>)], argu
     answer(command, "sshd")
 }
 
-/// Runs a script of ours, which may mount what it likes: its first argument is the node's root
-/// directory, and its mounts end with it.
+/// Runs a shell script in a mount namespace of its own, so that its mounts end with it. Its first
+/// argument is the node's root directory.
 pub fn run_in_mount_namespace(node: &RootFs, script: &str, arguments: &[&str]) -> Result<Output> {
     let mut command = with_timeout();
     command.args(["unshare", "--mount", "sh", "-euc", script, "sh"]).arg(node.root()).args(arguments);
@@ -107,7 +107,7 @@ fn with_timeout() -> Command {
 
 fn answer(mut command: Command, program: &str) -> Result<Output> {
     let done = command.output().with_context(|| format!("run {program}"))?;
-    // timeout(1) says 124 of its own, and 128 and the number of a signal for what ended by that.
+    // timeout(1) exits with 124 on a timeout, and with 128 + N if signal N ended the program.
     let status = done.status.code().filter(|status| *status != 124 && !(129..=192).contains(status));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if status == Some(127) {
@@ -116,8 +116,8 @@ fn answer(mut command: Command, program: &str) -> Result<Output> {
     Ok(Output { status, out: text(&done.stdout), err: text(&done.stderr) })
 }
 
-/// Where the libraries of a root directory may be: of one architecture, or of several beside each
-/// other.
+/// Where the libraries of a root directory may be: those of one architecture, or of several next to
+/// each other.
 pub fn library_directories(node: &RootFs) -> Vec<String> {
     let mut directories = Vec::new();
     for base in ["/usr/lib", "/lib"] {
@@ -132,10 +132,10 @@ pub fn library_directories(node: &RootFs) -> Vec<String> {
     directories
 }
 
-/// Why a library cannot be loaded, as its own dynamic linker says.
+/// Why the root directory's dynamic linker cannot load a library; `None` if it can.
 pub fn cannot_load(node: &RootFs, library: &str) -> Result<Option<String>> {
     let answer = run(node, "ldd", &["-r", library])?;
     let missing = |line: &&str| line.contains("not found") || line.contains("undefined symbol");
-    let complaint = answer.err.lines().chain(answer.out.lines()).find(missing).map(|line| line.trim().to_owned());
-    Ok(complaint.or_else(|| (!answer.succeeded()).then(|| answer.error_summary())))
+    let reason = answer.err.lines().chain(answer.out.lines()).find(missing).map(|line| line.trim().to_owned());
+    Ok(reason.or_else(|| (!answer.succeeded()).then(|| answer.error_summary())))
 }

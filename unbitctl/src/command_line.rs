@@ -7,19 +7,18 @@ use std::io::{self, Write};
 use std::num::IntErrorKind;
 use std::process::ExitCode;
 
-/// With which an error ends the command.
+/// The exit status for an error.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     if error.is::<NeedsRoot>() { ExitCode::from(3) } else { ExitCode::FAILURE }
 }
 
-/// Says something on stderr, in one line. That nobody can hear it changes no exit status.
+/// Writes one line to standard error. A write error is ignored.
 pub fn warn_line(what: impl std::fmt::Display) {
     let line = format!("unbitctl: {}\n", escape::line(&what.to_string()));
     let _ = io::stderr().write_all(line.as_bytes()); // in one piece
 }
 
-/// Writes to standard output, for who still reads it: what is being done does not end because
-/// nobody does.
+/// Writes to standard output and ignores errors: a closed pipe must not end a change half-way.
 macro_rules! print_lossy {
     ($($text:tt)*) => {{
         use std::io::Write;
@@ -28,7 +27,7 @@ macro_rules! print_lossy {
 }
 pub(crate) use print_lossy;
 
-/// What only root can do was asked for by someone else; the sentence that says so.
+/// The error of a command that only root may run.
 #[derive(Debug)]
 pub struct NeedsRoot(String);
 
@@ -40,12 +39,12 @@ impl std::fmt::Display for NeedsRoot {
 
 impl std::error::Error for NeedsRoot {}
 
-/// Refuses unless root runs this.
+/// Fails unless root runs this.
 pub fn must_be_root(what: &'static str) -> Result<()> {
     root_or(format!("{what} needs root"))
 }
 
-/// The same, with a sentence of its own.
+/// Like [`must_be_root`], with this error message.
 pub fn root_or(sentence: impl Into<String>) -> Result<()> {
     if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(NeedsRoot(sentence.into()).into()) }
 }
@@ -87,8 +86,8 @@ mod tests {
             ("030001", "no zeros before it: 30001"),
             ("Web1", "a container's number is needed, such as 30001"),
         ] {
-            let said = container(text).map(|_| ()).expect_err(text);
-            assert!(said.contains(why), "{text}: {said}");
+            let message = container(text).map(|_| ()).expect_err(text);
+            assert!(message.contains(why), "{text}: {message}");
         }
     }
 }

@@ -154,14 +154,14 @@ impl From<anyhow::Error> for Failed {
     }
 }
 
-/// What is to be done, as far as it can be known before.
+/// Everything that is known before anything is changed.
 struct Plan<'a> {
     arguments: &'a Arguments,
     uid: ContainerUid,
     home: PathBuf,
     keys: Vec<Key>,
     vassal: PathBuf,
-    /// What is in its file now, and what is to be.
+    /// The present and the new content of the vassal.
     old: Option<String>,
     new: String,
     quota: quota::State,
@@ -190,7 +190,7 @@ impl<'a> Plan<'a> {
         if old.is_none() {
             choice.distribution = Some(chosen_distribution(arguments.distribution.as_deref())?);
         }
-        // That of one that is there is looked at too: without it, it does not start.
+        // An existing vassal's distribution is checked, too.
         if let Some(name) = choice.distribution.as_ref().or(used.as_ref()) {
             must_be_complete(name)?;
         }
@@ -245,7 +245,7 @@ impl<'a> Plan<'a> {
             progress.found("directory", format!("{shown}: exists"));
             return Ok(());
         }
-        // Whoever had this number before may have been removed by hand.
+        // A container that had this number before may have been removed by hand.
         leftovers::remove(self.uid).context("remove what the node keeps of an earlier user of this number")?;
         // Complete before it has its name, from which on it is an account.
         let new = Path::new(CONTAINERS).join(format!(".{}.unbitctl", self.uid));
@@ -299,7 +299,7 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// What sshd and PAM would say of a login, before the container is started for it.
+    /// Checks sshd and PAM before the container is started.
     fn must_let_in(&self) -> Result<(), Failed> {
         let findings = check::container(&Account::Number(self.uid))?;
         let of_the_node =
@@ -313,12 +313,12 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Without a key nobody gets any further, and that is as it was asked for.
+    /// With `--without-key` a login fails at the keys, as the operator has chosen.
     fn is_excused(&self, finding: &Finding) -> bool {
         self.arguments.without_key && finding.check == "keys"
     }
 
-    /// Whether the container starts anew by it.
+    /// Writes the vassal; true if that starts or restarts the container.
     fn write_vassal(&self, progress: &mut Progress, undo: &mut Undo) -> Result<bool> {
         let shown = self.vassal.display();
         let what = |text: &str| vassal::settings(text);
@@ -349,7 +349,7 @@ impl<'a> Plan<'a> {
         Ok(Processes::read()?.pid_1_of(self.uid.get()).map(|process| process.pid))
     }
 
-    /// Until a login would work: by another pid 1 than the one before.
+    /// Waits until a login would work, with a new pid 1.
     fn wait(&self, interrupt: &Interrupt, progress: &Progress, before: Option<i32>) -> Result<Vec<Finding>, Failed> {
         let limit = Duration::from_secs(self.arguments.timeout);
         let end = Instant::now() + limit;
@@ -388,7 +388,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Whether its Emperor answers, and it can be entered.
+    /// Whether it can be entered.
     fn is_reachable(&self) -> bool {
         use join::{attach::Attachment, options::Options};
         Attachment::prepare(self.uid, &Options::default(), &mut |_, _| {}).is_ok()
@@ -423,7 +423,7 @@ fn summary(findings: &[Finding]) -> String {
     }
 }
 
-/// The private key beside a public one, unless ssh takes it of its own accord.
+/// The private key next to a public one, unless ssh(1) uses it by default.
 fn private_of(file: &Path) -> Option<PathBuf> {
     let private = file.canonicalize().ok()?.with_extension("");
     let is_usual = ["id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk"]
@@ -432,7 +432,7 @@ fn private_of(file: &Path) -> Option<PathBuf> {
     (file.extension()? == "pub" && private.is_file() && !is_usual).then_some(private)
 }
 
-/// The number is nobody else's, and no other engine's.
+/// Refuses a number that an account or another engine's container has.
 fn must_not_be_taken(uid: ContainerUid, home: &Path) -> Result<()> {
     let shown = home.display();
     let link = Path::new(link::DIRECTORY).join(uid.to_string());
@@ -459,7 +459,7 @@ fn must_not_be_taken(uid: ContainerUid, home: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What its file says, if there is one.
+/// The content of the vassal, if there is one.
 fn read_vassal(uid: ContainerUid, file: &Path) -> Result<Option<String>> {
     let shown = file.display();
     match fs::symlink_metadata(file) {
@@ -473,7 +473,7 @@ fn read_vassal(uid: ContainerUid, file: &Path) -> Result<Option<String>> {
     }
 }
 
-/// The one that is named, or the only one, or `base`.
+/// The distribution that is named, or the only one, or `base`.
 fn chosen_distribution(named: Option<&str>) -> Result<String> {
     if let Some(name) = named {
         return Ok(name.to_owned());
@@ -508,8 +508,7 @@ fn must_be_complete(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Puts a whole new file where the Emperor looks: no name but the last is one that it takes for a
-/// container.
+/// Replaces the file atomically, under a temporary name that the Emperor ignores.
 fn replace(file: &Path, text: &str) -> Result<()> {
     let shown = || file.display().to_string();
     let name = file.file_name().unwrap_or_default().to_string_lossy();

@@ -34,7 +34,7 @@ pub enum Engine {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Found {
     pub cgroup: PathBuf,
-    /// For how long the container has this cgroup: the rest of "it stays the same".
+    /// How long the link stays valid: "as long as ..." or "until ...".
     pub stays: String,
     /// What the operator has to know of it.
     pub warnings: Vec<String>,
@@ -178,7 +178,7 @@ fn control_group(node: &RootFs, unit: &str) -> Result<PathBuf> {
         bail!("unit {unit} is not running ({why}); start it first: systemctl start {unit}");
     }
     let hierarchies = Hierarchies::mounted().map_err(|refusal| anyhow::anyhow!(refusal.cause))?;
-    // Where cgroup v1 has the controllers, systemd has its own hierarchy beside them.
+    // Where cgroup v1 has the controllers, systemd has its own hierarchy next to them.
     let mounted = hierarchies.version_2().unwrap_or("/sys/fs/cgroup/systemd");
     Ok(Path::new(mounted).join(group.trim_start_matches('/')))
 }

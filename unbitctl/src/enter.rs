@@ -123,7 +123,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
 }
 
-/// With what to type next, by what the refusal is about.
+/// The error for a refusal, with the command to run next.
 fn refused(container: ContainerUid, refusal: &Refusal) -> anyhow::Error {
     let Refusal { reason, cause } = refusal;
     match reason {
@@ -192,7 +192,7 @@ impl Session {
         })
     }
 
-    /// In the process that enters, before it does.
+    /// Runs in the process that enters, before it does.
     fn detach_from_operator(&self, inner: &InnerEnds) -> Result<(), Refusal> {
         probe::detach_from_operator(self.container)?;
         dup2_stdin(&inner.stdin).context(Reason::Broken, "dup2")?;
@@ -200,7 +200,7 @@ impl Session {
         dup2_stderr(&inner.stderr).context(Reason::Broken, "dup2")
     }
 
-    /// In the process inside.
+    /// Runs in the process inside.
     fn run_inside(&self, messages: &mut Messages, inner: &InnerEnds, signals_before: &SigSet) {
         match self.begin(inner, signals_before) {
             Ok(errno) => {
@@ -228,7 +228,7 @@ fn strings<T: AsRef<std::ffi::OsStr>>(texts: impl IntoIterator<Item = T>) -> Res
     texts.into_iter().map(|text| Ok(CString::new(text.as_ref().as_bytes())?)).collect()
 }
 
-/// The ends of pipes, or of a pty, out here and in the session.
+/// The ends of pipes or of a pty, outside and in the session.
 struct Stdio {
     outer: OuterEnds,
     inner: InnerEnds,
@@ -236,7 +236,7 @@ struct Stdio {
 
 struct OuterEnds {
     pty: Option<OwnedFd>,
-    /// None where the terminal is that.
+    /// `None` if the pty is used instead.
     stdin: Option<OwnedFd>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
@@ -250,7 +250,7 @@ struct InnerEnds {
 }
 
 impl Stdio {
-    /// A terminal for the session where the operator has one, to type in and to read; else pipes.
+    /// A pty for the session if standard input and output are a terminal, otherwise pipes.
     fn new(arguments: &Arguments, user: Ids) -> Result<Self> {
         let pipe = || pipe2(OFlag::O_CLOEXEC);
         if !(stdin().is_terminal() && stdout().is_terminal()) {
@@ -324,7 +324,7 @@ fn stay_outside(mut reaper: Reaper, outer: OuterEnds, signals: &Signals) -> Resu
 
     let has_ended = |reaper: &mut Reaper, limit, streams: &mut Vec<Stream<'_>>, end: &mut Option<u8>| {
         *end = reaper.wait(limit);
-        // There is nobody left to send the first one's to.
+        // Drop the first stream (stdin): nobody reads it any more.
         drop(streams.drain(..usize::from(end.is_some())));
         end.is_some()
     };
@@ -344,12 +344,12 @@ fn stay_outside(mut reaper: Reaper, outer: OuterEnds, signals: &Signals) -> Resu
                     let _ = raw.again();
                 }
             }
-            // Only whoever reads the rest still keeps us.
+            // Only a reader of the remaining output is left.
             _ if end.is_some() => break,
             signal => {
                 reaper.send(signal);
-                // Whoever hangs up or asks twice does not stay for a session that does not care:
-                // nohup(1) is one.
+                // After SIGHUP or a second SIGTERM, do not wait for a session that ignores them
+                // (nohup(1)).
                 let goes = signal == Signal::SIGHUP || signal == Signal::SIGTERM && replace(&mut was_asked, true);
                 if goes && !has_ended(&mut reaper, EXIT_TIMEOUT, &mut streams, &mut end) {
                     return Ok(ExitCode::from(128 + signal as u8));
@@ -360,7 +360,7 @@ fn stay_outside(mut reaper: Reaper, outer: OuterEnds, signals: &Signals) -> Resu
     Ok(end.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// The signals that are passed on, or that tell something.
+/// The signals that are forwarded, and those that this command handles.
 struct Signals {
     descriptor: SignalFd,
     before: SigSet,

@@ -333,8 +333,8 @@ fn inspect(
 fn ask(uid: ContainerUid, timeout: Duration) -> Result<(i32, Option<String>), Refusal> {
     let options = Options { timeout, ..Options::default() };
     let attachment = Attachment::prepare(uid, &options, &mut |_, _| {})?;
-    // A host name is asked for where it is one: this thread goes there, and does nothing else
-    // afterwards.
+    // Joins the UTS namespace to ask for the host name. The worker stays there until the next one;
+    // nothing else that it does depends on it.
     let own = attachment.namespaces().iter().find(|namespace| namespace.kind.name == "uts");
     let host_name = own.filter(|own| own.join().is_ok()).and_then(|_| uname().ok());
     let host_name = host_name.map(|name| escape::word(name.nodename().as_bytes()).to_string());

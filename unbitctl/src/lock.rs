@@ -1,4 +1,4 @@
-//! Locks a container, so that only one `create` or `remove` works on it at a time.
+//! Locks a container, so that only one command changes it at a time.
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
@@ -8,11 +8,11 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Root's, where nobody else can put a file or hold its lock.
+/// Only root can write here, so nobody else can hold the lock.
 const DIRECTORY: &str = "/run/unbit";
 
-/// Held until it is dropped. The file stays, empty: whoever waits for one that is removed meanwhile
-/// would not be alone.
+/// Released when dropped. The file is never removed: a process waiting for a removed file would
+/// hold a lock that nobody else sees.
 pub struct Lock(#[expect(dead_code, reason = "held, until it is dropped")] Flock<File>);
 
 impl Lock {

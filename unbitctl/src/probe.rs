@@ -50,8 +50,8 @@ impl Messages {
 /// More than the process ever says.
 const MAX_MESSAGES: usize = 4096;
 
-/// Forks a process into the container, which does `inside` there; `before` is done on the way, before
-/// anything is joined. Only for a program of one thread.
+/// Forks a process into the container, which does `inside` there; `before` is done on the way,
+/// before anything is joined. Only for a program of one thread.
 pub fn send(
     attachment: Attachment,
     who: Who,

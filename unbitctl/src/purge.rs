@@ -65,8 +65,7 @@ impl Tree<'_> {
         }
     }
 
-    /// Empties a directory of the top, and removes it. What is not empty in it becomes one of the
-    /// top's.
+    /// Empties and removes a directory of the top. Non-empty subdirectories are moved to the top.
     fn empty(&mut self, name: &CStr) -> Result<()> {
         let directory = match open(self.top, name) {
             Ok(directory) => directory,
@@ -87,7 +86,7 @@ impl Tree<'_> {
         }
         drop(directory);
         match unlinkat(self.top, name, UnlinkatFlags::RemoveDir) {
-            // Somebody still puts files there; the top is gone through again.
+            // A process still makes files there; the top is read again.
             Ok(()) | Err(Errno::ENOENT | Errno::ENOTEMPTY) => self.count(),
             Err(errno) => Err(errno).with_context(|| shown(name)),
         }
@@ -128,7 +127,7 @@ impl Tree<'_> {
         self.remove(parent, name).map(drop)
     }
 
-    /// Removes what is no directory, or an empty one. Whether it could be.
+    /// Removes a file or an empty directory; false for a non-empty directory.
     fn remove(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> Result<bool> {
         let is_directory = match fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(status) => is_directory(&status),
@@ -152,7 +151,7 @@ impl Tree<'_> {
         }
     }
 
-    /// Whether the file system does that.
+    /// Moves a directory to the top; false if the file system cannot.
     fn move_up(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> Result<bool> {
         loop {
             self.moved += 1;

@@ -89,7 +89,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Takes its file from the Emperor, and waits for its end.
+/// Removes its vassal and waits until it has ended.
 fn stop_it(uid: ContainerUid, timeout: u64, interrupt: &Interrupt, progress: &mut Progress) -> Result<()> {
     let groups = stop::groups(uid);
     let vassals = vassals_of(uid);
@@ -98,7 +98,7 @@ fn stop_it(uid: ContainerUid, timeout: u64, interrupt: &Interrupt, progress: &mu
         progress.changed("vassal", format!("{}: removed", file.display()));
     }
     if vassals.is_empty() && is_linked(uid) {
-        return Ok(()); // another engine's, which ends it
+        return Ok(()); // another engine runs and stops it
     }
     if vassals.is_empty() {
         progress.found("vassal", format!("{VASSALS} has none"));
@@ -116,8 +116,8 @@ fn is_linked(uid: ContainerUid) -> bool {
     Path::new(DIRECTORY).join(uid.to_string()).is_symlink()
 }
 
-/// Another engine's container uses the directory until that engine has stopped it. One that cannot
-/// be entered, for example a paused one, may still run.
+/// Refuses to purge the directory of another engine's container that runs. One that cannot be
+/// entered, for example a paused one, may still run.
 fn must_not_be_anothers(uid: ContainerUid) -> Result<()> {
     let limit = join::Deadline::after(Duration::from_secs(3));
     match Link::read(uid).and_then(|link| link.map(|link| link.find_leader(limit)).transpose()) {
@@ -146,7 +146,7 @@ fn unlink(uid: ContainerUid, progress: &mut Progress) -> Result<()> {
 struct Home {
     uid: ContainerUid,
     path: PathBuf,
-    /// Its name while it is purged: no account's.
+    /// Its name while it is purged, by which it is no account.
     purge_name: String,
     found: Option<fs::Metadata>,
 }
@@ -183,7 +183,7 @@ impl Home {
         }
     }
 
-    /// First it loses its name, and is no account any more; one that was cut short is gone on with.
+    /// Renames it first, so it is no account any more, and resumes an interrupted purge.
     fn purge(&self, interrupt: &Interrupt, progress: &mut Progress) -> Result<()> {
         let shown = self.path.display().to_string();
         let containers = Path::new(CONTAINERS);

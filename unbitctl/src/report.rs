@@ -56,20 +56,20 @@ pub struct Finding {
     pub seen: String,
     /// Why it matters, in one line.
     pub why: &'static str,
-    /// What to do: a command, or a sentence. Nothing where all is well.
+    /// What to do: a command, or a sentence. `None` if all is well.
     pub fix: Option<String>,
     #[serde(skip)]
     #[expect(dead_code, reason = "only what is in this file can make one")]
     made: Made,
 }
 
-/// Nobody makes a finding but [`Finding::new`], which escapes what is in it.
+/// Makes [`Finding::new`], which escapes its texts, the only constructor.
 #[derive(Clone, Debug)]
 struct Made;
 
 impl Finding {
-    /// What was seen is one line: whatever a tenant names can add none. What to do may be several,
-    /// of ours; names in them are quoted for a shell.
+    /// `seen` becomes one line, so no name of a tenant can add another. `fix` may have several;
+    /// names in it must be quoted for a shell.
     pub fn new(
         check: &'static str,
         state: State,
@@ -81,18 +81,18 @@ impl Finding {
         Self { profile: Profile::Login, check, state, seen, why, fix: fix.map(|fix| lines_of(&fix)), made: Made }
     }
 
-    /// The same, as an answer to this question.
+    /// This finding, as an answer to this question.
     pub fn of(self, profile: Profile) -> Self {
         Self { profile, ..self }
     }
 
-    /// The same, with other words for what was seen.
-    pub fn with_seen(self, words: impl FnOnce(&str) -> String) -> Self {
-        let seen = words(&self.seen);
+    /// This finding, with another text for what was seen.
+    pub fn with_seen(self, text: impl FnOnce(&str) -> String) -> Self {
+        let seen = text(&self.seen);
         Self::new(self.check, self.state, self.why, seen, self.fix).of(self.profile)
     }
 
-    /// The same, with one more line of what to do.
+    /// This finding, with one more line of what to do.
     pub fn with_more_to_do(self, line: &str) -> Self {
         let fix = self.fix.map_or_else(|| line.to_owned(), |fix| format!("{fix}\n{line}"));
         Self::new(self.check, self.state, self.why, self.seen, Some(fix)).of(self.profile)
@@ -120,8 +120,7 @@ impl Finding {
     }
 }
 
-/// Writes a command's answer to standard output. That whoever reads it has had enough, head(1) say,
-/// is no error.
+/// Writes to standard output. EPIPE (as with head(1)) is no error.
 pub fn print(text: &str) -> Result<()> {
     let mut out = stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());

@@ -69,7 +69,7 @@ impl RootFs {
         self.open_with(absolute, OFlag::empty())
     }
 
-    /// The same, but a link at the end of the path is what is opened.
+    /// Like [`Self::open`], but opens a link at the end of the path itself.
     pub fn open_link(&self, absolute: &str) -> Result<OwnedFd> {
         self.open_with(absolute, OFlag::O_NOFOLLOW)
     }

@@ -17,7 +17,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 
-/// Goes on only in the copy. Before anything else is done: it begins anew.
+/// Re-executes this program from a sealed copy; returns only in the copy. Call it first.
 pub fn run_from_memory() -> Result<()> {
     let mut own = File::open("/proc/self/exe")?;
     // A file in memory that has no name: it is the copy.

@@ -88,7 +88,7 @@ const COLUMNS: [Column; 7] = [
 ];
 
 const STEPS: [Step; 5] =
-    [Step::Cut("KEY", 17), Step::Cut("TTY", 8), Step::Leave("VIA"), Step::Leave("SINCE"), Step::Leave("KEY")];
+    [Step::Truncate("KEY", 17), Step::Truncate("TTY", 8), Step::Drop("VIA"), Step::Drop("SINCE"), Step::Drop("KEY")];
 
 fn table(sessions: &[Session], window: Window, zone: &TimeZone) -> Vec<String> {
     let text = |text: &Option<String>| text.clone().unwrap_or_else(|| NOTHING.to_owned());

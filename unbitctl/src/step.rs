@@ -16,12 +16,12 @@ pub enum Change {
     Directory { path: String, uid: u32, gid: u32, mode: u32 },
 }
 
-/// What the operator has decided about the whole node.
+/// What the operator has chosen for the whole node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Choices {
-    /// sshd is to refuse everybody's passwords.
+    /// sshd must refuse everybody's passwords.
     pub keys_only: bool,
-    /// The steps of uwsgi.it's guide are to be gone as well.
+    /// Do the steps of uwsgi.it's guide as well.
     pub guide: bool,
 }
 
@@ -30,26 +30,26 @@ pub struct Step {
     /// Its check's name.
     pub name: &'static str,
     pub check: fn(&RootFs) -> Vec<Finding>,
-    /// What the guide asks for besides.
+    /// What the guide asks for in addition.
     pub guide: fn(&RootFs) -> Vec<Finding>,
-    /// What would fix it; nothing, if all is well.
+    /// The changes that would fix it; none if all is well.
     pub changes: fn(&RootFs, Choices) -> Result<Vec<Change>>,
     /// What the operator has to know before these changes are made.
     pub warning: fn(&RootFs, Choices) -> Vec<String>,
-    /// The steps without which it does not begin, if they fail.
+    /// The steps that must succeed before this one.
     pub needs: &'static [&'static str],
-    /// What must be so before, where the steps of these names are as good as done.
+    /// Refuses if the node is not ready. The names are those of the steps that a dry run assumes.
     pub requires: fn(&RootFs, &[&str]) -> Result<()>,
-    /// Whether the programs that read its files are content with them.
+    /// Whether the programs that read the files accept them.
     pub validate: fn(&RootFs) -> Result<()>,
-    /// What is known of that before the files are there.
+    /// Like `validate`, before the files are written, for a dry run.
     pub preflight: fn(&RootFs) -> Result<()>,
-    /// What is still to be done on a node that runs.
+    /// What the operator must still do on a running node.
     pub follow_up: &'static str,
 }
 
 impl Step {
-    /// With nothing before or after it.
+    /// A step without requirements and without a follow-up.
     pub const fn new(
         name: &'static str,
         check: fn(&RootFs) -> Vec<Finding>,

@@ -17,16 +17,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// What the Emperor has to end it itself. Then it is killed.
+/// How long the Emperor may take before the container is killed.
 const GRACE: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The unit of the examples, below which cgroup-v2.ini puts a container's cgroup.
 const UNIT: &str = "system.slice/containers.service";
 
-/// The container's cgroups: those that its pid 1 is in, and where the examples put them, whether
-/// they are there or not: one that starts may make them later. Nowhere else: in a cgroup that an
-/// engine has delegated a tenant can make one of any name.
+/// The cgroups of its pid 1, and those that the examples' files would make, even if they do not
+/// exist yet. No others: in a delegated cgroup a tenant can make one of any name.
 pub fn groups(uid: ContainerUid) -> Vec<PathBuf> {
     let name = uid.to_string();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -59,7 +58,7 @@ pub enum End {
     Killed,
 }
 
-/// Waits until nothing of it is left, and removes its cgroups. After a while it is killed.
+/// Waits until no process of it is left, and removes its cgroups. After GRACE it is killed.
 pub fn wait(
     uid: ContainerUid,
     groups: Vec<PathBuf>,
@@ -102,7 +101,7 @@ fn numbers(pids: &[i32]) -> String {
     format!("{}{}", some.join(" "), if pids.len() > 5 { " ..." } else { "" })
 }
 
-/// Its pid 1, also one that still starts and is root; and whoever is in its cgroups.
+/// Its pid 1, also while that is starting and root, and all processes in its cgroups.
 fn left(uid: ContainerUid, groups: &[PathBuf]) -> Result<Vec<i32>> {
     let processes = Processes::read()?;
     let mut left: Vec<i32> = processes.pid_1_of(uid.get()).map(|process| process.pid).into_iter().collect();
@@ -116,9 +115,9 @@ fn left(uid: ContainerUid, groups: &[PathBuf]) -> Result<Vec<i32>> {
     Ok(left)
 }
 
-/// Whether a pid 1 that is root is uWSGI on its way to be this container. Only for a child of the
-/// Emperor's: to read a command line takes the lock of its process's memory, which root of another
-/// engine's container can hold.
+/// Whether a pid 1 that is root is uWSGI starting this container. Only for children of the Emperor:
+/// reading a command line takes the lock of the process's memory, which root of another engine's
+/// container can hold.
 fn is_starting(uid: ContainerUid, pid: i32) -> bool {
     let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let words = String::from_utf8_lossy(&words).into_owned();
@@ -126,10 +125,11 @@ fn is_starting(uid: ContainerUid, pid: i32) -> bool {
     is_uwsgi && words.split(['\0', '/', ' ']).any(|word| word == format!("{uid}.ini") || word == format!("[{uid}]"))
 }
 
-/// Kills one of them if it is the container's user: another's may be in a cgroup of that name.
+/// Kills the process if its user is the container's: a process of another user may be in a cgroup
+/// of that name.
 fn kill(uid: ContainerUid, pid: i32) {
     let Ok(pinned) = join::sys::pidfd_open(pid) else { return };
-    // Looked at while it is pinned, so that the number is still its own.
+    // Checked after it is pinned, so that the pid is still its own.
     if fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == uid.get()) {
         let _ = crate::sys::pidfd_send_signal(&pinned, Signal::SIGKILL);
     }

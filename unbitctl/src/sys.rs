@@ -25,7 +25,7 @@ pub fn window_size(terminal: impl AsFd) -> nix::Result<Winsize> {
     Ok(size)
 }
 
-/// Tells a terminal the size of its window; who runs in it hears of it by SIGWINCH.
+/// Sets the size of a terminal; its foreground processes get SIGWINCH.
 pub fn set_window_size(terminal: impl AsFd, size: Winsize) -> nix::Result<()> {
     // SAFETY: the request reads the one struct that it is given; the descriptor is open.
     unsafe { ioctls::set_size(terminal.as_fd().as_raw_fd(), &raw const size) }.map(drop)
@@ -53,12 +53,12 @@ pub fn is_clock_synchronised() -> nix::Result<bool> {
     Ok(state != libc::TIME_ERROR && clock.status & libc::STA_UNSYNC == 0)
 }
 
-/// What a file system does about the quotas of users.
+/// Whether a file system has user quotas.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct UserQuota {
-    /// It counts what each user has.
+    /// It counts the disk space of each user.
     pub counts: bool,
-    /// It lets no user have more than the limit.
+    /// It enforces the limits.
     pub limits: bool,
 }
 
@@ -239,9 +239,8 @@ fn keyctl(operation: libc::c_int, keyring: i64, other: i64) -> nix::Result<i64> 
 
 const CLEAR: libc::c_int = 7; // linux/keyctl.h, as are the others
 
-/// Empties the keyrings of the calling user, whether a process of that user's runs or not:
-/// user-keyring(7) and user-session-keyring(7). False if that user has taken away the rights to do
-/// so: then nobody has them, not even root, and nobody finds a key there either.
+/// Clears the caller's user and user session keyrings (user-keyring(7)). False if the user has
+/// removed the permissions to do so; then nobody, root included, can use or clear them.
 pub fn clear_user_keyrings() -> nix::Result<bool> {
     const LINK: libc::c_int = 8;
     const INVALIDATE: libc::c_int = 21;
@@ -276,7 +275,7 @@ pub fn clear_user_keyrings() -> nix::Result<bool> {
             Err(errno) => return Err(errno),
         }
     }
-    // Where it was made the one is in the other; it is used as well without that.
+    // The kernel links the user keyring into the session keyring; both work without the link.
     let _ = once_collected(LINK, USER, USER_SESSION);
     Ok(is_all)
 }
@@ -294,9 +293,8 @@ pub fn end_key(key: i64) {
         .or_else(|_| keyctl(REVOKE, key, 0));
 }
 
-/// The same for the one that the kernel keeps for a user for some days, persistent-keyring(7). For
-/// root: in a keyring of the user's own it has no place once the user's keys are as many as they
-/// may be.
+/// Clears a user's persistent keyring (persistent-keyring(7)), as root: the user's quota of keys
+/// may be used up.
 pub fn clear_persistent_keyring(uid: u32) -> nix::Result<()> {
     const GET_PERSISTENT: libc::c_int = 22;
     const PROCESS: i64 = -2;

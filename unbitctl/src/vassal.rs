@@ -8,7 +8,7 @@ use std::fmt;
 /// The example itself, so that the two cannot differ.
 pub const TEMPLATE: &str = include_str!("../../examples/container.ini");
 
-/// What an operator may choose for a container; nothing for what it leaves as it is.
+/// What an operator may choose for a container; `None` keeps the present value.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Choice {
     /// In bytes.
@@ -20,7 +20,7 @@ pub struct Choice {
     pub distribution: Option<String>,
 }
 
-/// What a file says of that.
+/// The same values as a vassal has them.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Settings {
     pub memory: Option<String>,
@@ -43,7 +43,7 @@ impl fmt::Display for Settings {
     }
 }
 
-/// What a vassal says.
+/// Reads the values of a vassal.
 pub fn settings(text: &str) -> Settings {
     let value = |key: &str| text.lines().find_map(|line| placeholder(line, key)).map(str::to_owned);
     Settings {
@@ -117,7 +117,7 @@ fn distribution(line: &str) -> Option<&str> {
         }
         _ => None,
     }
-    .filter(|name| !name.contains(['/', ':', '=', ','])) // which part the words of such lines
+    .filter(|name| !name.contains(['/', ':', '=', ','])) // separators of such lines
 }
 
 fn set(text: &str, key: &str, value: u64) -> Option<String> {
@@ -162,7 +162,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     bytes.ok_or_else(|| "a size is needed, such as 512M, 1G or 1T (K, M, G and T are powers of 1024)".to_owned())
 }
 
-/// The same, of memory. Less holds no container.
+/// Reads a size of memory, for an argument. A container needs at least 32 MiB.
 pub fn parse_memory(text: &str) -> Result<u64, String> {
     match parse_size(text)? {
         bytes if bytes < 32 << 20 => Err("a container needs 32M at least".to_owned()),

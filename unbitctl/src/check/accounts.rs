@@ -1,4 +1,4 @@
-//! /etc/passwd: no account there has a container's name or number.
+//! Checks that no line of /etc/passwd has a container's name or number.
 
 use crate::report::Finding;
 use crate::rootfs::RootFs;

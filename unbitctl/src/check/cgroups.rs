@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_beside_its_emperor_cannot_be_entered() {
+    fn a_container_in_its_emperors_cgroup_cannot_be_entered() {
         let found =
             judged(&[(30001, container(false, "system")), (30002, container(true, "30002"))], &[("/cg/30002", "1")]);
         assert_eq!(found, [(State::Fail, "no cgroup of its own: 30001".to_owned())]);

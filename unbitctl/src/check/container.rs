@@ -81,7 +81,7 @@ fn fail(name: &str, seen: impl Into<String>, fix: impl Into<String>) -> Finding 
     Finding::fail(check, why, seen, fix)
 }
 
-/// Goes the way until it ends, by the name that is in use.
+/// Runs the steps until one fails.
 pub fn check(account: &Account) -> Result<Vec<Finding>> {
     crate::command_line::must_be_root("check UID")?;
     join::sys::set_all_close_on_exec()?;
@@ -129,8 +129,8 @@ fn run_steps(login: &Account, findings: &mut Vec<Finding>) -> Result<(), Finding
     in_sshds_sandbox(login, container, &config, &options, answering.as_ref(), findings)
 }
 
-/// The rest of the way, in a process that can do what sshd's can and no more. It may end in ways of
-/// its own: a filter of sshd's may kill it.
+/// Runs the remaining steps in a process with the restrictions of sshd. A seccomp filter of sshd
+/// may kill it.
 fn in_sshds_sandbox(
     login: &Account,
     container: ContainerUid,
@@ -210,8 +210,8 @@ fn run_in_sandbox(
     join(login, container, attachment, options, writer)
 }
 
-/// Findings on their way to the process that shows them, a line each: step, state, what was seen,
-/// what to do.
+/// Writes findings to the process that shows them, a line each: step, state, what was seen, what to
+/// do.
 struct FindingWriter {
     sink: File,
 }
@@ -223,7 +223,7 @@ impl FindingWriter {
         let state = finding.state as u8;
         let fix = finding.fix.unwrap_or_default().replace('\n', NEWLINE_ESCAPE);
         let line = format!("{}\t{state}\t{}\t{fix}\n", finding.check, finding.seen);
-        let _ = self.sink.write_all(line.as_bytes()); // then nobody is there to be told
+        let _ = self.sink.write_all(line.as_bytes()); // an error means that nobody reads them
     }
 }
 
@@ -237,7 +237,7 @@ fn parse_finding(line: &str) -> Option<Finding> {
     Some(Finding::new(check, state, why, seen, Some(fix).filter(|fix| !fix.is_empty())))
 }
 
-/// What is told within this time, and whether that is all.
+/// The findings that arrive within this time, and whether they are complete.
 fn read_findings(pipe: OwnedFd, limit: Duration) -> (Vec<Finding>, bool) {
     let (text, is_complete) = match read_within(&mut File::from(pipe), limit, usize::MAX) {
         Ok(text) => (text, true),
@@ -247,7 +247,7 @@ fn read_findings(pipe: OwnedFd, limit: Duration) -> (Vec<Finding>, bool) {
     (String::from_utf8_lossy(&text).lines().filter_map(parse_finding).collect(), is_complete)
 }
 
-/// Who glibc says that it is, and whether that is a container's user.
+/// Checks that glibc knows the account, and that it is the container's.
 ///
 /// An account of the number's name must be the container's, with its uid and gid; else its logins
 /// are refused. An account of another name is refused if there is a container of its uid, and an
@@ -409,7 +409,7 @@ fn take_out(name: &str) -> String {
     )
 }
 
-/// What sshd goes by for this user, and whom it lets in at all.
+/// sshd's effective configuration for this user; fails if sshd would refuse the user.
 fn sshd(node: &RootFs, login: &Account, container: ContainerUid) -> Result<EffectiveConfig, Finding> {
     let config = sshd::effective_config(node, &login.to_string())
         .map_err(|error| fail("sshd", format!("{error:#}"), "fix what it complains of, then: sshd -t"))?;
@@ -426,7 +426,7 @@ fn sshd(node: &RootFs, login: &Account, container: ContainerUid) -> Result<Effec
     }
 }
 
-/// The lines of PAM, and on which terms they let a session in.
+/// The lines of PAM, and with which options they accept a session.
 fn pam(node: &RootFs, findings: &mut Vec<Finding>) -> Result<Options, Finding> {
     let let_in = pam::let_in(node).map_err(|error| fail("pam", format!("{error:#}"), pam::fix_of(node)))?;
     let module = pam::module(node);
@@ -439,7 +439,7 @@ fn pam(node: &RootFs, findings: &mut Vec<Finding>) -> Result<Options, Finding> {
     Ok(let_in.options)
 }
 
-/// Whether sshd would take a key of the user's.
+/// Whether sshd would accept a key of the user.
 fn keys(login: &Account, container: ContainerUid, config: &EffectiveConfig) -> Result<Finding, Finding> {
     if config.of("PubkeyAuthentication") == "no" {
         return Err(fail("keys", "sshd accepts no keys: PubkeyAuthentication no", "unbitctl setup sshd"));
@@ -521,8 +521,8 @@ fn expand(file: &str, login: &Account, container: ContainerUid) -> String {
     text
 }
 
-/// As long as it lives, files are reached with the rights of a container's user, as sshd reaches
-/// its keys.
+/// Until it is dropped, files are opened with the rights of a container user, as sshd opens the
+/// files of keys.
 struct AsTheUser {
     groups: Vec<Gid>,
 }
@@ -629,7 +629,7 @@ fn check_modes(
     Err(format!("bad ownership or modes for {what} {path}: {seen}"))
 }
 
-/// The whole verification, in the module's own code.
+/// Verifies the container with the code of the module.
 fn prepare(
     login: &Account,
     container: ContainerUid,
@@ -643,7 +643,7 @@ fn prepare(
         findings.push(ok(name, seen.to_string()));
     };
     let attachment = Attachment::prepare(container, options, &mut report);
-    // After the last step the first one that can change is looked at again.
+    // A refusal after the last step comes from the second verification.
     let ends_at = REPORTED.get(reported).copied().unwrap_or("verify");
     let attachment = attachment.map_err(|refusal| refused(login, container, ends_at, &refusal))?;
     if attachment.ids() != Ids::of(container) {
@@ -657,7 +657,7 @@ fn prepare(
     Ok(attachment)
 }
 
-/// A login ends here, with these words in the log and for the user.
+/// The finding of a refusal: a login would end with these messages.
 fn refused(login: &Account, container: ContainerUid, name: &str, refusal: &Refusal) -> Finding {
     let seen = format!("{}; the user reads: {}", refusal.cause, refusal.sentence(&login.to_string()));
     fail(name, seen, fix(container, name, refusal))
@@ -841,8 +841,8 @@ fn run_inside(container: ContainerUid, messages: &mut Messages) {
         Ok(()) => messages.send("home", ""),
         Err(errno) => messages.send("home", errno.desc()),
     }
-    // sshd's process stays beside its shell, so there have to be two. The helper that joined may
-    // still be counted.
+    // sshd's process stays next to its shell, so two processes must be allowed. The helper that
+    // joined may still be counted.
     let end = Instant::now() + Duration::from_secs(1);
     let fork = || loop {
         match join::sys::fork() {

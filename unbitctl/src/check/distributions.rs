@@ -1,8 +1,7 @@
 //! The distributions: root file systems that containers start from.
 //!
-//! They are read and never run. A program of a distribution would run as root, and what is in one
-//! may come from people who are not: a tenant may have made it. For the same reason nothing in it
-//! is followed out of it.
+//! A check of the node reads distributions and runs none of their programs, because a customer may
+//! have made one. Only `--root DISTRIBUTION` runs its getent and ldd. No link leads out of it.
 
 use super::library::{self, NSS_MODULE};
 use crate::command;
@@ -230,8 +229,8 @@ impl Distribution {
         }
     }
 
-    /// The library of our name that glibc loads there, beside which `directory` has libc: by the
-    /// cache, else from its usual directories.
+    /// The library of our name that glibc loads there, in a root directory whose libc is in
+    /// `directory`: by the cache, else from its usual directories.
     fn loaded(&self, directory: &str) -> Option<String> {
         let cache = self.root.read_bytes("/etc/ld.so.cache").unwrap_or_default();
         let cached = library::cached(&cache, NSS_MODULE).into_iter().map(str::to_owned);

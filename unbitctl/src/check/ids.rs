@@ -1,8 +1,8 @@
-//! The ids of a container's user namespace: whom of this node its root can be, and who of this node
-//! can be its root.
+//! The ids of a container's user namespace: none may be an account, another container, or in a
+//! user's subordinate range.
 //!
-//! A login is refused if the session or root inside would be somebody of this node. Each other id
-//! of the map root inside can be as well, by setuid(2).
+//! A login is refused only if the session or root inside would have such an id. Root inside can
+//! become each other id of the map by setuid(2).
 
 use super::accounts::numbered;
 use super::subids;

@@ -1,4 +1,4 @@
-//! What a check found, as metrics.
+//! Formats the findings of `unbitctl check` as OpenMetrics.
 
 use crate::engine;
 use crate::report::{Finding, Profile, State};

@@ -133,7 +133,7 @@ fn cached(text: &str) -> Vec<&'static str> {
     DATABASES.iter().map(|(database, ..)| *database).filter(|database| is_on(database)).collect()
 }
 
-/// The same configuration, with our databases off.
+/// nscd's configuration, with our databases off.
 fn without_caches(text: &str) -> String {
     let line = |line: &str| match words(line).as_slice() {
         ["enable-cache", database, "yes", ..] if DATABASES.iter().any(|(ours, ..)| ours == database) => {

@@ -53,8 +53,8 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
     findings
 }
 
-/// A login needs the passwd line alone. What is wrong with others is a warning, with what comes of
-/// it.
+/// Only the passwd line is needed for a login. A fault of another line is a warning, with its
+/// consequence.
 fn severity_of(database: &str, state: State, why: &'static str) -> (State, &'static str) {
     match (state, database) {
         (State::Fail, "group") => (State::Warn, "the containers' groups have no names"),
@@ -64,7 +64,7 @@ fn severity_of(database: &str, state: State, why: &'static str) -> (State, &'sta
     }
 }
 
-/// The library is beside libc, where glibc looks, and can be loaded.
+/// The library is next to libc, where glibc looks, and can be loaded.
 fn module(node: &RootFs) -> Finding {
     let Some(directory) =
         library_directories(node).into_iter().find(|directory| node.has(&format!("{directory}/libc.so.6")))
@@ -154,8 +154,8 @@ fn ask(node: &RootFs, database: &str, name: &str, expected: impl Fn(&str) -> boo
     }
 }
 
-/// sshd must know what to do with the accounts before they are some. Of the steps before, these are
-/// as good as done.
+/// PAM and sshd must be ready before the accounts exist. `done` are the steps that a dry run
+/// assumes.
 fn accounts_may_appear(node: &RootFs, done: &[&str]) -> Result<()> {
     let is_done = |step| done.contains(&step);
     if node.is_running() && !(pam::keeps_out(node, is_done(pam::NAME)) && sshd::uses_pam(node, is_done(sshd::NAME))?) {
@@ -183,8 +183,7 @@ fn fix(node: &RootFs, _: Choices) -> Result<Vec<Change>> {
     Ok(vec![Change::File { path: FILE.to_owned(), content, mode: 0o644 }])
 }
 
-/// What an nsswitch.conf must not break: that of root, and that of names that get as far as our
-/// service.
+/// Lookups of root and of unknown names must still work.
 fn validate(node: &RootFs) -> Result<()> {
     if !node.has("/usr/bin/getent") {
         return Ok(());
@@ -399,7 +398,7 @@ fn cut(line: &Line<'_>) -> Option<Range<usize>> {
     Some(start..line.services.get(at)?.end)
 }
 
-/// Where the blank before the first service is, if there is one: the colon is none.
+/// Where the blank before the first service is, if there is one (the colon is not one).
 fn before(first: &Service<'_>, line: &Line<'_>) -> usize {
     first.name_at.start.saturating_sub(1).max(line.start)
 }

@@ -76,7 +76,7 @@ pub fn module(node: &RootFs) -> Finding {
     library::check(node, NAME, WHY_MODULE, &path, fix)
 }
 
-/// Where a module is: beside pam_permit.so, which every libpam has.
+/// Where a module is: next to pam_permit.so, which every libpam has.
 fn module_path(node: &RootFs, module: &str) -> Option<String> {
     if module.starts_with('/') {
         return Some(module.to_owned());
@@ -186,7 +186,7 @@ fn reader(node: &RootFs) -> impl Fn(&str) -> Option<String> {
     }
 }
 
-/// The same files as they will be.
+/// Like [`reader`], with the file of sshd as set-up would write it.
 fn fixed_reader(node: &RootFs) -> Result<impl Fn(&str) -> Option<String>> {
     let read = reader(node);
     let fixed = fixed(&read)?;
@@ -217,7 +217,7 @@ fn validate(node: &RootFs) -> Result<()> {
     modules_load(node, &reader(node))
 }
 
-/// The same, before the file is there.
+/// Like [`validate`], before the file is written.
 fn preflight(node: &RootFs) -> Result<()> {
     if !crate::command::can_run_programs(node) {
         crate::command_line::root_or("root is needed to see whether the modules can be loaded")?;
@@ -250,12 +250,12 @@ struct Fault {
     seen: String,
 }
 
-/// What comes of a fault.
+/// How bad a fault is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Severity {
-    /// Container users do not get in.
+    /// Container users are refused.
     Refuses,
-    /// They do, and something is not safe; or others do not.
+    /// Something is not safe, or other users are refused.
     Unsafe,
     /// It could be better.
     Minor,

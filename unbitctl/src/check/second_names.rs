@@ -1,4 +1,4 @@
-//! Second names of containers: each link leads to a container, and nobody else has its name.
+//! Checks that each second name leads to a container and that no account has it.
 
 use crate::names::{self, Link};
 use crate::report::Finding;

@@ -57,8 +57,8 @@ fn pids() -> impl Iterator<Item = i32> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
-/// To read a command line takes the lock of its process's memory, which a tenant's can hold for
-/// seconds (fork(2) with SCHED_IDLE). So none is read.
+/// Reads the command line only of root processes outside of containers: reading it takes the lock
+/// of the process's memory, which a tenant can hold for seconds (fork(2) with SCHED_IDLE).
 fn is_listener(pid: i32) -> bool {
     if !is_roots_process(pid) {
         return false;

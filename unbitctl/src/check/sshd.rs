@@ -1,4 +1,4 @@
-//! Checks what sshd does with container users, by sshd's own answer (`sshd -T`), see
+//! Checks what sshd does with container users, by its effective configuration (`sshd -T`), see
 //! sshd_config(5).
 
 pub(crate) mod files;
@@ -26,12 +26,12 @@ const DIRECTORY: &str = "/etc/ssh/sshd_config.d";
 const OURS: &str = "/etc/ssh/sshd_config.d/00-unbit.conf";
 /// What is in it, where there was none.
 const EXAMPLE: &str = include_str!("../../../examples/sshd_config.d-unbit.conf");
-/// They are for everybody, so set-up leaves them alone unless it is told.
+/// They affect all users, so set-up leaves them alone without `--keys-only`.
 const PASSWORDS: [&str; 2] = ["PasswordAuthentication", "KbdInteractiveAuthentication"];
 const WHY: &str = "sshd accepts or refuses a user before it asks pam_unbit";
 const WHY_SHELL: &str = "sshd refuses an account whose shell does not exist on the node";
 
-/// What sshd says of itself.
+/// The output of `sshd -T`.
 pub struct EffectiveConfig {
     /// Its keywords, in small letters, with the values of their lines.
     keywords: BTreeMap<String, Vec<String>>,
@@ -62,8 +62,8 @@ impl EffectiveConfig {
         !matches!(self.of(keyword).as_str(), "" | "none")
     }
 
-    /// The command that runs instead of what the client asks for. internal-sftp is no program of
-    /// the node's, but as little what was asked for.
+    /// The command that runs instead of what the client asks for. internal-sftp counts, too: it is
+    /// not what the client asked for.
     pub fn forced_command(&self) -> Option<String> {
         Some(self.of("ForceCommand")).filter(|_| self.names("ForceCommand"))
     }
@@ -82,8 +82,8 @@ impl EffectiveConfig {
         faults(self).into_iter().filter(|(setting, _)| matches!(setting.keyword, "UsePAM" | "PAMServiceName"))
     }
 
-    /// The keyword by which it does not let in a user with one group, as allowed_user() of
-    /// OpenSSH's auth.c finds it. Where a pattern is about the client's address too, it depends.
+    /// The keyword that refuses this user, as allowed_user() of OpenSSH's auth.c finds it. Patterns
+    /// with @ depend on the address and are not counted.
     fn exclusion(&self, user: &str, group: &str) -> Option<String> {
         let names = |keyword: &str, with_an_address: bool| {
             let patterns = self.each(keyword).iter().flat_map(|value| value.split_whitespace());
@@ -240,7 +240,7 @@ pub const STEP: Step = Step {
     ..Step::new(NAME, check, fix)
 };
 
-/// What the guide asks for besides. That sshd cannot be asked is told there.
+/// What the guide asks for in addition. [`check`] reports an sshd that cannot be asked.
 pub fn check_guide(node: &RootFs) -> Vec<Finding> {
     let config = node.has(SSHD).then(|| effective_config(node, &any_user(node)).ok()).flatten();
     config.map(|config| judge_guide(node, &config)).unwrap_or_default()
@@ -278,8 +278,8 @@ pub fn uses_pam(node: &RootFs, fixed: bool) -> Result<bool> {
     Ok(config.faults_of_pam().all(|(setting, value)| fixed && cannot_fix(node, setting, &value).is_none()))
 }
 
-/// Whether it will, with other files in the place of some: each pair is a place and what will be
-/// there, if anything.
+/// Whether sshd will use PAM after files are replaced: each pair is a path and the file that will
+/// be there, if any.
 pub fn will_use_pam(node: &RootFs, instead: &[(PathBuf, Option<PathBuf>)]) -> Result<bool> {
     if !node.has(SSHD) {
         return Ok(true);
@@ -292,7 +292,7 @@ fn any_user(node: &RootFs) -> String {
     some_container(node).map_or(FIRST_UID, |container| container.get()).to_string()
 }
 
-/// What sshd would do with a user, from anywhere.
+/// sshd's effective configuration for a user, whatever the address.
 pub fn effective_config(node: &RootFs, user: &str) -> Result<EffectiveConfig> {
     effective_config_with(node, user, &[])
 }
@@ -307,7 +307,7 @@ fn effective_config_with(node: &RootFs, user: &str, instead: &[(PathBuf, Option<
     Ok(EffectiveConfig::parse(&answer.out))
 }
 
-/// The settings that are not well, with the values that they have.
+/// The settings with a wrong value, and that value.
 fn faults(config: &EffectiveConfig) -> Vec<(&'static Setting, String)> {
     let with_value = SETTINGS.iter().map(|setting| (setting, config.of(setting.keyword)));
     with_value.filter(|(setting, value)| !(setting.good)(value)).collect()
@@ -381,8 +381,8 @@ fn judge_sftp(node: &RootFs, config: &EffectiveConfig) -> Option<Finding> {
     })
 }
 
-/// What keeps a container's user out, and what to do about it by hand: somebody decided so. The
-/// group has the number.
+/// What keeps a container user out, and the manual fix: somebody has configured it. The name of the
+/// group is the number.
 pub fn obstacles(config: &EffectiveConfig, user: &str, group: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut found = |why, seen, fix| findings.push(Finding::fail(NAME, why, seen, fix));
@@ -434,7 +434,7 @@ fn shell(node: &RootFs) -> Finding {
     }
 }
 
-/// What to do by hand, where a file of our own would not be heard.
+/// The manual fix, if a file of ours would have no effect.
 fn cannot_fix(node: &RootFs, setting: &Setting, value: &str) -> Option<String> {
     let read = |path: &str| node.read(path).ok().flatten();
     let line = format!("{} {}", setting.keyword, (setting.value)(value));
@@ -456,7 +456,7 @@ fn cannot_fix(node: &RootFs, setting: &Setting, value: &str) -> Option<String> {
     })
 }
 
-/// The condition that decides although the value for everybody is good.
+/// The directive in a Match block that decides although the value outside of it is good.
 fn overriding_match(directives: &[Directive], setting: &Setting) -> Option<Directive> {
     let mut about = directives.iter().filter(|directive| directive.keyword.eq_ignore_ascii_case(setting.keyword));
     about.clone().find(|directive| !directive.conditional).filter(|first| (setting.good)(&first.value))?;
@@ -470,7 +470,8 @@ fn is_about(keyword: &str, of_line: &str, value: &str) -> bool {
         && (keyword != PENALTIES || value.split_whitespace().any(|penalty| penalty.starts_with("authfail:")))
 }
 
-/// Whether our own file decides for everybody; else what does, or nothing if our file is not read.
+/// Whether our own file decides for everybody; otherwise the directive that does, or `None` if our
+/// file is not read.
 fn takes_effect(directives: &[Directive], keyword: &str) -> Result<(), Option<Directive>> {
     let mut about = directives.iter().filter(|directive| is_about(keyword, &directive.keyword, &directive.value));
     let is_read = about.clone().any(|directive| directive.file == OURS);
@@ -528,7 +529,7 @@ fn fix(node: &RootFs, choices: Choices) -> Result<Vec<Change>> {
     Ok(changes)
 }
 
-/// Whether set-up is to see to a setting.
+/// Whether the operator has chosen to change a setting.
 fn is_chosen(setting: &Setting, config: &EffectiveConfig, choices: Choices) -> bool {
     match setting.keyword {
         keyword if PASSWORDS.contains(&keyword) => choices.keys_only,

@@ -12,30 +12,30 @@ use std::time::Duration;
 const PROPERTIES: &str =
     "Id,LoadState,ActiveState,SubState,Result,NRestarts,UnitFileState,ConditionResult,ActiveEnterTimestampMonotonic";
 
-/// As often within this time, and a service is taken for one that crashes in a loop.
+/// This many restarts, the last one within LOOP_WINDOW, count as a crash loop.
 const LOOP_RESTARTS: u32 = 3;
 const LOOP_WINDOW: Duration = Duration::from_secs(600);
 
-/// What systemd says of a unit.
+/// A unit's properties.
 pub struct Unit {
     properties: HashMap<String, String>,
 }
 
-/// How a unit is.
+/// A unit's state.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Health {
     Runs,
-    /// It runs, and will not after the next boot.
+    /// Runs, and is not started at boot.
     NotEnabled,
     Starting,
-    /// It runs, and has ended and been started anew so many times, the last time so long ago.
+    /// Runs after this many restarts, the last one this long ago.
     CrashLoop(u32, Duration),
-    /// It is about to be started anew, so many times already.
+    /// Will be restarted by systemd: restarts so far, and the result.
     AutoRestart(u32, String),
-    /// It has ended, and is not started anew, for this reason.
+    /// Has ended with this result, and is not restarted.
     Failed(String),
     Stopped,
-    /// What it needs before it starts is not there.
+    /// A Condition...= of its unit is not met.
     ConditionFailed,
     /// The operator has forbidden it.
     Masked,
@@ -101,7 +101,7 @@ impl Unit {
         }
     }
 
-    /// What to say of it, unless it is well; `why` is what does not work without it.
+    /// The finding about it, unless it runs; `why` is what does not work without it.
     pub fn finding(&self, check: &'static str, why: &'static str) -> Option<Finding> {
         let (name, short) = (self.name(), self.short());
         let log = format!("journalctl -u {short} -n 50");

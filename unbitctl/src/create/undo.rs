@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// A thing that was not so before.
+/// A change that can be undone.
 pub enum Step {
     /// The directory that is the account.
     Directory(PathBuf),
@@ -26,13 +26,13 @@ pub enum Step {
     Service(Service),
 }
 
-/// All of it, in its order.
+/// The changes, in the order in which they were made.
 pub struct Undo {
     uid: ContainerUid,
     steps: Vec<Step>,
 }
 
-/// For the container to end.
+/// How long the container may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Undo {
@@ -44,8 +44,8 @@ impl Undo {
         self.steps.push(step);
     }
 
-    /// Undoes it, the last first; what has become of it. What cannot be is said, and the rest is
-    /// undone all the same.
+    /// Undoes all changes, last first, and describes the result. A failure is printed; the rest is
+    /// still undone.
     pub fn run(self) -> String {
         let uid = self.uid;
         let (mut undone, mut is_all) = (Vec::new(), true);

@@ -1,4 +1,4 @@
-//! The containers as metrics.
+//! Formats `unbitctl list` as OpenMetrics.
 
 use super::{Container, State};
 use join::openmetrics::{

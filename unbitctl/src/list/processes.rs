@@ -24,7 +24,7 @@ pub struct Processes {
     clock: Clock,
 }
 
-/// By which the kernel tells when a process started.
+/// Converts start times of processes.
 #[derive(Clone, Copy)]
 pub struct Clock {
     /// When the machine started, in seconds since 1970.
@@ -42,19 +42,19 @@ impl Clock {
         Ok(Self { boot, ticks })
     }
 
-    /// The time, in seconds since 1970, of a number of milliseconds after the machine's start.
+    /// The time, in seconds since 1970, of a number of milliseconds since boot.
     pub const fn time_of(self, milliseconds: u64) -> u64 {
         self.boot + milliseconds / 1000
     }
 
-    /// A number of ticks after the machine's start in milliseconds.
+    /// Clock ticks in milliseconds.
     pub const fn milliseconds(self, ticks: u64) -> u64 {
         ticks.saturating_mul(1000) / self.ticks
     }
 }
 
 impl Processes {
-    /// Looks once at each.
+    /// Reads each once.
     pub fn read() -> Result<Self> {
         let entries = fs::read_dir("/proc").context("read /proc")?;
         let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
@@ -73,18 +73,18 @@ impl Processes {
         self.by_pid.get(&pid)
     }
 
-    /// The pid 1 of a pid namespace right below ours that is this user's.
+    /// The pid 1 of this user in a pid namespace that is a direct child of ours.
     pub fn pid_1_of(&self, uid: u32) -> Option<&Process> {
         self.pid_1.get(&uid).and_then(|pid| self.get(*pid))
     }
 
-    /// Every such pid 1 of this user. Root has one in each container that starts, and in many of
-    /// other engines.
+    /// Every such pid 1 of this user. Root has one in each container that is starting, and in many
+    /// containers of other engines.
     pub fn all_pid_1_of(&self, uid: u32) -> impl Iterator<Item = &Process> {
         self.all().filter(move |process| process.pid_1_of == Some(uid))
     }
 
-    /// The time, in seconds since 1970, of a number of ticks after the machine's start.
+    /// The time, in seconds since 1970, of a number of clock ticks since boot.
     pub const fn time_of(&self, ticks: u64) -> u64 {
         self.clock.time_of(self.clock.milliseconds(ticks))
     }
@@ -108,8 +108,7 @@ impl Process {
         (!status.has_ended()).then(|| Self { pid, parent, uids, pid_1_of: status.pid_1_of() })
     }
 
-    /// When it started, in ticks after the machine. With its number that tells it from every other
-    /// process.
+    /// When it started, in clock ticks since boot. The pid and this identify a process.
     pub fn started(&self) -> Option<u64> {
         started(self.pid)
     }

@@ -1,4 +1,4 @@
-//! The containers as lines of text.
+//! Formats `unbitctl list` as a table.
 
 use super::{Container, State};
 use crate::columns::{self, Align, Column, DATE, NOTHING, Step, Window, moment};
@@ -23,18 +23,18 @@ const COLUMNS: [Column; 14] = [
 
 /// The last ones are those that say which container does how, and what it uses.
 const STEPS: [Step; 12] = [
-    Step::Leave("SINCE"),
-    Step::Leave("HOST"),
-    Step::Leave("ADDRESS"),
-    Step::Leave("QUOTA"),
-    Step::Leave("PID"),
-    Step::Cut("NAME", 8),
-    Step::Leave("ENGINE"),
-    Step::Leave("OOM"),
-    Step::Leave("SESSIONS"),
-    Step::Leave("NAME"),
-    Step::Leave("TASKS"),
-    Step::Leave("MEMORY"),
+    Step::Drop("SINCE"),
+    Step::Drop("HOST"),
+    Step::Drop("ADDRESS"),
+    Step::Drop("QUOTA"),
+    Step::Drop("PID"),
+    Step::Truncate("NAME", 8),
+    Step::Drop("ENGINE"),
+    Step::Drop("OOM"),
+    Step::Drop("SESSIONS"),
+    Step::Drop("NAME"),
+    Step::Drop("TASKS"),
+    Step::Drop("MEMORY"),
 ];
 
 /// The lines, with their heading. With shares of a processor in percent where the CPU time would

@@ -88,7 +88,7 @@ fn draw(lines: &[String], rows: usize, columns: usize) -> Result<()> {
     let room = rows - 2;
     let mut text = String::from("\x1b[H");
     for line in lines.iter().take(room) {
-        text.push_str(&crate::columns::cut(line, columns));
+        text.push_str(&crate::columns::truncate(line, columns));
         text.push_str("\x1b[K\n");
     }
     if lines.len() > room {

@@ -133,7 +133,7 @@ impl SessionProcesses {
             self.channel_leaders.iter().any(|leader| Some(leader.session) == session && leader.uids == process.uids)
         };
         for process in Processes::read()?.all() {
-            // Pinned before it is looked at.
+            // Pinned before its session is read.
             let Ok(pinned) = join::sys::pidfd_open(process.pid) else { continue };
             if is_of_a_channel(process) {
                 signal(&pinned, Signal::SIGHUP)?;

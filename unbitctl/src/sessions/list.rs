@@ -1,4 +1,4 @@
-//! Lists the open sessions.
+//! Lists the open sessions, from the locks and records of their monitors.
 
 use crate::list::processes::{Clock, started};
 use anyhow::{Context, Result};
@@ -97,11 +97,11 @@ pub fn sessions(container: Option<ContainerUid>) -> Result<Vec<Session>> {
 fn session(container: ContainerUid, open: OpenSession, clock: Clock) -> Option<Session> {
     let ticks = started(open.pid)?;
     let started = clock.milliseconds(ticks);
-    // One that was written before the process was there is another's, of the same number.
+    // A record older than the process belongs to an earlier process with this pid.
     let record = open.record.filter(|record| record.opened >= started);
     let opened = record.as_ref().map_or(started, |record| record.opened);
     let record = record.unwrap_or_default();
-    // The module has escaped what it wrote; it is not what shows it.
+    // Escaped by pam_unbit already, but not trusted here.
     let text = |text: &str| (!text.is_empty()).then(|| escape::line(text).to_string());
     Some(Session {
         id: Id::of(open.pid, ticks),

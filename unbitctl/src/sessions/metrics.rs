@@ -1,5 +1,5 @@
-//! Sessions and refused logins as metrics. No address, key or ID is among the labels: Prometheus
-//! keeps every value of a label for ever.
+//! Formats sessions and refused logins as OpenMetrics. No address, key or ID is among the labels:
+//! Prometheus keeps every value of a label for ever.
 
 use super::list::Session;
 use crate::engine;

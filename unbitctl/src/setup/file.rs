@@ -1,6 +1,6 @@
 //! Changes files atomically, even if the machine loses power.
 //!
-//! A new file is written beside the old one, as `.NAME.unbitctl`, and renamed. A hard link under a
+//! A new file is written next to the old one, as `.NAME.unbitctl`, and renamed. A hard link under a
 //! second name keeps the old file, with its owner and mode. No program reads either name: PAM and
 //! sshd_config.d look for other ones.
 //!
@@ -22,7 +22,7 @@ use std::process::Command;
 /// A change that is not made yet.
 pub enum Pending {
     File {
-        /// As the node names it, links followed.
+        /// Its path on the node, with links followed.
         path: String,
         place: PathBuf,
         old: Option<String>,
@@ -38,7 +38,7 @@ pub enum Pending {
     },
 }
 
-/// Those of the changes that are still to be made.
+/// The changes that are still to be made.
 pub fn pending(node: &RootFs, changes: Vec<Change>) -> Result<Vec<Pending>> {
     let mut pending = Vec::new();
     for change in changes {
@@ -64,7 +64,7 @@ pub fn pending(node: &RootFs, changes: Vec<Change>) -> Result<Vec<Pending>> {
     Ok(pending)
 }
 
-/// Where a path leads, though its last parts may not be there yet.
+/// Resolves a path, of which the last components may not exist yet.
 pub fn resolve_new(node: &RootFs, path: &str) -> Result<PathBuf> {
     match node.resolve(path) {
         Ok(place) => Ok(place),
@@ -83,14 +83,14 @@ pub fn resolve_new(node: &RootFs, path: &str) -> Result<PathBuf> {
     }
 }
 
-/// How the node names a place of its own.
+/// The path of a file as the node sees it.
 fn named(node: &RootFs, place: &Path) -> String {
     let root = node.resolve("/").unwrap_or_else(|_| node.root().to_owned());
     let rest = place.strip_prefix(&root).unwrap_or(place);
     format!("/{}", rest.display())
 }
 
-/// What a file says, if it is there.
+/// The content of a file, if it exists.
 pub fn read(place: &Path) -> Result<Option<String>> {
     match fs::read_to_string(place) {
         Ok(text) => Ok(Some(text)),
@@ -111,7 +111,7 @@ impl fmt::Display for Pending {
     }
 }
 
-/// A unified difference; a file that is not there is /dev/null, as diff(1) has it.
+/// A unified diff; a file that does not exist is /dev/null, as in diff(1).
 pub fn difference(path: &str, old: Option<&str>, new: Option<&str>) -> String {
     let name = |side: &str, text: Option<&str>| {
         text.map_or_else(|| "/dev/null".to_owned(), |_| format!("{side}{}", escape::name(path)))
@@ -121,7 +121,7 @@ pub fn difference(path: &str, old: Option<&str>, new: Option<&str>) -> String {
 }
 
 impl Pending {
-    /// Whether what is to be changed is there already.
+    /// Whether the file or directory exists already.
     pub fn is_there(&self) -> bool {
         let (Self::File { place, .. } | Self::Directory { place, .. }) = self;
         place.exists()
@@ -146,8 +146,8 @@ impl Pending {
     }
 }
 
-/// Never more open than it shall be, on the way there. If the power goes on the way, a directory
-/// that root owns has its mode: no check asks for the directories above the others.
+/// The mode is never wider than the final one. After a crash a directory may still be root's, with
+/// its mode; no check covers its parents.
 fn make_directory(place: &Path, uid: u32, gid: u32, mode: u32) -> Result<()> {
     if !place.is_dir() {
         if let Some(parent) = place.parent() {
@@ -160,7 +160,7 @@ fn make_directory(place: &Path, uid: u32, gid: u32, mode: u32) -> Result<()> {
     sync_directory_of(place)
 }
 
-/// Puts a new file where an old one is, or none: whoever looks finds the one or the other, whole.
+/// Replaces a file, or makes one, atomically: a reader finds either the old or the new content.
 pub fn replace(place: &Path, content: &str, mode: u32) -> Result<()> {
     remove_leftover(place)?;
     let new = temporary_path(place)?;
@@ -183,18 +183,19 @@ pub fn replace(place: &Path, content: &str, mode: u32) -> Result<()> {
     sync_directory_of(place)
 }
 
-/// Gives a file its second name.
+/// Keeps a file under a second name.
 pub fn keep_old(place: &Path, kept: &Path) -> Result<()> {
     fs::hard_link(place, kept).with_context(|| format!("keep {} as {}", place.display(), kept.display()))
 }
 
-/// Whether two names are one file's.
+/// Whether two names are links to the same file.
 pub fn same(one: &Path, other: &Path) -> bool {
     let id = |path: &Path| fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
     matches!((id(one), id(other)), (Ok(one), Ok(other)) if one == other)
 }
 
-/// Lets a kept file have its first name again, and no other; without one, there was no file.
+/// Gives a kept file its first name again, and only that. Without a kept file, there was none, and
+/// the new one is removed.
 pub fn put_back(place: &Path, kept: Option<&Path>) -> Result<()> {
     match kept {
         Some(kept) if same(place, kept) => fs::remove_file(kept)?, // rename(2) would leave both
@@ -209,7 +210,7 @@ pub fn put_back(place: &Path, kept: Option<&Path>) -> Result<()> {
     sync_directory_of(place)
 }
 
-/// Removes what a set-up that was cut short has left beside a file.
+/// Removes the temporary file that an interrupted set-up has left.
 pub fn remove_leftover(place: &Path) -> Result<()> {
     match fs::remove_file(temporary_path(place)?) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),

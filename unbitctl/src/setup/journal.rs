@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::path::{Component, Path, PathBuf};
 
-/// What is locked; nobody else locks it.
+/// What is locked; no other program locks it.
 const LOCK: &str = "/etc";
 const FILE: &str = "/var/lib/unbitctl/setup.json";
 
@@ -32,11 +32,11 @@ impl Lock {
 /// A file that was replaced, or made.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Replaced {
-    /// Where it is, as the node names it; no part of it is a link.
+    /// Its path on the node; no part of it is a link.
     pub path: String,
-    /// The name of the old one, beside it; nothing if there was none.
+    /// The name of the old one, in the same directory; `None` if there was none.
     pub kept: Option<String>,
-    /// What it was replaced by.
+    /// Its new content.
     pub written: String,
 }
 
@@ -49,8 +49,7 @@ impl Replaced {
         self.kept.as_ref().map(|name| self.place(node).with_file_name(name))
     }
 
-    /// Whether both names are in a directory of the node's, without a link on the way: in a root
-    /// directory the notes may be anybody's.
+    /// Whether both names stay inside the root directory: an image's journal may be forged.
     fn stays_in(&self, node: &RootFs) -> bool {
         let is_name = |name: &String| !name.contains('/') && !matches!(name.as_str(), "" | "." | "..");
         is_plain(node, &self.path) && self.kept.as_ref().is_none_or(is_name)
@@ -62,8 +61,8 @@ impl Replaced {
         Ok(match (&kept, now) {
             (Some(kept), _) if file::same(&place, kept) => FileState::Undone,
             (None, None) => FileState::Undone,
-            // An undo that was cut short has put it back already, and not recorded that; or a set-up
-            // was, before it kept it.
+            // An interrupted undo has put it back without recording that, or an interrupted set-up
+            // had not kept it yet.
             (Some(kept), now) if !kept.exists() => match now {
                 Some(now) if now == self.written => FileState::Lost,
                 _ => FileState::Undone,
@@ -73,13 +72,13 @@ impl Replaced {
         })
     }
 
-    /// The old file has its name again.
+    /// Gives the old file its name again.
     pub fn put_back(&self, node: &RootFs) -> Result<()> {
         file::put_back(&self.place(node), self.kept_place(node).as_deref())
     }
 }
 
-/// Whether a path is one of the node's, without a link on the way.
+/// Whether a path has neither `..` nor a symbolic link in it.
 fn is_plain(node: &RootFs, path: &str) -> bool {
     let is_link = |above: &str| {
         let found = node.open_link(above).map(|found| File::from(found).metadata());
@@ -90,7 +89,7 @@ fn is_plain(node: &RootFs, path: &str) -> bool {
     is_plain && !path.ancestors().skip(1).filter_map(Path::to_str).any(is_link)
 }
 
-/// What has become of a file since.
+/// The state of a file after a set-up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FileState {
     /// It is as it was before the set-up.
@@ -105,15 +104,15 @@ pub enum FileState {
 
 #[derive(Default, Serialize, Deserialize)]
 struct JournalData {
-    /// When it began; part of the names of what it keeps.
+    /// When it began; part of the names of the files that it keeps.
     begun: String,
-    /// Whether it came to its end; if not, the next one goes on with it.
+    /// Whether it was completed; if not, the next one continues it.
     ended: bool,
     replaced: Vec<Replaced>,
     /// The directories that were made, in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     made: Vec<String>,
-    /// Those of the set-up before, until this one has come to its end.
+    /// The data of the previous set-up, until this one is completed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     before: Option<Box<JournalData>>,
 }
@@ -121,12 +120,12 @@ struct JournalData {
 pub struct Journal<'a> {
     node: &'a RootFs,
     data: JournalData,
-    /// Whether they are in the file.
+    /// Whether the data is in the file.
     written: bool,
 }
 
 impl<'a> Journal<'a> {
-    /// Of the last set-up, if there was one.
+    /// The journal of the last set-up, if there was one.
     pub fn last(node: &'a RootFs) -> Result<Option<Self>> {
         let is_damaged = || {
             let file = node.path(FILE);
@@ -146,13 +145,13 @@ impl<'a> Journal<'a> {
             bail!("{FILE} names {path}, which is not a path in this root directory");
         }
         if data.replaced.is_empty() && data.made.is_empty() {
-            // It came to nothing.
+            // It changed nothing.
             data = data.before.take().map_or(data, |before| *before);
         }
         Ok(Some(Self { node, data, written: true }))
     }
 
-    /// For a new set-up, or one that goes on.
+    /// The journal of a new set-up, or of one that is continued.
     pub fn begin(node: &'a RootFs) -> Result<Self> {
         file::remove_leftover(&file::resolve_new(node, FILE)?)?;
         match Self::last(node)? {
@@ -168,7 +167,7 @@ impl<'a> Journal<'a> {
         }
     }
 
-    /// What was recorded by a set-up that was cut short before it replaced it.
+    /// Forgets the files that an interrupted set-up recorded and did not replace.
     fn forget_untouched(&mut self) -> Result<()> {
         for replaced in std::mem::take(&mut self.data.replaced) {
             if replaced.state(self.node)? == FileState::Undone {
@@ -181,7 +180,7 @@ impl<'a> Journal<'a> {
         Ok(())
     }
 
-    /// Removes the directories that were made and are empty, the last one first; and says which.
+    /// Removes the directories that were made and are empty, the last one first, and reports each.
     pub fn remove_made(&self, mut removed: impl FnMut(&str)) {
         for path in self.data.made.iter().rev() {
             if fs::remove_dir(self.node.path(path)).is_ok() {
@@ -200,8 +199,8 @@ impl<'a> Journal<'a> {
         &self.data.replaced
     }
 
-    /// JournalData a file and keeps it, before it is replaced; if that cannot be, it is not recorded. Of
-    /// directories those are that are made.
+    /// Records a file and keeps it, before it is replaced. If it cannot be kept, it is not recorded.
+    /// Directories are recorded only if they are made.
     pub fn record(&mut self, change: &Pending) -> Result<Option<Replaced>> {
         let recorded = self.data.replaced.clone();
         let result = self.record_and_keep(change);
@@ -224,7 +223,7 @@ impl<'a> Journal<'a> {
         };
         let kept = old.as_ref().map(|_| self.name_to_keep(place)).transpose()?;
         let replaced = match self.data.replaced.iter_mut().find(|replaced| replaced.path == *path) {
-            // By the same set-up, which was cut short after it had replaced the file.
+            // By the same set-up, which was interrupted after it had replaced the file.
             Some(recorded) => {
                 if old.as_ref() != Some(&recorded.written) {
                     recorded.kept = kept; // somebody else's, from between
@@ -256,13 +255,13 @@ impl<'a> Journal<'a> {
         free.with_context(|| format!("{name}: there are too many of them"))
     }
 
-    /// It is as it was before.
+    /// Removes a file from the journal: it is as it was before.
     pub fn forget(&mut self, replaced: &Replaced) -> Result<()> {
         self.data.replaced.retain(|other| other.path != replaced.path);
         self.write()
     }
 
-    /// The set-up has come to its end.
+    /// The set-up is completed.
     pub fn end(&mut self) -> Result<()> {
         if !self.written || self.data.ended {
             return Ok(()); // it changed nothing
@@ -275,8 +274,8 @@ impl<'a> Journal<'a> {
         self.write()
     }
 
-    /// There is nothing of this set-up to undo any more: the one before is the last one again, if
-    /// there is one.
+    /// Nothing of this set-up is left to undo: the previous one, if there is one, is the last one
+    /// again.
     pub fn remove(&mut self) -> Result<()> {
         if let Some(before) = self.data.before.take() {
             self.data = *before;

@@ -1,4 +1,4 @@
-//! `unbitctl setup`: fixes what check finds. The changes of each step are beside its
+//! `unbitctl setup`: fixes what check finds. The changes of each step are next to its
 //! [`check`](crate::check).
 //!
 //! Each step shows its changes and records them in the [`journal`], keeps the old files, and
@@ -97,7 +97,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     run_steps(&node, &chosen, choices, arguments.dry_run)
 }
 
-/// Goes these steps.
+/// Runs the steps.
 fn run_steps(node: &RootFs, chosen: &[&Step], choices: Choices, dry_run: bool) -> Result<ExitCode> {
     if dry_run {
         let mut any = false;
@@ -139,8 +139,8 @@ fn chosen(node: &RootFs, names: &[String]) -> Result<Vec<&'static Step>> {
     Ok(STEPS.iter().filter(|step| if names.is_empty() { of_one(step) } else { is_named(step) }).collect())
 }
 
-/// Asks the operator, on a terminal and where it would change something. Whoever is not there to
-/// answer has not wished for it.
+/// Asks the operator, on a terminal, if it would change something. Without a terminal the answer is
+/// no.
 fn ask_keys_only(node: &RootFs, chosen: &[&Step], dry_run: bool) -> bool {
     let concerns = chosen.iter().any(|step| step.name == sshd::STEP.name);
     if dry_run || !concerns || !terminal::can_ask() || !sshd::takes_passwords(node) {
@@ -150,12 +150,12 @@ fn ask_keys_only(node: &RootFs, chosen: &[&Step], dry_run: bool) -> bool {
     terminal::ask(question).is_ok_and(|answer| matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// What has become of the steps, by their names.
+/// The results of the steps, by their names.
 #[derive(Default)]
 struct Outcome {
     done: Vec<&'static str>,
     failed: Vec<&'static str>,
-    /// What only root could tell.
+    /// Only root can see whether they would succeed.
     not_known: Vec<&'static str>,
     /// Because others failed.
     not_begun: Vec<&'static str>,
@@ -164,7 +164,7 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// Goes the steps, each with the names of those that are done.
+    /// Runs the steps, each with the names of those that are done.
     fn of(steps: &[&Step], mut run: impl FnMut(&Step, &[&str]) -> Result<()>) -> Self {
         let mut outcome = Self::default();
         for step in steps {
@@ -189,7 +189,7 @@ impl Outcome {
         outcome
     }
 
-    /// Says which of several steps are done and which are not, unless all are.
+    /// Prints which of several steps are done and which are not, unless all are.
     fn print(&self, before: &str) {
         let lists = [
             ("done", &self.done),
@@ -206,7 +206,7 @@ impl Outcome {
     }
 }
 
-/// Shows what a step would change, unless it is known already that it would fail.
+/// Shows what a step would change, unless it would certainly fail.
 fn dry_run_step(node: &RootFs, step: &Step, choices: Choices, done: &[&str], any: &mut bool) -> Result<()> {
     let changes = file::pending(node, (step.changes)(node, choices)?)?;
     if changes.is_empty() {
@@ -221,7 +221,7 @@ fn dry_run_step(node: &RootFs, step: &Step, choices: Choices, done: &[&str], any
     preflight
 }
 
-/// What a set-up has done.
+/// How many files and directories a set-up has changed.
 #[derive(Default)]
 struct Counts {
     files: usize,
@@ -252,7 +252,7 @@ impl Counts {
     }
 }
 
-/// Goes one step. Of its files all are replaced, or none.
+/// Runs one step. Either all of its files are replaced, or none.
 fn run_step(node: &RootFs, step: &Step, choices: Choices, journal: &mut Journal, counts: &mut Counts) -> Result<()> {
     let changes = file::pending(node, (step.changes)(node, choices)?)?;
     if changes.is_empty() {
@@ -279,7 +279,7 @@ fn run_step(node: &RootFs, step: &Step, choices: Choices, journal: &mut Journal,
         counts.files += made.len();
         return Ok(());
     };
-    // All of them, whatever becomes of one, of the notes or of the reader of these lines.
+    // Put back every file, even if one fails.
     let mut error = error;
     let (back, lost): (Vec<_>, Vec<_>) =
         made.iter().rev().map(|replaced| (replaced, replaced.put_back(node))).partition(|(_, done)| done.is_ok());
@@ -297,7 +297,7 @@ fn run_step(node: &RootFs, step: &Step, choices: Choices, journal: &mut Journal,
     Err(error)
 }
 
-/// What the steps have not fixed, and what is to be done for the rest to be heard.
+/// The findings that remain, shown as check does.
 fn remaining_findings(node: &RootFs, steps: &[&Step], choices: Choices) -> Result<ExitCode> {
     let mut findings: Vec<_> = steps.iter().flat_map(|step| (step.check)(node)).collect();
     if choices.guide {

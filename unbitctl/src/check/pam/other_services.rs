@@ -34,7 +34,7 @@ fn names(node: &RootFs) -> BTreeSet<String> {
     names
 }
 
-/// What editors, packages and our own set-up leave beside a file, and no program asks for.
+/// What editors, packages and our own set-up leave next to a file, and no program reads.
 fn is_copy(name: &str) -> bool {
     const MARKS: [&str; 6] = [".bak", ".dpkg-", ".orig", ".rpm", ".ucf-", ".unbit-"];
     name.ends_with('~') || MARKS.iter().any(|mark| name.contains(mark))
