@@ -1,8 +1,8 @@
 //! Container engines: in which cgroup each one runs a container, and whether a new container gets
 //! the same cgroup.
 //!
-//! An engine is asked only when a container is attached. Later the name of the cgroup tells which
-//! engine it is.
+//! An engine is asked only when a container is attached. Later the engine is known by the name of
+//! the cgroup.
 
 use crate::command::{self, Output};
 use crate::rootfs::RootFs;
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 /// Who runs a container, and its name there.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Engine {
-    /// systemd-machined's: systemd-nspawn, and whoever else registers there.
+    /// systemd-machined's: systemd-nspawn, and other programs that register machines there.
     Machine(String),
     Lxc(String),
     Incus(String),
@@ -207,7 +207,7 @@ fn incus(node: &RootFs, name: &str) -> Result<Found> {
     payload(&directory_of(pid)?, &payload_of)
 }
 
-/// podman and Docker describe a container in the same words.
+/// podman and Docker describe a container in the same form.
 fn oci_pid(node: &RootFs, engine: &str, name: &str) -> Result<i32> {
     let answer = ask(node, engine, &["container", "inspect", "--", name])?;
     if !answer.succeeded() {
@@ -314,7 +314,7 @@ fn scope(process: &Path, engine: &str, name: &str) -> Result<Found> {
     })
 }
 
-/// What can be told of a cgroup that the operator names.
+/// A cgroup that the operator names.
 fn named(path: &Path) -> Found {
     let text = path.as_os_str().to_str().unwrap_or_default().trim_end_matches('/');
     let cgroup = PathBuf::from(if text.is_empty() { "/" } else { text });
@@ -327,7 +327,7 @@ fn named(path: &Path) -> Found {
     Found { stays: "as long as this cgroup exists".to_owned(), cgroup, warnings }
 }
 
-/// The first directory on the way to this one, from the root on, whose name is like that.
+/// The first component of this path, from the root on, whose name matches; with its parents.
 fn ancestor(path: &Path, is_it: impl Fn(&str) -> bool) -> Option<PathBuf> {
     let all: Vec<_> = path.ancestors().collect();
     let named = |path: &&&Path| path.file_name().and_then(|part| part.to_str()).is_some_and(&is_it);

@@ -8,8 +8,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-/// SIGINT, SIGTERM and SIGHUP wait from now on, for whoever asks. What is executed does not inherit
-/// that: std empties the mask of its children.
+/// Blocks SIGINT, SIGTERM and SIGHUP, which its methods read. Programs that are executed do not
+/// inherit that: std empties the mask of its children.
 pub struct Interrupt(SignalFd);
 
 impl Interrupt {

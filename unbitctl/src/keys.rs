@@ -94,7 +94,7 @@ fn check(line: &str) -> Result<Key> {
     command.args(["-l", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().context("run ssh-keygen (package openssh-client)")?;
     if let Some(mut stdin) = child.stdin.take() {
-        let _ = writeln!(stdin, "{line}"); // if it reads no more, its answer says why
+        let _ = writeln!(stdin, "{line}"); // if it does not read it, its output says why
     }
     let answer = child.wait_with_output().context("ssh-keygen")?;
     let shown = String::from_utf8_lossy(&answer.stdout).trim().to_owned();
@@ -104,7 +104,7 @@ fn check(line: &str) -> Result<Key> {
     }
 }
 
-/// The type and the base64 of a line, which tell keys apart; options come before them and a comment
+/// The type and the base64 of a line, which identify a key; options come before them and a comment
 /// behind.
 pub(crate) fn identity(line: &str) -> Option<(&str, &str)> {
     let is_kind = |word: &str| ["ssh-", "ecdsa-", "sk-"].iter().any(|begin| word.starts_with(begin));

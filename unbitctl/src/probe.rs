@@ -29,25 +29,24 @@ use std::time::{Duration, Instant};
 
 /// The process.
 pub struct Probe {
-    /// Its number out here. It is a child of ours, so the number stays its own until it is waited
-    /// for.
+    /// Its pid on the node. It is a child of ours, so the pid stays its own until it is waited for.
     pub pid: Pid,
     pidfd: OwnedFd,
     messages: File,
 }
 
-/// What the process says on its way, one line each. Nobody hears it after an exec.
+/// The pipe to the parent, one message a line. It is closed by an exec.
 pub struct Messages(File);
 
 impl Messages {
-    /// Says a line, of a word that the listener knows and what there is to say about it.
+    /// Sends a line: a word that the parent knows, and details.
     pub fn send(&mut self, word: &str, about: impl std::fmt::Display) {
-        // Nobody listens any more: then there is nobody to tell either.
+        // An error means that nobody reads any more.
         let _ = self.0.write_all(format!("{word} {}\n", escape::line(&about.to_string())).as_bytes());
     }
 }
 
-/// More than the process ever says.
+/// More bytes than the messages of one process ever have.
 const MAX_MESSAGES: usize = 4096;
 
 /// Forks a process into the container, which does `inside` there; `before` is done on the way,
@@ -75,8 +74,8 @@ pub fn send(
 }
 
 impl Probe {
-    /// What it has said when it has nothing more to say: it has ended, or become another program.
-    /// `None` if that takes longer than `limit`, or is longer than any message of ours.
+    /// All of its messages, once it has ended or has executed another program. `None` if that takes
+    /// longer than `limit`, or if they are longer than [`MAX_MESSAGES`].
     pub fn messages(&mut self, limit: Duration) -> Option<Vec<(String, String)>> {
         let text = read_within(&mut self.messages, limit, MAX_MESSAGES).ok()?;
         let text = String::from_utf8_lossy(&text).into_owned();
@@ -88,7 +87,7 @@ impl Probe {
         )
     }
 
-    /// What is ready to be read once it has ended.
+    /// Becomes readable when it ends.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
@@ -116,8 +115,8 @@ impl Probe {
     }
 }
 
-/// In the process, before it enters: leaves behind what it has of the operator's session, so that
-/// nothing of it is in the tenant's reach.
+/// In the process, before it enters: gives up everything of the operator's session that the tenant
+/// could reach.
 pub fn detach_from_operator(container: ContainerUid) -> Result<(), Refusal> {
     // A session of its own: /dev/tty is the operator's terminal until then.
     setsid().context(Reason::Broken, "begin a session")?;
@@ -140,8 +139,8 @@ pub fn redirect_stdio_to_null() -> Result<(), Refusal> {
         .context(Reason::Broken, "dup2")
 }
 
-/// In the process: becomes the first of these programs that can be run, as execvp(3) tries them.
-/// Comes back with why it did not.
+/// In the process: executes the first of these programs that can be run, as execvp(3) tries them.
+/// Returns the error if none can.
 pub fn exec(programs: &[&CStr], arguments: &[&CStr], environment: &[impl AsRef<CStr>]) -> Errno {
     let mut error = Errno::ENOENT;
     for program in programs {

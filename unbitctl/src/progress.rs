@@ -28,7 +28,7 @@ pub struct Progress {
 const NAMES: usize = 12;
 
 impl Progress {
-    /// With `--json` nothing is said on the way.
+    /// With `--json` nothing is printed before the end.
     pub const fn new(json: bool) -> Self {
         Self { json, done: Vec::new() }
     }
@@ -53,7 +53,7 @@ impl Progress {
         self.done.push(Done { step, changed, detail });
     }
 
-    /// What goes on at this moment, on a terminal: the next line takes its place.
+    /// Shows what is being done, on a terminal, until the next line replaces it.
     pub fn now(&self, detail: impl std::fmt::Display) {
         if !self.json && stdout().is_terminal() {
             let columns = crate::terminal::size().map_or(80, |(_, columns)| columns);

@@ -23,9 +23,9 @@ pub struct Stream<'a> {
 
 /// Where bytes come from or go.
 pub enum End<'a> {
-    /// Ours alone: closed when it is done with, so that whoever has the other end sees that.
+    /// Only ours: closed when it is no longer needed, so that the process at the other end sees it.
     Own(OwnedFd),
-    /// Someone else's as well.
+    /// Shared with other processes, and never closed.
     Shared(BorrowedFd<'a>),
 }
 
@@ -45,11 +45,11 @@ const CHUNK: usize = 4096;
 /// (/proc/sys/fs/pipe-max-size).
 const MAX_AFTER_EXIT: usize = 1 << 20;
 
-/// What a round of [`forward`] has seen.
+/// Why [`forward`] has returned.
 pub enum Event {
     /// There is a signal to read.
     Signal,
-    /// Nothing is left to carry of a session that has ended.
+    /// The session has ended, and everything is copied.
     Done,
 }
 
@@ -104,14 +104,14 @@ impl<'a> Stream<'a> {
     }
 }
 
-/// Lets a descriptor of ours never wait.
+/// Sets O_NONBLOCK.
 pub fn set_nonblocking(descriptor: &impl AsFd) -> nix::Result<()> {
     let flags = OFlag::from_bits_truncate(fcntl(descriptor, FcntlArg::F_GETFL)?);
     fcntl(descriptor, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
 }
 
-/// Carries what there is to carry, until a signal comes. Once the session has ended, only what it
-/// left in the pipes.
+/// Copies bytes until a signal arrives. Once the session has ended, copies only what it left in the
+/// pipes.
 pub fn forward(streams: &mut [Stream<'_>], signals: &impl AsFd, has_ended: bool) -> nix::Result<Event> {
     loop {
         let mut asked = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];

@@ -22,7 +22,7 @@ pub struct State {
     limit: Option<u64>,
 }
 
-/// What the file system says of this user.
+/// The quota of this user.
 pub fn state(node: &RootFs, uid: ContainerUid) -> Result<State> {
     let directory = node.open(CONTAINERS).context(CONTAINERS)?;
     let device = device_of(CONTAINERS).context(CONTAINERS)?.unwrap_or_default();

@@ -30,11 +30,11 @@ pub struct Reaper {
 pub enum Started {
     /// The command runs inside.
     Runs(Reaper),
-    /// The command could not be started. The exit status says why.
+    /// The command could not be started; with the exit status of unbitctl.
     Ended(ExitCode),
 }
 
-/// What the reaper says, each with the byte that follows.
+/// The messages of the reaper. A byte follows each.
 const RUNS: u8 = b'r';
 const ENDED: u8 = b'e';
 
@@ -60,7 +60,7 @@ pub fn fork(leave: impl FnOnce(), send: impl FnOnce() -> Result<Probe, u8>) -> R
             let mut socket = theirs;
             match send() {
                 Ok(probe) => {
-                    let _ = probe::redirect_stdio_to_null(); // whoever reads the operator's output is not to wait for us
+                    let _ = probe::redirect_stdio_to_null(); // a reader of the operator's output must not wait for the reaper
                     let _ = socket.write_all(&[RUNS, 0]);
                     let status = reap(&probe, &mut socket);
                     let _ = socket.write_all(&[ENDED, status]);
@@ -87,7 +87,7 @@ fn reap(probe: &Probe, socket: &mut UnixStream) -> u8 {
         }
         let ready: Vec<_> = asked.iter().map(|one| one.any().unwrap_or(true)).collect();
         if ready.first() == Some(&true) {
-            // A tracer of the tenant's may keep it from being waited for; then it is asked again.
+            // A tracer of the tenant may prevent waitpid(2) from seeing its end; then try again.
             match probe.wait(Duration::from_secs(1)) {
                 Some(WaitStatus::Exited(_, status)) => return status as u8,
                 Some(WaitStatus::Signaled(_, signal, _)) => return 128 + signal as u8,

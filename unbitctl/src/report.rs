@@ -114,7 +114,7 @@ impl Finding {
         Self::new(check, State::Fail, why, seen.into(), Some(fix.into()))
     }
 
-    /// There is nothing to check, or no way to from here.
+    /// There is nothing to check, or it cannot be checked from here.
     pub fn not_applicable(check: &'static str, why: &'static str, seen: impl Into<String>) -> Self {
         Self::new(check, State::NotApplicable, why, seen.into(), None)
     }

@@ -96,7 +96,7 @@ fn table(sessions: &[Session], window: Window, zone: &TimeZone) -> Vec<String> {
         let since =
             session.since_seconds.and_then(|since| moment(since, zone, if window == Window::Any { DATE } else { DAY }));
         let key = match &session.key {
-            // The fingerprint tells more than the type where there is no room for both.
+            // If there is no room for both, the fingerprint is more useful than the type.
             Some(key) if window != Window::Any => key.split_once(" SHA256:").map_or_else(
                 || key.clone(),
                 |(kind, rest)| if kind.contains(' ') { key.clone() } else { format!("SHA256:{rest}") },

@@ -135,7 +135,8 @@ fn kill(uid: ContainerUid, pid: i32) {
     }
 }
 
-/// Whether the cgroup is gone. The kernel says that it is busy for a moment after its last process.
+/// Removes a cgroup; true if it is gone. For a moment after its last process, rmdir(2) fails with
+/// EBUSY.
 fn remove(group: &Path) -> bool {
     if !group.exists() {
         return true; // also on a file system that is read-only

@@ -123,7 +123,7 @@ struct Running {
     pids: Option<(Version, Vec<PathBuf>)>,
 }
 
-/// Looked up in /proc and nowhere else: nobody is asked, so nobody can keep us waiting.
+/// Reads only /proc, so no container can make this wait.
 fn containers(hierarchies: &Hierarchies) -> BTreeMap<ContainerUid, Running> {
     leaders()
         .filter_map(|(uid, _, process, parent)| {
@@ -153,7 +153,7 @@ pub(super) fn leaders() -> impl Iterator<Item = (ContainerUid, i32, Proc, i32)> 
     pids.filter_map(move |pid: i32| {
         let process = Proc::of(pid).ok()?;
         let (uid, parent) = Status::new(&process.read("status").ok()?).container_pid_1()?;
-        // Root alone may look.
+        // Only root can read it.
         let is_elsewhere = process.namespace("user").is_ok_and(|users| Some(users) != own);
         (!is_elsewhere).then_some((uid, pid, process, parent))
     })
@@ -323,7 +323,7 @@ mod tests {
         Running { has_own, memory: has_own.then(|| memory.clone()), pids: has_own.then_some(memory) }
     }
 
-    /// Of processes none has a limit: what is said of that is another test's.
+    /// No container has a limit on processes; those findings are tested elsewhere.
     fn judged(containers: &[(u32, Running)], limits: &[(&str, &str)]) -> Vec<(State, String)> {
         judged_of("memory.max", containers, limits)
     }

@@ -589,7 +589,7 @@ fn check_key_file(
     Ok(!text.is_empty())
 }
 
-/// The first link on the way to a file, and where it leads.
+/// The first symbolic link in a path, and where it leads.
 fn link_in(path: &Path) -> Option<String> {
     let parts: Vec<_> = path.ancestors().collect();
     let link = parts.into_iter().rev().find(|part| part.is_symlink())?;

@@ -65,7 +65,7 @@ const LINKS_DIRECTORY: Directory = Directory::of_root(
     "a link in it says which container an account is: whoever can write there decides where logins go",
 );
 
-/// What the guide asks for besides, in the order in which they are made.
+/// What the guide asks for in addition, in the order in which they are made.
 const OF_GUIDE: [Directory; 13] = [
     Directory::of_root(DISTRIBUTIONS, "the root file systems of containers, whose programs root starts"),
     Directory::of_root("/ns", "where the Emperor mounts a container's root before pivot_root(2)"),

@@ -180,8 +180,8 @@ impl Distribution {
         self.writers().is_none() && self.lack(directory) == Some(Lack::Missing)
     }
 
-    /// How programs in it learn the name of a container's uid; else what is missing, and what to
-    /// do.
+    /// How programs in it look up the name of a container's uid; otherwise what is missing, and the
+    /// fix.
     fn account_lookup(&self) -> Result<String, (String, String)> {
         let passwd = self.root.read_bytes("/etc/passwd").unwrap_or_default();
         let named = containers_in(&String::from_utf8_lossy(&passwd));
@@ -243,7 +243,7 @@ impl Distribution {
             .find(|path| self.machine(path) == Some(machine))
     }
 
-    /// What an ELF file says of the machine that it is for, elf(5): its class, its byte order and
+    /// The machine of an ELF file, elf(5): its class, its byte order and
     /// e_machine.
     fn machine(&self, path: &str) -> Option<[u8; 4]> {
         let mut head = [0; 20];

@@ -90,7 +90,7 @@ fn quota_fix(mount: &Mount) -> String {
 const SCHEDULER: &str =
     "a container that reads and writes without end slows down all others, unless the disk's scheduler is fair to them";
 
-/// What the queue of a disk says.
+/// The scheduler of a disk.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Scheduler {
     current: String,

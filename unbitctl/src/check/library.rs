@@ -33,7 +33,7 @@ const MARKS: [(&str, &[u8]); 2] =
     [("libnss_unbit", b"_nss_unbit_initgroups_dyn\0"), ("pam_unbit", b"pam_sm_acct_mgmt\0")];
 
 /// Whether a library is ours, and not an original in C. What cannot be read, and what is no library
-/// of either name, is not told from ours.
+/// of either name, counts as ours.
 pub fn is_ours(node: &RootFs, path: &str) -> bool {
     let (Some((_, mark)), Ok(bytes)) = (MARKS.iter().find(|(name, _)| path.contains(name)), node.read_bytes(path))
     else {

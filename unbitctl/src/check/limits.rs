@@ -38,7 +38,7 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
     findings
 }
 
-/// The lines about them: their number, and the word that says who is meant.
+/// The lines about them: their number, and the word for the user.
 fn about_containers(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines().enumerate().filter_map(|(at, line)| {
         let domain = line.split('#').next()?.split_whitespace().next()?;

@@ -39,7 +39,7 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
     judged.collect()
 }
 
-/// What an exim told of a container's user that has each file which may name a program.
+/// The output of an exim about a container user that has each file which may name a program.
 #[derive(Default, PartialEq, Eq, Debug)]
 struct Exim {
     /// It knows the account.
@@ -116,7 +116,7 @@ fn is_word(name: &str) -> bool {
     !name.is_empty() && name.chars().all(|letter| letter.is_ascii_alphanumeric() || "_-".contains(letter))
 }
 
-/// The command of these that does what a file in the user's home directory says.
+/// The one of these commands that follows a file in the user's home directory.
 fn runs_files_of_users(commands: &[String]) -> Option<&str> {
     let programs = |command: &str| ["procmail", "maildrop"].into_iter().find(|program| command.contains(program));
     commands.iter().find_map(|command| programs(command))
@@ -159,7 +159,7 @@ fn ask_exim(node: &RootFs, exim: &str) -> Result<Finding> {
     Ok(seen.judge(exim, &commands))
 }
 
-/// What postconf(1) tells, see local(8) and postconf(5).
+/// Settings of postconf(1), see local(8) and postconf(5).
 #[derive(Clone, Default, Debug)]
 struct Postfix {
     destinations: String,

@@ -87,7 +87,7 @@ pub fn container(account: &Account) -> Result<Vec<Finding>> {
     container::check(account)
 }
 
-/// As isspace(3) has it, by which glibc and libpam part words.
+/// isspace(3), by which glibc and libpam separate words.
 const fn is_space(letter: char) -> bool {
     letter.is_ascii_whitespace() || letter == '\x0b'
 }

@@ -43,7 +43,7 @@ fn check_propagation(node: &RootFs) -> Vec<Finding> {
 
 const LINKED: &str = "root of a container can make a set-user-ID program or a device in its directory, and on the node any user could use it";
 
-/// The Emperor's containers have no root. Nothing is said where root has linked no container.
+/// The Emperor's containers have no root. `None` if root has linked no container.
 fn check_linked(node: &RootFs) -> Option<Finding> {
     let homes: Vec<_> = containers::linked(node).into_iter().map(|uid| format!("{CONTAINERS}/{uid}")).collect();
     let mounts = own_mounts().ok().filter(|_| node.is_running() && !homes.is_empty())?;
@@ -148,7 +148,7 @@ fn makes_mounts_private(vassal: &str) -> bool {
     })
 }
 
-/// The mount that a path is on, as the mounts' points tell it.
+/// The mount that a path is on, by the mount points alone.
 fn mount_by_point<'a>(mounts: &'a [Mount], path: &str) -> Option<&'a Mount> {
     mounts.iter().filter(|mount| Path::new(path).starts_with(&mount.point)).max_by_key(|mount| mount.point.len())
 }

@@ -93,7 +93,7 @@ pub fn hangs(node: &RootFs) -> bool {
     node.is_running() && DATABASES.first().is_some_and(|(_, request, key)| ask(*request, key).is_err_and(hangs))
 }
 
-/// What nscd says of a database.
+/// The state of a database of nscd.
 struct Answer {
     pid: i32,
     /// It answers out of this database; else glibc asks the modules itself.

@@ -126,7 +126,7 @@ fn answers(node: &RootFs) -> Vec<Finding> {
             let mut records =
                 vec![("passwd", format!("{name}:x:{name}:{name}:")), ("group", format!("{name}:x:{name}:"))];
             if nix::unistd::geteuid().is_root() {
-                records.push(("shadow", format!("{name}:!:"))); // others may be told of none
+                records.push(("shadow", format!("{name}:!:"))); // other users may not see shadow records
             }
             for (database, record) in records {
                 findings.push(ask(node, database, &name, |line| line.starts_with(&record)));
@@ -370,7 +370,7 @@ pub(crate) fn fixed(text: &str, database: &str) -> String {
         return text;
     }
     for index in 0..lines(&text, database).len() {
-        // Each edit moves what is behind it, so the line is read anew.
+        // Each edit moves what is behind it, so the line is parsed again.
         let faulty = |line: &&Line<'_>| line_fault(line, database).is_some();
         while let Some(old) = lines(&text, database).get(index).filter(faulty).and_then(cut) {
             text.replace_range(old, "");

@@ -17,18 +17,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Who answers.
+/// The process that accepts connections to sshd.
 pub enum Server {
     /// sshd, by its pid.
     Sshd(i32),
     /// systemd, which starts an sshd for each connection (ssh.socket); and where sshd itself would
     /// listen.
     Socket(Vec<SocketAddr>),
-    /// Somebody whom we cannot tell.
+    /// An unknown process.
     Unknown,
 }
 
-/// Whoever listens on these addresses of sshd's; `None` if nobody does, nor any other sshd.
+/// The process that listens on these addresses of sshd; `None` if there is none, and no other sshd.
 pub fn find(addresses: &[SocketAddr]) -> Option<Server> {
     let Ok(sockets) = sockets() else { return Some(Server::Unknown) };
     let ports: Vec<_> = addresses.iter().map(SocketAddr::port).collect();
@@ -42,7 +42,7 @@ pub fn find(addresses: &[SocketAddr]) -> Option<Server> {
     match (is_systemd, inodes.is_empty()) {
         (true, _) => Some(Server::Socket(addresses.to_vec())),
         (false, false) => Some(Server::Unknown),
-        (false, true) => listener().map(Server::Sshd), // it may have been told other ports
+        (false, true) => listener().map(Server::Sshd), // it may listen on other ports
     }
 }
 
@@ -104,7 +104,7 @@ pub struct Answering {
 }
 
 impl Server {
-    /// The process; `None` if we cannot tell.
+    /// The process; `None` if it is not known.
     pub fn answer(&self) -> Result<Option<Answering>> {
         const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
         let addresses = match self {

@@ -42,8 +42,7 @@ pub fn loaded() -> Result<Option<Table>> {
     Table::parse(&run(NFT, &["-j", "-s", "list", "table", "inet", "unbit"], "")?).map(Some)
 }
 
-/// What a ruleset of ours is once it is loaded: it is, into a network namespace of its own, which
-/// goes away with this.
+/// The table that a ruleset of ours becomes: it is loaded into a temporary network namespace.
 pub fn made_of(ruleset: &str) -> Result<Table> {
     let script = format!("{NFT} -f - && {NFT} -j -s list table inet unbit");
     Table::parse(&run("/usr/bin/unshare", &["--net", "--", "/bin/sh", "-c", &script], ruleset)?)
@@ -60,8 +59,7 @@ fn run(program: &str, arguments: &[&str], input: &str) -> Result<String> {
         Err(error) if error.kind() == ErrorKind::NotFound && program == NFT => return Err(Missing.into()),
         child => child.with_context(|| program.to_owned())?,
     };
-    // nft reads it all before it writes; one that ends early says why, and that is the error to
-    // show.
+    // nft reads everything before it writes. If it ends early, its own error is the one to show.
     if let Some(mut stdin) = child.stdin.take() {
         drop(stdin.write_all(input.as_bytes()));
     }

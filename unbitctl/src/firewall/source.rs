@@ -35,7 +35,7 @@ pub struct Source {
     pub containers_reach: Services,
 }
 
-/// The table's own account of how it was made.
+/// The arguments from which a loaded table was made.
 #[derive(clap::Parser)]
 struct Kept {
     #[command(flatten)]
@@ -54,7 +54,7 @@ impl Source {
         arguments
     }
 
-    /// The command that makes these rules, without what goes without saying, quoted for a shell.
+    /// The command that makes these rules, without the defaults, quoted for a shell.
     pub fn command(&self) -> Result<String> {
         let defaults = Self::from_arguments(&[])?.arguments();
         let mut command = String::from("unbitctl firewall");

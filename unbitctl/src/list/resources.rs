@@ -30,7 +30,7 @@ pub struct Usage {
     pub quota_limit_bytes: Option<u64>,
 }
 
-/// The files of a controller that say what is used and what the limit is.
+/// The files of a controller with the usage and the limit.
 struct Files {
     version_1: [&'static str; 2],
     version_2: [&'static str; 2],

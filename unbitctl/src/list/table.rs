@@ -21,7 +21,7 @@ const COLUMNS: [Column; 14] = [
     Column("QUOTA", Align::Left),
 ];
 
-/// The last ones are those that say which container does how, and what it uses.
+/// The columns that are dropped last show the state of each container and what it uses.
 const STEPS: [Step; 12] = [
     Step::Drop("SINCE"),
     Step::Drop("HOST"),
@@ -80,7 +80,7 @@ fn row(container: &Container, share: Option<Option<f64>>, zone: &TimeZone) -> [S
     ]
 }
 
-/// The state in words.
+/// The state, for people.
 fn state(state: State) -> String {
     if state == State::Unknown { "?".to_owned() } else { state.name().replace('-', " ") }
 }

@@ -16,7 +16,7 @@ use shared::ContainerUid;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-/// For sshd to say goodbye. A container that is frozen keeps it from that.
+/// How long sshd may take to end. A frozen container can prevent that.
 const GRACE: Duration = Duration::from_secs(5);
 const AFTER_A_KILL: Duration = Duration::from_secs(5);
 
@@ -52,7 +52,7 @@ impl Ended {
 
 /// Ends it. Of the container, if one is given.
 pub fn end(container: Option<ContainerUid>, id: Id) -> Result<Ended> {
-    // First its process is pinned, then looked at. As long as it lives, the number is its own.
+    // The process is pinned before the session is read: while it lives, its pid is not reused.
     let pinned = join::sys::pidfd_open(id.pid);
     let session = list::sessions(container)?.into_iter().find(|session| session.id == id);
     let processes = session.as_ref().map(SessionProcesses::of).transpose()?;
@@ -83,7 +83,7 @@ fn signal(process: &OwnedFd, signal: Signal) -> Result<()> {
     }
 }
 
-/// What runs for a session.
+/// The processes of a session.
 struct SessionProcesses {
     /// Those below the monitor up to the channels, which end with it: sshd's own, or the
     /// application that has entered.
@@ -99,8 +99,8 @@ struct Leader {
 }
 
 impl SessionProcesses {
-    /// Not what is below the first process of a channel: what that has started in sessions of their
-    /// own is in the background.
+    /// Without the descendants of a channel's first process: those in sessions of their own are
+    /// background processes.
     fn of(session: &Session) -> Result<Self> {
         let processes = Processes::read()?;
         let (mut monitor_children, mut channel_leaders, mut left) = (Vec::new(), Vec::new(), vec![session.pid]);
@@ -109,7 +109,7 @@ impl SessionProcesses {
                 if child.session() == Some(child.pid) {
                     channel_leaders.push(Leader { session: child.pid, uids: child.uids.clone() });
                 } else if let Ok(pinned) = join::sys::pidfd_open(child.pid) {
-                    // Looked at once more now that it is pinned.
+                    // Its parent is read again after it is pinned.
                     monitor_children.extend((parent(child.pid) == Some(pid)).then_some(pinned));
                     left.push(child.pid);
                 }
@@ -118,12 +118,12 @@ impl SessionProcesses {
         Ok(Self { monitor_children, channel_leaders })
     }
 
-    /// Where the monitor was killed.
+    /// Kills the children of a monitor that was killed.
     fn kill(&self) -> Result<()> {
         self.monitor_children.iter().try_for_each(|process| signal(process, Signal::SIGKILL))
     }
 
-    /// A terminal's end does this for its channel; a channel without one has nobody who would.
+    /// Sends SIGHUP to the channels. The kernel does it for a channel with a terminal only.
     fn hang_up(&self) -> Result<()> {
         if self.channel_leaders.is_empty() {
             return Ok(());

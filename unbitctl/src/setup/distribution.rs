@@ -60,7 +60,7 @@ pub struct Arguments {
     more: Vec<String>,
 }
 
-/// Nothing that a tool takes for an option.
+/// An argument that no tool reads as an option.
 fn word(text: &str) -> Result<String, String> {
     let is_plain = !text.is_empty() && !text.starts_with('-') && text.chars().all(|letter| letter.is_ascii_graphic());
     if is_plain { Ok(text.to_owned()) } else { Err("a word is needed".to_owned()) }
@@ -125,7 +125,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     verdict(&place)
 }
 
-/// What check says of it.
+/// Shows the findings of check about it.
 fn verdict(place: &Path) -> Result<ExitCode> {
     let node = RootFs::at(Some(place));
     let mut findings: Vec<Finding> = distributions::check_distribution(&node);
@@ -148,7 +148,7 @@ fn library(node: &RootFs) -> Result<PathBuf> {
     Ok(library)
 }
 
-/// Only where nobody but root can change what is there meanwhile.
+/// Refuses a directory that users other than root can change.
 fn must_be_roots(place: &Path) -> Result<()> {
     let shown = place.display();
     let found = lstat(place).with_context(|| shown.to_string())?;
@@ -158,7 +158,7 @@ fn must_be_roots(place: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What a distribution has besides Debian's: the library, its line in nsswitch.conf, and where a
+/// Adds what Debian does not have: the library, its line in nsswitch.conf, and where a
 /// container's start mounts.
 fn complete(root: &Path, library: &Path, progress: &mut Progress) -> Result<()> {
     let node = RootFs::at(Some(root));
@@ -201,8 +201,8 @@ fn complete(root: &Path, library: &Path, progress: &mut Progress) -> Result<()> 
     Ok(())
 }
 
-/// Runs the tool in mount and pid namespaces of its own: however it ends, no mount and no process
-/// of it stays.
+/// Runs the tool in mount and pid namespaces of its own, so that no mount and no process of it
+/// stays.
 fn bootstrap(arguments: &Arguments, new: &Path, interrupt: &Interrupt, progress: &mut Progress) -> Result<()> {
     const SCRIPT: &str = r#"mount -t proc -o nosuid,nodev,noexec proc /proc; exec "$@""#;
     let (tool, packages) = {
@@ -253,7 +253,7 @@ fn bootstrap(arguments: &Arguments, new: &Path, interrupt: &Interrupt, progress:
     Ok(())
 }
 
-/// A process that does not live longer than this.
+/// A child process, which is killed on drop.
 struct Running(Child);
 
 impl Drop for Running {
@@ -267,7 +267,7 @@ impl Drop for Running {
     }
 }
 
-/// What the tool says, by lines, and the last of them.
+/// The output of a tool, line by line, and the last lines.
 #[derive(Default)]
 struct ToolOutput {
     rest: Vec<u8>,
@@ -299,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_heard_whole_and_the_last_are_kept() {
+    fn lines_are_read_whole_and_the_last_are_kept() {
         let mut output = ToolOutput::default();
         assert_eq!(output.add(b"I: Retrieving a\nI: Re"), ["Retrieving a"]);
         assert_eq!(output.add(b"trieving b\r\n\n"), ["Retrieving b"]);

@@ -199,8 +199,8 @@ impl<'a> Journal<'a> {
         &self.data.replaced
     }
 
-    /// Records a file and keeps it, before it is replaced. If it cannot be kept, it is not recorded.
-    /// Directories are recorded only if they are made.
+    /// Records a file and keeps it, before it is replaced. If it cannot be kept, it is not
+    /// recorded. Directories are recorded only if they are made.
     pub fn record(&mut self, change: &Pending) -> Result<Option<Replaced>> {
         let recorded = self.data.replaced.clone();
         let result = self.record_and_keep(change);

@@ -14,7 +14,7 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
     let read = reader(node);
     let mut all: Vec<Finding> = Vec::new();
     for finding in names(node).iter().flat_map(|name| findings(&flatten(&read, name), name)) {
-        // A file that two services include is told of once: su-l includes su.
+        // A file that two services include is reported once: su-l includes su.
         if all.iter().all(|before| before.seen != finding.seen) {
             all.push(finding);
         }

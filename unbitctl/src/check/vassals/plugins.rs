@@ -29,7 +29,7 @@ pub fn check(node: &RootFs, files: &[Vassal]) -> Vec<Finding> {
     }
     let Some(uwsgi) = UWSGI.into_iter().find(|uwsgi| node.has(uwsgi)).filter(|_| command::can_run_programs(node))
     else {
-        return Vec::new(); // who else starts the Emperor, emperor.rs tells
+        return Vec::new(); // emperor.rs reports an Emperor that nothing starts
     };
     let missing = wanted.into_iter().filter(|((directories, name), _)| lacks(node, uwsgi, directories, name));
     missing.map(|((_, name), files)| finding(uwsgi, name, &files)).collect()
