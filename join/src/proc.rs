@@ -9,9 +9,12 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use shared::ContainerUid;
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{SysconfVar, sysconf};
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 /// The identity of a file or a namespace.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -101,6 +104,15 @@ impl Proc {
     /// that no file has.
     pub fn read(&self, name: &str) -> std::io::Result<String> {
         read_whole(self.open(name)?)
+    }
+
+    /// How long ago the process began, rounded up to a tick of the kernel's.
+    pub fn age(&self) -> io::Result<Duration> {
+        let unreadable = || io::Error::other("stat has no start of the process");
+        let ticks: u64 = start_in(&self.read("stat")?).ok_or_else(unreadable)?;
+        let a_second = sysconf(SysconfVar::CLK_TCK)?.and_then(|ticks| u64::try_from(ticks).ok());
+        let began = ticks.saturating_mul(1000).checked_div(a_second.unwrap_or(0)).ok_or_else(unreadable)?;
+        Ok(Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME)?).saturating_sub(Duration::from_millis(began)))
     }
 
     /// The namespace behind one of its links in `ns/`.
@@ -197,6 +209,11 @@ impl<'a> Status<'a> {
     }
 }
 
+/// Field 22 of /proc/PID/stat. The second field is a name in parentheses, which may hold anything.
+fn start_in(stat: &str) -> Option<u64> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
 /// The numbers of one line of /proc/PID/status.
 pub fn numbers(status: &str, key: &str) -> Result<Vec<u32>, String> {
     status
@@ -233,6 +250,18 @@ mod tests {
         }
         let roots = status("S", "42\t1", "0\t0\t0\t0");
         assert_eq!(Status::new(&roots).pid_1_of(), Some(0));
+    }
+
+    #[test]
+    fn a_process_is_as_old_as_the_time_since_it_was_started() {
+        let before = std::time::Instant::now();
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let age = Proc::of(i32::try_from(child.id()).unwrap()).unwrap().age().unwrap();
+        assert!(age <= before.elapsed() + Duration::from_millis(10), "{age:?}");
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(Proc::of_self().unwrap().age().unwrap() > age);
+        assert_eq!(start_in("7 (a) b (c) S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 99"), Some(4711));
     }
 
     /// Without [`Proc::cause`], one look in ten ended with EACCES.

@@ -3,6 +3,7 @@
 //! This file knows names, uids and directories, and nothing about the processes of a container.
 
 use crate::pam::Handle;
+use join::proc::Proc;
 use join::refusal::{Context, Reason, Refusal};
 use join::safe_path::must_be_roots;
 use join::sys::retry;
@@ -11,8 +12,9 @@ use nix::fcntl::readlink;
 use nix::sys::stat::{lstat, stat};
 use shared::settings::{CONTAINERS, CONTAINERS_PATH};
 use shared::{ContainerUid, SecondName};
-use std::fmt;
 use std::os::unix::ffi::OsStrExt;
+use std::time::SystemTime;
+use std::{fmt, fs, io};
 
 /// The account that logs in.
 pub enum Account {
@@ -89,6 +91,33 @@ fn exists(container: ContainerUid) -> Result<bool, Refusal> {
         Ok(status) => Ok(container.owns_directory(status.st_mode, status.st_uid, status.st_gid)),
         Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(false),
         Err(errno) => Err(errno).context(Reason::Broken, format_args!("stat {}", path(container))),
+    }
+}
+
+/// Refuses a login that began before the account's directory was made. Its key can be in a file of
+/// an earlier user of the number, which sshd had opened before that user was removed.
+pub fn must_be_older_than_this_login(container: ContainerUid) -> Result<(), Refusal> {
+    #[cfg(test)]
+    if crate::pam::fake::has_directory(container) {
+        return Ok(());
+    }
+    let directory = path(container);
+    let status = fs::metadata(&directory).context(Reason::Broken, format_args!("stat {directory}"))?;
+    let Ok(made) = status.created() else { return Ok(()) }; // its file system does not know
+    let age = Proc::of_self().map_err(io::Error::from).and_then(|process| process.age());
+    let age = age.context(Reason::Broken, "read when this process began")?;
+    // With a clock that was set back since, it seems to be made later than now, and nothing is
+    // known.
+    match SystemTime::now().duration_since(made) {
+        Ok(elapsed) if elapsed < age => Err(Refusal::new(
+            Reason::NoContainer,
+            format!(
+                "{directory} was made {:.1} s ago, and this login began {:.1} s ago: its key may be that of an earlier user of the number",
+                elapsed.as_secs_f64(),
+                age.as_secs_f64()
+            ),
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -20,7 +20,7 @@
 //! its uid, see [`setuid_guard`]. If a hook is not called, or in another order, the login is
 //! refused.
 
-use crate::account::{Account, ContainerUser};
+use crate::account::{self, Account, ContainerUser};
 use crate::auth_info;
 use crate::call::Call;
 use crate::nss;
@@ -113,6 +113,11 @@ pub fn acct_mgmt(call: &mut Call) -> Result<Verdict, Refusal> {
     let options = options_for_the_service(call)?;
 
     let attachment = prepare(call, user, &options)?;
+    // Afterwards, so that what has been opened is no later user's either. In other services no key
+    // is read, and the process of login(1) is as old as its terminal's getty.
+    if is_sshd(call) {
+        account::must_be_older_than_this_login(user.container)?;
+    }
     let slot = take_slot(call, user.container, &options)?;
 
     let login =
