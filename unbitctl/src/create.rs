@@ -71,7 +71,8 @@ pub struct Arguments {
     /// says)
     #[arg(long, value_name = "NUMBER", value_parser = vassal::parse_cpus)]
     cpus: Option<u64>,
-    /// Its limit on disk space, such as 10G, if /containers has user quotas
+    /// Its limit on disk space, such as 10G, and on that share of all files, if /containers has user
+    /// quotas
     #[arg(long, value_name = "SIZE", value_parser = vassal::parse_size)]
     disk: Option<u64>,
     /// Give up after this many seconds if it has not started
@@ -290,7 +291,7 @@ impl<'a> Plan<'a> {
         match self.arguments.disk {
             Some(limit) if !self.quota.is_limited_to(limit) => {
                 let before = self.quota.limit();
-                self.quota.set(self.uid, limit)?;
+                self.quota.set_bytes(self.uid, limit)?;
                 undo.push(Step::Quota(self.quota.clone(), before));
                 progress.changed("disk", vassal::size(limit));
             }

@@ -1,12 +1,16 @@
 //! How much of the disk a container may use: the user quota of the file system of /containers,
 //! quotactl(2).
+//!
+//! A limit on bytes comes with one on files. Empty files take no bytes, and with all files that a
+//! file system can have one user would keep every other one from making any.
 
 use crate::rootfs::RootFs;
-use crate::sys;
+use crate::sys::{self, DiskLimit};
 use crate::vassal::size;
 use anyhow::{Context, Result, bail};
 use join::mountinfo::device_of;
 use nix::errno::Errno;
+use nix::sys::statvfs::fstatvfs;
 use shared::ContainerUid;
 use shared::settings::CONTAINERS;
 use std::fmt;
@@ -19,7 +23,30 @@ pub struct State {
     directory: Rc<OwnedFd>,
     device: String,
     is_on: bool,
-    limit: Option<u64>,
+    limit: DiskLimit,
+    space: Space,
+}
+
+/// All that a file system has room for.
+#[derive(Clone, Copy, Debug)]
+struct Space {
+    bytes: u64,
+    /// 0 if it makes room for as many as there are.
+    files: u64,
+}
+
+/// However little disk space a user may have, it may have some files.
+const FEW_FILES: u64 = 1000;
+
+impl Space {
+    /// A limit on bytes, and the same share of the files.
+    fn share(self, bytes: u64) -> DiskLimit {
+        if bytes == 0 || self.files == 0 {
+            return DiskLimit { bytes, files: 0 };
+        }
+        let share = u128::from(self.files) * u128::from(bytes) / u128::from(self.bytes.max(1));
+        DiskLimit { bytes, files: u64::try_from(share).unwrap_or(u64::MAX).clamp(FEW_FILES, self.files.max(FEW_FILES)) }
+    }
 }
 
 /// The quota of this user.
@@ -27,8 +54,13 @@ pub fn state(node: &RootFs, uid: ContainerUid) -> Result<State> {
     let directory = node.open(CONTAINERS).context(CONTAINERS)?;
     let device = device_of(CONTAINERS).context(CONTAINERS)?.unwrap_or_default();
     let is_on = sys::user_quota(&directory, &device).is_ok_and(|quota| quota.counts && quota.limits);
-    let limit = if is_on { sys::disk_limit(&directory, &device, uid.get()).context("quotactl")? } else { 0 };
-    Ok(State { directory: Rc::new(directory), device, is_on, limit: Some(limit).filter(|limit| *limit > 0) })
+    let limit = match is_on {
+        true => sys::disk_limit(&directory, &device, uid.get()).context("quotactl")?,
+        false => DiskLimit::default(),
+    };
+    let all = fstatvfs(&directory).context(CONTAINERS)?;
+    let space = Space { bytes: all.blocks().saturating_mul(all.fragment_size()), files: all.files() };
+    Ok(State { directory: Rc::new(directory), device, is_on, limit, space })
 }
 
 impl State {
@@ -42,19 +74,31 @@ impl State {
         Ok(())
     }
 
-    /// In bytes, if there is one.
-    pub const fn limit(&self) -> Option<u64> {
+    /// As it was found.
+    pub const fn limit(&self) -> DiskLimit {
         self.limit
     }
 
-    /// Whether that is the limit; the kernel keeps limits in whole blocks.
-    pub fn is_limited_to(&self, bytes: u64) -> bool {
-        self.limit == Some(sys::round_up_to_quota_block(bytes))
+    /// Whether there is any.
+    pub fn is_limited(&self) -> bool {
+        self.limit != DiskLimit::default()
     }
 
-    /// Sets the limit, in bytes; 0 is none.
-    pub fn set(&self, uid: ContainerUid, bytes: u64) -> Result<()> {
-        match sys::set_disk_limit(&self.directory, &self.device, uid.get(), bytes) {
+    /// Whether that is the limit; the kernel keeps limits in whole blocks. How many files a file
+    /// system can have may change.
+    pub fn is_limited_to(&self, bytes: u64) -> bool {
+        self.limit.bytes == sys::round_up_to_quota_block(bytes)
+            && (self.limit.files > 0 || self.space.share(bytes).files == 0)
+    }
+
+    /// Sets the limit, in bytes.
+    pub fn set_bytes(&self, uid: ContainerUid, bytes: u64) -> Result<()> {
+        self.set(uid, self.space.share(bytes))
+    }
+
+    /// Sets the limit.
+    pub fn set(&self, uid: ContainerUid, limit: DiskLimit) -> Result<()> {
+        match sys::set_disk_limit(&self.directory, &self.device, uid.get(), limit) {
             Err(Errno::ESRCH) => bail!("the user quota of {CONTAINERS} has been turned off"),
             other => other.context("set the limit on the disk"),
         }
@@ -63,10 +107,28 @@ impl State {
 
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.limit {
-            Some(limit) => f.write_str(&size(limit)),
-            None if self.is_on => f.write_str("no limit: --disk 10G sets one"),
-            None => write!(f, "no limit: the file system of {CONTAINERS} has no user quota"),
+        match self.limit.bytes {
+            0 if self.is_on => f.write_str("no limit: --disk 10G sets one"),
+            0 => write!(f, "no limit: the file system of {CONTAINERS} has no user quota"),
+            bytes => f.write_str(&size(bytes)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_has_its_share_of_the_files() {
+        const GB: u64 = 1 << 30;
+        let ext4 = Space { bytes: 100 * GB, files: 6_553_600 };
+        assert_eq!(ext4.share(10 * GB), DiskLimit { bytes: 10 * GB, files: 655_360 });
+        assert_eq!(ext4.share(1 << 20), DiskLimit { bytes: 1 << 20, files: FEW_FILES });
+        assert_eq!(ext4.share(1000 * GB).files, 6_553_600, "no more than there can be");
+        assert_eq!(ext4.share(0), DiskLimit::default(), "no limit");
+        let btrfs = Space { bytes: 100 * GB, files: 0 };
+        assert_eq!(btrfs.share(10 * GB), DiskLimit { bytes: 10 * GB, files: 0 });
+        assert_eq!(Space { bytes: 0, files: 5000 }.share(1).files, 5000);
     }
 }

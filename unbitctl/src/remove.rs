@@ -11,6 +11,7 @@ use crate::progress::{Done, Progress};
 use crate::purge::purge;
 use crate::report;
 use crate::rootfs::RootFs;
+use crate::sys::DiskLimit;
 use crate::{leftovers, quota, stop, terminal};
 use anyhow::{Context, Result, bail};
 use join::link::{DIRECTORY, Link};
@@ -219,8 +220,8 @@ impl Home {
             progress.changed("name", format!("{}: removed", link.display()));
         }
         let node = RootFs::at(None);
-        if let Some(state) = quota::state(&node, self.uid).ok().filter(|state| state.limit().is_some()) {
-            state.set(self.uid, 0)?;
+        if let Some(state) = quota::state(&node, self.uid).ok().filter(quota::State::is_limited) {
+            state.set(self.uid, DiskLimit::default())?;
             progress.changed("disk", "the limit is removed");
         }
         Ok(())

@@ -197,13 +197,24 @@ fn quotactl(command: libc::c_int, file: &OwnedFd, device: &str, uid: u32, block:
 /// The blocks of these limits, QIF_DQBLKSIZE.
 const QUOTA_BLOCK: u64 = 1024;
 
-/// How many bytes a user may have at most; 0 is no limit.
-pub fn disk_limit(file: &OwnedFd, device: &str, uid: u32) -> nix::Result<u64> {
+/// What a user may have at most on a file system; 0 is no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct DiskLimit {
+    pub bytes: u64,
+    pub files: u64,
+}
+
+/// What this user may have.
+pub fn disk_limit(file: &OwnedFd, device: &str, uid: u32) -> nix::Result<DiskLimit> {
     // SAFETY: all zeros is a value of this plain C struct.
     let mut block: libc::dqblk = unsafe { std::mem::zeroed() };
     match quotactl(libc::Q_GETQUOTA, file, device, uid, &mut block) {
-        Err(Errno::ENOENT) => Ok(0), // nothing is known of this user, as on xfs before its first file
-        other => other.map(|()| block.dqb_bhardlimit.saturating_mul(QUOTA_BLOCK)),
+        // Nothing is known of this user, as on xfs before its first file.
+        Err(Errno::ENOENT) => Ok(DiskLimit::default()),
+        other => other.map(|()| DiskLimit {
+            bytes: block.dqb_bhardlimit.saturating_mul(QUOTA_BLOCK),
+            files: block.dqb_ihardlimit,
+        }),
     }
 }
 
@@ -212,13 +223,15 @@ pub const fn round_up_to_quota_block(bytes: u64) -> u64 {
     bytes.div_ceil(QUOTA_BLOCK).saturating_mul(QUOTA_BLOCK)
 }
 
-/// Sets that, and no other limit.
-pub fn set_disk_limit(file: &OwnedFd, device: &str, uid: u32, bytes: u64) -> nix::Result<()> {
+/// Sets both, and no soft limit.
+pub fn set_disk_limit(file: &OwnedFd, device: &str, uid: u32, limit: DiskLimit) -> nix::Result<()> {
     const QIF_BLIMITS: u32 = 1;
+    const QIF_ILIMITS: u32 = 4;
     // SAFETY: all zeros is a value of this plain C struct.
     let mut block: libc::dqblk = unsafe { std::mem::zeroed() };
-    block.dqb_bhardlimit = bytes.div_ceil(QUOTA_BLOCK);
-    block.dqb_valid = QIF_BLIMITS;
+    block.dqb_bhardlimit = limit.bytes.div_ceil(QUOTA_BLOCK);
+    block.dqb_ihardlimit = limit.files;
+    block.dqb_valid = QIF_BLIMITS | QIF_ILIMITS;
     quotactl(libc::Q_SETQUOTA, file, device, uid, &mut block)
 }
 

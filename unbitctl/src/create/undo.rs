@@ -8,6 +8,7 @@ use crate::keys::{self, Added};
 use crate::purge::purge;
 use crate::quota;
 use crate::stop;
+use crate::sys::DiskLimit;
 use anyhow::{Context, Result};
 use shared::ContainerUid;
 use std::fs;
@@ -20,7 +21,7 @@ pub enum Step {
     Directory(PathBuf),
     Keys(Added),
     /// With the limit before.
-    Quota(quota::State, Option<u64>),
+    Quota(quota::State, DiskLimit),
     /// A vassal, with its former content.
     Vassal(PathBuf, Option<String>),
     Service(Service),
@@ -79,7 +80,7 @@ fn undo(uid: ContainerUid, step: &Step) -> Result<String> {
             "the keys are taken out again".to_owned()
         }
         Step::Quota(state, before) => {
-            state.set(uid, before.unwrap_or(0))?;
+            state.set(uid, *before)?;
             "the limit on the disk is as before".to_owned()
         }
         Step::Vassal(file, None) => {
