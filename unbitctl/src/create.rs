@@ -71,7 +71,7 @@ pub struct Arguments {
     /// says)
     #[arg(long, value_name = "NUMBER", value_parser = vassal::parse_cpus)]
     cpus: Option<u64>,
-    /// Its limit on disk space, such as 10G, and on that share of all files, if /containers has user
+    /// Its limit on disk space, such as 10G, and its share of the files, if /containers has user
     /// quotas
     #[arg(long, value_name = "SIZE", value_parser = vassal::parse_size)]
     disk: Option<u64>,
