@@ -178,6 +178,7 @@ fn error_message(error: &ureq::Error) -> String {
         ureq::Error::Timeout(_) => format!("no complete answer within {} s", REQUEST_TIMEOUT.as_secs()),
         ureq::Error::BodyExceedsLimit(_) => format!("the answer is longer than {} MiB", MAX_BODY >> 20),
         ureq::Error::HostNotFound => "the name of the API has no address".to_owned(),
+        ureq::Error::Io(error) => error.to_string(), // without the "io: " that the next has
         error => error.to_string(),
     }
 }

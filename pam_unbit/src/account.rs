@@ -102,7 +102,12 @@ pub fn must_be_older_than_this_login(container: ContainerUid) -> Result<(), Refu
         return Ok(());
     }
     let directory = path(container);
-    let status = fs::metadata(&directory).context(Reason::Broken, format_args!("stat {directory}"))?;
+    let status = loop {
+        match fs::metadata(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            status => break status.context(Reason::Broken, format_args!("stat {directory}"))?,
+        }
+    };
     let Ok(made) = status.created() else { return Ok(()) }; // its file system does not know
     let age = Proc::of_self().map_err(io::Error::from).and_then(|process| process.age());
     let age = age.context(Reason::Broken, "read when this process began")?;
