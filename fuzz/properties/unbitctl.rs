@@ -10,11 +10,12 @@ use crate::check::{accounts, container, nsswitch, subids, vassals};
 use crate::firewall::list::{Addresses, path, public_ip};
 use crate::firewall::nft;
 use crate::firewall::values::{Interface, Network, PortRange, Services};
-use crate::list::processes::{Process, start_of};
+use crate::list::processes::Process;
 use crate::names::Account;
 use crate::report::State;
 use crate::vassal::{self, Choice};
 use crate::{command_line, keys};
+use join::proc::{START, stat_field};
 use shared::ContainerUid;
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Display};
@@ -44,7 +45,7 @@ pub fn process(data: &[u8]) {
     }
     // The second field of stat is in parentheses, and may hold some itself.
     let fields = text.rfind(')').map(|end| text[end + 1..].split_whitespace().collect::<Vec<_>>());
-    assert_eq!(start_of(&text), fields.and_then(|fields| fields.get(19)?.parse().ok()));
+    assert_eq!(stat_field::<u64>(&text, START), fields.and_then(|fields| fields.get(19)?.parse().ok()));
 }
 
 /// A PAM service as libpam's _pam_parse_conf_file() reads it (pam_handlers.c, pam_misc.c), which is

@@ -14,6 +14,7 @@ use shared::ContainerUid;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// The identity of a file or a namespace.
@@ -109,7 +110,7 @@ impl Proc {
     /// How long ago the process began, rounded up to a tick of the kernel's.
     pub fn age(&self) -> io::Result<Duration> {
         let unreadable = || io::Error::other("stat has no start of the process");
-        let ticks: u64 = start_in(&self.read("stat")?).ok_or_else(unreadable)?;
+        let ticks: u64 = stat_field(&self.read("stat")?, START).ok_or_else(unreadable)?;
         let a_second = sysconf(SysconfVar::CLK_TCK)?.and_then(|ticks| u64::try_from(ticks).ok());
         let began = ticks.saturating_mul(1000).checked_div(a_second.unwrap_or(0)).ok_or_else(unreadable)?;
         Ok(Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME)?).saturating_sub(Duration::from_millis(began)))
@@ -209,9 +210,13 @@ impl<'a> Status<'a> {
     }
 }
 
-/// Field 22 of /proc/PID/stat. The second field is a name in parentheses, which may hold anything.
-fn start_in(stat: &str) -> Option<u64> {
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+/// The field of /proc/PID/stat that says when the process began, in clock ticks since boot.
+pub const START: usize = 22;
+
+/// A field of /proc/PID/stat behind the second, counted from one, see proc_pid_stat(5). The second
+/// is a name in parentheses, which may hold anything.
+pub fn stat_field<T: FromStr>(stat: &str, field: usize) -> Option<T> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(field.checked_sub(3)?)?.parse().ok()
 }
 
 /// The numbers of one line of /proc/PID/status.
@@ -261,7 +266,17 @@ mod tests {
         drop(child.stdin.take());
         child.wait().unwrap();
         assert!(Proc::of_self().unwrap().age().unwrap() > age);
-        assert_eq!(start_in("7 (a) b (c) S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 99"), Some(4711));
+    }
+
+    #[test]
+    fn a_name_may_hold_anything() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 99";
+        assert_eq!(stat_field(stat, START), Some(4711));
+        assert_eq!(stat_field("7 (a) b (c) S 1 7 6 0 -1", 6), Some(6));
+        assert_eq!(stat_field("7 (a) b (c) S 1 7 7 34816 -1", 7), Some(34816));
+        assert_eq!(stat_field("7 (uwsgi) S 1 7 7 0 -1", 7), Some(0));
+        assert_eq!(stat_field::<i32>("7 (x", 7), None);
+        assert_eq!(stat_field::<u64>("7 (x", START), None);
     }
 
     /// Without [`Proc::cause`], one look in ten ended with EACCES.

@@ -1,11 +1,10 @@
 //! Reads the processes of the node from /proc, once.
 
 use anyhow::{Context, Result};
-use join::proc::Status;
+use join::proc::{START, Status, stat_field};
 use nix::unistd::{SysconfVar, sysconf};
 use std::collections::HashMap;
 use std::fs;
-use std::str::FromStr;
 
 /// A process.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -115,39 +114,29 @@ impl Process {
 
     /// The session of processes that it is in, setsid(2), by the number of the one that made it.
     pub fn session(&self) -> Option<i32> {
-        field_of(&read(self.pid, "stat")?, 6)
+        stat_field(&read(self.pid, "stat")?, 6)
     }
 }
 
 /// When the process of this number started.
 pub fn started(pid: i32) -> Option<u64> {
-    start_of(&read(pid, "stat")?)
+    stat_field(&read(pid, "stat")?, START)
 }
 
 /// The parent that it has now.
 pub fn parent(pid: i32) -> Option<i32> {
-    field_of(&read(pid, "stat")?, 4)
+    stat_field(&read(pid, "stat")?, 4)
 }
 
 /// The controlling terminal that it has: 0 is none, tty_nr of proc_pid_stat(5).
 pub fn terminal(pid: i32) -> Option<i32> {
-    field_of(&read(pid, "stat")?, 7)
+    stat_field(&read(pid, "stat")?, 7)
 }
 
 /// A file of a process. The process's name is in it, which it can set to any bytes, prctl(2).
 fn read(pid: i32, file: &str) -> Option<String> {
     let bytes = fs::read(format!("/proc/{pid}/{file}")).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-pub(crate) fn start_of(stat: &str) -> Option<u64> {
-    field_of(stat, 22)
-}
-
-/// A field of /proc/PID/stat behind the second, counted from one. The second is a name in
-/// parentheses, which may hold anything.
-fn field_of<T: FromStr>(stat: &str, field: usize) -> Option<T> {
-    stat.rsplit_once(')')?.1.split_whitespace().nth(field.checked_sub(3)?)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -195,13 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_may_hold_anything() {
-        assert_eq!(start_of("7 (a) b (c) S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 99"), Some(4711));
-        assert_eq!(field_of("7 (a) b (c) S 1 7 6 0 -1", 6), Some(6));
-        assert_eq!(field_of("7 (a) b (c) S 1 7 7 34816 -1", 7), Some(34816));
-        assert_eq!(field_of("7 (uwsgi) S 1 7 7 0 -1", 7), Some(0));
-        assert_eq!(field_of::<i32>("7 (x", 7), None);
-        assert_eq!(start_of("7 (x"), None);
+    fn a_zombie_is_no_process() {
         assert!(Process::parse(7, "State:\tZ (zombie)\nPPid:\t1\nUid:\t0\t0\t0\t0\nNSpid:\t7\n").is_none());
     }
 }
