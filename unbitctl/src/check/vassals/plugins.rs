@@ -1,6 +1,5 @@
 //! The plugins that these files name, and whether uWSGI has them, as it says itself.
 
-use super::start::{PLUGIN_DIRECTORIES, PLUGINS};
 use super::{CHECK, WHY_PLUGINS, list};
 use crate::command;
 use crate::containers::Vassal;
@@ -9,6 +8,10 @@ use crate::rootfs::RootFs;
 use join::safe_path::{self, PathError};
 use shared::{ContainerUid, escape};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Options of plugins, and of the directories where uWSGI looks for them.
+pub const PLUGINS: [&str; 4] = ["plugin", "plugins", "need-plugin", "need-plugins"];
+pub const PLUGIN_DIRECTORIES: [&str; 2] = ["plugins-dir", "plugin-dir"];
 
 /// Debian's, and that of uwsgi.it.
 const UWSGI: [&str; 2] = ["/opt/unbit/uwsgi/uwsgi", "/usr/bin/uwsgi"];
@@ -82,7 +85,7 @@ fn values<'a>(text: &'a str, keys: &'a [&str]) -> impl Iterator<Item = &'a str> 
 }
 
 /// `tuntap,0:python`: names, by commas, with a modifier before one.
-fn parts(value: &str) -> impl Iterator<Item = &str> {
+pub fn parts(value: &str) -> impl Iterator<Item = &str> {
     let names = value.split(',').map(str::trim).map(|part| part.rsplit_once(':').map_or(part, |(_, name)| name));
     names.filter(|name| !name.is_empty())
 }

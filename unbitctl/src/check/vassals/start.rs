@@ -1,6 +1,7 @@
 //! What root does when a container starts from its file, followed as uWSGI does it: asap, pre-jail,
 //! post-jail, pivot_root, as root.
 
+use super::plugins::{self, PLUGIN_DIRECTORIES, PLUGINS};
 use shared::escape;
 use shared::settings::CONTAINERS;
 use std::collections::BTreeMap;
@@ -53,10 +54,6 @@ const AFTER_PIVOT: usize = 3;
 
 /// Options whose file root opens. log-backupname is a name that root gives to one.
 const LOGS: [&str; 6] = ["logto", "daemonize", "pidfile", "safe-pidfile", "log-backupname", "logfile"];
-
-/// Options of plugins, and of the directories where uWSGI looks for them.
-pub const PLUGINS: [&str; 4] = ["plugin", "plugins", "need-plugin", "need-plugins"];
-pub const PLUGIN_DIRECTORIES: [&str; 2] = ["plugins-dir", "plugin-dir"];
 
 /// Files that include each other end somewhere.
 const DEPTH: usize = 8;
@@ -156,12 +153,11 @@ impl Start {
         // uWSGI loads plugins as it reads its options, before the first phase.
         for setting in settings {
             let names = match setting.key.as_str() {
-                key if PLUGINS.contains(&key) => setting.value.split(',').map(|name| name.rsplit(':').next()).collect(),
-                key if PLUGIN_DIRECTORIES.contains(&key) => vec![Some(setting.value.as_str())],
+                key if PLUGINS.contains(&key) => plugins::parts(&setting.value).collect(),
+                key if PLUGIN_DIRECTORIES.contains(&key) => vec![setting.value.as_str()],
                 _ => continue,
             };
-            if names.into_iter().flatten().any(|name| self.is_tenants(name.trim(), 0) || self.is_a_tree(name.trim(), 0))
-            {
+            if names.into_iter().any(|name| self.is_tenants(name, 0) || self.is_a_tree(name, 0)) {
                 self.fault(Kind::Plugin, setting);
             }
         }
