@@ -102,12 +102,8 @@ pub fn must_be_older_than_this_login(container: ContainerUid) -> Result<(), Refu
         return Ok(());
     }
     let directory = path(container);
-    let status = loop {
-        match fs::metadata(&directory) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            status => break status.context(Reason::Broken, format_args!("stat {directory}"))?,
-        }
-    };
+    let metadata = || fs::metadata(&directory).map_err(|error| Errno::try_from(error).unwrap_or(Errno::UnknownErrno));
+    let status = retry(metadata).context(Reason::Broken, format_args!("stat {directory}"))?;
     let Ok(made) = status.created() else { return Ok(()) }; // its file system does not know
     let age = Proc::of_self().map_err(io::Error::from).and_then(|process| process.age());
     let age = age.context(Reason::Broken, "read when this process began")?;

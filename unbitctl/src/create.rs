@@ -290,9 +290,8 @@ impl<'a> Plan<'a> {
     fn limit_disk(&self, progress: &mut Progress, undo: &mut Undo) -> Result<()> {
         match self.arguments.disk {
             Some(limit) if !self.quota.is_limited_to(limit) => {
-                let before = self.quota.limit();
                 self.quota.set_bytes(self.uid, limit)?;
-                undo.push(Step::Quota(self.quota.clone(), before));
+                undo.push(Step::Quota(self.quota.clone()));
                 progress.changed("disk", vassal::size(limit));
             }
             _ => progress.found("disk", self.quota.to_string()),

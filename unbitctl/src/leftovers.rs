@@ -4,7 +4,7 @@
 
 use crate::command_line::warn_line;
 use crate::keys::as_the_user;
-use crate::sys::{clear_persistent_keyring, clear_user_keyrings, end_key};
+use crate::sys::{COLLECTION_INTERVAL, COLLECTION_TIMEOUT, clear_persistent_keyring, clear_user_keyrings, end_key};
 use anyhow::{Context, Result};
 use nix::fcntl::OFlag;
 use shared::ContainerUid;
@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// An array by uid, from which sshd prints `Last login: ... from ...`.
 const LASTLOG: &str = "/var/log/lastlog";
@@ -64,8 +64,6 @@ fn key_of(line: &str, uid: ContainerUid) -> Option<i64> {
 /// that have ended. None where that is none.
 fn kept_keys(uid: ContainerUid) -> Option<u32> {
     const OWN: u32 = 2;
-    const COLLECTION_TIMEOUT: Duration = Duration::from_secs(5);
-    const COLLECTION_INTERVAL: Duration = Duration::from_millis(10);
     let end = Instant::now() + COLLECTION_TIMEOUT;
     loop {
         let users = fs::read_to_string("/proc/key-users").ok()?;

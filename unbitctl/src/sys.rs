@@ -251,16 +251,18 @@ fn keyctl(operation: libc::c_int, keyring: i64, other: i64) -> nix::Result<i64> 
 }
 
 const CLEAR: libc::c_int = 7; // linux/keyctl.h, as are the others
+const INVALIDATE: libc::c_int = 21;
+
+/// How long the kernel may take to collect keys that have ended, and how often to look.
+pub const COLLECTION_TIMEOUT: Duration = Duration::from_secs(5);
+pub const COLLECTION_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Clears the caller's user and user session keyrings (user-keyring(7)). False if the user has
 /// removed the permissions to do so; then nobody, root included, can use or clear them.
 pub fn clear_user_keyrings() -> nix::Result<bool> {
     const LINK: libc::c_int = 8;
-    const INVALIDATE: libc::c_int = 21;
     const USER: i64 = -4;
     const USER_SESSION: i64 = -5;
-    const COLLECTION_TIMEOUT: Duration = Duration::from_secs(5);
-    const COLLECTION_INTERVAL: Duration = Duration::from_millis(10);
     let (mut is_all, mut collection) = (true, None);
     // The kernel takes an ended keyring out of its list a moment later. Until then it finds that
     // one, and says that it is no longer a key.
@@ -298,7 +300,6 @@ pub fn clear_user_keyrings() -> nix::Result<bool> {
 pub fn end_key(key: i64) {
     const REVOKE: libc::c_int = 3;
     const SETPERM: libc::c_int = 5;
-    const INVALIDATE: libc::c_int = 21;
     const ALL_BY_POSSESSOR_AND_OWNER: i64 = 0x3f3f_0000;
     let end = || keyctl(INVALIDATE, key, 0);
     let _ = end()

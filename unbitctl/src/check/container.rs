@@ -154,7 +154,7 @@ fn in_sshds_sandbox(
             Ok(limits) => (limits.flatten(), run_in_sandbox(login, container, config, options, &mut writer)),
             Err(error) => {
                 let seen = format!("the next steps are tried with more rights than sshd has: {error:#}");
-                writer.push(warn("sshd", seen, "run it as root of the node, with all of root's capabilities"));
+                writer.push(warn("sshd", seen, "run it as root on the node, with all capabilities"));
                 (None, run_in_sandbox(login, container, config, options, &mut writer))
             }
         };

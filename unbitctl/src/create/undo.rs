@@ -8,7 +8,6 @@ use crate::keys::{self, Added};
 use crate::purge::purge;
 use crate::quota;
 use crate::stop;
-use crate::sys::DiskLimit;
 use anyhow::{Context, Result};
 use shared::ContainerUid;
 use std::fs;
@@ -20,8 +19,8 @@ pub enum Step {
     /// The directory that is the account.
     Directory(PathBuf),
     Keys(Added),
-    /// With the limit before.
-    Quota(quota::State, DiskLimit),
+    /// As it was found.
+    Quota(quota::State),
     /// A vassal, with its former content.
     Vassal(PathBuf, Option<String>),
     Service(Service),
@@ -79,8 +78,8 @@ fn undo(uid: ContainerUid, step: &Step) -> Result<String> {
             keys::take_back(uid, added)?;
             "the keys are taken out again".to_owned()
         }
-        Step::Quota(state, before) => {
-            state.set(uid, *before)?;
+        Step::Quota(before) => {
+            before.set(uid, before.limit())?;
             "the limit on the disk is as before".to_owned()
         }
         Step::Vassal(file, None) => {
