@@ -3,7 +3,7 @@
 //! TLS is in [`tls`](crate::tls), the process that runs this in [`fetcher`](crate::fetcher).
 
 use crate::settings::ApiDomain;
-use crate::tls::Tls;
+use crate::tls::{self, Tls};
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -135,10 +135,18 @@ impl Client {
     fn request(&self, path: &str, body: Option<&[u8]>) -> Result<Response, String> {
         let address = format!("{}{path}", self.base);
         let _ = self.tls.was_cut();
-        let answer = match body {
+        let once = || match body {
             None => self.agent.get(&address).call(),
             Some(body) => self.agent.post(&address).content_type("application/octet-stream").send(body),
         };
+        let mut answer = once();
+        // A new connection is never stale. A value that the API took before it closed the
+        // connection is sent twice, with the same time.
+        for _ in 0..MAX_CONNECTIONS {
+            if answer.as_ref().is_err_and(tls::is_stale) {
+                answer = once();
+            }
+        }
         let mut answer = answer.map_err(|error| error_message(&error))?;
         let status = answer.status().as_u16();
         let has_end =

@@ -144,7 +144,8 @@ impl<In: Transport> Connector<In> for Tls {
             return Err(error.into_io_error().map_or_else(|error| failed(reason(&error)), Error::Io));
         }
         let buffers = LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
-        Ok(Some(Encrypted { buffers, pending: Vec::new(), stream, is_cut: Arc::clone(&self.is_cut) }))
+        let is_cut = Arc::clone(&self.is_cut);
+        Ok(Some(Encrypted { buffers, pending: Vec::new(), stream, is_cut, has_answered: false, is_asked: false }))
     }
 }
 
@@ -178,6 +179,28 @@ pub struct Encrypted {
     pending: Vec<u8>,
     stream: SslStream<TransportAdapter>,
     is_cut: Arc<AtomicBool>,
+    /// Whether a request was answered on it.
+    has_answered: bool,
+    /// Whether a request was sent of whose answer nothing has come.
+    is_asked: bool,
+}
+
+/// The server closed a kept connection and did not answer the request on it: as a rule it closed
+/// it before the request arrived. The request is made again on another connection.
+#[derive(Debug)]
+struct Stale;
+
+impl fmt::Display for Stale {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the server closed the connection before it answered")
+    }
+}
+
+impl std::error::Error for Stale {}
+
+/// Whether a request ended because its connection was [`Stale`].
+pub fn is_stale(error: &Error) -> bool {
+    matches!(error, Error::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<Stale>()))
 }
 
 impl fmt::Debug for Encrypted {
@@ -192,9 +215,17 @@ impl Encrypted {
             return Ok(());
         }
         self.stream.get_mut().set_timeout(timeout);
-        let sent = self.stream.write_all(&self.pending).map_err(Error::from);
+        let sent = self.stream.write_all(&self.pending);
         self.pending.clear();
-        sent
+        self.is_asked = true;
+        sent.map_err(|error| self.stale_or(error.into()))
+    }
+
+    /// This error, unless the connection was kept and closed meanwhile.
+    fn stale_or(&self, error: Error) -> Error {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        let is_end = matches!(&error, Error::Io(error) if matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset));
+        if is_end && self.has_answered && self.is_asked { Error::Io(io::Error::other(Stale)) } else { error }
     }
 }
 
@@ -222,8 +253,16 @@ impl Transport for Encrypted {
                 0
             }
             // With TLS 1.3 it is here that a server refuses the client's certificate.
-            Err(error) => return Err(error.into_io_error().map_or_else(|error| failed(reason(&error)), Error::from)),
+            Err(error) => {
+                let error = error.into_io_error().map_or_else(|error| failed(reason(&error)), Error::from);
+                return Err(self.stale_or(error));
+            }
         };
+        if amount == 0 && self.has_answered && self.is_asked {
+            return Err(Error::Io(io::Error::other(Stale)));
+        }
+        self.has_answered |= amount > 0;
+        self.is_asked &= amount == 0;
         self.buffers.input_appended(amount);
         Ok(amount > 0)
     }

@@ -79,6 +79,8 @@ pub struct Answer {
 enum End {
     /// The next request on the same connection.
     Next,
+    /// The next request, and the end of the connection instead of its answer.
+    Last,
     /// The end of the connection, as TLS has it.
     Close,
     /// Its end without a word, as when the server dies.
@@ -120,6 +122,11 @@ impl Answer {
     /// can tell whether something is missing.
     pub fn cut(body: &str) -> Self {
         Self { end: End::Cut, ..Self::until_the_end(body) }
+    }
+
+    /// An ordinary answer, after which the connection ends just when the next request is there.
+    pub fn last(status: u16, body: &str) -> Self {
+        Self { end: End::Last, ..Self::new(status, body) }
     }
 
     /// Any bytes, and the end of the connection.
@@ -283,6 +290,10 @@ fn serve(context: &SslContext, connection: TcpStream, state: &Mutex<State>) {
         }
         match answer.end {
             End::Next => {}
+            End::Last => {
+                let _ = stream.get_ref().peek(&mut [0]);
+                return;
+            }
             End::Close => {
                 let _ = stream.shutdown();
                 return;

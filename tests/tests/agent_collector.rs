@@ -153,6 +153,17 @@ fn many_values_go_over_a_few_connections_and_those_of_a_container_in_order() {
     let connections: BTreeSet<_> = sent.iter().map(|asked| asked.connection).collect();
     assert!((2..=4).contains(&connections.len()), "{connections:?}");
 
+    // An API that closes each connection after an answer, just when the next value comes, has each
+    // value once.
+    for uid in &uids[..100] {
+        node.api.answers(&format!("POST /metrics/container.net.rx/{uid}"), [Answer::last(201, "Created\n")]);
+    }
+    node.agent("once metrics --json").ok();
+    let paths = |posts: Vec<Asked>| posts.into_iter().map(|asked| asked.path).collect::<BTreeSet<_>>();
+    let again = posts();
+    assert_eq!(again.len(), sent.len());
+    assert_eq!(paths(again), paths(sent));
+
     // A connection that ends without an answer ends the round, with one line. Nobody has been told
     // that the others are sent.
     let broken = "POST /metrics/container.net.rx/31100";

@@ -1,6 +1,7 @@
 //! `unbit-agent`'s jobs of the configurator, against a stand-in for uwsgi.it's API over TLS: each
 //! effect, and what an API that is broken, an API that lies and a tenant cannot do.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
@@ -366,6 +367,27 @@ fn a_fault_is_logged_once() {
     node.api.says("/containers/", &list(&MANY));
     eventually("well again", || text().contains("unbit-agent: containers: works again\n").then_some(()));
     assert_eq!(text().matches("containers: ").count(), 2, "{}", text());
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_kept_connection_that_the_api_closes_is_replaced() {
+    let node = Node::new("kept");
+    node.with_containers(&MANY);
+    node.api.asked();
+    for uid in MANY {
+        fs::remove_file(node.directory.join(format!("vassals/{uid}.ini"))).unwrap();
+    }
+    node.api.answers("/containers/", [Answer::last(200, &list(&MANY))]);
+    let said = node.agent("once containers").ok();
+    assert_eq!(said.lines().count(), MANY.len(), "{said}");
+    let connections: BTreeSet<_> = node.api.asked().iter().map(|asked| asked.connection).collect();
+    assert_eq!(connections.len(), 2, "the list has one, and the files have one");
+    // A new connection without an answer is an error, and nobody asks again and again.
+    node.api.answers("/containers/", [Answer::raw("")]);
+    let error = node.agent("once containers").failed();
+    assert!(error.contains("GET /containers/: Peer disconnected"), "{error}");
+    assert_eq!(node.api.asked().len(), 1);
 }
 
 #[test]
