@@ -121,25 +121,38 @@ pub fn become_user(uid: u32, gid: u32) -> nix::Result<()> {
     retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) })).map(drop)
 }
 
-/// Joins a new session keyring: keyctl(2), KEYCTL_JOIN_SESSION_KEYRING.
-pub fn new_session_keyring() -> nix::Result<()> {
-    const JOIN_SESSION_KEYRING: c_int = 1;
-    const NO_NAME: *const std::ffi::c_char = std::ptr::null();
-    // SAFETY: no name is passed, so the kernel reads no memory of ours.
-    let join = || unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, NO_NAME, 0, 0, 0) };
-    match retry(|| Errno::result(join())) {
-        Ok(_) | Err(Errno::ENOSYS) => Ok(()), // a kernel without keys
+/// linux/keyctl.h
+const SESSION_KEYRING: c_int = -3;
+
+/// keyctl(2), of the operations that take numbers. It is no error if the kernel has no keys, or if
+/// a seccomp filter denies them (EPERM): then there is no keyring to leave.
+fn keyctl(operation: c_int, arguments: [c_long; 3]) -> nix::Result<()> {
+    let [first, second, third] = arguments;
+    // SAFETY: the callers pass numbers, and a null pointer as a name.
+    match retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, operation, first, second, third, 0) })) {
+        Ok(_) | Err(Errno::ENOSYS | Errno::EPERM) => Ok(()),
         Err(errno) => Err(errno),
     }
 }
 
-/// Revokes the session keyring of this process, for every process that has it (KEYCTL_REVOKE).
+/// Joins a new session keyring.
+pub fn new_session_keyring() -> nix::Result<()> {
+    const JOIN_SESSION_KEYRING: c_int = 1;
+    const NO_NAME: c_long = 0;
+    keyctl(JOIN_SESSION_KEYRING, [NO_NAME, 0, 0])
+}
+
+/// Makes a user the owner of this process's session keyring. EDQUOT: the user's quota of keys is
+/// used up.
+pub fn give_session_keyring(uid: u32) -> nix::Result<()> {
+    const CHOWN: c_int = 4;
+    keyctl(CHOWN, [SESSION_KEYRING.into(), uid.into(), uid.into()])
+}
+
+/// Revokes the session keyring of this process, for every process that has it.
 pub fn revoke_session_keyring() -> nix::Result<()> {
     const REVOKE: c_int = 3;
-    const SESSION_KEYRING: c_int = -3;
-    // SAFETY: takes numbers.
-    let revoke = || unsafe { libc::syscall(libc::SYS_keyctl, REVOKE, SESSION_KEYRING, 0, 0, 0) };
-    retry(|| Errno::result(revoke())).map(drop)
+    keyctl(REVOKE, [SESSION_KEYRING.into(), 0, 0])
 }
 
 /// Tries to become root again. True if this process is root now.

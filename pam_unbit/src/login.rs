@@ -34,7 +34,8 @@ use join::refusal::{Context, Reason, Refusal};
 use join::session_record::{self, Record};
 use join::sessions::Slot;
 use join::supervisor::{self, Signals};
-use join::sys::exit_now;
+use join::sys::{exit_now, give_session_keyring, new_session_keyring, revoke_session_keyring};
+use nix::errno::Errno;
 use nix::unistd::{Pid, getppid};
 use shared::{ContainerUid, escape};
 use std::cell::RefCell;
@@ -295,7 +296,7 @@ pub fn close_session(call: &mut Call) -> Result<Verdict, Refusal> {
     setuid_guard::release();
     drop((login.verified.take(), login.slot.take()));
     if let Some(opened) = login.opened.take() {
-        let _ = sys::revoke_session_keyring(); // otherwise it stays until its last process ends
+        let _ = revoke_session_keyring(); // otherwise it stays until its last process ends
         let line = format!("container {}: session closed after {:.1} s", login.user, opened.elapsed().as_secs_f64());
         call.pam.log(libc::LOG_INFO, &line);
     }
@@ -367,7 +368,18 @@ fn set_loginuid_and_keyring(container: ContainerUid, options: &Options) -> Resul
     if !(options.join_now && sys::has_loginuid()) {
         sys::set_loginuid(container.get()).context(Reason::Broken, "write /proc/self/loginuid")?;
     }
-    sys::begin_session_keyring(container.get()).context(Reason::Broken, "join a new session keyring")
+    begin_session_keyring(container.get()).context(Reason::Broken, "join a new session keyring")
+}
+
+/// Joins a new session keyring, and makes the user its owner, as pam_keyinit(8).
+fn begin_session_keyring(uid: u32) -> nix::Result<()> {
+    new_session_keyring()?;
+    match give_session_keyring(uid) {
+        // A process with this uid in another container could use up the user's quota of keys, so
+        // the login is not refused.
+        Err(Errno::EDQUOT) => revoke_session_keyring(),
+        given => given,
+    }
 }
 
 /// The line for the log when a session opens.

@@ -84,38 +84,6 @@ pub fn end_connections() {
     }
 }
 
-/// Of keyctl(2), linux/keyctl.h.
-const SESSION_KEYRING: i32 = -3;
-
-fn keyctl(operation: i32, argument: i64, uid: u32, gid: u32) -> nix::Result<()> {
-    // SAFETY: these operations take numbers, or a name that is null.
-    match retry(|| Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, operation, argument, uid, gid, 0) })) {
-        // A kernel without keyrings, or a seccomp filter that denies them: there is no keyring to
-        // leave.
-        Ok(_) | Err(Errno::ENOSYS | Errno::EPERM) => Ok(()),
-        Err(errno) => Err(errno),
-    }
-}
-
-/// Joins a new session keyring, and makes the user its owner, as pam_keyinit(8).
-pub fn begin_session_keyring(uid: u32) -> nix::Result<()> {
-    const JOIN_SESSION_KEYRING: i32 = 1;
-    const CHOWN: i32 = 4;
-    keyctl(JOIN_SESSION_KEYRING, 0, 0, 0)?;
-    match keyctl(CHOWN, SESSION_KEYRING.into(), uid, uid) {
-        // The user's quota of keys is used up. A process with this uid in another container could
-        // do that, so the login is not refused.
-        Err(Errno::EDQUOT) => revoke_session_keyring(),
-        given => given,
-    }
-}
-
-/// Revokes that keyring, for every process that has it.
-pub fn revoke_session_keyring() -> nix::Result<()> {
-    const REVOKE: i32 = 3;
-    keyctl(REVOKE, SESSION_KEYRING.into(), 0, 0)
-}
-
 /// The version of the glibc that runs.
 pub fn glibc_version() -> (u32, u32) {
     // SAFETY: glibc returns a constant string.
