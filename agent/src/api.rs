@@ -161,7 +161,7 @@ pub enum Posted {
     Refused(u16),
 }
 
-/// Refuses what no configuration and no file of keys has in it.
+/// Refuses what no configuration and no authorized_keys file has in it.
 pub fn must_be_plain(text: &str) -> Result<()> {
     match text.chars().find(|letter| letter.is_control() && !matches!(letter, '\n' | '\r' | '\t')) {
         Some(odd) => bail!("the character {} is in the text", odd.escape_unicode()),

@@ -70,9 +70,9 @@ impl Tls {
         context.set_mode(SslMode::AUTO_RETRY);
         context.set_verify(SslVerifyMode::PEER);
         let mut store = X509StoreBuilder::new()?;
-        let authorities = X509::stack_from_pem(&material.authorities).context("the file of authorities")?;
+        let authorities = X509::stack_from_pem(&material.authorities).context("the CA file")?;
         if authorities.is_empty() {
-            bail!("the file of authorities holds no certificate");
+            bail!("the CA file contains no certificate");
         }
         for authority in authorities {
             store.add_cert(authority)?;
@@ -82,10 +82,10 @@ impl Tls {
             PKey::private_key_from_pem_callback(&material.key, |_| Ok(0)).context("the client's key")?;
         let mut certificates =
             X509::stack_from_pem(&material.certificate).context("the client's certificate")?.into_iter();
-        let certificate = certificates.next().context("the file of the client's certificate holds none")?;
+        let certificate = certificates.next().context("the client certificate file contains no certificate")?;
         context.set_certificate(&certificate).context("the client's certificate")?;
         certificates.try_for_each(|between| context.add_extra_chain_cert(between))?;
-        context.set_private_key(&key).context("the client's key is not that of its certificate")?;
+        context.set_private_key(&key).context("the client's private key does not match its certificate")?;
         context.check_private_key()?;
         Ok(Self { context: context.build(), host, is_name_verified, is_cut: Arc::default() })
     }

@@ -184,7 +184,7 @@ fn tokens(line: &str) -> Vec<String> {
     }
 }
 
-/// The control words of a line, against _pam_parse_control() written down as a table: what it
+/// The control values of a line, against _pam_parse_control() written down as a table: what it
 /// cannot read is a failure, whatever comes.
 fn pam_control(token: &str) {
     let control = Control::parse(token);

@@ -98,7 +98,7 @@ impl Link {
             return bad("which is not a cgroup");
         }
         let Some(subtree) = Subtree::of(directory).context(Reason::Broken, "look at what its link leads to")? else {
-            return bad("the top of a cgroup hierarchy");
+            return bad("the root cgroup of a hierarchy");
         };
         let ours = Proc::of_self().context(Reason::Broken, "open /proc/self")?;
         if subtree.holds(&ours)? {

@@ -339,7 +339,7 @@ fn the_servers_authority_and_name_are_verified() {
     fs::write(directory.join("client.key"), kept_key).unwrap();
     fs::write(directory.join("client.crt"), kept).unwrap();
     fs::write(directory.join("client.key"), authority.key.private_key_to_pem_pkcs8().unwrap()).unwrap();
-    assert!(node.agent("once containers").failed().contains("the client's key is not that of its certificate"));
+    assert!(node.agent("once containers").failed().contains("the client's private key does not match its certificate"));
     fs::write(directory.join("client.key"), "nothing").unwrap();
     assert!(node.agent("once containers").failed().contains("the client's key"));
 }

@@ -95,7 +95,7 @@ fn a_link_that_leads_to_no_container() {
         ("/srv", BAD_LINK, "its link leads to /srv, which is not a cgroup"),
         ("/srv/no/such", BAD_LINK, "\"no\" does not exist"),
         (&format!("{top}/engine.slice/stopped"), NOT_RUNNING, "there is no cgroup \"stopped\""),
-        (&top, BAD_LINK, "the top of a cgroup hierarchy"),
+        (&top, BAD_LINK, "the root cgroup of a hierarchy"),
         (&own_directory, BAD_LINK, "is in that cgroup itself"),
         ("30001", BAD_LINK, "more than 40 symbolic links"),
     ] {

@@ -710,7 +710,7 @@ fn files_of_containers_that_give_power_away() {
         drop(changed);
     }
     for (path, breaks, mode) in
-        [(VASSAL, "chmod 666", "mode 0666"), ("/etc/uwsgi/vassals", "chown alice", "is uid 1000's")]
+        [(VASSAL, "chmod 666", "mode 0666"), ("/etc/uwsgi/vassals", "chown alice", "is owned by uid 1000")]
     {
         sh(format!("{breaks} {path}")).ok();
         let found = check("vassals");
@@ -904,10 +904,10 @@ fn distributions() {
         (
             "chmod o+w .",
             "warn",
-            "/distros/other is uid 0's, mode 0757",
+            "/distros/other is owned by uid 0, mode 0757",
             "chown root:root /distros/other && chmod go-w /distros/other",
         ),
-        ("chown alice .", "warn", "/distros/other is uid 1000's, mode 0755", "chown root:root /distros/other"),
+        ("chown alice .", "warn", "/distros/other is owned by uid 1000, mode 0755", "chown root:root /distros/other"),
     ] {
         sh(format!("cd /distros/other; MODULE={module}; {breaks}")).ok();
         let found = check("distributions");

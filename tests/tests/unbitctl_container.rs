@@ -489,7 +489,7 @@ fn the_keys() {
     let as_the_tenant = |made: &str| format!("{} && chown -h 30001:30001 {keys}", made.replace("KEYS", keys));
     {
         let _none = instead(keys, "true");
-        assert_ends_at("keys", "there is no file of keys");
+        assert_ends_at("keys", "there is no authorized_keys file");
         assert_eq!(ssh(30001, "true").status, Some(255));
     }
     for (made, cause) in [
@@ -497,7 +497,7 @@ fn the_keys() {
             "ln -s /root/.ssh/authorized_keys KEYS",
             "uwsgi_authorized_keys: Permission denied (os error 13); it is a symbolic link to /root/.ssh/authorized_keys",
         ),
-        ("ln -s nowhere KEYS", "there is no file of keys"),
+        ("ln -s nowhere KEYS", "there is no authorized_keys file"),
         ("ln -s /dev/zero KEYS", "bad ownership or modes for file /dev/zero"),
         ("mkfifo KEYS", "is not a regular file"),
         ("mkdir KEYS", "is not a regular file"),
@@ -605,7 +605,7 @@ fn a_file_of_keys_that_turns_into_a_device() {
         }
     }
     drop(end);
-    assert!(regular > 0, "no file of keys was read");
+    assert!(regular > 0, "no authorized_keys file was read");
     assert!(devices.is_empty(), "{} devices were opened, and {regular} files", devices.len());
     assert_login_works();
 }

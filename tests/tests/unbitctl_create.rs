@@ -234,7 +234,7 @@ fn what_was_made_is_undone_when_a_step_fails() {
     let log = sh("wc -c </var/log/emperor.log").ok();
     let done = create(&format!("--key {KEY} --distribution broken --timeout 3"));
     let err = done.failed();
-    assert!(err.contains("30006 has not been made; /etc/uwsgi/vassals/30006.ini is removed again, the keys are taken out again, /containers/30006 is removed again: "), "{err}");
+    assert!(err.contains("create 30006 failed; /etc/uwsgi/vassals/30006.ini is removed again, the keys are taken out again, /containers/30006 is removed again: "), "{err}");
     assert_eq!(state(), before, "{}", sh(format!("tail -c +{log} /var/log/emperor.log")).out);
 
     {
@@ -266,9 +266,7 @@ fn what_was_made_is_undone_when_a_step_fails() {
     let vassal = fs::read_to_string(VASSAL).unwrap();
     let err = create("--key /tmp/other.pub --distribution broken --timeout 3").failed();
     assert!(
-        err.contains(
-            "30006 has not been made; /etc/uwsgi/vassals/30006.ini is as before, the keys are taken out again: "
-        ),
+        err.contains("create 30006 failed; /etc/uwsgi/vassals/30006.ini is as before, the keys are taken out again: "),
         "{err}"
     );
     assert_eq!(fs::read_to_string(format!("{HOME}/.ssh/authorized_keys")).unwrap(), keys);
@@ -374,8 +372,8 @@ fn the_next_user_of_a_number_finds_nothing_of_the_one_before() {
     assert_honest_logins();
 }
 
-/// sshd reads a file of keys that it has opened to its end, also after `remove --purge`. The one at
-/// the end of a long file is then the former user's.
+/// sshd reads an authorized_keys file that it has opened to its end, also after `remove --purge`.
+/// The one at the end of a long file is then the former user's.
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_login_that_began_before_a_purge_is_not_the_next_users() {
@@ -401,7 +399,7 @@ fn a_login_that_began_before_a_purge_is_not_the_next_users() {
         .unwrap();
     let readers =
         format!("find /proc/[0-9]*/fd -lname {HOME}/.ssh/authorized_keys 2>/dev/null | cut -d/ -f3 | head -1");
-    let reader = eventually("sshd to read the file of keys", || Some(sh(&readers).out).filter(|pid| !pid.is_empty()));
+    let reader = eventually("sshd to read authorized_keys", || Some(sh(&readers).out).filter(|pid| !pid.is_empty()));
     let reader = reader.trim();
     sh(format!("kill -STOP {reader}")).ok();
     let goes_on = AtEnd(|| drop(sh(format!("kill -CONT {reader}"))));
@@ -472,7 +470,7 @@ fn keys_that_another_user_keeps_are_not_the_next_users() {
     let other = uid + 1;
     let _end = AtEnd(|| drop(sh(format!("unbitctl remove {uid} --purge --yes"))));
     // With the second one, only who possesses a key may do anything with it.
-    for (close, kept) in [("3f3f3f3f", None), ("3f000000", Some("another user keeps 3 keys of the user"))] {
+    for (close, kept) in [("3f3f3f3f", None), ("3f000000", Some("3 keys of the user"))] {
         sh(format!("unbitctl create {uid} --key {KEY}")).ok();
         // -2 is the process's keyring, -4 the user's; 5 is KEYCTL_SETPERM, 7 KEYCTL_CLEAR, 8
         // KEYCTL_LINK.
@@ -561,7 +559,10 @@ fn nothing_of_a_tenants_leads_root_astray() {
             "mkdir .ssh; python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\".ssh/authorized_keys\")'",
             ".ssh/authorized_keys is not a regular file",
         ),
-        ("mkdir .ssh; truncate -s 20G .ssh/authorized_keys", ".ssh/authorized_keys is too long for a key file"),
+        (
+            "mkdir .ssh; truncate -s 20G .ssh/authorized_keys",
+            ".ssh/authorized_keys is too long for an authorized_keys file",
+        ),
         ("mkdir -p .ssh/.authorized_keys.unbitctl", "remove .ssh/.authorized_keys.unbitctl: EISDIR"),
         ("mkdir .ssh; touch .ssh/authorized_keys; chmod 500 .ssh", "make .ssh/.authorized_keys.unbitctl: EACCES"),
     ] {

@@ -128,7 +128,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 let _ = report::show(&findings, Format::new(false));
             }
             let undone = undo.run();
-            return Err(error.context(format!("{uid} has not been made; {undone}")));
+            return Err(error.context(format!("create {uid} failed; {undone}")));
         }
     };
     let login = plan.login();

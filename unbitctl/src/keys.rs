@@ -64,7 +64,7 @@ fn read(file: &Path) -> Result<Vec<Key>> {
         Box::new(File::open(file).with_context(|| name.clone())?)
     };
     let Some(bytes) = regular_file::read(source, MAX_KEY_FILE).with_context(|| name.clone())? else {
-        bail!("{name} is too long for a key file")
+        bail!("{name} is too long for an authorized_keys file")
     };
     let text =
         String::from_utf8(bytes).ok().with_context(|| format!("{name} is not text, so it is not a public key"))?;
@@ -112,7 +112,7 @@ pub(crate) fn identity(line: &str) -> Option<(&str, &str)> {
     words.clone().zip(words.skip(1)).find(|(kind, blob)| is_kind(kind) && blob.starts_with("AAAA"))
 }
 
-/// What the container's user has done to its file of keys.
+/// What the container's user has done to its authorized_keys.
 #[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Added {
     /// Which of the keys were not there.
@@ -195,7 +195,7 @@ pub fn any(uid: ContainerUid) -> Result<bool> {
     })
 }
 
-/// What is in the file of keys, if there is one. Nothing but a regular file is read.
+/// What is in authorized_keys, if there is one. Nothing but a regular file is read.
 fn read_file(directory: &Directory) -> Result<Option<Vec<u8>>> {
     let name = format!("{DIRECTORY}/{FILE}");
     let file = match regular_file::open(directory, FILE) {
@@ -207,7 +207,7 @@ fn read_file(directory: &Directory) -> Result<Option<Vec<u8>>> {
     };
     match regular_file::read(file, MAX_KEY_FILE).with_context(|| name.clone())? {
         Some(bytes) => Ok(Some(bytes)),
-        None => bail!("{name} is too long for a key file, and is left as it is"),
+        None => bail!("{name} is too long for an authorized_keys file, and is left as it is"),
     }
 }
 

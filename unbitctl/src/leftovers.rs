@@ -37,7 +37,7 @@ pub fn remove(uid: ContainerUid) -> Result<()> {
         ));
     } else if let Some(number) = kept_keys(uid) {
         warn_line(format_args!(
-            "another user keeps {number} keys of the user {uid}, and nobody else may end them: whoever has that number next can make fewer keys of its own before the next boot"
+            "{number} keys of the user {uid} are in another user's keyring, and cannot be invalidated: until the next boot they count against the key quota of whoever has that number next"
         ));
     }
     forget_last_login(uid).context(LASTLOG)

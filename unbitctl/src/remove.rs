@@ -197,7 +197,9 @@ impl Home {
                 }
                 interrupt.check()
             })
-            .with_context(|| format!("not all is removed; run it again: unbitctl remove {} --purge", self.uid))
+            .with_context(|| {
+                format!("not everything has been removed; run it again: unbitctl remove {} --purge", self.uid)
+            })
         };
         let had_begun = self.purge_path().symlink_metadata().is_ok();
         purge_directory(&self.purge_name, progress)?;

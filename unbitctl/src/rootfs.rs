@@ -119,12 +119,12 @@ impl RootFs {
         Ok(bytes)
     }
 
-    /// Opens a file for reading. What is not a plain file is not opened: in a root directory others
-    /// may have put anything there.
+    /// Opens a file for reading. What is not a regular file is not opened: in a root directory
+    /// others may have put anything there.
     pub fn open_file(&self, absolute: &str) -> Result<File> {
         let found = File::from(self.open(absolute)?);
         if !found.metadata()?.is_file() {
-            return Err(Error::new(ErrorKind::InvalidInput, "it is not a plain file"));
+            return Err(Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
         }
         File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))
     }

@@ -26,7 +26,7 @@ Examples:
   unbitctl sessions --json | jq '.[] | select(.address == \"192.0.2.7\") | .id'
 
 Columns:
-  ID     for --end: the session's process on the node, and a mark of when it started
+  ID     for --end: the pid of the session's process on the node, and a suffix made from its start time
   UID    the container
   SINCE  when the session was opened
   FROM   the client's address and port

@@ -122,7 +122,7 @@ fn run_steps(login: &Account, findings: &mut Vec<Finding>) -> Result<(), Finding
         Some(command) => warn(
             "sshd",
             format!("ForceCommand {command}: that runs in the container, whatever the client asks for"),
-            "if container users should not have it: ForceCommand none in a Match for them",
+            "if container users should not have it: ForceCommand none in a Match block for them",
         ),
     });
     let options = pam(&node, findings)?;
@@ -472,18 +472,18 @@ fn keys(login: &Account, container: ContainerUid, config: &EffectiveConfig) -> R
     if let Some(name) = ["AuthorizedKeysCommand", "TrustedUserCAKeys"].into_iter().find(|name| elsewhere(name)) {
         return Ok(warn(
             "keys",
-            format!("no file of keys that sshd reads ({files}); whether {name} has one is not checked"),
+            format!("sshd reads no key in {files}; whether {name} accepts one is not checked"),
             "try a login with a key that it knows",
         ));
     }
     if bad.is_empty() {
         return Err(fail(
             "keys",
-            format!("there is no file of keys: sshd reads {files} in {home}"),
+            format!("there is no authorized_keys file: sshd reads {files} in {home}"),
             if has_vassal(container) { format!("unbitctl create {container} --key FILE") } else { add_key(container) },
         ));
     }
-    Err(fail("keys", format!("no file of keys that sshd reads: {}", bad.join("; ")), fix))
+    Err(fail("keys", format!("no authorized_keys file that sshd reads: {}", bad.join("; ")), fix))
 }
 
 /// The command that does something in the tenant's directory as the tenant: root would follow

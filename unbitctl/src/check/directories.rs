@@ -314,8 +314,11 @@ fn on_the_way(node: &RootFs, place: &Place) -> Option<Verdict> {
         let is_open = status.mode() & 0o002 != 0 || status.mode() & 0o020 != 0 && status.gid() != 0;
         let is_loose = is_open && status.mode() & STICKY == 0;
         (status.uid() != 0 || is_loose).then(|| {
-            let seen =
-                format!("is below {above}, which is uid {}'s, mode {:04o}", status.uid(), status.mode() & 0o7777);
+            let seen = format!(
+                "is below {above}, which is owned by uid {}, mode {:04o}",
+                status.uid(),
+                status.mode() & 0o7777
+            );
             let real = node.quoted(above);
             Verdict::InTheWay(seen, format!("chown root:root {real} && chmod go-w {real}"))
         })

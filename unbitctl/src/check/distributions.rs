@@ -24,7 +24,7 @@ pub const DISTRIBUTIONS: &str = "/distros";
 /// What pivot_root(2) and the binds of a container's start need.
 pub const NEEDED: [&str; 2] = [".old_root", "containers"];
 
-const START: &str = "a container starts by pivot_root(2) into it, which takes both directories";
+const START: &str = "a container starts by pivot_root(2) into it, which needs both directories";
 const NAMES: &str =
     "inside a container scp, sftp-server and shell prompts look up its user, and fail if there is no such account";
 const WRITERS: &str = "every container that starts from it runs its programs";
@@ -165,7 +165,7 @@ impl Distribution {
         let status = File::from(self.root.open("/").ok()?).metadata().ok()?;
         let (uid, mode) = (status.uid(), status.mode() & 0o7777);
         let is_open = mode & 0o002 != 0 || mode & 0o020 != 0 && status.gid() != 0;
-        (uid != 0 || is_open).then(|| format!("is uid {uid}'s, mode {mode:04o}"))
+        (uid != 0 || is_open).then(|| format!("is owned by uid {uid}, mode {mode:04o}"))
     }
 
     fn lack(&self, directory: &str) -> Option<Lack> {

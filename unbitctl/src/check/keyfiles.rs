@@ -62,7 +62,12 @@ fn limit_in(version: Version, directories: &[PathBuf], read: &dyn Fn(&PathBuf) -
 fn judge(limit: Option<u64>) -> Finding {
     match limit {
         Some(limit) => Finding::ok(CHECK, WHY, format!("sshd's cgroup may have {} MiB of memory", limit >> 20)),
-        None => Finding::warn(CHECK, WHY, "sshd reads tenants' key files, and its cgroup has no memory limit", FIX),
+        None => Finding::warn(
+            CHECK,
+            WHY,
+            "sshd reads tenants' authorized_keys files, and its cgroup has no memory limit",
+            FIX,
+        ),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The lines of pam_unbit.so in /etc/pam.d/sshd: their control words, and what runs for container
+//! The lines of pam_unbit.so in /etc/pam.d/sshd: their control values, and what runs for container
 //! users before them. See pam_unbit(8).
 //!
 //! Our session line is the first of its type. `success=done` does not end a stack in which an
@@ -305,7 +305,7 @@ fn faults(stack: &[Entry]) -> Vec<Fault> {
     faults
 }
 
-/// The control words: what comes of each thing that the module may answer, or of its absence.
+/// The control values: what comes of each thing that the module may answer, or of its absence.
 fn line_faults(ours: &Entry) -> Vec<Fault> {
     use Action::{Bad, Die, Done, Ignore, Ok};
     let mut faults = Vec::new();
@@ -332,7 +332,7 @@ fn line_faults(ours: &Entry) -> Vec<Fault> {
     must("ignore", &[Ignore], Severity::Unsafe, "other users are refused");
     if ours.substack {
         faults.push(Fault::not_safe(format!(
-            "{}: in a substack, so its control words end only the substack",
+            "{}: in a substack, so its control value ends only the substack",
             ours.place()
         )));
     }

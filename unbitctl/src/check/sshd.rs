@@ -168,7 +168,7 @@ const SETTINGS: [Setting; 9] = [
         state: State::Warn,
         good: |value| value == "no",
         value: |_| "no".to_owned(),
-        why: "container users are refused with a password, and those of other users can be guessed",
+        why: "container users cannot log in with a password anyway, and passwords of other users can be guessed",
     },
     Setting {
         profile: Profile::Guide,
@@ -220,7 +220,7 @@ const KEYS_SETTING: Setting = Setting {
         let named = value.split_whitespace().filter(|file| *file != "none");
         named.chain(missing_keys_files(value)).collect::<Vec<_>>().join(" ")
     },
-    why: "the keys that customers set are in .ssh/uwsgi_authorized_keys, their own in .ssh/authorized_keys",
+    why: "keys that customers set through the API are in .ssh/uwsgi_authorized_keys, keys that they add in the container in .ssh/authorized_keys",
 };
 
 const KEYS_FILES: [&str; 2] = [".ssh/authorized_keys", ".ssh/uwsgi_authorized_keys"];
@@ -394,7 +394,7 @@ pub fn obstacles(config: &EffectiveConfig, user: &str, group: &str) -> Vec<Findi
         found("a user whom sshd refuses cannot reach a container", seen, fix);
     }
     if config.of("RefuseConnection") == "yes" {
-        let fix = format!("keep it from container users: RefuseConnection no in a Match for them, in {MAIN}");
+        let fix = format!("keep it from container users: RefuseConnection no in a Match block for them, in {MAIN}");
         found("sshd ends the connection at once", "RefuseConnection yes".to_owned(), fix);
     }
     let methods = config.of("AuthenticationMethods");
@@ -406,7 +406,7 @@ pub fn obstacles(config: &EffectiveConfig, user: &str, group: &str) -> Vec<Findi
     }
     if config.names("ChrootDirectory") {
         let fix = format!(
-            "keep it from container users: ChrootDirectory none in a Match for them, before the other one, in {MAIN}"
+            "keep it from container users: ChrootDirectory none in a Match block for them, before the other Match block, in {MAIN}"
         );
         let why = "sshd must be root for it, but the sessions of container users have given up root by then, so they are refused";
         found(why, format!("ChrootDirectory {}", config.of("ChrootDirectory")), fix);

@@ -59,7 +59,7 @@ fn judge_writers(node: &RootFs, files: &[Vassal]) -> Vec<Finding> {
         is_open.then(|| {
             let real = node.quoted(path);
             let fix = format!("chown root:root {real} && chmod go-w {real}, after you have checked what is in it");
-            Finding::fail(CHECK, WHY, format!("{path} is uid {uid}'s, mode {mode:04o}"), fix)
+            Finding::fail(CHECK, WHY, format!("{path} is owned by uid {uid}, mode {mode:04o}"), fix)
         })
     });
     open.collect()

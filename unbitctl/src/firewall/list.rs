@@ -16,10 +16,10 @@ pub struct Addresses {
 
 impl Addresses {
     /// Reads a list; each line that is no node's address adds to `bad`, with file, line and reason.
-    /// It is a plain file, as it is read again by the check.
+    /// It is a regular file, as it is read again by the check.
     pub fn read(path: &str, containers: &Network, bad: &mut Vec<String>) -> Result<Self> {
         if !std::fs::metadata(path).with_context(|| path.to_owned())?.is_file() {
-            bail!("{path}: a list is a plain file, which this is not");
+            bail!("{path}: not a regular file");
         }
         let text = std::fs::read(path).with_context(|| path.to_owned())?;
         let (addresses, refused) = Self::parse(&text, containers);

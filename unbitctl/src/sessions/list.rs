@@ -10,9 +10,9 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-/// The name of a session: the number of the process that holds its lock, and a mark of when that
-/// process started, so that another process that gets the number one day makes no session of the
-/// same name.
+/// The name of a session: the number of the process that holds its lock, and a suffix made from
+/// when that process started, so that another process that gets the number one day makes no session
+/// of the same name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Id {
     pub pid: i32,

@@ -132,7 +132,7 @@ impl Pending {
         match self {
             Self::File { path, place, old, new, mode } => {
                 if read(place)? != *old {
-                    bail!("{path} has been changed by somebody else in this moment");
+                    bail!("{path} has just been changed by somebody else");
                 }
                 if let Some(parent) = place.parent() {
                     fs::create_dir_all(parent).with_context(|| path.clone())?;

@@ -64,7 +64,7 @@ fn findings(stack: &[Entry], name: &str) -> Vec<Finding> {
         }
     }
     if session.substack {
-        faults.push(format!("{}: in a substack, so its control words end only the substack", session.place()));
+        faults.push(format!("{}: in a substack, so its control value ends only the substack", session.place()));
     }
     if faults.is_empty() {
         let seen = format!("{DIRECTORY}/{name} lets container users in, and nothing runs for them before {MODULE}");

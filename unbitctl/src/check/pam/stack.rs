@@ -60,7 +60,7 @@ impl fmt::Display for Action {
     }
 }
 
-/// The control words of a line.
+/// The control values of a line.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Control {
     named: Vec<(String, Action)>,

@@ -296,7 +296,7 @@ fn substacks_and_includes_of_one_kind_are_followed() {
         _ => None,
     };
     let faults: Vec<_> = faults(&stack::flatten(&read, "sshd")).into_iter().map(|fault| fault.seen).collect();
-    assert_eq!(faults, ["/etc/pam.d/ours line 2: in a substack, so its control words end only the substack"]);
+    assert_eq!(faults, ["/etc/pam.d/ours line 2: in a substack, so its control value ends only the substack"]);
     assert!(fixed(&read).unwrap_err().to_string().contains("from /etc/pam.d/ours"));
 }
 
