@@ -327,6 +327,8 @@ fn join_now(call: &mut Call, user: ContainerUser, options: &Options, started: In
     call.pam.log(libc::LOG_INFO, &opened_line(call, user, &attachment, verified_in + started.elapsed()));
     let in_the_child = supervisor::go_on_in_a_child(|| attachment.bind_next_child())?;
 
+    // The lock is that of the processes outside, and its descriptor must not be open inside.
+    drop(get_data(call).and_then(|login| login.borrow_mut().slot.take()));
     sys::open_log();
     sys::set_c_locale();
     let entered = in_the_child

@@ -87,8 +87,14 @@ fn who_is_root_inside_has_next_to_no_power() {
     let mut su = Command::new("su").args(["30001", "-c", "sleep 1101"]).stdin(Stdio::null()).spawn().unwrap();
     eventually("the session", || pgrep("^sleep 1101$"));
     let guests = guests(30001);
+    let open = |pid: &String| {
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        files.filter_map(|file| fs::read_link(file.unwrap().path()).ok()).collect::<Vec<_>>()
+    };
+    let open: Vec<_> = guests.iter().flat_map(|(pid, ..)| open(pid)).collect();
     sh(format!("kill -TERM {}", su.id())).ok();
     su.wait().unwrap();
+    assert!(!open.iter().any(|file| file.starts_with("/run/unbit")), "a file of the node's: {open:?}");
     assert!(guests.iter().any(|(_, uid, _)| uid.starts_with("0\t")), "su itself waits inside: {guests:?}");
     for (pid, uid, bounding) in guests {
         // CHOWN, FOWNER, KILL, SETGID, SETUID, AUDIT_WRITE, and files as the container's user.
