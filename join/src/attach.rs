@@ -313,6 +313,8 @@ impl Attachment {
         self.join_namespaces(&own, label.as_ref())?;
         self.confinement.apply_restrictions()?;
         privileges::keep_for_join_now(self.container)?;
+        // With fs.suid_dumpable=1 a change of ids leaves it dumpable.
+        sys::set_not_dumpable().context(Reason::Broken, "make the application not dumpable")?;
         self.root.must_be_here()?;
         label.map_or(Ok(()), |label| label.apply(&own))?;
         self.confinement.apply_soft_limits()?;
