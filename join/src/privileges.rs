@@ -11,14 +11,15 @@ use nix::errno::Errno;
 use nix::unistd::{Gid, Uid, getgid, getuid, setfsgid, setfsuid, setgroups, setresgid};
 use shared::ContainerUid;
 
-/// Needed to open the namespaces of another user's process, to join them, and to become the
-/// container's user.
-const NEEDED: [Capability; 5] = [
+/// Needed to open the namespaces of another user's process, to join them, to become the container's
+/// user, and to empty the bounding set.
+pub const NEEDED: [Capability; 6] = [
     Capability::CAP_SYS_PTRACE,
     Capability::CAP_SYS_ADMIN,
     Capability::CAP_SYS_CHROOT,
     Capability::CAP_SETUID,
     Capability::CAP_SETGID,
+    Capability::CAP_SETPCAP,
 ];
 
 /// Checked first: a later failure for lack of a capability would look like a container that has

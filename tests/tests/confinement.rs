@@ -427,7 +427,7 @@ fn what_changes_between_check_and_join() {
 #[ignore = "needs the node: make test"]
 fn an_sshd_that_lacks_a_capability_says_which() {
     // Without CAP_SYS_CHROOT sshd lets nobody in.
-    for lacking in ["sys_admin", "sys_ptrace"] {
+    for lacking in ["sys_admin", "sys_ptrace", "setpcap"] {
         let _sshd = restart_sshd_by(&format!("setpriv --bounding-set -{lacking}"));
         let log = Log::from_now();
         let said = ssh(30000, "true").failed();

@@ -7,6 +7,7 @@ use crate::containers;
 use crate::emperor::has_systemd;
 use crate::report::{Finding, State};
 use crate::rootfs::RootFs;
+use join::privileges::NEEDED;
 use shared::settings::CONTAINERS;
 use std::collections::HashMap;
 use std::fs;
@@ -23,9 +24,6 @@ struct Unit {
     asked: &'static str,
 }
 const WHY: &str = "a login joins the container's namespaces and cgroups, which sshd's unit must allow";
-/// To join a namespace, to join a mount namespace, and to look at the namespaces of another user's
-/// process.
-const CAPABILITIES: [&str; 3] = ["cap_sys_admin", "cap_sys_chroot", "cap_sys_ptrace"];
 /// The namespaces that a login joins, and those that only containers of other engines have.
 const NAMESPACES: [&str; 5] = ["ipc", "mnt", "net", "pid", "uts"];
 const NAMESPACES_OF_OTHERS: [&str; 2] = ["cgroup", "user"];
@@ -121,8 +119,9 @@ fn judge(unit: &str, shown: &str, has_other_engines: bool) -> Vec<Finding> {
         findings.push(fail(seen, "RestrictNamespaces=no".to_owned()));
     }
     let capabilities = words("CapabilityBoundingSet");
+    let needed = NEEDED.map(|capability| capability.to_string());
     let missing: Vec<_> =
-        CAPABILITIES.iter().filter(|name| !capabilities.contains(name)).map(|name| name.to_uppercase()).collect();
+        needed.into_iter().filter(|name| !capabilities.contains(&name.to_lowercase().as_str())).collect();
     if !missing.is_empty() {
         let missing = missing.join(" ");
         findings.push(fail(format!("{unit} runs without {missing}"), format!("CapabilityBoundingSet={missing}")));
@@ -164,7 +163,7 @@ mod tests {
     use super::*;
 
     /// Debian's own ssh.service, as systemd 257 shows it.
-    const DEBIAN: &str = "CapabilityBoundingSet=cap_chown cap_sys_chroot cap_sys_ptrace cap_sys_admin\nRestrictNamespaces=no\n\
+    const DEBIAN: &str = "CapabilityBoundingSet=cap_chown cap_setgid cap_setuid cap_setpcap cap_sys_chroot cap_sys_ptrace cap_sys_admin\nRestrictNamespaces=no\n\
                           InaccessiblePaths=\nProtectControlGroups=no\nLoadState=loaded\nSystemCallFilter=\n";
 
     fn seen(shown: &str) -> Vec<(State, String)> {
@@ -180,7 +179,7 @@ mod tests {
             ("Namespaces=no", "Namespaces=yes", "ssh.service has RestrictNamespaces=yes"),
             ("Namespaces=no", "Namespaces=ipc mnt", "ssh.service has RestrictNamespaces=ipc mnt"),
             (" cap_sys_admin", "", "ssh.service runs without CAP_SYS_ADMIN"),
-            ("cap_sys_ptrace cap_sys_admin", "", "ssh.service runs without CAP_SYS_ADMIN CAP_SYS_PTRACE"),
+            ("cap_sys_ptrace cap_sys_admin", "", "ssh.service runs without CAP_SYS_PTRACE CAP_SYS_ADMIN"),
             ("Paths=", "Paths=/var -/containers", "ssh.service has InaccessiblePaths=-/containers"),
             ("Paths=", "Paths=/", "ssh.service has InaccessiblePaths=/"),
             ("Filter=", "Filter=~chroot mount umount2", "ssh.service has a SystemCallFilter= that denies mount"),
