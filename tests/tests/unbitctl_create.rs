@@ -314,7 +314,7 @@ fn what_a_tenant_keeps_from_being_undone_is_told() {
     as_tenant("mv .ssh kept; ln -s /root/.ssh .ssh");
     let err = end_by(&mut create, "TERM");
     assert!(err.contains(&format!("this could not be undone: {HOME}: .ssh is a symbolic link")), "{err}");
-    assert!(err.contains("30006 has not been made;") && err.contains("and the rest could not be undone"), "{err}");
+    assert!(err.contains("create 30006 failed;") && err.contains("and the rest could not be undone"), "{err}");
 }
 
 /// The kernel keeps a user's keyrings until the next boot, and sshd its last login.
