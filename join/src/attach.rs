@@ -146,7 +146,7 @@ impl Attachment {
 
     /// Forks a process into the container. The calling process must have one thread.
     ///
-    /// A helper, cloned into the container's v2 cgroup, calls `prepare`, joins the rest,
+    /// A helper, cloned into the container's v2 cgroup, calls `before`, joins the rest,
     /// calls `finish` and clones the process inside as the caller's child (CLONE_PARENT). The
     /// caller kills the helper at the deadline. No step is left for the process inside, which could
     /// not report a failure.
@@ -154,7 +154,7 @@ impl Attachment {
         mut self,
         who: Who,
         deadline: Deadline,
-        prepare: impl FnOnce() -> Result<(), Refusal>,
+        before: impl FnOnce() -> Result<(), Refusal>,
         finish: impl FnOnce() -> Result<(), Refusal>,
     ) -> Result<Forked, Refusal> {
         if who == Who::Root && self.user_namespace.is_some() {
@@ -174,9 +174,9 @@ impl Attachment {
                 helper::wait_for_child(helper, deadline, &report).map(Forked::Outside)
             }
             Cloned::Child => {
-                // Before it is certain that the caller lives, so that this cannot be another process.
+                // Before it is certain that the caller lives: so this cannot be another process.
                 let supervisor = sys::pidfd_open(caller.as_raw()).context(Reason::Broken, "pidfd_open of the caller");
-                let joined = die_with_parent(caller).and_then(|()| prepare());
+                let joined = die_with_parent(caller).and_then(|()| before());
                 let joined = joined.and_then(|()| self.join_and_become(who, cloned_into_cgroup));
                 let forked = joined.and_then(|()| {
                     let supervisor = supervisor?;

@@ -116,7 +116,7 @@ impl Link {
     pub fn find_leader(self, deadline: Deadline) -> Result<Leader, Refusal> {
         let namespace = self.pid_namespace(deadline)?;
         let pid_namespace = namespace.inode;
-        let pid_namespace_is_ours = namespace.is_owned_by_our_user_namespace()?;
+        let our_user_namespace_owns_it = namespace.is_owned_by_our_user_namespace()?;
         let pid = namespace.pid_1()?;
         let pidfd = match sys::pidfd_open(pid) {
             Err(errno @ Errno::ESRCH) => {
@@ -125,7 +125,7 @@ impl Link {
             pidfd => pidfd.context(Reason::Broken, "pidfd_open (Linux 5.3 or newer is needed)")?,
         };
         let root_is_trusted = self.root_is_trusted;
-        let rules = LinkRules { subtree: self.subtree, pid_namespace, pid_namespace_is_ours, root_is_trusted };
+        let rules = LinkRules { subtree: self.subtree, pid_namespace, our_user_namespace_owns_it, root_is_trusted };
         let leader = Leader::by_link(pidfd, rules)?;
         if !root_is_trusted {
             leader.must_have_no_tracer(deadline)?;

@@ -24,7 +24,7 @@ pub struct LinkRules {
     pub pid_namespace: Inode,
     /// Whether our user namespace owns that, so that processes in it can have capabilities on the
     /// node.
-    pub pid_namespace_is_ours: bool,
+    pub our_user_namespace_owns_it: bool,
     /// Whether root trusts root inside.
     pub root_is_trusted: bool,
 }
@@ -37,7 +37,7 @@ impl LinkRules {
     pub fn check(&self, process: &Proc, status: &str, has_own_user_namespace: bool) -> Result<(), Refusal> {
         let refuse = |reason: Reason, cause: &str| Err(Refusal::new(reason, cause));
         // systemd has not finished: it still drops capabilities and executes the unit's program.
-        let unless_starting = |reason| if is_systemds_child(status) { Reason::Starting } else { reason };
+        let or_starting = |reason| if is_systemds_child(status) { Reason::Starting } else { reason };
         let its = |name: &str| {
             process.namespace(name).context(Reason::NotRunning, format_args!("look at its {name} namespace"))
         };
@@ -55,17 +55,17 @@ impl LinkRules {
         }
         // Rule 4: root in our cgroup namespace can move itself to the cgroup of another account,
         // and become its pid 1.
-        if self.pid_namespace_is_ours
+        if self.our_user_namespace_owns_it
             && has_our_cgroup_namespace(process)?
             && (has_own_user_namespace || can_be_root(status)?)
         {
             let cause = "it has no cgroup namespace of its own, and can be root";
-            return refuse(unless_starting(Reason::NotTrusted), cause);
+            return refuse(or_starting(Reason::NotTrusted), cause);
         }
         // Rule 5.
         cgroups::must_not_be_frozen(process)?;
         // Rule 6: such a root process reaches the node's sshd through /proc/PID/exe of a session.
-        if !self.root_is_trusted && self.pid_namespace_is_ours {
+        if !self.root_is_trusted && self.our_user_namespace_owns_it {
             // Children that it forked before it entered that namespace can have more.
             if has_own_user_namespace {
                 let cause = "its pid 1 is in a user namespace of its own, but its pid namespace belongs to the node's, where its other \
@@ -74,7 +74,7 @@ impl LinkRules {
             }
             if tracers::can_trace(status)? {
                 let cause = "its root can have CAP_SYS_PTRACE in the node's user namespace, and root has not said that it is trusted";
-                return refuse(unless_starting(Reason::RootTooPowerful), cause);
+                return refuse(or_starting(Reason::RootTooPowerful), cause);
             }
         }
         Ok(())
@@ -83,7 +83,7 @@ impl LinkRules {
     /// Rule 6 for all other processes: pid 1 may have dropped the capability after it forked a
     /// child that keeps it.
     pub fn must_have_no_tracer(&self, deadline: Deadline) -> Result<(), Refusal> {
-        if !self.pid_namespace_is_ours {
+        if !self.our_user_namespace_owns_it {
             return Ok(());
         }
         let Some(pid) = tracers::find(&self.subtree, deadline)? else { return Ok(()) };
@@ -128,7 +128,7 @@ fn has_our_cgroup_namespace(process: &Proc) -> Result<bool, Refusal> {
 }
 
 /// Whether systemd has not yet executed the program of a unit: until then it puts the process's
-/// name in brackets (systemd.exec(5) does not document it; src/core/exec-invoke.c does it). Only
+/// name in parentheses (systemd.exec(5) does not document it; src/core/exec-invoke.c does it). Only
 /// the sentence for the user depends on it.
 fn is_systemds_child(status: &str) -> bool {
     let name = status.lines().find_map(|line| line.strip_prefix("Name:\t"));

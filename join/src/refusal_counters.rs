@@ -1,8 +1,8 @@
 //! How many logins were refused since boot, by container and reason: counters in
 //! `/run/unbit/refusals`, one file for each container.
 //!
-//! A file is a page of counters, which every process maps and increments atomically. So no login
-//! waits for another, however one ends.
+//! A file is a page of counters, which every process maps and increments atomically. No login waits
+//! for another: there is no lock that a killed one could leave.
 //!
 //! No login depends on a counter.
 

@@ -533,7 +533,7 @@ pub fn set_supervisor_title(uid: u32) -> nix::Result<()> {
     nix::sys::prctl::set_name(&name)?;
     let stat = std::fs::read_to_string("/proc/self/stat").map_err(|_| Errno::last())?;
     // proc_pid_stat(5): arg_start and arg_end are fields 48 and 49, and the third follows the name
-    // in brackets.
+    // in parentheses.
     let mut fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().skip(45);
     let mut address = || fields.next().and_then(|field| field.parse::<usize>().ok()).filter(|address| *address > 0);
     let (Some(start), Some(end)) = (address(), address()) else { return Err(Errno::ENODATA) };

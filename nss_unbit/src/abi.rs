@@ -30,7 +30,7 @@ pub struct Failure {
     pub status: Status,
     errno: u16,
     /// For hosts alone. `Internal` ("see errno") makes glibc grow the buffer. With any other
-    /// failure it would end the whole getaddrinfo (nss/getaddrinfo.c).
+    /// value glibc ends the whole getaddrinfo (nss/getaddrinfo.c).
     host_error: HostError,
 }
 

@@ -1,7 +1,7 @@
 //! Escapes text that somebody else chose, for logs, terminals and messages: what is left is
 //! printable ASCII and of limited length.
 //!
-//! Control characters and invisible characters are escaped, and so is every letter beyond ASCII:
+//! Control characters and invisible characters are escaped, and so is every character beyond ASCII:
 //! right-to-left text would reorder the text around it.
 //!
 //! Where a text is shown is not decided here.

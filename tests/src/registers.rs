@@ -107,8 +107,8 @@ impl Registers {
         Ok(u64::from_ne_bytes(back))
     }
 
-    /// What makes one system call and what then goes on as before, for a process that waits in a
-    /// system call or is about to.
+    /// The registers that make one system call, and those to restore afterwards, for a process that
+    /// waits in a system call or is about to.
     fn with_call(self, memory: &File, number: u64, a: u64, b: u64) -> io::Result<(Self, Self)> {
         let (mut call, mut after) = (self, self);
         let mut code = CALL;
@@ -175,8 +175,8 @@ impl Registers {
         Ok(self.0.regs[30])
     }
 
-    /// What makes one system call and what then goes on as before, for a process that waits in a
-    /// system call or is about to.
+    /// The registers that make one system call, and those to restore afterwards, for a process that
+    /// waits in a system call or is about to.
     fn with_call(self, memory: &File, number: u64, a: u64, b: u64) -> io::Result<(Self, Self)> {
         let mut call = self;
         // The kernel has set everything back for a call that it restarts
