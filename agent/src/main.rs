@@ -254,7 +254,7 @@ fn once(job: Job, is_dry_run: bool, may_remove: bool, json: bool, place: &Place)
     let report = node.round(job);
     if json {
         let answer = JsonOutput { job: &name(job), dry_run: is_dry_run, report: &report };
-        print(&(serde_json::to_string_pretty(&answer)? + "\n")).context("write standard output")?;
+        print(&report::json(&answer)?).context("write standard output")?;
     } else {
         let lines = report.changes.iter().map(|change| format!("{}{change}\n", if is_dry_run { "would " } else { "" }));
         print(&lines.collect::<String>()).context("write standard output")?;

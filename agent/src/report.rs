@@ -43,10 +43,15 @@ impl fmt::Display for Change {
             Action::Load => "load",
             Action::Send => "send",
         };
-        write!(f, "{action} {}", self.what)?;
+        write!(f, "{action} {}", escape::line(&self.what))?;
         match &self.value {
-            Some(value) if value.contains('\n') => write!(f, ":\n{}", value.trim_end()),
-            Some(value) => write!(f, ": {value}"),
+            // A table, which is made of parsed values alone. Other values can be a tenant's text.
+            Some(value) if self.action == Action::Load && value.contains('\n') => {
+                f.write_str(":")?;
+                let mut lines = value.lines().map(|line| line.replace('\t', "    "));
+                lines.try_for_each(|line| write!(f, "\n{}", escape::line(&line)))
+            }
+            Some(value) => write!(f, ": {}", escape::line(value)),
             None => Ok(()),
         }
     }
@@ -110,6 +115,19 @@ const fn verb(action: Action) -> &'static str {
     }
 }
 
+/// JSON in ASCII. serde_json leaves characters as they are that some terminals act on, such as
+/// U+009B.
+pub fn json(value: &impl Serialize) -> serde_json::Result<String> {
+    let mut text = String::new();
+    for character in serde_json::to_string_pretty(value)?.chars() {
+        match character {
+            '\n' | ' '..='~' => text.push(character),
+            _ => text.extend(character.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}"))),
+        }
+    }
+    Ok(text + "\n")
+}
+
 /// Writes one line to standard error. A write error is ignored.
 pub fn log(what: impl fmt::Display) {
     let line = format!("unbit-agent: {}\n", escape::line(&what.to_string()));
@@ -162,5 +180,31 @@ mod tests {
         assert_eq!(LoggedProblems::default().lines("nodes", &report), ["nodes: wrote /etc/uwsgi/nodes"]);
         let shown: Vec<_> = report.changes.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["write /etc/uwsgi/nodes", "send /metrics/container.cpu/30001: 7"]);
+    }
+
+    #[test]
+    fn a_tenants_text_is_printable_and_in_one_line() {
+        let hostile = "\x1b]0;x\x07\r\x1b[2Kfull\nremove /etc/uwsgi/vassals/30002.ini\u{9b}2J\u{10ffff}";
+        let mut report = Report::default();
+        report.change(Action::Send, "/alarms/30001?unix=1\n", Some(hostile.to_owned()));
+        let shown = report.changes[0].to_string();
+        assert_eq!(
+            shown,
+            r"send /alarms/30001?unix=1\u{a}: \u{1b}]0;x\u{7}\u{d}\u{1b}[2Kfull\u{a}remove /etc/uwsgi/vassals/30002.ini\u{9b}2J\u{10ffff}"
+        );
+        let json = json(&report).unwrap();
+        assert!(json.bytes().all(|byte| byte == b'\n' || (b' '..=b'~').contains(&byte)), "{json}");
+        let read: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(read["changes"][0]["value"], hostile);
+    }
+
+    #[test]
+    fn a_table_has_its_lines() {
+        let mut report = Report::default();
+        report.change(Action::Load, "table ip unbit_ports", Some("table ip x {\n\tchain y {\n\t}\n}\n".to_owned()));
+        report.change(Action::Load, "table inet unbit", Some("nodes: 2".to_owned()));
+        let shown: Vec<_> = report.changes.iter().map(ToString::to_string).collect();
+        let table = "load table ip unbit_ports:\ntable ip x {\n    chain y {\n    }\n}";
+        assert_eq!(shown, [table, "load table inet unbit: nodes: 2"]);
     }
 }
