@@ -12,9 +12,10 @@ use join::safe_path::{self, PathError};
 use join::sys::retry;
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat, renameat};
-use nix::sys::stat::{FileStat, Mode, fchmod, fstat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fsync, geteuid, unlinkat};
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::sys::signal::kill;
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat};
+use nix::unistd::{Gid, Pid, Uid, UnlinkatFlags, fchown, fsync, geteuid, unlinkat};
 use shared::escape;
 use std::fs::File;
 use std::io::Write;
@@ -24,6 +25,8 @@ use std::time::{Duration, SystemTime};
 
 /// Our directories have fewer names.
 const MAX_NAMES: usize = 1 << 20;
+/// An unfinished file that is this many seconds old will not be finished.
+const UNFINISHED: u64 = 300;
 /// What the name of a new file ends in until it is complete.
 const SUFFIX: &str = ".unbit-agent";
 
@@ -64,8 +67,8 @@ impl Directory {
         escape::name(&self.path.join(name).display().to_string()).to_string()
     }
 
-    /// The names in it that are UTF-8, in order. If `sweeps`, unfinished files of an earlier
-    /// process are removed.
+    /// The names in it that are UTF-8, in order. If `sweeps`, unfinished files that no process
+    /// writes any more are removed.
     pub fn names(&self, sweeps: bool) -> Result<Vec<String>> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let mut listing =
@@ -78,7 +81,7 @@ impl Directory {
                 bail!("{} has more than {MAX_NAMES} files", self.path_of(""));
             }
             if name.starts_with('.') {
-                if sweeps && name.ends_with(SUFFIX) {
+                if sweeps && self.is_abandoned(name) {
                     let _ = unlinkat(&self.open, name, UnlinkatFlags::NoRemoveDir);
                 }
             } else {
@@ -87,6 +90,15 @@ impl Directory {
         }
         names.sort();
         Ok(names)
+    }
+
+    /// Whether this is an unfinished file that nobody writes any more. The process in its name may
+    /// have ended, and another one may have its number since.
+    fn is_abandoned(&self, name: &str) -> bool {
+        let Some(name_and_pid) = name.strip_suffix(SUFFIX) else { return false };
+        let pid = name_and_pid.rsplit_once('.').and_then(|(_, pid)| pid.parse::<i32>().ok()).filter(|pid| *pid > 0);
+        pid.is_none_or(|pid| kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH))
+            || fstatat(&self.open, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok_and(|status| is_old(&status))
     }
 
     /// What is in a regular file, and what it is; nothing if it is not there.
@@ -152,6 +164,12 @@ impl Directory {
         }
         fsync(self.open.as_fd()).with_context(|| format!("remove {}", self.path_of(name)))
     }
+}
+
+/// Whether nobody will finish a file that is unfinished.
+pub fn is_old(status: &FileStat) -> bool {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    u64::try_from(status.st_mtime).is_ok_and(|time| time.saturating_add(UNFINISHED) < now)
 }
 
 /// A file that was read.
@@ -221,13 +239,20 @@ mod tests {
     #[test]
     fn what_was_left_unfinished_goes() {
         let Some((path, directory)) = scratch("sweep") else { return };
-        for name in ["30001.ini", ".30002.ini.77.unbit-agent", ".keep"] {
+        let mut child = std::process::Command::new("/bin/true").spawn().unwrap();
+        child.wait().unwrap();
+        let [ended, running] = [child.id(), 1].map(|pid| format!(".30002.ini.{pid}.unbit-agent"));
+        let old = ".30003.ini.1.unbit-agent";
+        for name in ["30001.ini", ended.as_str(), ".unbit-agent", old, running.as_str(), ".keep"] {
             fs::write(path.join(name), "").unwrap();
         }
+        File::options().append(true).open(path.join(old)).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
         assert_eq!(directory.names(false).unwrap(), ["30001.ini"]);
-        assert!(path.join(".30002.ini.77.unbit-agent").exists());
+        assert!(path.join(&ended).exists());
         assert_eq!(directory.names(true).unwrap(), ["30001.ini"]);
-        assert!(!path.join(".30002.ini.77.unbit-agent").exists() && path.join(".keep").exists());
+        let left =
+            [ended.as_str(), ".unbit-agent", old, running.as_str(), ".keep"].map(|name| path.join(name).exists());
+        assert_eq!(left, [false, false, false, true, true]);
         fs::remove_dir_all(&path).unwrap();
     }
 
