@@ -4,13 +4,37 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 use unbit_tests::agent::{Node, ini, list};
 use unbit_tests::api::{Answer, Api, HOST, Pair};
 use unbit_tests::*;
 
 const MANY: [u32; 6] = [30001, 30002, 30003, 30004, 30005, 30006];
+
+/// A directory of alarms, in which everybody may make files.
+fn alarms_of(node: &Node) -> PathBuf {
+    let directory = node.directory.join("alarms");
+    fs::create_dir(&directory).unwrap();
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o1777)).unwrap();
+    directory
+}
+
+/// The name of an alarm's file.
+fn uuid(number: u32) -> String {
+    format!("01234567-89ab-cdef-0123-{number:012}")
+}
+
+fn alarm(uid: u32, msg: &str) -> String {
+    format!(r#"{{"container":{uid},"unix":1400000000,"msg":"{msg}"}}"#)
+}
+
+/// Makes a file of this owner's.
+fn raise(file: &Path, owner: u32, text: &str) {
+    fs::write(file, text).unwrap();
+    std::os::unix::fs::chown(file, Some(owner), Some(owner)).unwrap();
+    fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
+}
 
 /// What the agent remembers of a container that has been restarted in the API since.
 const OLD_STATE: &str = r#"{"containers":{"30001":1}}"#;
@@ -475,17 +499,9 @@ fn keys_are_written_as_the_tenant_and_through_no_link() {
 #[ignore = "needs the node: make test"]
 fn alarms_are_bytes_of_whoever_made_the_file() {
     let node = Node::new("alarms");
-    let directory = node.directory.join("alarms");
-    fs::create_dir(&directory).unwrap();
-    fs::set_permissions(&directory, fs::Permissions::from_mode(0o1777)).unwrap();
-    let uuid = |number: u32| format!("01234567-89ab-cdef-0123-{number:012}");
+    let directory = alarms_of(&node);
     let place = |name: &str| directory.join(name);
-    let raise = |name: &str, owner: u32, text: &str| {
-        fs::write(place(name), text).unwrap();
-        std::os::unix::fs::chown(place(name), Some(owner), Some(owner)).unwrap();
-        fs::set_permissions(place(name), fs::Permissions::from_mode(0o600)).unwrap();
-    };
-    let alarm = |uid: u32, msg: &str| format!(r#"{{"container":{uid},"unix":1400000000,"msg":"{msg}"}}"#);
+    let raise = |name: &str, owner: u32, text: &str| raise(&place(name), owner, text);
 
     raise(&uuid(1), 30001, &alarm(30001, "container 30001: OUT OF MEMORY !!!"));
     raise(&format!("{}.tmp", uuid(2)), 30001, "half");
@@ -522,7 +538,11 @@ fn alarms_are_bytes_of_whoever_made_the_file() {
     raise(&uuid(8), 30001, &"x".repeat(70_000));
     raise(&uuid(9), 30001, &alarm(33, "no container"));
     raise(&uuid(10), 30001, r#"{"container":30001,"unix":"1&x","msg":""}"#);
-    let error = node.agent("once alarms").failed();
+    let done = node.agent("once alarms");
+    assert_eq!(done.out.matches("remove ").count(), 7, "{done:?}");
+    assert!(!done.out.contains(&uuid(6)), "it is still there: {done:?}");
+    let error = done.failed();
+    assert!(error.contains(&format!("remove alarms/{}: ENOTEMPTY", uuid(6))), "{error}");
     assert_eq!(error.matches("an alarm is dropped: ").count(), 8, "{error}");
     for cause in [
         "it is a symbolic link",
@@ -565,6 +585,62 @@ fn alarms_are_bytes_of_whoever_made_the_file() {
     let error = node.agent("once alarms").failed();
     assert_eq!(error.matches("an alarm is dropped: ").count(), 10, "{error}");
     assert!(node.api.asked().iter().any(|asked| asked.body == "mine again"));
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn an_alarm_that_the_api_does_not_take_keeps_no_others_back() {
+    let node = Node::new("alarms-kept");
+    let directory = alarms_of(&node);
+    let uids = 30001..=30005;
+    let files = || fs::read_dir(&directory).unwrap().count();
+    let raise_two_each = || {
+        for (number, uid) in (0..).zip(uids.clone()) {
+            raise(&directory.join(uuid(2 * number)), uid, &alarm(uid, "first"));
+            raise(&directory.join(uuid(2 * number + 1)), uid, &alarm(uid, "second"));
+        }
+    };
+    // Such as one whose time is no time for the API. Those of its container wait, and no others.
+    for status in [500, 503, 401, 403, 408, 429, 200] {
+        raise_two_each();
+        node.api.answers("POST /alarms/30001", [Answer::new(status, "")]);
+        let error = node.agent("once alarms").failed();
+        assert_eq!(
+            error,
+            format!("unbit-agent: POST /alarms/30001: the API answers {status}, and its alarms are kept\n")
+        );
+        let asked: Vec<_> = node.api.asked().into_iter().map(|asked| asked.path).collect();
+        for uid in uids.clone() {
+            let count = asked.iter().filter(|path| path.starts_with(&format!("/alarms/{uid}?"))).count();
+            assert_eq!(count, if uid == 30001 { 1 } else { 2 }, "{asked:?}");
+        }
+        assert_eq!(files(), 2, "{status}");
+    }
+    for status in [400, 404, 409, 410, 413, 422] {
+        raise_two_each();
+        node.api.answers("POST /alarms/30001", [Answer::new(status, "")]);
+        let error = node.agent("once alarms").failed();
+        assert_eq!(error.matches(&format!("the API refuses it ({status}), and it is dropped")).count(), 2, "{error}");
+        assert_eq!(files(), 0, "{status}");
+    }
+    // An API that takes none is not asked for each container, and one that is gone is asked once.
+    raise_two_each();
+    for (answer, requests) in [(Answer::new(500, ""), 3), (Answer::raw(""), 1)] {
+        uids.clone().for_each(|uid| node.api.answers(&format!("POST /alarms/{uid}"), [answer.clone()]));
+        node.api.asked();
+        node.agent("once alarms").failed();
+        assert_eq!((node.api.asked().len(), files()), (requests, 10));
+    }
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_directory_of_alarms_that_cannot_be_read_ends_the_round() {
+    let node = Node::new("alarms-error");
+    alarms_of(&node);
+    let strace = "timeout 20 strace -qq -o /dev/null -e trace=getdents64 -e inject=getdents64:error=EIO";
+    let done = sh(format!("{strace} unbit-agent once alarms --directory {}", node.directory.display()));
+    assert_eq!((done.status, done.err.as_str()), (Some(1), "unbit-agent: alarms: EIO: I/O error\n"), "{done:?}");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 use super::Node;
 use crate::api::Posted;
+use crate::files::is_old;
 use crate::report::{Action, Report};
 use anyhow::{Context, Result, bail};
 use join::regular_file::{self, OpenError};
@@ -14,11 +15,11 @@ use join::sys::retry;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
+use nix::sys::stat::{Mode, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::Deserialize;
 use shared::ContainerUid;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -30,10 +31,10 @@ const MAX_ALARM: u64 = 64 << 10;
 /// What one round sends, of all containers and of each. The others wait.
 const MAX_PER_ROUND: usize = 200;
 const MAX_PER_OWNER: usize = 10;
+/// How many containers' alarms the API may leave without a decision before the round ends.
+const MAX_UNDECIDED: usize = 3;
 /// How long one round reads the directory, where tenants can make files faster than it reads.
 const MAX_LISTING_TIME: Duration = Duration::from_secs(5);
-/// A file that has been half written for so many seconds never gets its name.
-const UNFINISHED: u64 = 300;
 
 /// An alarm.
 #[derive(Deserialize)]
@@ -64,7 +65,8 @@ enum Found {
 pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     let Some(directory) = open(node)? else { return Ok(()) };
     let mut sent = HashMap::new();
-    let Listing { alarms, unfinished, is_whole } = list(&directory)?;
+    let mut undecided = BTreeSet::new();
+    let Listing { mut alarms, unfinished, is_whole } = list(&directory)?;
     if !is_whole {
         report.problem(format!(
             "{NAME} has so many files that not all were looked at: see who made them, and remove them"
@@ -73,21 +75,30 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     for name in unfinished {
         remove(node, &directory, &name, report);
     }
+    // Each round begins with another one, so that those of a few containers, which the API cannot
+    // take, are not always before all others.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let start = now.subsec_micros() as usize % alarms.len().max(1);
+    alarms.rotate_left(start);
     for name in alarms {
-        if sent.values().sum::<usize>() >= MAX_PER_ROUND {
+        if sent.values().sum::<usize>() >= MAX_PER_ROUND || undecided.len() >= MAX_UNDECIDED {
             break;
         }
-        match read(&directory, &name)? {
-            Found::Gone => {}
-            Found::Invalid(cause) => {
+        match read(&directory, &name) {
+            Err(error) => report.problem(error),
+            Ok(Found::Gone) => {}
+            Ok(Found::Invalid(cause)) => {
                 report.problem(format!("an alarm is dropped: {cause}"));
                 remove(node, &directory, &name, report);
             }
-            Found::Alarm(alarm) => {
-                let of_it = sent.entry(alarm.container).or_insert(0);
-                if *of_it < MAX_PER_OWNER {
+            Ok(Found::Alarm(alarm)) => {
+                let container = alarm.container;
+                let of_it = sent.entry(container).or_insert(0);
+                if *of_it < MAX_PER_OWNER && !undecided.contains(&container) {
                     *of_it += 1;
-                    send(node, &directory, &name, alarm, report)?;
+                    if !send(node, &directory, &name, alarm, report)? {
+                        undecided.insert(container);
+                    }
                 }
             }
         }
@@ -123,7 +134,8 @@ fn list(directory: &OwnedFd) -> Result<Listing> {
     let mut found = Listing { alarms: Vec::new(), unfinished: Vec::new(), is_whole: true };
     let mut of_owner = HashMap::new();
     let began = Instant::now();
-    for entry in entries.iter().flatten() {
+    for entry in entries.iter() {
+        let entry = entry.context(NAME)?;
         if began.elapsed() > MAX_LISTING_TIME {
             found.is_whole = false;
             break;
@@ -204,42 +216,54 @@ pub fn parse(bytes: &[u8], owner: u32) -> Result<Alarm> {
     Ok(alarm)
 }
 
-/// It is removed once the API has it, or does not want it; it stays for another time if the API
-/// does not answer or is broken.
-fn send(node: &mut Node, directory: &OwnedFd, name: &str, alarm: Alarm, report: &mut Report) -> Result<()> {
+/// It is removed once the API has it, or does not want it. It stays for another time if the API
+/// does not answer, is broken, or refuses more than this alarm. The value is whether the API has
+/// decided.
+fn send(node: &mut Node, directory: &OwnedFd, name: &str, alarm: Alarm, report: &mut Report) -> Result<bool> {
     let path = alarm.path();
     if !node.is_dry_run {
         match node.api.post(&path, alarm.msg.clone().into_bytes())? {
             Posted::Created => {}
-            Posted::Refused(status @ 400..500) => {
+            // These are about this alarm, others about the node's certificate or the API.
+            Posted::Refused(status @ (400 | 404 | 409 | 410 | 413 | 422)) => {
                 report.problem(format!(
                     "POST /alarms/{}: the API refuses it ({status}), and it is dropped",
                     alarm.container
                 ));
+                remove(node, directory, name, report);
+                return Ok(true);
             }
-            Posted::Refused(status) => bail!("POST /alarms/{}: the API answers {status}", alarm.container),
+            Posted::Refused(status) => {
+                report.problem(format!(
+                    "POST /alarms/{}: the API answers {status}, and its alarms are kept",
+                    alarm.container
+                ));
+                return Ok(false);
+            }
         }
-        let _ = unlinkat(directory, name, UnlinkatFlags::NoRemoveDir);
+        if let Err(errno) = unlink(directory, name) {
+            report.problem(format!("remove {NAME}/{name}: {errno}"));
+        }
     }
     report.change(Action::Send, path, Some(alarm.msg));
-    Ok(())
+    Ok(true)
 }
 
-fn is_old(status: &FileStat) -> bool {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    u64::try_from(status.st_mtime).is_ok_and(|time| time.saturating_add(UNFINISHED) < now)
-}
-
-/// Removes a name, or an empty directory that a tenant has made there. One that is not empty stays,
-/// and is passed over.
+/// Removes what must not be there. A directory with something in it stays.
 fn remove(node: &Node, directory: &OwnedFd, name: &str, report: &mut Report) {
-    if !node.is_dry_run {
-        let removed = unlinkat(directory, name, UnlinkatFlags::NoRemoveDir);
-        if removed == Err(Errno::EISDIR) {
-            let _ = unlinkat(directory, name, UnlinkatFlags::RemoveDir);
-        }
+    match if node.is_dry_run { Ok(()) } else { unlink(directory, name) } {
+        Ok(()) => report.change(Action::Remove, node.directory.join(NAME).join(name).display().to_string(), None),
+        Err(errno) => report.problem(format!("remove {NAME}/{name}: {errno}")),
     }
-    report.change(Action::Remove, node.directory.join(NAME).join(name).display().to_string(), None);
+}
+
+/// Removes a name, or an empty directory that a tenant has made there.
+fn unlink(directory: &OwnedFd, name: &str) -> nix::Result<()> {
+    match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
+        Err(Errno::EISDIR) => unlinkat(directory, name, UnlinkatFlags::RemoveDir),
+        Err(Errno::ENOENT) => Ok(()),
+        other => other,
+    }
 }
 
 #[cfg(test)]
