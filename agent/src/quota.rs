@@ -24,7 +24,11 @@ use std::time::Duration;
 const NONE: u64 = u64::MAX;
 
 /// The process, as the collector sees it. It ends with the socket.
-pub struct Quotas(UnixStream);
+pub struct Quotas {
+    socket: UnixStream,
+    /// The number of the last question.
+    asked: u32,
+}
 
 impl Quotas {
     /// Forks it, from root. Nothing if the containers are on no device that could have quotas.
@@ -40,15 +44,22 @@ impl Quotas {
         };
         ours.set_read_timeout(Some(Duration::from_secs(5)))?;
         ours.set_write_timeout(Some(Duration::from_secs(5)))?;
-        Ok(Some(Self(ours)))
+        Ok(Some(Self { socket: ours, asked: 0 }))
     }
 
     /// The bytes that a container has on its disk.
     pub fn of(&mut self, uid: ContainerUid) -> Option<u64> {
-        self.0.write_all(&uid.get().to_be_bytes()).ok()?;
-        let mut answer = [0; 8];
-        self.0.read_exact(&mut answer).ok()?;
-        Some(u64::from_be_bytes(answer)).filter(|bytes| *bytes != NONE)
+        self.asked = self.asked.wrapping_add(1);
+        self.socket.write_all(&[self.asked.to_be_bytes(), uid.get().to_be_bytes()].concat()).ok()?;
+        loop {
+            let (mut number, mut bytes) = ([0; 4], [0; 8]);
+            self.socket.read_exact(&mut number).ok()?;
+            self.socket.read_exact(&mut bytes).ok()?;
+            // An answer that came too late is another question's.
+            if u32::from_be_bytes(number) == self.asked {
+                return Some(u64::from_be_bytes(bytes)).filter(|bytes| *bytes != NONE);
+            }
+        }
     }
 }
 
@@ -76,11 +87,34 @@ fn assume(identity: &Identity, socket: &UnixStream) -> Result<()> {
 
 fn serve(mut socket: &UnixStream, device: &Path) -> io::Result<()> {
     loop {
-        let mut uid = [0; 4];
+        let (mut number, mut uid) = ([0; 4], [0; 4]);
+        socket.read_exact(&mut number)?;
         socket.read_exact(&mut uid)?;
         let uid = ContainerUid::new(u32::from_be_bytes(uid));
         let quota = uid.and_then(|uid| quotactl_get(QuotaType::USRQUOTA, device, uid.get() as i32).ok());
         let bytes = quota.and_then(|quota| quota.occupied_space()).unwrap_or(NONE);
-        socket.write_all(&bytes.to_be_bytes())?;
+        socket.write_all(&[&number[..], &bytes.to_be_bytes()].concat())?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_answer_is_not_taken_for_the_next_ones() {
+        let (socket, mut theirs) = UnixStream::pair().unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let mut quotas = Quotas { socket, asked: 0 };
+        let uid = |number| ContainerUid::new(number).unwrap();
+        assert_eq!(quotas.of(uid(30001)), None, "the kernel takes its time");
+        let mut question = [0; 8];
+        theirs.read_exact(&mut question).unwrap();
+        let mut answer = |question: [u8; 8], bytes: u64| {
+            theirs.write_all(&[&question[..4], &bytes.to_be_bytes()].concat()).unwrap();
+        };
+        answer(question, 1);
+        answer([0, 0, 0, 2, 0, 0, 0, 0], 2);
+        assert_eq!(quotas.of(uid(30002)), Some(2));
     }
 }
