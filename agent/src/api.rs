@@ -70,7 +70,7 @@ impl Api {
         list(path, &self.get(path)?.body)
     }
 
-    /// A document in JSON. Half of one is none.
+    /// A document in JSON. A truncated document is an error.
     pub fn json<T: DeserializeOwned>(&mut self, path: &str) -> Result<T> {
         json(path, &self.get(path)?.body)
     }
@@ -109,7 +109,7 @@ impl Api {
     }
 
     /// Sends many values, for each of which the API has to answer 201, and says how each one ended.
-    /// It is nothing for those that were not sent any more because many were refused.
+    /// `None` for values that were not sent, because many before them were refused.
     pub fn send(&mut self, below: &str, posts: &[Post]) -> Result<Vec<Option<Posted>>> {
         let statuses = self.0.send(posts).with_context(|| format!("POST {below}"))?;
         let posted = |status| if status == 201 { Posted::Created } else { Posted::Refused(status) };

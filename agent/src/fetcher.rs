@@ -46,8 +46,8 @@ impl Fetcher {
         self.converse(|socket| exchange(socket, request))
     }
 
-    /// Sends values, and says of each by which status it was answered. It is none where no other
-    /// was sent because many were refused.
+    /// Sends values, and says of each by which status it was answered. `None` for values that were
+    /// not sent, because many before them were refused.
     pub fn send(&mut self, posts: &[Post]) -> Result<Vec<Option<u16>>> {
         self.converse(|socket| exchange_posts(socket, posts))
     }
@@ -56,7 +56,12 @@ impl Fetcher {
     fn converse<T>(&mut self, talk: impl FnOnce(&UnixStream) -> io::Result<Result<T, String>>) -> Result<T> {
         if self.child.is_none() {
             self.child = Some(self.fork()?);
+            self.hear(|socket| await_start(socket).map(Ok))?;
         }
+        self.hear(talk)
+    }
+
+    fn hear<T>(&mut self, talk: impl FnOnce(&UnixStream) -> io::Result<Result<T, String>>) -> Result<T> {
         let said = match &self.child {
             Some((_, socket)) => talk(socket),
             None => Err(ErrorKind::NotConnected.into()),
@@ -80,9 +85,10 @@ impl Fetcher {
         let (ours, theirs) = UnixStream::pair().context("make a socket")?;
         let ForkResult::Parent { child } = fork().context("fork")? else {
             drop(ours);
-            match drop_privileges(&self.identity, &theirs) {
-                Ok(()) => drop(serve(&self.client, theirs)),
-                Err(error) => drop(answer(&theirs, Err(format!("{error:#}")))),
+            let error = drop_privileges(&self.identity, &theirs).err().map(|error| format!("{error:#}"));
+            let said = (&theirs).write_all(&framed(error.as_deref().unwrap_or_default().as_bytes()));
+            if said.is_ok() && error.is_none() {
+                drop(serve(&self.client, theirs));
             }
             exit_now(0)
         };
@@ -130,6 +136,12 @@ fn serve(client: &Client, socket: UnixStream) -> io::Result<()> {
             }
         }
     }
+}
+
+/// The first that the child says: an error that ends it, which is empty if there is none.
+fn await_start(socket: &UnixStream) -> io::Result<()> {
+    let text = read_frame(&mut Until { socket, end: Instant::now() + ANSWER_TIMEOUT })?;
+    if text.is_empty() { Ok(()) } else { Err(io::Error::other(String::from_utf8_lossy(&text))) }
 }
 
 /// What the child is asked to do.
@@ -204,10 +216,11 @@ fn record(index: u32, status: u16) -> [u8; 6] {
     [a, b, c, d, high, low]
 }
 
-/// In the child: the answers to values, of which several are written at once, but none later than
-/// the next one comes in.
+/// In the child: the answers to values, of which several that come within a second are written
+/// together. An answer is written at the latest with the next one.
 struct Answers<'a> {
     socket: &'a UnixStream,
+    /// What is to be written, and the time of the last write.
     pending: Mutex<(Vec<u8>, Option<Instant>)>,
 }
 
@@ -215,25 +228,21 @@ impl Answers<'_> {
     fn add(&self, index: usize, status: u16) -> io::Result<()> {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         pending.0.extend(record(u32::try_from(index).unwrap_or(END), status));
-        let is_due = pending.0.len() > 1024 || pending.1.get_or_insert_with(Instant::now).elapsed().as_secs() > 0;
+        let is_due = pending.0.len() > 1024 || pending.1.is_none_or(|last| last.elapsed().as_secs() > 0);
         drop(pending);
         if is_due { self.write() } else { Ok(()) }
     }
 
     fn write(&self) -> io::Result<()> {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        let (bytes, _) = std::mem::take(&mut *pending);
+        let (bytes, _) = std::mem::replace(&mut *pending, (Vec::new(), Some(Instant::now())));
         (&mut &*self.socket).write_all(&bytes)
     }
 }
 
 fn write_message(mut socket: &UnixStream, message: &[u8]) -> io::Result<()> {
     socket.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-    match socket.write_all(message) {
-        // A child that has not come so far as to listen has said why.
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
-        _ => Ok(()),
-    }
+    socket.write_all(message)
 }
 
 fn read_command(reader: &mut impl Read) -> io::Result<Command> {
@@ -311,6 +320,16 @@ impl Read for Until<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::DomainName;
+    use crate::settings::ApiDomain;
+    use crate::tls::{Material, Tls};
+    use nix::unistd::geteuid;
+    use openssl::asn1::Asn1Time;
+    use openssl::ec::{EcGroup, EcKey};
+    use openssl::hash::MessageDigest;
+    use openssl::nid::Nid;
+    use openssl::pkey::PKey;
+    use openssl::x509::X509;
 
     #[test]
     fn requests_and_answers_come_through_as_they_are() {
@@ -349,6 +368,50 @@ mod tests {
             let statuses = exchange_posts(&ours, &posts).unwrap().unwrap();
             assert_eq!((statuses[0], &statuses[1..]), (None, &[Some(201); 199][..]));
         });
+    }
+
+    #[test]
+    fn an_answer_to_a_value_does_not_wait_for_a_slow_one() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let answers = Answers { socket: &theirs, pending: Mutex::default() };
+        let mut bytes = [0; 64];
+        answers.add(0, 201).unwrap();
+        assert_eq!(ours.read(&mut bytes).unwrap(), 6, "the first one");
+        answers.add(1, 201).unwrap();
+        assert_eq!(ours.read(&mut bytes).unwrap_err().kind(), ErrorKind::WouldBlock, "several are written together");
+        answers.pending.lock().unwrap().1 = Instant::now().checked_sub(Duration::from_secs(1));
+        answers.add(2, 201).unwrap();
+        assert_eq!(ours.read(&mut bytes).unwrap(), 12);
+    }
+
+    #[test]
+    fn a_child_that_keeps_its_privileges_ends_with_the_same_error_each_time() {
+        if !geteuid().is_root() {
+            println!("NOT TRIED: only root has privileges that can be left");
+            return;
+        }
+        let curve = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
+        let key = PKey::from_ec_key(EcKey::generate(&curve).unwrap()).unwrap();
+        let mut builder = X509::builder().unwrap();
+        builder.set_not_before(&Asn1Time::from_unix(0).unwrap()).unwrap();
+        builder.set_not_after(&Asn1Time::from_unix(0).unwrap()).unwrap();
+        builder.set_pubkey(&key).unwrap();
+        builder.sign(&key, MessageDigest::sha256()).unwrap();
+        let certificate = builder.build().to_pem().unwrap();
+        let key = key.private_key_to_pem_pkcs8().unwrap();
+        let host = DomainName::parse("api.invalid").unwrap();
+        let api = ApiDomain { host: host.clone(), authority: host.to_string() };
+        let tls = Tls::new(&Material { key, certificate: certificate.clone(), authorities: certificate }, host, true);
+        let mut fetcher = Fetcher::new(Client::new(&api, tls.unwrap()), Identity::own());
+        for _ in 0..2 {
+            let asked = fetcher.ask(&Request { path: "/nodes/".to_owned(), body: None }).map(drop);
+            let sent = fetcher.send(&[Post { container: 30001, path: "/metrics/x".to_owned(), body: Vec::new() }]);
+            for error in [asked, sent.map(drop)].map(|said| format!("{:#}", said.unwrap_err())) {
+                assert_eq!(error, "the process that talks to the API: privileges are left");
+            }
+            assert!(fetcher.child.is_none());
+        }
     }
 
     #[test]
