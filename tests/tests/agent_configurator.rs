@@ -645,6 +645,31 @@ fn a_directory_of_alarms_that_cannot_be_read_ends_the_round() {
 
 #[test]
 #[ignore = "needs the node: make test"]
+fn keys_are_written_again_for_an_account_that_is_made_anew() {
+    let node = Node::new("keys-again");
+    let (uid, home) = (30007, "/containers/30007");
+    let _end = AtEnd(|| drop(sh("rm -rf /containers/30007")));
+    let make = || sh(format!("rm -rf {home}; install -d -o {uid} -g {uid} {home}")).ok();
+    make();
+    node.api.says("/containers/", &list(&[uid]));
+    node.api.says("/ssh_keys/30007", "ssh-ed25519 AAAA tenant\n");
+    let (_daemon, log) = node.run("run configurator --interval 1");
+    let written = || fs::read_to_string(format!("{home}/.ssh/uwsgi_authorized_keys")).ok();
+    let key = eventually("the keys", written);
+    make();
+    assert_eq!(eventually("the keys again", written), key, "{}", fs::read_to_string(log).unwrap());
+    // While they are there, they are not asked for.
+    node.api.asked();
+    let mut asked = Vec::new();
+    eventually("two rounds", || {
+        asked.extend(node.api.asked().into_iter().map(|asked| asked.path));
+        (asked.iter().filter(|path| *path == "/portmappings/").count() >= 3).then_some(())
+    });
+    assert!(!asked.iter().any(|path| path.starts_with("/ssh_keys/")), "{asked:?}");
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
 fn lists_of_nodes_are_addresses_and_make_the_firewall() {
     let node = Node::new("nodes");
     let _end = AtEnd(|| drop(sh("nft delete table inet unbit 2>/dev/null")));

@@ -7,7 +7,9 @@ use anyhow::{Context, Result, bail};
 use join::regular_file::{self, OpenError};
 use join::tenant::{self, Directory};
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use shared::ContainerUid;
+use std::os::fd::OwnedFd;
 
 const DIRECTORY: &str = ".ssh";
 const FILE: &str = "uwsgi_authorized_keys";
@@ -23,7 +25,10 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     };
     for (&number, about) in &listed {
         let Some(uid) = ContainerUid::new(number) else { continue };
-        if node.memory.keys.get(&number) == Some(&about.keys_changed) || !has_home(uid) {
+        // The container makes its account's directory when it starts for the first time.
+        let Ok(home) = tenant::open_home(uid) else { continue };
+        // An account that was made anew has no keys yet.
+        if node.memory.keys.get(&number) == Some(&about.keys_changed) && has_file(&home) {
             continue;
         }
         let path = format!("/ssh_keys/{uid}");
@@ -58,10 +63,13 @@ pub fn lines(text: &str) -> Result<Vec<u8>> {
     Ok(format!("{}\n", text.replace('\r', "")).into_bytes())
 }
 
-/// Whether the account's directory is there yet: the container makes it when it starts for the
-/// first time.
-fn has_home(uid: ContainerUid) -> bool {
-    tenant::open_home(uid).is_ok()
+/// Whether there is anything of the file's name. This opens nothing of the tenant's, and asks no
+/// file system that is mounted there.
+fn has_file(home: &OwnedFd) -> bool {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let resolve = ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH;
+    let path = format!("{DIRECTORY}/{FILE}");
+    openat2(home, path.as_str(), OpenHow::new().flags(flags).resolve(resolve)).is_ok()
 }
 
 /// Writes the keys, if they are others than those there are; whether they are.
@@ -87,8 +95,8 @@ fn write_as_the_user(uid: ContainerUid, text: &[u8], is_dry_run: bool) -> Result
     Ok(true)
 }
 
-/// What is in the file, if there is one that can be compared. What is none will be replaced by one,
-/// and never followed.
+/// What is in the file, if there is one that can be compared. Anything that is not a regular file
+/// is replaced, and never followed.
 fn read(directory: &Directory) -> Result<Option<Vec<u8>>, String> {
     let failed = |error: &dyn std::fmt::Display| format!("{DIRECTORY}/{FILE}: {error}");
     match regular_file::open(directory, FILE) {
