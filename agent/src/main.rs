@@ -97,8 +97,8 @@ enum Command {
         /// Change nothing and send nothing; print what would be changed and sent
         #[arg(long)]
         dry_run: bool,
-        /// Remove what the API no longer lists, even if that is more than 3 and more than a tenth
-        /// of the list
+        /// Remove what the API no longer lists, even if that is all of it, or more than 3 and more
+        /// than a tenth of the list
         #[arg(long)]
         allow_removal: bool,
         /// Print JSON

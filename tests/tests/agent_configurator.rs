@@ -169,6 +169,9 @@ fn an_empty_list_stops_nothing() {
     node.api.says("/containers/", &list(&MANY[..3]));
     node.agent("once containers").ok();
     assert_eq!(node.vassals(), ["30000.ini", "30001.ini", "30002.ini", "30003.ini", "40001.ini"]);
+    // All of them never do.
+    node.api.says("/containers/", "[]");
+    node.assert_refuses("containers", "3 of 3 containers would be removed at once");
     node.with_containers(&MANY);
     node.api.says("/containers/", "[]");
     node.agent("once containers --allow-removal").ok();

@@ -39,7 +39,7 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     }
     let directory = node.open(DIRECTORY)?;
     let there = directory.names(!node.is_dry_run)?;
-    let mut stay: BTreeSet<_> = BTreeSet::from([format!("{own}.pem")]);
+    let mut stay = BTreeSet::new();
     for (name, key) in wanted {
         let file = format!("{name}.pem");
         let done = key.and_then(|key| node.write(&directory, &file, &key, MODE, report));
@@ -48,7 +48,10 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
         }
         stay.insert(file);
     }
-    let is_domain = |name: &String| name.strip_suffix(".pem").is_some_and(|name| DomainName::parse(name).is_some());
+    let is_domain = |name: &String| {
+        let domain = name.strip_suffix(".pem").and_then(DomainName::parse);
+        domain.is_some_and(|domain| domain != own)
+    };
     let ours: Vec<_> = there.into_iter().filter(is_domain).collect();
     node.remove_others(&directory, ("domains", "domains"), &ours, &stay, report);
     Ok(())
