@@ -3,14 +3,17 @@
 
 use std::fmt;
 
+/// The longest domain that becomes a file, in characters: with what [`files`](crate::files) adds to
+/// the name of a new file, it fits into the 255 bytes of NAME_MAX.
+pub const MAX_FILE_DOMAIN: usize = 220;
+
 /// A domain, as a file can be called: labels of letters, digits, `-` and `_`, with dots between
-/// them. So it has no slash, does not begin with a dot, and is shorter than any file system's
-/// limit.
+/// them. So it has no slash, and does not begin with a dot.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct DomainName(String);
 
 impl DomainName {
-    /// Reads one: at most 253 letters, in labels of 63 at most (RFC 1035, 2.3.4).
+    /// Reads one: at most 253 characters, in labels of 63 at most (RFC 1035, 2.3.4).
     pub fn parse(text: &str) -> Option<Self> {
         let is_label = |label: &str| {
             let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');

@@ -91,6 +91,8 @@ pub fn domains(data: &[u8]) {
     for (name, key) in &files {
         assert!(is_name(&format!("{name}.pem")), "{name}");
         if let Ok(key) = key {
+            // The name of the new file, with the highest number of a process.
+            assert!(format!(".{name}.pem.4194304.unbit-agent").len() <= 255, "{name}");
             assert!(
                 *name != own && key.contains("PUBLIC KEY-----") && !key.contains("PRIVATE KEY-----"),
                 "{name}: {key}"

@@ -5,7 +5,7 @@
 
 use super::Node;
 use crate::api::must_be_plain;
-use crate::names::DomainName;
+use crate::names::{DomainName, MAX_FILE_DOMAIN};
 use crate::report::Report;
 use anyhow::{Result, bail};
 use serde::Deserialize;
@@ -76,6 +76,8 @@ pub fn files<'a>(
             };
             let is_right = if name == *own {
                 Err(anyhow::anyhow!("{name} is the API's own domain"))
+            } else if name.as_str().len() > MAX_FILE_DOMAIN {
+                Err(anyhow::anyhow!("{name} is longer than {MAX_FILE_DOMAIN} characters"))
             } else {
                 must_be_key(key).map(|()| key.to_owned()).map_err(|error| error.context(name.to_string()))
             };
@@ -113,9 +115,28 @@ mod tests {
     use openssl::ec::{EcGroup, EcKey};
     use openssl::nid::Nid;
 
+    fn key() -> EcKey<openssl::pkey::Private> {
+        EcKey::generate(&EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_name_of_a_file_fits_while_it_is_written() {
+        let rsa = String::from_utf8(key().public_key_to_pem().unwrap()).unwrap();
+        let domain = |length: usize| Domain { name: "a.".repeat(100) + &"b".repeat(length - 200) };
+        let customers = [Customer { rsa: Some(rsa), domains: vec![domain(220), domain(221)] }];
+        let (files, odd) = files(&customers, &DomainName::parse("api.test").unwrap());
+        let cause = |key: &Result<String>| key.as_ref().err().map(ToString::to_string);
+        let mut seen: Vec<_> = files.iter().map(|(name, key)| (name.as_str().len(), cause(key))).collect();
+        seen.sort();
+        let too_long = format!("{} is longer than 220 characters", domain(221).name);
+        assert_eq!((seen, odd.len()), (vec![(220, None), (221, Some(too_long))], 0));
+        // As files.rs has it, with the highest process id (4194304, proc(5)).
+        assert!(format!(".{}.pem.4194304.unbit-agent", domain(220).name).len() <= 255);
+    }
+
     #[test]
     fn a_public_key_and_nothing_else() {
-        let key = EcKey::generate(&EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap()).unwrap();
+        let key = key();
         let public = String::from_utf8(key.public_key_to_pem().unwrap()).unwrap();
         let private = String::from_utf8(key.private_key_to_pem().unwrap()).unwrap();
         must_be_key(&public).unwrap();
