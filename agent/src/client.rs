@@ -4,6 +4,7 @@
 
 use crate::settings::ApiDomain;
 use crate::tls::{self, Tls};
+use std::collections::HashMap;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -20,7 +21,8 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const IDLE: Duration = Duration::from_secs(3);
 /// How many connections there are at most.
 pub const MAX_CONNECTIONS: u32 = 4;
-/// How many values may be refused before no other is sent: the API is broken, not the value.
+/// How many values of one container may be refused before no other of it is sent. If values of so
+/// many containers are refused, no other is sent at all: the API is broken.
 pub const MAX_REFUSED: usize = 20;
 /// How long an address of the API is used before its name is looked up again.
 const MAX_ADDRESS_AGE: Duration = Duration::from_secs(60);
@@ -88,25 +90,32 @@ impl Client {
     }
 
     /// Sends values over all connections, and calls `answered` with the index and status of each.
-    /// It stops at the first error, or when many are refused.
+    /// It stops at the first error, or when many are refused, see [`MAX_REFUSED`].
     pub fn send(&self, posts: &[Post], answered: impl Fn(usize, u16) -> io::Result<()> + Sync) -> Result<(), String> {
         let failure = Mutex::new(None);
         let is_over = AtomicBool::new(false);
-        let refused = AtomicUsize::new(0);
+        let refused_containers = AtomicUsize::new(0);
         let give_up = |error: String| {
             is_over.store(true, Ordering::Relaxed);
             failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         };
         let of_connection = |connection: u32| {
+            let mut refused = HashMap::new();
             for (index, post) in
                 posts.iter().enumerate().filter(|(_, post)| post.container % MAX_CONNECTIONS == connection)
             {
                 if is_over.load(Ordering::Relaxed) {
                     return;
                 }
+                let of_container = refused.entry(post.container).or_insert(0);
+                if *of_container >= MAX_REFUSED {
+                    continue;
+                }
                 let status = self.request(&post.path, Some(&post.body)).map(|response| response.status);
                 if let Err(error) = status.and_then(|status| {
-                    if status != 201 && refused.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_REFUSED {
+                    *of_container += usize::from(status != 201);
+                    let is_first = status != 201 && *of_container == 1;
+                    if is_first && refused_containers.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_REFUSED {
                         is_over.store(true, Ordering::Relaxed);
                     }
                     answered(index, status).map_err(|error| error.to_string())

@@ -181,8 +181,38 @@ fn many_values_go_over_a_few_connections_and_those_of_a_container_in_order() {
         node.api.answers(&format!("POST /metrics/container.net.rx/{uid}"), [Answer::new(500, "")]);
     }
     let error = node.agent("once metrics").failed();
-    assert!(error.contains("POST /metrics/: 20 values or more are refused, and the others are not sent"), "{error}");
+    assert!(
+        error.contains("POST /metrics/: values of 20 containers or more are refused, and the others are not sent"),
+        "{error}"
+    );
     assert!((20..100).contains(&posts().len()));
+}
+
+#[test]
+#[ignore = "needs the node: make test"]
+fn values_of_one_container_that_the_api_refuses_keep_no_others_back() {
+    let node = Node::new("refused");
+    // Both are sent over the same connection.
+    let (tenant, other) = (31_001, 31_005);
+    node.api.says("/containers/", &list(&[tenant, other]));
+    let subscription = |domain: String, uid: u32| {
+        let nodes = serde_json::json!([{"uid": uid, "rx": 1, "tx": 1, "requests": 1}]);
+        serde_json::json!({"key": domain, "nodes": nodes})
+    };
+    // More than a batch of values, so that the count is kept from one batch to the next.
+    let mut subscriptions: Vec<_> = (0..400).map(|number| subscription(format!("a{number}.example"), tenant)).collect();
+    subscriptions.push(subscription("z.example".to_owned(), other));
+    let routers = Routers::take();
+    routers.say(r#"{"peers": []}"#, &serde_json::json!({ "subscriptions": subscriptions }).to_string());
+    for name in ["net.rx", "net.tx", "hits"] {
+        node.api.answers(&format!("POST /metrics/domain.{name}/{tenant}"), [Answer::new(404, "")]);
+    }
+    let error = node.agent("once metrics").failed();
+    let lasting = format!("POST /metrics/: 20 values of container {tenant} are refused, and its others are not sent\n");
+    assert!(error.contains(&lasting), "{error}");
+    let paths: Vec<_> = node.api.asked().into_iter().filter(|asked| asked.method == "POST").collect();
+    let count = |uid: u32| paths.iter().filter(|asked| asked.path.ends_with(&format!("/{uid}"))).count();
+    assert_eq!((count(tenant), count(other)), (20, 3), "{error}");
 }
 
 #[test]

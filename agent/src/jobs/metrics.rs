@@ -81,14 +81,14 @@ struct Subscriber {
 
 pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     let listed = node.api.container_numbers()?;
-    let mut sender = Sender { refused: 0, sent: 0, time: now(), pending: Vec::new() };
+    let mut sender = Sender { refused: HashMap::new(), sent: 0, time: now(), pending: Vec::new() };
     let network = network().unwrap_or_else(|error| {
         report.problem(format!("{error:#}"));
         Network::default()
     });
     let hierarchies = Hierarchies::mounted().map_err(|refusal| anyhow::anyhow!(refusal.cause))?;
     let mut left = listed.clone();
-    // A container that does not run has its disk.
+    // A container that does not run still uses disk space.
     each_container(|uid, process| {
         if left.remove(&uid.get()) {
             let mut metrics = of_cgroups(&hierarchies, process);
@@ -287,7 +287,8 @@ fn now() -> u64 {
 
 /// Sends metrics, all with the time of the round.
 struct Sender {
-    refused: usize,
+    /// How many values of each container.
+    refused: HashMap<u32, usize>,
     sent: usize,
     time: u64,
     pending: Vec<Post>,
@@ -306,6 +307,9 @@ impl Sender {
         domain: Option<&DomainName>,
         report: &mut Report,
     ) -> Result<()> {
+        if self.refused.get(&uid).is_some_and(|count| *count >= MAX_REFUSED) {
+            return Ok(());
+        }
         let path = format!("{METRICS}{name}/{uid}");
         let mut body = json!({"unix": self.time, "value": value});
         if let (Some(domain), Some(body)) = (domain, body.as_object_mut()) {
@@ -326,18 +330,26 @@ impl Sender {
         if posts.is_empty() {
             return Ok(());
         }
-        for (Post { path, .. }, posted) in posts.iter().zip(node.api.send(METRICS, &posts)?) {
+        for (Post { container, path, .. }, posted) in posts.iter().zip(node.api.send(METRICS, &posts)?) {
             match posted {
                 Some(Posted::Created) => self.sent += 1,
                 Some(Posted::Refused(status)) => {
-                    self.refused += 1;
                     report.problem(format!("POST {path}: the API answers {status}"));
+                    let refused = self.refused.entry(*container).or_insert(0);
+                    *refused += 1;
+                    if *refused == MAX_REFUSED {
+                        report.problem(format!(
+                            "POST {METRICS}: {MAX_REFUSED} values of container {container} are refused, and its others are not sent"
+                        ));
+                    }
                 }
                 None => {}
             }
         }
-        if self.refused >= MAX_REFUSED {
-            bail!("POST {METRICS}: {MAX_REFUSED} values or more are refused, and the others are not sent");
+        if self.refused.len() >= MAX_REFUSED {
+            bail!(
+                "POST {METRICS}: values of {MAX_REFUSED} containers or more are refused, and the others are not sent"
+            );
         }
         Ok(())
     }
