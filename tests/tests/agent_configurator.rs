@@ -680,6 +680,9 @@ fn lists_of_nodes_are_addresses_and_make_the_firewall() {
     node.api.says("/legion/nodes/", r#"{"unix": 1400000000, "nodes": ["192.0.2.21"]}"#);
     let said = node.agent("once nodes").ok();
     assert!(!said.contains("table inet unbit"), "the operator has not loaded it: {said}");
+    let done = sh("unbitctl firewall --reload");
+    let nothing = "unbitctl: table inet unbit is not loaded; nothing to do\n";
+    assert_eq!((done.status, done.out.as_str(), done.err.as_str()), (Some(0), "", nothing));
     assert_eq!(fs::read_to_string(node.directory.join("nodes")).unwrap(), "192.0.2.11\n192.0.2.12\n2001:db8::11\n");
     assert_eq!(fs::read_to_string(node.directory.join("legion_nodes")).unwrap(), "192.0.2.21\n");
     assert_eq!(node.agent("once nodes").ok(), "");
@@ -689,7 +692,7 @@ fn lists_of_nodes_are_addresses_and_make_the_firewall() {
     sh("nft add table inet operator").ok();
     node.api.says("/nodes/", r#"{"unix": 1, "nodes": ["192.0.2.12", "192.0.2.13"]}"#);
     let said = node.agent("once nodes").ok();
-    assert!(said.contains("load table inet unbit: nodes: 2, routers: 1"), "{said}");
+    assert!(said.ends_with("load table inet unbit: table inet unbit is loaded: nodes: 2, routers: 1"), "{said}");
     let table = sh("nft list table inet unbit").ok();
     assert!(
         table.contains("192.0.2.13") && !table.contains("192.0.2.11") && table.contains("--public-ip=192.0.2.1"),

@@ -35,10 +35,10 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
         node.memory.is_firewall_loaded = false;
         let said = command::run(UNBITCTL, &["firewall", "--reload"], "")?;
         node.memory.is_firewall_loaded = true;
-        // Nothing is loaded on a node whose operator has not loaded the table before.
-        let lists = said.trim().strip_prefix("table inet unbit is loaded: ").map(str::to_owned);
-        if has_changed && lists.is_some() {
-            report.change(Action::Load, "table inet unbit", lists);
+        // Nothing is loaded, and said, on a node whose operator has not loaded the table before.
+        let said = said.trim();
+        if has_changed && !said.is_empty() {
+            report.change(Action::Load, "table inet unbit", Some(said.to_owned()));
         }
     }
     Ok(())
@@ -68,7 +68,7 @@ fn update(node: &mut Node, name: &str, path: &str, report: &mut Report) -> Resul
     Ok(())
 }
 
-/// The API's addresses, each once. One that is none makes the whole list wrong.
+/// The API's addresses, each once. An entry that is not an address makes the whole list wrong.
 pub fn addresses(list: &[String]) -> Result<BTreeSet<IpAddr>> {
     let address =
         |text: &String| text.parse().with_context(|| format!("{} is not an IP address", escape::quoted(text)));

@@ -50,7 +50,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.reload {
         must_be_root("firewall --reload")?;
         let Some(loaded) = nft::loaded()? else {
-            print_lossy!("table inet unbit is not loaded; nothing to do\n");
+            warn_line("table inet unbit is not loaded; nothing to do");
             return Ok(ExitCode::SUCCESS);
         };
         return print_or_load(&Source::from_arguments(loaded.arguments())?, true);
