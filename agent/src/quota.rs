@@ -117,4 +117,17 @@ mod tests {
         answer([0, 0, 0, 2, 0, 0, 0, 0], 2);
         assert_eq!(quotas.of(uid(30002)), Some(2));
     }
+
+    #[test]
+    fn an_answer_has_its_questions_number() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let question = [0, 0, 0, 7, 0, 0, 0x75, 0x31];
+        ours.write_all(&question).unwrap();
+        ours.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(serve(&theirs, Path::new("/nonexistent")).is_err(), "the other end is closed");
+        drop(theirs);
+        let mut answer = Vec::new();
+        ours.read_to_end(&mut answer).unwrap();
+        assert_eq!(answer, [&question[..4], &NONE.to_be_bytes()].concat());
+    }
 }
