@@ -2,6 +2,8 @@
 //! key, and one when it has ended, with how long it was. What a client or a tenant can choose in
 //! them makes neither another line nor another meaning.
 
+use std::fs;
+use std::os::unix::fs::chown;
 use std::time::Duration;
 use unbit_tests::*;
 
@@ -190,4 +192,39 @@ fn an_address_cannot_forge_a_line() {
     run("pamtester", &[&["sshd", "30001"][..], &steps].concat(), b"").ok();
     let [opened, _] = lines(&log);
     assert!(text(&opened).starts_with("container 30001: session opened"), "{opened}");
+}
+
+/// For each line with the client's key that may not be used from its address. The block of
+/// docs/operating.md prevents it.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_file_of_keys_makes_sshd_log_many_lines() {
+    const MANY: usize = 500;
+    let file = "/containers/30001/.ssh/authorized_keys";
+    let key = fs::read_to_string("/root/.ssh/id_ed25519.pub").unwrap();
+    fs::write(file, format!("from=\"192.0.2.1\" {key}").repeat(MANY)).unwrap();
+    let _keys = AtEnd(|| fs::remove_file(file).unwrap());
+    chown(file, Some(30001), Some(30001)).unwrap();
+    let logged = || {
+        let log = Log::from_now();
+        assert_eq!(ssh(30001, "hostname").ok(), "c30001");
+        lines(&log);
+        let text = log.text();
+        let of_sshd: Vec<_> = text.lines().filter(|line| !line.contains("pam_unbit")).map(str::to_owned).collect();
+        of_sshd
+    };
+    let before = logged();
+    assert!(before.len() > MANY, "{before:?}");
+
+    let page = fs::read_to_string("/unbit/docs/operating.md").unwrap();
+    let block: Vec<_> = page.lines().skip_while(|line| !line.starts_with("    Match User 1*")).take(2).collect();
+    let _restart = AtEnd(|| drop(sh("node-sshd restart").ok()));
+    let _config = Changed::file("/etc/ssh/sshd_config.d/00-unbit.conf", |text| format!("{text}{}\n", block.join("\n")));
+    sh("node-sshd restart").ok();
+    assert_eq!(logged(), [""; 0]);
+    let log = Log::from_now();
+    ssh("alice", "true").ok();
+    assert!(log.text().contains("Accepted publickey for alice"), "{}", log.text());
+    let check = sh("unbitctl check");
+    assert!(!check.out.contains("FAIL"), "{}", check.out);
 }
