@@ -27,6 +27,31 @@ fn sent(node: &Node) -> BTreeMap<String, u64> {
         .collect()
 }
 
+/// The http router writes the address of a subscriber, which a customer chooses, into its
+/// statistics as it is: `uwsgi_stats_keyval` of uWSGI. unbit-agent(8) says so.
+#[test]
+#[ignore = "needs the node: make test"]
+fn an_address_of_a_subscriber_changes_what_domains_count() {
+    let node = Node::new("addresses");
+    node.api.says("/containers/", &list(&[30001, 30002]));
+    let routers = Routers::take();
+    let peers = r#"{"peers": [{"uid": 30002, "rx": 11, "tx": 12}]}"#;
+    let say = |address: &str| {
+        let name = format!(r#""name":"{address}","uid":30001,"rx":1,"tx":1,"requests":1"#);
+        routers.say(peers, &format!(r#"{{"subscriptions":[{{"key":"a.example","nodes":[{{{name}}}]}}]}}"#));
+    };
+    say(r#"10.0.0.3:80","uid":30002,"rx":999,"tx":999,"requests":999},{"name":"x"#);
+    node.agent("once metrics").ok();
+    assert_eq!(sent(&node).get("domain.hits/30002 a.example"), Some(&999), "another container's");
+    // Or nothing is counted of any domain. The rest is sent.
+    say("\"");
+    let error = node.agent("once metrics").failed();
+    assert!(error.contains("127.0.0.1:5003"), "{error}");
+    let sent = sent(&node);
+    assert_eq!(sent.get("container.net.rx/30002"), Some(&11), "{sent:?}");
+    assert!(!sent.keys().any(|name| name.starts_with("domain.")), "{sent:?}");
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn metrics_are_what_the_kernel_and_the_routers_count() {

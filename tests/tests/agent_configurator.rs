@@ -571,6 +571,14 @@ fn alarms_are_bytes_of_whoever_made_the_file() {
     assert!(node.agent("once alarms").failed().contains("the API refuses it (404), and it is dropped"));
     assert!(!place(&uuid(11)).exists());
 
+    // Its text does nothing to root's terminal, and makes no line of its own.
+    raise(&uuid(14), 30001, &alarm(30001, r"one\u001b]0;title\u0007\nwould remove /etc"));
+    assert_eq!(
+        node.agent("once alarms --dry-run").ok(),
+        r"would send /alarms/30001?unix=1400000000: one\u{1b}]0;title\u{7}\u{a}would remove /etc"
+    );
+    fs::remove_file(place(&uuid(14))).unwrap();
+
     // A tenant that makes thousands keeps nobody else's back for long.
     node.api.answers("POST /alarms/30001", [Answer::new(201, "")]);
     (100..400).for_each(|number| raise(&uuid(number), 30001, &alarm(30001, "flood")));
