@@ -14,11 +14,12 @@
 //! | enter | [`attach`], [`helper`], [`privileges`], [`masked_paths`] | join, drop privileges, fork |
 //!
 //! [`supervisor`] is the process that stays outside. [`tenant`] works on a tenant's files.
-//! [`sessions`] counts sessions and [`refusal_counters`] refusals. [`refusal`] has every reason to
-//! refuse, with the sentence that the user reads. [`options`] parses the PAM line. [`safe_path`],
-//! [`subtree`] and [`pid_namespaces`] serve [`link`]; [`unix_socket`] serves [`emperor_socket`];
-//! [`session_record`] and [`run_directory`] serve [`sessions`]; [`proc`], [`mountinfo`],
-//! [`regular_file`], [`deadline`] and [`openmetrics`] serve all. All `unsafe` code is in [`sys`].
+//! [`running`] finds all containers, for commands. [`sessions`] counts sessions and
+//! [`refusal_counters`] refusals. [`refusal`] has every reason to refuse, with the sentence that
+//! the user reads. [`options`] parses the PAM line. [`safe_path`], [`subtree`] and
+//! [`pid_namespaces`] serve [`link`]; [`unix_socket`] serves [`emperor_socket`]; [`session_record`]
+//! and [`run_directory`] serve [`sessions`]; [`proc`], [`mountinfo`], [`regular_file`],
+//! [`deadline`] and [`openmetrics`] serve all. All `unsafe` code is in [`sys`].
 
 mod apparmor;
 pub mod attach;
@@ -43,6 +44,7 @@ pub mod refusal_counters;
 pub mod regular_file;
 mod root_directory;
 mod run_directory;
+pub mod running;
 pub mod safe_path;
 mod seccomp;
 pub mod session_record;

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::process::Command;
 use unbit_tests::agent::{Node, Routers};
 use unbit_tests::*;
 
@@ -175,11 +176,21 @@ fn what_unbit_agent_has_besides() {
     Node::directory("openmetrics");
     let routers = Routers::take();
     routers.say(
-        r#"{"peers": [{"uid": 30001, "rx": 11, "tx": 12}, {"uid": 30077, "rx": 1, "tx": 1}]}"#,
+        r#"{"peers": [{"uid": 30001, "rx": 11, "tx": 12}, {"uid": 30077, "rx": 1, "tx": 1}, {"uid": 30078, "rx": 1, "tx": 1}]}"#,
         r#"{"subscriptions": [{"key": "a.example", "nodes": [{"uid": 30001, "rx": 1, "tx": 2, "requests": 3},
             {"uid": 30001, "rx": 10, "tx": 20, "requests": 30}, {"uid": 0, "rx": 1, "tx": 1, "requests": 1}]},
             {"key": "x\"} 1\n", "nodes": [{"uid": 30001, "rx": 5, "tx": 5, "requests": 5}]}]}"#,
     );
+    // A container of another engine, whose root is 30078 here.
+    let elsewhere =
+        "setpriv --reuid 30078 --regid 30078 --clear-groups unshare --user --map-root-user --pid --fork --kill-child";
+    let mut elsewhere = Command::new("sh").args(["-c", &format!("exec {elsewhere} sleep 1178")]).spawn().unwrap();
+    let pid_1 = eventually("its pid 1", || pgrep("^sleep 1178$"));
+    let _end = AtEnd(move || {
+        elsewhere.kill().unwrap();
+        elsewhere.wait().unwrap();
+    });
+    assert_ne!(namespaces(&pid_1)["user"], namespaces("self")["user"]);
     let text = read("unbit-agent metrics");
     let of = |name: &str| format!("unbit_container_{name}{{uid=\"30001\"}}");
     let of_domain = |name: &str| format!("unbit_domain_{name}{{uid=\"30001\",domain=\"a.example\"}}");
@@ -192,7 +203,10 @@ fn what_unbit_agent_has_besides() {
     ] {
         assert_eq!(number(&text, &sample), expected, "{sample}\n{text}");
     }
-    assert!(!text.contains("30077") && !text.contains("uid=\"0\""), "only containers that run:\n{text}");
+    assert!(
+        !text.contains("30077") && !text.contains("30078") && !text.contains("uid=\"0\""),
+        "only containers that run:\n{text}"
+    );
     if value(&metrics("list"), "unbit_container_memory_bytes{uid=\"30001\",engine=\"uwsgi\"}").is_some() {
         assert!(number(&text, &of("memory_rss_bytes")) > 0.0);
     } else {

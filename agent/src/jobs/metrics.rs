@@ -12,15 +12,18 @@ use crate::names::DomainName;
 use crate::report::{Action, Report};
 use anyhow::{Context, Result, bail};
 use join::cgroups::{Hierarchies, Version};
-use join::proc::{Proc, Status};
+use join::proc::Proc;
+use join::running;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use shared::ContainerUid;
+use shared::settings::CONTAINERS;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -146,14 +149,16 @@ fn network() -> Result<Network> {
     Ok(said.map(|said| said.peers).unwrap_or_default().into_iter().map(|peer| (peer.uid, (peer.rx, peer.tx))).collect())
 }
 
-/// The pid 1 of each container that runs, seen once.
+/// Each container that runs, by its pid 1 and the parent of that. Who is not root cannot see the
+/// user namespace of a process, so it takes an account's directory as well.
 fn each_container(mut found: impl FnMut(ContainerUid, &(Proc, Proc)) -> Result<()>) -> Result<()> {
-    for entry in fs::read_dir("/proc").context("read /proc")? {
-        let Some(pid) = entry.ok().and_then(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) else { continue };
-        let status = read(Path::new(&format!("/proc/{pid}/status"))).unwrap_or_default();
-        let Some((uid, parent)) = Status::new(&status).container_pid_1() else { continue };
-        if let (Ok(process), Ok(parent)) = (Proc::of(pid), Proc::of(parent)) {
-            found(uid, &(process, parent))?;
+    let is_account = |uid: ContainerUid| {
+        let directory = Path::new(CONTAINERS).join(uid.to_string()).symlink_metadata();
+        directory.is_ok_and(|status| status.is_dir() && status.uid() == uid.get())
+    };
+    for container in running::containers().context("read /proc")?.filter(|container| is_account(container.uid)) {
+        if let Ok(parent) = Proc::of(container.parent) {
+            found(container.uid, &(container.process, parent))?;
         }
     }
     Ok(())

@@ -5,7 +5,8 @@ use crate::report::Finding;
 use crate::rootfs::RootFs;
 use crate::shell;
 use join::cgroups::{Hierarchies, Version};
-use join::proc::{Proc, Status};
+use join::proc::Proc;
+use join::running;
 use shared::ContainerUid;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -125,38 +126,27 @@ struct Running {
 
 /// Reads only /proc, so no container can make this wait.
 fn containers(hierarchies: &Hierarchies) -> BTreeMap<ContainerUid, Running> {
-    leaders()
-        .filter_map(|(uid, _, process, parent)| {
-            let parent = Proc::of(parent).ok()?;
+    running()
+        .filter_map(|container| {
+            let (process, parent) = (container.process, Proc::of(container.parent).ok()?);
             let running = Running {
                 has_own: hierarchies.has_own(&process, &parent).ok()?,
                 memory: hierarchies.of(&process, &parent, "memory"),
                 pids: hierarchies.of(&process, &parent, "pids"),
             };
-            Some((uid, running))
+            Some((container.uid, running))
         })
         .collect()
 }
 
 /// The processes that have started the containers that run.
 pub(super) fn emperors() -> BTreeSet<i32> {
-    leaders().map(|(.., parent)| parent).collect()
+    running().map(|container| container.parent).collect()
 }
 
-/// The pid 1 of each container that runs, by its number and as a process, and the number of its
-/// parent. Another engine's container with a user namespace is none: its root is 1000000 here,
-/// which is no account.
-pub(super) fn leaders() -> impl Iterator<Item = (ContainerUid, i32, Proc, i32)> {
-    let own = Proc::own_namespace("user").ok();
-    let processes = fs::read_dir("/proc").into_iter().flatten();
-    let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter_map(move |pid: i32| {
-        let process = Proc::of(pid).ok()?;
-        let (uid, parent) = Status::new(&process.read("status").ok()?).container_pid_1()?;
-        // Only root can read it.
-        let is_elsewhere = process.namespace("user").is_ok_and(|users| Some(users) != own);
-        (!is_elsewhere).then_some((uid, pid, process, parent))
-    })
+/// The containers that run; none if /proc cannot be read.
+pub(super) fn running() -> impl Iterator<Item = running::Running> {
+    running::containers().into_iter().flatten()
 }
 
 fn judge_containers(

@@ -38,7 +38,7 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
     if fs::read("/proc/1/status").is_err() {
         return not_applicable("root is needed to see its processes");
     }
-    let leaders = cgroups::leaders().map(|(uid, pid, ..)| (uid, pid)).collect();
+    let leaders = cgroups::running().map(|container| (container.uid, container.pid)).collect();
     judge(
         &files,
         emperor::pids().into_iter().min(),

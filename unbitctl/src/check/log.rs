@@ -5,7 +5,6 @@ use super::cgroups;
 use crate::report::Finding;
 use crate::rootfs::RootFs;
 use join::mountinfo::{MAX_BYTES, Mount};
-use join::proc::{Proc, Status};
 use shared::{ContainerUid, escape};
 use std::collections::BTreeMap;
 use std::fs;
@@ -67,13 +66,8 @@ fn judge(number: usize, seen: &BTreeMap<u32, PathBuf>) -> Finding {
 /// The mounts of each container that runs. No file of the container is opened: the kernel lists
 /// them.
 fn containers() -> impl Iterator<Item = (ContainerUid, String)> {
-    let processes = fs::read_dir("/proc").into_iter().flatten();
-    let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter_map(|pid: i32| {
-        let process = Proc::of(pid).ok()?;
-        let (uid, _) = Status::new(&process.read("status").ok()?).container_pid_1()?;
-        Some((uid, beginning_of(process.open("mountinfo").ok()?.into())?))
-    })
+    cgroups::running()
+        .filter_map(|container| Some((container.uid, beginning_of(container.process.open("mountinfo").ok()?.into())?)))
 }
 
 /// As much as some 25,000 mounts take. A tenant who may mount can make the whole of it larger than
