@@ -998,8 +998,16 @@ fn only_root_sets_up_and_one_at_a_time() {
     let refused = sh("chroot --userspec=1000:1000 / unbitctl setup --dry-run sshd");
     let asked = "unbitctl: sshd: root is needed to ask sshd what it is configured to do\n";
     assert_eq!((refused.status, refused.err.as_str()), (Some(3), asked));
-    let refused = sh("flock /etc unbitctl setup");
+    // Whoever can open a directory can lock it.
+    for (directory, root) in [("/etc", "/"), ("/distros/base/etc", "/distros/base")] {
+        let undo = format!("flock {directory} unbitctl setup --root {root} --undo");
+        assert_eq!(sh(undo).ok(), "nothing to undo");
+    }
+    let locked = "flock /run/unbit/setup-$(stat -c %d-%i /).lock unbitctl setup";
+    let refused = sh(locked);
     assert_eq!((refused.status, refused.err.as_str()), (Some(1), "unbitctl: another unbitctl setup is running\n"));
+    assert_eq!(sh(format!("{locked} --root /distros/base --undo")).ok(), "nothing to undo");
+    assert_eq!(sh("stat -c '%U %a' /run/unbit/setup-*").ok(), "root 600\nroot 600");
     assert_eq!(sh("unbitctl setup nonsense").status, Some(2));
     for command in ["setup", "check"] {
         for (root, fault) in [("/nowhere", "there is no such directory"), ("/etc/passwd", "it is not a directory")] {

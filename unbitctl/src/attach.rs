@@ -135,8 +135,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     must_be_root("attach")?;
-    let uid = arguments.account.uid()?;
-    let _lock = Lock::take(uid)?;
+    let (uid, _lock) = Lock::of_container(&arguments.account)?;
     let node = RootFs::at(None);
     let found = arguments.place.engine().map(|engine| {
         let found = engine.find(&node)?;
@@ -307,15 +306,10 @@ pub struct DetachArguments {
 
 pub fn detach(arguments: &DetachArguments) -> Result<ExitCode> {
     must_be_root("detach")?;
-    let uid = match &arguments.account {
-        Account::Number(uid) => *uid,
-        Account::Name(name) => {
-            let uid = names::container_of(name)?;
-            let _lock = Lock::take(uid)?;
-            return detach_name(name, uid).map(|()| ExitCode::SUCCESS);
-        }
-    };
-    let _lock = Lock::take(uid)?;
+    let (uid, _lock) = Lock::of_container(&arguments.account)?;
+    if let Account::Name(name) = &arguments.account {
+        return detach_name(name, uid).map(|()| ExitCode::SUCCESS);
+    }
     for name in names::of(uid) {
         detach_name(&name, uid)?;
     }

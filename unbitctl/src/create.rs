@@ -109,12 +109,12 @@ struct JsonOutput<'a> {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     must_be_root("create")?;
     let began = Instant::now();
-    let uid = arguments.account.uid().with_context(|| {
+    arguments.account.uid().with_context(|| {
         let name = &arguments.account;
         format!("create needs a number, not the name {name}: create the number, then unbitctl attach UID --name {name}")
     })?;
     umask(Mode::S_IWGRP | Mode::S_IWOTH); // whatever the caller's: everybody looks up what is made in /containers
-    let _lock = Lock::take(uid)?;
+    let (uid, _lock) = Lock::of_container(&arguments.account)?;
     let plan = Plan::make(arguments, uid)?;
     let interrupt = Interrupt::hold()?;
     let mut progress = Progress::new(arguments.json);

@@ -61,8 +61,7 @@ struct JsonOutput<'a> {
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     must_be_root("remove")?;
-    let uid = arguments.account.uid()?;
-    let _lock = Lock::take(uid)?;
+    let (uid, _lock) = Lock::of_container(&arguments.account)?;
     let home = Home::find(uid)?;
     if arguments.purge {
         must_not_be_anothers(uid)?;

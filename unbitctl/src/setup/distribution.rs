@@ -97,7 +97,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         packages::need(&[Package { program: DEBOOTSTRAP, name: "debootstrap" }], arguments.install, false)?;
     }
     DirBuilder::new().recursive(true).mode(0o755).create(DISTRIBUTIONS).context(DISTRIBUTIONS)?;
-    let _lock = super::journal::Lock::take(&node)?;
+    let _lock = crate::lock::Lock::of_setup(&node)?;
     if is_there {
         progress.found("system", format!("{shown}: exists"));
         must_be_roots(&place)?;

@@ -6,28 +6,11 @@
 use super::file::{self, Pending};
 use crate::rootfs::RootFs;
 use anyhow::{Context, Result, bail};
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::path::{Component, Path, PathBuf};
 
-/// What is locked; no other program locks it.
-const LOCK: &str = "/etc";
 const FILE: &str = "/var/lib/unbitctl/setup.json";
-
-/// One set-up at a time.
-pub struct Lock(#[expect(dead_code, reason = "held, until it is dropped")] Flock<File>);
-
-impl Lock {
-    pub fn take(node: &RootFs) -> Result<Self> {
-        let directory = node.resolve(LOCK).and_then(File::open).context(LOCK)?;
-        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self(lock)),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!("another unbitctl setup is running"),
-            Err((_, errno)) => Err(errno).context("lock"),
-        }
-    }
-}
 
 /// A file that was replaced, or made.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

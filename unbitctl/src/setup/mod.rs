@@ -14,12 +14,13 @@ mod undo;
 
 use crate::check::{directories, distributions, nscd, nsswitch, pam, sshd};
 use crate::command_line::{print_lossy, warn_line};
+use crate::lock::Lock;
 use crate::report::{self, Format, GUIDE, Profile, State};
 use crate::rootfs::RootFs;
 use crate::step::{Choices, Step};
 use crate::terminal;
 use anyhow::{Context, Result, bail};
-use journal::{Journal, Lock};
+use journal::Journal;
 use nix::sys::stat::Mode;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -109,7 +110,7 @@ fn run_steps(node: &RootFs, chosen: &[&Step], choices: Choices, dry_run: bool) -
         return Ok(outcome.code.unwrap_or(ExitCode::SUCCESS));
     }
     nix::sys::stat::umask(Mode::S_IWGRP | Mode::S_IWOTH); // whatever the caller's: sshd and PAM's users read what is made
-    let _lock = Lock::take(node)?;
+    let _lock = Lock::of_setup(node)?;
     let mut journal = Journal::begin(node)?;
     let mut counts = Counts::default();
     let outcome = Outcome::of(chosen, |step, _| run_step(node, step, choices, &mut journal, &mut counts));

@@ -2,16 +2,17 @@
 //! made go if they are empty.
 
 use super::file::{self, difference, read};
-use super::journal::{FileState, Journal, Lock, Replaced};
+use super::journal::{FileState, Journal, Replaced};
 use crate::check::{nsswitch, pam, sshd};
 use crate::command_line::{print_lossy, warn_line};
+use crate::lock::Lock;
 use crate::rootfs::RootFs;
 use anyhow::{Context, Result};
 use shared::escape;
 use std::process::ExitCode;
 
 pub fn run(node: &RootFs, dry_run: bool, force: bool) -> Result<ExitCode> {
-    let _lock = if dry_run { None } else { Some(Lock::take(node)?) };
+    let _lock = if dry_run { None } else { Some(Lock::of_setup(node)?) };
     let Some(mut journal) = Journal::last(node)? else {
         print_lossy!("nothing to undo\n");
         return Ok(ExitCode::SUCCESS);
