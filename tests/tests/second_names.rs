@@ -2,6 +2,8 @@
 //! container 30001, and the log has both names.
 
 use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::{Command, Stdio};
 use unbit_tests::*;
 
 const NODE_NOT_SET_UP: &str = "Container web1 cannot be entered: this node is not set up for it.";
@@ -320,6 +322,49 @@ fn attach_gives_names_and_detach_takes_them() {
     assert_eq!(sh("getent passwd web1").status, Some(2));
     assert!(!unbitctl("list").ok().contains("NAME"), "no column without names");
     assert!(unbitctl("detach web1").failed().contains("no container has the name web1"));
+}
+
+/// Two commands give the same name at the same time.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_name_that_another_command_has_just_given_is_not_given() {
+    let _end = AtEnd(|| drop(sh("rm -f /containers/web1 /containers/www")));
+    // It has a full pipe to write to, so it waits as soon as it has given the first name.
+    let attach = Command::new("bash")
+        .args(["-c", "head -c 65536 /dev/zero; exec unbitctl attach 30001 --name web1 --name www"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("the first name", || fs::symlink_metadata("/containers/web1").ok());
+    symlink("30000", "/containers/www").unwrap();
+    let done = attach.wait_with_output().unwrap();
+    let err = String::from_utf8_lossy(&done.stderr);
+    let is_refused = done.status.code() == Some(1) && err.contains("www is a name of 30000: unbitctl detach www");
+    let out = String::from_utf8_lossy(&done.stdout);
+    assert!(is_refused, "{} {err} {}", done.status, out.trim_start_matches('\0'));
+}
+
+/// Between the look at whose name it is and the lock of that container.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_name_that_has_become_anothers_is_not_detached() {
+    const LOCK: &str = "/run/unbit/30001.lock";
+    let _end = AtEnd(|| drop(sh(format!("rm -f /containers/web1 {LOCK}"))));
+    // Who opens a FIFO to write waits for a reader.
+    sh(format!("mkdir -p /run/unbit; rm -f {LOCK}; mkfifo {LOCK}; ln -s 30001 /containers/web1")).ok();
+    let detach = Command::new("unbitctl").args(["detach", "web1"]).stderr(Stdio::piped()).spawn().unwrap();
+    let of_it = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", detach.id())).unwrap();
+    eventually("it waits for the lock", || {
+        let opens = of_it("syscall").starts_with(&format!("{} ", libc::SYS_openat));
+        (opens && of_it("status").contains("State:\tS")).then_some(())
+    });
+    sh("ln -sfn 30000 /containers/web1").ok();
+    drop(fs::File::open(LOCK).unwrap());
+    let done = detach.wait_with_output().unwrap();
+    let err = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.code() == Some(1) && err.contains("web1 is no longer a name of 30001"), "{done:?}");
+    assert_eq!(sh("readlink /containers/web1").ok(), "30000");
 }
 
 #[test]

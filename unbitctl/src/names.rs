@@ -133,10 +133,7 @@ pub fn can_be_given(name: &SecondName, uid: ContainerUid) -> Result<()> {
     match fs::symlink_metadata(&link) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error).with_context(|| link.display().to_string()),
-        Ok(_) => match container_of(name)? {
-            other if other == uid => {}
-            other => bail!("{name} is a name of {other}: unbitctl detach {name}"),
-        },
+        Ok(_) => must_be_its(name, uid)?,
     }
     directory_is_roots()
         .context("second names need a /containers that only root can write to (unbitctl setup directories)")?;
@@ -149,14 +146,22 @@ pub fn can_be_given(name: &SecondName, uid: ContainerUid) -> Result<()> {
     }
 }
 
-/// Makes the link, atomically. Whether it is new.
+/// Refuses a name that is another container's.
+fn must_be_its(name: &SecondName, uid: ContainerUid) -> Result<()> {
+    match container_of(name)? {
+        other if other == uid => Ok(()),
+        other => bail!("{name} is a name of {other}: unbitctl detach {name}"),
+    }
+}
+
+/// Makes the link, atomically. Whether it is new. Another command may have given the name to another
+/// container since [`can_be_given`].
 pub fn give(name: &SecondName, uid: ContainerUid) -> Result<bool> {
     let link = link_path(name);
-    if fs::symlink_metadata(&link).is_ok() {
-        return Ok(false);
+    match symlink(uid.to_string(), &link) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => return must_be_its(name, uid).map(|()| false),
+        made => made.with_context(|| link.display().to_string())?,
     }
-    // Not over what somebody else has put there since: a name is given once.
-    symlink(uid.to_string(), &link).with_context(|| link.display().to_string())?;
     File::open(CONTAINERS).and_then(|directory| directory.sync_all()).with_context(|| CONTAINERS.to_owned())?;
     Ok(true)
 }
