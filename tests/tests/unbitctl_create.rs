@@ -459,7 +459,7 @@ fn whoever_closes_its_keyrings_keeps_nobody_from_its_number() {
 }
 
 /// Keys of a user that another user has linked to a keyring of its own would stay, and count as
-/// those of the next user of the number.
+/// those of the next user of the number. They may have the names of the kernel's keyrings.
 #[test]
 #[ignore = "needs the node: make test"]
 fn keys_that_another_user_keeps_are_not_the_next_users() {
@@ -477,8 +477,9 @@ fn keys_that_another_user_keeps_are_not_the_next_users() {
         let mut owner = Command::new("setpriv")
             .args(["--reuid", &uid.to_string(), "--regid", &uid.to_string(), "--clear-groups", "perl", "-e"])
             .arg(format!(
-                "$| = 1; my ($type, $secret) = (q(user), q(secret)); my @keys;
-                 for (1 .. 3) {{ my $name = qq(unbit$_); push @keys, syscall({add_key}, $type, $name, $secret, 6, -2) }}
+                "$| = 1; my ($user, $keyring, $secret) = (q(user), q(keyring), q(secret)); my @keys;
+                 for (qw(unbit _uid.{uid})) {{ my $name = $_; push @keys, syscall({add_key}, $user, $name, $secret, 6, -2) }}
+                 my $name = q(_uid_ses.{uid}); push @keys, syscall({add_key}, $keyring, $name, 0, 0, -2);
                  syscall({keyctl}, 5, $_, 0x3f3f3f3f) == 0 or die qq(setperm: $!) for @keys;
                  print qq(@keys\n); <STDIN>; syscall({keyctl}, 5, $_, hex q({close})) for @keys"
             ))

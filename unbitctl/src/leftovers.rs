@@ -4,7 +4,9 @@
 
 use crate::command_line::warn_line;
 use crate::keys::as_the_user;
-use crate::sys::{COLLECTION_INTERVAL, COLLECTION_TIMEOUT, clear_persistent_keyring, clear_user_keyrings, end_key};
+use crate::sys::{
+    COLLECTION_INTERVAL, COLLECTION_TIMEOUT, clear_persistent_keyring, clear_user_keyrings, end_key, user_keyrings,
+};
 use anyhow::{Context, Result};
 use nix::fcntl::OFlag;
 use shared::ContainerUid;
@@ -22,13 +24,15 @@ const RECORD: usize = 4 + 32 + 256;
 /// Removes the keys that the kernel keeps for the user until the next boot, and its last login. For
 /// a user without processes.
 pub fn remove(uid: ContainerUid) -> Result<()> {
-    clear_persistent_keyring(uid.get()).context("clear its persistent keyring")?;
+    let persistent = clear_persistent_keyring(uid.get()).context("clear its persistent keyring")?;
+    let kept = || persistent.into_iter().chain(user_keyrings()).collect::<Vec<_>>();
     // The other keyrings of a user are found by who is that user.
-    let is_all = as_the_user(uid, || {
-        end_keys_of(uid);
-        clear_user_keyrings().context("clear its keyrings")
+    let (is_all, kept) = as_the_user(uid, || {
+        end_keys_of(uid, &kept());
+        let is_all = clear_user_keyrings().context("clear its keyrings")?;
+        Ok((is_all, kept()))
     })?;
-    end_keys_of(uid);
+    end_keys_of(uid, &kept);
     if !is_all {
         // Nobody can change that before the next boot, and whoever did it must not keep the number
         // from being used.
@@ -43,25 +47,24 @@ pub fn remove(uid: ContainerUid) -> Result<()> {
     forget_last_login(uid).context(LASTLOG)
 }
 
-/// Ends all keys of the user that the caller sees. Keys that another user has linked to a keyring
-/// of its own otherwise stay, and count as the next user's.
-fn end_keys_of(uid: ContainerUid) {
+/// Ends all keys of the user that the caller sees, but not the keyrings that the kernel keeps for
+/// the user. Keys that another user has linked to a keyring of its own otherwise stay, and count as
+/// the next user's.
+fn end_keys_of(uid: ContainerUid, kept: &[i64]) {
     let keys = fs::read_to_string("/proc/keys").unwrap_or_default();
-    keys.lines().filter_map(|line| key_of(line, uid)).for_each(end_key);
+    keys.lines().filter_map(|line| key_of(line, uid)).filter(|key| !kept.contains(key)).for_each(end_key);
 }
 
-/// The number of a key, if it is one of the user's. Not that of a keyring which the kernel keeps
-/// for the user.
+/// The number of a key, if it is one of the user's. Its name does not matter: a user may call a key
+/// of its own as the kernel calls the user's keyrings.
 fn key_of(line: &str, uid: ContainerUid) -> Option<i64> {
-    let words: Vec<_> = line.split_whitespace().collect();
-    let [number, _, _, _, _, owner, _, _, name, ..] = words.as_slice() else { return None };
-    let is_the_kernels = ["_uid", "_uid_ses", "_persistent"].iter().any(|kind| *name == format!("{kind}.{uid}:"));
-    let is_its = owner.parse() == Ok(uid.get()) && !is_the_kernels;
-    is_its.then(|| i64::from_str_radix(number, 16).ok()).flatten()
+    let mut words = line.split_whitespace();
+    let (number, owner) = (words.next()?, words.nth(4)?);
+    (owner.parse() == Ok(uid.get())).then(|| i64::from_str_radix(number, 16).ok()).flatten()
 }
 
 /// How many keys count as the user's, besides its two keyrings, once the kernel has collected those
-/// that have ended. None where that is none.
+/// that have ended. `None` if that is zero, or not known.
 fn kept_keys(uid: ContainerUid) -> Option<u32> {
     const OWN: u32 = 2;
     let end = Instant::now() + COLLECTION_TIMEOUT;
@@ -109,9 +112,11 @@ mod tests {
             |owner: &str, name: &str| format!("1eac20a0 I--Q---     8 perm 3f030000 {owner} 65534 keyring   {name} 1");
         assert_eq!(key_of(&line("30001", "_ses:"), uid), Some(0x1eac_20a0));
         assert_eq!(key_of("3e7c62bc I--Q---     1   2d 3f3f3f3f 30001 30001 user      a b: 3", uid), Some(0x3e7c_62bc));
-        for (owner, name) in
-            [("30000", "_ses:"), ("30001", "_uid.30001:"), ("30001", "_uid_ses.30001:"), ("0", "30001")]
-        {
+        assert_eq!(
+            key_of("3e7c62bc I--Q---     1   2d 3f3f3f3f 30001 30001 user      _uid.30001: 5", uid),
+            Some(0x3e7c_62bc)
+        );
+        for (owner, name) in [("30000", "_ses:"), ("0", "30001")] {
             assert_eq!(key_of(&line(owner, name), uid), None, "{owner} {name}");
         }
         assert_eq!(key_of("", uid), None);

@@ -252,6 +252,8 @@ fn keyctl(operation: libc::c_int, keyring: i64, other: i64) -> nix::Result<i64> 
 
 const CLEAR: libc::c_int = 7; // linux/keyctl.h, as are the others
 const INVALIDATE: libc::c_int = 21;
+const USER: i64 = -4;
+const USER_SESSION: i64 = -5;
 
 /// How long the kernel may take to collect keys that have ended, and how often to look.
 pub const COLLECTION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -261,8 +263,6 @@ pub const COLLECTION_INTERVAL: Duration = Duration::from_millis(10);
 /// removed the permissions to do so; then nobody, root included, can use or clear them.
 pub fn clear_user_keyrings() -> nix::Result<bool> {
     const LINK: libc::c_int = 8;
-    const USER: i64 = -4;
-    const USER_SESSION: i64 = -5;
     let (mut is_all, mut collection) = (true, None);
     // The kernel takes an ended keyring out of its list a moment later. Until then it finds that
     // one, and says that it is no longer a key.
@@ -295,6 +295,12 @@ pub fn clear_user_keyrings() -> nix::Result<bool> {
     Ok(is_all)
 }
 
+/// The numbers of the caller's user and user session keyrings, without those that it may not search.
+pub fn user_keyrings() -> Vec<i64> {
+    const GET_KEYRING_ID: libc::c_int = 0;
+    [USER, USER_SESSION].into_iter().filter_map(|keyring| keyctl(GET_KEYRING_ID, keyring, 0).ok()).collect()
+}
+
 /// Ends a key, wherever it is linked: where the caller may search it, or change that it may not.
 /// Otherwise empties it, where the caller may write. It is no error if it may do nothing.
 pub fn end_key(key: i64) {
@@ -308,14 +314,14 @@ pub fn end_key(key: i64) {
 }
 
 /// Clears a user's persistent keyring (persistent-keyring(7)), as root: the user's quota of keys
-/// may be used up.
-pub fn clear_persistent_keyring(uid: u32) -> nix::Result<()> {
+/// may be used up. The keyring's number, if the kernel keeps one.
+pub fn clear_persistent_keyring(uid: u32) -> nix::Result<Option<i64>> {
     const GET_PERSISTENT: libc::c_int = 22;
     const PROCESS: i64 = -2;
     match keyctl(GET_PERSISTENT, uid.into(), PROCESS) {
         // The kernel keeps none, or no keys at all; or a filter forbids them.
-        Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EPERM) => Ok(()),
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EPERM) => Ok(None),
         Err(errno) => Err(errno),
-        Ok(persistent) => keyctl(CLEAR, persistent, 0).map(drop),
+        Ok(persistent) => keyctl(CLEAR, persistent, 0).map(|_| Some(persistent)),
     }
 }
