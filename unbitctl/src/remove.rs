@@ -211,8 +211,9 @@ impl Home {
             }
             purge_directory(&self.purge_name, progress)?;
         }
+        // Also without a directory: an earlier purge may have failed here.
+        leftovers::remove(self.uid).context("remove what the node keeps of its user")?;
         if self.found.is_some() || had_begun {
-            leftovers::remove(self.uid).context("remove what the node keeps of its user")?;
             progress.changed("directory", format!("{shown}: removed, with {removed} files"));
         }
         for name in names::of(self.uid) {
