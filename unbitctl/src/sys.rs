@@ -108,8 +108,8 @@ pub type Filter = Vec<libc::sock_filter>;
 /// The filters of another process, the youngest first: ptrace(2), PTRACE_SECCOMP_GET_FILTER. It is
 /// stopped for that, for a moment, and notices nothing.
 pub fn seccomp_filters(pid: i32) -> nix::Result<Vec<Filter>> {
-    use nix::sys::wait::{WaitPidFlag, waitpid};
-    use nix::sys::{ptrace, signal::Signal};
+    use nix::sys::ptrace;
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
     let process = nix::unistd::Pid::from_raw(pid);
     ptrace::seize(process, ptrace::Options::empty())?;
     let mut filters = Ok(Vec::new());
@@ -126,7 +126,12 @@ pub fn seccomp_filters(pid: i32) -> nix::Result<Vec<Filter>> {
             }
         }
     }
-    ptrace::detach(process, None::<Signal>)?;
+    // A signal that arrived before the interruption is delivered only if it is passed on here.
+    let signal = match stopped {
+        Ok(WaitStatus::Stopped(_, signal)) => Some(signal),
+        _ => None,
+    };
+    ptrace::detach(process, signal)?;
     stopped.and(filters)
 }
 
@@ -323,5 +328,38 @@ pub fn clear_persistent_keyring(uid: u32) -> nix::Result<Option<i64>> {
         Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EPERM) => Ok(None),
         Err(errno) => Err(errno),
         Ok(persistent) => keyctl(CLEAR, persistent, 0).map(|_| Some(persistent)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::process::Command;
+
+    /// The process answers each signal with a byte, and only then is sent the next one.
+    #[test]
+    fn a_process_whose_filters_are_read_gets_every_signal() {
+        let (mut answers, out) = UnixStream::pair().unwrap();
+        answers.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let script = "trap echo HUP; echo; while :; do :; done";
+        let mut process = Command::new("sh").args(["-c", script]).stdout(OwnedFd::from(out)).spawn().unwrap();
+        let pid = process.id() as i32;
+        answers.read_exact(&mut [0]).unwrap();
+        let signals = std::thread::spawn(move || {
+            (1..=1000).find(|_| {
+                kill(Pid::from_raw(pid), Signal::SIGHUP).unwrap();
+                answers.read_exact(&mut [0]).is_err()
+            })
+        });
+        while !signals.is_finished() {
+            let _ = seccomp_filters(pid); // as an ordinary user it fails, after it has stopped the process
+        }
+        process.kill().unwrap();
+        process.wait().unwrap();
+        assert_eq!(signals.join().unwrap(), None, "this signal did not arrive");
     }
 }
