@@ -917,6 +917,13 @@ fn distributions() {
         sh(format!("rm -rf /distros/other; {OTHER}")).ok();
         assert_healthy(&check("distributions"), "/distros/other: ");
     }
+    // Whoever can write there may have put anything in it, which the set-up would run as root.
+    sh("chmod o+w /distros/other; rm /distros/other/etc/nsswitch.conf").ok();
+    let found = check("distributions");
+    one(&found, "warn", "/distros/other is owned by uid 0, mode 0757");
+    let fix = one(&found, "warn", "no unbit in the passwd line").fix.clone().unwrap();
+    assert!(fix.starts_with("first make it root's, as shown above") && !fix.contains("unbitctl setup"), "{fix}");
+    sh(format!("rm -rf /distros/other; {OTHER}")).ok();
     // A line of passwd does as well.
     sh("find /distros/other -name 'lib*' -type f -delete; echo 30001:x:30001:30001::/:/bin/sh >>/distros/other/etc/passwd").ok();
     assert_healthy(&check("distributions"), "/distros/other: both directories, lines of passwd for 1 containers");

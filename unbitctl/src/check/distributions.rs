@@ -27,6 +27,8 @@ pub const NEEDED: [&str; 2] = [".old_root", "containers"];
 const START: &str = "a container starts by pivot_root(2) into it, which needs both directories";
 const NAMES: &str =
     "inside a container scp, sftp-server and shell prompts look up its user, and fail if there is no such account";
+const FIRST: &str =
+    "first make it root's, as shown above, and remove what others may have put there; then run this check again";
 const WRITERS: &str = "every container that starts from it runs its programs";
 
 pub const STEP: Step = Step { guide: check_guide, ..Step::new(CHECK, check, fix) };
@@ -134,7 +136,8 @@ impl Distribution {
             _ => {}
         }
         let mut findings = Vec::new();
-        if let Some(writers) = self.writers() {
+        let writers = self.writers();
+        if let Some(writers) = &writers {
             let fix = format!("chown root:root {0} && chmod go-w {0}", self.root.quoted("/"));
             findings.push(Finding::warn(CHECK, WRITERS, format!("{name} {writers}"), fix));
         }
@@ -155,7 +158,11 @@ impl Distribution {
                 findings.push(Finding::ok(CHECK, START, format!("{name}: both directories, {how}")))
             }
             Ok(_) => {}
-            Err((seen, fix)) => findings.push(Finding::warn(CHECK, NAMES, format!("{name}: {seen}"), fix)),
+            Err((seen, fix)) => {
+                // Root would run programs and follow links that others may have put there.
+                let fix = if writers.is_none() { fix } else { FIRST.to_owned() };
+                findings.push(Finding::warn(CHECK, NAMES, format!("{name}: {seen}"), fix));
+            }
         }
         findings
     }
