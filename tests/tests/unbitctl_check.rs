@@ -2,9 +2,10 @@
 //! is fixed.
 use serde_json::Value;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use unbit_tests::*;
 
 /// What a check says.
@@ -1074,6 +1075,21 @@ fn nscd() {
     // A socket that was left behind.
     sh("perl -MIO::Socket::UNIX -e 'unlink q(/run/nscd/socket); IO::Socket::UNIX->new(Local => q(/run/nscd/socket), Listen => 1)'").ok();
     assert_healthy(&check("nscd"), "does not run");
+    // A stopped one, and as many clients as may wait for it.
+    const FULL: &str = "use Socket qw(:DEFAULT SOCK_NONBLOCK); $| = 1;
+        my ($at, @clients) = pack_sockaddr_un(q(/run/nscd/socket));
+        unlink q(/run/nscd/socket); socket(my $server, AF_UNIX, SOCK_STREAM, 0);
+        bind($server, $at) and listen($server, 0) or die $!;
+        do { socket(my $client, AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0); push @clients, $client } while connect($clients[-1], $at);
+        print qq($!\n); <STDIN>";
+    let mut full =
+        Command::new("perl").args(["-e", FULL]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut last = String::new();
+    BufReader::new(full.stdout.take().unwrap()).read_line(&mut last).unwrap();
+    assert_eq!(last, "Resource temporarily unavailable\n");
+    one(&check_by("timeout 60", "nscd"), "fail", "does not answer: Resource temporarily unavailable");
+    drop(full.stdin.take());
+    assert!(full.wait().unwrap().success());
     sh("rm /run/nscd/socket").ok();
 }
 

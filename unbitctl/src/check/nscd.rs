@@ -4,10 +4,11 @@ use crate::report::Finding;
 use crate::rootfs::RootFs;
 use crate::step::{Change, Choices, Step};
 use anyhow::Result;
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, setsockopt, sockopt};
+use nix::sys::time::TimeVal;
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 const CHECK: &str = "nscd";
 const WHY: &str =
@@ -20,6 +21,9 @@ const CONFIGURATION: &str = "/etc/nscd.conf";
 /// What it may not remember, and how it is asked for it: the request's type in nscd/nscd-client.h,
 /// and a key.
 const DATABASES: [(&str, i32, &[u8]); 2] = [("passwd", 1, b"0\0"), ("group", 3, b"0\0")];
+
+/// How long it may take to answer, in seconds.
+const TIMEOUT: i64 = 3;
 
 pub const STEP: Step =
     Step { follow_up: "to make nscd read its file again: systemctl restart nscd", ..Step::new(CHECK, check, fix) };
@@ -103,11 +107,13 @@ struct Answer {
 /// Asks as glibc does: version 2, the type, the key's length, the key. The answer begins with the
 /// version and with whether there is one: -1 for a database that is off.
 fn ask(request: i32, key: &[u8]) -> io::Result<Answer> {
-    let mut socket = UnixStream::connect(SOCKET)?;
-    let pid = getsockopt(&socket, PeerCredentials)?.pid();
-    let timeout = Some(Duration::from_secs(3));
-    socket.set_read_timeout(timeout)?;
-    socket.set_write_timeout(timeout)?;
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    // With a full backlog connect(2) waits as well, for as long as a write.
+    setsockopt(&socket, sockopt::SendTimeout, &TimeVal::new(TIMEOUT, 0))?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(TIMEOUT, 0))?;
+    socket::connect(socket.as_raw_fd(), &UnixAddr::new(SOCKET)?)?;
+    let pid = getsockopt(&socket, sockopt::PeerCredentials)?.pid();
+    let mut socket = UnixStream::from(socket);
     let head = [2, request, key.len() as i32].map(i32::to_ne_bytes).concat();
     socket.write_all(&[&head, key].concat())?;
     let (mut version, mut found) = ([0; 4], [0; 4]);
