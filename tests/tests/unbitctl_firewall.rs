@@ -511,6 +511,14 @@ fn other_values_make_other_rules() {
     on_node("unbitctl firewall --apply --containers-reach ''").ok();
     let resolver = ("a container", "container", "10.0.0.5", Udp, 0, "10.0.0.1", 53, Refused);
     assert_verdicts(&[resolver]);
+    // More of them than nft keeps in one comment.
+    let many: Vec<_> = (8000..8050).map(|port| format!("tcp/{port}")).collect();
+    on_node(&format!("unbitctl firewall --apply --containers-reach {},udp/53", many.join(","))).ok();
+    let before = on_node("nft list ruleset").ok();
+    let last = ("a container", "container", "10.0.0.5", Udp, 0, "10.0.0.1", 53, Passes);
+    assert_verdicts(&[last]);
+    on_node("unbitctl firewall --reload").ok();
+    assert_eq!(on_node("nft list ruleset").ok(), before);
 }
 
 #[test]

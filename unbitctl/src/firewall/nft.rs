@@ -97,7 +97,12 @@ impl Table {
                 table.sets.insert(name, elements);
             }
             if entry.pointer("/rule/chain") == Some(&"arguments".into()) {
-                table.comments.extend(entry.pointer("/rule/comment").and_then(Value::as_str).map(str::to_owned));
+                match (table.comments.last_mut(), entry.pointer("/rule/comment").and_then(Value::as_str)) {
+                    (_, None) => {}
+                    // The rest of a long argument.
+                    (Some(argument), Some(comment)) if !comment.starts_with("--") => argument.push_str(comment),
+                    (_, Some(comment)) => table.comments.push(comment.to_owned()),
+                }
             }
             table.rest.push(entry);
         }
@@ -164,6 +169,14 @@ mod tests {
                 {{"rule": {{"chain": "arguments", "handle": {handle}, "comment": "--nodes=/nodes", "expr": [{{"return": null}}]}}}}]}}"#
         );
         Table::parse(&json).unwrap()
+    }
+
+    #[test]
+    fn a_long_argument_is_in_several_comments() {
+        let rule = |comment: &str| format!(r#"{{"rule": {{"chain": "arguments", "comment": "{comment}"}}}}"#);
+        let rules = ["--nodes=/nodes", "--containers-reach=tcp/53,ud", "p/53,tcp/80", "80"].map(rule).join(",");
+        let table = Table::parse(&format!(r#"{{"nftables": [{rules}]}}"#)).unwrap();
+        assert_eq!(table.arguments(), ["--nodes=/nodes", "--containers-reach=tcp/53,udp/53,tcp/8080"]);
     }
 
     #[test]

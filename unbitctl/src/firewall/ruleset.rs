@@ -6,6 +6,9 @@ use anyhow::Result;
 use std::fmt::{Display, Formatter, Result as Written};
 use std::net::IpAddr;
 
+/// The bytes of a comment that nft(8) reads.
+const MAX_COMMENT: usize = 128;
+
 /// The rules for these lists, which are written as nft(8) reads them.
 pub struct Ruleset<'a> {
     pub source: &'a Source,
@@ -162,7 +165,12 @@ table inet unbit {{
     chain arguments {{
 "
         )?;
-        self.source.arguments().iter().try_for_each(|argument| writeln!(f, "        return comment \"{argument}\""))?;
+        for argument in self.source.arguments() {
+            // Paths have fewer bytes, so only --containers-reach is split, which is ASCII.
+            for part in argument.as_bytes().chunks(MAX_COMMENT).map(String::from_utf8_lossy) {
+                writeln!(f, "        return comment \"{part}\"")?;
+            }
+        }
         f.write_str("    }\n}\n")
     }
 }
