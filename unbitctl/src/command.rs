@@ -3,6 +3,7 @@
 use crate::rootfs::RootFs;
 use anyhow::{Context, Result, bail};
 use shared::escape;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -51,6 +52,18 @@ pub fn run(node: &RootFs, program: &str, arguments: &[&str]) -> Result<Output> {
     }
     command.arg(program).args(arguments);
     answer(command, program)
+}
+
+/// Runs a program of the node that runs, with this standard input, and a time limit.
+pub fn run_with_input(program: &str, arguments: &[&str], input: &str) -> Result<Output> {
+    let mut command = with_timeout();
+    command.arg(program).args(arguments);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("run {program}"))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        let _ = stdin.write_all(input.as_bytes()); // if it does not read it, its output says why
+    }
+    output(child.wait_with_output(), program)
 }
 
 /// Runs sshd. It needs its directory below /run and a host key even to print its configuration, so
@@ -106,7 +119,11 @@ fn with_timeout() -> Command {
 }
 
 fn answer(mut command: Command, program: &str) -> Result<Output> {
-    let done = command.output().with_context(|| format!("run {program}"))?;
+    output(command.output(), program)
+}
+
+fn output(done: io::Result<std::process::Output>, program: &str) -> Result<Output> {
+    let done = done.with_context(|| format!("run {program}"))?;
     // timeout(1) exits with 124 on a timeout, and with 128 + N if signal N ended the program.
     let status = done.status.code().filter(|status| *status != 124 && !(129..=192).contains(status));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -138,4 +155,17 @@ pub fn cannot_load(node: &RootFs, library: &str) -> Result<Option<String>> {
     let missing = |line: &&str| line.contains("not found") || line.contains("undefined symbol");
     let reason = answer.err.lines().chain(answer.out.lines()).find(missing).map(|line| line.trim().to_owned());
     Ok(reason.or_else(|| (!answer.succeeded()).then(|| answer.error_summary())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_gets_its_input_and_not_the_environment() {
+        assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some());
+        let done = run_with_input("sh", &["-c", "cat; echo $CARGO_MANIFEST_DIR; exit 3"], "input ").unwrap();
+        assert_eq!((done.status, done.out.as_str()), (Some(3), "input \n"));
+        assert!(run_with_input("is-not-there", &[], "").is_err());
+    }
 }

@@ -4,6 +4,7 @@
 //! The tenant owns the directory, and anything can be in it. So no root process opens a path below
 //! it. A child process does, see [`join::tenant`].
 
+use crate::command;
 use anyhow::{Context, Result, bail};
 use join::regular_file::{self, OpenError};
 use join::tenant::{self, Directory};
@@ -13,10 +14,9 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 use shared::ContainerUid;
 use std::fs::File;
-use std::io::{Read, Write, stdin};
+use std::io::{Read, stdin};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 /// Where sshd looks, and the file that is written there.
 const DIRECTORY: &str = ".ssh";
@@ -89,17 +89,11 @@ fn check(line: &str) -> Result<Key> {
     if identity(line).is_some_and(|(kind, _)| kind.contains("-cert-v01@")) {
         bail!("it is a certificate: sshd takes those by TrustedUserCAKeys or cert-authority, not from a user's file");
     }
-    let mut command = Command::new("ssh-keygen");
-    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C");
-    command.args(["-l", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().context("run ssh-keygen (package openssh-client)")?;
-    if let Some(mut stdin) = child.stdin.take() {
-        let _ = writeln!(stdin, "{line}"); // if it does not read it, its output says why
-    }
-    let answer = child.wait_with_output().context("ssh-keygen")?;
-    let shown = String::from_utf8_lossy(&answer.stdout).trim().to_owned();
+    let answer = command::run_with_input("ssh-keygen", &["-l", "-f", "-"], &format!("{line}\n"))
+        .context("ssh-keygen (package openssh-client)")?;
+    let shown = answer.out.trim().to_owned();
     match identity(line) {
-        Some(_) if answer.status.success() && shown.lines().count() == 1 => Ok(Key { line: line.to_owned(), shown }),
+        Some(_) if answer.succeeded() && shown.lines().count() == 1 => Ok(Key { line: line.to_owned(), shown }),
         _ => bail!("it is not a public key: ssh-keygen -l does not know it"),
     }
 }

@@ -1,10 +1,10 @@
 //! Runs nft(8), which loads and shows tables.
 
+use crate::command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{ErrorKind, Write};
-use std::process::{Command, Stdio};
+use std::path::Path;
 
 const NFT: &str = "/usr/sbin/nft";
 
@@ -49,27 +49,14 @@ pub fn made_of(ruleset: &str) -> Result<Table> {
 }
 
 fn run(program: &str, arguments: &[&str], input: &str) -> Result<String> {
-    let mut child = match Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-    {
-        Err(error) if error.kind() == ErrorKind::NotFound && program == NFT => return Err(Missing.into()),
-        child => child.with_context(|| program.to_owned())?,
-    };
-    // nft reads everything before it writes. If it ends early, its own error is the one to show.
-    if let Some(mut stdin) = child.stdin.take() {
-        drop(stdin.write_all(input.as_bytes()));
+    if !Path::new(NFT).exists() {
+        return Err(Missing.into());
     }
-    let done = child.wait_with_output().with_context(|| program.to_owned())?;
-    if !done.status.success() {
-        let said = String::from_utf8_lossy(&done.stderr);
-        let said: Vec<_> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        bail!("{program} failed ({}): {}", done.status, said.join("; "));
+    let done = command::run_with_input(program, arguments, input)?;
+    if !done.succeeded() {
+        bail!("{program} failed: {}", done.error_summary());
     }
-    Ok(String::from_utf8(done.stdout)?)
+    Ok(done.out)
 }
 
 /// A table, apart from what differs each time it is loaded.
