@@ -103,7 +103,7 @@ fn name(text: &str) -> Result<String, String> {
     if !text.is_empty() && !text.starts_with(['-', '.']) && text.chars().all(is_plain) {
         Ok(text.to_owned())
     } else {
-        Err("a name is needed, of letters, digits and . _ - @ :".to_owned())
+        Err("a name is needed, of letters, digits and . _ - @ : \\".to_owned())
     }
 }
 
@@ -346,7 +346,7 @@ mod tests {
             assert!(name(good).is_ok(), "{good}");
         }
         for bad in ["", "-a", "--all", "a b", "a/b", "..", ".a", "a*", "a?", "a\n", "$(id)", "ä"] {
-            assert!(name(bad).is_err(), "{bad}");
+            assert!(name(bad).is_err_and(|error| error.ends_with(r"of letters, digits and . _ - @ : \")), "{bad}");
         }
         assert_eq!(instance("project/web1").as_deref(), Ok("project/web1"));
         for bad in ["/web1", "project/", "a/b/c", "a/../b"] {

@@ -55,7 +55,7 @@ pub fn read_all(files: &[PathBuf]) -> Result<Vec<Key>> {
     Ok(keys)
 }
 
-/// Reads the keys of a file, or of standard input for `-`. A line that is none is refused.
+/// Reads the keys of a file, or of standard input for `-`. A line that is not a key is refused.
 fn read(file: &Path) -> Result<Vec<Key>> {
     let name = if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() };
     let source: Box<dyn Read> = if file == Path::new("-") {

@@ -94,7 +94,7 @@ struct Container {
 
 impl Container {
     /// Percent of one processor since an earlier look. Nothing if it has another pid 1 now: the new
-    /// one's cgroup may count from nought.
+    /// one's cgroup may start at zero.
     fn share(&self, before: &Self) -> Option<f64> {
         let used = self.used.cpu_seconds? - before.used.cpu_seconds?;
         let time = self.seen.duration_since(before.seen).as_secs_f64();

@@ -31,7 +31,7 @@ pub struct State {
 #[derive(Clone, Copy, Debug)]
 struct Space {
     bytes: u64,
-    /// 0 if it makes room for as many as there are.
+    /// 0 if the file system has no fixed number of files.
     files: u64,
 }
 

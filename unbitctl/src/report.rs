@@ -221,7 +221,7 @@ fn block(out: &mut String, head: &str, margin: &str, text: &str, room: Option<us
     }
 }
 
-/// A line as several of at most this many letters, broken between words: a word that is longer
+/// A line as several of at most this many characters, broken between words: a word that is longer
 /// stays whole.
 pub fn wrap(line: &str, room: Option<usize>) -> Vec<String> {
     let room = room.unwrap_or(usize::MAX);

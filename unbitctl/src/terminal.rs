@@ -10,8 +10,8 @@ use nix::unistd::{Gid, Uid, fchown, getpgrp, read, tcgetpgrp};
 use std::io::{IsTerminal, Stdin, Write, stdin, stdout};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// How many rows and columns the terminal on standard output has; nothing if that is none. A serial
-/// console may not know: then it is 24 and 80.
+/// How many rows and columns the terminal on standard output has; `None` if standard output
+/// is not a terminal. A serial console may not know: then it is 24 and 80.
 pub fn size() -> Option<(usize, usize)> {
     let size = sys::window_size(stdout()).ok()?;
     let or = |count: u16, usual| if count == 0 { usual } else { usize::from(count) };

@@ -33,7 +33,7 @@ const WHY_SHELL: &str = "sshd refuses an account whose shell does not exist on t
 
 /// The output of `sshd -T`.
 pub struct EffectiveConfig {
-    /// Its keywords, in small letters, with the values of their lines.
+    /// Its keywords, in lower case, with the values of their lines.
     keywords: BTreeMap<String, Vec<String>>,
 }
 

@@ -100,7 +100,7 @@ impl Processes {
 }
 
 impl Process {
-    /// Reads /proc/PID/status, see proc_pid_status(5). What has ended is none.
+    /// Reads /proc/PID/status, see proc_pid_status(5). `None` for a process that has ended.
     pub(crate) fn parse(pid: i32, status: &str) -> Option<Self> {
         let status = Status::new(status);
         let (parent, uids) = (status.parent()?, status.uids()?);
