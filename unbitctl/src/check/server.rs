@@ -245,7 +245,7 @@ impl Sandbox {
     }
 }
 
-/// Those that a login needs.
+/// Those that a login needs, and that a sandbox sometimes takes away.
 const SOMETIMES_MISSED: [Capability; 7] = [
     Capability::CAP_SYS_ADMIN,
     Capability::CAP_SYS_CHROOT,
