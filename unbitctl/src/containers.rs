@@ -4,8 +4,18 @@ use crate::rootfs::RootFs;
 use join::link;
 use shared::ContainerUid;
 use shared::settings::CONTAINERS;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+/// Everything in the directory of the containers that is named as one, by number.
+pub fn all(node: &RootFs) -> io::Result<Vec<ContainerUid>> {
+    let entries = node.resolve(CONTAINERS).and_then(std::fs::read_dir)?;
+    let mut all: Vec<_> =
+        entries.filter_map(|entry| ContainerUid::parse(entry.ok()?.file_name().as_encoded_bytes())).collect();
+    all.sort_by_key(|container| container.get());
+    Ok(all)
+}
 
 /// Where a file is a container.
 pub const VASSALS: &str = "/etc/uwsgi/vassals";

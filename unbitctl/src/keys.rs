@@ -98,12 +98,16 @@ fn check(line: &str) -> Result<Key> {
     }
 }
 
+/// Whether a word begins as all types of keys do (ssh -Q key).
+pub(crate) fn is_type(word: &str) -> bool {
+    ["ssh-", "ecdsa-", "sk-"].iter().any(|begin| word.starts_with(begin))
+}
+
 /// The type and the base64 of a line, which identify a key; options come before them and a comment
 /// behind.
 pub(crate) fn identity(line: &str) -> Option<(&str, &str)> {
-    let is_kind = |word: &str| ["ssh-", "ecdsa-", "sk-"].iter().any(|begin| word.starts_with(begin));
     let words = line.split_whitespace();
-    words.clone().zip(words.skip(1)).find(|(kind, blob)| is_kind(kind) && blob.starts_with("AAAA"))
+    words.clone().zip(words.skip(1)).find(|(kind, blob)| is_type(kind) && blob.starts_with("AAAA"))
 }
 
 /// What the container's user has done to its authorized_keys.

@@ -5,12 +5,13 @@
 
 mod metrics;
 pub mod processes;
-mod resources;
+pub mod resources;
 mod table;
 mod watch;
 
 use crate::columns::Window;
-use crate::{engine, names, report, rootfs};
+use crate::rootfs::RootFs;
+use crate::{containers, engine, names, report};
 use anyhow::{Context, Result};
 use join::attach::Attachment;
 use join::options::Options;
@@ -231,7 +232,7 @@ impl Scanner {
 
     /// All containers, by uid.
     fn scan(&mut self) -> Result<Vec<Container>> {
-        let uids = uids()?;
+        let uids = containers::all(&RootFs::at(None)).with_context(|| format!("read {CONTAINERS}"))?;
         let processes = Processes::read()?;
         self.resources.count_members(uids.iter().filter_map(|uid| processes.pid_1_of(uid.get())));
         let (next, waited) = (AtomicUsize::new(0), AtomicU64::new(0));
@@ -257,7 +258,7 @@ impl Scanner {
             workers.into_iter().filter_map(|worker| worker.join().ok()).flatten().collect()
         });
         seen.sort_by_key(|(container, _)| container.uid);
-        for (name, uid) in names::links(&rootfs::RootFs::at(None)).iter().filter_map(names::Link::second_name) {
+        for (name, uid) in names::links(&RootFs::at(None)).iter().filter_map(names::Link::second_name) {
             if let Ok(at) = seen.binary_search_by_key(&uid.get(), |(container, _)| container.uid) {
                 seen.get_mut(at).into_iter().for_each(|(container, _)| container.names.push(name.to_string()));
             }
@@ -268,12 +269,6 @@ impl Scanner {
 }
 
 const WORKERS: u32 = 8;
-
-/// Everything in the directory of the containers that is named as one.
-fn uids() -> Result<Vec<ContainerUid>> {
-    let entries = std::fs::read_dir(CONTAINERS).with_context(|| format!("read {CONTAINERS}"))?;
-    Ok(entries.filter_map(|entry| ContainerUid::parse(entry.ok()?.file_name().as_encoded_bytes())).collect())
-}
 
 /// One container. Without `timeout`, which only root has, it is not asked.
 fn inspect(

@@ -7,7 +7,7 @@ use anyhow::bail;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{Error, ErrorKind, Read, Result};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -18,6 +18,11 @@ const MAX_FILE: u64 = 4 << 20;
 
 /// Attempts of openat2(2) as long as it fails with EAGAIN.
 const ATTEMPTS: u32 = 100;
+
+/// Whether its mode lets others than its owner and root write to it. The group root counts as root.
+pub fn others_can_write(status: &Metadata) -> bool {
+    status.mode() & 0o002 != 0 || status.mode() & 0o020 != 0 && status.gid() != 0
+}
 
 /// Where a node's files are.
 #[derive(Clone, Debug)]

@@ -1,6 +1,7 @@
 //! Checks cgroups: each container's memory can be limited, and is.
 
 use crate::containers::VASSALS;
+use crate::list::resources::NO_LIMIT;
 use crate::report::Finding;
 use crate::rootfs::RootFs;
 use crate::shell;
@@ -249,9 +250,9 @@ impl Limits {
     }
 }
 
-/// cgroup v2 says `max`, cgroup v1 a number beyond all memory: 2^63 rounded down to a page.
+/// cgroup v2 says `max`, cgroup v1 a number beyond all memory.
 pub(super) fn is_limit(text: &str) -> bool {
-    text.trim().parse().is_ok_and(|bytes: u64| bytes < 1 << 62)
+    text.trim().parse().is_ok_and(|bytes: u64| bytes < NO_LIMIT)
 }
 
 pub(super) fn list(uids: &[ContainerUid]) -> String {

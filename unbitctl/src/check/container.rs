@@ -10,10 +10,9 @@ use super::ids;
 use super::pam;
 use super::server::{self, Answering, Sandbox};
 use super::sshd::{self, EffectiveConfig};
-use super::subids;
-use crate::containers::has_vassal;
+use crate::containers::{self, has_vassal};
 use crate::engine;
-use crate::keys::MAX_KEY_FILE;
+use crate::keys::{MAX_KEY_FILE, is_type};
 use crate::names::{self, Account};
 use crate::probe::{self, Messages};
 use crate::report::{Finding, State};
@@ -598,12 +597,12 @@ fn link_in(path: &Path) -> Option<String> {
     Some(format!("; {link} is a symbolic link to {to}"))
 }
 
-/// Whether there is a line with a key, by the names with which all types of keys begin (ssh -Q
-/// key).
+/// Whether there is a line with a key.
 pub(crate) fn has_key(text: &[u8]) -> bool {
-    String::from_utf8_lossy(text).lines().filter(|line| !line.trim_start().starts_with('#')).any(|line| {
-        line.split_whitespace().any(|word| ["ssh-", "ecdsa-", "sk-"].iter().any(|begin| word.starts_with(begin)))
-    })
+    String::from_utf8_lossy(text)
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'))
+        .any(|line| line.split_whitespace().any(is_type))
 }
 
 /// StrictModes of sshd: root's or the user's, and nobody else writes there. A group that is the
@@ -651,7 +650,8 @@ fn prepare(
         let read = |file: &str| {
             std::fs::read(file).map_or_else(|_| String::new(), |text| String::from_utf8_lossy(&text).into_owned())
         };
-        let overlaps = ids::overlaps(container, &subids::containers(&RootFs::at(None)), &read_map, &read);
+        let overlaps =
+            ids::overlaps(container, &containers::all(&RootFs::at(None)).unwrap_or_default(), &read_map, &read);
         overlaps.into_iter().for_each(|overlap| findings.push(warn("namespaces", overlap.seen, overlap.fix)));
     }
     Ok(attachment)

@@ -4,7 +4,7 @@
 use super::accounts::numbered;
 use super::distributions::DISTRIBUTIONS;
 use crate::report::Finding;
-use crate::rootfs::RootFs;
+use crate::rootfs::{RootFs, others_can_write};
 use crate::step::{Change, Choices, Step};
 use anyhow::{Context, Result};
 use join::link::DIRECTORY as LINKS;
@@ -311,8 +311,7 @@ fn place(node: &RootFs, path: &str, found: &File) -> Option<Place> {
 fn on_the_way(node: &RootFs, place: &Place) -> Option<Verdict> {
     Path::new(&place.path).ancestors().skip(1).filter_map(Path::to_str).find_map(|above| {
         let status = File::from(node.open(above).ok()?).metadata().ok()?;
-        let is_open = status.mode() & 0o002 != 0 || status.mode() & 0o020 != 0 && status.gid() != 0;
-        let is_loose = is_open && status.mode() & STICKY == 0;
+        let is_loose = others_can_write(&status) && status.mode() & STICKY == 0;
         (status.uid() != 0 || is_loose).then(|| {
             let seen = format!(
                 "is below {above}, which is owned by uid {}, mode {:04o}",

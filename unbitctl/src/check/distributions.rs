@@ -7,7 +7,7 @@ use super::library::{self, NSS_MODULE};
 use crate::command;
 use crate::containers::has_emperor;
 use crate::report::Finding;
-use crate::rootfs::RootFs;
+use crate::rootfs::{RootFs, others_can_write};
 use crate::step::{Change, Choices, Step};
 use anyhow::Result;
 use shared::ContainerUid;
@@ -171,8 +171,7 @@ impl Distribution {
     fn writers(&self) -> Option<String> {
         let status = File::from(self.root.open("/").ok()?).metadata().ok()?;
         let (uid, mode) = (status.uid(), status.mode() & 0o7777);
-        let is_open = mode & 0o002 != 0 || mode & 0o020 != 0 && status.gid() != 0;
-        (uid != 0 || is_open).then(|| format!("is owned by uid {uid}, mode {mode:04o}"))
+        (uid != 0 || others_can_write(&status)).then(|| format!("is owned by uid {uid}, mode {mode:04o}"))
     }
 
     fn lack(&self, directory: &str) -> Option<Lack> {

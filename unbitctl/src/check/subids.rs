@@ -1,9 +1,10 @@
 //! Subordinate ids, subuid(5): ranges of numbers that ordinary users may be in user namespaces of
 //! their own. A container's number among them is that user's as well.
 
+use crate::containers;
 use crate::report::{Finding, Profile};
 use crate::rootfs::RootFs;
-use shared::settings::{CONTAINERS, FIRST_UID};
+use shared::settings::FIRST_UID;
 use shared::{ContainerUid, escape};
 use std::io::ErrorKind;
 use std::ops::RangeInclusive;
@@ -53,7 +54,7 @@ fn of_profile(node: &RootFs, profile: Profile, ok: Finding) -> Vec<Finding> {
 }
 
 fn all(node: &RootFs) -> Vec<Finding> {
-    let containers = containers(node);
+    let containers = containers::all(node).unwrap_or_default();
     let read = |path: &str| match node.read_bytes(path) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -73,14 +74,6 @@ fn all(node: &RootFs) -> Vec<Finding> {
         }
     }
     findings
-}
-
-pub(crate) fn containers(node: &RootFs) -> Vec<ContainerUid> {
-    let entries = node.resolve(CONTAINERS).and_then(std::fs::read_dir).into_iter().flatten().flatten();
-    let mut all: Vec<_> =
-        entries.filter_map(|entry| ContainerUid::parse(entry.file_name().as_encoded_bytes())).collect();
-    all.sort_by_key(|container| container.get());
-    all
 }
 
 /// A line `name:first:count`. What newuidmap(1) does not understand it passes over.

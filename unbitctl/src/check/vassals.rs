@@ -11,7 +11,7 @@ pub(crate) mod start;
 use super::cgroups::list;
 use crate::containers::{VASSALS, Vassal, has_emperor, vassals};
 use crate::report::{Finding, State};
-use crate::rootfs::RootFs;
+use crate::rootfs::{RootFs, others_can_write};
 use start::{Fault, Kind};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -55,8 +55,7 @@ fn judge_writers(node: &RootFs, files: &[Vassal]) -> Vec<Finding> {
     let open = paths.filter_map(|path| {
         let status = File::from(node.open(path).ok()?).metadata().ok()?;
         let (uid, mode) = (status.uid(), status.mode() & 0o7777);
-        let is_open = uid != 0 || mode & 0o002 != 0 || mode & 0o020 != 0 && status.gid() != 0;
-        is_open.then(|| {
+        (uid != 0 || others_can_write(&status)).then(|| {
             let real = node.quoted(path);
             let fix = format!("chown root:root {real} && chmod go-w {real}, after you have checked what is in it");
             Finding::fail(CHECK, WHY, format!("{path} is owned by uid {uid}, mode {mode:04o}"), fix)

@@ -187,7 +187,7 @@ fn with_parent(leader: &Process) -> Option<(Proc, Proc)> {
 }
 
 /// cgroup v1 has no word for it: its number is 2^63, rounded down to a page.
-const NO_LIMIT: u64 = 1 << 62;
+pub const NO_LIMIT: u64 = 1 << 62;
 
 /// The number in a cgroup's file; `None` for "max" as for a file that is not there.
 fn number(directory: &Path, file: &str) -> Option<u64> {
