@@ -154,8 +154,8 @@ fn must_be_its(name: &SecondName, uid: ContainerUid) -> Result<()> {
     }
 }
 
-/// Makes the link, atomically. Whether it is new. Another command may have given the name to another
-/// container since [`can_be_given`].
+/// Makes the link, atomically. Whether it is new. Another command may have given the name to
+/// another container since [`can_be_given`].
 pub fn give(name: &SecondName, uid: ContainerUid) -> Result<bool> {
     let link = link_path(name);
     match symlink(uid.to_string(), &link) {

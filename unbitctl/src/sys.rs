@@ -300,7 +300,8 @@ pub fn clear_user_keyrings() -> nix::Result<bool> {
     Ok(is_all)
 }
 
-/// The numbers of the caller's user and user session keyrings, without those that it may not search.
+/// The numbers of the caller's user and user session keyrings, without those that it may not
+/// search.
 pub fn user_keyrings() -> Vec<i64> {
     const GET_KEYRING_ID: libc::c_int = 0;
     [USER, USER_SESSION].into_iter().filter_map(|keyring| keyctl(GET_KEYRING_ID, keyring, 0).ok()).collect()
