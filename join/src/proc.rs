@@ -204,6 +204,14 @@ impl<'a> Status<'a> {
         }
     }
 
+    /// Whether it can be an Emperor: root's uWSGI, in no container.
+    pub fn is_emperor(self) -> bool {
+        self.field("Name").is_some_and(|name| name.starts_with("uwsgi"))
+            && self.uids().is_some_and(|uids| uids.first() == Some(&0))
+            && self.nspid().is_some_and(|pids| pids.len() == 1)
+            && !self.has_ended()
+    }
+
     /// The container whose pid 1 it is, and its parent, which has started the container.
     pub fn container_pid_1(self) -> Option<(ContainerUid, i32)> {
         Some((ContainerUid::new(self.pid_1_of()?)?, self.parent()?))

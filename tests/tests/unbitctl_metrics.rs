@@ -181,16 +181,22 @@ fn what_unbit_agent_has_besides() {
             {"uid": 30001, "rx": 10, "tx": 20, "requests": 30}, {"uid": 0, "rx": 1, "tx": 1, "requests": 1}]},
             {"key": "x\"} 1\n", "nodes": [{"uid": 30001, "rx": 5, "tx": 5, "requests": 5}]}]}"#,
     );
-    // A container of another engine, whose root is 30078 here.
-    let elsewhere =
-        "setpriv --reuid 30078 --regid 30078 --clear-groups unshare --user --map-root-user --pid --fork --kill-child";
-    let mut elsewhere = Command::new("sh").args(["-c", &format!("exec {elsewhere} sleep 1178")]).spawn().unwrap();
-    let pid_1 = eventually("its pid 1", || pgrep("^sleep 1178$"));
-    let _end = AtEnd(move || {
-        elsewhere.kill().unwrap();
-        elsewhere.wait().unwrap();
-    });
+    // Two containers of another engine: root of one is 30078 here, that of the other has taken the
+    // uid of an account.
+    let start = |words: &str| {
+        let mut process = Command::new("sh").args(["-c", &format!("exec {words}")]).spawn().unwrap();
+        AtEnd(move || {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        })
+    };
+    let user = |uid: u32| format!("setpriv --reuid {uid} --regid {uid} --clear-groups");
+    let new = "unshare --pid --fork --kill-child";
+    let _mapped = start(&format!("{} {new} --user --map-root-user sleep 1178", user(30078)));
+    let _taken = start(&format!("{new} {} sleep 1177", user(30077)));
+    let pid_1 = eventually("the first one's pid 1", || pgrep("^sleep 1178$"));
     assert_ne!(namespaces(&pid_1)["user"], namespaces("self")["user"]);
+    eventually("the other one's pid 1", || pgrep("^sleep 1177$"));
     let text = read("unbit-agent metrics");
     let of = |name: &str| format!("unbit_container_{name}{{uid=\"30001\"}}");
     let of_domain = |name: &str| format!("unbit_domain_{name}{{uid=\"30001\",domain=\"a.example\"}}");

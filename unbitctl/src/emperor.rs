@@ -84,18 +84,14 @@ pub fn has_systemd(node: &RootFs) -> bool {
     node.is_running() && node.has("/run/systemd/system")
 }
 
-/// The processes of root that run uWSGI and are in no container.
+/// The processes that can be the Emperor, see [`Status::is_emperor`].
 pub fn pids() -> Vec<i32> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let is_one = |pid: &i32| {
         let text = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
-        let status = Status::new(&text);
-        status.field("Name").is_some_and(|name| name.starts_with("uwsgi"))
-            && status.uids().is_some_and(|uids| uids.first() == Some(&0))
-            && status.nspid().is_some_and(|pids| pids.len() == 1)
-            && !status.has_ended()
+        Status::new(&text).is_emperor()
     };
     pids.filter(is_one).collect()
 }

@@ -12,18 +12,17 @@ use crate::names::DomainName;
 use crate::report::{Action, Report};
 use anyhow::{Context, Result, bail};
 use join::cgroups::{Hierarchies, Version};
-use join::proc::Proc;
+use join::link;
+use join::proc::{Proc, Status};
 use join::running;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use shared::ContainerUid;
-use shared::settings::CONTAINERS;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -149,15 +148,16 @@ fn network() -> Result<Network> {
     Ok(said.map(|said| said.peers).unwrap_or_default().into_iter().map(|peer| (peer.uid, (peer.rx, peer.tx))).collect())
 }
 
-/// Each container that runs, by its pid 1 and the parent of that. Who is not root cannot see the
-/// user namespace of a process, so it takes an account's directory as well.
+/// Each container that runs, by its pid 1 and the parent of that. Root of another engine's
+/// container can take any uid, so there the container must have a link.
 fn each_container(mut found: impl FnMut(ContainerUid, &(Proc, Proc)) -> Result<()>) -> Result<()> {
-    let is_account = |uid: ContainerUid| {
-        let directory = Path::new(CONTAINERS).join(uid.to_string()).symlink_metadata();
-        directory.is_ok_and(|status| status.is_dir() && status.uid() == uid.get())
-    };
-    for container in running::containers().context("read /proc")?.filter(|container| is_account(container.uid)) {
-        if let Ok(parent) = Proc::of(container.parent) {
+    let mut emperors = HashMap::new();
+    for container in running::containers().context("read /proc")? {
+        let Ok(parent) = Proc::of(container.parent) else { continue };
+        let is_emperor = || parent.read("status").is_ok_and(|status| Status::new(&status).is_emperor());
+        let is_vassal = *emperors.entry(container.parent).or_insert_with(is_emperor);
+        let has_link = || Path::new(link::DIRECTORY).join(container.uid.to_string()).symlink_metadata().is_ok();
+        if is_vassal || has_link() {
             found(container.uid, &(container.process, parent))?;
         }
     }

@@ -20,6 +20,8 @@ const GROUP: &str = "bench-agent";
 
 fn main() {
     let most: u32 = std::env::args().nth(1).map_or(10_000, |count| count.parse().unwrap());
+    // The agent counts containers that an Emperor has started.
+    fs::write("/proc/self/comm", "uwsgi").unwrap();
     let places = hierarchies();
     let mut containers = Containers { pids: Vec::new(), places };
     let node = Node::new("bench");
