@@ -792,6 +792,35 @@ fn a_tenant_does_not_read_the_locks_of_the_machine() {
     assert!(seen.contains(" FLOCK "), "{seen:?}");
 }
 
+/// Who watches files in /proc/pressure takes minutes to end, and a file in /proc/fs/ext4 holds a
+/// lock of a whole file system.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_tenant_reads_no_pressure_and_no_file_systems() {
+    leader(30001);
+    for directory in ["/proc/pressure", "/proc/fs"] {
+        if sh(format!("ls -A {directory}")).out.is_empty() {
+            not_tried(directory, true);
+        } else {
+            assert_eq!(ssh(30001, &format!("ls -A {directory}")).ok(), "", "{directory}");
+        }
+    }
+}
+
+/// To leave thousands of groups at once holds the lock of the machine's network for seconds.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_tenant_joins_no_multicast_group() {
+    leader(30001);
+    let join = r#"perl -MSocket -e 'socket my $socket, AF_INET, SOCK_DGRAM, 0 or die;
+        print setsockopt($socket, 0, 35, pack "C8", 225, 0, 0, 1, 127, 0, 0, 1) ? "joined" : "no: $!"'"#;
+    assert_eq!(ssh(30001, join).ok(), "no: No buffer space available");
+    assert_eq!(
+        sh(format!("unshare --net sh -c 'ip link set lo up; exec {}'", join.replace('\'', "'\\''"))).ok(),
+        "joined"
+    );
+}
+
 /// The container with this memory limit, which cgroup v1 counts in a hierarchy of its
 /// own, until the answer is dropped. `None`, and that it is not tried, without such a hierarchy.
 #[must_use]
