@@ -28,7 +28,6 @@ use caps::Capability;
 use nix::errno::Errno;
 use nix::unistd::{Pid, getpid};
 use shared::ContainerUid;
-use std::os::fd::OwnedFd;
 use std::{fmt, iter};
 
 /// A verified container, with the descriptors of everything to join. Nothing is joined yet.
@@ -56,8 +55,8 @@ pub enum Who {
 pub enum Forked {
     /// In the caller, outside. The process inside is its child.
     Outside(Pid),
-    /// In the process inside, with a pidfd of the caller, its supervisor.
-    Inside(OwnedFd),
+    /// In the process inside.
+    Inside,
 }
 
 impl Attachment {
@@ -174,26 +173,22 @@ impl Attachment {
                 helper::wait_for_child(helper, deadline, &report).map(Forked::Outside)
             }
             Cloned::Child => {
-                // Before it is certain that the caller lives: so this cannot be another process.
-                let supervisor = sys::pidfd_open(caller.as_raw()).context(Reason::Broken, "pidfd_open of the caller");
                 let joined = die_with_parent(caller).and_then(|()| before());
                 let joined = joined.and_then(|()| self.join_and_become(who, cloned_into_cgroup));
                 let forked = joined.and_then(|()| {
-                    let supervisor = supervisor?;
                     die_with_parent(caller)?; // a change of ids cleared it, prctl(2)
                     report.keep_from_children()?;
                     finish()?;
                     self.confinement.apply_soft_limits()?;
                     drop(self);
-                    let cloned = sys::clone_sibling(report.child()).context(
+                    sys::clone_sibling(report.child()).context(
                         Reason::Broken,
                         "fork the session's process (EAGAIN: pids.max, or another limit on the number of processes, is reached)",
-                    )?;
-                    Ok((cloned, supervisor))
+                    )
                 });
                 match forked {
-                    Ok((Cloned::Parent(_), _)) => sys::exit_now(0),
-                    Ok((Cloned::Child, supervisor)) => Ok(Forked::Inside(supervisor)),
+                    Ok(Cloned::Parent(_)) => sys::exit_now(0),
+                    Ok(Cloned::Child) => Ok(Forked::Inside),
                     Err(refusal) => {
                         report.refuse(&refusal);
                         sys::exit_now(255)

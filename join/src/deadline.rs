@@ -77,7 +77,7 @@ pub fn read_within(pipe: &mut (impl Read + AsFd), limit: Duration, max: usize) -
     Err(Incomplete::TimedOut(bytes))
 }
 
-pub(crate) fn poll_for(descriptor: &impl AsFd, left: Duration) -> nix::Result<bool> {
+fn poll_for(descriptor: &impl AsFd, left: Duration) -> nix::Result<bool> {
     let mut one = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
     // Rounded up to whole milliseconds.
     let left = PollTimeout::try_from(left.as_millis().saturating_add(1)).unwrap_or(PollTimeout::MAX);

@@ -5,7 +5,7 @@
 //!
 //! The caller says what a helper does. Nothing here joins a namespace.
 
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, is_ready};
 use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, Cloned, Shared, retry};
 use nix::sys::prctl::set_pdeathsig;
@@ -13,6 +13,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid, getppid};
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+/// How long a helper that is killed may take to end.
+const KILL_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Memory shared with the parent, in which a helper reports.
 pub struct Report(Shared);
@@ -100,9 +104,12 @@ pub fn wait_for_child(helper: Pid, deadline: Deadline, report: &Report) -> Resul
 }
 
 fn wait_for(helper: Pid, task: &str, hint: &str, deadline: Deadline, report: &Report) -> Result<(), Refusal> {
-    let ended = sys::pidfd_open(helper.as_raw())
+    let pidfd = sys::pidfd_open(helper.as_raw());
+    let ended = pidfd
+        .as_ref()
+        .map_err(|errno| *errno)
         .context(Reason::Broken, "pidfd_open of the helper")
-        .and_then(|pidfd| deadline.wait_for(&pidfd).context(Reason::Broken, "wait for the helper"));
+        .and_then(|pidfd| deadline.wait_for(pidfd).context(Reason::Broken, "wait for the helper"));
     let refusal = match ended {
         Ok(true) => match retry(|| waitpid(helper, None)) {
             Ok(WaitStatus::Exited(_, 0)) => return Ok(()),
@@ -116,8 +123,9 @@ fn wait_for(helper: Pid, task: &str, hint: &str, deadline: Deadline, report: &Re
         Ok(false) => Refusal::new(Reason::NotAnswering, format!("the helper that {task} did not finish in time{hint}")),
         Err(refusal) => refusal,
     };
-    // A helper in a frozen v1 cgroup ends when that is thawed. It has no privileges, and
-    // nobody needs to wait for it.
     let _ = kill(helper, Signal::SIGKILL);
+    // It can be about to fork the process inside, whose pid is then still missing. One in a frozen
+    // v1 cgroup ends when that is thawed: it has no privileges, and nobody needs to wait for it.
+    let _ = pidfd.is_ok_and(|pidfd| is_ready(&pidfd, KILL_TIMEOUT));
     Err(refusal)
 }

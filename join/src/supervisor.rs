@@ -6,7 +6,6 @@
 //!
 //! Nothing here enters a container.
 
-use crate::deadline::poll_for;
 use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, retry};
 use crate::user_namespace::Ids;
@@ -19,8 +18,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, getpid, getppid, setpgid};
 use shared::ContainerUid;
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::os::fd::AsFd;
 
 /// Blocks the application's signals from before a fork until both processes can handle them.
 pub struct Signals {
@@ -78,14 +76,10 @@ pub fn supervise_session(container: ContainerUid, ids: Ids, child: Pid, signals:
     }
 }
 
-/// Has the kernel kill the process inside when its supervisor ends, because nobody else would. If
-/// the supervisor has ended already, ends here: getppid(2) cannot tell, it is 0 inside.
-pub fn die_with_supervisor(supervisor: &OwnedFd) {
+/// Has the kernel kill the process inside when its supervisor ends, because nobody else would.
+pub fn die_with_supervisor() {
     // It fails only for an invalid signal.
     let _ = retry(|| set_pdeathsig(Signal::SIGKILL));
-    if retry(|| poll_for(supervisor, Duration::ZERO)) != Ok(false) {
-        sys::exit_now(255);
-    }
 }
 
 /// Changes the ids last, because the container's user could not do the other steps.

@@ -219,8 +219,8 @@ fn enter(attachment: Attachment, container: ContainerUid, monitor: Pid, options:
     let ids = attachment.ids();
     let finish = || signals.release().inspect(|()| sys::close_log());
     match attachment.fork_into(Who::User, deadline, || Ok(()), finish)? {
-        Forked::Inside(supervisor) => {
-            supervisor::die_with_supervisor(&supervisor);
+        Forked::Inside => {
+            supervisor::die_with_supervisor();
             Ok(())
         }
         Forked::Outside(child) => Err(supervisor::supervise_session(container, ids, child, &signals, monitor)),

@@ -18,7 +18,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 use tracer::{Call, Login, Way, login};
 use unbit_tests::linked::Engine;
-use unbit_tests::supervision::status;
 use unbit_tests::*;
 
 const ERRNOS: [(i32, &str); 7] = [
@@ -189,10 +188,9 @@ fn assert_every_fault_is_clean(way: Way, calls: &[Call], elsewhere: &[Call]) {
     let whole = UIDS.map(|uid| whole(way, uid));
     let before = UIDS.map(inventory);
     // What cannot fail. brk(2) of the kernel returns no errno, but the old break. std draws its
-    // hash keys with getrandom, and ends the process if it gets none. What fails in fork(3) and
-    // inside nobody is told, see `the_guard_on_what_the_monitor_forks` and
-    // `no_session_starts_without_its_supervisor`.
-    let is_silent = |call: &Call| call.step.starts_with("fork") || is_poll_inside(call);
+    // hash keys with getrandom, and ends the process if it gets none. What fails in fork(3) nobody
+    // is told, see `the_guard_on_what_the_monitor_forks`.
+    let is_silent = |call: &Call| call.step.starts_with("fork");
     let calls: Vec<_> = calls
         .iter()
         .filter(|call| {
@@ -476,38 +474,6 @@ fn a_cgroup_that_takes_no_processes() {
     assert_eq!(outcome, Outcome::Refused);
     assert!(line.contains("join the container's cgroup :/30001: EBUSY"), "{line}");
     assert_eq!(inventory(30001), before, "nothing has moved");
-}
-
-fn is_poll_inside(call: &Call) -> bool {
-    call.step == "inside" && ["poll", "ppoll"].contains(&call.name())
-}
-
-/// A supervisor can end at any time, for lack of memory for example: also before its session has
-/// asked the kernel to be ended with it.
-#[test]
-#[ignore = "needs the node: make test"]
-fn no_session_starts_without_its_supervisor() {
-    let ended = std::cell::Cell::new(false);
-    let login = login(Way::Sshd, 30001, WHERE_AM_I, |call| {
-        if (call.step, call.name()) == ("inside", "prctl") && !ended.replace(true) {
-            let supervisor = status(&call.pid.to_string(), "PPid");
-            sh(format!("kill -KILL {supervisor}")).ok();
-            eventually("its end", || status(&supervisor, "State").starts_with('Z').then_some(()));
-        }
-        None
-    });
-    assert!(ended.get(), "no call of prctl(2) inside");
-    let has_not_started = |login: &Login| {
-        let client = &login.client;
-        assert_eq!((client.status, client.out.as_str()), (Some(255), ""), "{client:?}");
-        assert_eq!(login.wrong, [""; 0]);
-    };
-    has_not_started(&login);
-    // Whoever cannot ask ends as well.
-    let cannot_ask = tracer::login(Way::Sshd, 30001, WHERE_AM_I, |call| is_poll_inside(call).then_some(libc::EPERM));
-    assert!(cannot_ask.calls.iter().any(|call| call.answered));
-    has_not_started(&cannot_ask);
-    assert_eq!(on_a_kernel(|call| (is_poll_inside(call) && call.nth == 1).then_some(libc::EINTR)).0, Outcome::Joined);
 }
 
 /// What the monitor forks gives up CAP_SETUID before anything else happens there, or ends.

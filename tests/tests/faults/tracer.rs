@@ -30,8 +30,6 @@ pub struct Call {
     /// fork(3).
     pub step: &'static str,
     number: c_long,
-    /// The process that makes it, as the host counts.
-    pub pid: pid_t,
     pub arguments: [u64; 6],
     /// The how manieth of this name about this object in this step, from 1 on.
     pub nth: usize,
@@ -480,7 +478,7 @@ impl Tracer {
         let (object, path) = describe(pid, &memory, number, &arguments, self.uid, &self.pid_1);
         let before = self.calls.iter().filter(|call| (call.step, call.number, &call.object) == (step, number, &object));
         let nth = before.count() + 1;
-        let mut call = Call { step, number, pid, arguments, nth, object, result: 0, answered: false };
+        let mut call = Call { step, number, arguments, nth, object, result: 0, answered: false };
         let is_inside =
             || namespace(pid, "mnt").is_some_and(|now| now == self.mounts) && !is_unprivileged(pid, self.uid);
         // What terminals.rs looks up is not the tenant's.
