@@ -29,8 +29,10 @@ fn alarm(uid: u32, msg: &str) -> String {
     format!(r#"{{"container":{uid},"unix":1400000000,"msg":"{msg}"}}"#)
 }
 
-/// Makes a file of this owner's.
+/// Makes a file of this owner's, in place of an older one: with fs.protected_regular root must not
+/// write to that.
 fn raise(file: &Path, owner: u32, text: &str) {
+    drop(fs::remove_file(file));
     fs::write(file, text).unwrap();
     std::os::unix::fs::chown(file, Some(owner), Some(owner)).unwrap();
     fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
