@@ -143,10 +143,12 @@ impl Client {
 
     fn request(&self, path: &str, body: Option<&[u8]>) -> Result<Response, String> {
         let address = format!("{}{path}", self.base);
-        let _ = self.tls.was_cut();
-        let once = || match body {
-            None => self.agent.get(&address).call(),
-            Some(body) => self.agent.post(&address).content_type("application/octet-stream").send(body),
+        let once = || {
+            let _ = self.tls.was_cut(); // of an earlier request
+            match body {
+                None => self.agent.get(&address).call(),
+                Some(body) => self.agent.post(&address).content_type("application/octet-stream").send(body),
+            }
         };
         let mut answer = once();
         // A new connection is never stale. A value that the API took before it closed the

@@ -221,11 +221,17 @@ impl Encrypted {
         sent.map_err(|error| self.stale_or(error.into()))
     }
 
+    /// Whether the end of the connection makes it [`Stale`].
+    const fn is_stale(&self) -> bool {
+        self.has_answered && self.is_asked
+    }
+
     /// This error, unless the connection was kept and closed meanwhile.
     fn stale_or(&self, error: Error) -> Error {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
-        let is_end = matches!(&error, Error::Io(error) if matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset));
-        if is_end && self.has_answered && self.is_asked { Error::Io(io::Error::other(Stale)) } else { error }
+        let ends = [BrokenPipe, ConnectionAborted, ConnectionReset];
+        let is_end = matches!(&error, Error::Io(error) if ends.contains(&error.kind()));
+        if is_end && self.is_stale() { Error::Io(io::Error::other(Stale)) } else { error }
     }
 }
 
@@ -258,7 +264,7 @@ impl Transport for Encrypted {
                 return Err(self.stale_or(error));
             }
         };
-        if amount == 0 && self.has_answered && self.is_asked {
+        if amount == 0 && self.is_stale() {
             return Err(Error::Io(io::Error::other(Stale)));
         }
         self.has_answered |= amount > 0;

@@ -291,7 +291,7 @@ fn serve(context: &SslContext, connection: TcpStream, state: &Mutex<State>) {
         match answer.end {
             End::Next => {}
             End::Last => {
-                let _ = stream.get_ref().peek(&mut [0]);
+                let _ = stream.read(&mut [0; 4096]); // what is left unread would be a reset
                 return;
             }
             End::Close => {

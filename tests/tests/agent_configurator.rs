@@ -412,6 +412,12 @@ fn a_kept_connection_that_the_api_closes_is_replaced() {
     assert_eq!(said.lines().count(), MANY.len(), "{said}");
     let connections: BTreeSet<_> = node.api.asked().iter().map(|asked| asked.connection).collect();
     assert_eq!(connections.len(), 2, "the list has one, and the files have one");
+    // How the first one ended says nothing about an answer that ends with the second one.
+    fs::remove_file(node.directory.join("vassals/30001.ini")).unwrap();
+    node.api.answers("/containers/30001.ini", [Answer::until_the_end("[uwsgi]\nwhole = 1\n")]);
+    let said = node.agent("once containers").ok();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert_eq!(node.api.asked().len(), 2, "the file is requested once");
     // A new connection without an answer is an error, and nobody asks again and again.
     node.api.answers("/containers/", [Answer::raw("")]);
     let error = node.agent("once containers").failed();
