@@ -241,9 +241,7 @@ fn send(node: &mut Node, directory: &OwnedFd, name: &str, alarm: Alarm, report: 
                 return Ok(false);
             }
         }
-        if let Err(errno) = unlink(directory, name) {
-            report.problem(format!("remove {NAME}/{name}: {errno}"));
-        }
+        unlink(directory, name, report);
     }
     report.change(Action::Send, path, Some(alarm.msg));
     Ok(true)
@@ -251,19 +249,22 @@ fn send(node: &mut Node, directory: &OwnedFd, name: &str, alarm: Alarm, report: 
 
 /// Removes what must not be there. A directory with something in it stays.
 fn remove(node: &Node, directory: &OwnedFd, name: &str, report: &mut Report) {
-    match if node.is_dry_run { Ok(()) } else { unlink(directory, name) } {
-        Ok(()) => report.change(Action::Remove, node.directory.join(NAME).join(name).display().to_string(), None),
-        Err(errno) => report.problem(format!("remove {NAME}/{name}: {errno}")),
+    if node.is_dry_run || unlink(directory, name, report) {
+        report.change(Action::Remove, node.directory.join(NAME).join(name).display().to_string(), None);
     }
 }
 
-/// Removes a name, or an empty directory that a tenant has made there.
-fn unlink(directory: &OwnedFd, name: &str) -> nix::Result<()> {
-    match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
+/// Removes a name, or an empty directory that a tenant has made there. Whether it is gone.
+fn unlink(directory: &OwnedFd, name: &str, report: &mut Report) -> bool {
+    let removed = match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
         Err(Errno::EISDIR) => unlinkat(directory, name, UnlinkatFlags::RemoveDir),
         Err(Errno::ENOENT) => Ok(()),
         other => other,
+    };
+    if let Err(errno) = removed {
+        report.problem(format!("remove {NAME}/{name}: {errno}"));
     }
+    removed.is_ok()
 }
 
 #[cfg(test)]
