@@ -37,6 +37,11 @@ impl From<FileStat> for Inode {
     }
 }
 
+/// The pids of all processes, in the pid namespace of /proc.
+pub fn pids() -> io::Result<impl Iterator<Item = i32>> {
+    Ok(std::fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
+}
+
 /// A process's directory in /proc. Once the process has ended, every lookup in it fails with ESRCH.
 #[derive(Debug)]
 pub struct Proc(OwnedFd);

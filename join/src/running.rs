@@ -3,7 +3,7 @@
 //! For commands that look at all of them. A login finds its own container by
 //! [`emperor_socket`](crate::emperor_socket) or [`link`](crate::link), and trusts nothing here.
 
-use crate::proc::{Proc, Status};
+use crate::proc::{self, Proc, Status};
 use shared::ContainerUid;
 use std::io;
 
@@ -23,8 +23,7 @@ pub struct Running {
 /// with a user namespace is none: its root may be 1000000 here, which is no account.
 pub fn containers() -> io::Result<impl Iterator<Item = Running>> {
     let own = Proc::own_namespace("user").ok();
-    let pids = std::fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    Ok(pids.filter_map(move |pid: i32| {
+    Ok(proc::pids()?.filter_map(move |pid| {
         let process = Proc::of(pid).ok()?;
         let (uid, parent) = Status::new(&process.read("status").ok()?).container_pid_1()?;
         // Only root can read it.

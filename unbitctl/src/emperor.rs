@@ -6,7 +6,7 @@ use crate::command;
 use crate::containers::{self, VASSALS};
 use crate::rootfs::RootFs;
 use anyhow::{Context, Result, bail};
-use join::proc::Status;
+use join::proc::{self, Status};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
@@ -86,14 +86,12 @@ pub fn has_systemd(node: &RootFs) -> bool {
 
 /// The processes that can be the Emperor, see [`Status::is_emperor`].
 pub fn pids() -> Vec<i32> {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let is_one = |pid: &i32| {
         let text = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         Status::new(&text).is_emperor()
     };
-    pids.filter(is_one).collect()
+    proc::pids().into_iter().flatten().filter(is_one).collect()
 }
 
 /// The unit, as it was before it was enabled and started and as it is now.

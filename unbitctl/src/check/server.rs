@@ -53,8 +53,7 @@ pub fn listener() -> Option<i32> {
 }
 
 fn pids() -> impl Iterator<Item = i32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten();
-    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+    join::proc::pids().into_iter().flatten()
 }
 
 /// Reads the command line only of root processes outside of containers: reading it takes the lock

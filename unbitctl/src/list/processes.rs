@@ -1,7 +1,7 @@
 //! Reads the processes of the node from /proc, once.
 
 use anyhow::{Context, Result};
-use join::proc::{START, Status, stat_field};
+use join::proc::{self, START, Status, stat_field};
 use nix::unistd::{SysconfVar, sysconf};
 use std::collections::HashMap;
 use std::fs;
@@ -55,9 +55,8 @@ impl Clock {
 impl Processes {
     /// Reads each once.
     pub fn read() -> Result<Self> {
-        let entries = fs::read_dir("/proc").context("read /proc")?;
-        let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        let all = pids.filter_map(|pid: i32| Process::parse(pid, &read(pid, "status")?));
+        let pids = proc::pids().context("read /proc")?;
+        let all = pids.filter_map(|pid| Process::parse(pid, &read(pid, "status")?));
         Ok(Self::new(all.collect(), Clock::new()?))
     }
 
