@@ -166,11 +166,11 @@ test:
 	tests/run --release $(RELEASE) --all
 
 # What finds most in a minute: the unit tests and corpora, logins that work or are refused, their log, what binds a session, the NSS module.
-FAST = refusals,unit_tests,login,confinement,session_log,nss_proof,nss_clients,corpora
+FAST = unreachable,unit_tests,refusals,login,confinement,session_log,nss_proof,nss_clients,corpora
 test-fast:
 	@tests/prepare node
 	tests/build $(RELEASE)
-	tests/run --release $(RELEASE) --only $(FAST)
+	tests/run --release $(RELEASE) --jobs 3 --only $(FAST)
 
 TIMES = 20
 BUSY = 1
