@@ -1,9 +1,11 @@
 //! The report of a job's round: what it has changed or would change, and what failed. For people,
 //! as JSON, and once for the log.
 
+use nix::sys::stat::{FileStat, fstat};
 use serde::Serialize;
 use shared::escape;
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Write};
 
@@ -130,8 +132,16 @@ pub fn json(value: &impl Serialize) -> serde_json::Result<String> {
 
 /// Writes one line to standard error. A write error is ignored.
 pub fn log(what: impl fmt::Display) {
-    let line = format!("unbit-agent: {}\n", escape::line(&what.to_string()));
+    // The journal names the program in each line.
+    let is_journal = fstat(io::stderr()).is_ok_and(|status| is_journal(std::env::var_os("JOURNAL_STREAM"), &status));
+    let line = format!("{}{}\n", if is_journal { "" } else { "unbit-agent: " }, escape::line(&what.to_string()));
     let _ = io::stderr().write_all(line.as_bytes()); // in one piece
+}
+
+/// Whether JOURNAL_STREAM of systemd.exec(5), "DEVICE:INODE", names this file. It is inherited, and
+/// standard error may have been redirected since.
+fn is_journal(variable: Option<OsString>, status: &FileStat) -> bool {
+    variable.is_some_and(|stream| stream == *format!("{}:{}", status.st_dev, status.st_ino))
 }
 
 /// Writes to standard output. EPIPE (as with head(1)) is no error.
@@ -162,6 +172,15 @@ mod tests {
         assert_eq!(said.lines("keys", &with(&[])), ["keys: works again"]);
         assert_eq!(said.lines("keys", &with(&[])), [""; 0]);
         assert_eq!(said.lines("keys", &with(&["a"])), ["keys: a"]);
+    }
+
+    #[test]
+    fn the_journal_is_known_by_its_device_and_inode() {
+        let status = fstat(io::stderr()).unwrap();
+        let names = |device, inode| is_journal(Some(format!("{device}:{inode}").into()), &status);
+        assert!(names(status.st_dev, status.st_ino));
+        assert!(!names(status.st_dev, status.st_ino + 1), "redirected");
+        assert!(!is_journal(None, &status), "not a unit of systemd's");
     }
 
     #[test]
