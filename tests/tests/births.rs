@@ -6,7 +6,7 @@
 //! things of the node belong to a session: sshd's program, which runs as the user and is not
 //! dumpable, its socket to the client, and its socket pairs with the monitor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -107,10 +107,18 @@ impl Seen {
     fn since(offset: usize) -> Self {
         let mut seen = Self::default();
         let text = fs::read(file()).unwrap();
+        let mut born = BTreeSet::new();
         for line in String::from_utf8_lossy(&text[offset..]).lines() {
-            match line.split(' ').next().unwrap() {
-                "born" => seen.born += 1,
+            let mut words = line.split(' ');
+            let (what, pid) = (words.next().unwrap(), words.next());
+            match what {
+                "born" => {
+                    seen.born += 1;
+                    born.insert(pid);
+                }
                 "missed" => seen.missed += 1,
+                // The end of a look at one before, on a busy machine.
+                _ if !born.contains(&pid) => {}
                 "session" => seen.sessions += 1,
                 "whole" => seen.whole += 1,
                 _ => {
@@ -180,12 +188,16 @@ fn assert_nothing_of_the_nodes_is_born(way: &str) {
 
         let logins = std::env::var("LOGINS").map_or(LOGINS, |logins| logins.parse().unwrap());
         let (next, start) = (AtomicUsize::new(0), size());
+        // Sessions can end before the first look at them is complete: on a busy machine it takes more.
+        // Those that are seen in part are judged as well.
+        let (wanted, most) = (logins - logins / 10, 3 * logins);
+        let is_enough = |n| n >= logins && (n >= most || Seen::since(start).sessions >= wanted);
         std::thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| {
                     loop {
                         let n = next.fetch_add(1, Ordering::SeqCst);
-                        if n >= logins {
+                        if is_enough(n) {
                             break;
                         }
                         KINDS[n % KINDS.len()].1(n);
@@ -198,15 +210,15 @@ fn assert_nothing_of_the_nodes_is_born(way: &str) {
             (left.trim() == "0").then_some(())
         });
         let seen = Seen::since(start);
+        let logins = next.into_inner() - 3; // each of the three has ended with one that it did not make
         println!(
             "{way}: {logins} logins; {} births, {} more ended before they were seen; {} sessions and {} other processes looked at completely",
             seen.born, seen.missed, seen.sessions, seen.whole
         );
         assert!(seen.wrong.is_empty(), "{way}: of {} births: {:#?}", seen.born, seen.wrong);
         assert!(
-            // One may end while it is looked at; those that are seen in part are judged as well.
-            seen.sessions >= logins - logins / 10,
-            "only {} sessions were looked at completely, of {logins} logins",
+            seen.sessions >= wanted,
+            "only {} sessions were looked at completely, of {logins} logins, where {wanted} are wanted",
             seen.sessions
         );
         assert_onlooker_sees(&hostile.leader); // it still looks

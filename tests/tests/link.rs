@@ -233,9 +233,9 @@ fn many_processes_and_many_groups() {
     let container = Engine::new("web1").start();
     let group = container.group();
     let _link = container.link(30001);
+    // Each of them is looked at, which takes a busy machine longer than 3 s.
+    let patient = with_option("timeout=30");
     {
-        // Each of them is looked at, which takes a busy machine longer than 3 s.
-        let _patient = with_option("timeout=30");
         // All are children of a process of the container's, and end with it.
         let fork = format!(
             "echo $$ >{group}/cgroup.procs; exec nsenter -t {} -m -p setpriv --bounding-set=-sys_ptrace perl -e 'for (1..5000) {{ fork or do {{ sleep 86400; exit }} }} $| = 1; print qq(done\\n); sleep 86400'",
@@ -276,6 +276,7 @@ fn many_processes_and_many_groups() {
         let _nested = make("for (1..3000) { mkdir q(n) or die $!; chdir q(n) or die $! }");
         assert_login_in(&container, "web1");
     }
+    drop(patient);
     {
         let _too_many = make("for $a (1..200) { mkdir $a; for $b (1..170) { mkdir qq($a/$b) or die $! } }");
         let log = Log::from_now();
