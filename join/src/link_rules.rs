@@ -68,12 +68,12 @@ impl LinkRules {
         if !self.root_is_trusted && self.our_user_namespace_owns_it {
             // Children that it forked before it entered that namespace can have more.
             if has_own_user_namespace {
-                let cause = "its pid 1 is in a user namespace of its own, but its pid namespace belongs to the node's, where its other \
-                    processes can have power, and root has not said that its root is trusted";
+                let cause = "its pid 1 is in a user namespace of its own, but its pid namespace belongs to the node's: other processes \
+                    there can have CAP_SYS_PTRACE, and /etc/unbit/UID.root-is-trusted does not exist";
                 return refuse(Reason::RootTooPowerful, cause);
             }
             if tracers::can_trace(status)? {
-                let cause = "its root can have CAP_SYS_PTRACE in the node's user namespace, and root has not said that it is trusted";
+                let cause = "its root can have CAP_SYS_PTRACE in the node's user namespace, and /etc/unbit/UID.root-is-trusted does not exist";
                 return refuse(or_starting(Reason::RootTooPowerful), cause);
             }
         }
@@ -88,8 +88,8 @@ impl LinkRules {
         }
         let Some(pid) = tracers::find(&self.subtree, deadline)? else { return Ok(()) };
         let cause = format!(
-            "its process {pid} can have CAP_SYS_PTRACE in the node's user namespace, though its pid 1 cannot, and root has not said that its root \
-             is trusted"
+            "its process {pid} can have CAP_SYS_PTRACE in the node's user namespace, though its pid 1 cannot, and \
+             /etc/unbit/UID.root-is-trusted does not exist"
         );
         Err(Refusal::new(Reason::RootTooPowerful, cause))
     }

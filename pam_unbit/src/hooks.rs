@@ -54,7 +54,7 @@ fn end_the_process_on_a_panic() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         std::panic::set_hook(Box::new(|panic| {
-            sys::log_critical(&printable(&format!("pam_unbit: internal error, this login ends: {panic}")));
+            sys::log_critical(&printable(&format!("pam_unbit: internal error, login refused: {panic}")));
             exit_now(255);
         }));
     });

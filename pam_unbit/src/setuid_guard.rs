@@ -67,7 +67,7 @@ unsafe extern "C" fn in_the_child() {
     let give_up = || caps::drop(None, CapSet::Effective, Capability::CAP_SETUID);
     let given_up = with_errno(give_up);
     if let Err(refusal) = given_up.context(Reason::Broken, "give up CAP_SETUID until the container is entered") {
-        let line = format!("pam_unbit: a login ends as its session begins: {}", refusal.cause);
+        let line = format!("pam_unbit: login refused at the start of its session: {}", refusal.cause);
         sys::log_critical(&CString::new(line).unwrap_or_default());
         exit_now(255);
     }

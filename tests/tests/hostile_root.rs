@@ -82,8 +82,7 @@ fn cap_sys_ptrace_outside_the_bounding_set_is_found() {
         return;
     }
     let ready = "open my $r, q(>), q(/tmp/ready); close $r";
-    let pid_1 =
-        "its root can have CAP_SYS_PTRACE in the node's user namespace, and root has not said that it is trusted";
+    let pid_1 = "its root can have CAP_SYS_PTRACE in the node's user namespace, and /etc/unbit/UID.root-is-trusted does not exist";
     assert_seen_through(&format!("perl -e '{DROP}; {ready}; {LOOK}'"), "perl", pid_1);
     let child = "can have CAP_SYS_PTRACE in the node's user namespace, though its pid 1 cannot";
     let drop_all = "exec qw(setpriv --bounding-set=-sys_ptrace sleep 86400)";

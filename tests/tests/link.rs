@@ -418,7 +418,7 @@ fn a_container_whose_root_can_ptrace_needs_the_trust_file() {
     }
     let container = Engine::new("web1").running("sleep 86400", "sleep").start();
     let _link = container.link(30001);
-    assert_refused(TOO_MUCH_POWER, "root has not said that it is trusted");
+    assert_refused(TOO_MUCH_POWER, "/etc/unbit/UID.root-is-trusted does not exist");
     let _trust = trust(30001);
     assert_login_in(&container, "web1");
     assert_eq!(open_program(&container).ok(), "\x7fELF", "what the trust is about");

@@ -320,7 +320,7 @@ fn a_panic_ends_the_login() {
                 _ => ssh(30001, "touch /tmp/landed-on-the-host"),
             };
             assert_eq!(done.status, Some(255), "{point}: {done:?}");
-            let line = log.one_line("internal error, this login ends");
+            let line = log.one_line("internal error, login refused");
             assert!(line.contains(point), "{line}");
         }
         assert_no_session_on_the_host();
