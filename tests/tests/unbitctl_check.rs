@@ -754,7 +754,7 @@ fn services_of_the_guide() {
         eventually("a listener", || Path::new("/run/listens").exists().then_some(()));
     };
     listen("127.0.0.1");
-    assert_healthy(&check("services"), "all whose files are there run: http");
+    assert_healthy(&check("services"), "every service with a file in /etc/uwsgi/services runs: http");
     listen("0.0.0.0");
     one(&check("services"), "fail", "http offers its statistics on 0.0.0.0:5003, not only on 127.0.0.1");
 }
@@ -776,7 +776,7 @@ fn keys_and_certificates_of_the_guide() {
         'api_client_cert_file = /etc/uwsgi/ssl/client.crt' 'api_client_key_file = /etc/uwsgi/ssl/client.key' >/etc/uwsgi/local.ini")
     .ok();
     let found = check("secrets");
-    one(&found, "fail", "/etc/uwsgi/local.ini does not say: api_domain");
+    one(&found, "fail", "/etc/uwsgi/local.ini has no value for: api_domain");
     for file in ["uwsgi.it.crt", "uwsgi.it.key", "client.crt", "client.key"] {
         one(&found, "fail", &format!("there is no /etc/uwsgi/ssl/{file}"));
     }

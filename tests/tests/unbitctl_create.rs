@@ -244,10 +244,10 @@ fn what_was_made_is_undone_when_a_step_fails() {
             done.out.contains("FAIL  pam") && !done.out.contains("vassal"),
             "before the container is started: {done:?}"
         );
-        assert!(done.failed().contains("a login would end at pam: "));
+        assert!(done.failed().contains("a login would fail at step pam: "));
         // Nobody reads what is wrong.
         let unread = sh(format!("unbitctl create 30006 --key {KEY} >/dev/full"));
-        assert!(unread.failed().contains("a login would end at pam: "));
+        assert!(unread.failed().contains("a login would fail at step pam: "));
         assert_eq!(state(), before);
     }
 

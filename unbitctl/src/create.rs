@@ -71,8 +71,8 @@ pub struct Arguments {
     /// says)
     #[arg(long, value_name = "NUMBER", value_parser = vassal::parse_cpus)]
     cpus: Option<u64>,
-    /// Its limit on disk space, such as 10G, and its share of the files, if /containers has user
-    /// quotas
+    /// Its limit on disk space, such as 10G, and one on files in proportion, if /containers has
+    /// user quotas
     #[arg(long, value_name = "SIZE", value_parser = vassal::parse_size)]
     disk: Option<u64>,
     /// Give up after this many seconds if it has not started
@@ -306,7 +306,7 @@ impl<'a> Plan<'a> {
             |finding: &&Finding| BEFORE_THE_CONTAINER.contains(&finding.check) && !self.is_excused(finding);
         match failure(&findings).filter(of_the_node) {
             Some(failure) => {
-                let error = anyhow::anyhow!("a login would end at {}: {}", failure.check, failure.seen);
+                let error = anyhow::anyhow!("a login would fail at step {}: {}", failure.check, failure.seen);
                 Err(Failed { error, findings })
             }
             None => Ok(()),
@@ -371,7 +371,7 @@ impl<'a> Plan<'a> {
             if Instant::now() >= end {
                 let error = match failure(&findings).filter(|_| runs.is_some()) {
                     Some(failure) => anyhow::anyhow!(
-                        "after {} s a login would end at {}: {}",
+                        "after {} s a login would fail at step {}: {}",
                         limit.as_secs(),
                         failure.check,
                         failure.seen

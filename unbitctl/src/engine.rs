@@ -249,7 +249,7 @@ fn payload(process: &Path, name: &str) -> Result<Found> {
     if !number.is_empty() {
         warnings.push(format!(
             "it should be {PAYLOAD}{name}: LXC uses another name while a cgroup of an earlier start is left, and {PAYLOAD}{name} again once \
-             that is gone; remove it (rmdir), restart the container, and attach it again"
+             that is gone; remove it (rmdir), restart the container, and run unbitctl attach again"
         ));
     }
     // With lxc.cgroup.dir the cgroups of a container are below one that keeps its name, whatever
@@ -301,10 +301,10 @@ fn scope(process: &Path, engine: &str, name: &str) -> Result<Found> {
     }
     let lasting = match engine {
         "podman" => format!(
-            "create it with --cgroup-parent=unbit-{name}.slice, or by a quadlet, and attach it again: then a new one has the same cgroup"
+            "create it with --cgroup-parent=unbit-{name}.slice, or by a quadlet, and run unbitctl attach again: then a new one has the same cgroup"
         ),
         _ => format!(
-            "create it with --cgroup-parent=unbit-{name}.slice and attach it again: then a new one has the same cgroup"
+            "create it with --cgroup-parent=unbit-{name}.slice and run unbitctl attach again: then a new one has the same cgroup"
         ),
     };
     Ok(Found {

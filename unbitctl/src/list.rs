@@ -40,7 +40,7 @@ Examples:
   unbitctl list --openmetrics >/var/lib/prometheus/node-exporter/unbit.prom.new
 
 Columns:
-  NAME      its second names (links in /containers); no column if no container has one
+  NAME      its second names (symbolic links in /containers); no column if no container has one
   ENGINE    what runs it, according to its link in /etc/unbit; uwsgi if it has no link
   STATE     running, or why a login would be refused; the cause is below the table
   SESSIONS  open sessions, see unbitctl sessions

@@ -86,7 +86,7 @@ enum Command {
     /// Stop and remove a container that the Emperor runs; its files stay unless --purge is given
     #[command(after_help = remove::EXAMPLES)]
     Remove(remove::Arguments),
-    /// Make a container of another engine reachable by ssh, by a link to its cgroup
+    /// Link an account to a container of another engine, for ssh (does not enter it)
     #[command(after_help = attach::EXAMPLES)]
     Attach(attach::Arguments),
     /// Remove a link that attach made, or a second name

@@ -76,7 +76,8 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     if !node.is_dry_run {
         node.memory.ports = None;
         command::run(NFT, &["-f", "-"], &ruleset)?;
-        let listing = list()?.with_context(|| format!("the table ip {TABLE} is gone again"))?;
+        let listing =
+            list()?.with_context(|| format!("the table ip {TABLE} was loaded, and somebody has removed it"))?;
         node.memory.ports = Some((ruleset.clone(), listing));
     }
     report.change(Action::Load, format!("table ip {TABLE}"), Some(ruleset));

@@ -49,7 +49,7 @@ const STEPS: [(&str, &str); 12] = [
     ("account", "sshd accepts only users that glibc knows and whose shell exists on the node"),
     ("sshd", "sshd accepts or refuses a user before it asks pam_unbit"),
     ("pam", "pam_unbit.so refuses container users unless /etc/pam.d/sshd has its three lines"),
-    ("keys", "container users can log in with keys only"),
+    ("keys", "container users log in with keys: pam_unbit refuses their passwords"),
     ("reach", "the container is found by the link /etc/unbit/UID, or by the process that listens on its ns.socket"),
     ("verify", "a session joins the namespaces of the container's own pid 1 and of no other process"),
     ("namespaces", "a session never stays in the node's mount and pid namespaces"),
@@ -374,7 +374,7 @@ fn no_directory(container: ContainerUid, home: &str) -> Finding {
         }
         (Some(_), _) => {
             let seen = format!("{seen}, though there is an account {name}: its logins are refused");
-            fail("account", seen, format!("{absent}; if it is not to be, {}", take_out(&name)))
+            fail("account", seen, format!("{absent}; if there should be no container {name}, {}", take_out(&name)))
         }
         (None, Some(user)) => {
             let seen = format!(

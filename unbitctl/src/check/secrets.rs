@@ -94,7 +94,7 @@ fn judge_local(text: &str) -> Option<Finding> {
         |option: &&&str| value(text, option).is_some_and(|value| !(value.starts_with('<') && value.ends_with('>')));
     let missing: Vec<_> = NEEDED.iter().filter(|option| !is_set(option)).copied().collect();
     (!missing.is_empty()).then(|| {
-        let seen = format!("{LOCAL} does not say: {}", missing.join(" "));
+        let seen = format!("{LOCAL} has no value for: {}", missing.join(" "));
         Finding::fail(CHECK, WHY_LOCAL, seen, format!("editor {LOCAL}"))
     })
 }
@@ -171,7 +171,7 @@ mod tests {
             ("file = /k", "file =", "api_client_key_file"),
         ] {
             let finding = judge_local(&good.replace(from, to)).unwrap();
-            assert_eq!(finding.seen, format!("/etc/uwsgi/local.ini does not say: {missing}"), "{to}");
+            assert_eq!(finding.seen, format!("/etc/uwsgi/local.ini has no value for: {missing}"), "{to}");
         }
         assert_eq!(value("a = 1\n[legion]\na = 2\n", "a"), Some("2"));
     }

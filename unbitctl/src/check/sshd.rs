@@ -159,7 +159,7 @@ const SETTINGS: [Setting; 9] = [
         state: State::Fail,
         good: |value| value == "yes",
         value: |_| "yes".to_owned(),
-        why: "container users can log in with keys only",
+        why: "container users log in with keys: pam_unbit refuses their passwords",
     },
     KEYS_SETTING,
     Setting {
@@ -316,7 +316,7 @@ fn faults(config: &EffectiveConfig) -> Vec<(&'static Setting, String)> {
 fn judge(node: &RootFs, config: &EffectiveConfig) -> Vec<Finding> {
     let mut findings = judge_settings(node, config, Profile::Login);
     if has_no_keys(config) {
-        let why = "container users can log in with keys only, and sshd looks for none";
+        let why = "container users log in with keys, and sshd looks for none";
         let seen = format!("{KEYS} {}, and neither AuthorizedKeysCommand nor TrustedUserCAKeys", config.of(KEYS));
         let fix = cannot_fix(node, &KEYS_SETTING, &config.of(KEYS)).unwrap_or_else(|| node.setup(NAME));
         findings.push(Finding::fail(NAME, why, seen, fix));

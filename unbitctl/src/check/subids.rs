@@ -99,7 +99,7 @@ fn judge(kind: &Kind, line: &str, containers: &[ContainerUid]) -> Option<Finding
     // Root needs none of it, and gives such ranges to containers of other engines.
     if matches!(name, "root" | "0") {
         let seen = format!("{seen}, so what root starts with them has the uid of the container {}", first?);
-        let fix = format!("give root another range in {}, and the containers that use it", kind.file);
+        let fix = format!("give root another range in {}, and change the containers that use the old one", kind.file);
         return Some(Finding::warn(CHECK, WHY, seen, fix));
     }
     let fix = kind.removal(name, &range);

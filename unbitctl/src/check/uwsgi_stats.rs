@@ -63,7 +63,11 @@ fn judge(has: &dyn Fn(&str) -> bool, listening: &[SocketAddrV4]) -> Vec<Finding>
         return vec![Finding::fail(CHECK, WHY, format!("{DIRECTORY} has no service of the guide"), COPY)];
     }
     if findings.is_empty() {
-        findings.push(Finding::ok(CHECK, WHY, format!("all whose files are there run: {}", well.join(" "))));
+        findings.push(Finding::ok(
+            CHECK,
+            WHY,
+            format!("every service with a file in {DIRECTORY} runs: {}", well.join(" ")),
+        ));
     }
     findings
 }
@@ -85,7 +89,7 @@ mod tests {
         let all = [5000, 5001, 5002, 5003].map(at);
         assert_eq!(
             seen(&["containers", "http", "tuntap"], &all),
-            [(State::Ok, "all whose files are there run: containers tuntap http".to_owned())]
+            [(State::Ok, "every service with a file in /etc/uwsgi/services runs: containers tuntap http".to_owned())]
         );
         let silent = |name: &str, port: u16| {
             (State::Fail, format!("/etc/uwsgi/services/{name}.ini exists, but nothing listens on 127.0.0.1:{port}"))
