@@ -22,12 +22,17 @@ use std::time::Duration;
 
 /// What is answered where there is no number.
 const NONE: u64 = u64::MAX;
+/// How long the process may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The process, as the collector sees it. It ends with the socket.
 pub struct Quotas {
     socket: UnixStream,
     /// The number of the last question.
     asked: u32,
+    /// Why the process is not asked again in this round. A frozen file system holds it up for each
+    /// container, and a round must not take the time limit for each.
+    failure: Option<String>,
 }
 
 impl Quotas {
@@ -42,22 +47,46 @@ impl Quotas {
             }
             exit_now(0)
         };
-        ours.set_read_timeout(Some(Duration::from_secs(5)))?;
-        ours.set_write_timeout(Some(Duration::from_secs(5)))?;
-        Ok(Some(Self { socket: ours, asked: 0 }))
+        ours.set_read_timeout(Some(TIMEOUT))?;
+        ours.set_write_timeout(Some(TIMEOUT))?;
+        Ok(Some(Self { socket: ours, asked: 0, failure: None }))
     }
 
-    /// The bytes that a container has on its disk.
-    pub fn of(&mut self, uid: ContainerUid) -> Option<u64> {
+    /// The bytes that a container has on its disk. `None` if there is no quota, or if the process
+    /// has failed to answer in this round.
+    pub fn used_bytes(&mut self, uid: ContainerUid) -> Option<u64> {
+        if self.failure.is_some() {
+            return None;
+        }
+        match self.ask(uid) {
+            Ok(bytes) => Some(bytes).filter(|bytes| *bytes != NONE),
+            Err(error) => {
+                self.failure = Some(match error.kind() {
+                    io::ErrorKind::WouldBlock => {
+                        format!("the process that reads quotas did not answer within {} s", TIMEOUT.as_secs())
+                    }
+                    _ => format!("the process that reads quotas has ended; restart the collector ({error})"),
+                });
+                None
+            }
+        }
+    }
+
+    /// Ends a round: the next one asks again. Returns why this one did not get every answer.
+    pub fn end_round(&mut self) -> Option<String> {
+        self.failure.take()
+    }
+
+    fn ask(&mut self, uid: ContainerUid) -> io::Result<u64> {
         self.asked = self.asked.wrapping_add(1);
-        self.socket.write_all(&[self.asked.to_be_bytes(), uid.get().to_be_bytes()].concat()).ok()?;
+        self.socket.write_all(&[self.asked.to_be_bytes(), uid.get().to_be_bytes()].concat())?;
         loop {
             let (mut number, mut bytes) = ([0; 4], [0; 8]);
-            self.socket.read_exact(&mut number).ok()?;
-            self.socket.read_exact(&mut bytes).ok()?;
+            self.socket.read_exact(&mut number)?;
+            self.socket.read_exact(&mut bytes)?;
             // An answer that came too late is another question's.
             if u32::from_be_bytes(number) == self.asked {
-                return Some(u64::from_be_bytes(bytes)).filter(|bytes| *bytes != NONE);
+                return Ok(u64::from_be_bytes(bytes));
             }
         }
     }
@@ -101,13 +130,46 @@ fn serve(mut socket: &UnixStream, device: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    fn uid(number: u32) -> ContainerUid {
+        ContainerUid::new(number).unwrap()
+    }
+
+    fn quotas_and_other_end() -> (Quotas, UnixStream) {
+        let (socket, theirs) = UnixStream::pair().unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        (Quotas { socket, asked: 0, failure: None }, theirs)
+    }
+
+    #[test]
+    fn a_process_that_hangs_is_asked_once_in_a_round() {
+        let (mut quotas, theirs) = quotas_and_other_end();
+        theirs.set_nonblocking(true).unwrap();
+        let questions = || {
+            let mut bytes = Vec::new();
+            let _ = (&theirs).read_to_end(&mut bytes);
+            bytes.len() / 8
+        };
+        for _ in 0..2 {
+            (30001..30010).for_each(|number| assert_eq!(quotas.used_bytes(uid(number)), None));
+            assert_eq!(questions(), 1);
+            assert!(quotas.end_round().is_some_and(|reason| reason.contains("did not answer within")));
+        }
+        assert_eq!(quotas.end_round(), None);
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_reported() {
+        let (mut quotas, theirs) = quotas_and_other_end();
+        drop(theirs);
+        assert_eq!(quotas.used_bytes(uid(30001)), None);
+        assert!(quotas.end_round().is_some_and(|reason| reason.contains("has ended")));
+    }
+
     #[test]
     fn a_late_answer_is_not_taken_for_the_next_ones() {
-        let (socket, mut theirs) = UnixStream::pair().unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-        let mut quotas = Quotas { socket, asked: 0 };
-        let uid = |number| ContainerUid::new(number).unwrap();
-        assert_eq!(quotas.of(uid(30001)), None, "the kernel takes its time");
+        let (mut quotas, mut theirs) = quotas_and_other_end();
+        assert_eq!(quotas.used_bytes(uid(30001)), None, "the kernel takes its time");
+        assert!(quotas.end_round().is_some());
         let mut question = [0; 8];
         theirs.read_exact(&mut question).unwrap();
         let mut answer = |question: [u8; 8], bytes: u64| {
@@ -115,7 +177,7 @@ mod tests {
         };
         answer(question, 1);
         answer([0, 0, 0, 2, 0, 0, 0, 0], 2);
-        assert_eq!(quotas.of(uid(30002)), Some(2));
+        assert_eq!(quotas.used_bytes(uid(30002)), Some(2));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::Node;
 use crate::api::Posted;
 use crate::client::{MAX_REFUSED, Post};
 use crate::names::DomainName;
+use crate::quota::Quotas;
 use crate::report::{Action, Report};
 use anyhow::{Context, Result, bail};
 use join::cgroups::{Hierarchies, Version};
@@ -82,6 +83,14 @@ struct Subscriber {
 }
 
 pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
+    let done = send_all(node, report);
+    if let Some(reason) = node.quotas.as_mut().and_then(Quotas::end_round) {
+        report.problem(format!("container.quota is not sent for every container: {reason}"));
+    }
+    done
+}
+
+fn send_all(node: &mut Node, report: &mut Report) -> Result<()> {
     let listed = node.api.container_numbers()?;
     let mut sender = Sender { refused: HashMap::new(), sent: 0, time: now(), pending: Vec::new() };
     let network = network().unwrap_or_else(|error| {
@@ -239,9 +248,9 @@ fn io_of_version_2(text: &str) -> (u64, u64) {
 }
 
 /// The disk, and the network as the tuntap router counts it.
-fn of_others(uid: ContainerUid, network: &Network, quotas: Option<&mut crate::quota::Quotas>) -> Vec<Metric> {
+fn of_others(uid: ContainerUid, network: &Network, quotas: Option<&mut Quotas>) -> Vec<Metric> {
     let mut metrics = Vec::new();
-    metrics.extend(quotas.and_then(|quotas| quotas.of(uid)).map(|bytes| ("container.quota", bytes)));
+    metrics.extend(quotas.and_then(|quotas| quotas.used_bytes(uid)).map(|bytes| ("container.quota", bytes)));
     if let Some((rx, tx)) = network.get(&uid.get()) {
         metrics.extend([("container.net.rx", *rx), ("container.net.tx", *tx)]);
     }
