@@ -307,8 +307,8 @@ pub fn user_keyrings() -> Vec<i64> {
     [USER, USER_SESSION].into_iter().filter_map(|keyring| keyctl(GET_KEYRING_ID, keyring, 0).ok()).collect()
 }
 
-/// Ends a key, wherever it is linked: where the caller may search it, or change that it may not.
-/// Otherwise empties it, where the caller may write. It is no error if it may do nothing.
+/// Invalidates a key, so that it is gone wherever it is linked. A caller that may not search it
+/// grants itself that permission first. If neither is allowed, revokes the key. Errors are ignored.
 pub fn end_key(key: i64) {
     const REVOKE: libc::c_int = 3;
     const SETPERM: libc::c_int = 5;
