@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 /// Nothing that is asked here takes longer.
 const SECONDS: &str = "60";
 
-/// Runs a program; its output.
+/// Runs a program. Returns its output.
 pub fn run(program: &str, arguments: &[&str], input: &str) -> Result<String> {
     let mut command = Command::new("/usr/bin/timeout");
     command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C").current_dir("/");
@@ -22,9 +22,12 @@ pub fn run(program: &str, arguments: &[&str], input: &str) -> Result<String> {
         drop(stdin.write_all(input.as_bytes()));
     }
     let done = child.wait_with_output().with_context(|| format!("run {program}"))?;
+    // timeout(1) exits with 124 on a timeout. If signal N ended the program (a crash, or SIGKILL
+    // after the time limit), it ends by that signal, too, or exits with 128 + N.
     match done.status.code() {
         Some(0) => Ok(String::from_utf8(done.stdout)?),
-        Some(124 | 137) => bail!("{program} did not end within {SECONDS} s"),
+        Some(124) => bail!("{program} did not end within {SECONDS} s"),
+        None | Some(129..=192) => bail!("{program} crashed, or did not end within {SECONDS} s"),
         Some(127) => bail!("{program} is not installed"),
         _ => {
             let said = String::from_utf8_lossy(&done.stderr);
@@ -45,5 +48,13 @@ mod tests {
         let error = run("/bin/ls", &["/no/such"], "").unwrap_err().to_string();
         assert!(error.contains("/bin/ls failed: ") && error.contains("No such file"), "{error}");
         assert!(run("/no/such", &[], "").unwrap_err().to_string().contains("is not installed"));
+    }
+
+    #[test]
+    fn a_signal_that_ends_it_is_no_failure_without_a_reason() {
+        for signal in ["KILL", "SEGV"] {
+            let error = run("/bin/sh", &["-c", &format!("kill -{signal} $$")], "").unwrap_err().to_string();
+            assert!(error.contains("/bin/sh crashed, or did not end within"), "{signal}: {error}");
+        }
     }
 }

@@ -124,7 +124,8 @@ fn answer(mut command: Command, program: &str) -> Result<Output> {
 
 fn output(done: io::Result<std::process::Output>, program: &str) -> Result<Output> {
     let done = done.with_context(|| format!("run {program}"))?;
-    // timeout(1) exits with 124 on a timeout, and with 128 + N if signal N ended the program.
+    // timeout(1) exits with 124 on a timeout. If signal N ended the program (a crash, or SIGKILL
+    // after the time limit), it ends by that signal, too, or exits with 128 + N.
     let status = done.status.code().filter(|status| *status != 124 && !(129..=192).contains(status));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if status == Some(127) {
