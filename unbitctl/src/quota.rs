@@ -5,7 +5,7 @@
 //! file system can have one user would keep every other one from making any.
 
 use crate::rootfs::RootFs;
-use crate::sys::{self, DiskLimit};
+use crate::sys::{self, DiskLimit, DiskQuota};
 use crate::vassal::size;
 use anyhow::{Context, Result, bail};
 use join::mountinfo::device_of;
@@ -17,11 +17,31 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+/// The file system of /containers.
+#[derive(Debug)]
+pub struct Disk {
+    directory: OwnedFd,
+    /// Empty if it is on none.
+    device: String,
+}
+
+impl Disk {
+    /// Finds it.
+    pub fn open(node: &RootFs) -> Result<Self> {
+        let directory = node.open(CONTAINERS).context(CONTAINERS)?;
+        Ok(Self { directory, device: device_of(CONTAINERS).context(CONTAINERS)?.unwrap_or_default() })
+    }
+
+    /// The quota of this user.
+    pub fn quota(&self, uid: ContainerUid) -> nix::Result<DiskQuota> {
+        sys::disk_quota(&self.directory, &self.device, uid.get())
+    }
+}
+
 /// Whether limits hold there, and which one a user has.
 #[derive(Clone, Debug)]
 pub struct State {
-    directory: Rc<OwnedFd>,
-    device: String,
+    disk: Rc<Disk>,
     is_on: bool,
     limit: DiskLimit,
     space: Space,
@@ -51,16 +71,15 @@ impl Space {
 
 /// The quota of this user.
 pub fn state(node: &RootFs, uid: ContainerUid) -> Result<State> {
-    let directory = node.open(CONTAINERS).context(CONTAINERS)?;
-    let device = device_of(CONTAINERS).context(CONTAINERS)?.unwrap_or_default();
-    let is_on = sys::user_quota(&directory, &device).is_ok_and(|quota| quota.counts && quota.limits);
-    let limit = match is_on {
-        true => sys::disk_limit(&directory, &device, uid.get()).context("quotactl")?,
-        false => DiskLimit::default(),
+    let disk = Disk::open(node)?;
+    let is_on = sys::user_quota(&disk.directory, &disk.device).is_ok_and(|quota| quota.counts && quota.limits);
+    let limit = match is_on.then(|| disk.quota(uid)) {
+        None | Some(Err(Errno::ENOENT)) => DiskLimit::default(),
+        Some(quota) => quota.context("quotactl")?.limit,
     };
-    let all = fstatvfs(&directory).context(CONTAINERS)?;
+    let all = fstatvfs(&disk.directory).context(CONTAINERS)?;
     let space = Space { bytes: all.blocks().saturating_mul(all.fragment_size()), files: all.files() };
-    Ok(State { directory: Rc::new(directory), device, is_on, limit, space })
+    Ok(State { disk: Rc::new(disk), is_on, limit, space })
 }
 
 impl State {
@@ -98,7 +117,7 @@ impl State {
 
     /// Sets the limit.
     pub fn set(&self, uid: ContainerUid, limit: DiskLimit) -> Result<()> {
-        match sys::set_disk_limit(&self.directory, &self.device, uid.get(), limit) {
+        match sys::set_disk_limit(&self.disk.directory, &self.disk.device, uid.get(), limit) {
             Err(Errno::ESRCH) => bail!("the user quota of {CONTAINERS} has been turned off"),
             other => other.context("set the limit on the disk"),
         }

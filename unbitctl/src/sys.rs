@@ -209,18 +209,20 @@ pub struct DiskLimit {
     pub files: u64,
 }
 
-/// What this user may have.
-pub fn disk_limit(file: &OwnedFd, device: &str, uid: u32) -> nix::Result<DiskLimit> {
+/// What a user has on a file system, and its limit.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct DiskQuota {
+    pub used_bytes: u64,
+    pub limit: DiskLimit,
+}
+
+/// The quota of this user. ENOENT: nothing is known of it, as on xfs before its first file.
+pub fn disk_quota(file: &OwnedFd, device: &str, uid: u32) -> nix::Result<DiskQuota> {
     // SAFETY: all zeros is a value of this plain C struct.
     let mut block: libc::dqblk = unsafe { std::mem::zeroed() };
-    match quotactl(libc::Q_GETQUOTA, file, device, uid, &mut block) {
-        // Nothing is known of this user, as on xfs before its first file.
-        Err(Errno::ENOENT) => Ok(DiskLimit::default()),
-        other => other.map(|()| DiskLimit {
-            bytes: block.dqb_bhardlimit.saturating_mul(QUOTA_BLOCK),
-            files: block.dqb_ihardlimit,
-        }),
-    }
+    quotactl(libc::Q_GETQUOTA, file, device, uid, &mut block)?;
+    let limit = DiskLimit { bytes: block.dqb_bhardlimit.saturating_mul(QUOTA_BLOCK), files: block.dqb_ihardlimit };
+    Ok(DiskQuota { used_bytes: block.dqb_curspace, limit })
 }
 
 /// The limit that the kernel has after it was set to this many bytes.

@@ -1,14 +1,13 @@
 //! Reads what a container uses, from its cgroups and its quota.
 
 use super::processes::Process;
+use crate::quota::Disk;
+use crate::rootfs::RootFs;
 use anyhow::Result;
 use join::cgroups::{Hierarchies, Version};
-use join::mountinfo::device_of;
 use join::proc::Proc;
-use nix::sys::quota::{QuotaType, quotactl_get};
 use serde::Serialize;
 use shared::ContainerUid;
-use shared::settings::CONTAINERS;
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -47,18 +46,18 @@ pub struct Resources {
     hierarchies: Hierarchies,
     /// How many containers there are below a cgroup.
     members: HashMap<PathBuf, usize>,
-    /// The device that holds the containers, if it is one with quotas that we may read.
-    device: Option<PathBuf>,
+    /// Where their quotas are, if we may read them.
+    disk: Option<Disk>,
 }
 
 impl Resources {
-    /// Finds the cgroups and the device.
+    /// Finds the cgroups and the file system.
     pub fn new(is_root: bool) -> Result<Self> {
         let hierarchies = Hierarchies::mounted().map_err(|refusal| anyhow::anyhow!(refusal.cause))?;
         Ok(Self {
             hierarchies,
             members: HashMap::new(),
-            device: if is_root { device_of(CONTAINERS).ok().flatten().map(PathBuf::from) } else { None },
+            disk: if is_root { Disk::open(&RootFs::at(None)).ok() } else { None },
         })
     }
 
@@ -95,15 +94,11 @@ impl Resources {
 
     /// What this container uses.
     pub fn of(&self, uid: ContainerUid, leader: Option<&Process>, link: Option<&Path>) -> Usage {
-        let quota =
-            self.device.as_deref().and_then(|device| quotactl_get(QuotaType::USRQUOTA, device, uid.get() as i32).ok());
+        let quota = self.disk.as_ref().and_then(|disk| disk.quota(uid).ok());
         let mut used = Usage {
-            quota_used_bytes: quota.and_then(|quota| quota.occupied_space()),
-            // In blocks of 1 KiB (QIF_DQBLKSIZE of quotactl(2)); 0 is no limit.
-            quota_limit_bytes: quota
-                .and_then(|quota| quota.blocks_hard_limit())
-                .filter(|blocks| *blocks > 0)
-                .map(|blocks| blocks * 1024),
+            quota_used_bytes: quota.map(|quota| quota.used_bytes),
+            // 0 is no limit.
+            quota_limit_bytes: quota.map(|quota| quota.limit.bytes).filter(|bytes| *bytes > 0),
             ..Usage::default()
         };
         let Some(leader) = leader.and_then(with_parent) else { return used };
@@ -208,7 +203,7 @@ mod tests {
     fn the_outermost_cgroup_of_its_own() {
         let path = |text: &str| PathBuf::from(text);
         let members = HashMap::from([(path("/cg/all"), 2), (path("/cg/all/1"), 1), (path("/cg/all/1/init.scope"), 1)]);
-        let resources = Resources { hierarchies: Hierarchies::mounted().unwrap(), members, device: None };
+        let resources = Resources { hierarchies: Hierarchies::mounted().unwrap(), members, disk: None };
         let directories = ["/cg/all/1/init.scope", "/cg/all/1", "/cg/all"].map(PathBuf::from);
         assert_eq!(resources.own(&directories, None), Some(&path("/cg/all/1")));
         assert_eq!(resources.own(&directories[2..], None), Some(&path("/cg/all")), "better than none");
