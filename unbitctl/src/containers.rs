@@ -10,11 +10,16 @@ use std::path::{Path, PathBuf};
 
 /// Everything in the directory of the containers that is named as one, by number.
 pub fn all(node: &RootFs) -> io::Result<Vec<ContainerUid>> {
-    let entries = node.resolve(CONTAINERS).and_then(std::fs::read_dir)?;
-    let mut all: Vec<_> =
+    named_in(node, CONTAINERS)
+}
+
+/// What is named as a container in a directory, by number.
+fn named_in(node: &RootFs, directory: &str) -> io::Result<Vec<ContainerUid>> {
+    let entries = node.resolve(directory).and_then(std::fs::read_dir)?;
+    let mut named: Vec<_> =
         entries.filter_map(|entry| ContainerUid::parse(entry.ok()?.file_name().as_encoded_bytes())).collect();
-    all.sort_by_key(|container| container.get());
-    Ok(all)
+    named.sort_by_key(|container| container.get());
+    Ok(named)
 }
 
 /// Where a file is a container.
@@ -76,9 +81,7 @@ pub fn vassals_of(container: ContainerUid) -> Vec<PathBuf> {
 
 /// The containers of other engines, which have a link.
 pub fn linked(node: &RootFs) -> Vec<ContainerUid> {
-    let links = node.resolve(link::DIRECTORY).and_then(std::fs::read_dir);
-    let names = links.into_iter().flatten().flatten().map(|entry| entry.file_name());
-    names.filter_map(|name| ContainerUid::parse(name.as_encoded_bytes())).collect()
+    named_in(node, link::DIRECTORY).unwrap_or_default()
 }
 
 /// A container of the node's, any of them.
