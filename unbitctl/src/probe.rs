@@ -11,7 +11,7 @@ use join::Deadline;
 use join::attach::{Attachment, Forked, Who};
 use join::deadline::{is_ready, read_within};
 use join::refusal::{Context, Reason, Refusal};
-use join::sys::{exit_now, pidfd_open, reset_signal_action, retry};
+use join::sys::{exit_now, pidfd_open, reset_signal_action, retry, with_errno};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::signal::{Signal, kill};
@@ -124,7 +124,7 @@ pub fn detach_from_operator(container: ContainerUid) -> Result<(), Refusal> {
     // Rust ignores it, and what is ignored stays so through an exec.
     reset_signal_action(Signal::SIGPIPE).context(Reason::Broken, "set back SIGPIPE")?;
     umask(Mode::from_bits_truncate(0o022));
-    let none = caps::clear(None, CapSet::Inheritable).map_err(|_| Errno::last());
+    let none = with_errno(|| caps::clear(None, CapSet::Inheritable));
     none.context(Reason::Broken, "drop inheritable capabilities")?;
     retry(|| setgroups(&[Gid::from_raw(container.get())])).context(Reason::Broken, "drop root's groups")
 }
