@@ -499,9 +499,8 @@ fn must_be_complete(name: &str) -> Result<()> {
     if !root.is_dir() {
         bail!("there is no distribution {shown}: unbitctl setup distribution {name}");
     }
-    let needed = NEEDED;
     if let Some(lack) =
-        needed.iter().find(|directory| !root.join(directory).symlink_metadata().is_ok_and(|found| found.is_dir()))
+        NEEDED.iter().find(|directory| !root.join(directory).symlink_metadata().is_ok_and(|found| found.is_dir()))
     {
         bail!("{shown} has no directory {lack}, which a container's start needs: unbitctl setup distribution {name}");
     }

@@ -119,7 +119,7 @@ pub fn of(cgroup: &Path) -> &'static str {
         "lxc"
     } else if has("libpod") || holds(cgroup, "libpod") {
         "podman"
-    } else if has("docker-") || has("docker") || holds(cgroup, "docker-") {
+    } else if has("docker") || holds(cgroup, "docker-") {
         "docker"
     } else if last.starts_with("machine-") {
         "machine"
