@@ -3,9 +3,9 @@
 
 use crate::names::DomainName;
 use anyhow::{Context, Result, bail};
+use join::regular_file;
 use shared::{decimal, escape};
 use std::fs::File;
-use std::io::Read;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
@@ -49,12 +49,11 @@ impl Settings {
     /// Reads a file.
     pub fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let mut text = String::new();
         let file = File::open(path).with_context(|| name.clone())?;
-        file.take(MAX_FILE + 1).read_to_string(&mut text).with_context(|| name.clone())?;
-        if text.len() as u64 > MAX_FILE {
+        let Some(bytes) = regular_file::read(file, MAX_FILE).with_context(|| name.clone())? else {
             bail!("{name} is longer than {MAX_FILE} bytes");
-        }
+        };
+        let text = String::from_utf8(bytes).with_context(|| name.clone())?;
         Self::parse(&text).with_context(|| name)
     }
 

@@ -20,7 +20,6 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::Deserialize;
 use shared::ContainerUid;
 use std::collections::{BTreeSet, HashMap};
-use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -194,16 +193,16 @@ fn read(directory: &OwnedFd, name: &str) -> Result<Found> {
         Ok(file) => file,
     };
     let owner = fstat(&file).with_context(|| format!("{NAME}/{name}"))?.st_uid;
-    let mut bytes = Vec::new();
-    file.take(MAX_ALARM + 1).read_to_end(&mut bytes).with_context(|| format!("{NAME}/{name}"))?;
-    Ok(parse(&bytes, owner).map_or_else(|cause| Found::Invalid(format!("uid {owner}: {cause:#}")), Found::Alarm))
+    let bytes = regular_file::read(file, MAX_ALARM).with_context(|| format!("{NAME}/{name}"))?;
+    let alarm = match bytes {
+        Some(bytes) => parse(&bytes, owner),
+        None => Err(anyhow::anyhow!("longer than {MAX_ALARM} bytes")),
+    };
+    Ok(alarm.map_or_else(|cause| Found::Invalid(format!("uid {owner}: {cause:#}")), Found::Alarm))
 }
 
 /// An alarm of whoever owns the file: a container for itself, root for any.
 pub fn parse(bytes: &[u8], owner: u32) -> Result<Alarm> {
-    if bytes.len() as u64 > MAX_ALARM {
-        bail!("longer than {MAX_ALARM} bytes");
-    }
     // uWSGI writes the bytes of a message as they are.
     let alarm: Alarm = serde_json::from_str(&String::from_utf8_lossy(bytes))
         .map_err(|_| anyhow::anyhow!("not the JSON of an alarm"))?;
