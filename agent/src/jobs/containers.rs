@@ -58,7 +58,7 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
         });
         match done {
             Ok(()) => drop(state.containers.insert(uid, about.mtime.clone())),
-            Err(error) => report.problem(format!("{error:#}")),
+            Err(error) => report.problem(error),
         }
     }
     state.containers.retain(|uid, _| listed.contains_key(uid));
@@ -70,7 +70,7 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
         && !node.is_dry_run
         && let Err(error) = write_state(node, &state)
     {
-        report.problem(format!("{error:#}"));
+        report.problem(error);
     }
     node.memory.state = Some(state);
     node.memory.listed = Some(listed);

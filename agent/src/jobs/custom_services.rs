@@ -34,7 +34,7 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
             Err(error) => Err(error.context(format!("GET {PATH}: {name}"))),
         };
         if let Err(error) = done {
-            report.problem(format!("{error:#}"));
+            report.problem(error);
         }
     }
     let ours: Vec<_> = there.into_iter().filter(|name| is_service(name)).collect();

@@ -38,7 +38,7 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
             Err(anyhow::anyhow!("the API asks for {}, which --allow-file does not name", escape::quoted(&name)))
         };
         if let Err(error) = done {
-            report.problem(format!("{error:#}"));
+            report.problem(error);
         }
     }
     Ok(())

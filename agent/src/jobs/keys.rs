@@ -45,7 +45,7 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
         });
         match done {
             Ok(()) => drop(node.memory.keys.insert(number, about.keys_changed.clone())),
-            Err(error) => report.problem(format!("{error:#}")),
+            Err(error) => report.problem(error),
         }
     }
     node.memory.keys.retain(|uid, _| listed.contains_key(uid));

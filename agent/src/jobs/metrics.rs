@@ -94,7 +94,7 @@ fn send_all(node: &mut Node, report: &mut Report) -> Result<()> {
     let listed = node.api.container_numbers()?;
     let mut sender = Sender { refused: HashMap::new(), sent: 0, time: now(), pending: Vec::new() };
     let network = network().unwrap_or_else(|error| {
-        report.problem(format!("{error:#}"));
+        report.problem(error);
         Network::default()
     });
     let hierarchies = Hierarchies::mounted().map_err(|refusal| anyhow::anyhow!(refusal.cause))?;
@@ -115,7 +115,7 @@ fn send_all(node: &mut Node, report: &mut Report) -> Result<()> {
     }
     let done = domains(node, &listed, &mut sender, report);
     for error in [done, sender.flush(node, report)].into_iter().filter_map(Result::err) {
-        report.problem(format!("{error:#}"));
+        report.problem(error);
     }
     if !node.is_dry_run {
         report.change(Action::Send, METRICS, Some(format!("{} values", sender.sent)));

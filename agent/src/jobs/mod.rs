@@ -139,7 +139,7 @@ impl Node {
             Job::Domains => domains::round(self, &mut report),
         };
         if let Err(error) = done {
-            report.problem(format!("{error:#}"));
+            report.problem(error);
         }
         report
     }
@@ -193,7 +193,7 @@ impl Node {
             if !self.is_dry_run
                 && let Err(error) = directory.remove(name)
             {
-                report.problem(format!("{error:#}"));
+                report.problem(error);
                 continue;
             }
             report.change(Action::Remove, directory.path_of(name), None);

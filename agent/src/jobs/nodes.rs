@@ -19,7 +19,7 @@ const UNBITCTL: &str = "/usr/sbin/unbitctl";
 pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
     for (name, path) in LISTS {
         if let Err(error) = update(node, name, path, report) {
-            report.problem(format!("{error:#}"));
+            report.problem(error);
         }
     }
     let has_changed = !report.changes.is_empty();
