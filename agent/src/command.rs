@@ -30,9 +30,9 @@ pub fn run(program: &str, arguments: &[&str], input: &str) -> Result<String> {
         None | Some(129..=192) => bail!("{program} crashed, or did not end within {SECONDS} s"),
         Some(127) => bail!("{program} is not installed"),
         _ => {
-            let said = String::from_utf8_lossy(&done.stderr);
-            let said: Vec<_> = said.lines().map(str::trim).filter(|line| !line.is_empty()).take(5).collect();
-            bail!("{program} failed: {}", said.join("; "))
+            let stderr = String::from_utf8_lossy(&done.stderr);
+            let lines: Vec<_> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).take(5).collect();
+            bail!("{program} failed: {}", lines.join("; "))
         }
     }
 }

@@ -43,30 +43,30 @@ impl Fetcher {
 
     /// Asks the API once.
     pub fn ask(&mut self, request: &Request) -> Result<Response> {
-        self.converse(|socket| exchange(socket, request))
+        self.with_child(|socket| exchange(socket, request))
     }
 
     /// Sends values, and says of each by which status it was answered. `None` for values that were
     /// not sent, because many before them were refused.
     pub fn send(&mut self, posts: &[Post]) -> Result<Vec<Option<u16>>> {
-        self.converse(|socket| exchange_posts(socket, posts))
+        self.with_child(|socket| exchange_posts(socket, posts))
     }
 
     /// With the child, which ends where it does not do its part.
-    fn converse<T>(&mut self, talk: impl FnOnce(&UnixStream) -> io::Result<Result<T, String>>) -> Result<T> {
+    fn with_child<T>(&mut self, talk: impl FnOnce(&UnixStream) -> io::Result<Result<T, String>>) -> Result<T> {
         if self.child.is_none() {
             self.child = Some(self.fork()?);
-            self.hear(|socket| await_start(socket).map(Ok))?;
+            self.exchange_with_child(|socket| await_start(socket).map(Ok))?;
         }
-        self.hear(talk)
+        self.exchange_with_child(talk)
     }
 
-    fn hear<T>(&mut self, talk: impl FnOnce(&UnixStream) -> io::Result<Result<T, String>>) -> Result<T> {
-        let said = match &self.child {
+    fn exchange_with_child<T>(&mut self, talk: impl FnOnce(&UnixStream) -> io::Result<Result<T, String>>) -> Result<T> {
+        let outcome = match &self.child {
             Some((_, socket)) => talk(socket),
             None => Err(ErrorKind::NotConnected.into()),
         };
-        match said {
+        match outcome {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(text)) => bail!(text),
             Err(error) => {
@@ -86,8 +86,8 @@ impl Fetcher {
         let ForkResult::Parent { child } = fork().context("fork")? else {
             drop(ours);
             let error = drop_privileges(&self.identity, &theirs).err().map(|error| format!("{error:#}"));
-            let said = (&theirs).write_all(&framed(error.as_deref().unwrap_or_default().as_bytes()));
-            if said.is_ok() && error.is_none() {
+            let sent = (&theirs).write_all(&framed(error.as_deref().unwrap_or_default().as_bytes()));
+            if sent.is_ok() && error.is_none() {
                 drop(serve(&self.client, theirs));
             }
             exit_now(0)
@@ -264,8 +264,8 @@ fn read_command(reader: &mut impl Read) -> io::Result<Command> {
     }
 }
 
-fn answer(mut socket: &UnixStream, said: Result<Response, String>) -> io::Result<()> {
-    let (kind, may_be_half, status, bytes) = match said {
+fn answer(mut socket: &UnixStream, response: Result<Response, String>) -> io::Result<()> {
+    let (kind, may_be_half, status, bytes) = match response {
         Ok(response) => (ANSWERED, u8::from(response.may_be_half), response.status, response.body),
         Err(text) => (FAILED, 0, 0, text.into_bytes()),
     };

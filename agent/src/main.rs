@@ -233,9 +233,9 @@ fn run(daemon: Daemon, interval: Option<u64>, place: &Place) -> Result<ExitCode>
     let interval = Duration::from_secs(interval.unwrap_or(daemon.interval()));
     loop {
         let began = Instant::now();
-        for (job, said) in &mut jobs {
+        for (job, logged) in &mut jobs {
             let report = node.round(*job);
-            said.lines(&name(*job), &report).iter().for_each(log);
+            logged.lines(&name(*job), &report).iter().for_each(log);
         }
         std::thread::sleep(interval.saturating_sub(began.elapsed()));
     }

@@ -75,8 +75,8 @@ fn has_file(home: &OwnedFd) -> bool {
 /// Writes the keys, if they are others than those there are; whether they are.
 fn write(uid: ContainerUid, text: &[u8], is_dry_run: bool) -> Result<bool> {
     let work = || Ok(vec![u8::from(write_as_the_user(uid, text, is_dry_run)?)]);
-    let said = tenant::run_as(uid, work).map_err(anyhow::Error::msg)?;
-    Ok(said == [1])
+    let result = tenant::run_as(uid, work).map_err(anyhow::Error::msg)?;
+    Ok(result == [1])
 }
 
 fn write_as_the_user(uid: ContainerUid, text: &[u8], is_dry_run: bool) -> Result<bool, String> {

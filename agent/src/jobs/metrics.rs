@@ -138,8 +138,8 @@ fn domains(node: &mut Node, listed: &BTreeSet<u32>, sender: &mut Sender, report:
 /// subscribed a domain more than once.
 fn domain_sums(is_wanted: impl Fn(u32) -> bool) -> Result<BTreeMap<(DomainName, u32), [u64; 3]>> {
     let mut sums: BTreeMap<_, [u64; 3]> = BTreeMap::new();
-    let said = stats::<Http>(HTTP)?;
-    for Subscription { key, nodes } in said.map(|said| said.subscriptions).unwrap_or_default() {
+    let response = stats::<Http>(HTTP)?;
+    for Subscription { key, nodes } in response.map(|response| response.subscriptions).unwrap_or_default() {
         let Some(domain) = DomainName::parse(&key) else { continue };
         for Subscriber { uid, rx, tx, requests } in nodes.into_iter().filter(|node| is_wanted(node.uid)) {
             let sum = sums.entry((domain.clone(), uid)).or_default();
@@ -153,8 +153,13 @@ fn domain_sums(is_wanted: impl Fn(u32) -> bool) -> Result<BTreeMap<(DomainName, 
 
 /// What the tuntap router has carried.
 fn network() -> Result<Network> {
-    let said = stats::<Tuntap>(TUNTAP)?;
-    Ok(said.map(|said| said.peers).unwrap_or_default().into_iter().map(|peer| (peer.uid, (peer.rx, peer.tx))).collect())
+    let response = stats::<Tuntap>(TUNTAP)?;
+    Ok(response
+        .map(|response| response.peers)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|peer| (peer.uid, (peer.rx, peer.tx)))
+        .collect())
 }
 
 /// Each container that runs, by its pid 1 and the parent of that. Root of another engine's
@@ -395,11 +400,11 @@ mod tests {
 
     #[test]
     fn routers_say_more_than_is_read() {
-        let said: Tuntap =
+        let response: Tuntap =
             serde_json::from_str(r#"{"version":"2","peers":[{"addr":"10.0.0.3","uid":30001,"tx":2,"rx":1,"gid":1}]}"#)
                 .unwrap();
-        assert_eq!((said.peers[0].uid, said.peers[0].rx, said.peers[0].tx), (30001, 1, 2));
-        let said: Http = serde_json::from_str(r#"{"subscriptions":[{"key":"a.example","hash":1,"nodes":[{"name":"x","uid":30001,"requests":3,"tx":2,"rx":1}]}],"cheap":0}"#).unwrap();
-        assert_eq!(said.subscriptions[0].nodes[0].requests, 3);
+        assert_eq!((response.peers[0].uid, response.peers[0].rx, response.peers[0].tx), (30001, 1, 2));
+        let response: Http = serde_json::from_str(r#"{"subscriptions":[{"key":"a.example","hash":1,"nodes":[{"name":"x","uid":30001,"requests":3,"tx":2,"rx":1}]}],"cheap":0}"#).unwrap();
+        assert_eq!(response.subscriptions[0].nodes[0].requests, 3);
     }
 }

@@ -33,20 +33,20 @@ pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
         // Without an argument from the API: the lists are in files, where every line of them is
         // checked again.
         node.memory.is_firewall_loaded = false;
-        let said = command::run(UNBITCTL, &["firewall", "--reload"], "")?;
+        let output = command::run(UNBITCTL, &["firewall", "--reload"], "")?;
         node.memory.is_firewall_loaded = true;
-        // Nothing is loaded, and said, on a node whose operator has not loaded the table before.
-        let said = said.trim();
-        if has_changed && !said.is_empty() {
-            report.change(Action::Load, "table inet unbit", Some(said.to_owned()));
+        // Nothing is loaded, and printed, on a node whose operator has not loaded the table before.
+        let output = output.trim();
+        if has_changed && !output.is_empty() {
+            report.change(Action::Load, "table inet unbit", Some(output.to_owned()));
         }
     }
     Ok(())
 }
 
 fn update(node: &mut Node, name: &str, path: &str, report: &mut Report) -> Result<()> {
-    let said: Nodes = node.api.json(path)?;
-    let addresses = addresses(&said.nodes).with_context(|| format!("GET {path}"))?;
+    let response: Nodes = node.api.json(path)?;
+    let addresses = addresses(&response.nodes).with_context(|| format!("GET {path}"))?;
     let directory = node.open("")?;
     directory.names(!node.is_dry_run)?; // what was left unfinished goes
     let old = directory.read(name, crate::api::MAX_TEXT)?;

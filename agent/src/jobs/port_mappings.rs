@@ -60,8 +60,8 @@ struct Private {
 pub struct Mappings(BTreeMap<Public, Private>);
 
 pub fn round(node: &mut Node, report: &mut Report) -> Result<()> {
-    let said: ApiMappings = node.api.json(PATH)?;
-    let (mappings, skipped) = said.mappings(node.settings.public_ip).with_context(|| format!("GET {PATH}"))?;
+    let response: ApiMappings = node.api.json(PATH)?;
+    let (mappings, skipped) = response.mappings(node.settings.public_ip).with_context(|| format!("GET {PATH}"))?;
     skipped.iter().for_each(|cause| report.problem(format!("GET {PATH}: {cause}")));
     let ruleset = mappings.to_string();
     // A table of an earlier process may be of any mappings. One that this process has loaded is
@@ -203,8 +203,8 @@ mod tests {
     use super::*;
 
     fn parsed(json: &str) -> Result<(Mappings, Vec<String>)> {
-        let said: ApiMappings = serde_json::from_str(json)?;
-        said.mappings(Some(Ipv4Addr::new(192, 0, 2, 1)))
+        let response: ApiMappings = serde_json::from_str(json)?;
+        response.mappings(Some(Ipv4Addr::new(192, 0, 2, 1)))
     }
 
     fn mappings(json: &str) -> Result<Mappings> {
