@@ -262,7 +262,7 @@ pub fn sshd(data: &[u8]) {
     for line in text.lines() {
         let (keyword, value) = line.split_at(line.find(' ').unwrap_or(line.len()));
         assert!(config.each(keyword).iter().any(|other| other == value.trim()), "{line:?}");
-        assert!(config.of(keyword).contains(value.trim()));
+        assert!(config.value(keyword).contains(value.trim()));
     }
     let _ = (config.addresses(), config.asks_pam(), config.forced_command());
 

@@ -199,10 +199,10 @@ fn attach_message(uid: ContainerUid, engine: &Engine, found: &Found, pid: i32, b
     if let Some(before) = before.filter(|before| *before != found.cgroup) {
         text.push_str(&format!("note: the link led to {}\n", before.display()));
     }
-    if before != Some(&found.cgroup) && trusted(uid).exists() {
+    if before != Some(&found.cgroup) && trust_file(uid).exists() {
         text.push_str(&format!(
             "note: {} says that this container's root is trusted; remove it unless that is true of the {}\n",
-            trusted(uid).display(),
+            trust_file(uid).display(),
             engine.name()
         ));
     }
@@ -215,7 +215,7 @@ fn link_path(uid: ContainerUid) -> PathBuf {
 }
 
 /// Root's word that a container's root is trusted.
-fn trusted(uid: ContainerUid) -> PathBuf {
+fn trust_file(uid: ContainerUid) -> PathBuf {
     Path::new(DIRECTORY).join(format!("{uid}{ROOT_IS_TRUSTED_SUFFIX}"))
 }
 
@@ -287,8 +287,8 @@ pub fn unlink(uid: ContainerUid) -> Result<Vec<(PathBuf, Option<PathBuf>)>> {
     let before = read(&link)?;
     let mut removed = Vec::new();
     // The word first: it must never be there for a container that is linked later.
-    if remove(&trusted(uid))? {
-        removed.push((trusted(uid), None));
+    if remove(&trust_file(uid))? {
+        removed.push((trust_file(uid), None));
     }
     if before.is_some() && remove(&link)? {
         removed.push((link, before));
@@ -310,7 +310,7 @@ pub fn detach(arguments: &DetachArguments) -> Result<ExitCode> {
     if let Account::Name(name) = &arguments.account {
         return detach_name(name, uid).map(|()| ExitCode::SUCCESS);
     }
-    for name in names::of(uid) {
+    for name in names::names_of(uid) {
         detach_name(&name, uid)?;
     }
     let removed = unlink(uid)?;

@@ -224,15 +224,15 @@ impl<'a> Plan<'a> {
         self.must_let_in()?;
         interrupt.check()?;
         let before = self.running()?;
-        let is_new = self.write_vassal(progress, undo)?;
+        let was_written = self.write_vassal(progress, undo)?;
         let started = Instant::now();
         if let Some(what) = self.emperor.start()? {
             undo.push(Step::Service(what));
             progress.changed("emperor", what.description());
         }
-        let findings = self.wait(interrupt, progress, if is_new { before } else { None })?;
+        let findings = self.wait(interrupt, progress, if was_written { before } else { None })?;
         let pid = self.running()?.map_or_else(String::new, |pid| format!("its pid 1 is process {pid} on this node"));
-        match (is_new, started.elapsed().as_secs_f64()) {
+        match (was_written, started.elapsed().as_secs_f64()) {
             (true, seconds) => progress.changed("start", format!("{pid}, after {seconds:.1} s")),
             _ => progress.found("start", pid),
         }

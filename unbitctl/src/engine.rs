@@ -79,7 +79,7 @@ pub const UWSGI: &str = "uwsgi";
 
 /// Which engine runs a container, by where its link leads, if it has one.
 pub fn by_link(link: Option<&Path>) -> &'static str {
-    link.map_or(UWSGI, of)
+    link.map_or(UWSGI, by_cgroup)
 }
 
 /// Where root's link of an account leads. Everybody may look.
@@ -105,7 +105,7 @@ fn number_of_payload<'a>(cgroup: &'a Path, name: &str) -> Option<&'a str> {
 }
 
 /// Which engine a cgroup is of, in a word, by its path.
-pub fn of(cgroup: &Path) -> &'static str {
+pub fn by_cgroup(cgroup: &Path) -> &'static str {
     let names: Vec<_> = cgroup.iter().filter_map(|name| name.to_str()).collect();
     let has = |begin: &str| names.iter().any(|name| name.starts_with(begin));
     let last = names.last().copied().unwrap_or_default();
@@ -409,7 +409,7 @@ mod tests {
             ("/c/a/b", "cgroup"),
             ("/", "cgroup"),
         ] {
-            assert_eq!(of(Path::new(path)), engine, "{path}");
+            assert_eq!(by_cgroup(Path::new(path)), engine, "{path}");
         }
     }
 

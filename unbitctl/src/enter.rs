@@ -101,8 +101,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let inside = |messages: &mut Messages| session.run_inside(messages, &inner, &signals.before);
     let program = arguments.command.first().map_or(shared::settings::SHELL.into(), |program| program.to_string_lossy());
     let outer = Cell::new(Some(outer));
-    let send = || {
-        let probe = probe::send(attachment, who, options.timeout, before, inside);
+    let spawn = || {
+        let probe = probe::spawn(attachment, who, options.timeout, before, inside);
         let arrived = probe.map_err(|refusal| refused(container, &refusal)).and_then(|mut probe| {
             Ok(match arrival(&mut probe, container, &program, options.timeout)? {
                 Some(status) => Err(status),
@@ -114,7 +114,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             Err(1)
         })
     };
-    let started = reaper::fork(|| drop(outer.take()), send)?;
+    let started = reaper::fork(|| drop(outer.take()), spawn)?;
     drop(inner);
     match (started, outer.take()) {
         (Started::Runs(reaper), Some(outer)) => stay_outside(reaper, outer, &signals),
@@ -341,7 +341,7 @@ fn stay_outside(mut reaper: Reaper, outer: OuterEnds, signals: &Signals) -> Resu
             }
             Signal::SIGCONT => {
                 if let Some(raw) = &raw {
-                    let _ = raw.again();
+                    let _ = raw.reapply();
                 }
             }
             // Only a reader of the remaining output is left.

@@ -317,7 +317,7 @@ fn inspect(
         cause,
         pid: leader.map(|leader| leader.pid),
         since_seconds: leader.and_then(Process::started).map(|ticks| processes.time_of(ticks)),
-        used: resources.of(uid, leader, link.as_deref()),
+        used: resources.usage(uid, leader, link.as_deref()),
         seen: Instant::now(),
         sessions: sessions::count(Path::new(sessions::DIRECTORY), uid),
     };

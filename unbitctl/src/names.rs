@@ -81,7 +81,7 @@ pub fn container_of(name: &SecondName) -> Result<ContainerUid> {
 }
 
 /// Whether root alone can have made the links in /containers; if not, why.
-pub fn directory_is_roots() -> Result<()> {
+pub fn containers_must_belong_to_root() -> Result<()> {
     let directory = retry(|| stat(CONTAINERS_PATH)).with_context(|| CONTAINERS.to_owned())?;
     must_be_roots(&directory).map_err(|seen| anyhow::anyhow!("{CONTAINERS} {seen}"))
 }
@@ -122,7 +122,7 @@ pub fn links(node: &RootFs) -> Vec<Link> {
 }
 
 /// The second names of a container.
-pub fn of(uid: ContainerUid) -> Vec<SecondName> {
+pub fn names_of(uid: ContainerUid) -> Vec<SecondName> {
     let names = links(&RootFs::at(None)).into_iter().filter_map(|link| link.second_name());
     names.filter(|(_, container)| *container == uid).map(|(name, _)| name).collect()
 }
@@ -135,7 +135,7 @@ pub fn can_be_given(name: &SecondName, uid: ContainerUid) -> Result<()> {
         Err(error) => return Err(error).with_context(|| link.display().to_string()),
         Ok(_) => must_be_its(name, uid)?,
     }
-    directory_is_roots()
+    containers_must_belong_to_root()
         .context("second names need a /containers that only root can write to (unbitctl setup directories)")?;
     let user = nix::unistd::User::from_name(name.as_str()).with_context(|| format!("look up the account {name}"))?;
     match user {

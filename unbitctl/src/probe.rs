@@ -51,7 +51,7 @@ const MAX_MESSAGES: usize = 4096;
 
 /// Forks a process into the container, which does `inside` there; `before` is done on the way,
 /// before anything is joined. Only for a program of one thread.
-pub fn send(
+pub fn spawn(
     attachment: Attachment,
     who: Who,
     limit: Duration,

@@ -22,11 +22,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// How many names are read at a time: a directory may have millions.
-const SOME: usize = 1024;
+const BATCH: usize = 1024;
 
-/// Removes the directory `name` of `parent`, which must be root's. Calls `gone` with the number of
-/// files removed so far, and ends if that fails.
-pub fn purge(parent: &Path, name: &str, gone: &mut dyn FnMut(u64) -> Result<()>) -> Result<()> {
+/// Removes the directory `name` of `parent`, which must be root's. Calls `on_removed` with the
+/// number of files removed so far, and ends if that fails.
+pub fn purge(parent: &Path, name: &str, on_removed: &mut dyn FnMut(u64) -> Result<()>) -> Result<()> {
     let shown = parent.join(name).display().to_string();
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let parent = nix::fcntl::open(parent, flags, Mode::empty()).with_context(|| parent.display().to_string())?;
@@ -37,7 +37,7 @@ pub fn purge(parent: &Path, name: &str, gone: &mut dyn FnMut(u64) -> Result<()>)
         Err(Errno::EXDEV) => bail!("{shown} is a mount point: umount {shown}"),
         Err(errno) => return Err(errno).with_context(|| shown.clone()),
     };
-    let mut tree = Tree { top: top.as_fd(), moved: 0, removed: 0, gone };
+    let mut tree = Tree { top: top.as_fd(), moved: 0, removed: 0, on_removed };
     tree.empty_top().with_context(|| format!("empty {shown}"))?;
     drop(top);
     unlinkat(&parent, name.as_c_str(), UnlinkatFlags::RemoveDir).with_context(|| format!("remove {shown}"))
@@ -47,7 +47,7 @@ struct Tree<'a> {
     top: BorrowedFd<'a>,
     moved: u64,
     removed: u64,
-    gone: &'a mut dyn FnMut(u64) -> Result<()>,
+    on_removed: &'a mut dyn FnMut(u64) -> Result<()>,
 }
 
 impl Tree<'_> {
@@ -80,7 +80,7 @@ impl Tree<'_> {
             }
             for inner in names {
                 if !self.remove(directory.as_fd(), &inner)? && !self.move_up(directory.as_fd(), &inner)? {
-                    self.empty_where_it_is(directory.as_fd(), &inner)?;
+                    self.remove_in_place(directory.as_fd(), &inner)?;
                 }
             }
         }
@@ -94,7 +94,7 @@ impl Tree<'_> {
 
     /// Removes a directory with all that is in it, however deep, and moves nothing: only the
     /// directory that it is in is open at a time.
-    fn empty_where_it_is(&mut self, parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
+    fn remove_in_place(&mut self, parent: BorrowedFd<'_>, name: &CStr) -> Result<()> {
         let mut directory = match open(parent, name) {
             Ok(directory) => directory,
             Err(Errno::ENOENT) => return Ok(()),
@@ -168,7 +168,7 @@ impl Tree<'_> {
 
     fn count(&mut self) -> Result<()> {
         self.removed += 1;
-        (self.gone)(self.removed)
+        (self.on_removed)(self.removed)
     }
 }
 
@@ -199,7 +199,7 @@ fn some_names(directory: BorrowedFd<'_>) -> Result<Vec<CString>> {
         if !matches!(name.as_bytes(), b"." | b"..") {
             names.push(name);
         }
-        if names.len() == SOME {
+        if names.len() == BATCH {
             break;
         }
     }
@@ -261,7 +261,7 @@ mod tests {
             nix::sys::stat::mkdirat(&directory, "d", Mode::S_IRWXU).unwrap();
             directory = nix::fcntl::openat(&directory, "d", OFlag::O_PATH, Mode::empty()).unwrap();
         }
-        for number in 0..3 * SOME {
+        for number in 0..3 * BATCH {
             fs::write(place.join(format!("30001/{number}")), "").unwrap();
         }
         purge(&place, "30001", &mut |_| Ok(())).unwrap();
@@ -279,17 +279,17 @@ mod tests {
             nix::sys::stat::mkdirat(&directory, "d", Mode::S_IRWXU).unwrap();
             directory = nix::fcntl::openat(&directory, "d", OFlag::O_PATH, Mode::empty()).unwrap();
             if level % 1_000 == 0 {
-                for number in 0..SOME + 1 {
+                for number in 0..BATCH + 1 {
                     nix::unistd::symlinkat(&place.join("outside"), &directory, format!("{number}").as_str()).unwrap();
                     nix::sys::stat::mkdirat(&directory, format!("d{number}").as_str(), Mode::S_IRWXU).unwrap();
                 }
             }
         }
         fs::write(place.join("30001/d/d/file"), "").unwrap();
-        let mut tree = Tree { top: top.as_fd(), moved: 0, removed: 0, gone: &mut |_| Ok(()) };
-        tree.empty_where_it_is(top.as_fd(), c"d").unwrap();
-        tree.empty_where_it_is(top.as_fd(), c"d").unwrap();
-        assert_eq!((tree.moved, tree.removed), (0, 3_000 + 3 * 2 * (SOME as u64 + 1) + 1));
+        let mut tree = Tree { top: top.as_fd(), moved: 0, removed: 0, on_removed: &mut |_| Ok(()) };
+        tree.remove_in_place(top.as_fd(), c"d").unwrap();
+        tree.remove_in_place(top.as_fd(), c"d").unwrap();
+        assert_eq!((tree.moved, tree.removed), (0, 3_000 + 3 * 2 * (BATCH as u64 + 1) + 1));
         assert_eq!(fs::read_dir(place.join("30001")).unwrap().count(), 0);
         fs::remove_dir(place.join("outside")).unwrap();
         fs::remove_dir_all(&place).unwrap();

@@ -216,7 +216,7 @@ impl Home {
         if self.found.is_some() || had_begun {
             progress.changed("directory", format!("{shown}: removed, with {removed} files"));
         }
-        for name in names::of(self.uid) {
+        for name in names::names_of(self.uid) {
             let link = names::link_path(&name);
             fs::remove_file(&link).with_context(|| link.display().to_string())?;
             progress.changed("name", format!("{}: removed", link.display()));

@@ -82,20 +82,20 @@ impl Finding {
     }
 
     /// This finding, as an answer to this question.
-    pub fn of(self, profile: Profile) -> Self {
+    pub fn with_profile(self, profile: Profile) -> Self {
         Self { profile, ..self }
     }
 
     /// This finding, with another text for what was seen.
     pub fn with_seen(self, text: impl FnOnce(&str) -> String) -> Self {
         let seen = text(&self.seen);
-        Self::new(self.check, self.state, self.why, seen, self.fix).of(self.profile)
+        Self::new(self.check, self.state, self.why, seen, self.fix).with_profile(self.profile)
     }
 
     /// This finding, with one more line of what to do.
     pub fn with_more_to_do(self, line: &str) -> Self {
         let fix = self.fix.map_or_else(|| line.to_owned(), |fix| format!("{fix}\n{line}"));
-        Self::new(self.check, self.state, self.why, self.seen, Some(fix)).of(self.profile)
+        Self::new(self.check, self.state, self.why, self.seen, Some(fix)).with_profile(self.profile)
     }
 
     /// All is well.
@@ -349,7 +349,8 @@ FAIL  directories  /e
 
     #[test]
     fn each_question_has_its_own_count() {
-        let guide = Finding::fail("directories", "why", "missing: /ns", "setup directories").of(Profile::Guide);
+        let guide =
+            Finding::fail("directories", "why", "missing: /ns", "setup directories").with_profile(Profile::Guide);
         let both = [Finding::ok("pam", "why", "well"), guide.clone()];
         let counted = |findings: &[Finding]| summary(findings);
         assert_eq!(counted(&both), "login: 1 ok\nuwsgi.it: 1 fail\n");

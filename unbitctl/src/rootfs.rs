@@ -140,7 +140,7 @@ impl RootFs {
     }
 
     /// The command that fixes what a check of this name found.
-    pub fn setup(&self, step: &str) -> String {
+    pub fn setup_command(&self, step: &str) -> String {
         if self.is_running() {
             format!("unbitctl setup {step}")
         } else {
@@ -149,12 +149,12 @@ impl RootFs {
     }
 
     /// The command that does a step of the guide's.
-    pub fn setup_by_guide(&self, step: &str) -> String {
-        self.setup(&format!("--guide {GUIDE} {step}"))
+    pub fn guide_setup_command(&self, step: &str) -> String {
+        self.setup_command(&format!("--guide {GUIDE} {step}"))
     }
 
     /// The command that runs another on the node.
-    pub fn command(&self, command: &str) -> String {
+    pub fn command_on_node(&self, command: &str) -> String {
         if self.is_running() { command.to_owned() } else { format!("chroot {} {command}", self.quoted("/")) }
     }
 

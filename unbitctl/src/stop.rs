@@ -69,11 +69,11 @@ pub fn wait(
     let began = Instant::now();
     let mut end = End::DidNotRun;
     loop {
-        let left = left(uid, &groups)?;
-        if left.is_empty() && groups.iter().all(|group| remove(group)) {
+        let remaining = remaining_processes(uid, &groups)?;
+        if remaining.is_empty() && groups.iter().all(|group| remove(group)) {
             return Ok(end);
         }
-        if !left.is_empty() && end == End::DidNotRun {
+        if !remaining.is_empty() && end == End::DidNotRun {
             end = End::Stopped;
         }
         if began.elapsed() >= limit {
@@ -82,15 +82,20 @@ pub fn wait(
             bail!(
                 "{uid} has not ended within {} s: {}; {}: is one of its cgroups frozen, or does one of its file systems hang?",
                 limit.as_secs(),
-                if left.is_empty() { "no process is left".to_owned() } else { format!("pid {}", numbers(&left)) },
+                if remaining.is_empty() {
+                    "no process is left".to_owned()
+                } else {
+                    format!("pid {}", numbers(&remaining))
+                },
                 if stays.is_empty() { "no cgroup is left".to_owned() } else { stays.join(" ") },
             );
         }
-        if began.elapsed() >= GRACE && !left.is_empty() {
+        if began.elapsed() >= GRACE && !remaining.is_empty() {
             end = End::Killed;
-            left.iter().for_each(|pid| kill(uid, *pid));
+            remaining.iter().for_each(|pid| kill(uid, *pid));
         }
-        let waits_for = if left.is_empty() { "its cgroups".to_owned() } else { format!("pid {}", numbers(&left)) };
+        let waits_for =
+            if remaining.is_empty() { "its cgroups".to_owned() } else { format!("pid {}", numbers(&remaining)) };
         now(&format!("waiting for {uid} to end: {waits_for}"));
         interrupt.pause(POLL_INTERVAL)?;
     }
@@ -102,7 +107,7 @@ fn numbers(pids: &[i32]) -> String {
 }
 
 /// Its pid 1, also while that is starting and root, and all processes in its cgroups.
-fn left(uid: ContainerUid, groups: &[PathBuf]) -> Result<Vec<i32>> {
+fn remaining_processes(uid: ContainerUid, groups: &[PathBuf]) -> Result<Vec<i32>> {
     let processes = Processes::read()?;
     let mut left: Vec<i32> = processes.pid_1_of(uid.get()).map(|process| process.pid).into_iter().collect();
     let emperors = emperor::pids();

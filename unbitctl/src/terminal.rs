@@ -43,12 +43,12 @@ impl Raw {
     /// The one on standard input.
     pub fn new() -> nix::Result<Self> {
         let raw = Self { terminal: stdin(), before: tcgetattr(stdin())? };
-        raw.again()?;
+        raw.reapply()?;
         Ok(raw)
     }
 
     /// After a stop, in which the operator's shell may have set it otherwise.
-    pub fn again(&self) -> nix::Result<()> {
+    pub fn reapply(&self) -> nix::Result<()> {
         let mut raw = self.before.clone();
         cfmakeraw(&mut raw);
         tcsetattr(&self.terminal, SetArg::TCSADRAIN, &raw)
@@ -63,12 +63,12 @@ impl Drop for Raw {
 
 /// The operator's terminal, which gives each key as it is typed and shows none. Signals are made as
 /// before. It is as before when this is dropped.
-pub struct Keys {
+pub struct Cbreak {
     terminal: Stdin,
     before: Termios,
 }
 
-impl Keys {
+impl Cbreak {
     /// The one on standard input, if there is one and it is ours to change: who does that in the
     /// background is stopped.
     pub fn new() -> Option<Self> {
@@ -76,12 +76,12 @@ impl Keys {
         let before = tcgetattr(&terminal).ok()?;
         (tcgetpgrp(&terminal) == Ok(getpgrp())).then_some(())?;
         let keys = Self { terminal, before };
-        keys.again();
+        keys.reapply();
         Some(keys)
     }
 
     /// After a stop, as above.
-    pub fn again(&self) {
+    pub fn reapply(&self) {
         let mut keys = self.before.clone();
         keys.local_flags.remove(LocalFlags::ICANON | LocalFlags::ECHO);
         self.set(&keys);
@@ -100,13 +100,13 @@ impl Keys {
     }
 }
 
-impl AsFd for Keys {
+impl AsFd for Cbreak {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.terminal.as_fd()
     }
 }
 
-impl Drop for Keys {
+impl Drop for Cbreak {
     fn drop(&mut self) {
         self.set(&self.before);
     }

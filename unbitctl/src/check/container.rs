@@ -110,7 +110,7 @@ fn run_steps(login: &Account, findings: &mut Vec<Finding>) -> Result<(), Finding
     let node = RootFs::at(None);
     let config = sshd(&node, login, container)?;
     let Some(server) = server::find(&config.addresses()) else {
-        let seen = format!("no sshd runs, and nothing listens on {}", config.of("ListenAddress"));
+        let seen = format!("no sshd runs, and nothing listens on {}", config.value("ListenAddress"));
         return Err(fail("sshd", seen, "systemctl start ssh; its log says why it ended"));
     };
     let answering = server.answer().map_err(|error| {
@@ -319,7 +319,8 @@ fn account(container: ContainerUid) -> Result<Vec<Finding>, Finding> {
 fn second_name(name: &SecondName, container: ContainerUid) -> Result<Finding, Finding> {
     let link = names::link_path(name);
     let link = link.display();
-    names::directory_is_roots().map_err(|error| fail("account", format!("{error:#}"), "unbitctl setup directories"))?;
+    names::containers_must_belong_to_root()
+        .map_err(|error| fail("account", format!("{error:#}"), "unbitctl setup directories"))?;
     match std::fs::symlink_metadata(names::link_path(name)) {
         Ok(status) if status.uid() == 0 => {}
         Ok(status) => {
@@ -427,25 +428,25 @@ fn sshd(node: &RootFs, login: &Account, container: ContainerUid) -> Result<Effec
 
 /// The lines of PAM, and with which options they accept a session.
 fn pam(node: &RootFs, findings: &mut Vec<Finding>) -> Result<Options, Finding> {
-    let let_in = pam::let_in(node).map_err(|error| fail("pam", format!("{error:#}"), pam::fix_of(node)))?;
+    let pam = pam::evaluate(node).map_err(|error| fail("pam", format!("{error:#}"), pam::fix_of(node)))?;
     let module = pam::module(node);
     if module.state == State::Fail {
         return Err(module);
     }
-    let terms = if let_in.words.is_empty() { "no options" } else { &let_in.words };
-    findings.push(ok("pam", format!("{} accepts container users: {terms}", pam::FILE)));
-    findings.extend(let_in.doubts);
-    Ok(let_in.options)
+    let options = if pam.options_text.is_empty() { "no options" } else { &pam.options_text };
+    findings.push(ok("pam", format!("{} accepts container users: {options}", pam::FILE)));
+    findings.extend(pam.warnings);
+    Ok(pam.options)
 }
 
 /// Whether sshd would accept a key of the user.
 fn keys(login: &Account, container: ContainerUid, config: &EffectiveConfig) -> Result<Finding, Finding> {
-    if config.of("PubkeyAuthentication") == "no" {
+    if config.value("PubkeyAuthentication") == "no" {
         return Err(fail("keys", "sshd accepts no keys: PubkeyAuthentication no", "unbitctl setup sshd"));
     }
     let home = home(container);
-    let is_strict = config.of("StrictModes") != "no";
-    let files = config.of("AuthorizedKeysFile");
+    let is_strict = config.value("StrictModes") != "no";
+    let files = config.value("AuthorizedKeysFile");
     let (mut good, mut bad, mut doubts) = (Vec::new(), Vec::new(), Vec::new());
     let _user = AsTheUser::enter(container).map_err(|errno| {
         fail("keys", format!("drop root's groups: {errno}"), "run it as root, with all of root's capabilities")
@@ -467,7 +468,7 @@ fn keys(login: &Account, container: ContainerUid, config: &EffectiveConfig) -> R
     if !good.is_empty() {
         return Ok(ok("keys", format!("there are keys in {}", good.join(" and "))));
     }
-    let elsewhere = |name: &str| config.names(name) && !is_userdbctl(&config.of(name));
+    let elsewhere = |name: &str| config.names(name) && !is_userdbctl(&config.value(name));
     if let Some(name) = ["AuthorizedKeysCommand", "TrustedUserCAKeys"].into_iter().find(|name| elsewhere(name)) {
         return Ok(warn(
             "keys",
@@ -757,7 +758,7 @@ fn join(
         .map_err(|refusal| refused(login, container, "terminals", &refusal))?;
     findings.push(ok("terminals", format!("sshd opens terminals {terminals}")));
     let before = || probe::detach_from_operator(container).and_then(|()| probe::redirect_stdio_to_null());
-    let mut probe = probe::send(attachment, Who::User, limit, before, |messages| run_inside(container, messages))
+    let mut probe = probe::spawn(attachment, Who::User, limit, before, |messages| run_inside(container, messages))
         .map_err(|refusal| refused(login, container, "join", &refusal))?;
     let messages = probe.messages(limit);
     let hung = messages.is_none();

@@ -106,15 +106,17 @@ fn needed(node: &RootFs) -> Vec<&'static Directory> {
 }
 
 pub fn check(node: &RootFs) -> Vec<Finding> {
-    judge_all(node, &needed(node), Accounts::ROOT, &node.setup(CHECK))
+    judge_all(node, &needed(node), Accounts::ROOT, &node.setup_command(CHECK))
 }
 
 pub fn check_guide(node: &RootFs) -> Vec<Finding> {
     match Accounts::of(node) {
-        Ok(accounts) => judge_all(node, &OF_GUIDE.iter().collect::<Vec<_>>(), accounts, &node.setup_by_guide(CHECK)),
+        Ok(accounts) => {
+            judge_all(node, &OF_GUIDE.iter().collect::<Vec<_>>(), accounts, &node.guide_setup_command(CHECK))
+        }
         Err(error) => {
             let why = "the routers run as www-data, and some directories are theirs";
-            let fix = node.command("adduser --system --group --home /var/www --no-create-home www-data");
+            let fix = node.command_on_node("adduser --system --group --home /var/www --no-create-home www-data");
             vec![Finding::fail(CHECK, why, format!("{error:#}"), fix)]
         }
     }

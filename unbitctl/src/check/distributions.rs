@@ -145,7 +145,7 @@ impl Distribution {
             if let Some(lack) = self.lack(directory) {
                 let real = self.root.quoted(directory);
                 let fix = match lack {
-                    _ if self.can_make(directory) => node.setup(CHECK),
+                    _ if self.can_make(directory) => node.setup_command(CHECK),
                     Lack::Missing => format!("mkdir -m 755 {real}"),
                     Lack::NoDirectory => format!("rm {real} && mkdir -m 755 {real}"),
                 };
@@ -226,7 +226,7 @@ impl Distribution {
         let nsswitch = self.root.read_bytes("/etc/nsswitch.conf").unwrap_or_default();
         if !names_unbit(&String::from_utf8_lossy(&nsswitch)) {
             lacks.push("no unbit in the passwd line of /etc/nsswitch.conf".to_owned());
-            fixes.push(self.root.setup("nsswitch"));
+            fixes.push(self.root.setup_command("nsswitch"));
         }
         match (lacks.is_empty(), named) {
             (true, _) => Ok(format!("{module} and its line in nsswitch.conf")),

@@ -25,7 +25,7 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
     } else {
         match sshd::effective_config(node, &FIRST_UID.to_string()) {
             Err(error) => Finding::not_applicable(CHECK, WHY, format!("{error:#}")),
-            Ok(config) if !config.of("AuthorizedKeysFile").split_whitespace().any(is_tenants) => {
+            Ok(config) if !config.value("AuthorizedKeysFile").split_whitespace().any(is_tenants) => {
                 Finding::ok(CHECK, WHY, "sshd looks for keys only outside the tenants' directories")
             }
             Ok(_) => server::listener()

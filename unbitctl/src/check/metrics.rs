@@ -55,7 +55,7 @@ mod tests {
             Finding::ok("pam", "why", "well"),
             Finding::fail("pam", "why", "ill", "fix"),
             Finding::fail("pam", "why", "worse", "fix"),
-            Finding::warn("ports", "why", "open", "fix").of(Profile::Guide),
+            Finding::warn("ports", "why", "open", "fix").with_profile(Profile::Guide),
         ];
         let text = text(&findings, None);
         let pam = |state: &str| format!("unbit_check_findings{{profile=\"login\",check=\"pam\",state=\"{state}\"}}");

@@ -133,5 +133,5 @@ fn node(node: &RootFs, guide: bool) -> Vec<Finding> {
         return [nsswitch::check(node), distributions::check_distribution(node)].concat();
     }
     let asked = CHECKS.iter().filter(|(profile, _)| guide || *profile == Profile::Login);
-    asked.flat_map(|(profile, check)| check(node).into_iter().map(|finding| finding.of(*profile))).collect()
+    asked.flat_map(|(profile, check)| check(node).into_iter().map(|finding| finding.with_profile(*profile))).collect()
 }

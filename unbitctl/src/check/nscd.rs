@@ -47,9 +47,12 @@ fn installed(node: &RootFs, configured: &[&str]) -> Finding {
     match (is_there, configured) {
         (false, _) => Finding::ok(CHECK, WHY, "is not installed"),
         (true, []) => Finding::ok(CHECK, WHY, "caches neither passwd nor group"),
-        (true, cached) => {
-            Finding::warn(CHECK, WHY, format!("is configured to cache {}", cached.join(" and ")), node.setup(CHECK))
-        }
+        (true, cached) => Finding::warn(
+            CHECK,
+            WHY,
+            format!("is configured to cache {}", cached.join(" and ")),
+            node.setup_command(CHECK),
+        ),
     }
 }
 
@@ -85,7 +88,7 @@ fn live(node: &RootFs, configured: &[&str]) -> Finding {
         }
         (caches, _) => {
             let seen = format!("runs (pid {pid}) and caches {}", caches.join(" and "));
-            Finding::warn(CHECK, WHY, seen, format!("{} && {restart}", node.setup(CHECK)))
+            Finding::warn(CHECK, WHY, seen, format!("{} && {restart}", node.setup_command(CHECK)))
         }
     }
 }

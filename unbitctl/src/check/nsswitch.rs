@@ -42,7 +42,7 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
             let Fault { state, seen, why } = fault(&text, database)?;
             let seen = format!("{database}: {seen}");
             let (state, why) = severity_of(database, state, why);
-            Some(Finding::new(NAME, state, why, seen, Some(node.setup(NAME))))
+            Some(Finding::new(NAME, state, why, seen, Some(node.setup_command(NAME))))
         })
         .collect();
     if findings.is_empty() {
@@ -86,7 +86,7 @@ fn module(node: &RootFs) -> Finding {
                 NAME,
                 WHY_LOADED,
                 seen,
-                format!("mv {real} {} && {}", node.quoted("/root/"), node.command("ldconfig")),
+                format!("mv {real} {} && {}", node.quoted("/root/"), node.command_on_node("ldconfig")),
             )
         }
         _ => of_ours,
@@ -138,7 +138,7 @@ fn answers(node: &RootFs) -> Vec<Finding> {
 
 fn ask(node: &RootFs, database: &str, name: &str, expected: impl Fn(&str) -> bool) -> Finding {
     let question = format!("getent {database} {name}");
-    let fix = format!("{}; then, if nscd runs: nscd -i passwd; nscd -i group; nscd -i hosts", node.setup(NAME));
+    let fix = format!("{}; then, if nscd runs: nscd -i passwd; nscd -i group; nscd -i hosts", node.setup_command(NAME));
     let fail = |seen: String| {
         let (state, why) = severity_of(database, State::Fail, WHY_ANSWER);
         Finding::new(NAME, state, why, seen, Some(fix.clone()))

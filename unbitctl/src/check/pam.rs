@@ -104,29 +104,29 @@ fn fix(node: &RootFs) -> Result<Vec<Change>> {
 
 /// What to do about faults: a command, or a sentence where none will do.
 pub fn fix_of(node: &RootFs) -> String {
-    fix(node).map_or_else(|reason| format!("{reason:#}"), |_| node.setup(NAME))
+    fix(node).map_or_else(|reason| format!("{reason:#}"), |_| node.setup_command(NAME))
 }
 
 /// How sshd's lines let a container's user in: with these options, and with the faults that do not
 /// keep it out.
-pub struct LetIn {
+pub struct Evaluation {
     pub options: Options,
     /// As the line has them.
-    pub words: String,
-    pub doubts: Vec<Finding>,
+    pub options_text: String,
+    pub warnings: Vec<Finding>,
 }
 
 /// How a container's user gets in by sshd's lines, or why not.
-pub fn let_in(node: &RootFs) -> Result<LetIn> {
+pub fn evaluate(node: &RootFs) -> Result<Evaluation> {
     node.read_bytes(FILE).with_context(|| FILE.to_owned())?;
     let faults = faults_of(node);
     if let Some(fault) = faults.iter().find(|fault| fault.severity == Severity::Refuses) {
         bail!("{}", fault.seen);
     }
-    let doubts = faults.into_iter().map(|fault| fault.finding(fix_of(node))).collect();
+    let warnings = faults.into_iter().map(|fault| fault.finding(fix_of(node))).collect();
     let stack = stack::flatten(&reader(node), SERVICE);
-    let words = account_line(&stack).map(|entry| entry.arguments.join(" ")).unwrap_or_default();
-    Ok(LetIn { options: options_of_the_account_line(&stack)?, words, doubts })
+    let options_text = account_line(&stack).map(|entry| entry.arguments.join(" ")).unwrap_or_default();
+    Ok(Evaluation { options: options_of_the_account_line(&stack)?, options_text, warnings })
 }
 
 /// The options of our account line, which is where a login is verified; the defaults where there is

@@ -53,19 +53,19 @@ impl EffectiveConfig {
     }
 
     /// The value of a keyword; nothing if it has none.
-    pub fn of(&self, keyword: &str) -> String {
+    pub fn value(&self, keyword: &str) -> String {
         self.each(keyword).join(" ")
     }
 
     /// Whether a keyword names something.
     pub fn names(&self, keyword: &str) -> bool {
-        !matches!(self.of(keyword).as_str(), "" | "none")
+        !matches!(self.value(keyword).as_str(), "" | "none")
     }
 
     /// The command that runs instead of what the client asks for. internal-sftp counts, too: it is
     /// not what the client asked for.
     pub fn forced_command(&self) -> Option<String> {
-        Some(self.of("ForceCommand")).filter(|_| self.names("ForceCommand"))
+        Some(self.value("ForceCommand")).filter(|_| self.names("ForceCommand"))
     }
 
     /// Where it would listen.
@@ -94,7 +94,7 @@ impl EffectiveConfig {
         let denies = ["DenyUsers", "DenyGroups"].into_iter().find(|keyword| names(keyword, false));
         let mut allowing = ["AllowUsers", "AllowGroups"].into_iter();
         let keyword = denies.or_else(|| allowing.find(|keyword| self.names(keyword) && !names(keyword, true)))?;
-        Some(format!("{keyword} {}: {user} is excluded", self.of(keyword)))
+        Some(format!("{keyword} {}: {user} is excluded", self.value(keyword)))
     }
 }
 
@@ -309,7 +309,7 @@ fn effective_config_with(node: &RootFs, user: &str, instead: &[(PathBuf, Option<
 
 /// The settings with a wrong value, and that value.
 fn faults(config: &EffectiveConfig) -> Vec<(&'static Setting, String)> {
-    let with_value = SETTINGS.iter().map(|setting| (setting, config.of(setting.keyword)));
+    let with_value = SETTINGS.iter().map(|setting| (setting, config.value(setting.keyword)));
     with_value.filter(|(setting, value)| !(setting.good)(value)).collect()
 }
 
@@ -317,8 +317,8 @@ fn judge(node: &RootFs, config: &EffectiveConfig) -> Vec<Finding> {
     let mut findings = judge_settings(node, config, Profile::Login);
     if has_no_keys(config) {
         let why = "container users log in with keys, and sshd looks for none";
-        let seen = format!("{KEYS} {}, and neither AuthorizedKeysCommand nor TrustedUserCAKeys", config.of(KEYS));
-        let fix = cannot_fix(node, &KEYS_SETTING, &config.of(KEYS)).unwrap_or_else(|| node.setup(NAME));
+        let seen = format!("{KEYS} {}, and neither AuthorizedKeysCommand nor TrustedUserCAKeys", config.value(KEYS));
+        let fix = cannot_fix(node, &KEYS_SETTING, &config.value(KEYS)).unwrap_or_else(|| node.setup_command(NAME));
         findings.push(Finding::fail(NAME, why, seen, fix));
     }
     findings.extend(judge_sftp(node, config));
@@ -334,7 +334,7 @@ fn judge_guide(node: &RootFs, config: &EffectiveConfig) -> Vec<Finding> {
     if !internal_sftp(config) {
         let why = "sftp then needs no sftp-server in any distribution";
         let seen = sftp(config).map_or_else(|| NO_SFTP.to_owned(), |command| format!("Subsystem sftp {command}"));
-        findings.push(Finding::warn(NAME, why, seen, node.setup_by_guide(NAME)));
+        findings.push(Finding::warn(NAME, why, seen, node.guide_setup_command(NAME)));
     }
     if findings.is_empty() {
         findings.push(Finding::ok(NAME, WHY, "sshd -T has the values of the guide"));
@@ -355,9 +355,9 @@ fn judge_settings(node: &RootFs, config: &EffectiveConfig, profile: Profile) -> 
 /// The command that sets it.
 fn setup_of(node: &RootFs, setting: &Setting) -> String {
     match setting.profile {
-        _ if PASSWORDS.contains(&setting.keyword) => node.setup("--keys-only sshd"),
-        Profile::Guide => node.setup_by_guide(NAME),
-        Profile::Login => node.setup(NAME),
+        _ if PASSWORDS.contains(&setting.keyword) => node.setup_command("--keys-only sshd"),
+        Profile::Guide => node.guide_setup_command(NAME),
+        Profile::Login => node.setup_command(NAME),
     }
 }
 
@@ -372,12 +372,12 @@ const NO_SFTP: &str = "there is no Subsystem sftp";
 /// distribution. What other engines' containers have is not seen from here.
 fn judge_sftp(node: &RootFs, config: &EffectiveConfig) -> Option<Finding> {
     let why = "sftp and scp do not work";
-    let Some(command) = sftp(config) else { return Some(Finding::warn(NAME, why, NO_SFTP, node.setup(NAME))) };
+    let Some(command) = sftp(config) else { return Some(Finding::warn(NAME, why, NO_SFTP, node.setup_command(NAME))) };
     let program = command.split_whitespace().next().filter(|_| !internal_sftp(config))?;
     let lacking = if has_emperor(node) { distributions::lacking_program(node, program) } else { Vec::new() };
     (!lacking.is_empty()).then(|| {
         let seen = format!("Subsystem sftp {command}, which is not in {}", lacking.join(" "));
-        Finding::warn(NAME, why, seen, node.setup(NAME))
+        Finding::warn(NAME, why, seen, node.setup_command(NAME))
     })
 }
 
@@ -393,11 +393,11 @@ pub fn obstacles(config: &EffectiveConfig, user: &str, group: &str) -> Vec<Findi
         );
         found("a user whom sshd refuses cannot reach a container", seen, fix);
     }
-    if config.of("RefuseConnection") == "yes" {
+    if config.value("RefuseConnection") == "yes" {
         let fix = format!("keep it from container users: RefuseConnection no in a Match block for them, in {MAIN}");
         found("sshd ends the connection at once", "RefuseConnection yes".to_owned(), fix);
     }
-    let methods = config.of("AuthenticationMethods");
+    let methods = config.value("AuthenticationMethods");
     if !methods.is_empty() && !methods.split_whitespace().any(|method| matches!(method, "any" | "publickey")) {
         let fix = format!(
             "let container users in with publickey only: Match Group 3* (or the groups of your containers), AuthenticationMethods publickey, at the end of {MAIN}"
@@ -409,7 +409,7 @@ pub fn obstacles(config: &EffectiveConfig, user: &str, group: &str) -> Vec<Findi
             "keep it from container users: ChrootDirectory none in a Match block for them, before the other Match block, in {MAIN}"
         );
         let why = "sshd must be root for it, but the sessions of container users have given up root by then, so they are refused";
-        found(why, format!("ChrootDirectory {}", config.of("ChrootDirectory")), fix);
+        found(why, format!("ChrootDirectory {}", config.value("ChrootDirectory")), fix);
     }
     findings
 }
@@ -547,7 +547,7 @@ fn example(keys_only: bool) -> String {
 /// Whether sshd takes passwords from somebody.
 pub fn takes_passwords(node: &RootFs) -> bool {
     let config = node.has(SSHD).then(|| effective_config(node, &any_user(node)).ok()).flatten();
-    config.is_some_and(|config| PASSWORDS.iter().any(|keyword| config.of(keyword) == "yes"))
+    config.is_some_and(|config| PASSWORDS.iter().any(|keyword| config.value(keyword) == "yes"))
 }
 
 /// Who has no key is shut out, and there may be nobody else at the machine.

@@ -108,7 +108,7 @@ fn judge(kind: &Kind, line: &str, containers: &[ContainerUid]) -> Option<Finding
             Finding::fail(CHECK, WHY, format!("{seen}, and so the number of the container {container}"), fix)
         }
         None => Finding::warn(CHECK, WHY, format!("{seen}: no container may get one of these numbers"), fix)
-            .of(Profile::Guide),
+            .with_profile(Profile::Guide),
     })
 }
 
@@ -127,7 +127,7 @@ fn judge_defaults(kind: &Kind, login_defs: &str) -> Option<Finding> {
         let seen =
             format!("{LOGIN_DEFS}: useradd gives each new user {count} of the numbers {first}-{last} ({})", kind.file);
         let fix = format!("set {}_COUNT 0 in {LOGIN_DEFS}", kind.settings);
-        Finding::warn(CHECK, WHY, seen, fix).of(Profile::Guide)
+        Finding::warn(CHECK, WHY, seen, fix).with_profile(Profile::Guide)
     })
 }
 

@@ -93,7 +93,7 @@ impl Resources {
     }
 
     /// What this container uses.
-    pub fn of(&self, uid: ContainerUid, leader: Option<&Process>, link: Option<&Path>) -> Usage {
+    pub fn usage(&self, uid: ContainerUid, leader: Option<&Process>, link: Option<&Path>) -> Usage {
         let quota = self.disk.as_ref().and_then(|disk| disk.quota(uid).ok());
         let mut used = Usage {
             quota_used_bytes: quota.map(|quota| quota.used_bytes),

@@ -3,7 +3,7 @@
 use super::{Container, Scanner, table};
 use crate::columns::Window;
 use crate::report;
-use crate::terminal::{self, Keys};
+use crate::terminal::{self, Cbreak};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -28,7 +28,7 @@ pub fn run(scanner: &mut Scanner, wide: bool) -> Result<()> {
     held.extend([Signal::SIGTSTP, Signal::SIGCONT]);
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&held), None)?;
     let signals = SignalFd::with_flags(&held, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    let mut keys = Keys::new();
+    let mut keys = Cbreak::new();
     let mut before: HashMap<u32, Container> = HashMap::new();
     loop {
         let containers = scanner.scan()?;
@@ -48,7 +48,7 @@ pub fn run(scanner: &mut Scanner, wide: bool) -> Result<()> {
 }
 
 /// Waits until it is time for the next look. Whether it is the end instead.
-fn is_over(signals: &SignalFd, keys: &mut Option<Keys>) -> Result<bool> {
+fn is_over(signals: &SignalFd, keys: &mut Option<Cbreak>) -> Result<bool> {
     let next = Instant::now() + INTERVAL;
     loop {
         let left = next.saturating_duration_since(Instant::now());
@@ -65,16 +65,16 @@ fn is_over(signals: &SignalFd, keys: &mut Option<Keys>) -> Result<bool> {
                 Ok(Signal::SIGTSTP) => {
                     *keys = None; // as it was
                     raise(Signal::SIGSTOP)?;
-                    *keys = Keys::new();
+                    *keys = Cbreak::new();
                     return Ok(false);
                 }
-                Ok(Signal::SIGCONT) => keys.iter().for_each(Keys::again),
+                Ok(Signal::SIGCONT) => keys.iter().for_each(Cbreak::reapply),
                 Ok(signal) if ENDS.contains(&signal) => return Ok(true),
                 _ => {}
             }
         }
         if is_typed {
-            match keys.as_ref().and_then(Keys::typed) {
+            match keys.as_ref().and_then(Cbreak::typed) {
                 Some(b'q' | b'Q') => return Ok(true),
                 Some(_) => {}
                 None => *keys = None, // nobody can type any more

@@ -90,10 +90,10 @@ struct SessionProcesses {
     monitor_children: Vec<OwnedFd>,
     /// The first process of each channel: sshd gives each a session of processes (setsid(2)) of its
     /// own.
-    channel_leaders: Vec<Leader>,
+    channel_leaders: Vec<ChannelLeader>,
 }
 
-struct Leader {
+struct ChannelLeader {
     session: i32,
     uids: Vec<u32>,
 }
@@ -107,7 +107,7 @@ impl SessionProcesses {
         while let Some(pid) = left.pop() {
             for child in processes.children(pid) {
                 if child.session() == Some(child.pid) {
-                    channel_leaders.push(Leader { session: child.pid, uids: child.uids.clone() });
+                    channel_leaders.push(ChannelLeader { session: child.pid, uids: child.uids.clone() });
                 } else if let Ok(pinned) = join::sys::pidfd_open(child.pid) {
                     // Its parent is read again after it is pinned.
                     monitor_children.extend((parent(child.pid) == Some(pid)).then_some(pinned));

@@ -233,7 +233,7 @@ struct Counts {
 
 impl Counts {
     fn print(&self, node: &RootFs, all: bool) {
-        let undo = node.setup("--undo");
+        let undo = node.setup_command("--undo");
         match self.fixed {
             0 => {}
             1 => print_lossy!("1 directory fixed; it stays\n"),
@@ -303,7 +303,7 @@ fn remaining_findings(node: &RootFs, steps: &[&Step], choices: Choices) -> Resul
     let mut findings: Vec<_> = steps.iter().flat_map(|step| (step.check)(node)).collect();
     if choices.guide {
         let of_guide = steps.iter().flat_map(|step| (step.guide)(node));
-        findings.extend(of_guide.map(|finding| finding.of(Profile::Guide)));
+        findings.extend(of_guide.map(|finding| finding.with_profile(Profile::Guide)));
     }
     findings.retain(|finding| matches!(finding.state, State::Fail | State::Warn));
     if findings.is_empty() {

@@ -70,7 +70,7 @@ pub fn run(node: &RootFs, dry_run: bool, force: bool) -> Result<ExitCode> {
         journal.remove_made(|path| print_lossy!("{}: removed\n", escape::name(path)));
         journal.remove()?;
         if Journal::last(node)?.is_some() {
-            print_lossy!("The set-up before that one can be undone as well: {}\n", node.setup("--undo"));
+            print_lossy!("The set-up before that one can be undone as well: {}\n", node.setup_command("--undo"));
         }
         if node.is_running() && replaced.iter().any(|file| file.path.starts_with("/etc/ssh/")) {
             print_lossy!("to make sshd read its files again: systemctl reload ssh\n");
