@@ -111,16 +111,19 @@ impl Client {
                 if *of_container >= MAX_REFUSED {
                     continue;
                 }
-                let status = self.request(&post.path, Some(&post.body)).map(|response| response.status);
-                if let Err(error) = status.and_then(|status| {
-                    *of_container += usize::from(status != 201);
-                    let is_first = status != 201 && *of_container == 1;
+                let status = match self.request(&post.path, Some(&post.body)) {
+                    Ok(response) => response.status,
+                    Err(error) => return give_up(error),
+                };
+                if status != 201 {
+                    *of_container += 1;
+                    let is_first = *of_container == 1;
                     if is_first && refused_containers.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_REFUSED {
                         is_over.store(true, Ordering::Relaxed);
                     }
-                    answered(index, status).map_err(|error| error.to_string())
-                }) {
-                    return give_up(error);
+                }
+                if let Err(error) = answered(index, status) {
+                    return give_up(error.to_string());
                 }
             }
         };
