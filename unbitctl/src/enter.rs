@@ -300,7 +300,7 @@ fn arrival(probe: &mut Probe, container: ContainerUid, program: &str, limit: Dur
 const EXIT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Stays outside: copies bytes and forwards signals until the session's first process ends.
-fn stay_outside(mut reaper: Reaper, outer: OuterEnds, signals: &Signals) -> Result<ExitCode> {
+fn stay_outside(reaper: Reaper, outer: OuterEnds, signals: &Signals) -> Result<ExitCode> {
     let (stdin, stdout, stderr) = (stdin(), stdout(), stderr());
     let raw = outer
         .pty
@@ -322,18 +322,12 @@ fn stay_outside(mut reaper: Reaper, outer: OuterEnds, signals: &Signals) -> Resu
         streams.extend(from.map(|from| Stream::new(End::Own(from), End::Shared(to))));
     }
 
-    let has_ended = |reaper: &mut Reaper, limit, streams: &mut Vec<Stream<'_>>, end: &mut Option<u8>| {
-        *end = reaper.wait(limit);
-        // Drop the first stream (stdin): nobody reads it any more.
-        drop(streams.drain(..usize::from(end.is_some())));
-        end.is_some()
-    };
-    let (mut end, mut was_asked) = (None, false);
-    while let Event::Signal = pty_forward::forward(&mut streams, &signals.descriptor, end.is_some())? {
+    let mut session = Forwarded { reaper, streams, end: None };
+    let mut was_asked = false;
+    while let Event::Signal = pty_forward::forward(&mut session.streams, &signals.descriptor, session.end.is_some())? {
         let Some(signal) = signals.next() else { continue };
         match signal {
-            Signal::SIGCHLD if end.is_none() => drop(has_ended(&mut reaper, Duration::ZERO, &mut streams, &mut end)),
-            Signal::SIGCHLD => {}
+            Signal::SIGCHLD => drop(session.ends_within(Duration::ZERO)),
             Signal::SIGWINCH => {
                 if let (Some(pty), Ok(size)) = (&outer.pty, sys::window_size(&stdin)) {
                     let _ = sys::set_window_size(pty, size);
@@ -345,19 +339,40 @@ fn stay_outside(mut reaper: Reaper, outer: OuterEnds, signals: &Signals) -> Resu
                 }
             }
             // Only a reader of the remaining output is left.
-            _ if end.is_some() => break,
+            _ if session.end.is_some() => break,
             signal => {
-                reaper.send(signal);
+                session.reaper.send(signal);
                 // After SIGHUP or a second SIGTERM, do not wait for a session that ignores them
                 // (nohup(1)).
                 let goes = signal == Signal::SIGHUP || signal == Signal::SIGTERM && replace(&mut was_asked, true);
-                if goes && !has_ended(&mut reaper, EXIT_TIMEOUT, &mut streams, &mut end) {
+                if goes && !session.ends_within(EXIT_TIMEOUT) {
                     return Ok(ExitCode::from(128 + signal as u8));
                 }
             }
         }
     }
-    Ok(end.map_or(ExitCode::FAILURE, ExitCode::from))
+    Ok(session.end.map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// The session's first process, and the streams from and to it.
+struct Forwarded<'a> {
+    reaper: Reaper,
+    /// The first one is stdin, until the process has ended.
+    streams: Vec<Stream<'a>>,
+    /// The exit status of the process.
+    end: Option<u8>,
+}
+
+impl Forwarded<'_> {
+    fn ends_within(&mut self, limit: Duration) -> bool {
+        if self.end.is_none() {
+            self.end = self.reaper.wait(limit);
+            if self.end.is_some() {
+                self.streams.remove(0); // nobody reads stdin any more
+            }
+        }
+        self.end.is_some()
+    }
 }
 
 /// The signals that are forwarded, and those that this command handles.
