@@ -20,7 +20,7 @@ use crate::rootfs::RootFs;
 use crate::step::{Choices, Step};
 use crate::terminal;
 use anyhow::{Context, Result, bail};
-use journal::Journal;
+use journal::{Journal, Replaced};
 use nix::sys::stat::Mode;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -273,15 +273,25 @@ fn run_step(node: &RootFs, step: &Step, choices: Choices, journal: &mut Journal,
         Ok(())
     });
     let result = result.and_then(|()| (step.validate)(node).context("the new files are not accepted"));
-    let Err(error) = result else {
-        if node.is_running() && !step.follow_up.is_empty() {
-            print_lossy!("{}\n", step.follow_up);
-        }
-        counts.files += made.len();
-        return Ok(());
-    };
-    // Put back every file, even if one fails.
-    let mut error = error;
+    if let Err(error) = result {
+        return Err(put_all_back(node, step, &made, journal, error));
+    }
+    if node.is_running() && !step.follow_up.is_empty() {
+        print_lossy!("{}\n", step.follow_up);
+    }
+    counts.files += made.len();
+    Ok(())
+}
+
+/// Puts back every file of a step that failed, even if one cannot be. Returns the error of the
+/// step, with what could not be put back.
+fn put_all_back(
+    node: &RootFs,
+    step: &Step,
+    made: &[Replaced],
+    journal: &mut Journal,
+    mut error: anyhow::Error,
+) -> anyhow::Error {
     let (back, lost): (Vec<_>, Vec<_>) =
         made.iter().rev().map(|replaced| (replaced, replaced.put_back(node))).partition(|(_, done)| done.is_ok());
     for (replaced, done) in lost {
@@ -295,7 +305,7 @@ fn run_step(node: &RootFs, step: &Step, choices: Choices, journal: &mut Journal,
         }
         warn_line(format_args!("{}: {} is as it was before", step.name, replaced.path));
     }
-    Err(error)
+    error
 }
 
 /// The findings that remain, shown as check does.
