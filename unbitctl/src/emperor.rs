@@ -30,13 +30,10 @@ pub fn by_hand() -> String {
     )
 }
 
-/// Who starts it, as far as it does not run yet.
-pub struct Emperor {
-    start: Start,
-}
-
-enum Start {
+/// A node's Emperor, which starts containers.
+pub enum Emperor {
     Runs,
+    /// It does not run yet; systemd starts it.
     BySystemd,
 }
 
@@ -53,10 +50,10 @@ impl Emperor {
             );
         }
         if !pids().is_empty() {
-            return Ok(Self { start: Start::Runs });
+            return Ok(Self::Runs);
         }
         if has_systemd(node) && node.has(containers::UNIT) {
-            return Ok(Self { start: Start::BySystemd });
+            return Ok(Self::BySystemd);
         }
         if has_systemd(node) {
             bail!("no Emperor runs: unbitctl setup emperor");
@@ -66,9 +63,9 @@ impl Emperor {
 
     /// Starts it, unless it runs. Once there is a vassal: without one its unit starts nothing.
     pub fn start(&self) -> Result<Option<Service>> {
-        match self.start {
-            Start::Runs => Ok(None),
-            Start::BySystemd => Ok(Some(Service::enable()?)),
+        match self {
+            Self::Runs => Ok(None),
+            Self::BySystemd => Ok(Some(Service::enable()?)),
         }
     }
 
