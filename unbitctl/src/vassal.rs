@@ -180,7 +180,7 @@ pub fn parse_cpus(text: &str) -> Result<u64, String> {
         .flatten();
     match micros {
         // The kernel takes no less than a millisecond (min_cfs_quota_period).
-        Some(1_000..) => micros.ok_or_else(String::new),
+        Some(micros @ 1_000..) => Ok(micros),
         _ => Err("a number of processors is needed, such as 1, 0.5 or 4; 0.01 at least".to_owned()),
     }
 }

@@ -510,7 +510,7 @@ fn expand(file: &str, login: &Account, container: ContainerUid) -> String {
     let mut text = String::new();
     let mut characters = file.chars();
     while let Some(character) = characters.next() {
-        match (character, character == '%').1.then(|| characters.next()).flatten() {
+        match (character == '%').then(|| characters.next()).flatten() {
             None => text.push(character),
             Some('u') => text.push_str(&name),
             Some('U') => text.push_str(&uid),
