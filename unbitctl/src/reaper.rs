@@ -38,9 +38,9 @@ pub enum Started {
 const RUNS: u8 = b'r';
 const ENDED: u8 = b'e';
 
-/// Forks the reaper. It calls `leave` to close the operator's descriptors, calls `send` to start
+/// Forks the reaper. It calls `leave` to close the operator's descriptors, calls `spawn` to start
 /// the process inside, and waits for that.
-pub fn fork(leave: impl FnOnce(), send: impl FnOnce() -> Result<Probe, u8>) -> Result<Started> {
+pub fn fork(leave: impl FnOnce(), spawn: impl FnOnce() -> Result<Probe, u8>) -> Result<Started> {
     let (socket, theirs) = UnixStream::pair().context("make a socket")?;
     match join::sys::fork().context("fork")? {
         ForkResult::Parent { child } => {
@@ -58,7 +58,7 @@ pub fn fork(leave: impl FnOnce(), send: impl FnOnce() -> Result<Probe, u8>) -> R
             let _ = setsid();
             leave();
             let mut socket = theirs;
-            match send() {
+            match spawn() {
                 Ok(probe) => {
                     let _ = probe::redirect_stdio_to_null(); // a reader of the operator's output must not wait for the reaper
                     let _ = socket.write_all(&[RUNS, 0]);
