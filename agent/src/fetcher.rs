@@ -52,7 +52,8 @@ impl Fetcher {
         self.with_child(|socket| exchange_posts(socket, posts))
     }
 
-    /// With the child, which ends where it does not do its part.
+    /// Talks to the child, which is started if there is none. Kills it if it does not answer in
+    /// time, or breaks the protocol.
     fn with_child<T>(&mut self, talk: impl FnOnce(&UnixStream) -> io::Result<Result<T, String>>) -> Result<T> {
         if self.child.is_none() {
             self.child = Some(self.fork()?);
@@ -138,7 +139,7 @@ fn serve(client: &Client, socket: UnixStream) -> io::Result<()> {
     }
 }
 
-/// The first that the child says: an error that ends it, which is empty if there is none.
+/// Reads the child's first message: why it ends, or nothing.
 fn await_start(socket: &UnixStream) -> io::Result<()> {
     let text = read_frame(&mut Until { socket, end: Instant::now() + ANSWER_TIMEOUT })?;
     if text.is_empty() { Ok(()) } else { Err(io::Error::other(String::from_utf8_lossy(&text))) }

@@ -101,7 +101,7 @@ impl Directory {
             || fstatat(&self.open, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok_and(|status| is_old(&status))
     }
 
-    /// What is in a regular file, and what it is; nothing if it is not there.
+    /// Reads a regular file and its status. `None` if it does not exist.
     pub fn read(&self, name: &str, max: u64) -> Result<Option<Content>> {
         let shown = || self.path_of(name);
         let file = match regular_file::open(&self.open, name) {

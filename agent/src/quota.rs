@@ -92,7 +92,7 @@ impl Quotas {
     }
 }
 
-/// Another user, with this one capability.
+/// Becomes the user, and keeps only CAP_SYS_ADMIN.
 fn assume(identity: &Identity, socket: &UnixStream) -> Result<()> {
     close_all_but(socket)?;
     let (uid, gid) = identity.ids();

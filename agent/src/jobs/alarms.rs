@@ -215,9 +215,9 @@ pub fn parse(bytes: &[u8], owner: u32) -> Result<Alarm> {
     Ok(alarm)
 }
 
-/// It is removed once the API has it, or does not want it. It stays for another time if the API
-/// does not answer, is broken, or refuses more than this alarm. The value is whether the API has
-/// decided.
+/// Sends an alarm. Its file is removed once the API has accepted or refused the alarm. It stays for
+/// the next round if the API does not answer, is broken, or refuses more than this alarm. Returns
+/// whether the API has decided.
 fn send(node: &mut Node, directory: &OwnedFd, name: &str, alarm: Alarm, report: &mut Report) -> Result<bool> {
     let path = alarm.path();
     if !node.is_dry_run {
@@ -253,7 +253,7 @@ fn remove(node: &Node, directory: &OwnedFd, name: &str, report: &mut Report) {
     }
 }
 
-/// Removes a name, or an empty directory that a tenant has made there. Whether it is gone.
+/// Removes a name, or an empty directory that a tenant has made there. Returns whether it is gone.
 fn unlink(directory: &OwnedFd, name: &str, report: &mut Report) -> bool {
     let removed = match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
         Err(Errno::EISDIR) => unlinkat(directory, name, UnlinkatFlags::RemoveDir),

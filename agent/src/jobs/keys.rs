@@ -72,7 +72,7 @@ fn has_file(home: &OwnedFd) -> bool {
     openat2(home, path.as_str(), OpenHow::new().flags(flags).resolve(resolve)).is_ok()
 }
 
-/// Writes the keys, if they are others than those there are; whether they are.
+/// Writes the keys if they differ from those in the file. Returns whether they do.
 fn write(uid: ContainerUid, text: &[u8], is_dry_run: bool) -> Result<bool> {
     let work = || Ok(vec![u8::from(write_as_the_user(uid, text, is_dry_run)?)]);
     let result = tenant::run_as(uid, work).map_err(anyhow::Error::msg)?;

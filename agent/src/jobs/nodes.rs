@@ -75,7 +75,7 @@ pub fn addresses(list: &[String]) -> Result<BTreeSet<IpAddr>> {
     list.iter().map(address).collect()
 }
 
-/// Those of a file. What is no address is not one of the API's, and goes when the file is written.
+/// The addresses in a file. Other lines are lost when it is written.
 pub fn listed(text: &str) -> BTreeSet<IpAddr> {
     text.lines().filter_map(|line| line.trim().parse().ok()).collect()
 }
