@@ -214,12 +214,12 @@ fn link_path(uid: ContainerUid) -> PathBuf {
     Path::new(DIRECTORY).join(uid.to_string())
 }
 
-/// Root's word that a container's root is trusted.
+/// The trust file: root has made it if a container's root is trusted.
 fn trust_file(uid: ContainerUid) -> PathBuf {
     Path::new(DIRECTORY).join(format!("{uid}{ROOT_IS_TRUSTED_SUFFIX}"))
 }
 
-/// Sees that the directory that makes the account is there, or makes it.
+/// Checks that the account's directory exists, or makes it.
 fn home(uid: ContainerUid, create: bool) -> Result<()> {
     let home = uid.home();
     let path = PathBuf::from(home.as_c_str().to_string_lossy().into_owned());
@@ -245,7 +245,7 @@ fn home(uid: ContainerUid, create: bool) -> Result<()> {
     Ok(())
 }
 
-/// Puts the link in its place, atomically; where it led before.
+/// Makes or replaces the link, atomically. Returns where it led before.
 fn write(uid: ContainerUid, target: &Path) -> Result<Option<PathBuf>> {
     let link = link_path(uid);
     DirBuilder::new().recursive(true).mode(0o755).create(DIRECTORY).with_context(|| DIRECTORY.to_owned())?;
@@ -271,7 +271,7 @@ fn read(link: &Path) -> Result<Option<PathBuf>> {
     }
 }
 
-/// Whether there was such a file.
+/// Removes a file. Returns whether it existed.
 fn remove(path: &Path) -> Result<bool> {
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
@@ -280,13 +280,13 @@ fn remove(path: &Path) -> Result<bool> {
     }
 }
 
-/// Removes root's word and the link of an account; which of them were there, and where the link
-/// led.
+/// Removes the trust file and the link of an account. Returns those that existed, and where the
+/// link led.
 pub fn unlink(uid: ContainerUid) -> Result<Vec<(PathBuf, Option<PathBuf>)>> {
     let link = link_path(uid);
     let before = read(&link)?;
     let mut removed = Vec::new();
-    // The word first: it must never be there for a container that is linked later.
+    // The trust file first: it must never exist for a container that is linked later.
     if remove(&trust_file(uid))? {
         removed.push((trust_file(uid), None));
     }

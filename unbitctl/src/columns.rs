@@ -14,7 +14,7 @@ pub enum Window {
     Terminal(usize),
 }
 
-/// For who reads it through a pipe or `ssh node unbitctl list`.
+/// The width if standard output is no terminal, as in a pipe or with `ssh node unbitctl list`.
 const USUAL: usize = 80;
 
 impl Window {
@@ -35,10 +35,10 @@ impl Window {
     }
 }
 
-/// A column: its head, and whether it holds numbers, which end under each other.
+/// A column: its heading, and how its cells are aligned.
 pub struct Column(pub &'static str, pub Align);
 
-/// At which side the cells of a column begin.
+/// At which side the cells of a column are aligned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Align {
     Left,

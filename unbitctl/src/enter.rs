@@ -59,7 +59,7 @@ pub struct Arguments {
     command: Vec<OsString>,
 }
 
-/// Adds to an error about the command line what is to be done where it is a command without `--`.
+/// If an argument error comes from a command without `--` before it, adds a tip.
 pub fn with_tip(mut error: clap::Error, arguments: &[OsString]) -> clap::Error {
     let words: Vec<_> = arguments.iter().skip(1).map(|word| word.to_string_lossy()).collect();
     let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else { return error };
@@ -215,7 +215,7 @@ impl Session {
         if inner.is_terminal {
             sys::set_controlling_terminal(stdin()).context(Reason::Broken, "take the terminal (TIOCSCTTY)")?;
         }
-        // No home is no reason to stay away: somebody has to fix it.
+        // A missing home directory is no error: the operator may have come to fix it.
         let _ = self.homes.iter().find(|home| chdir(home.as_c_str()).is_ok());
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(signals_before), None).context(Reason::Broken, "restore signals")?;
         let programs: Vec<&CStr> = self.programs.iter().map(CString::as_c_str).collect();
@@ -274,8 +274,8 @@ impl Stdio {
     }
 }
 
-/// Waits until the process is inside and runs the command; an exit code if that is not there or
-/// cannot be run.
+/// Waits until the process is inside and runs the command. Returns an exit code if the command does
+/// not exist or cannot be run.
 fn arrival(probe: &mut Probe, container: ContainerUid, program: &str, limit: Duration) -> Result<Option<u8>> {
     let Some(words) = probe.messages(limit) else {
         let end = if probe.kill() { "" } else { "; it cannot be ended now" };

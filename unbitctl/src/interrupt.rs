@@ -37,8 +37,8 @@ impl Interrupt {
         self.wait_for(None, time).map(drop)
     }
 
-    /// Waits that long at most until there is something to read; whether there is. Fails as soon as
-    /// a signal comes.
+    /// Waits until there is something to read, or the time is over. Returns whether there is. Fails
+    /// as soon as a signal comes.
     pub fn wait_for(&self, readable: Option<BorrowedFd<'_>>, time: Duration) -> Result<bool> {
         let end = Instant::now() + time;
         loop {

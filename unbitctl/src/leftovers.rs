@@ -26,7 +26,7 @@ const RECORD: usize = 4 + 32 + 256;
 pub fn remove(uid: ContainerUid) -> Result<()> {
     let persistent = clear_persistent_keyring(uid.get()).context("clear its persistent keyring")?;
     let kept = || persistent.into_iter().chain(user_keyrings()).collect::<Vec<_>>();
-    // The other keyrings of a user are found by who is that user.
+    // Only a process with this uid can look up its other keyrings.
     let (is_all, kept) = as_the_user(uid, || {
         end_keys_of(uid, &kept());
         let is_all = clear_user_keyrings().context("clear its keyrings")?;
@@ -92,7 +92,8 @@ fn forget_last_login(uid: ContainerUid) -> std::io::Result<()> {
         file => file?,
     };
     let (at, mut record) = (RECORD as u64 * u64::from(uid.get()), [0; RECORD]);
-    // Beyond its end and in its holes there is nothing to remove, and nothing is to take room.
+    // Beyond its end and in its holes there is nothing to remove, and writing zeros there would
+    // allocate blocks.
     match file.read_exact_at(&mut record, at) {
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(()),
         Ok(()) if record == [0; RECORD] => Ok(()),

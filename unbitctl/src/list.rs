@@ -109,7 +109,7 @@ impl Serialize for State {
     }
 }
 
-/// What a login would meet, by the reason of the refusal.
+/// What a login would find; all but the first and the last are reasons of refusals.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     Running,
@@ -324,7 +324,7 @@ fn inspect(
     (container, running)
 }
 
-/// Meets its pid 1 as a login does; the number of that, and what the container calls itself.
+/// Finds and verifies its pid 1 as a login does. Returns its pid and the container's host name.
 fn ask(uid: ContainerUid, timeout: Duration) -> Result<(i32, Option<String>), Refusal> {
     let options = Options { timeout, ..Options::default() };
     let attachment = Attachment::prepare(uid, &options, &mut |_, _| {})?;

@@ -80,7 +80,7 @@ pub fn container_of(name: &SecondName) -> Result<ContainerUid> {
     }
 }
 
-/// Whether root alone can have made the links in /containers; if not, why.
+/// Fails if others than root can have made the links in /containers.
 pub fn containers_must_belong_to_root() -> Result<()> {
     let directory = retry(|| stat(CONTAINERS_PATH)).with_context(|| CONTAINERS.to_owned())?;
     must_be_roots(&directory).map_err(|seen| anyhow::anyhow!("{CONTAINERS} {seen}"))
@@ -154,8 +154,8 @@ fn must_be_its(name: &SecondName, uid: ContainerUid) -> Result<()> {
     }
 }
 
-/// Makes the link, atomically. Whether it is new. Another command may have given the name to
-/// another container since [`can_be_given`].
+/// Makes the link, atomically. Returns whether it is new. Fails if another command has given the
+/// name to another container since [`can_be_given`].
 pub fn give(name: &SecondName, uid: ContainerUid) -> Result<bool> {
     let link = link_path(name);
     match symlink(uid.to_string(), &link) {

@@ -32,22 +32,22 @@ pub fn ask(question: &str) -> std::io::Result<String> {
     Ok(answer)
 }
 
-/// The operator's terminal in raw mode: every key goes to the session. It is as before when this is
-/// dropped.
+/// The operator's terminal in raw mode: every key goes to the session. The mode is restored when
+/// this is dropped.
 pub struct Raw {
     terminal: Stdin,
     before: Termios,
 }
 
 impl Raw {
-    /// The one on standard input.
+    /// Sets the terminal on standard input.
     pub fn new() -> nix::Result<Self> {
         let raw = Self { terminal: stdin(), before: tcgetattr(stdin())? };
         raw.reapply()?;
         Ok(raw)
     }
 
-    /// After a stop, in which the operator's shell may have set it otherwise.
+    /// Sets it again after a stop, in which the operator's shell may have set another mode.
     pub fn reapply(&self) -> nix::Result<()> {
         let mut raw = self.before.clone();
         cfmakeraw(&mut raw);
@@ -61,16 +61,16 @@ impl Drop for Raw {
     }
 }
 
-/// The operator's terminal, which gives each key as it is typed and shows none. Signals are made as
-/// before. It is as before when this is dropped.
+/// The operator's terminal in cbreak mode without echo: a key can be read as soon as it is typed,
+/// and Ctrl-C still makes a signal. The mode is restored when this is dropped.
 pub struct Cbreak {
     terminal: Stdin,
     before: Termios,
 }
 
 impl Cbreak {
-    /// The one on standard input, if there is one and it is ours to change: who does that in the
-    /// background is stopped.
+    /// Sets the terminal on standard input. `None` if there is none, or in the background, where a
+    /// change would stop the process (SIGTTOU).
     pub fn new() -> Option<Self> {
         let terminal = stdin();
         let before = tcgetattr(&terminal).ok()?;
@@ -80,7 +80,7 @@ impl Cbreak {
         Some(keys)
     }
 
-    /// After a stop, as above.
+    /// Sets it again after a stop, like [`Raw::reapply`].
     pub fn reapply(&self) {
         let mut keys = self.before.clone();
         keys.local_flags.remove(LocalFlags::ICANON | LocalFlags::ECHO);
@@ -93,7 +93,7 @@ impl Cbreak {
         }
     }
 
-    /// A key that was typed; nothing if the terminal is gone.
+    /// Reads a key that was typed. `None` if the terminal is gone.
     pub fn typed(&self) -> Option<u8> {
         let mut key = [0];
         (read(&self.terminal, &mut key) == Ok(1)).then_some(key[0])

@@ -202,7 +202,7 @@ fn run_in_sandbox(
     options: &Options,
     writer: &mut FindingWriter,
 ) -> Result<(), Finding> {
-    account(container)?; // which sshd may see otherwise
+    account(container)?; // again, because in sshd's sandbox the answer can differ
     let keys = keys(login, container, config)?;
     writer.push(keys);
     let attachment = prepare(login, container, options, writer)?;
@@ -367,7 +367,7 @@ fn no_directory(container: ContainerUid, home: &str) -> Finding {
     let absent = format!(
         "if it should be here, make it: `unbitctl create {name} --key FILE`, or `unbitctl attach {name} --create-home` with a container of another engine"
     );
-    // That glibc has no answer changes nothing of the first.
+    // If these look-ups fail, only the missing directory is reported.
     match (User::from_name(&name).ok().flatten(), User::from_uid(uid).ok().flatten()) {
         (Some(user), _) if !is_the_containers(&user, container) => {
             let seen = format!("{seen}, and {}", not_the_containers(&user));
@@ -606,8 +606,8 @@ pub(crate) fn has_key(text: &[u8]) -> bool {
         .any(|line| line.split_whitespace().any(is_type))
 }
 
-/// StrictModes of sshd: root's or the user's, and nobody else writes there. A group that is the
-/// user alone may, in Debian's and Ubuntu's sshd.
+/// StrictModes of sshd: root or the user must own the file, and nobody else may write to it.
+/// Debian's and Ubuntu's sshd accept that its group may, if the user is the group's only member.
 fn check_modes(
     container: ContainerUid,
     path: &Path,

@@ -46,8 +46,8 @@ fn nobody_listens() -> Finding {
     Finding::not_applicable(CHECK, WHY, seen)
 }
 
-/// The limit of its own cgroup of memory, in which pid 1 is not. Where it has none to itself a
-/// limit would not be sshd's.
+/// The memory limit of sshd's own cgroup. `None` if it has no limit, or if sshd shares its cgroup
+/// with pid 1.
 fn limit_of(listener: &Proc) -> Option<u64> {
     let (version, directories) = Hierarchies::mounted().ok()?.of(listener, &Proc::of(1).ok()?, "memory")?;
     limit_in(version, &directories, &|file| fs::read_to_string(file).ok())

@@ -135,8 +135,8 @@ struct Groups {
 }
 
 impl Groups {
-    /// Of the nearest cgroup that has a limit, as its pid 1 may be in one below that; of the
-    /// outermost of its own if none has.
+    /// Usage and limit of the nearest cgroup with a limit, because pid 1 may be in a sub-cgroup of
+    /// it. Without any limit, the usage of the container's outermost cgroup.
     fn used_of(&self, files: &Files) -> (Option<u64>, Option<u64>) {
         let [used, limit] = match self.version {
             Version::One => files.version_1,

@@ -47,7 +47,7 @@ pub fn run(scanner: &mut Scanner, wide: bool) -> Result<()> {
     }
 }
 
-/// Waits until it is time for the next look. Whether it is the end instead.
+/// Waits until the next refresh is due. Returns whether the operator has ended the command instead.
 fn is_over(signals: &SignalFd, keys: &mut Option<Cbreak>) -> Result<bool> {
     let next = Instant::now() + INTERVAL;
     loop {

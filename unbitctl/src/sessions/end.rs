@@ -50,7 +50,7 @@ impl Ended {
     }
 }
 
-/// Ends it. Of the container, if one is given.
+/// Ends a session. If a container is given, it must be a session of that container.
 pub fn end(container: Option<ContainerUid>, id: Id) -> Result<Ended> {
     // The process is pinned before the session is read: while it lives, its pid is not reused.
     let pinned = join::sys::pidfd_open(id.pid);
@@ -93,6 +93,7 @@ struct SessionProcesses {
     channel_leaders: Vec<ChannelLeader>,
 }
 
+/// The leader of the session of processes, setsid(2), that a channel has.
 struct ChannelLeader {
     session: i32,
     uids: Vec<u32>,
