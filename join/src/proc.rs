@@ -68,6 +68,11 @@ impl Proc {
         retry(|| fstat(&self.0)).map(Inode::from)
     }
 
+    /// [`Proc::identity`] for one of the directories in it: `task/TID`.
+    pub(crate) fn identity_of(&self, directory: &str) -> nix::Result<Inode> {
+        retry(|| fstatat(&self.0, directory, AtFlags::AT_SYMLINK_NOFOLLOW)).map(Inode::from)
+    }
+
     fn at(path: &str) -> nix::Result<Self> {
         retry(|| open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())).map(Self)
     }

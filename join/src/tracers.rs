@@ -3,9 +3,10 @@
 //!
 //! Pid 1 can have dropped the capability (prctl(2), capset(2)) after it forked a child that still
 //! has it, and each thread has capabilities of its own. A child has no capability that its parent
-//! cannot have. So a process that was seen without it needs no second look, and if no process has
-//! it, none will. A process that ends before it is checked can leave a child behind, so the cgroup
-//! is read again.
+//! cannot have, so a process that was seen without it needs no second look. But before it was
+//! looked at, it can have forked a child that the list of processes lacks, and then have ended,
+//! become a zombie, or dropped the capability. So the list is read until it has only processes that
+//! were seen without the capability before it was read. Then no process has it, and none will.
 //!
 //! [`LinkRules`](crate::link_rules::LinkRules) refuses such a container.
 
@@ -28,37 +29,50 @@ use std::time::Duration;
 const RESERVED: Duration = Duration::from_millis(100);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The pid of a process that can have the capability.
+/// The pid of a process that can have the capability, or could until it ended.
 pub fn find(subtree: &Subtree, deadline: Deadline) -> Result<Option<i32>, Refusal> {
     let our_user_namespace = user_namespace::own()?;
-    let mut harmless = HashSet::new();
+    let (mut harmless, mut tracer) = (HashSet::new(), None);
     loop {
-        let (mut tracer, mut one_has_ended) = (None, false);
+        let mut all_are_known = true;
         subtree.for_each_process(deadline, &mut |pid| {
-            let Some(process) = Candidate::of(pid, our_user_namespace)? else {
-                one_has_ended = true;
-                return Ok(());
-            };
+            let process = Candidate::of(pid, our_user_namespace)?;
             // Not its pid, which another process could get during the search.
-            if harmless.contains(&process.identity) {
+            if process.as_ref().is_some_and(|process| harmless.contains(&process.identity)) {
                 return Ok(());
             }
-            match process.can_trace()? {
-                Some(true) => drop(tracer.get_or_insert(pid)),
-                Some(false) => drop(harmless.insert(process.identity)),
-                None => one_has_ended = true,
+            all_are_known = false;
+            let Some(process) = process else { return Ok(()) };
+            let power = process.power()?;
+            if matches!(power, Some(Power::CanTrace | Power::CouldTrace)) {
+                tracer = Some(pid);
+            }
+            if matches!(power, Some(Power::CouldTrace | Power::Harmless)) {
+                harmless.insert(process.identity);
             }
             Ok(())
         })?;
-        if tracer.is_none() && !one_has_ended {
+        if all_are_known {
             return Ok(None);
         }
-        match tracer {
-            Some(_) if deadline.left().is_some_and(|left| left > RESERVED) => sleep(POLL_INTERVAL),
-            Some(tracer) => return Ok(Some(tracer)),
-            None => {}
+        if deadline.left().is_none_or(|left| left <= RESERVED) {
+            let cause = "its processes begin and end faster than they can be checked for CAP_SYS_PTRACE";
+            return tracer.map(Some).ok_or_else(|| Refusal::new(Reason::NotAnswering, cause));
+        }
+        if tracer.is_some() {
+            sleep(POLL_INTERVAL);
         }
     }
+}
+
+/// What a process can do, with all of its threads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Power {
+    CanTrace,
+    /// It has ended, and cannot fork any more.
+    CouldTrace,
+    /// Neither can it trace, nor can what it forks from now on.
+    Harmless,
 }
 
 struct Candidate {
@@ -76,47 +90,62 @@ impl Candidate {
         Ok(process.map(|(identity, process)| Self { pid, process, identity, our_user_namespace }))
     }
 
-    /// `None` if it ended before it could be checked. There can be thousands, so only one file is
+    fn step(&self, what: &str) -> String {
+        format!("look at {what} of process {}, which is in its cgroup", self.pid)
+    }
+
+    /// `None` if it changed before it could be checked. There can be thousands, so only one file is
     /// read for most of them.
-    fn can_trace(&self) -> Result<Option<bool>, Refusal> {
-        let process = &self.process;
-        let step = |what: &str| format!("look at {what} of process {}, which is in its cgroup", self.pid);
-        let Some(status) = read(process, "status").context(Reason::Broken, step("the status"))? else {
+    fn power(&self) -> Result<Option<Power>, Refusal> {
+        let Some(status) = read(&self.process, "status").context(Reason::Broken, self.step("the status"))? else {
             return Ok(None);
         };
         // A single pid belongs to a process in our own pid namespace: the engine's, on the node.
         let numbers = |key| numbers(&status, key).map_err(|cause| Refusal::new(Reason::Broken, cause));
         if numbers("NSpid")?.len() == 1 {
-            return Ok(Some(false));
+            return Ok(Some(Power::Harmless));
         }
         if numbers("Threads")? == [1] {
-            return self.can_thread_trace("", &status);
+            return self.power_of_thread("", &status);
         }
-        let Some(names) = found(process.names("task")).context(Reason::Broken, step("the threads"))? else {
-            return Ok(None);
-        };
-        let mut all_were_seen = true;
-        for name in names {
+        let Some(threads) = self.threads()? else { return Ok(None) };
+        // The leader, which is listed first, is checked last: see below.
+        for (name, _) in threads.iter().rev() {
             let thread = format!("task/{name}/");
-            let status = read(process, &format!("{thread}status")).context(Reason::Broken, step("a thread"))?;
-            match status.map_or(Ok(None), |status| self.can_thread_trace(&thread, &status))? {
-                Some(true) => return Ok(Some(true)),
-                Some(false) => {}
-                None => all_were_seen = false,
+            let status = read(&self.process, &format!("{thread}status"));
+            let Some(status) = status.context(Reason::Broken, self.step("a thread"))? else { return Ok(None) };
+            match self.power_of_thread(&thread, &status)? {
+                Some(Power::CouldTrace | Power::Harmless) => {}
+                power => return Ok(power),
             }
         }
-        Ok(all_were_seen.then_some(false))
+        // One of them can have made another thread before it was checked, or have taken the
+        // leader's place: execve(2) does that, and ends all other threads.
+        let are_the_same = threads.len() > 1 && self.threads()?.is_some_and(|again| again == threads);
+        Ok(are_the_same.then_some(Power::Harmless))
+    }
+
+    /// Its threads, with their identities. `None` if one of them has ended.
+    fn threads(&self) -> Result<Option<Vec<(String, Inode)>>, Refusal> {
+        let threads = self.process.names("task").and_then(|names| {
+            let identities =
+                names.into_iter().map(|name| Ok((self.process.identity_of(&format!("task/{name}"))?, name)));
+            identities.map(|thread| thread.map(|(identity, name)| (name, identity))).collect()
+        });
+        found(threads).context(Reason::Broken, self.step("the threads"))
     }
 
     /// In a user namespace below ours, the capability has no effect on ours.
-    fn can_thread_trace(&self, thread: &str, status: &str) -> Result<Option<bool>, Refusal> {
-        let has_ended = status.lines().any(|line| line.starts_with("State:\tZ") || line.starts_with("State:\tX"));
-        if has_ended || !can_trace(status)? {
-            return Ok(Some(false));
+    fn power_of_thread(&self, thread: &str, status: &str) -> Result<Option<Power>, Refusal> {
+        if !can_trace(status)? {
+            return Ok(Some(Power::Harmless));
+        }
+        if status.lines().any(|line| line.starts_with("State:\tZ") || line.starts_with("State:\tX")) {
+            return Ok(Some(Power::CouldTrace));
         }
         let users = found(self.process.at_namespace(thread, "user"));
         let users = users.context(Reason::Broken, "look at the user namespace of a process in its cgroup")?;
-        Ok(users.map(|users| users == self.our_user_namespace))
+        Ok(users.map(|users| if users == self.our_user_namespace { Power::CanTrace } else { Power::Harmless }))
     }
 }
 
