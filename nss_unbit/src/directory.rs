@@ -74,7 +74,7 @@ fn borrow<'any>(fd: c_int) -> Result<BorrowedFd<'any>, Errno> {
 }
 
 /// A raw system call: rustix's function for it could panic, and glibc's (getdents64) exists only
-/// since 2.30.
+/// since 2.30. Repeated after EINTR: glibc would end the enumeration at a failure.
 ///
 /// # Safety
 /// That of the system call.
@@ -86,8 +86,12 @@ unsafe fn call(number: u32, first: c_int, second: usize, third: usize) -> Result
     }
     // SAFETY: the caller's guarantees; the address of this thread's errno is always good.
     unsafe {
-        let result = syscall(c_long::from(number), first, second, third, 0);
-        usize::try_from(result).map_err(|_| __errno_location().read())
+        loop {
+            match usize::try_from(syscall(c_long::from(number), first, second, third, 0)) {
+                Err(_) if __errno_location().read() == Errno::INTR.raw_os_error() => {}
+                result => return result.map_err(|_| __errno_location().read()),
+            }
+        }
     }
 }
 

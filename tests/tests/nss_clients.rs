@@ -418,3 +418,18 @@ fn a_login_does_not_list_the_directory() {
     let calls = fs::read_to_string("/tmp/login.strace").unwrap();
     assert!(calls.contains("\"/containers\""), "the witness: strace would have shown it");
 }
+
+/// A signal can interrupt a file system that answers slowly, such as an automount on /containers.
+#[test]
+#[ignore = "needs the node: make test"]
+fn an_interrupted_system_call_does_not_end_an_enumeration() {
+    let all = sh("getent -s unbit passwd").ok();
+    assert!(all.contains("30001:"), "{all}");
+    let trace = "strace -qq -P /containers -o /tmp/interrupted.strace -e inject";
+    for call in ["openat", "getdents64"] {
+        let interrupted = sh(format!("{trace}={call}:error=EINTR:when=1 getent -s unbit passwd")).ok();
+        let calls = fs::read_to_string("/tmp/interrupted.strace").unwrap();
+        assert!(calls.contains("EINTR"), "the witness: {call} was interrupted: {calls}");
+        assert_eq!(interrupted, all, "{call}");
+    }
+}
