@@ -10,7 +10,7 @@ use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, Cloned, Shared, retry};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid, getppid};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
@@ -127,5 +127,29 @@ fn wait_for(helper: Pid, task: &str, hint: &str, deadline: Deadline, report: &Re
     // It can be about to fork the process inside, whose pid is then still missing. One in a frozen
     // v1 cgroup ends when that is thawed: it has no privileges, and nobody needs to wait for it.
     let _ = pidfd.is_ok_and(|pidfd| is_ready(&pidfd, KILL_TIMEOUT));
+    let _ = waitpid(helper, Some(WaitPidFlag::WNOHANG));
     Err(refusal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::errno::Errno;
+    use nix::unistd::pause;
+
+    #[test]
+    fn a_helper_that_is_killed_at_the_deadline_is_reaped() {
+        let caller = getpid();
+        let waits = || loop {
+            pause();
+        };
+        // In a child, which has no other thread, and no other child.
+        let Cloned::Parent(child) = sys::clone_into(None).unwrap().0 else {
+            let refused = run("waits", Deadline::after(Duration::from_millis(50)), waits);
+            let is_refused = refused.is_err_and(|refusal| refusal.reason == Reason::NotAnswering);
+            let is_reaped = waitpid(None, Some(WaitPidFlag::WNOHANG)) == Err(Errno::ECHILD);
+            sys::exit_now(if is_refused && is_reaped && getppid() == caller { 0 } else { 1 })
+        };
+        assert_eq!(waitpid(child, None), Ok(WaitStatus::Exited(child, 0)));
+    }
 }
