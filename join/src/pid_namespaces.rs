@@ -3,7 +3,7 @@
 //! Whether a container may be entered is not decided here.
 
 use crate::deadline::Deadline;
-use crate::proc::{Inode, Proc, numbers};
+use crate::proc::{self, Inode, Proc, numbers};
 use crate::refusal::{Context, Reason, Refusal};
 use crate::subtree::Subtree;
 use crate::sys::{self, retry};
@@ -113,19 +113,68 @@ impl PidNamespace {
 
     /// The pid of its pid 1 in our pid namespace. The process can end and its pid be reused at any
     /// time.
-    pub fn pid_1(mut self) -> Result<i32, Refusal> {
-        let ended = || Refusal::new(Reason::NotRunning, "its pid 1 has ended");
-        match sys::pid_from_pidns(&self.descriptor, 1) {
-            Err(Errno::ENOTTY) => {} // before Linux 6.11
-            Err(Errno::ESRCH) => return Err(ended()),
-            pid => return pid.context(Reason::Broken, "get the pid 1 of a pid namespace (NS_GET_PID_FROM_PIDNS)"),
-        }
-        // It is the oldest process, so most often it has the lowest pid.
-        self.members.sort_unstable();
+    pub fn pid_1(self) -> Result<i32, Refusal> {
+        let pid = match sys::pid_from_pidns(&self.descriptor, 1) {
+            Err(Errno::ENOTTY) => self.pid_1_before_linux_6_11()?,
+            Err(Errno::ESRCH) => None,
+            pid => Some(pid.context(Reason::Broken, "get the pid 1 of a pid namespace (NS_GET_PID_FROM_PIDNS)")?),
+        };
+        pid.ok_or_else(|| Refusal::new(Reason::NotRunning, "its pid 1 has ended"))
+    }
+
+    /// It can be in another cgroup than the processes that were found. Then the whole of /proc is
+    /// searched, so that the refusal says that.
+    fn pid_1_before_linux_6_11(mut self) -> Result<Option<i32>, Refusal> {
         let is_pid_1 = |pid: &i32| {
             let status = Proc::of(*pid).map_err(std::io::Error::from).and_then(|process| process.read("status"));
             status.is_ok_and(|status| numbers(&status, "NSpid").is_ok_and(|pids| pids == [*pid as u32, 1]))
         };
-        self.members.into_iter().find(is_pid_1).ok_or_else(ended)
+        let is_in_it = |pid: &i32| Proc::of(*pid).and_then(|process| process.namespace("pid")) == Ok(self.inode);
+        // It is the oldest process, so most often it has the lowest pid.
+        self.members.sort_unstable();
+        match self.members.iter().copied().find(is_pid_1) {
+            Some(pid) => Ok(Some(pid)),
+            None => Ok(proc::pids().context(Reason::Broken, "list /proc")?.find(|pid| is_in_it(pid) && is_pid_1(pid))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_pid_1_in_another_cgroup_is_found() {
+        if !nix::unistd::geteuid().is_root() {
+            return eprintln!("NOT TRIED: a pid namespace (only root can make one)");
+        }
+        let child = |pid: u32| {
+            let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+            children.split_whitespace().next()?.parse::<i32>().ok()
+        };
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--pid", "--fork", "--kill-child", "cat"]).stdin(Stdio::piped());
+        let mut outside = unshare.stdout(Stdio::piped()).spawn().unwrap();
+        let pid = loop {
+            if let Some(pid) = child(outside.id()) {
+                break pid;
+            }
+            assert!(outside.try_wait().unwrap().is_none());
+        };
+        let namespace = |members| {
+            let descriptor = Proc::of(pid).unwrap().open("ns/pid").unwrap();
+            PidNamespace { inode: Proc::of(pid).unwrap().namespace("pid").unwrap(), descriptor, members }
+        };
+        for members in [vec![pid], vec![], vec![1]] {
+            assert_eq!(namespace(members.clone()).pid_1().unwrap(), pid, "{members:?}");
+            assert_eq!(namespace(members).pid_1_before_linux_6_11().unwrap(), Some(pid));
+        }
+        let gone = [namespace(vec![pid]), namespace(vec![])];
+        drop(outside.stdin.take());
+        outside.wait().unwrap();
+        for gone in gone {
+            assert_eq!(gone.pid_1_before_linux_6_11().unwrap(), None);
+        }
     }
 }
