@@ -10,25 +10,28 @@ use crate::deadline::{Incomplete, is_ready, read_within};
 use crate::privileges;
 use crate::refusal::Refusal;
 use crate::sys::{become_user, close_all_but, exit_now, fork, pidfd_open, retry};
+use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, fstat, fstatat, mkdirat, umask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, UnlinkatFlags, fsync, pipe2, setsid, unlinkat};
+use nix::unistd::{ForkResult, Pid, UnlinkatFlags, fsync, getpid, pipe2, setsid, unlinkat};
 use shared::{ContainerUid, escape};
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long the child process may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long it may take to end when it is killed.
 const EXIT_TIME: Duration = Duration::from_secs(1);
+/// An unfinished file that is this many seconds old will not be finished.
+const UNFINISHED: u64 = 300;
 /// The longest answer, in bytes, of which the first is [`DONE`] or [`FAILED`].
 const MAX_OUTPUT: usize = 2 << 20;
 
@@ -135,25 +138,21 @@ impl Directory {
         Self::open(home, name)?.ok_or_else(|| format!("{name}: {}", Errno::ENOENT))
     }
 
-    /// Replaces `file` atomically. The new file has the name `new` until it is complete. If `file`
-    /// is a symbolic link, the link is replaced and not its target.
-    pub fn replace(&self, file: &str, new: &str, bytes: &[u8]) -> Result<(), String> {
+    /// Replaces `file` atomically. Until it is complete, the new file has the name `.FILE.PID`
+    /// and this suffix, because another process can write the same file, such as `unbit-agent
+    /// once` next to `run`. If `file` is a symbolic link, the link is replaced and not its target.
+    pub fn replace(&self, file: &str, suffix: &str, bytes: &[u8]) -> Result<(), String> {
         let directory = &self.open;
         let failed = |step: &str, name: &str, error: &dyn Display| format!("{step} {}/{name}: {error}", self.name);
-        match unlinkat(directory, new, UnlinkatFlags::NoRemoveDir) {
-            Ok(()) | Err(Errno::ENOENT) => {}
-            Err(errno) => return Err(failed("remove", new, &errno)),
-        }
+        self.sweep(file, suffix).map_err(|errno| failed("look for unfinished files next to", file, &errno))?;
+        let new = format!(".{file}.{}{suffix}", getpid());
+        let new = new.as_str();
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let made = openat(directory, new, flags, Mode::S_IRUSR | Mode::S_IWUSR);
         let mut made = File::from(made.map_err(|errno| failed("make", new, &errno))?);
         let mut write = || -> io::Result<()> {
             made.write_all(bytes)?;
             fsync(made.as_fd())?;
-            // Another process can write the same file, such as `unbit-agent once` next to `run`.
-            if fstat(&made)?.st_ino != fstatat(directory, new, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_ino {
-                return Err(io::Error::other("another process writes it as well"));
-            }
             Ok(renameat(directory, new, directory, file)?)
         };
         write()
@@ -162,6 +161,37 @@ impl Directory {
             })
             .and_then(|()| Ok(fsync(directory.as_fd())?))
             .map_err(|error| failed("write", file, &error))
+    }
+
+    /// Removes what [`Directory::replace`] has left unfinished in processes that were killed.
+    fn sweep(&self, file: &str, suffix: &str) -> nix::Result<()> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let prefix = format!(".{file}");
+        let mut listing = retry(|| Dir::openat(&self.open, ".", flags, Mode::empty()))?;
+        for entry in listing.iter().filter(|entry| *entry != Err(Errno::EINTR)) {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            let writer = name.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix(suffix));
+            if writer.is_some_and(|writer| self.is_abandoned(name, writer)) {
+                let _ = unlinkat(&self.open, name, UnlinkatFlags::NoRemoveDir);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nobody will finish a file. `writer` is `.PID`, and another process can have that pid
+    /// by now. It is empty in the names of earlier versions.
+    fn is_abandoned(&self, name: &str, writer: &str) -> bool {
+        let Some(pid) = writer.strip_prefix('.').and_then(|pid| pid.parse().ok()).filter(|pid| *pid > 0) else {
+            return writer.is_empty();
+        };
+        let pid = Pid::from_raw(pid);
+        let is_old = || {
+            let written = fstatat(&self.open, name, AtFlags::AT_SYMLINK_NOFOLLOW).map(|status| status.st_mtime);
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            written.is_ok_and(|time| u64::try_from(time).is_ok_and(|time| time.saturating_add(UNFINISHED) < now))
+        };
+        pid == getpid() || kill(pid, None) == Err(Errno::ESRCH) || is_old()
     }
 }
 
@@ -176,6 +206,72 @@ mod tests {
     use super::*;
     use nix::sys::wait::{Id, waitid};
     use nix::unistd::{geteuid, pause};
+
+    /// A directory of a test, and what [`Directory::open`] makes of it.
+    fn scratch(name: &str) -> (std::path::PathBuf, Directory) {
+        let path = std::env::temp_dir().join(format!("unbit-tenant-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(path.join("keys")).unwrap();
+        let home = OwnedFd::from(File::open(&path).unwrap());
+        (path, Directory::open(&home, "keys").unwrap().unwrap())
+    }
+
+    #[test]
+    fn two_processes_that_write_the_same_file_do_not_disturb_each_other() {
+        let (path, directory) = scratch("two");
+        let texts = [vec![b'a'; 100_000], vec![b'b'; 200_000]];
+        let mut children: Vec<_> = texts
+            .iter()
+            .map(|text| match fork().unwrap() {
+                ForkResult::Parent { child } => child,
+                ForkResult::Child => {
+                    let failed = (0..50).find_map(|_| directory.replace("list", ".test", text).err());
+                    exit_now(failed.map_or(0, |error| {
+                        let _ = std::fs::write(path.join("error"), error);
+                        1
+                    }))
+                }
+            })
+            .collect();
+        while !children.is_empty() {
+            children.retain(|child| waitpid(*child, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive));
+            if let Ok(text) = std::fs::read(path.join("keys/list")) {
+                assert!(texts.contains(&text), "it has {} bytes", text.len());
+            }
+        }
+        assert_eq!(std::fs::read_to_string(path.join("error")).unwrap_or_default(), "");
+        let left: Vec<_> =
+            std::fs::read_dir(path.join("keys")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["list"]);
+        std::fs::remove_dir_all(&path).unwrap();
+    }
+
+    #[test]
+    fn what_killed_processes_have_left_is_removed() {
+        let (path, directory) = scratch("left");
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        ended.wait().unwrap();
+        let ended = format!(".list.{}.test", ended.id());
+        let own = format!(".list.{}.test", getpid());
+        let goes = [".list.test", ".list.1.test", &ended, &own];
+        let stays = [".list.1.other", ".list.x.test", ".listed.test", ".other.1.test", "list.test"];
+        for name in goes.iter().chain(&stays) {
+            std::fs::write(path.join("keys").join(name), "").unwrap();
+        }
+        std::os::unix::fs::symlink("/nowhere", path.join("keys/.list.2147483647.test")).unwrap();
+        let old = File::options().write(true).open(path.join("keys/.list.1.test")).unwrap();
+        old.set_modified(UNIX_EPOCH).unwrap();
+        directory.replace("list", ".test", b"text").unwrap();
+        let mut left: Vec<_> = std::fs::read_dir(path.join("keys"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        let mut expected = [&stays[..], &["list"]].concat();
+        left.sort();
+        expected.sort_unstable();
+        assert_eq!(left, expected);
+        assert_eq!(std::fs::read(path.join("keys/list")).unwrap(), b"text");
+        std::fs::remove_dir_all(&path).unwrap();
+    }
 
     /// The children of this test's thread.
     fn children() -> Vec<Pid> {

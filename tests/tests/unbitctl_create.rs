@@ -582,8 +582,7 @@ fn nothing_of_a_tenants_leads_root_astray() {
             "mkdir .ssh; truncate -s 20G .ssh/authorized_keys",
             ".ssh/authorized_keys is too long for an authorized_keys file",
         ),
-        ("mkdir -p .ssh/.authorized_keys.unbitctl", "remove .ssh/.authorized_keys.unbitctl: EISDIR"),
-        ("mkdir .ssh; touch .ssh/authorized_keys; chmod 500 .ssh", "make .ssh/.authorized_keys.unbitctl: EACCES"),
+        ("mkdir .ssh; touch .ssh/authorized_keys; chmod 500 .ssh", "make .ssh/.authorized_keys."),
     ] {
         sh(format!("install -d -o {UID} -g {UID} {HOME}")).ok();
         as_tenant(tenants);

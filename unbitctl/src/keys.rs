@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 /// Where sshd looks, and the file that is written there.
 const DIRECTORY: &str = ".ssh";
 const FILE: &str = "authorized_keys";
-/// Its name until it is complete.
-const NEW: &str = ".authorized_keys.unbitctl";
+/// What its name ends in until it is complete.
+const SUFFIX: &str = ".unbitctl";
 
 /// More than anybody's keys.
 pub(crate) const MAX_KEY_FILE: u64 = 1 << 20;
@@ -210,7 +210,7 @@ fn read_file(directory: &Directory) -> Result<Option<Vec<u8>>> {
 }
 
 fn write_file(directory: &Directory, bytes: &[u8]) -> Result<()> {
-    directory.replace(FILE, NEW, bytes).map_err(anyhow::Error::msg)
+    directory.replace(FILE, SUFFIX, bytes).map_err(anyhow::Error::msg)
 }
 
 fn open_home(uid: ContainerUid) -> Result<OwnedFd> {

@@ -13,8 +13,8 @@ use std::os::fd::OwnedFd;
 
 const DIRECTORY: &str = ".ssh";
 const FILE: &str = "uwsgi_authorized_keys";
-/// Its name until it is complete.
-const NEW: &str = ".uwsgi_authorized_keys.unbit-agent";
+/// What its name ends in until it is complete.
+const SUFFIX: &str = ".unbit-agent";
 /// More than anybody's keys.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -90,7 +90,7 @@ fn write_as_the_user(uid: ContainerUid, text: &[u8], is_dry_run: bool) -> Result
         return Ok(false);
     }
     if !is_dry_run {
-        directory.replace(FILE, NEW, text)?;
+        directory.replace(FILE, SUFFIX, text)?;
     }
     Ok(true)
 }
