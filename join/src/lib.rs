@@ -14,7 +14,7 @@
 //! | enter | [`attach`], [`helper`], [`privileges`], [`masked_paths`] | join, drop privileges, fork |
 //!
 //! [`supervisor`] is the process that stays outside. [`tenant`] works on a tenant's files.
-//! [`running`] finds all containers, for commands. [`sessions`] counts sessions and
+//! [`running`] finds all containers and [`cgroup_usage`] what they use, for commands. [`sessions`] counts sessions and
 //! [`refusal_counters`] refusals. [`refusal`] has every reason to refuse, with the sentence that
 //! the user reads. [`options`] parses the PAM line. [`safe_path`], [`subtree`] and
 //! [`pid_namespaces`] serve [`link`]; [`unix_socket`] serves [`emperor_socket`]; [`session_record`]
@@ -23,6 +23,7 @@
 
 mod apparmor;
 pub mod attach;
+pub mod cgroup_usage;
 pub mod cgroups;
 pub mod confinement;
 pub mod deadline;

@@ -42,6 +42,11 @@ pub const DIRECTORY: &str = "/etc/unbit";
 /// container.
 pub const ROOT_IS_TRUSTED_SUFFIX: &str = ".root-is-trusted";
 
+/// Where root's link of an account leads, without any check. Everybody may read it.
+pub fn target_of(container: ContainerUid) -> Option<PathBuf> {
+    std::fs::read_link(Path::new(DIRECTORY).join(container.to_string())).ok()
+}
+
 /// The cgroup that root has linked, or is about to link, to an account.
 #[derive(Debug)]
 pub struct Link {

@@ -8,10 +8,8 @@ use crate::command::{self, Output};
 use crate::rootfs::RootFs;
 use anyhow::{Context, Result, bail};
 use join::cgroups::Hierarchies;
-use join::link::DIRECTORY;
 use join::proc::Proc;
 use serde_json::Value;
-use shared::ContainerUid;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -80,11 +78,6 @@ pub const UWSGI: &str = "uwsgi";
 /// Which engine runs a container, by where its link leads, if it has one.
 pub fn by_link(link: Option<&Path>) -> &'static str {
     link.map_or(UWSGI, by_cgroup)
-}
-
-/// Where root's link of an account leads. Everybody may look.
-pub fn link_of(uid: ContainerUid) -> Option<PathBuf> {
-    std::fs::read_link(Path::new(DIRECTORY).join(uid.to_string())).ok()
 }
 
 /// Where LXC runs the container of this cgroup, if that is in another one: `lxc.payload.web1-1`

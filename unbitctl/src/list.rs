@@ -234,7 +234,6 @@ impl Scanner {
     fn scan(&mut self) -> Result<Vec<Container>> {
         let uids = containers::all(&RootFs::at(None)).with_context(|| format!("read {CONTAINERS}"))?;
         let processes = Processes::read()?;
-        self.resources.count_members(uids.iter().filter_map(|uid| processes.pid_1_of(uid.get())));
         let (next, waited) = (AtomicUsize::new(0), AtomicU64::new(0));
         let (known, resources) = (&self.running, &self.resources);
         let asks = |uid: ContainerUid| {
@@ -306,7 +305,7 @@ fn inspect(
         },
         (None, None) => (state, cause) = from_outside(uid),
     }
-    let link = engine::link_of(uid);
+    let link = join::link::target_of(uid);
     let container = Container {
         uid: uid.get(),
         names: Vec::new(),

@@ -12,6 +12,7 @@ use crate::names::DomainName;
 use crate::quota::Quotas;
 use crate::report::{Action, Report};
 use anyhow::{Context, Result, bail};
+use join::cgroup_usage::{self, field_of, read};
 use join::cgroups::{Hierarchies, Version};
 use join::link;
 use join::proc::{Proc, Status};
@@ -21,10 +22,9 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use shared::ContainerUid;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::File;
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Where the tuntap router and the http router say what they have carried.
@@ -34,8 +34,6 @@ const HTTP: u16 = 5003;
 /// domain.
 const ROUTER_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_ANSWER: u64 = 64 << 20;
-/// No file of a cgroup is longer, but for io.stat with many devices.
-const MAX_FILE: u64 = 256 << 10;
 /// Values that are sent together, so that the round needs no more memory for more containers.
 const BATCH: usize = 1000;
 /// Below this path.
@@ -102,7 +100,7 @@ fn send_all(node: &mut Node, report: &mut Report) -> Result<()> {
     // A container that does not run still uses disk space.
     each_container(|uid, process| {
         if left.remove(&uid.get()) {
-            let mut metrics = of_cgroups(&hierarchies, process);
+            let mut metrics = of_cgroups(&hierarchies, uid, process);
             metrics.extend(of_others(uid, &network, node.quotas.as_mut()));
             sender.send_all(node, uid.get(), &metrics, report)?;
         }
@@ -178,46 +176,34 @@ fn each_container(mut found: impl FnMut(ContainerUid, &(Proc, Proc)) -> Result<(
     Ok(())
 }
 
-fn of_cgroups(hierarchies: &Hierarchies, (process, parent): &(Proc, Proc)) -> Vec<Metric> {
-    let Some(seen) = hierarchies.of_process(process, parent) else { return Vec::new() };
-    let group = |controller| seen.of(controller).and_then(|(version, groups)| Some((version, own(groups)?)));
+fn of_cgroups(hierarchies: &Hierarchies, uid: ContainerUid, (process, parent): &(Proc, Proc)) -> Vec<Metric> {
+    let Some(cgroups) = hierarchies.of_process(process, parent) else { return Vec::new() };
+    let linked = link::target_of(uid).and_then(|target| cgroup_usage::path_of_link(hierarchies, &target));
+    let own = |controller| {
+        let (version, directories) = cgroups.of(controller)?;
+        Some((version, cgroup_usage::own(&directories, linked.as_deref())?.clone()))
+    };
     let mut metrics = Vec::new();
     let mut add = |name, value: Option<u64>| metrics.extend(value.map(|value| (name, value)));
-    if let Some((version, group)) = group("cpuacct") {
-        add("container.cpu", cpu(version, &group));
+    if let Some((version, group)) = own("cpuacct") {
+        add("container.cpu", cgroup_usage::cpu_nanoseconds(version, &group));
     }
-    if let Some((version, group)) = group("memory") {
-        let (used, rss, cache) = match version {
-            Version::One => ("memory.usage_in_bytes", "total_rss", "total_cache"),
-            Version::Two => ("memory.current", "anon", "file"),
+    if let Some((version, group)) = own("memory") {
+        let (rss, cache) = match version {
+            Version::One => ("total_rss", "total_cache"),
+            Version::Two => ("anon", "file"),
         };
-        add("container.mem", read(&group.join(used)).and_then(|text| text.trim().parse().ok()));
-        let stat = read(&group.join("memory.stat")).unwrap_or_default();
-        add("container.mem.rss", field(&stat, rss));
-        add("container.mem.cache", field(&stat, cache));
+        add("container.mem", cgroup_usage::memory_bytes(version, &group));
+        let stat = read(&group, "memory.stat").unwrap_or_default();
+        add("container.mem.rss", field_of(&stat, rss));
+        add("container.mem.cache", field_of(&stat, cache));
     }
-    if let Some((version, group)) = group("blkio") {
+    if let Some((version, group)) = own("blkio") {
         let (read, written) = io(version, &group).unzip();
         add("container.io.read", read);
         add("container.io.write", written);
     }
     metrics
-}
-
-/// The container's own group among those around its pid 1: that of pid 1, or the one above where an
-/// init has put itself into a group below.
-fn own(groups: Vec<PathBuf>) -> Option<PathBuf> {
-    let mut groups = groups.into_iter();
-    let first = groups.next()?;
-    if first.ends_with("init.scope") { groups.next().or(Some(first)) } else { Some(first) }
-}
-
-/// In nanoseconds, in both versions.
-fn cpu(version: Version, group: &Path) -> Option<u64> {
-    match version {
-        Version::One => read(&group.join("cpuacct.usage"))?.trim().parse().ok(),
-        Version::Two => field(&read(&group.join("cpu.stat"))?, "usage_usec")?.checked_mul(1000),
-    }
 }
 
 /// Bytes read and written, of all devices.
@@ -226,10 +212,10 @@ fn io(version: Version, group: &Path) -> Option<(u64, u64)> {
         // What was throttled is all that passes; the file that uwsgi.it reads counts for one
         // scheduler alone, which newer kernels do not have.
         Version::One => {
-            let text = read(&group.join("blkio.throttle.io_service_bytes"));
-            Some(io_of_version_1(&text.or_else(|| read(&group.join("blkio.io_service_bytes")))?))
+            let text = read(group, "blkio.throttle.io_service_bytes");
+            Some(io_of_version_1(&text.or_else(|| read(group, "blkio.io_service_bytes"))?))
         }
-        Version::Two => Some(io_of_version_2(&read(&group.join("io.stat"))?)),
+        Version::Two => Some(io_of_version_2(&read(group, "io.stat")?)),
     }
 }
 
@@ -260,18 +246,6 @@ fn of_others(uid: ContainerUid, network: &Network, quotas: Option<&mut Quotas>) 
         metrics.extend([("container.net.rx", *rx), ("container.net.tx", *tx)]);
     }
     metrics
-}
-
-/// The number behind a word of a cgroup's file.
-fn field(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
-}
-
-/// A file of the kernel's. The name of a process in it can be any bytes.
-fn read(path: &Path) -> Option<String> {
-    let mut bytes = Vec::new();
-    File::open(path).ok()?.take(MAX_FILE).read_to_end(&mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// What a router says, all of it; nothing if there is none.
@@ -386,16 +360,6 @@ mod tests {
         let two =
             "8:0 rbytes=4096 wbytes=100 rios=1 wios=2 dbytes=7 dios=0\n8:16 rbytes=1 wbytes=2 rios=0 wios=0\n253:0 \n";
         assert_eq!(io_of_version_2(two), (4097, 102));
-        assert_eq!(field("rss 1\ntotal_rss 22\ntotal_cache 3\n", "total_rss"), Some(22));
-        assert_eq!(field("anon_thp 1\nanon 2\n", "anon"), Some(2));
-    }
-
-    #[test]
-    fn the_group_of_an_init_is_the_one_around_it() {
-        let groups = |paths: &[&str]| own(paths.iter().map(PathBuf::from).collect());
-        assert_eq!(groups(&["/cg/30001"]), Some("/cg/30001".into()));
-        assert_eq!(groups(&["/cg/a.slice/x/init.scope", "/cg/a.slice/x", "/cg/a.slice"]), Some("/cg/a.slice/x".into()));
-        assert_eq!(groups(&[]), None);
     }
 
     #[test]

@@ -717,7 +717,7 @@ fn fix_link(container: ContainerUid, reason: Reason) -> Option<String> {
     Path::new(&link).symlink_metadata().ok()?;
     let to_its_cgroup = format!("unbitctl attach {container} --machine NAME (other engines: unbitctl attach --help)");
     match reason {
-        Reason::NotRunning => Some(match engine::link_of(container).as_deref().and_then(engine::renamed_by_lxc) {
+        Reason::NotRunning => Some(match link::target_of(container).as_deref().and_then(engine::renamed_by_lxc) {
             Some(group) => format!(
                 "LXC runs it in {}, because the cgroup that {link} leads to was left from an earlier start: stop the container, remove that cgroup \
                  (rmdir), and start it; lxc.cgroup.dir keeps this from happening again",

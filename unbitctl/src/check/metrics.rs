@@ -24,7 +24,7 @@ pub fn text(findings: &[Finding], container: Option<ContainerUid>) -> String {
             let labels = match container {
                 Some(container) => vec![
                     ("uid", container.to_string()),
-                    ("engine", engine::by_link(engine::link_of(container).as_deref()).to_owned()),
+                    ("engine", engine::by_link(join::link::target_of(container).as_deref()).to_owned()),
                 ],
                 None => vec![("profile", profile.name().to_owned())],
             };

@@ -4,12 +4,11 @@ use super::processes::Process;
 use crate::quota::Disk;
 use crate::rootfs::RootFs;
 use anyhow::Result;
+use join::cgroup_usage::{self, field, number};
 use join::cgroups::{Hierarchies, Version};
 use join::proc::Proc;
 use serde::Serialize;
 use shared::ContainerUid;
-use std::collections::HashMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// `None`: there is no such cgroup, limit or quota, or it is not for us to see.
@@ -44,8 +43,6 @@ const TASKS: Files = Files { version_1: ["pids.current", "pids.max"], version_2:
 /// Where to look.
 pub struct Resources {
     hierarchies: Hierarchies,
-    /// How many containers there are below a cgroup.
-    members: HashMap<PathBuf, usize>,
     /// Where their quotas are, if we may read them.
     disk: Option<Disk>,
 }
@@ -56,40 +53,8 @@ impl Resources {
         let hierarchies = Hierarchies::mounted().map_err(|refusal| anyhow::anyhow!(refusal.cause))?;
         Ok(Self {
             hierarchies,
-            members: HashMap::new(),
             disk: if is_root { Disk::open(&RootFs::at(None)).ok() } else { None },
         })
-    }
-
-    /// Sees which cgroups containers have to themselves, by the pid 1 of each.
-    pub fn count_members<'a>(&mut self, leaders: impl Iterator<Item = &'a Process>) {
-        self.members.clear();
-        for (process, parent) in leaders.filter_map(with_parent) {
-            let groups = ["memory", "cpuacct", "pids"]
-                .into_iter()
-                .filter_map(|name| self.hierarchies.of(&process, &parent, name));
-            let mut directories: Vec<_> = groups.flat_map(|(_, directories)| directories).collect();
-            directories.sort();
-            directories.dedup();
-            directories.into_iter().for_each(|directory| *self.members.entry(directory).or_default() += 1);
-        }
-    }
-
-    /// The cgroup that root's link leads to, in whichever hierarchy. Without one, the outermost
-    /// cgroup in which no other container is: pid 1 of many engines is in one below that
-    /// (init.scope).
-    fn own<'a>(&self, directories: &'a [PathBuf], linked: Option<&Path>) -> Option<&'a PathBuf> {
-        let is_linked = |directory: &&PathBuf| linked.is_some_and(|path| directory.ends_with(path));
-        let is_its_own = |directory: &&PathBuf| self.members.get(*directory).is_none_or(|count| *count < 2);
-        let linked = directories.iter().find(is_linked);
-        linked.or_else(|| directories.iter().take_while(is_its_own).last()).or(directories.first())
-    }
-
-    /// Those of one controller.
-    fn groups(&self, (process, parent): &(Proc, Proc), controller: &str, linked: Option<&Path>) -> Option<Groups> {
-        let (version, directories) = self.hierarchies.of(process, parent, controller)?;
-        let own = self.own(&directories, linked)?.clone();
-        Some(Groups { version, directories, own })
     }
 
     /// What this container uses.
@@ -101,9 +66,14 @@ impl Resources {
             quota_limit_bytes: quota.map(|quota| quota.limit.bytes).filter(|bytes| *bytes > 0),
             ..Usage::default()
         };
-        let Some(leader) = leader.and_then(with_parent) else { return used };
-        let linked = link.and_then(|target| self.below_its_mount(target));
-        let groups = |controller| self.groups(&leader, controller, linked.as_deref());
+        let Some((process, parent)) = leader.and_then(with_parent) else { return used };
+        let Some(cgroups) = self.hierarchies.of_process(&process, &parent) else { return used };
+        let linked = link.and_then(|target| cgroup_usage::path_of_link(&self.hierarchies, target));
+        let groups = |controller| {
+            let (version, directories) = cgroups.of(controller)?;
+            let own = cgroup_usage::own(&directories, linked.as_deref())?.clone();
+            Some(Groups { version, directories, own })
+        };
         if let Some(groups) = groups("memory") {
             (used.memory_bytes, used.memory_limit_bytes) = groups.used_of(&MEMORY);
             (used.memory_peak_bytes, used.oom_kills) = groups.peak_and_oom_kills();
@@ -111,18 +81,9 @@ impl Resources {
         if let Some(groups) = groups("pids") {
             (used.tasks, used.tasks_limit) = groups.used_of(&TASKS);
         }
-        used.cpu_seconds = groups("cpuacct").and_then(|groups| groups.cpu_seconds());
+        let cpu = groups("cpuacct").and_then(|groups| cgroup_usage::cpu_nanoseconds(groups.version, &groups.own));
+        used.cpu_seconds = cpu.map(|nanoseconds| nanoseconds as f64 / 1e9);
         used
-    }
-
-    /// The path of a cgroup in its hierarchy; engines give it the same one in each.
-    fn below_its_mount(&self, directory: &Path) -> Option<PathBuf> {
-        let version_2 = self.hierarchies.version_2().and_then(|mount| directory.strip_prefix(mount).ok());
-        let path = version_2.map(Path::to_owned).or_else(|| {
-            // cgroup v1 has a mount for each hierarchy there.
-            Some(directory.strip_prefix("/sys/fs/cgroup").ok()?.components().skip(1).collect())
-        })?;
-        (path.components().next().is_some()).then_some(path)
     }
 }
 
@@ -167,13 +128,6 @@ impl Groups {
             Version::Two => (number(own, "memory.peak"), field(own, "memory.events", "oom_kill")),
         }
     }
-
-    fn cpu_seconds(&self) -> Option<f64> {
-        match self.version {
-            Version::One => Some(number(&self.own, "cpuacct.usage")? as f64 / 1e9),
-            Version::Two => Some(field(&self.own, "cpu.stat", "usage_usec")? as f64 / 1e6),
-        }
-    }
 }
 
 /// A container's pid 1 and its parent.
@@ -183,35 +137,3 @@ fn with_parent(leader: &Process) -> Option<(Proc, Proc)> {
 
 /// cgroup v1 has no word for it: its number is 2^63, rounded down to a page.
 pub const NO_LIMIT: u64 = 1 << 62;
-
-/// The number in a cgroup's file; `None` for "max" as for a file that is not there.
-fn number(directory: &Path, file: &str) -> Option<u64> {
-    fs::read_to_string(directory.join(file)).ok()?.trim().parse().ok()
-}
-
-/// The number behind a word in a cgroup's file.
-fn field(directory: &Path, file: &str, key: &str) -> Option<u64> {
-    let text = fs::read_to_string(directory.join(file)).ok()?;
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_outermost_cgroup_of_its_own() {
-        let path = |text: &str| PathBuf::from(text);
-        let members = HashMap::from([(path("/cg/all"), 2), (path("/cg/all/1"), 1), (path("/cg/all/1/init.scope"), 1)]);
-        let resources = Resources { hierarchies: Hierarchies::mounted().unwrap(), members, disk: None };
-        let directories = ["/cg/all/1/init.scope", "/cg/all/1", "/cg/all"].map(PathBuf::from);
-        assert_eq!(resources.own(&directories, None), Some(&path("/cg/all/1")));
-        assert_eq!(resources.own(&directories[2..], None), Some(&path("/cg/all")), "better than none");
-        // A slice of systemd's has services in it that are no containers.
-        let unit = ["/cg/system.slice/web1.service/init", "/cg/system.slice/web1.service", "/cg/system.slice"];
-        let linked = Some(Path::new("system.slice/web1.service"));
-        assert_eq!(resources.own(&unit.map(PathBuf::from), linked), Some(&path("/cg/system.slice/web1.service")));
-        assert_eq!(resources.own(&directories, linked), Some(&path("/cg/all/1")), "the link leads elsewhere");
-        assert_eq!(resources.below_its_mount(Path::new("/etc")), None);
-    }
-}

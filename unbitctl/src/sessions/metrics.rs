@@ -49,6 +49,6 @@ pub fn text(sessions: &[Session], container: Option<ContainerUid>) -> Result<Str
 
 fn labels(container: Option<ContainerUid>, key: &'static str, value: String) -> Vec<(&'static str, String)> {
     let uid = container.map(|container| container.to_string()).unwrap_or_default();
-    let engine = container.map(|container| engine::by_link(engine::link_of(container).as_deref()));
+    let engine = container.map(|container| engine::by_link(join::link::target_of(container).as_deref()));
     vec![("uid", uid), ("engine", engine.unwrap_or_default().to_owned()), (key, value)]
 }

@@ -38,7 +38,7 @@ pub fn text() -> Result<String> {
     let mut containers = BTreeMap::new();
     each_container(|uid, process| {
         containers.entry(uid).or_insert_with(|| {
-            let metrics = of_cgroups(&hierarchies, process).into_iter().chain(of_others(uid, &network, None));
+            let metrics = of_cgroups(&hierarchies, uid, process).into_iter().chain(of_others(uid, &network, None));
             metrics.collect::<BTreeMap<_, _>>()
         });
         Ok(())
