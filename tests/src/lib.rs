@@ -535,6 +535,7 @@ impl Session {
     }
 }
 
+/// This process of a session and its ancestors, up to sshd's monitor, which is root's.
 fn up_to_the_monitor(process: &str) -> Vec<String> {
     let mut processes = vec![process.to_owned()];
     loop {

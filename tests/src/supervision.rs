@@ -2,17 +2,15 @@
 //! is the child of the monitor process and the parent of the session's first process, and has
 //! nothing that anybody could take from it.
 
-use crate::{TextOf, descriptors, eventually, pgrep};
+use crate::{TextOf, descriptors, eventually, pgrep, status_field, up_to_the_monitor};
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 
-/// A line of /proc/PID/status; empty when the process is gone.
+/// [`status_field`] with single spaces; empty when the process is gone.
 pub fn status(pid: &str, key: &str) -> String {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-    line.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
+    status_field(pid, key).unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Whether there is such a process, and it has not ended and is not about to. (One that ends has
@@ -68,7 +66,7 @@ pub fn violations(pid: &str) -> Vec<String> {
 }
 
 /// A login that stays open, and its processes by their numbers on the node.
-pub struct Session {
+pub struct SupervisedSession {
     /// The client. Its standard input stays open.
     pub client: Child,
     /// The command.
@@ -81,7 +79,7 @@ pub struct Session {
     pub monitor: String,
 }
 
-impl Session {
+impl SupervisedSession {
     /// Runs `ssh OPTIONS USER@node` with a command that calls itself `name` and ends when its input
     /// ends.
     #[track_caller]
@@ -94,13 +92,10 @@ impl Session {
         let client = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let command =
             eventually(format_args!("the command {name}: {}", TextOf(&errors)), || pgrep(&format!("^{name}$")));
-        let mut first = command.clone();
-        while !status(&first, "Name").starts_with("sshd") {
-            first = status(&first, "PPid");
-            assert!(first.parse::<u32>().is_ok_and(|pid| pid > 1), "{name} is no descendant of sshd");
-        }
-        let supervisor = status(&first, "PPid");
-        let monitor = status(&supervisor, "PPid");
+        let processes = up_to_the_monitor(&command);
+        let [.., first, supervisor, monitor] = processes.as_slice() else { panic!("{processes:?}") };
+        let (first, supervisor, monitor) = (first.clone(), supervisor.clone(), monitor.clone());
+        assert!(status(&first, "Name").starts_with("sshd"), "{name} is no descendant of sshd: {processes:?}");
         Self { client, command, first, supervisor, monitor }
     }
 
@@ -150,7 +145,7 @@ impl Session {
     }
 }
 
-impl Drop for Session {
+impl Drop for SupervisedSession {
     fn drop(&mut self) {
         self.hang_up();
         // A stopped supervisor would keep the container, and with it the test, forever.

@@ -401,7 +401,7 @@ fn who_can_never_be_root_needs_no_cgroup_namespace() {
 fn a_container_whose_root_can_ptrace_needs_the_trust_file() {
     // What the session runs is sshd, a file of the node's.
     let open_program = |container: &Container| {
-        let session = supervision::Session::start("30001", &[], "traced");
+        let session = supervision::SupervisedSession::start("30001", &[], "traced");
         let inside = sh(format!("awk '/^NSpid/ {{ print $3 }}' /proc/{}/status", session.first)).ok();
         sh(format!(
             "nsenter -t {} -a setpriv --bounding-set=$(awk '/^CapBnd/ {{ print ($2 ~ /f7ffff$/) ? \"-sys_ptrace\" : \"+sys_ptrace\" }}' /proc/{0}/status) head -c 4 /proc/{inside}/exe",

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use unbit_tests::supervision::{Session, lives, status};
+use unbit_tests::supervision::{SupervisedSession, lives, status};
 use unbit_tests::tenant::*;
 use unbit_tests::*;
 
@@ -41,7 +41,7 @@ fn it_owns_nothing() {
     for (way, options) in
         [("exec", &[][..]), ("tty", &TTY), ("agent and port", &["-A", "-R", "127.0.0.1:7811:127.0.0.1:9"])]
     {
-        let mut session = Session::start("30001", options, "supervised");
+        let mut session = SupervisedSession::start("30001", options, "supervised");
         session.assert_answers();
         session.assert_supervised();
         let supervisor = &session.supervisor;
@@ -87,7 +87,7 @@ fn nobody_inside_sees_traces_or_signals_it() {
     let tool = install_program(HOSTILE, "onlooker");
     let hostile = Hostile::start("serve /run/ns.socket");
     for options in [&[][..], &TTY] {
-        let mut session = Session::start(&HOSTILE.to_string(), options, "supervised");
+        let mut session = SupervisedSession::start(&HOSTILE.to_string(), options, "supervised");
         session.assert_answers();
         session.assert_supervised();
         let supervisor = &session.supervisor;
@@ -163,7 +163,7 @@ fn a_container_that_stops_all_its_processes_ends_at_once() {
     let hostile = Hostile::start("serve /run/ns.socket");
     let user = HOSTILE.to_string();
     let mut sessions = [("exec", &[][..]), ("tty", &TTY), ("internal", &["-p2222", "-A"])]
-        .map(|(name, options)| Session::start(&user, options, &format!("stopped-{name}")));
+        .map(|(name, options)| SupervisedSession::start(&user, options, &format!("stopped-{name}")));
     for session in &mut sessions {
         session.assert_answers();
         session.assert_supervised();
@@ -236,7 +236,7 @@ fn whoever_is_killed_in_whatever_order_nothing_is_left() {
                         continue;
                     }
                     let leader = hostile.get_or_insert_with(start).leader.clone();
-                    let mut session = Session::start(&HOSTILE.to_string(), options, "killed-session");
+                    let mut session = SupervisedSession::start(&HOSTILE.to_string(), options, "killed-session");
                     session.assert_answers();
                     session.assert_supervised();
                     let number = |who: &str| match who {

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use unbit_tests::linked::*;
-use unbit_tests::supervision::{Session, status};
+use unbit_tests::supervision::{SupervisedSession, status};
 use unbit_tests::tenant::install_program;
 use unbit_tests::*;
 
@@ -48,7 +48,7 @@ fn a_session_is_the_containers_user_inside_and_another_on_the_node() {
     let _link = container.link(30001);
     assert_login_in(&container, "web1");
     {
-        let mut session = Session::start("30001", &[], "users");
+        let mut session = SupervisedSession::start("30001", &[], "users");
         session.assert_supervised();
         for pid in [&session.command, &session.first] {
             let ids = [ON_THE_NODE; 4].join(" ");
@@ -294,7 +294,7 @@ fn root_inside_gets_hold_of_no_session() {
     let tool = install_program(30001, "onlooker");
     let container = Engine::new("web1").with_users(Users::usual()).start();
     let _link = container.link(30001);
-    let session = Session::start("30001", &[], "grabbed");
+    let session = SupervisedSession::start("30001", &[], "grabbed");
     let inside = sh(format!("awk '/^NSpid/ {{ print $3 }}' /proc/{}/status", session.first)).ok();
     let grab = || sh(format!("nsenter -t {} -a {tool} grab {inside}", container.leader)).ok();
     assert_eq!(grab(), "", "{}", session.describe());
