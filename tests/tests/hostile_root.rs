@@ -127,6 +127,24 @@ fn a_relay_whose_processes_go_on_without_the_power() {
     assert_relay_is_refused("select undef, undef, undef, 0.003", &end, "sleep 86400");
 }
 
+/// It has ended, and nobody has waited for it.
+#[test]
+#[ignore = "needs the node: make test"]
+fn a_zombie_that_could_trace_keeps_nobody_out() {
+    if !is_x86_64() {
+        return;
+    }
+    let ready = "open my $r, q(>), q(/tmp/ready); close $r; $0 = q(perl); sleep 86400";
+    let pid_1 = format!("perl -e 'unless (fork) {{ exit }} {DROP}; {GIVE_UP}; {ready}'");
+    let container = Engine::new("web1").running(&pid_1, "perl").start();
+    eventually("its pid 1", || fs::exists(format!("/proc/{}/root/tmp/ready", container.leader)).unwrap().then_some(()));
+    let states = || sh(format!("ps -o stat= --ppid {}", container.leader)).out;
+    eventually("its zombie", || states().starts_with('Z').then_some(()));
+    let _link = container.link(30001);
+    assert_lands();
+    assert!(states().starts_with('Z'), "the witness: it is still there");
+}
+
 /// The bounding set says what a process can gain, and not what it has.
 #[test]
 #[ignore = "needs the node: make test"]
