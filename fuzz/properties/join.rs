@@ -4,10 +4,10 @@
 
 use crate::apparmor;
 use crate::cgroups::{HierarchyMount, Membership, Version, parse_frozen};
-use crate::confinement::{bounding_set_and_no_new_privs, capability_set, has_filter, limits};
+use crate::confinement::{bounding_set_and_no_new_privs, has_filter, limits};
 use crate::mountinfo::{self, Mount};
 use crate::options::Options;
-use crate::proc::{numbers, text_of};
+use crate::proc::{Status, text_of};
 use crate::refusal::Reason;
 use crate::subtree::processes;
 use crate::user_namespace::mapped;
@@ -184,13 +184,13 @@ pub fn process(data: &[u8]) {
     for key in ["Uid", "NSpid", "PPid", "NoNewPrivs", "Seccomp", "Name"] {
         let values: Option<Vec<u32>> =
             first(key).and_then(|values| values.split_whitespace().map(|value| value.parse().ok()).collect());
-        assert_eq!(numbers(&text, key).ok(), values, "{key}");
+        assert_eq!(Status::new(&text).numbers(key).ok(), values, "{key}");
     }
     let set = first("CapBnd").and_then(|value| u64::from_str_radix(value, 16).ok());
-    assert_eq!(capability_set(&text, "CapBnd"), set);
+    assert_eq!(Status::new(&text).capabilities("CapBnd").ok(), set);
     if let Some((bounding_set, no_new_privs)) = bounding_set_and_no_new_privs(&text) {
         assert_eq!(Some(bounding_set), set);
-        assert_eq!(no_new_privs, numbers(&text, "NoNewPrivs").unwrap() != [0]);
+        assert_eq!(no_new_privs, Status::new(&text).numbers("NoNewPrivs").unwrap() != [0]);
     }
     assert!(!has_filter(&text) || first("Seccomp").is_some());
 

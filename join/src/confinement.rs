@@ -5,7 +5,7 @@
 //! Ids and effective capabilities are dropped in [`privileges`](crate::privileges), not here.
 
 use crate::apparmor::{self, LabelTransition};
-use crate::proc::{Proc, numbers};
+use crate::proc::{Proc, Status};
 use crate::refusal::{Context, Reason, Refusal};
 use crate::seccomp;
 use crate::sys::{self, CpuSet, Scheduling, retry};
@@ -137,20 +137,14 @@ impl Confinement {
 }
 
 pub(crate) fn bounding_set_and_no_new_privs(status: &str) -> Option<(u64, bool)> {
-    let no_new_privs = numbers(status, "NoNewPrivs").ok()?;
-    Some((capability_set(status, "CapBnd")?, no_new_privs != [0]))
+    let status = Status::new(status);
+    Some((status.capabilities("CapBnd").ok()?, status.numbers("NoNewPrivs").ok()? != [0]))
 }
 
 /// Whether a process has a seccomp filter: 2 is SECCOMP_MODE_FILTER. A kernel without seccomp has
 /// no such line.
 pub(crate) fn has_filter(status: &str) -> bool {
-    numbers(status, "Seccomp").is_ok_and(|mode| mode != [0])
-}
-
-/// A set of capabilities in /proc/PID/status.
-pub fn capability_set(status: &str, key: &str) -> Option<u64> {
-    let value = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
-    u64::from_str_radix(value.trim(), 16).ok()
+    Status::new(status).numbers("Seccomp").is_ok_and(|mode| mode != [0])
 }
 
 /// A limit of getrlimit(2).

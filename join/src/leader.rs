@@ -11,7 +11,7 @@
 
 use crate::deadline::Deadline;
 use crate::link_rules::LinkRules;
-use crate::proc::{Proc, numbers};
+use crate::proc::{Proc, Status};
 use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::retry;
 use crate::user_namespace;
@@ -99,11 +99,12 @@ impl Leader {
     }
 
     fn check_status(&self, status: &str) -> Result<(), String> {
-        let pids = numbers(status, "NSpid")?;
+        let status = Status::new(status);
+        let pids = status.numbers("NSpid")?;
         if pids != [self.pid as u32, 1] {
             return Err(format!("its pids are {pids:?} where [{}, 1] would be a container's pid 1", self.pid));
         }
-        let uids = numbers(status, "Uid")?;
+        let uids = status.numbers("Uid")?;
         match self.found {
             Found::BySocket(uid) if uids != [uid; 4] => Err(format!("its uids are {uids:?}, not the container's")),
             _ => Ok(()),
@@ -125,10 +126,8 @@ impl Leader {
     /// Its parent, such as the node's Emperor; 0 if that is not in our pid namespace.
     pub fn parent(&self) -> Result<i32, Refusal> {
         let status = self.status()?;
-        match numbers(&status, "PPid").as_deref() {
-            Ok([parent]) => Ok(*parent as i32),
-            _ => Err(Refusal::new(Reason::Broken, format!("/proc/{}/status has no PPid", self.pid))),
-        }
+        let no_parent = || Refusal::new(Reason::Broken, format!("/proc/{}/status has no PPid", self.pid));
+        Status::new(&status).parent().ok_or_else(no_parent)
     }
 }
 

@@ -4,10 +4,9 @@
 //! All of them are checked again after everything has been opened. Nothing here searches or joins.
 
 use crate::cgroups;
-use crate::confinement;
 use crate::deadline::Deadline;
 use crate::mountinfo;
-use crate::proc::{Inode, Proc, numbers};
+use crate::proc::{Inode, Proc, Status};
 use crate::refusal::{Context, Reason, Refusal};
 use crate::subtree::Subtree;
 use crate::sys;
@@ -131,21 +130,18 @@ fn has_our_cgroup_namespace(process: &Proc) -> Result<bool, Refusal> {
 /// name in parentheses (systemd.exec(5) does not document it; src/core/exec-invoke.c does it). Only
 /// the sentence for the user depends on it.
 fn is_systemds_child(status: &str) -> bool {
-    let name = status.lines().find_map(|line| line.strip_prefix("Name:\t"));
-    name.is_some_and(|name| name.starts_with('(') && name.ends_with(')'))
+    Status::new(status).field("Name").is_some_and(|name| name.starts_with('(') && name.ends_with(')'))
 }
 
 /// Whether a process, or what it starts, can be root: now, by a capability, or by a set-user-ID
 /// program.
 fn can_be_root(status: &str) -> Result<bool, Refusal> {
-    let numbers = |key| numbers(status, key).map_err(|cause| Refusal::new(Reason::Broken, cause));
-    let permitted = mask(status, "CapPrm")?;
-    Ok(numbers("Uid")?.contains(&0) || permitted != 0 || numbers("NoNewPrivs")? == [0])
-}
-
-fn mask(status: &str, key: &str) -> Result<u64, Refusal> {
-    let unreadable = || Refusal::new(Reason::Broken, format!("the status of its pid 1 has no readable {key}"));
-    confinement::capability_set(status, key).ok_or_else(unreadable)
+    let status = Status::new(status);
+    let can_be_root = || -> Result<bool, String> {
+        let (uids, permitted) = (status.numbers("Uid")?, status.capabilities("CapPrm")?);
+        Ok(uids.contains(&0) || permitted != 0 || status.numbers("NoNewPrivs")? == [0])
+    };
+    can_be_root().map_err(|cause| Refusal::new(Reason::Broken, format!("its pid 1: {cause}")))
 }
 
 #[cfg(test)]

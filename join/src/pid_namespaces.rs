@@ -3,7 +3,7 @@
 //! Whether a container may be entered is not decided here.
 
 use crate::deadline::Deadline;
-use crate::proc::{self, Inode, Proc, numbers};
+use crate::proc::{self, Inode, Proc, Status, unless_ended};
 use crate::refusal::{Context, Reason, Refusal};
 use crate::subtree::Subtree;
 use crate::sys::{self, retry};
@@ -48,13 +48,12 @@ pub fn of_processes(subtree: &Subtree, deadline: Deadline) -> Result<Found, Refu
     subtree.for_each_process(deadline, &mut |pid| {
         let link = format!("{pid}/ns/pid");
         let inode = match retry(|| fstatat(&proc, link.as_str(), AtFlags::empty())) {
+            // It may have ended, which Proc::namespace finds out.
             Err(Errno::EACCES) => Proc::of(pid).and_then(|process| process.namespace("pid")),
             status => status.map(Inode::from),
         };
-        let inode = match inode {
-            Err(Errno::ENOENT | Errno::ESRCH) => return Ok(()), // it has ended
-            inode => inode.context(Reason::Broken, format_args!("look at /proc/{link}"))?,
-        };
+        let inode = unless_ended(inode).context(Reason::Broken, format_args!("look at /proc/{link}"))?;
+        let Some(inode) = inode else { return Ok(()) };
         if let Some(namespace) = found.children.iter_mut().find(|namespace| namespace.inode == inode) {
             namespace.members.push(pid);
             return Ok(());
@@ -77,10 +76,9 @@ pub fn of_processes(subtree: &Subtree, deadline: Deadline) -> Result<Found, Refu
 
 impl PidNamespace {
     fn relation(inode: Inode, pid: i32, ours: Inode) -> Result<Relation, Refusal> {
-        let descriptor = match Proc::of(pid).and_then(|process| process.open("ns/pid")) {
-            Err(Errno::ENOENT | Errno::ESRCH) => return Ok(Relation::Unknown),
-            descriptor => descriptor.context(Reason::Broken, format_args!("open /proc/{pid}/ns/pid"))?,
-        };
+        let descriptor = unless_ended(Proc::of(pid).and_then(|process| process.open("ns/pid")));
+        let descriptor = descriptor.context(Reason::Broken, format_args!("open /proc/{pid}/ns/pid"))?;
+        let Some(descriptor) = descriptor else { return Ok(Relation::Unknown) };
         let look = |descriptor: &OwnedFd| retry(|| fstat(descriptor)).map(Inode::from);
         if look(&descriptor).context(Reason::Broken, "fstat a pid namespace")? != inode {
             return Ok(Relation::Unknown); // the number is another process's by now
@@ -127,7 +125,7 @@ impl PidNamespace {
     fn pid_1_before_linux_6_11(mut self) -> Result<Option<i32>, Refusal> {
         let is_pid_1 = |pid: &i32| {
             let status = Proc::of(*pid).map_err(std::io::Error::from).and_then(|process| process.read("status"));
-            status.is_ok_and(|status| numbers(&status, "NSpid").is_ok_and(|pids| pids == [*pid as u32, 1]))
+            status.is_ok_and(|status| Status::new(&status).nspid().is_some_and(|pids| pids == [*pid as u32, 1]))
         };
         let is_in_it = |pid: &i32| Proc::of(*pid).and_then(|process| process.namespace("pid")) == Ok(self.inode);
         // It is the oldest process, so most often it has the lowest pid.

@@ -185,19 +185,32 @@ impl<'a> Status<'a> {
         self.0.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(str::trim)
     }
 
+    /// The numbers in a field.
+    pub fn numbers(self, key: &str) -> Result<Vec<u32>, String> {
+        self.field(key)
+            .and_then(|field| field.split_whitespace().map(|number| number.parse().ok()).collect())
+            .ok_or_else(|| format!("its status has no readable {key}"))
+    }
+
+    /// A set of capabilities, as a mask of bits.
+    pub fn capabilities(self, key: &str) -> Result<u64, String> {
+        let set = self.field(key).and_then(|set| u64::from_str_radix(set, 16).ok());
+        set.ok_or_else(|| format!("its status has no readable {key}"))
+    }
+
     /// Its parent in this pid namespace; 0 if that is in another one.
     pub fn parent(self) -> Option<i32> {
-        i32::try_from(*numbers(self.0, "PPid").ok()?.first()?).ok()
+        i32::try_from(*self.numbers("PPid").ok()?.first()?).ok()
     }
 
     /// Its real, effective, saved and file system uid.
     pub fn uids(self) -> Option<Vec<u32>> {
-        numbers(self.0, "Uid").ok()
+        self.numbers("Uid").ok()
     }
 
     /// Its pids, from this pid namespace to its own.
     pub fn nspid(self) -> Option<Vec<u32>> {
-        numbers(self.0, "NSpid").ok()
+        self.numbers("NSpid").ok()
     }
 
     /// Whether it is a zombie, or its state is not known.
@@ -237,13 +250,12 @@ pub fn stat_field<T: FromStr>(stat: &str, field: usize) -> Option<T> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(field.checked_sub(3)?)?.parse().ok()
 }
 
-/// The numbers of one line of /proc/PID/status.
-pub fn numbers(status: &str, key: &str) -> Result<Vec<u32>, String> {
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
-        .and_then(|rest| rest.split_whitespace().map(|number| number.parse().ok()).collect())
-        .ok_or_else(|| format!("its status has no readable {key}"))
+/// `None` if the result says that the process has ended.
+pub fn unless_ended<T>(result: nix::Result<T>) -> nix::Result<Option<T>> {
+    match result {
+        Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
+        result => result.map(Some),
+    }
 }
 
 #[cfg(test)]

@@ -10,14 +10,12 @@
 //!
 //! [`LinkRules`](crate::link_rules::LinkRules) refuses such a container.
 
-use crate::confinement;
 use crate::deadline::Deadline;
-use crate::proc::{Inode, Proc, numbers};
+use crate::proc::{Inode, Proc, Status, unless_ended};
 use crate::refusal::{Context, Reason, Refusal};
 use crate::subtree::Subtree;
 use crate::user_namespace;
 use caps::Capability;
-use nix::errno::Errno;
 use std::collections::HashSet;
 use std::io;
 use std::thread::sleep;
@@ -85,7 +83,7 @@ struct Candidate {
 impl Candidate {
     /// `None` if it has ended.
     fn of(pid: i32, our_user_namespace: Inode) -> Result<Option<Self>, Refusal> {
-        let process = found(Proc::of(pid).and_then(|process| Ok((process.identity()?, process))));
+        let process = unless_ended(Proc::of(pid).and_then(|process| Ok((process.identity()?, process))));
         let process = process.context(Reason::Broken, format_args!("look at process {pid}, which is in its cgroup"))?;
         Ok(process.map(|(identity, process)| Self { pid, process, identity, our_user_namespace }))
     }
@@ -101,7 +99,7 @@ impl Candidate {
             return Ok(None);
         };
         // A single pid belongs to a process in our own pid namespace: the engine's, on the node.
-        let numbers = |key| numbers(&status, key).map_err(|cause| Refusal::new(Reason::Broken, cause));
+        let numbers = |key| Status::new(&status).numbers(key).map_err(|cause| Refusal::new(Reason::Broken, cause));
         if numbers("NSpid")?.len() == 1 {
             return Ok(Some(Power::Harmless));
         }
@@ -132,7 +130,7 @@ impl Candidate {
                 names.into_iter().map(|name| Ok((self.process.identity_of(&format!("task/{name}"))?, name)));
             identities.map(|thread| thread.map(|(identity, name)| (name, identity))).collect()
         });
-        found(threads).context(Reason::Broken, self.step("the threads"))
+        unless_ended(threads).context(Reason::Broken, self.step("the threads"))
     }
 
     /// In a user namespace below ours, the capability has no effect on ours.
@@ -140,10 +138,11 @@ impl Candidate {
         if !can_trace(status)? {
             return Ok(Some(Power::Harmless));
         }
-        if status.lines().any(|line| line.starts_with("State:\tZ") || line.starts_with("State:\tX")) {
+        // Not Status::has_ended, for which an unknown state is the end.
+        if Status::new(status).field("State").is_some_and(|state| state.starts_with(['Z', 'X'])) {
             return Ok(Some(Power::CouldTrace));
         }
-        let users = found(self.process.at_namespace(thread, "user"));
+        let users = unless_ended(self.process.at_namespace(thread, "user"));
         let users = users.context(Reason::Broken, "look at the user namespace of a process in its cgroup")?;
         Ok(users.map(|users| if users == self.our_user_namespace { Power::CanTrace } else { Power::Harmless }))
     }
@@ -152,27 +151,18 @@ impl Candidate {
 /// Whether a process with this status, or a program that it executes, can have CAP_SYS_PTRACE. The
 /// bounding set alone does not say: permitted and inheritable capabilities stay (capabilities(7)).
 pub fn can_trace(status: &str) -> Result<bool, Refusal> {
-    let mut sets = 0;
+    let mut all = 0;
     for set in ["CapBnd", "CapPrm", "CapInh"] {
-        let unreadable =
-            || Refusal::new(Reason::Broken, format!("the status of a process in its cgroup has no readable {set}"));
-        sets |= confinement::capability_set(status, set).ok_or_else(unreadable)?;
+        let set = Status::new(status).capabilities(set);
+        all |= set.map_err(|cause| Refusal::new(Reason::Broken, format!("a process in its cgroup: {cause}")))?;
     }
-    Ok(sets & Capability::CAP_SYS_PTRACE.bitmask() != 0)
+    Ok(all & Capability::CAP_SYS_PTRACE.bitmask() != 0)
 }
 
 fn read(process: &Proc, name: &str) -> io::Result<Option<String>> {
     match process.read(name) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
         text => text.map(Some),
-    }
-}
-
-/// `None` for a process that has ended.
-fn found<T>(result: nix::Result<T>) -> nix::Result<Option<T>> {
-    match result {
-        Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
-        result => result.map(Some),
     }
 }
 

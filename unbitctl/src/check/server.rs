@@ -256,7 +256,7 @@ const SOMETIMES_MISSED: [Capability; 7] = [
 ];
 
 fn mask(status: &str, name: &str) -> Result<u64> {
-    join::confinement::capability_set(status, name).with_context(|| format!("/proc/PID/status has no {name}"))
+    Status::new(status).capabilities(name).map_err(anyhow::Error::msg)
 }
 
 #[cfg(test)]
