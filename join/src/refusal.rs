@@ -146,6 +146,15 @@ impl Refusal {
     }
 }
 
+/// The cause, for the operator.
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.cause)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
 /// Turns an errno into a refusal that names the step, as anyhow's `Context` does.
 pub trait Context<T> {
     /// The value, or a refusal for this reason that names the step and the errno.

@@ -170,7 +170,7 @@ fn control_group(node: &RootFs, unit: &str) -> Result<PathBuf> {
         let why = if answer.succeeded() { "it has no cgroup".to_owned() } else { answer.error_summary() };
         bail!("unit {unit} is not running ({why}); start it first: systemctl start {unit}");
     }
-    let hierarchies = Hierarchies::mounted().map_err(|refusal| anyhow::anyhow!(refusal.cause))?;
+    let hierarchies = Hierarchies::mounted()?;
     // Where cgroup v1 has the controllers, systemd has its own hierarchy next to them.
     let mounted = hierarchies.version_2().unwrap_or("/sys/fs/cgroup/systemd");
     Ok(Path::new(mounted).join(group.trim_start_matches('/')))
@@ -220,7 +220,7 @@ fn number(value: Option<&Value>) -> Option<i32> {
 /// The directory of a process's cgroup.
 fn directory_of(pid: i32) -> Result<PathBuf> {
     let process = Proc::of(pid).with_context(|| format!("open /proc/{pid}"))?;
-    let hierarchies = Hierarchies::mounted().map_err(|refusal| anyhow::anyhow!(refusal.cause))?;
+    let hierarchies = Hierarchies::mounted()?;
     let directories = hierarchies.directories(&process).with_context(|| format!("read /proc/{pid}/cgroup"))?;
     directories.into_iter().next().with_context(|| format!("process {pid} is in no cgroup that is mounted here"))
 }

@@ -95,7 +95,7 @@ fn send_all(node: &mut Node, report: &mut Report) -> Result<()> {
         report.problem(error);
         Network::default()
     });
-    let hierarchies = Hierarchies::mounted().map_err(|refusal| anyhow::anyhow!(refusal.cause))?;
+    let hierarchies = Hierarchies::mounted()?;
     let mut left = listed.clone();
     // A container that does not run still uses disk space.
     each_container(|uid, process| {

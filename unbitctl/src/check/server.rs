@@ -175,7 +175,7 @@ impl Sandbox {
                 namespaces.push((File::open(&path)?, kind));
             }
         }
-        let hierarchies = Hierarchies::mounted().map_err(|refusal| anyhow::anyhow!(refusal.cause))?;
+        let hierarchies = Hierarchies::mounted()?;
         let (process, own) = (Proc::of(pid)?, Proc::of_self()?);
         let groups = CONTROLLERS.iter().filter_map(|controller| hierarchies.of(&process, &own, controller));
         let mut cgroups: Vec<_> = groups.filter_map(|(_, directories)| directories.into_iter().next()).collect();

@@ -50,7 +50,7 @@ pub struct Resources {
 impl Resources {
     /// Finds the cgroups and the file system.
     pub fn new(is_root: bool) -> Result<Self> {
-        let hierarchies = Hierarchies::mounted().map_err(|refusal| anyhow::anyhow!(refusal.cause))?;
+        let hierarchies = Hierarchies::mounted()?;
         Ok(Self {
             hierarchies,
             disk: if is_root { Disk::open(&RootFs::at(None)).ok() } else { None },

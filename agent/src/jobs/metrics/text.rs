@@ -34,7 +34,7 @@ const OF_DOMAINS: [(&str, Kind, &str); 3] = [
 /// All of them, of each container that runs and of each domain that one has subscribed.
 pub fn text() -> Result<String> {
     let network = network()?;
-    let hierarchies = Hierarchies::mounted().map_err(|refusal| anyhow::anyhow!(refusal.cause))?;
+    let hierarchies = Hierarchies::mounted()?;
     let mut containers = BTreeMap::new();
     each_container(|uid, process| {
         containers.entry(uid).or_insert_with(|| {
