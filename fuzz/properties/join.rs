@@ -3,13 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use crate::apparmor;
-use crate::cgroups::{HierarchyMount, Membership, Version, parse_frozen};
+use crate::cgroups::{HierarchyMount, Membership, Version, parse_frozen, pids_in};
 use crate::confinement::{bounding_set_and_no_new_privs, has_filter, limits};
 use crate::mountinfo::{self, Mount};
 use crate::options::Options;
 use crate::proc::{Status, text_of};
 use crate::refusal::Reason;
-use crate::subtree::processes;
 use crate::user_namespace::mapped;
 use nix::sys::stat::{major, minor};
 
@@ -164,7 +163,7 @@ pub fn cgroups(data: &[u8]) {
         assert_eq!(mount.shows(seen), expected.is_some() && seen.controllers.is_empty());
     }
 
-    let pids: Vec<i32> = processes(&text).collect();
+    let pids: Vec<i32> = pids_in(&text).collect();
     assert!(pids.iter().all(|pid| *pid > 0) && pids.len() <= text.len());
     let written = pids.iter().map(|pid| format!("{pid}\n")).collect::<String>();
     assert!(processes(&written).eq(pids));

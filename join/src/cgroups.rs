@@ -281,6 +281,12 @@ fn in_systemds_mount(membership: &Membership, ours: &[Membership]) -> Option<Own
         .find_map(|place| below(place, &membership.path).filter(is_it))
 }
 
+/// The pids in the text of a cgroup.procs. 0 stands for a process outside our pid namespace, and is
+/// left out.
+pub fn pids_in(text: &str) -> impl Iterator<Item = i32> {
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(|pid| *pid > 0)
+}
+
 /// The version of a cgroup's directory.
 pub fn version_of(directory: &OwnedFd) -> nix::Result<Version> {
     let filesystem = retry(|| fstatfs(directory))?.filesystem_type();

@@ -117,7 +117,7 @@ fn enter(
     let failed = |errno| Refusal::failed(Reason::Broken, "look at one of its cgroups", errno);
     match read_processes(group) {
         Ok(text) => {
-            for pid in processes(&text) {
+            for pid in cgroups::pids_in(&text) {
                 if deadline.left().is_none() {
                     return Err(Refusal::new(
                         Reason::NotAnswering,
@@ -143,11 +143,6 @@ fn enter(
     let has_children = status.st_nlink > 2;
     let children = if has_children { names_of_children(group).map_err(failed)? } else { Vec::new() };
     Ok(Level { inode: status.into(), children })
-}
-
-/// The pids in a cgroup.procs. 0 stands for a process outside our pid namespace.
-pub(crate) fn processes(text: &str) -> impl Iterator<Item = i32> {
-    text.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(|pid| *pid > 0)
 }
 
 /// Reads a cgroup.procs. std would call statx(2) and lseek(2) for each of so many files.

@@ -5,7 +5,7 @@ use crate::emperor;
 use crate::interrupt::Interrupt;
 use crate::list::processes::Processes;
 use anyhow::{Result, bail};
-use join::cgroups::Hierarchies;
+use join::cgroups::{Hierarchies, pids_in};
 use join::mountinfo::Mount;
 use join::proc::Proc;
 use nix::errno::Errno;
@@ -114,7 +114,7 @@ fn remaining_processes(uid: ContainerUid, groups: &[PathBuf]) -> Result<Vec<i32>
     let starting = processes.all_pid_1_of(0).filter(|first| emperors.contains(&first.parent));
     left.extend(starting.filter(|first| is_starting(uid, first.pid)).map(|first| first.pid));
     let members = groups.iter().filter_map(|group| fs::read_to_string(group.join("cgroup.procs")).ok());
-    left.extend(members.flat_map(|text| text.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()));
+    left.extend(members.flat_map(|text| pids_in(&text).collect::<Vec<_>>()));
     left.sort_unstable();
     left.dedup();
     Ok(left)
