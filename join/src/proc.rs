@@ -3,8 +3,7 @@
 //! The directory is held open, because a process can end and its pid be reused at any moment.
 //! Nothing is decided here, but in [`leader`](crate::leader) and [`link_rules`](crate::link_rules).
 
-use crate::sys::retry;
-use nix::dir::Dir;
+use crate::sys::{names_in, retry};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
@@ -133,13 +132,7 @@ impl Proc {
 
     /// The names in one of its directories.
     pub(crate) fn names(&self, directory: &str) -> nix::Result<Vec<String>> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let mut directory = retry(|| Dir::openat(&self.0, directory, flags, Mode::empty()))?;
-        let mut names = Vec::new();
-        for entry in directory.iter().filter(|entry| *entry != Err(Errno::EINTR)) {
-            names.extend(entry?.file_name().to_str().ok().filter(|name| !name.starts_with('.')).map(str::to_owned));
-        }
-        Ok(names)
+        names_in(&self.0, directory)
     }
 
     /// [`Proc::namespace`] for one of its threads: `task/PID/`.

@@ -6,7 +6,7 @@
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
@@ -563,15 +563,24 @@ pub fn close_all_but(kept: impl AsFd) -> nix::Result<()> {
     }
 }
 
-fn close_all_before_linux_5_9(kept: c_int) -> nix::Result<()> {
+/// The names in a directory, without `.` and `..`. An absolute path needs no `place`.
+pub(crate) fn names_in(place: impl AsFd, path: &str) -> nix::Result<Vec<String>> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut open = retry(|| Dir::open("/proc/self/fd", flags, Mode::empty()))?;
-    let listing = open.as_raw_fd();
-    let mut numbers: Vec<c_int> = Vec::new();
-    for entry in open.iter().filter(|entry| *entry != Err(Errno::EINTR)) {
-        numbers.extend(entry?.file_name().to_str().ok().and_then(|name| name.parse::<c_int>().ok()));
+    let mut directory = retry(|| Dir::openat(place.as_fd(), path, flags, Mode::empty()))?;
+    let mut names = Vec::new();
+    for entry in directory.iter().filter(|entry| *entry != Err(Errno::EINTR)) {
+        names.extend(entry?.file_name().to_str().ok().filter(|name| ![".", ".."].contains(name)).map(str::to_owned));
     }
-    for number in numbers.into_iter().filter(|number| *number != kept && *number != listing) {
+    Ok(names)
+}
+
+/// The numbers of this process's descriptors, and of one that is closed by now.
+fn descriptors() -> nix::Result<impl Iterator<Item = c_int>> {
+    Ok(names_in(AT_FDCWD, "/proc/self/fd")?.into_iter().filter_map(|name| name.parse().ok()))
+}
+
+fn close_all_before_linux_5_9(kept: c_int) -> nix::Result<()> {
+    for number in descriptors()?.filter(|number| *number != kept) {
         // SAFETY: as above.
         unsafe { libc::close(number) };
     }
@@ -602,16 +611,11 @@ pub fn set_all_close_on_exec() -> nix::Result<()> {
 }
 
 fn set_all_close_on_exec_before_linux_5_11() -> nix::Result<()> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut open = retry(|| Dir::open("/proc/self/fd", flags, Mode::empty()))?;
-    for entry in open.iter().filter(|entry| *entry != Err(Errno::EINTR)) {
-        let number: Option<i32> = entry?.file_name().to_str().ok().and_then(|name| name.parse().ok());
-        if let Some(number @ 3..) = number {
-            // SAFETY: takes numbers; a descriptor is marked, not closed.
-            match retry(|| Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })) {
-                Err(Errno::EBADF) => {} // another thread has closed it since
-                other => drop(other?),
-            }
+    for number in descriptors()?.filter(|number| *number >= 3) {
+        // SAFETY: takes numbers; a descriptor is marked, not closed.
+        match retry(|| Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })) {
+            Err(Errno::EBADF) => {} // it has been closed since
+            other => drop(other?),
         }
     }
     Ok(())
