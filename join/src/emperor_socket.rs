@@ -8,12 +8,14 @@
 //! Whether that process is the container's pid 1 is decided in [`leader`](crate::leader).
 
 use crate::deadline::Deadline;
+use crate::leader;
 use crate::refusal::{Context, Reason, Refusal};
 use crate::safe_path;
-use crate::sys::{self, retry};
+use crate::sys::retry;
+use crate::tenant::{self, HomeError};
 use crate::unix_socket;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{OFlag, openat};
 use nix::sys::socket::{self, Shutdown, sockopt};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use shared::ContainerUid;
@@ -63,30 +65,23 @@ impl EmperorSocket {
     fn pidfd_before_linux_6_5(&self) -> Result<OwnedFd, Refusal> {
         let peer = retry(|| socket::getsockopt(&self.connection, sockopt::PeerCredentials))
             .context(Reason::Broken, "ask who listens on run/ns.socket (SO_PEERCRED)")?;
-        match sys::pidfd_open(peer.pid()) {
-            Err(errno @ Errno::ESRCH) => {
-                Err(Refusal::failed(Reason::NotRunning, "find who listened on run/ns.socket", errno))
-            }
-            other => other.context(Reason::Broken, "pidfd_open (Linux 5.3 or newer is needed)"),
-        }
+        leader::open_pidfd(peer.pid(), "find who listened on run/ns.socket")
     }
 }
 
-/// Opens the container's directory. `/containers/UID` may be a symbolic link, which only root can
-/// make; its target is checked.
+/// Opens the container's directory.
 fn open_home(container: ContainerUid) -> Result<OwnedFd, Refusal> {
-    let home = container.home();
-    let home = home.as_c_str();
-    let directory = retry(|| open(home, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()))
-        .context(Reason::NoContainer, format_args!("open {}", home.to_string_lossy()))?;
-    let status = retry(|| fstat(&directory)).context(Reason::Broken, "fstat the container's directory")?;
-    if !container.owns_directory(status.st_mode, status.st_uid, status.st_gid) {
-        return Err(Refusal::new(
-            Reason::NoContainer,
-            format!("{} belongs to {}:{}", home.to_string_lossy(), status.st_uid, status.st_gid),
-        ));
-    }
-    Ok(directory)
+    tenant::open_home(container).map_err(|error| {
+        let home = container.home();
+        let home = home.as_c_str().to_string_lossy();
+        match error {
+            HomeError::Open(errno) => Refusal::failed(Reason::NoContainer, format_args!("open {home}"), errno),
+            HomeError::Stat(errno) => Refusal::failed(Reason::Broken, "fstat the container's directory", errno),
+            HomeError::NotOwned { uid, gid } => {
+                Refusal::new(Reason::NoContainer, format!("{home} belongs to {uid}:{gid}"))
+            }
+        }
+    })
 }
 
 fn missing_or_odd(errno: Errno, step: &str) -> Refusal {

@@ -13,10 +13,12 @@ use crate::deadline::Deadline;
 use crate::link_rules::LinkRules;
 use crate::proc::{Proc, Status};
 use crate::refusal::{Context, Reason, Refusal};
-use crate::sys::retry;
+use crate::sys::{self, retry};
 use crate::user_namespace;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use shared::ContainerUid;
+use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// The container's pid 1, held by a pidfd.
@@ -128,6 +130,14 @@ impl Leader {
         let status = self.status()?;
         let no_parent = || Refusal::new(Reason::Broken, format!("/proc/{}/status has no PPid", self.pid));
         Status::new(&status).parent().ok_or_else(no_parent)
+    }
+}
+
+/// A pidfd of a process that may have ended. `step` says in the message what looks for it.
+pub(crate) fn open_pidfd(pid: i32, step: impl fmt::Display) -> Result<OwnedFd, Refusal> {
+    match sys::pidfd_open(pid) {
+        Err(errno @ Errno::ESRCH) => Err(Refusal::failed(Reason::NotRunning, step, errno)),
+        pidfd => pidfd.context(Reason::Broken, "pidfd_open (Linux 5.3 or newer is needed)"),
     }
 }
 

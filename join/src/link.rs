@@ -20,14 +20,14 @@
 //! container: see [`root_directory`](crate::root_directory).
 
 use crate::deadline::Deadline;
-use crate::leader::Leader;
+use crate::leader::{self, Leader};
 use crate::link_rules::LinkRules;
 use crate::pid_namespaces::{self, PidNamespace};
 use crate::proc::Proc;
 use crate::refusal::{Context, Reason, Refusal};
 use crate::safe_path::{self, PathError};
 use crate::subtree::Subtree;
-use crate::sys::{self, retry};
+use crate::sys::retry;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, readlinkat};
 use nix::sys::stat::{FileStat, SFlag, fstatat};
@@ -59,10 +59,7 @@ impl Link {
     /// Reads the link of a container; `None` if it has none. A wrong link refuses the login, and
     /// the socket is not tried instead.
     pub fn read(container: ContainerUid) -> Result<Option<Self>, Refusal> {
-        let directory = match safe_path::open_directory(Path::new(DIRECTORY)) {
-            Err(PathError::Missing(..)) => return Ok(None),
-            directory => directory.map_err(|error| path_refusal(DIRECTORY, &error))?,
-        };
+        let Some(directory) = open_links()? else { return Ok(None) };
         let name = container.to_string();
         let Some(status) = status_of(&directory, &name)? else { return Ok(None) };
         let is_link = safe_path::kind(&status) == SFlag::S_IFLNK;
@@ -79,10 +76,9 @@ impl Link {
 
     /// A cgroup directory that could be linked to a container.
     pub fn candidate(path: &Path, container: ContainerUid) -> Result<Self, Refusal> {
-        let root_is_trusted = match safe_path::open_directory(Path::new(DIRECTORY)) {
-            Err(PathError::Missing(..)) => false,
-            Err(error) => return Err(path_refusal(DIRECTORY, &error)),
-            Ok(directory) => is_root_trusted(&directory, container)?,
+        let root_is_trusted = match open_links()? {
+            Some(directory) => is_root_trusted(&directory, container)?,
+            None => false,
         };
         Self::open_target(Path::new("/").join(path), root_is_trusted)
     }
@@ -123,12 +119,7 @@ impl Link {
         let pid_namespace = namespace.inode;
         let our_user_namespace_owns_it = namespace.is_owned_by_our_user_namespace()?;
         let pid = namespace.pid_1()?;
-        let pidfd = match sys::pidfd_open(pid) {
-            Err(errno @ Errno::ESRCH) => {
-                return Err(Refusal::failed(Reason::NotRunning, format_args!("pidfd_open {pid}"), errno));
-            }
-            pidfd => pidfd.context(Reason::Broken, "pidfd_open (Linux 5.3 or newer is needed)")?,
-        };
+        let pidfd = leader::open_pidfd(pid, format_args!("pidfd_open {pid}"))?;
         let root_is_trusted = self.root_is_trusted;
         let rules = LinkRules { subtree: self.subtree, pid_namespace, our_user_namespace_owns_it, root_is_trusted };
         let leader = Leader::by_link(pidfd, rules)?;
@@ -159,6 +150,14 @@ impl Link {
             }
             (None, _, None) => refuse(Reason::NotRunning, "has no processes".to_owned()),
         }
+    }
+}
+
+/// Opens the directory of the links; `None` if it does not exist.
+fn open_links() -> Result<Option<OwnedFd>, Refusal> {
+    match safe_path::open_directory(Path::new(DIRECTORY)) {
+        Err(PathError::Missing(..)) => Ok(None),
+        directory => directory.map(Some).map_err(|error| path_refusal(DIRECTORY, &error)),
     }
 }
 

@@ -19,7 +19,7 @@ use nix::sys::stat::{Mode, fstat, fstatat, mkdirat, umask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, UnlinkatFlags, fsync, getpid, pipe2, setsid, unlinkat};
 use shared::{ContainerUid, escape};
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -101,13 +101,45 @@ fn become_tenant(uid: ContainerUid, kept: &OwnedFd) -> Result<(), String> {
     set_pdeathsig(Signal::SIGKILL).map_err(failed) // last, because a change of uid clears it
 }
 
-/// Opens the account's home directory. It may be a symbolic link, which only root can make.
-pub fn open_home(uid: ContainerUid) -> Result<OwnedFd, String> {
+/// Why an account's home directory cannot be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HomeError {
+    /// It cannot be opened.
+    Open(Errno),
+    /// It was opened, and its owner cannot be read.
+    Stat(Errno),
+    /// It is not the account's.
+    NotOwned {
+        /// Its owner.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+    },
+}
+
+impl Display for HomeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Open(errno) | Self::Stat(errno) => write!(f, "{errno}"),
+            Self::NotOwned { uid, gid } => write!(f, "it belongs to {uid}:{gid}"),
+        }
+    }
+}
+
+impl From<HomeError> for String {
+    fn from(error: HomeError) -> Self {
+        error.to_string()
+    }
+}
+
+/// Opens the account's home directory. It may be a symbolic link, which only root can make; its
+/// target is checked.
+pub fn open_home(uid: ContainerUid) -> Result<OwnedFd, HomeError> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let home = open(uid.home().as_c_str(), flags, Mode::empty()).map_err(|errno| errno.to_string())?;
-    let status = fstat(&home).map_err(|errno| errno.to_string())?;
+    let home = retry(|| open(uid.home().as_c_str(), flags, Mode::empty())).map_err(HomeError::Open)?;
+    let status = retry(|| fstat(&home)).map_err(HomeError::Stat)?;
     if !uid.owns_directory(status.st_mode, status.st_uid, status.st_gid) {
-        return Err(format!("it belongs to {}:{}", status.st_uid, status.st_gid));
+        return Err(HomeError::NotOwned { uid: status.st_uid, gid: status.st_gid });
     }
     Ok(home)
 }
