@@ -35,7 +35,7 @@ pub unsafe extern "C" fn _nss_unbit_getpwnam_r(
     errnop: *mut c_int,
 ) -> Status {
     // SAFETY: the guarantees above.
-    unsafe { named(name, passwd::record, passwd::rename, result, buffer, length, errnop) }
+    unsafe { reply_by_name(name, passwd::record, passwd::rename, result, buffer, length, errnop) }
 }
 
 /// The account of this uid.
@@ -89,7 +89,9 @@ pub unsafe extern "C" fn _nss_unbit_getgrnam_r(
     errnop: *mut c_int,
 ) -> Status {
     // SAFETY: the guarantees above.
-    unsafe { reply_account(ContainerUid::read(bytes_until_nul(name)), group::record, result, buffer, length, errnop) }
+    unsafe {
+        reply_account(ContainerUid::from_bytes(bytes_until_nul(name)), group::record, result, buffer, length, errnop)
+    }
 }
 
 /// The group of this gid.
@@ -163,7 +165,7 @@ pub unsafe extern "C" fn _nss_unbit_getspnam_r(
     errnop: *mut c_int,
 ) -> Status {
     // SAFETY: the guarantees above.
-    unsafe { named(name, shadow::record, shadow::rename, result, buffer, length, errnop) }
+    unsafe { reply_by_name(name, shadow::record, shadow::rename, result, buffer, length, errnop) }
 }
 
 /// setspent(3): the next call returns the first entry again.
@@ -317,7 +319,7 @@ pub unsafe extern "C" fn _nss_unbit_gethostbyaddr2_r(
 /// # Safety
 /// The guarantees above.
 #[inline(always)]
-unsafe fn named<R>(
+unsafe fn reply_by_name<R>(
     name: *const c_char,
     record: impl FnOnce(&Account, &mut Buffer) -> Result<R, Failure>,
     rename: impl FnOnce(&mut R, *mut c_char),
@@ -328,9 +330,9 @@ unsafe fn named<R>(
 ) -> Status {
     // SAFETY: the caller's guarantees.
     unsafe {
-        match ContainerUid::read(bytes_until_nul(name)) {
+        match ContainerUid::from_bytes(bytes_until_nul(name)) {
             Some(container) => reply_account(Some(container), record, result, buffer, length, errnop),
-            None => by_second_name(name, record, rename, result, buffer, length, errnop),
+            None => reply_by_second_name(name, record, rename, result, buffer, length, errnop),
         }
     }
 }
@@ -341,7 +343,7 @@ unsafe fn named<R>(
 /// # Safety
 /// The guarantees above.
 #[inline(never)]
-unsafe fn by_second_name<R>(
+unsafe fn reply_by_second_name<R>(
     name: *const c_char,
     record: impl FnOnce(&Account, &mut Buffer) -> Result<R, Failure>,
     rename: impl FnOnce(&mut R, *mut c_char),
@@ -353,7 +355,7 @@ unsafe fn by_second_name<R>(
     // SAFETY: the caller's guarantees.
     unsafe {
         let mut buffer = Buffer::new(buffer, length);
-        let name = SecondName::read(bytes_until_nul(name)).ok_or(Failure::ABSENT);
+        let name = SecondName::from_bytes(bytes_until_nul(name)).ok_or(Failure::ABSENT);
         let filled = name.and_then(|name| {
             let mut record = record(&lookup::by_second_name(&name)?, &mut buffer)?;
             rename(&mut record, buffer.string(name.padded())?);

@@ -46,13 +46,13 @@ impl ContainerUid {
     /// Reads an account name: the canonical decimal number and nothing else. For other names see
     /// [`SecondName`].
     pub fn parse(name: &[u8]) -> Option<Self> {
-        Self::read(name.iter().copied())
+        Self::from_bytes(name.iter().copied())
     }
 
     /// Like [`Self::parse`], byte by byte: no byte is read after the first one that shows that the
     /// name is no container's.
     #[inline]
-    pub fn read(name: impl Iterator<Item = u8>) -> Option<Self> {
+    pub fn from_bytes(name: impl Iterator<Item = u8>) -> Option<Self> {
         let mut uid = 0u64;
         for byte in name {
             let digit = byte.wrapping_sub(b'0');

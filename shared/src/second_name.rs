@@ -31,13 +31,13 @@ pub struct SecondName {
 impl SecondName {
     /// Reads a name.
     pub fn parse(name: &[u8]) -> Option<Self> {
-        Self::read(name.iter().copied())
+        Self::from_bytes(name.iter().copied())
     }
 
     /// Like [`Self::parse`], byte by byte: no byte is read after the first one that no second name
     /// has.
     #[inline]
-    pub fn read(mut name: impl Iterator<Item = u8>) -> Option<Self> {
+    pub fn from_bytes(mut name: impl Iterator<Item = u8>) -> Option<Self> {
         let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
         let first = name.next().filter(|byte| is_letter(*byte))?;
         let (mut link, mut len) = (LINK_TEMPLATE, PREFIX_LEN);
