@@ -267,13 +267,13 @@ pub fn pgrep(pattern: &str) -> Option<String> {
     found.out.lines().next().map(str::to_owned)
 }
 
-/// The pid 1 of a container, as the node counts: the one that root's link leads to, or else the
+/// Waits for the pid 1 of a container, and returns its pid on the node: the one that root's link leads to, or else the
 /// Emperor's.
 pub fn leader(uid: u32) -> String {
     linked::linked_leader(uid).unwrap_or_else(|| emperors_leader(uid))
 }
 
-/// The pid 1 of the Emperor's container, as the node counts.
+/// Waits for the pid 1 of the Emperor's container, and returns its pid on the node.
 pub fn emperors_leader(uid: u32) -> String {
     run("node-wait-container", &[&uid.to_string()], b"").ok()
 }
@@ -401,8 +401,8 @@ pub const CLIENTS: [&[&str]; 4] = [
 
 /// Runs one of [`CLIENTS`], for ten seconds at most: a client that hangs is killed, and has the
 /// status 137.
-pub fn try_client(user: impl Display, way: &[&str]) -> Done {
-    let words = way.iter().map(|word| word.replace("USER", &user.to_string())).collect::<Vec<_>>();
+pub fn try_client(user: impl Display, client: &[&str]) -> Done {
+    let words = client.iter().map(|word| word.replace("USER", &user.to_string())).collect::<Vec<_>>();
     let words = words.iter().map(String::as_str).collect::<Vec<_>>();
     run("timeout", &[&["-s", "KILL", "10"], &words[..]].concat(), b"")
 }
@@ -411,12 +411,12 @@ pub fn try_client(user: impl Display, way: &[&str]) -> Done {
 /// log line with this cause.
 #[track_caller]
 pub fn assert_user_refused(user: &str, sentence: &str, cause: &str) {
-    for way in CLIENTS {
+    for client in CLIENTS {
         let log = Log::from_now();
-        let done = try_client(user, way);
-        assert_eq!(done.status, Some(255), "{way:?}: {done:?}\n{}", log.text());
-        assert_eq!(done.out, "", "{way:?}: standard output is the protocol's");
-        assert!(done.err.contains(sentence), "{way:?}: {done:?}");
+        let done = try_client(user, client);
+        assert_eq!(done.status, Some(255), "{client:?}: {done:?}\n{}", log.text());
+        assert_eq!(done.out, "", "{client:?}: standard output is the protocol's");
+        assert!(done.err.contains(sentence), "{client:?}: {done:?}");
         let line = log.one_line("refused:");
         assert!(line.contains(cause), "{line}");
         assert!(line.starts_with(ERR) && line.contains("pam_unbit(sshd:account)"), "{line}");
