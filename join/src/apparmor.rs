@@ -61,26 +61,28 @@ impl<'a> LabelTransition<'a> {
     /// Confines this process, and verifies it. `own` is its directory in the node's /proc.
     pub fn apply(&self, own: &Proc) -> Result<(), Refusal> {
         let step = || format!("take over pid 1's AppArmor label {}", self.label.escape_debug());
-        if self.has_label(own)?.is_ok() {
+        if self.other_label(own)?.is_none() {
             return Ok(()); // `apply_as_root` did it
         }
         let file = own.open_to_write(FILE).or_else(|_| own.open_to_write(FILE_BEFORE_LINUX_5_8));
         let file = file.context(Reason::Broken, step())?;
         // One write is one command.
         retry(|| write(&file, format!("changeprofile {}", self.label).as_bytes())).context(Reason::Broken, step())?;
-        self.has_label(own)?
-            .map_err(|now| Refusal::new(Reason::Broken, format!("{}: it is {now:?} afterwards", step())))
+        match self.other_label(own)? {
+            Some(now) => Err(Refusal::new(Reason::Broken, format!("{}: it is {now:?} afterwards", step()))),
+            None => Ok(()),
+        }
     }
 
-    /// Whether this process has the label; otherwise the label that it has. The names that a
+    /// The label that this process has instead; `None` if it has the right one. The names that a
     /// process reads depend on its policy namespace (Incus makes one for each container), so this
     /// process reads both labels, and they must be equal.
-    fn has_label(&self, own: &Proc) -> Result<Result<(), String>, Refusal> {
+    fn other_label(&self, own: &Proc) -> Result<Option<String>, Refusal> {
         let now = read(own).context(Reason::Broken, "read our own AppArmor label")?.unwrap_or_default();
         let mut theirs = [0; MAX_LABEL];
         let length =
             self.theirs.read_at(&mut theirs, 0).context(Reason::Broken, "read the AppArmor label of its pid 1")?;
-        Ok(if theirs.get(..length) == Some(now.as_bytes()) { Ok(()) } else { Err(now) })
+        Ok(if theirs.get(..length) == Some(now.as_bytes()) { None } else { Some(now) })
     }
 }
 

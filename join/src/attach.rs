@@ -87,7 +87,7 @@ impl Attachment {
                 leader
             }
             None => {
-                let emperor = EmperorSocket::reach(container, deadline)?;
+                let emperor = EmperorSocket::connect(container, deadline)?;
                 on_step("reach", format_args!("a process listens on run/ns.socket"));
                 let leader = Leader::by_socket(emperor.pidfd()?, container)?;
                 on_step("verify", format_args!("it is pid 1 of the container, process {} on this node", leader.pid));

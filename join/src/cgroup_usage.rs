@@ -14,7 +14,7 @@ const MAX_FILE: u64 = 256 << 10;
 /// The path of a linked cgroup in its hierarchy. Engines give a container the same path in each
 /// hierarchy.
 pub fn path_of_link(hierarchies: &Hierarchies, target: &Path) -> Option<PathBuf> {
-    let version_2 = hierarchies.version_2().and_then(|mount| target.strip_prefix(mount).ok());
+    let version_2 = hierarchies.v2_mount_point().and_then(|mount| target.strip_prefix(mount).ok());
     let path = version_2.map(Path::to_owned).or_else(|| {
         // cgroup v1 has a mount for each hierarchy there.
         Some(target.strip_prefix("/sys/fs/cgroup").ok()?.components().skip(1).collect())

@@ -369,11 +369,11 @@ impl Hierarchies {
         Ok(Self(mounts.lines().filter_map(Mount::parse).filter_map(HierarchyMount::of).collect()))
     }
 
-    /// The directories of the process's cgroup for a controller and of those above it, as far as
-    /// its `parent` is not in them. From cgroup v2 if cgroup v1 does not have the controller,
-    /// whatever controllers cgroup v2 has.
-    pub fn of(&self, process: &Proc, parent: &Proc, controller: &str) -> Option<(Version, Vec<PathBuf>)> {
-        self.of_process(process, parent)?.of(controller)
+    /// The directory of the process's cgroup for a controller, then those of the cgroups above it,
+    /// up to the first that its `parent` is in as well. If no hierarchy of cgroup v1 has the
+    /// controller: those of cgroup v2, whether or not the controller is enabled there.
+    pub fn for_controller(&self, process: &Proc, parent: &Proc, controller: &str) -> Option<(Version, Vec<PathBuf>)> {
+        self.of_process(process, parent)?.for_controller(controller)
     }
 
     /// Reads the files of both processes once, to ask for several controllers.
@@ -415,12 +415,12 @@ impl Hierarchies {
     }
 
     /// The controllers that are mounted as cgroup v1.
-    pub fn version_1(&self) -> impl Iterator<Item = &str> {
+    pub fn v1_controllers(&self) -> impl Iterator<Item = &str> {
         self.0.iter().flat_map(|hierarchy| hierarchy.controllers.iter().flatten()).map(String::as_str)
     }
 
     /// Where cgroup v2 is mounted.
-    pub fn version_2(&self) -> Option<&str> {
+    pub fn v2_mount_point(&self) -> Option<&str> {
         self.0.iter().find(|hierarchy| hierarchy.controllers.is_none()).map(|hierarchy| hierarchy.mount.point.as_str())
     }
 }
@@ -433,8 +433,8 @@ pub struct ProcessCgroups<'a> {
 }
 
 impl ProcessCgroups<'_> {
-    /// See [`Hierarchies::of`].
-    pub fn of(&self, controller: &str) -> Option<(Version, Vec<PathBuf>)> {
+    /// See [`Hierarchies::for_controller`].
+    pub fn for_controller(&self, controller: &str) -> Option<(Version, Vec<PathBuf>)> {
         let own = |membership: &Membership| self.hierarchies.own_ancestors(membership, &self.parents);
         let one = self.memberships.iter().find(|membership| membership.has(controller)).and_then(own);
         let two = || self.memberships.iter().find(|membership| membership.is_v2()).and_then(own);

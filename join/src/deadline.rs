@@ -36,8 +36,8 @@ impl Deadline {
     }
 }
 
-/// Whether the descriptor becomes readable within this time. It polls at least once, even if the
-/// time is zero.
+/// Waits until the descriptor is readable, for this time at most, and returns whether it is. Unlike
+/// [`Deadline::wait_for`] it polls at least once, even if the time is zero.
 pub fn is_ready(descriptor: &impl AsFd, limit: Duration) -> bool {
     let deadline = Deadline::after(limit);
     loop {

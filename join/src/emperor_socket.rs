@@ -1,9 +1,9 @@
 //! Find, for a container of uWSGI's Emperor: which process listens on its `run/ns.socket`?
 //!
 //! The tenant owns that path and can put anything there. So no symbolic link is followed, and only
-//! the kernel's answer to who called listen(2) is used. The peer cannot send anything: to close a
-//! descriptor that a tenant has sent can hang root beyond SIGKILL (dirty pages on a FUSE mount, a
-//! lingering TCP socket), even one that was never received.
+//! the kernel's answer to who called listen(2) is used. The peer cannot send anything: closing a
+//! descriptor that a tenant has sent, even one that was never received, can hang a root process so
+//! that not even SIGKILL ends it (dirty pages on a FUSE mount, a lingering TCP socket).
 //!
 //! Whether that process is the container's pid 1 is decided in [`leader`](crate::leader).
 
@@ -28,13 +28,13 @@ pub struct EmperorSocket {
 
 impl EmperorSocket {
     /// Opens the path from `/containers` to the socket, and connects.
-    pub fn reach(container: ContainerUid, deadline: Deadline) -> Result<Self, Refusal> {
+    pub fn connect(container: ContainerUid, deadline: Deadline) -> Result<Self, Refusal> {
         let home = open_home(container)?;
         let no_link = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let run = retry(|| openat(&home, "run", no_link | OFlag::O_DIRECTORY, Mode::empty()))
-            .map_err(|errno| missing_or_odd(errno, "open its directory run"))?;
+            .map_err(|errno| open_refusal(errno, "open its directory run"))?;
         let socket = retry(|| openat(&run, "ns.socket", no_link, Mode::empty()))
-            .map_err(|errno| missing_or_odd(errno, "open run/ns.socket"))?;
+            .map_err(|errno| open_refusal(errno, "open run/ns.socket"))?;
 
         let status = retry(|| fstat(&socket)).context(Reason::Broken, "fstat run/ns.socket")?;
         if safe_path::kind(&status) != SFlag::S_IFSOCK {
@@ -84,7 +84,7 @@ fn open_home(container: ContainerUid) -> Result<OwnedFd, Refusal> {
     })
 }
 
-fn missing_or_odd(errno: Errno, step: &str) -> Refusal {
+fn open_refusal(errno: Errno, step: &str) -> Refusal {
     let reason = if errno == Errno::ENOENT { Reason::NotRunning } else { Reason::NotTrusted };
     Refusal::failed(reason, step, errno)
 }

@@ -29,30 +29,30 @@ pub struct Leader {
     pub pid: i32,
     /// Its directory of /proc.
     pub proc: Proc,
-    found: Found,
+    found: FoundBy,
 }
 
 /// How it was found, and hence what it must be.
 #[derive(Debug)]
-enum Found {
+enum FoundBy {
     /// It listens on the container's socket, so it must be this user.
-    BySocket(u32),
+    Socket(u32),
     /// It is in the cgroup that root's link leads to.
-    ByLink(LinkRules),
+    Link(LinkRules),
 }
 
 impl Leader {
     /// Takes the process behind `pidfd`, which listens on the container's socket.
     pub fn by_socket(pidfd: OwnedFd, container: ContainerUid) -> Result<Self, Refusal> {
-        Self::take(pidfd, Found::BySocket(container.get()))
+        Self::take(pidfd, FoundBy::Socket(container.get()))
     }
 
     /// Takes the process behind `pidfd`, which may be the pid 1 in the cgroup of root's link.
     pub fn by_link(pidfd: OwnedFd, rules: LinkRules) -> Result<Self, Refusal> {
-        Self::take(pidfd, Found::ByLink(rules))
+        Self::take(pidfd, FoundBy::Link(rules))
     }
 
-    fn take(pidfd: OwnedFd, found: Found) -> Result<Self, Refusal> {
+    fn take(pidfd: OwnedFd, found: FoundBy) -> Result<Self, Refusal> {
         let pid = pid_of(&pidfd)?;
         let proc = Proc::of(pid).context(Reason::NotRunning, format_args!("open /proc/{pid}"))?;
         let leader = Self { pidfd, pid, proc, found };
@@ -63,14 +63,14 @@ impl Leader {
 
     /// Whether root's link led to it.
     pub const fn is_linked(&self) -> bool {
-        matches!(self.found, Found::ByLink(_))
+        matches!(self.found, FoundBy::Link(_))
     }
 
     /// Refuses a linked container if any process in it can trace a session.
     pub fn must_have_no_tracer(&self, deadline: Deadline) -> Result<(), Refusal> {
         match &self.found {
-            Found::BySocket(_) => Ok(()),
-            Found::ByLink(rules) => rules.must_have_no_tracer(deadline),
+            FoundBy::Socket(_) => Ok(()),
+            FoundBy::Link(rules) => rules.must_have_no_tracer(deadline),
         }
     }
 
@@ -92,11 +92,11 @@ impl Leader {
             self.proc.namespace("user").context(Reason::NotRunning, "look at the container's user namespace")?;
         let has_own_user_namespace = theirs != user_namespace::own()?;
         match &self.found {
-            Found::BySocket(_) if has_own_user_namespace => {
+            FoundBy::Socket(_) if has_own_user_namespace => {
                 Err(Refusal::new(Reason::NotTrusted, format!("pid {} is in a user namespace of its own", self.pid)))
             }
-            Found::BySocket(_) => Ok(()),
-            Found::ByLink(rules) => rules.check(&self.proc, &status, has_own_user_namespace),
+            FoundBy::Socket(_) => Ok(()),
+            FoundBy::Link(rules) => rules.check(&self.proc, &status, has_own_user_namespace),
         }
     }
 
@@ -108,7 +108,7 @@ impl Leader {
         }
         let uids = status.numbers("Uid")?;
         match self.found {
-            Found::BySocket(uid) if uids != [uid; 4] => Err(format!("its uids are {uids:?}, not the container's")),
+            FoundBy::Socket(uid) if uids != [uid; 4] => Err(format!("its uids are {uids:?}, not the container's")),
             _ => Ok(()),
         }
     }
@@ -162,7 +162,7 @@ mod tests {
 
     fn leader() -> Leader {
         let pidfd = crate::sys::pidfd_open(std::process::id() as i32).unwrap();
-        Leader { pidfd, pid: 4242, proc: Proc::of_self().unwrap(), found: Found::BySocket(30001) }
+        Leader { pidfd, pid: 4242, proc: Proc::of_self().unwrap(), found: FoundBy::Socket(30001) }
     }
 
     fn verdict(nspid: &str, uid: &str) -> Result<(), String> {
@@ -197,7 +197,7 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pidfd = crate::sys::pidfd_open(child.id() as i32).unwrap();
         assert_eq!(pid_of(&pidfd).unwrap(), child.id() as i32);
-        let (pid, found) = (child.id() as i32, Found::BySocket(0));
+        let (pid, found) = (child.id() as i32, FoundBy::Socket(0));
         let leader = Leader { pid, proc: Proc::of(pid).unwrap(), pidfd, found };
         assert!(leader.is_alive().unwrap());
         child.kill().unwrap();

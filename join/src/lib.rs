@@ -1,4 +1,4 @@
-//! The way from the node into a container, for the PAM module and the operator's command alike.
+//! Enters a container from the node, for the PAM module and the operator's command alike.
 //!
 //! [`attach`] takes these steps, in this order:
 //!
@@ -14,12 +14,12 @@
 //! | enter | [`attach`], [`helper`], [`privileges`], [`masked_paths`] | join, drop privileges, fork |
 //!
 //! [`supervisor`] is the process that stays outside. [`tenant`] works on a tenant's files.
-//! [`running`] finds all containers and [`cgroup_usage`] what they use, for commands. [`sessions`] counts sessions and
-//! [`refusal_counters`] refusals. [`refusal`] has every reason to refuse, with the sentence that
-//! the user reads. [`options`] parses the PAM line. [`safe_path`], [`subtree`] and
-//! [`pid_namespaces`] serve [`link`]; [`unix_socket`] serves [`emperor_socket`]; [`session_record`]
-//! and [`run_directory`] serve [`sessions`]; [`proc`], [`mountinfo`], [`regular_file`],
-//! [`deadline`] and [`openmetrics`] serve all. All `unsafe` code is in [`sys`].
+//! [`running`] finds all containers and [`cgroup_usage`] what they use, for commands. [`sessions`]
+//! counts sessions and [`refusal_counters`] refusals. [`refusal`] has every reason to refuse, with
+//! the sentence that the user reads. [`options`] parses the PAM line. [`safe_path`], [`subtree`]
+//! and [`pid_namespaces`] serve [`link`]; [`unix_socket`] serves [`emperor_socket`];
+//! [`session_record`] and [`run_directory`] serve [`sessions`]; [`proc`], [`mountinfo`],
+//! [`regular_file`], [`deadline`] and [`openmetrics`] serve all. All `unsafe` code is in [`sys`].
 
 mod apparmor;
 pub mod attach;

@@ -167,7 +167,7 @@ fn is_root_trusted(directory: &OwnedFd, container: ContainerUid) -> Result<bool,
     let name = format!("{container}{ROOT_IS_TRUSTED_SUFFIX}");
     let Some(status) = status_of(directory, &name)? else { return Ok(false) };
     let is_file = safe_path::kind(&status) == SFlag::S_IFREG;
-    match safe_path::must_be_roots(&status) {
+    match safe_path::must_belong_to_root(&status) {
         Ok(()) if is_file => Ok(true),
         Ok(()) => Err(Refusal::new(Reason::BadLink, format!("{DIRECTORY}/{name} is not a regular file"))),
         Err(seen) => Err(Refusal::new(Reason::BadLink, format!("{DIRECTORY}/{name} {seen}"))),

@@ -15,7 +15,7 @@ use std::os::fd::OwnedFd;
 
 /// The pid namespaces of a cgroup's processes.
 #[derive(Default)]
-pub struct Found {
+pub struct PidNamespaces {
     /// The pid namespaces that are direct children of ours.
     pub children: Vec<PidNamespace>,
     /// A process in any other pid namespace, such as ours.
@@ -39,16 +39,16 @@ enum Relation {
 }
 
 /// Reads the pid namespace of each process.
-pub fn of_processes(subtree: &Subtree, deadline: Deadline) -> Result<Found, Refusal> {
+pub fn of_processes(subtree: &Subtree, deadline: Deadline) -> Result<PidNamespaces, Refusal> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let proc = retry(|| open("/proc", flags, Mode::empty())).context(Reason::Broken, "open /proc")?;
     let ours = Proc::own_namespace("pid").context(Reason::Broken, "look at our pid namespace")?;
-    let mut found = Found::default();
+    let mut found = PidNamespaces::default();
     let mut others = vec![ours];
     subtree.for_each_process(deadline, &mut |pid| {
         let link = format!("{pid}/ns/pid");
         let inode = match retry(|| fstatat(&proc, link.as_str(), AtFlags::empty())) {
-            // It may have ended, which Proc::namespace finds out.
+            // The process may have ended: Proc::namespace finds out.
             Err(Errno::EACCES) => Proc::of(pid).and_then(|process| process.namespace("pid")),
             status => status.map(Inode::from),
         };

@@ -97,13 +97,13 @@ impl Proc {
     }
 
     fn at_name(&self, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
-        retry(|| openat(&self.0, name, flags | OFlag::O_CLOEXEC, Mode::empty())).map_err(|errno| self.cause(errno))
+        retry(|| openat(&self.0, name, flags | OFlag::O_CLOEXEC, Mode::empty())).map_err(|errno| self.real_errno(errno))
     }
 
     /// If a process ends while one of its links is followed, Linux returns EACCES
     /// (proc_ns_get_link() and proc_pid_get_link()), as for a link that may not be followed. Only
     /// in the second case does the process still exist.
-    fn cause(&self, errno: Errno) -> Errno {
+    fn real_errno(&self, errno: Errno) -> Errno {
         match errno {
             Errno::EACCES => retry(|| fstatat(&self.0, "status", AtFlags::empty())).err().unwrap_or(errno),
             errno => errno,
@@ -139,7 +139,7 @@ impl Proc {
     pub(crate) fn at_namespace(&self, thread: &str, name: &str) -> nix::Result<Inode> {
         let link = format!("{thread}ns/{name}");
         let status = retry(|| fstatat(&self.0, link.as_str(), AtFlags::empty()));
-        status.map(Inode::from).map_err(|errno| self.cause(errno))
+        status.map(Inode::from).map_err(|errno| self.real_errno(errno))
     }
 }
 
@@ -213,7 +213,7 @@ impl<'a> Status<'a> {
 
     /// The uid of a pid 1, if its pid namespace is a direct child of this one, it has one uid only,
     /// and it has not ended.
-    pub fn pid_1_of(self) -> Option<u32> {
+    pub fn uid_if_pid_1(self) -> Option<u32> {
         match (self.nspid()?.as_slice(), self.uids()?.as_slice()) {
             ([_, 1], [uid, others @ ..]) if others.iter().all(|other| other == uid) && !self.has_ended() => Some(*uid),
             _ => None,
@@ -230,7 +230,7 @@ impl<'a> Status<'a> {
 
     /// The container whose pid 1 it is, and its parent, which has started the container.
     pub fn container_pid_1(self) -> Option<(ContainerUid, i32)> {
-        Some((ContainerUid::new(self.pid_1_of()?)?, self.parent()?))
+        Some((ContainerUid::new(self.uid_if_pid_1()?)?, self.parent()?))
     }
 }
 
@@ -277,7 +277,7 @@ mod tests {
             assert_eq!(Status::new(&status(state, nspid, uid)).container_pid_1(), None, "{state} {nspid} {uid}");
         }
         let roots = status("S", "42\t1", "0\t0\t0\t0");
-        assert_eq!(Status::new(&roots).pid_1_of(), Some(0));
+        assert_eq!(Status::new(&roots).uid_if_pid_1(), Some(0));
     }
 
     #[test]
@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(stat_field::<u64>("7 (x", START), None);
     }
 
-    /// Without [`Proc::cause`], one look in ten ended with EACCES.
+    /// Without [`Proc::real_errno`], one look in ten ended with EACCES.
     #[test]
     fn a_process_that_ends_while_it_is_looked_at_has_ended() {
         type Look = fn(&Proc) -> nix::Result<()>;

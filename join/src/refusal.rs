@@ -6,7 +6,8 @@
 use nix::errno::Errno;
 use std::fmt;
 
-/// The reason, by which the user reads a sentence. The operator reads [`Refusal::cause`].
+/// Why a login is refused. It selects the sentence that the user reads. The operator reads
+/// [`Refusal::cause`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reason {
     /// The account is not a container that exists here.

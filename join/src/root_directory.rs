@@ -33,7 +33,10 @@ impl RootDirectory {
         // of its own: if the kernel would have to ask that, `must_be_here` decides.
         let above = match leader.is_linked() {
             true => sys::open_cached(root.as_fd(), "..").ok(),
-            false => Some(retry(|| openat(&root, "..", PATH, Mode::empty())).context(Reason::Broken, LOOK_ABOVE)?),
+            false => Some(
+                retry(|| openat(&root, "..", OPEN_PATH_DIRECTORY, Mode::empty()))
+                    .context(Reason::Broken, LOOK_ABOVE)?,
+            ),
         };
         if let Some(above) = above {
             if sys::file_id(&above).context(Reason::Broken, LOOK_ABOVE)? != theirs {
@@ -52,7 +55,7 @@ impl RootDirectory {
     /// Checks, after the mount namespace was joined, that `/` is pid 1's root directory and not the
     /// node's.
     pub fn must_be_here(&self) -> Result<(), Refusal> {
-        let here = retry(|| open("/", PATH, Mode::empty()))
+        let here = retry(|| open("/", OPEN_PATH_DIRECTORY, Mode::empty()))
             .and_then(|root| sys::file_id(&root))
             .context(Reason::Broken, "look at the root directory that was joined")?;
         if here != self.theirs {
@@ -71,7 +74,7 @@ impl RootDirectory {
 
 const LOOK_ABOVE: &str = "look above the root directory of its pid 1";
 
-const PATH: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
+const OPEN_PATH_DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
 fn not_the_root() -> Refusal {
     let cause = "its pid 1's root directory is not the root of its mount namespace (chroot)";

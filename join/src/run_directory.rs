@@ -30,18 +30,18 @@ pub fn open_file(directory_name: &str, file_name: &str) -> Result<OwnedFd, Refus
                 directory = opened.context(Reason::Broken, format_args!("open the directory {name} of {path}"))?
             }
         }
-        must_be_roots(&directory, SFlag::S_IFDIR, name, &path)?;
+        must_belong_to_root(&directory, SFlag::S_IFDIR, name, &path)?;
     }
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = retry(|| openat(&directory, file_name, flags, Mode::from_bits_truncate(0o600)))
         .context(Reason::Broken, format_args!("open {path}/{file_name} (is /run writable for this service?)"))?;
-    must_be_roots(&file, SFlag::S_IFREG, file_name, &path)?;
+    must_belong_to_root(&file, SFlag::S_IFREG, file_name, &path)?;
     Ok(file)
 }
 
-fn must_be_roots(file: &OwnedFd, kind: SFlag, name: &str, path: &str) -> Result<(), Refusal> {
+fn must_belong_to_root(file: &OwnedFd, kind: SFlag, name: &str, path: &str) -> Result<(), Refusal> {
     let status = retry(|| fstat(file)).context(Reason::Broken, format_args!("fstat {name} of {path}"))?;
-    if safe_path::kind(&status) == kind && safe_path::must_be_roots(&status).is_ok() {
+    if safe_path::kind(&status) == kind && safe_path::must_belong_to_root(&status).is_ok() {
         return Ok(());
     }
     let seen = format!("mode {:o} of uid {}", status.st_mode, status.st_uid);

@@ -19,7 +19,7 @@ use std::path::{Component, Path};
 /// The kernel follows as many symbolic links in one path (path_resolution(7)).
 const MAX_SYMLINKS: usize = 40;
 
-const STEP: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+const OPEN_COMPONENT: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
 /// Why a path was not opened. The text names the component.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ pub fn open_directory(path: &Path) -> Result<OwnedFd, PathError> {
             here = open_root()?;
             continue;
         }
-        let next = match retry(|| openat(&here, name.as_os_str(), STEP, Mode::empty())) {
+        let next = match retry(|| openat(&here, name.as_os_str(), OPEN_COMPONENT, Mode::empty())) {
             Err(Errno::ENOENT) => return Err(PathError::Missing(name_of(&name), is_cgroup(&here).map_err(failed)?)),
             next => next.map_err(failed)?,
         };
@@ -75,7 +75,8 @@ pub fn open_directory(path: &Path) -> Result<OwnedFd, PathError> {
             }
             SFlag::S_IFDIR => {
                 if !is_cgroup(&next).map_err(failed)? {
-                    must_be_roots(&status).map_err(|seen| PathError::Refused(format!("{} {seen}", name_of(&name))))?;
+                    must_belong_to_root(&status)
+                        .map_err(|seen| PathError::Refused(format!("{} {seen}", name_of(&name))))?;
                 }
                 here = next;
             }
@@ -87,7 +88,7 @@ pub fn open_directory(path: &Path) -> Result<OwnedFd, PathError> {
 
 /// Refuses a file or directory that root does not own, or that others may write to. The error says
 /// what it is instead.
-pub fn must_be_roots(status: &FileStat) -> Result<(), String> {
+pub fn must_belong_to_root(status: &FileStat) -> Result<(), String> {
     if status.st_uid == 0 && status.st_mode & 0o022 == 0 {
         return Ok(());
     }
@@ -109,7 +110,7 @@ pub fn is_cgroup(directory: &OwnedFd) -> nix::Result<bool> {
 }
 
 fn open_root() -> Result<OwnedFd, PathError> {
-    retry(|| open("/", STEP | OFlag::O_DIRECTORY, Mode::empty()))
+    retry(|| open("/", OPEN_COMPONENT | OFlag::O_DIRECTORY, Mode::empty()))
         .map_err(|errno| PathError::Failed("/".to_owned(), errno))
 }
 
@@ -119,7 +120,7 @@ fn components(path: &Path) -> Vec<OsString> {
     path.components().rev().filter(|component| *component != Component::CurDir).map(name).collect()
 }
 
-/// For people: one word, whatever is in it.
+/// Quotes a name for a message.
 fn name_of(name: &OsStr) -> String {
     format!("{name:?}")
 }

@@ -194,9 +194,9 @@ fn filter() -> Option<Vec<Instruction>> {
     ];
     let by_argument: [(c_long, &[Instruction]); 3] =
         [(libc::SYS_clone, &clone), (libc::SYS_personality, &personality), (libc::SYS_socket, &socket)];
-    for (number, judge) in by_argument {
-        program.push(unless_equal(number as u32, u8::try_from(judge.len()).ok()?));
-        program.extend(judge);
+    for (number, rules) in by_argument {
+        program.push(unless_equal(number as u32, u8::try_from(rules.len()).ok()?));
+        program.extend(rules);
     }
     program.push(ret(ALLOW));
     Some(program)

@@ -22,7 +22,7 @@ use std::os::fd::{AsFd, OwnedFd};
 /// The maximum number of cgroups that are walked.
 const MAX_GROUPS: usize = 32_768;
 
-const DIRECTORY: OFlag =
+const OPEN_DIRECTORY: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_NONBLOCK).union(OFlag::O_CLOEXEC);
 
 /// A cgroup, by its directory.
@@ -44,7 +44,7 @@ impl Subtree {
     pub fn of(directory: OwnedFd) -> nix::Result<Option<Self>> {
         let inode = inode_of(&directory)?;
         let version = cgroups::version_of(&directory)?;
-        Ok(above(&directory, inode)?.map(|_| Self { directory, inode, version }))
+        Ok(parent_of(&directory, inode)?.map(|_| Self { directory, inode, version }))
     }
 
     /// Whether a process is in this cgroup or in one below it.
@@ -54,11 +54,11 @@ impl Subtree {
             if !inode.is_on_the_device_of(self.inode) {
                 return Ok(false); // another hierarchy
             }
-            let mut next = above(group, inode)?;
+            let mut next = parent_of(group, inode)?;
             while inode != self.inode {
                 let Some((directory, its_inode)) = next else { return Ok(false) };
                 inode = its_inode;
-                next = above(&directory, inode)?;
+                next = parent_of(&directory, inode)?;
             }
             Ok(true)
         })
@@ -72,18 +72,18 @@ impl Subtree {
         found: &mut dyn FnMut(i32) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
         let failed = |errno| Refusal::failed(Reason::Broken, "walk through its cgroup", errno);
-        let top = retry(|| openat(&self.directory, ".", DIRECTORY, Mode::empty()));
+        let top = retry(|| openat(&self.directory, ".", OPEN_DIRECTORY, Mode::empty()));
         let mut here = match top {
             Err(errno @ (Errno::ENOENT | Errno::ENODEV)) => return Err(gone(errno)),
             top => top.map_err(failed)?,
         };
-        let mut levels = vec![enter(&here, true, deadline, found)?];
+        let mut levels = vec![read_level(&here, true, deadline, found)?];
         let mut groups = 1;
         while let Some(level) = levels.last_mut() {
             let Some(name) = level.children.pop() else {
                 levels.pop();
                 if let Some(level) = levels.last() {
-                    here = retry(|| openat(&here, "..", DIRECTORY, Mode::empty())).map_err(failed)?;
+                    here = retry(|| openat(&here, "..", OPEN_DIRECTORY, Mode::empty())).map_err(failed)?;
                     if inode_of(&here).map_err(failed)? != level.inode {
                         return Err(Refusal::new(
                             Reason::Broken,
@@ -93,7 +93,7 @@ impl Subtree {
                 }
                 continue;
             };
-            here = match retry(|| openat(&here, name.as_c_str(), DIRECTORY, Mode::empty())) {
+            here = match retry(|| openat(&here, name.as_c_str(), OPEN_DIRECTORY, Mode::empty())) {
                 Err(Errno::ENOENT | Errno::ENODEV) => continue, // it is gone
                 group => group.map_err(failed)?,
             };
@@ -101,14 +101,14 @@ impl Subtree {
             if groups > MAX_GROUPS {
                 return Err(Refusal::new(Reason::TooManyCgroups, format!("it has more than {MAX_GROUPS} cgroups")));
             }
-            levels.push(enter(&here, false, deadline, found)?);
+            levels.push(read_level(&here, false, deadline, found)?);
         }
         Ok(())
     }
 }
 
 /// Reads a cgroup's processes and the names of its children.
-fn enter(
+fn read_level(
     group: &OwnedFd,
     is_top: bool,
     deadline: Deadline,
@@ -160,7 +160,7 @@ fn read_processes(group: &OwnedFd) -> nix::Result<String> {
 }
 
 fn names_of_children(group: &OwnedFd) -> nix::Result<Vec<CString>> {
-    let mut directory = match retry(|| Dir::openat(group, ".", DIRECTORY, Mode::empty())) {
+    let mut directory = match retry(|| Dir::openat(group, ".", OPEN_DIRECTORY, Mode::empty())) {
         Err(Errno::ENOENT | Errno::ENODEV) => return Ok(Vec::new()), // it is gone
         directory => directory?,
     };
@@ -179,7 +179,7 @@ fn names_of_children(group: &OwnedFd) -> nix::Result<Vec<CString>> {
 }
 
 /// The cgroup above; `None` for the root of the mount.
-fn above(directory: &OwnedFd, inode: Inode) -> nix::Result<Option<(OwnedFd, Inode)>> {
+fn parent_of(directory: &OwnedFd, inode: Inode) -> nix::Result<Option<(OwnedFd, Inode)>> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let above = retry(|| openat(directory, "..", flags, Mode::empty()))?;
     let found = inode_of(&above)?;

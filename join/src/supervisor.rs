@@ -23,24 +23,24 @@ use std::os::fd::AsFd;
 /// Blocks the application's signals from before a fork until both processes can handle them.
 pub struct Signals {
     before: SigSet,
-    of_children: SigAction,
+    sigchld_action: SigAction,
 }
 
 impl Signals {
     /// Blocks all of them, and sets SIGCHLD to its default: if it is ignored, the exit status of a
     /// child is lost.
     pub fn hold() -> Result<Self, Refusal> {
-        let of_children =
+        let sigchld_action =
             sys::reset_signal_action(Signal::SIGCHLD).context(Reason::Broken, "watch for the child's end")?;
         let mut before = SigSet::empty();
         // Not nix's thread_swap_mask, which takes the errno that pthread_sigmask(3) returns for a
         // success.
         let blocked = retry(|| sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before)));
         if blocked.is_err() {
-            let _ = sys::restore_signal_action(Signal::SIGCHLD, &of_children);
+            let _ = sys::restore_signal_action(Signal::SIGCHLD, &sigchld_action);
         }
         blocked.context(Reason::Broken, "block signals")?;
-        Ok(Self { before, of_children })
+        Ok(Self { before, sigchld_action })
     }
 
     /// A signalfd. The process that reads it makes it, so no child inherits it.
@@ -50,7 +50,7 @@ impl Signals {
 
     /// Restores the application's signals.
     pub fn release(&self) -> Result<(), Refusal> {
-        sys::restore_signal_action(Signal::SIGCHLD, &self.of_children)
+        sys::restore_signal_action(Signal::SIGCHLD, &self.sigchld_action)
             .and_then(|()| retry(|| sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.before), None)))
             .context(Reason::Broken, "give the application its signals back")
     }
@@ -107,16 +107,16 @@ fn drop_privileges(container: ContainerUid, ids: Ids, kept: SignalFd) -> Result<
 }
 
 /// For `join=now`: forks twice, and returns in the grandchild, which goes on as the application.
-/// The process in the middle calls `before_the_second`, never stops, and reaps the application; the
-/// first one stops with the application, for a shell's job control.
+/// The process in the middle calls `before_second_fork`, never stops, and reaps the application;
+/// the first one stops with the application, for a shell's job control.
 ///
 /// Outer error: nothing was forked. Inner error: returned in a child, which must exit, because the
 /// application would go on as root on the node.
-pub fn go_on_in_a_child(
-    before_the_second: impl FnOnce() -> Result<(), Refusal>,
+pub fn continue_in_grandchild(
+    before_second_fork: impl FnOnce() -> Result<(), Refusal>,
 ) -> Result<Result<(), Refusal>, Refusal> {
     let signals = Signals::hold()?;
-    let front = getpid();
+    let job = getpid();
     match fork_to_supervise() {
         Ok(Side::Parent(child, to_read)) => supervise(child, &signals, &to_read, None),
         Ok(Side::Child) => {}
@@ -125,8 +125,8 @@ pub fn go_on_in_a_child(
             return Err(refusal);
         }
     }
-    match before_the_second().and_then(|()| fork_to_supervise()) {
-        Ok(Side::Parent(child, to_read)) => supervise(child, &signals, &to_read, Some(front)),
+    match before_second_fork().and_then(|()| fork_to_supervise()) {
+        Ok(Side::Parent(child, to_read)) => supervise(child, &signals, &to_read, Some(job)),
         Ok(Side::Child) => Ok(signals.release()),
         Err(refusal) => Ok(Err(refusal)),
     }
@@ -146,23 +146,24 @@ fn fork_to_supervise() -> Result<Side, Refusal> {
     })
 }
 
-/// Waits until the child ends, and exits in the same way. `front` is stopped when the child stops.
-fn supervise(child: Pid, signals: &Signals, to_read: &SignalFd, front: Option<Pid>) -> ! {
+/// Waits until the child ends, and exits in the same way. `job` is stopped when the child stops.
+fn supervise(child: Pid, signals: &Signals, to_read: &SignalFd, job: Option<Pid>) -> ! {
     let mut flags = WaitPidFlag::WNOHANG;
-    flags.set(WaitPidFlag::WUNTRACED, front.is_some());
+    flags.set(WaitPidFlag::WUNTRACED, job.is_some());
     loop {
         match waitpid(child, Some(flags)) {
             Ok(WaitStatus::Exited(_, status)) => sys::exit_now(status),
             Ok(WaitStatus::Signaled(_, signal, _)) => end_by(signal, &signals.before),
-            // When `front` is continued, it continues this process, which continues the child.
-            Ok(WaitStatus::Stopped(..)) => drop(front.map(|front| kill(front, Signal::SIGSTOP))),
+            // When `job` is continued, it continues this process, which continues the child.
+            Ok(WaitStatus::Stopped(..)) => drop(job.map(|job| kill(job, Signal::SIGSTOP))),
             Err(Errno::EINTR) => continue, // the SIGCHLD may have been read already
             Err(_) => sys::exit_now(255),
             _ => {}
         }
         let Ok(Some(received)) = to_read.read_signal() else { continue };
-        // A terminal's signals come from the kernel and reach the child as well, which is in our
-        // process group. Only the SIGHUP of a lost connection is sent to the session leader alone.
+        // With `join=now` the child is in our process group, so a terminal's signals, which come
+        // from the kernel, reach it as well. Only the SIGHUP of a lost connection is sent to the
+        // session leader alone.
         let sent_by_a_process = received.ssi_code <= 0;
         match Signal::try_from(received.ssi_signo as i32) {
             Ok(Signal::SIGCHLD) | Err(_) => {}

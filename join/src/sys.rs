@@ -423,7 +423,8 @@ pub struct FileId {
     pub mount: u64,
 }
 
-/// AT_STATX_DONT_SYNC, because the server of a network or FUSE file system may not answer.
+/// Identifies an open file. With AT_STATX_DONT_SYNC, because the server of a network or FUSE file
+/// system may never answer.
 pub fn file_id(file: &OwnedFd) -> nix::Result<FileId> {
     const FLAGS: c_int = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
     const STATX_INO: u32 = 0x100; // linux/stat.h, as the offsets of the fields
@@ -464,9 +465,9 @@ pub fn groups() -> nix::Result<Vec<u32>> {
     Ok(groups)
 }
 
-/// A directory, as no more than a place, if the kernel finds it without a question to a file
-/// system: that of a network or FUSE file system may not be answered. EAGAIN if it would have to
-/// ask; EINVAL before Linux 5.12. No link is followed.
+/// Opens a directory with O_PATH from the kernel's cache alone (RESOLVE_CACHED), because a network
+/// or FUSE file system may never answer. No link is followed. EAGAIN: it is not in the cache.
+/// EINVAL: before Linux 5.12.
 pub fn open_cached(directory: BorrowedFd<'_>, path: &str) -> nix::Result<OwnedFd> {
     const MAX_TRIES: usize = 16; // EAGAIN also means that something was mounted or renamed elsewhere meanwhile
     const RESOLVE_CACHED: u64 = 0x20; // linux/openat2.h
@@ -474,7 +475,8 @@ pub fn open_cached(directory: BorrowedFd<'_>, path: &str) -> nix::Result<OwnedFd
         .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::from_bits_retain(RESOLVE_CACHED));
     let open = || retry(|| openat2(directory, path, how));
-    (1..MAX_TRIES).map(|_| open()).find(|opened| !matches!(opened, Err(Errno::EAGAIN))).unwrap_or_else(open)
+    let first = (1..MAX_TRIES).map(|_| open()).find(|opened| !matches!(opened, Err(Errno::EAGAIN)));
+    first.unwrap_or_else(open) // the last try keeps its error
 }
 
 /// A copy of the mount that a path descriptor is on, attached nowhere yet: open_tree(2), Linux 5.2.

@@ -55,12 +55,12 @@ impl UserNamespace {
             return Ok(None);
         }
         must_be_child(&descriptor, ours)?;
-        let map = |kind: Kind| {
+        let map = |kind: IdKind| {
             let file = kind.file();
             let text = pid_1.read(file).context(Reason::NotRunning, format_args!("read its {file}"))?;
             kind.check(&text, container)
         };
-        let ids = Ids { uid: map(Kind::Uids)?, gid: map(Kind::Gids)? };
+        let ids = Ids { uid: map(IdKind::Uids)?, gid: map(IdKind::Gids)? };
         let found = Self { inode, ids, descriptor };
         Self::must_be_that_of(Some(&found), pid_1)?; // so the maps were those of this namespace
         Ok(Some(found))
@@ -105,12 +105,12 @@ pub fn must_be_child(descriptor: &OwnedFd, ours: Inode) -> Result<(), Refusal> {
 
 /// The two maps of a user namespace.
 #[derive(Clone, Copy)]
-enum Kind {
+enum IdKind {
     Uids,
     Gids,
 }
 
-impl Kind {
+impl IdKind {
     const fn file(self) -> &'static str {
         match self {
             Self::Uids => "uid_map",
@@ -211,21 +211,21 @@ mod tests {
     #[test]
     fn only_the_names_of_machined_for_this_id_are_no_accounts() {
         for name in ["vu-web1-30001", "vu-a-b-30001"] {
-            assert!(Kind::Uids.is_made_up(name, 30001), "{name}");
+            assert!(IdKind::Uids.is_made_up(name, 30001), "{name}");
         }
-        assert!(Kind::Gids.is_made_up("vg-web1-0", 0));
+        assert!(IdKind::Gids.is_made_up("vg-web1-0", 0));
         for name in
             ["vu-smith", "vu--30001", "vu-30001", "vu-web1-30002", "vu-web1-030001", "vg-web1-30001", "web1-30001"]
         {
-            assert!(!Kind::Uids.is_made_up(name, 30001), "{name}");
+            assert!(!IdKind::Uids.is_made_up(name, 30001), "{name}");
         }
-        assert!(!Kind::Gids.is_made_up("vu-web1-0", 0));
+        assert!(!IdKind::Gids.is_made_up("vu-web1-0", 0));
     }
 
     #[test]
     fn ids_that_no_session_may_have() {
         let container = ContainerUid::new(30001).unwrap();
-        let judge = |map: &str| Kind::Uids.check(map, container).map_err(|refusal| refusal.cause);
+        let judge = |map: &str| IdKind::Uids.check(map, container).map_err(|refusal| refusal.cause);
         assert_eq!(judge("0 1000000 65536\n"), Ok(1_030_001));
         for (map, cause) in [
             ("0 1000000 30001\n", "30001 is not mapped in its user namespace (uid_map: 0 1000000 30001)"),

@@ -5,7 +5,7 @@
 use crate::pam::Handle;
 use join::proc::Proc;
 use join::refusal::{Context, Reason, Refusal};
-use join::safe_path::must_be_roots;
+use join::safe_path::must_belong_to_root;
 use join::sys::retry;
 use nix::errno::Errno;
 use nix::fcntl::readlink;
@@ -138,7 +138,7 @@ fn is_linked(name: &SecondName, container: ContainerUid) -> Result<bool, Refusal
     if status.st_uid != 0 {
         return Err(misconfigured(format!("it belongs to uid {}, not to root", status.st_uid)));
     }
-    must_be_roots(&directory).map_err(|seen| misconfigured(format!("{CONTAINERS} {seen}")))?;
+    must_belong_to_root(&directory).map_err(|seen| misconfigured(format!("{CONTAINERS} {seen}")))?;
     Ok(true)
 }
 

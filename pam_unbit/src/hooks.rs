@@ -47,9 +47,9 @@ fn run(
     }
 }
 
-/// A panic must not become a session that is on the node, or joined by half. So the process exits,
-/// with a line in the log and without a core file, because it holds keys. If memory runs out, Rust
-/// aborts instead.
+/// A panic must not become a session that is on the node, or half inside the container. So the
+/// process exits, with a line in the log and without a core file, because it holds keys. If memory
+/// runs out, Rust aborts instead.
 fn end_the_process_on_a_panic() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

@@ -211,7 +211,7 @@ fn establish_credentials(call: &mut Call) -> Result<Verdict, Refusal> {
 
 /// Returns `Ok` in the process inside, and an error outside.
 fn enter(attachment: Attachment, container: ContainerUid, monitor: Pid, options: &Options) -> Result<(), Refusal> {
-    nss::pin()?;
+    nss::pin_loaded()?;
     sys::open_log();
     sys::set_c_locale();
     let signals = Signals::hold()?;
@@ -325,14 +325,14 @@ fn join_now(call: &mut Call, user: ContainerUser, options: &Options, started: In
     set_data(call, Login { session: Session::Entered, slot: Some(slot), ..Login::of(user) })?;
     set_loginuid_and_keyring(container, options)?;
     call.pam.log(libc::LOG_INFO, &opened_line(call, user, &attachment, verified_in + started.elapsed()));
-    let in_the_child = supervisor::go_on_in_a_child(|| attachment.bind_next_child())?;
+    let in_the_child = supervisor::continue_in_grandchild(|| attachment.bind_next_child())?;
 
     // The lock is that of the processes outside, and its descriptor must not be open inside.
     drop(get_data(call).and_then(|login| login.borrow_mut().slot.take()));
     sys::open_log();
     sys::set_c_locale();
     let entered = in_the_child
-        .and_then(|()| nss::pin_alone(container))
+        .and_then(|()| nss::pin_unbit_only(container))
         .and_then(|()| attachment.enter_before_the_application_drops_root());
     if let Err(refusal) = entered {
         call.refuse(&refusal);

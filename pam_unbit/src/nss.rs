@@ -16,7 +16,7 @@ use std::ffi::CStr;
 
 /// For sshd's child: allows those of `files unbit dns` that need no library, or whose library can
 /// be loaded now.
-pub fn pin() -> Result<(), Refusal> {
+pub fn pin_loaded() -> Result<(), Refusal> {
     let built_in = sys::glibc_version() >= (2, 34); // files and dns moved into libc itself
     let files = built_in || sys::load(c"libnss_files.so.2");
     let dns = built_in || sys::load(c"libnss_dns.so.2");
@@ -33,7 +33,7 @@ pub fn pin() -> Result<(), Refusal> {
 
 /// For an application that is still root inside: allows only our own library. Not even `files`,
 /// which the tenant owns there.
-pub fn pin_alone(container: ContainerUid) -> Result<(), Refusal> {
+pub fn pin_unbit_only(container: ContainerUid) -> Result<(), Refusal> {
     configure(c"unbit", c"unbit", c"unbit")?;
     match retry(|| User::from_uid(container.get().into())) {
         Ok(Some(user)) if user.uid.as_raw() == container.get() => Ok(()),

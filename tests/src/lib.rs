@@ -267,8 +267,8 @@ pub fn pgrep(pattern: &str) -> Option<String> {
     found.out.lines().next().map(str::to_owned)
 }
 
-/// Waits for the pid 1 of a container, and returns its pid on the node: the one that root's link leads to, or else the
-/// Emperor's.
+/// The pid on the node of a container's pid 1: of the one that root's link leads to, or else of the
+/// Emperor's, for which it waits.
 pub fn leader(uid: u32) -> String {
     linked::linked_leader(uid).unwrap_or_else(|| emperors_leader(uid))
 }

@@ -172,7 +172,7 @@ fn control_group(node: &RootFs, unit: &str) -> Result<PathBuf> {
     }
     let hierarchies = Hierarchies::mounted()?;
     // Where cgroup v1 has the controllers, systemd has its own hierarchy next to them.
-    let mounted = hierarchies.version_2().unwrap_or("/sys/fs/cgroup/systemd");
+    let mounted = hierarchies.v2_mount_point().unwrap_or("/sys/fs/cgroup/systemd");
     Ok(Path::new(mounted).join(group.trim_start_matches('/')))
 }
 

@@ -4,7 +4,7 @@
 use crate::command_line;
 use crate::rootfs::RootFs;
 use anyhow::{Context, Result, bail};
-use join::safe_path::must_be_roots;
+use join::safe_path::must_belong_to_root;
 use join::sys::retry;
 use nix::sys::stat::stat;
 use shared::settings::{CONTAINERS, CONTAINERS_PATH};
@@ -83,7 +83,7 @@ pub fn container_of(name: &SecondName) -> Result<ContainerUid> {
 /// Fails if others than root can have made the links in /containers.
 pub fn containers_must_belong_to_root() -> Result<()> {
     let directory = retry(|| stat(CONTAINERS_PATH)).with_context(|| CONTAINERS.to_owned())?;
-    must_be_roots(&directory).map_err(|seen| anyhow::anyhow!("{CONTAINERS} {seen}"))
+    must_belong_to_root(&directory).map_err(|seen| anyhow::anyhow!("{CONTAINERS} {seen}"))
 }
 
 /// A symbolic link in /containers.

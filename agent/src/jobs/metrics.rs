@@ -180,7 +180,7 @@ fn of_cgroups(hierarchies: &Hierarchies, uid: ContainerUid, (process, parent): &
     let Some(cgroups) = hierarchies.of_process(process, parent) else { return Vec::new() };
     let linked = link::target_of(uid).and_then(|target| cgroup_usage::path_of_link(hierarchies, &target));
     let own = |controller| {
-        let (version, directories) = cgroups.of(controller)?;
+        let (version, directories) = cgroups.for_controller(controller)?;
         Some((version, cgroup_usage::own(&directories, linked.as_deref())?.clone()))
     };
     let mut metrics = Vec::new();

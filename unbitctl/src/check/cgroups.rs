@@ -29,7 +29,7 @@ pub fn check(node: &RootFs) -> Vec<Finding> {
         Ok(hierarchies) => hierarchies,
         Err(finding) => return vec![finding],
     };
-    if hierarchies.version_1().next().is_none() && hierarchies.version_2().is_none() {
+    if hierarchies.v1_controllers().next().is_none() && hierarchies.v2_mount_point().is_none() {
         return vec![Finding::fail(CHECK, OWN, NONE, MOUNT)];
     }
     let containers = containers(&hierarchies);
@@ -48,9 +48,9 @@ pub fn check_layout(node: &RootFs) -> Vec<Finding> {
         Ok(hierarchies) => hierarchies,
         Err(finding) => return vec![finding],
     };
-    let version_1: Vec<_> = hierarchies.version_1().collect();
+    let version_1: Vec<_> = hierarchies.v1_controllers().collect();
     let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
-    vec![judge_layout(&version_1, hierarchies.version_2(), &read)]
+    vec![judge_layout(&version_1, hierarchies.v2_mount_point(), &read)]
 }
 
 fn hierarchies(node: &RootFs) -> Result<Hierarchies, Finding> {
@@ -132,8 +132,8 @@ fn containers(hierarchies: &Hierarchies) -> BTreeMap<ContainerUid, Running> {
             let (process, parent) = (container.process, Proc::of(container.parent).ok()?);
             let running = Running {
                 has_own: hierarchies.has_own(&process, &parent).ok()?,
-                memory: hierarchies.of(&process, &parent, "memory"),
-                pids: hierarchies.of(&process, &parent, "pids"),
+                memory: hierarchies.for_controller(&process, &parent, "memory"),
+                pids: hierarchies.for_controller(&process, &parent, "pids"),
             };
             Some((container.uid, running))
         })

@@ -49,7 +49,7 @@ fn nobody_listens() -> Finding {
 /// The memory limit of sshd's own cgroup. `None` if it has no limit, or if sshd shares its cgroup
 /// with pid 1.
 fn limit_of(listener: &Proc) -> Option<u64> {
-    let (version, directories) = Hierarchies::mounted().ok()?.of(listener, &Proc::of(1).ok()?, "memory")?;
+    let (version, directories) = Hierarchies::mounted().ok()?.for_controller(listener, &Proc::of(1).ok()?, "memory")?;
     limit_in(version, &directories, &|file| fs::read_to_string(file).ok())
 }
 

@@ -177,7 +177,7 @@ impl Sandbox {
         }
         let hierarchies = Hierarchies::mounted()?;
         let (process, own) = (Proc::of(pid)?, Proc::of_self()?);
-        let groups = CONTROLLERS.iter().filter_map(|controller| hierarchies.of(&process, &own, controller));
+        let groups = CONTROLLERS.iter().filter_map(|controller| hierarchies.for_controller(&process, &own, controller));
         let mut cgroups: Vec<_> = groups.filter_map(|(_, directories)| directories.into_iter().next()).collect();
         cgroups.sort();
         cgroups.dedup();

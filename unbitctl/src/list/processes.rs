@@ -103,7 +103,7 @@ impl Process {
     pub(crate) fn parse(pid: i32, status: &str) -> Option<Self> {
         let status = Status::new(status);
         let (parent, uids) = (status.parent()?, status.uids()?);
-        (!status.has_ended()).then(|| Self { pid, parent, uids, pid_1_of: status.pid_1_of() })
+        (!status.has_ended()).then(|| Self { pid, parent, uids, pid_1_of: status.uid_if_pid_1() })
     }
 
     /// When it started, in clock ticks since boot. The pid and this identify a process.

@@ -70,7 +70,7 @@ impl Resources {
         let Some(cgroups) = self.hierarchies.of_process(&process, &parent) else { return used };
         let linked = link.and_then(|target| cgroup_usage::path_of_link(&self.hierarchies, target));
         let groups = |controller| {
-            let (version, directories) = cgroups.of(controller)?;
+            let (version, directories) = cgroups.for_controller(controller)?;
             let own = cgroup_usage::own(&directories, linked.as_deref())?.clone();
             Some(Groups { version, directories, own })
         };

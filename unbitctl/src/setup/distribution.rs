@@ -100,7 +100,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let _lock = crate::lock::Lock::of_setup(&node)?;
     if is_there {
         progress.found("system", format!("{shown}: exists"));
-        must_be_roots(&place)?;
+        must_belong_to_root(&place)?;
         complete(&place, &library, &mut progress)?;
         return verdict(&place);
     }
@@ -149,10 +149,10 @@ fn library(node: &RootFs) -> Result<PathBuf> {
 }
 
 /// Refuses a directory that users other than root can change.
-fn must_be_roots(place: &Path) -> Result<()> {
+fn must_belong_to_root(place: &Path) -> Result<()> {
     let shown = place.display();
     let found = lstat(place).with_context(|| shown.to_string())?;
-    if safe_path::kind(&found) != SFlag::S_IFDIR || safe_path::must_be_roots(&found).is_err() {
+    if safe_path::kind(&found) != SFlag::S_IFDIR || safe_path::must_belong_to_root(&found).is_err() {
         bail!("{shown} is not a directory that root owns and nobody else may write to, and is left as it is");
     }
     Ok(())
