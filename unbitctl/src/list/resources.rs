@@ -51,10 +51,7 @@ impl Resources {
     /// Finds the cgroups and the file system.
     pub fn new(is_root: bool) -> Result<Self> {
         let hierarchies = Hierarchies::mounted()?;
-        Ok(Self {
-            hierarchies,
-            disk: if is_root { Disk::open(&RootFs::at(None)).ok() } else { None },
-        })
+        Ok(Self { hierarchies, disk: if is_root { Disk::open(&RootFs::at(None)).ok() } else { None } })
     }
 
     /// What this container uses.
