@@ -2,7 +2,7 @@
 //! stays when something fails, and what a tenant that was there before can do to them.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 use unbit_tests::*;
@@ -525,6 +525,65 @@ fn keys_that_another_user_keeps_are_not_the_next_users() {
         }
     }
     assert_honest_logins();
+}
+
+/// A key's name may contain line feeds. In /proc/keys the rest looks like keys of its owner's, with
+/// any number, such as that of a key of root's, or -3, which is root's session keyring.
+#[test]
+#[ignore = "needs the node: make test"]
+fn the_name_of_a_key_does_not_make_root_end_others() {
+    let (add_key, keyctl) = (libc::SYS_add_key, libc::SYS_keyctl);
+    // Numbers that no other run has: all nodes of this machine have the same keys.
+    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let uid = 1_000_000_000 + u32::try_from(seconds * 2 % 1_000_000_000).unwrap();
+    let other = uid + 1;
+    let _end = AtEnd(|| drop(sh(format!("unbitctl remove {uid} --purge --yes"))));
+    // Root sees the first key, and its owner does not. The second name is not UTF-8.
+    let line = |number: &str| format!("{number} I--Q--- 1 perm 3f3f3f3f {uid} {uid} user x");
+    for (name, permissions, is_ended) in [("unbit\\n-3\\n$key", 1, false), ("\\xff", 0x3f3f_3f3f, true)] {
+        sh(format!("unbitctl create {uid} --key {KEY}")).ok();
+        // 1 is KEYCTL_JOIN_SESSION_KEYRING, 11 KEYCTL_READ.
+        let mut operator = Command::new("perl")
+            .arg("-e")
+            .arg(format!(
+                "$| = 1; syscall({keyctl}, 1, 0) > 0 or die qq(join: $!); my ($user, $name, $secret) = qw(user operators secret);
+                 my $key = syscall({add_key}, $user, $name, $secret, 6, -3); printf qq(%x\\n), $key; <STDIN>;
+                 system(qw(unbitctl remove {uid} --purge --yes)) == 0 or die; my $buffer = q(x) x 10;
+                 print syscall({keyctl}, 11, $key, $buffer, 10) == 6 ? q(kept) : qq(ended: $!)"
+            ))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(operator.stdout.take().unwrap());
+        let mut key = String::new();
+        said.read_line(&mut key).unwrap();
+
+        // -2 is the process's keyring, -4 the user's; 5 is KEYCTL_SETPERM, 7 KEYCTL_CLEAR, 8
+        // KEYCTL_LINK. Another user links the key, so that it stays.
+        let name = name.replace("-3", &line("-3")).replace("$key", &line(key.trim()));
+        let made = perl_as(
+            uid,
+            &format!(
+                "my ($user, $name, $secret) = (q(user), qq({name}), q(secret));
+                 my $key = syscall({add_key}, $user, $name, $secret, 6, -2); $key > 0 or die qq(add: $!);
+                 syscall({keyctl}, 5, $key, 0x3f3f3f3f) == 0 && syscall({keyctl}, 8, $key, -4) == 0 or die qq(link: $!);
+                 print $key"
+            ),
+        );
+        assert_eq!(perl_as(other, &format!("print syscall({keyctl}, 8, {made}, -4)")), "0", "{name}");
+        let _clear = AtEnd(|| drop(perl_as(other, &format!("syscall({keyctl}, 7, -4)"))));
+        perl_as(uid, &format!("syscall({keyctl}, 5, {made}, {permissions}) == 0 or die qq(setperm: $!)"));
+
+        drop(operator.stdin.take());
+        let mut rest = String::new();
+        said.read_to_string(&mut rest).unwrap();
+        assert!(operator.wait().unwrap().success());
+        assert!(rest.ends_with("kept"), "{name}: {rest}");
+        let listed = String::from_utf8_lossy(&fs::read("/proc/keys").unwrap()).into_owned();
+        let is_listed = listed.contains(&format!("{:08x} ", made.parse::<u32>().unwrap()));
+        assert_eq!(is_listed, !is_ended, "{name}: {made}: {listed}");
+    }
 }
 
 /// A user has so many bytes of keys (`kernel.keys.maxbytes`). With all of them used, even a link to

@@ -5,7 +5,8 @@
 use crate::command_line::warn_line;
 use crate::keys::as_the_user;
 use crate::sys::{
-    COLLECTION_INTERVAL, COLLECTION_TIMEOUT, clear_persistent_keyring, clear_user_keyrings, end_key, user_keyrings,
+    COLLECTION_INTERVAL, COLLECTION_TIMEOUT, clear_persistent_keyring, clear_user_keyrings, end_key, key_owner,
+    user_keyrings,
 };
 use anyhow::{Context, Result};
 use nix::fcntl::OFlag;
@@ -51,8 +52,13 @@ pub fn remove(uid: ContainerUid) -> Result<()> {
 /// the user. Keys that another user has linked to a keyring of its own otherwise stay, and count as
 /// the next user's.
 fn end_keys_of(uid: ContainerUid, kept: &[i64]) {
-    let keys = fs::read_to_string("/proc/keys").unwrap_or_default();
-    keys.lines().filter_map(|line| key_of(line, uid)).filter(|key| !kept.contains(key)).for_each(end_key);
+    let keys = fs::read("/proc/keys").unwrap_or_default();
+    String::from_utf8_lossy(&keys)
+        .lines()
+        .filter_map(|line| key_of(line, uid))
+        // The name of a key may contain line feeds, and so whole lines of its owner's choice.
+        .filter(|&key| !kept.contains(&key) && key_owner(key) == Some(uid.get()))
+        .for_each(end_key);
 }
 
 /// The number of a key, if it is one of the user's. Its name does not matter: a user may call a key
@@ -60,7 +66,8 @@ fn end_keys_of(uid: ContainerUid, kept: &[i64]) {
 fn key_of(line: &str, uid: ContainerUid) -> Option<i64> {
     let mut words = line.split_whitespace();
     let (number, owner) = (words.next()?, words.nth(4)?);
-    (owner.parse() == Ok(uid.get())).then(|| i64::from_str_radix(number, 16).ok()).flatten()
+    // A negative number would be one of the caller's own keyrings.
+    (owner.parse() == Ok(uid.get())).then(|| u32::from_str_radix(number, 16).ok()).flatten().map(i64::from)
 }
 
 /// How many keys count as the user's, besides its two keyrings, once the kernel has collected those
@@ -121,6 +128,7 @@ mod tests {
             assert_eq!(key_of(&line(owner, name), uid), None, "{owner} {name}");
         }
         assert_eq!(key_of("", uid), None);
+        assert_eq!(key_of("-3 I--Q---     1 perm 3f3f3f3f 30001 30001 user      a: 3", uid), None);
         assert_eq!(counted("30001:   200 200/199 198/200 12549/20000", uid), Some(198));
         assert_eq!(counted("30000:   200 200/200 199/200 12549/20000", uid), None);
     }

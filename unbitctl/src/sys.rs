@@ -309,6 +309,19 @@ pub fn user_keyrings() -> Vec<i64> {
     [USER, USER_SESSION].into_iter().filter_map(|keyring| keyctl(GET_KEYRING_ID, keyring, 0).ok()).collect()
 }
 
+/// The user whose key this is, if the caller may view it.
+pub fn key_owner(key: i64) -> Option<u32> {
+    const DESCRIBE: libc::c_int = 6;
+    // A page for the part that the owner has chosen, and the kernel's own part.
+    let mut description = [0_u8; 4096 + 128];
+    let (address, size) = (description.as_mut_ptr(), description.len());
+    // SAFETY: the kernel writes at most `size` bytes.
+    let length = Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, DESCRIBE, key, address, size, 0) }).ok()?;
+    let description = description.get(..usize::try_from(length).ok()?)?;
+    // type;uid;gid;permissions;name
+    std::str::from_utf8(description.split(|&byte| byte == b';').nth(1)?).ok()?.parse().ok()
+}
+
 /// Invalidates a key, so that it is gone wherever it is linked. A caller that may not search it
 /// grants itself that permission first. If neither is allowed, revokes the key. Errors are ignored.
 pub fn end_key(key: i64) {
