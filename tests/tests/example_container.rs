@@ -962,6 +962,48 @@ fn connections_that_nobody_has_open_any_more_are_limited_by_memory() {
     assert!(limit * each > 1_073_741_824, "{limit} of {each} bytes are less than memory-max");
 }
 
+/// The kernel counts the memory of datagrams for the whole machine (`udp_mem`), and drops all that
+/// arrive once there is too much. The limit of memory has to end it first.
+#[test]
+#[ignore = "needs the node: make test"]
+fn datagrams_that_nobody_reads_are_limited_by_memory() {
+    leader(30001);
+    let used = "/sys/fs/cgroup/memory/30001/memory.kmem.tcp.usage_in_bytes"; // also of other protocols
+    if !fs::exists(used).unwrap() {
+        return not_tried("the memory controller of cgroup v1, in a hierarchy of its own", true);
+    }
+    // `UDP: inuse 4 mem 100`
+    let pages = || sh("sed -n 's/^UDP: .* mem //p' /proc/net/sockstat").ok().parse::<u64>().unwrap();
+    let make = "use Socket; my @kept; $| = 1; socket(my $from, AF_INET, SOCK_DGRAM, 0) or die $!;
+        for (1 .. 50) { socket(my $to, AF_INET, SOCK_DGRAM, 0); bind($to, sockaddr_in(0, INADDR_LOOPBACK)) or die $!;
+            push @kept, $to; send($from, q(x) x 50000, 0, getsockname $to) for 1 .. 8 }
+        print qq(made\n); <STDIN>";
+    fs::write(format!("{HOME}/walls.pl"), make).unwrap();
+    let _end = AtEnd(|| drop(fs::remove_file(format!("{HOME}/walls.pl"))));
+    let before = pages();
+    let mut session = Command::new("ssh")
+        .args(["30001@node", "perl walls.pl"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(client_errors())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    BufReader::new(session.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    let seen = pages().saturating_sub(before);
+    let counted = fs::read_to_string(used).unwrap().trim().parse::<u64>().unwrap() / 4096;
+    drop(session.stdin.take());
+    session.wait().unwrap();
+    assert_eq!(said, "made\n");
+    assert!(seen > 1000, "{seen} pages more: the kernel no longer counts them for the whole machine");
+    assert!(counted * 2 > seen, "{counted} pages of {seen} count as the container's");
+    let file = fs::read_to_string("/usr/share/doc/unbit/examples/sysctl.d-unbit.conf").unwrap();
+    let limit =
+        file.lines().find_map(|line| line.strip_prefix("net.ipv4.udp_mem = ")?.rsplit(' ').next()?.parse::<u64>().ok());
+    let limit = limit.expect("the example has no limit of them");
+    assert!(limit * 4096 > 1_073_741_824, "{limit} pages are less than memory-max");
+}
+
 /// What strace(1) logged of the Emperor and its children.
 struct Trace(String);
 
