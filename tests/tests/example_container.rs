@@ -821,6 +821,19 @@ fn a_tenant_joins_no_multicast_group() {
     );
 }
 
+/// SECURITY.md, "What is not promised". Where the kernel limits them one day, that and operating.md
+/// have to say so.
+#[test]
+#[ignore = "needs the node: make test"]
+fn groups_of_ipv6_are_not_limited() {
+    leader(30001);
+    // IPPROTO_IPV6, IPV6_JOIN_GROUP: a struct in6_addr, and the number of the interface lo.
+    let join = r#"perl -MSocket -e 'for (1 .. 10) { socket my $socket, AF_INET6, SOCK_DGRAM, 0 or die; push @kept, $socket;
+        for (1 .. 100) { $joined += setsockopt $socket, 41, 20, pack "n8 I", 0xff05, (0) x 6, ++$group, 1 or die $! } }
+        print $joined'"#;
+    assert_eq!(ssh(30001, join).ok(), "1000");
+}
+
 /// The container with this memory limit, which cgroup v1 counts in a hierarchy of its
 /// own, until the answer is dropped. `None`, and that it is not tried, without such a hierarchy.
 #[must_use]
