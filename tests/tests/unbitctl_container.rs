@@ -1182,7 +1182,8 @@ fn list_shows_the_quota() {
     assert!(run("unbitctl", &["list", "--wide"], b"").ok().contains("M/10M"), "for people too");
 }
 
-/// The same where the kernel has none: struct if_dqblk of quotactl(2), put in by strace.
+/// The same where the kernel has none: struct if_dqblk of quotactl(2), put in by strace. Both calls
+/// have its address as their fourth argument.
 #[test]
 #[ignore = "needs the node: make test"]
 fn list_shows_the_quota_that_quotactl_returns() {
@@ -1192,7 +1193,8 @@ fn list_shows_the_quota_that_quotactl_returns() {
     let list_by = |limit: u64, arguments: &str| {
         let words = [limit, 0, 3 << 19, 0, 0, 0, 0, 0, 0b11].map(u64::to_le_bytes).concat(); // QIF_BLIMITS, QIF_SPACE
         let words: String = words[..68].iter().map(|byte| format!("{byte:02x}")).collect();
-        let answers = format!("strace -f -qq -o /dev/null -e inject=quotactl:retval=0:poke_exit=@arg4={words}");
+        let answers =
+            format!("strace -f -qq -o /dev/null -e inject=quotactl,quotactl_fd:retval=0:poke_exit=@arg4={words}");
         sh(format!("{answers} unbitctl list {arguments}")).ok()
     };
     let limited = &rows(&list_by(10 << 10, "--json"))[0];
