@@ -188,8 +188,8 @@ fn assert_nothing_of_the_nodes_is_born(way: &str) {
 
         let logins = std::env::var("LOGINS").map_or(LOGINS, |logins| logins.parse().unwrap());
         let (next, start) = (AtomicUsize::new(0), size());
-        // Sessions can end before the first look at them is complete: on a busy machine it takes more.
-        // Those that are seen in part are judged as well.
+        // A session can end before the first look at it is complete; on a busy machine it takes
+        // more of them. Those that are seen in part are judged as well.
         let (wanted, most) = (logins - logins / 10, 3 * logins);
         let is_enough = |n| n >= logins && (n >= most || Seen::since(start).sessions >= wanted);
         std::thread::scope(|scope| {

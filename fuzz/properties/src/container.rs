@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 /// read behind the one that decides.
 pub fn names(data: &[u8]) {
     let mut taken = 0;
-    let read = ContainerUid::read(data.iter().copied().inspect(|_| taken += 1));
+    let read = ContainerUid::from_bytes(data.iter().copied().inspect(|_| taken += 1));
     assert_eq!((read, ContainerUid::parse(data)), (number(data), number(data)));
     assert!(taken <= 11, "{taken} bytes were read for at most ten digits");
     assert_eq!(SecondName::target_of(data), read);
@@ -22,7 +22,7 @@ pub fn names(data: &[u8]) {
     }
 
     let mut taken = 0;
-    let second = SecondName::read(data.iter().copied().inspect(|_| taken += 1));
+    let second = SecondName::from_bytes(data.iter().copied().inspect(|_| taken += 1));
     assert!(taken <= 33, "{taken} bytes were read for at most 32 letters");
     assert_eq!(second.is_some(), is_second_name(data));
     assert!(read.is_none() || second.is_none());
