@@ -23,6 +23,7 @@ use crate::proc::Proc;
 use crate::refusal::{Context, Reason, Refusal};
 use crate::root_directory::RootDirectory;
 use crate::sys::{self, Cloned};
+use crate::tracers::Search;
 use crate::user_namespace::{self, Ids, UserNamespace};
 use caps::Capability;
 use nix::errno::Errno;
@@ -278,7 +279,7 @@ impl Attachment {
             return Err(Refusal::new(Reason::Misconfigured, cause));
         }
         if !self.leader.is_linked() || self.confinement.bounding_set & Capability::CAP_SYS_PTRACE.bitmask() == 0 {
-            return self.leader.must_have_no_tracer(deadline);
+            return self.leader.must_have_no_tracer(Search::new()?, deadline);
         }
         let cause = "its root can have CAP_SYS_PTRACE in the node's user namespace, and could trace an application that enters by join=now";
         Err(Refusal::new(Reason::RootTooPowerful, cause))

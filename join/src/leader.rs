@@ -14,6 +14,7 @@ use crate::link_rules::LinkRules;
 use crate::proc::{Proc, Status};
 use crate::refusal::{Context, Reason, Refusal};
 use crate::sys::{self, retry};
+use crate::tracers::Search;
 use crate::user_namespace;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -67,10 +68,10 @@ impl Leader {
     }
 
     /// Refuses a linked container if any process in it can trace a session.
-    pub fn must_have_no_tracer(&self, deadline: Deadline) -> Result<(), Refusal> {
+    pub fn must_have_no_tracer(&self, search: Search, deadline: Deadline) -> Result<(), Refusal> {
         match &self.found {
             FoundBy::Socket(_) => Ok(()),
-            FoundBy::Link(rules) => rules.must_have_no_tracer(deadline),
+            FoundBy::Link(rules) => rules.must_have_no_tracer(search, deadline),
         }
     }
 

@@ -28,6 +28,7 @@ use crate::refusal::{Context, Reason, Refusal};
 use crate::safe_path::{self, PathError};
 use crate::subtree::Subtree;
 use crate::sys::retry;
+use crate::tracers::Search;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, readlinkat};
 use nix::sys::stat::{FileStat, SFlag, fstatat};
@@ -115,7 +116,8 @@ impl Link {
 
     /// Finds the container's pid 1 by the rules above.
     pub fn find_leader(self, deadline: Deadline) -> Result<Leader, Refusal> {
-        let namespace = self.pid_namespace(deadline)?;
+        let mut search = if self.root_is_trusted { None } else { Some(Search::new()?) };
+        let namespace = self.pid_namespace(search.as_mut(), deadline)?;
         let pid_namespace = namespace.inode;
         let our_user_namespace_owns_it = namespace.is_owned_by_our_user_namespace()?;
         let pid = namespace.pid_1()?;
@@ -123,15 +125,26 @@ impl Link {
         let root_is_trusted = self.root_is_trusted;
         let rules = LinkRules { subtree: self.subtree, pid_namespace, our_user_namespace_owns_it, root_is_trusted };
         let leader = Leader::by_link(pidfd, rules)?;
-        if !root_is_trusted {
-            leader.must_have_no_tracer(deadline)?;
+        if let Some(search) = search {
+            leader.must_have_no_tracer(search, deadline)?;
         }
         Ok(leader)
     }
 
-    /// Rule 1.
-    fn pid_namespace(&self, deadline: Deadline) -> Result<PidNamespace, Refusal> {
-        let found = pid_namespaces::of_processes(&self.subtree, deadline)?;
+    /// Rule 1. Begins the search for tracers, which must know the processes before it can end: with
+    /// many cgroups each further walk takes long.
+    fn pid_namespace(&self, mut search: Option<&mut Search>, deadline: Deadline) -> Result<PidNamespace, Refusal> {
+        let mut last = None;
+        let mut visit = |pid: i32, namespace: &PidNamespace| {
+            let Some(search) = search.as_mut() else { return Ok(()) };
+            let is_ours = match last {
+                Some((inode, is_ours)) if inode == namespace.inode => is_ours,
+                _ => namespace.is_owned_by_our_user_namespace()?,
+            };
+            last = Some((namespace.inode, is_ours));
+            if is_ours { search.look(pid).map(drop) } else { Ok(()) }
+        };
+        let found = pid_namespaces::of_processes(&self.subtree, deadline, &mut visit)?;
         let path = self.target.display();
         let refuse = |reason, what: String| Err(Refusal::new(reason, format!("{path} {what}")));
         let mut children = found.children.into_iter();

@@ -10,7 +10,7 @@ use crate::proc::{Inode, Proc, Status};
 use crate::refusal::{Context, Reason, Refusal};
 use crate::subtree::Subtree;
 use crate::sys;
-use crate::tracers;
+use crate::tracers::{self, Search};
 use nix::errno::Errno;
 use std::fs::File;
 
@@ -81,11 +81,11 @@ impl LinkRules {
 
     /// Rule 6 for all other processes: pid 1 may have dropped the capability after it forked a
     /// child that keeps it.
-    pub fn must_have_no_tracer(&self, deadline: Deadline) -> Result<(), Refusal> {
+    pub fn must_have_no_tracer(&self, search: Search, deadline: Deadline) -> Result<(), Refusal> {
         if !self.our_user_namespace_owns_it {
             return Ok(());
         }
-        let Some(pid) = tracers::find(&self.subtree, deadline)? else { return Ok(()) };
+        let Some(pid) = search.find(&self.subtree, deadline)? else { return Ok(()) };
         let cause = format!(
             "its process {pid} can have CAP_SYS_PTRACE in the node's user namespace, though its pid 1 cannot, and \
              /etc/unbit/UID.root-is-trusted does not exist"

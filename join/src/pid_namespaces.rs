@@ -38,8 +38,12 @@ enum Relation {
     Unknown,
 }
 
-/// Reads the pid namespace of each process.
-pub fn of_processes(subtree: &Subtree, deadline: Deadline) -> Result<PidNamespaces, Refusal> {
+/// Reads the pid namespace of each process. Calls `visit` for those in a direct child of ours.
+pub fn of_processes(
+    subtree: &Subtree,
+    deadline: Deadline,
+    visit: &mut dyn FnMut(i32, &PidNamespace) -> Result<(), Refusal>,
+) -> Result<PidNamespaces, Refusal> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let proc = retry(|| open("/proc", flags, Mode::empty())).context(Reason::Broken, "open /proc")?;
     let ours = Proc::own_namespace("pid").context(Reason::Broken, "look at our pid namespace")?;
@@ -56,12 +60,13 @@ pub fn of_processes(subtree: &Subtree, deadline: Deadline) -> Result<PidNamespac
         let Some(inode) = inode else { return Ok(()) };
         if let Some(namespace) = found.children.iter_mut().find(|namespace| namespace.inode == inode) {
             namespace.members.push(pid);
-            return Ok(());
+            return visit(pid, namespace);
         }
         if !others.contains(&inode) {
             match PidNamespace::relation(inode, pid, ours)? {
                 Relation::Other => others.push(inode),
                 Relation::Child(namespace) => {
+                    visit(pid, &namespace)?;
                     found.children.push(namespace);
                     return Ok(());
                 }

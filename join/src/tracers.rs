@@ -27,38 +27,54 @@ use std::time::Duration;
 const RESERVED: Duration = Duration::from_millis(100);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The pid of a process that can have the capability, or could until it ended.
-pub fn find(subtree: &Subtree, deadline: Deadline) -> Result<Option<i32>, Refusal> {
-    let our_user_namespace = user_namespace::own()?;
-    let (mut harmless, mut tracer) = (HashSet::new(), None);
-    loop {
-        let mut all_are_known = true;
-        subtree.for_each_process(deadline, &mut |pid| {
-            let process = Candidate::of(pid, our_user_namespace)?;
-            // Not its pid, which another process could get during the search.
-            if process.as_ref().is_some_and(|process| harmless.contains(&process.identity)) {
-                return Ok(());
-            }
-            all_are_known = false;
-            let Some(process) = process else { return Ok(()) };
-            let power = process.power()?;
-            if matches!(power, Some(Power::CanTrace | Power::CouldTrace)) {
-                tracer = Some(pid);
-            }
-            if matches!(power, Some(Power::CouldTrace | Power::Harmless)) {
-                harmless.insert(process.identity);
-            }
-            Ok(())
-        })?;
-        if all_are_known {
-            return Ok(None);
+/// What is known about the processes of a container.
+pub struct Search {
+    our_user_namespace: Inode,
+    /// By their identities, and not by their pids, which other processes could get meanwhile.
+    harmless: HashSet<Inode>,
+    tracer: Option<i32>,
+}
+
+impl Search {
+    /// Nothing is known yet.
+    pub fn new() -> Result<Self, Refusal> {
+        Ok(Self { our_user_namespace: user_namespace::own()?, harmless: HashSet::new(), tracer: None })
+    }
+
+    /// Looks at a process, unless it is known to be harmless. Returns whether it was known before.
+    pub fn look(&mut self, pid: i32) -> Result<bool, Refusal> {
+        let Some(process) = Candidate::of(pid, self.our_user_namespace)? else { return Ok(false) };
+        if self.harmless.contains(&process.identity) {
+            return Ok(true);
         }
-        if deadline.left().is_none_or(|left| left <= RESERVED) {
-            let cause = "its processes begin and end faster than they can be checked for CAP_SYS_PTRACE";
-            return tracer.map(Some).ok_or_else(|| Refusal::new(Reason::NotAnswering, cause));
+        let power = process.power()?;
+        if matches!(power, Some(Power::CanTrace | Power::CouldTrace)) {
+            self.tracer = Some(pid);
         }
-        if tracer.is_some() {
-            sleep(POLL_INTERVAL);
+        if matches!(power, Some(Power::CouldTrace | Power::Harmless)) {
+            self.harmless.insert(process.identity);
+        }
+        Ok(false)
+    }
+
+    /// The pid of a process that can have the capability, or could until it ended.
+    pub fn find(mut self, subtree: &Subtree, deadline: Deadline) -> Result<Option<i32>, Refusal> {
+        loop {
+            let mut all_are_known = true;
+            subtree.for_each_process(deadline, &mut |pid| {
+                all_are_known &= self.look(pid)?;
+                Ok(())
+            })?;
+            if all_are_known {
+                return Ok(None);
+            }
+            if deadline.left().is_none_or(|left| left <= RESERVED) {
+                let cause = "there was no time left to look at all its processes, which change too fast";
+                return self.tracer.map(Some).ok_or_else(|| Refusal::new(Reason::NotAnswering, cause));
+            }
+            if self.tracer.is_some() {
+                sleep(POLL_INTERVAL);
+            }
         }
     }
 }

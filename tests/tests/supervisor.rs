@@ -422,6 +422,8 @@ fn a_supervisor_that_is_killed_while_its_helper_enters() {
         .spawn()
         .unwrap();
     eventually("strace", || (status(&listener, "TracerPid") != "0").then_some(()));
+    let listens = || (sh("grep -q ':08FA .* 0A ' /proc/net/tcp /proc/net/tcp6").status == Some(0)).then_some(());
+    eventually("its port", listens); // 2298, in the state LISTEN
     let mut client = Command::new("ssh")
         .args(["-p2298", "30001@node", "touch half-done; exec sleep 3047"])
         .stderr(client_errors())
