@@ -355,6 +355,9 @@ mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
     use std::process::Command;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Instant;
 
     /// The process answers each signal with a byte, and only then is sent the next one.
     #[test]
@@ -365,14 +368,28 @@ mod tests {
         let mut process = Command::new("sh").args(["-c", script]).stdout(OwnedFd::from(out)).spawn().unwrap();
         let pid = process.id() as i32;
         answers.read_exact(&mut [0]).unwrap();
-        let signals = std::thread::spawn(move || {
-            (1..=1000).find(|_| {
-                kill(Pid::from_raw(pid), Signal::SIGHUP).unwrap();
-                answers.read_exact(&mut [0]).is_err()
-            })
+        let answered = Arc::new(AtomicUsize::new(0));
+        let signals = std::thread::spawn({
+            let answered = Arc::clone(&answered);
+            move || {
+                (1..=1000).find(|number| {
+                    kill(Pid::from_raw(pid), Signal::SIGHUP).unwrap();
+                    let is_lost = answers.read_exact(&mut [0]).is_err();
+                    answered.store(*number, Ordering::Relaxed);
+                    is_lost
+                })
+            }
         });
+        let mut last = (0, Instant::now());
         while !signals.is_finished() {
             let _ = seccomp_filters(pid); // as an ordinary user it fails, after it has stopped the process
+            let now = answered.load(Ordering::Relaxed);
+            if now != last.0 {
+                last = (now, Instant::now());
+            } else if last.1.elapsed() > Duration::from_secs(1) {
+                // On a busy machine it is stopped again before it has run at all.
+                std::thread::sleep(Duration::from_millis(100));
+            }
         }
         process.kill().unwrap();
         process.wait().unwrap();
