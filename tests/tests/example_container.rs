@@ -927,6 +927,27 @@ print(len(text))";
     assert_eq!(ssh(30001, "python3 ~/walls.py").ok(), "65532");
 }
 
+/// Runs a perl script in a session, and looks once it has printed `made`. The script then waits for
+/// its input to end.
+fn once_made<T>(script: &str, look: impl FnOnce() -> T) -> T {
+    fs::write(format!("{HOME}/walls.pl"), script).unwrap();
+    let _end = AtEnd(|| drop(fs::remove_file(format!("{HOME}/walls.pl"))));
+    let mut session = Command::new("ssh")
+        .args(["30001@node", "perl walls.pl"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(client_errors())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    BufReader::new(session.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    let seen = look();
+    drop(session.stdin.take());
+    session.wait().unwrap();
+    assert_eq!(said, "made\n");
+    seen
+}
+
 /// The kernel counts connections that are closed before all was sent for the whole machine
 /// (`tcp_max_orphans`), and beyond that number resets every one that is closed. The limit of memory
 /// has to end it first.
@@ -953,21 +974,7 @@ fn connections_that_nobody_has_open_any_more_are_limited_by_memory() {
              fcntl($c, F_SETFL, O_NONBLOCK); 1 while syswrite $c, q(x) x 4096; close $c }}
          print qq(made\n); <STDIN>"
     );
-    fs::write(format!("{HOME}/walls.pl"), make).unwrap();
-    let _end = AtEnd(|| drop(fs::remove_file(format!("{HOME}/walls.pl"))));
-    let mut session = Command::new("ssh")
-        .args(["30001@node", "perl walls.pl"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(client_errors())
-        .spawn()
-        .unwrap();
-    let mut said = String::new();
-    BufReader::new(session.stdout.take().unwrap()).read_line(&mut said).unwrap();
-    let (seen, each) = (orphans(), (number(used) - before) / NUMBER);
-    drop(session.stdin.take());
-    session.wait().unwrap();
-    assert_eq!(said, "made\n");
+    let (seen, each) = once_made(&make, || (orphans(), (number(used) - before) / NUMBER));
     assert!(seen >= NUMBER, "the node has {seen}: the kernel no longer counts them for the whole machine");
     let file = fs::read_to_string("/usr/share/doc/unbit/examples/sysctl.d-unbit.conf").unwrap();
     let limit = file.lines().find_map(|line| line.strip_prefix("net.ipv4.tcp_max_orphans = ")?.parse::<u64>().ok());
@@ -991,23 +998,11 @@ fn datagrams_that_nobody_reads_are_limited_by_memory() {
         for (1 .. 50) { socket(my $to, AF_INET, SOCK_DGRAM, 0); bind($to, sockaddr_in(0, INADDR_LOOPBACK)) or die $!;
             push @kept, $to; send($from, q(x) x 50000, 0, getsockname $to) for 1 .. 8 }
         print qq(made\n); <STDIN>";
-    fs::write(format!("{HOME}/walls.pl"), make).unwrap();
-    let _end = AtEnd(|| drop(fs::remove_file(format!("{HOME}/walls.pl"))));
     let before = pages();
-    let mut session = Command::new("ssh")
-        .args(["30001@node", "perl walls.pl"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(client_errors())
-        .spawn()
-        .unwrap();
-    let mut said = String::new();
-    BufReader::new(session.stdout.take().unwrap()).read_line(&mut said).unwrap();
-    let seen = pages().saturating_sub(before);
-    let counted = fs::read_to_string(used).unwrap().trim().parse::<u64>().unwrap() / 4096;
-    drop(session.stdin.take());
-    session.wait().unwrap();
-    assert_eq!(said, "made\n");
+    let (seen, counted) = once_made(make, || {
+        let counted = fs::read_to_string(used).unwrap().trim().parse::<u64>().unwrap() / 4096;
+        (pages().saturating_sub(before), counted)
+    });
     assert!(seen > 1000, "{seen} pages more: the kernel no longer counts them for the whole machine");
     assert!(counted * 2 > seen, "{counted} pages of {seen} count as the container's");
     let file = fs::read_to_string("/usr/share/doc/unbit/examples/sysctl.d-unbit.conf").unwrap();

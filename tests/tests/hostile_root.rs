@@ -26,6 +26,14 @@ const DROP: &str = "syscall(157, 24, 19, 0, 0, 0) == 0 or die";
 const GIVE_UP: &str =
     "my ($head, $none) = (pack(q(L2), 0x20080522, 0), chr(0) x 24); syscall(126, $head, $none) == 0 or die";
 
+/// Says that it is as it will be, and has the name by which the engine finds it.
+const READY: &str = "open my $r, q(>), q(/tmp/ready); close $r; $0 = q(perl)";
+
+#[track_caller]
+fn await_ready(leader: &str) {
+    eventually("its pid 1", || fs::exists(format!("/proc/{leader}/root/tmp/ready")).unwrap().then_some(()));
+}
+
 fn is_x86_64() -> bool {
     cfg!(target_arch = "x86_64") || {
         not_tried("the numbers of system calls are those of x86_64", true);
@@ -47,7 +55,7 @@ fn assert_seen_through(pid_1: &str, program: &'static str, cause: &str) {
 fn assert_refused_unless_trusted(pid_1: &str, program: &'static str, assert_refused: impl Fn(), causes: &[&str]) {
     let container = Engine::new("web1").running(pid_1, program).start();
     let got = format!("/proc/{}/root/tmp/got", container.leader);
-    eventually("its pid 1", || fs::exists(format!("/proc/{}/root/tmp/ready", container.leader)).unwrap().then_some(()));
+    await_ready(&container.leader);
     let _link = container.link(30001);
     assert_refused();
     assert!(!fs::exists(&got).unwrap());
@@ -68,13 +76,16 @@ fn a_pid_1_that_has_left_its_power_to_another_process() {
     if !is_x86_64() {
         return;
     }
-    let ready = "open my $r, q(>), q(/tmp/ready); close $r; $0 = q(perl); sleep 86400";
     let cause = "can have CAP_SYS_PTRACE in the node's user namespace, though its pid 1 cannot";
-    assert_seen_through(&format!("perl -e 'unless (fork) {{ {LOOK} }} {DROP}; {GIVE_UP}; {ready}'"), "perl", cause);
+    assert_seen_through(
+        &format!("perl -e 'unless (fork) {{ {LOOK} }} {DROP}; {GIVE_UP}; {READY}; sleep 86400'"),
+        "perl",
+        cause,
+    );
     // In a pid namespace of its own, with its parent's /proc.
     let nested =
         format!("unless (fork) {{ syscall(272, 0x20000000) == 0 or die; unless (fork) {{ {LOOK} }} sleep 86400 }}");
-    assert_seen_through(&format!("perl -e '{nested} {DROP}; {GIVE_UP}; {ready}'"), "perl", cause);
+    assert_seen_through(&format!("perl -e '{nested} {DROP}; {GIVE_UP}; {READY}; sleep 86400'"), "perl", cause);
 }
 
 /// pid 1 has left its power to a process that passes it on to a child all the time, behind many
@@ -89,8 +100,7 @@ fn assert_relay_is_refused(wait: &str, end: &str, pid_1: &str) {
     }
     let idle = format!("for (1..300) {{ unless (fork) {{ {DROP}; {GIVE_UP}; sleep 86400; exit }} }}");
     let relay = format!("unless (fork) {{ until (-e q(/tmp/look)) {{ {wait}; if (fork) {{ {end} }} }} {LOOK} }}");
-    let ready = "open my $r, q(>), q(/tmp/ready); close $r; $0 = q(perl)";
-    let pid_1 = format!("perl -e '$SIG{{CHLD}} = q(IGNORE); {idle} {relay} {DROP}; {GIVE_UP}; {ready}; {pid_1}'");
+    let pid_1 = format!("perl -e '$SIG{{CHLD}} = q(IGNORE); {idle} {relay} {DROP}; {GIVE_UP}; {READY}; {pid_1}'");
     let refused = || {
         for _ in 0..5 {
             let log = Log::from_now();
@@ -134,10 +144,9 @@ fn a_zombie_that_could_trace_keeps_nobody_out() {
     if !is_x86_64() {
         return;
     }
-    let ready = "open my $r, q(>), q(/tmp/ready); close $r; $0 = q(perl); sleep 86400";
-    let pid_1 = format!("perl -e 'unless (fork) {{ exit }} {DROP}; {GIVE_UP}; {ready}'");
+    let pid_1 = format!("perl -e 'unless (fork) {{ exit }} {DROP}; {GIVE_UP}; {READY}; sleep 86400'");
     let container = Engine::new("web1").running(&pid_1, "perl").start();
-    eventually("its pid 1", || fs::exists(format!("/proc/{}/root/tmp/ready", container.leader)).unwrap().then_some(()));
+    await_ready(&container.leader);
     let states = || sh(format!("ps -o stat= --ppid {}", container.leader)).out;
     eventually("its zombie", || states().starts_with('Z').then_some(()));
     let _link = container.link(30001);
@@ -210,7 +219,7 @@ fn with_server(script: &str) -> Option<(Container, String)> {
     let server = eventually("its server", || {
         sh(format!("pgrep -x server --ns {} --nslist pid", container.leader)).out.lines().next().map(str::to_owned)
     });
-    eventually("its pid 1", || fs::exists(format!("/proc/{server}/root/tmp/ready")).unwrap().then_some(()));
+    await_ready(&server);
     Some((container, format!("/proc/{server}/root/tmp/hang")))
 }
 
@@ -288,7 +297,7 @@ time.sleep(86400)",
     );
     let container = Engine::new("web1").running(&format!("python3 -c '{}'", python.replace("\\$", "$")), "python3");
     let container = container.start();
-    eventually("its pid 1", || fs::exists(format!("/proc/{}/root/tmp/ready", container.leader)).unwrap().then_some(()));
+    await_ready(&container.leader);
     let _link = container.link(30001);
     assert_refused(TOO_MUCH_POWER, "can have CAP_SYS_PTRACE in the node's user namespace, though its pid 1 cannot");
 }

@@ -439,6 +439,14 @@ fn perl_as(uid: u32, script: &str) -> String {
     run("setpriv", &["--reuid", &uid, "--regid", &uid, "--clear-groups", "perl", "-"], script.as_bytes()).ok()
 }
 
+/// Two numbers that no other run has: all nodes of this machine have the same keys, and the kernel
+/// keeps a revoked keyring for some minutes.
+fn unused_uids() -> (u32, u32) {
+    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let uid = 1_000_000_000 + u32::try_from(seconds * 2 % 1_000_000_000).unwrap();
+    (uid, uid + 1)
+}
+
 /// The owner of a keyring may take its rights away, also from root.
 #[test]
 #[ignore = "needs the node: make test"]
@@ -447,11 +455,8 @@ fn whoever_closes_its_keyrings_keeps_nobody_from_its_number() {
     // -4 is the user's keyring, -5 its session's; 5 is KEYCTL_SETPERM, 3 KEYCTL_REVOKE.
     let unwritable = format!("syscall({keyctl}, 5, $_, 0x0b0b0000) == 0 or die qq(setperm: $!) for (-4, -5)");
     let revoked = format!("syscall({keyctl}, 3, -4) == 0 or die qq(revoke: $!)");
-    // Numbers that no other run has: the kernel keeps a revoked keyring for some minutes.
-    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-    let number = 1_000_000_000 + u32::try_from(seconds * 2 % 1_000_000_000).unwrap();
-    for (close, is_told) in [(&unwritable, false), (&unwritable, false), (&revoked, true)] {
-        let uid = number + u32::from(is_told);
+    let (uid, next) = unused_uids();
+    for (close, is_told, uid) in [(&unwritable, false, uid), (&unwritable, false, uid), (&revoked, true, next)] {
         let _end = AtEnd(|| drop(sh(format!("unbitctl remove {uid} --purge --yes; rm -rf /containers/{uid}"))));
         let make = format!("unbitctl create {uid} --key {KEY}");
         sh(&make).ok();
@@ -482,10 +487,7 @@ fn whoever_closes_its_keyrings_keeps_nobody_from_its_number() {
 #[ignore = "needs the node: make test"]
 fn keys_that_another_user_keeps_are_not_the_next_users() {
     let (add_key, keyctl) = (libc::SYS_add_key, libc::SYS_keyctl);
-    // Numbers that no other run has: all nodes of this machine have the same keys.
-    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-    let uid = 1_000_000_000 + u32::try_from(seconds * 2 % 1_000_000_000).unwrap();
-    let other = uid + 1;
+    let (uid, other) = unused_uids();
     let _end = AtEnd(|| drop(sh(format!("unbitctl remove {uid} --purge --yes"))));
     // With the second one, only who possesses a key may do anything with it.
     for (close, kept) in [("3f3f3f3f", None), ("3f000000", Some("3 keys of the user"))] {
@@ -528,15 +530,12 @@ fn keys_that_another_user_keeps_are_not_the_next_users() {
 }
 
 /// A key's name may contain line feeds. In /proc/keys the rest looks like keys of its owner's, with
-/// any number, such as that of a key of root's, or -3, which is root's session keyring.
+/// any number, such as that of a key that root has, or -3, which is root's session keyring.
 #[test]
 #[ignore = "needs the node: make test"]
 fn the_name_of_a_key_does_not_make_root_end_others() {
     let (add_key, keyctl) = (libc::SYS_add_key, libc::SYS_keyctl);
-    // Numbers that no other run has: all nodes of this machine have the same keys.
-    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-    let uid = 1_000_000_000 + u32::try_from(seconds * 2 % 1_000_000_000).unwrap();
-    let other = uid + 1;
+    let (uid, other) = unused_uids();
     let _end = AtEnd(|| drop(sh(format!("unbitctl remove {uid} --purge --yes"))));
     // Root sees the first key, and its owner does not. The second name is not UTF-8.
     let line = |number: &str| format!("{number} I--Q--- 1 perm 3f3f3f3f {uid} {uid} user x");

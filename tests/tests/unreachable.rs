@@ -27,12 +27,17 @@ fn logins_are_refused_while_the_emperor_is_stopped() {
     assert_honest_logins();
 }
 
+/// Stops the container's pid 1 until this is dropped.
+fn stopped_pid_1() -> AtEnd<impl FnMut()> {
+    let pid = leader(30001);
+    sh(format!("kill -STOP {pid}")).ok();
+    AtEnd(move || drop(sh(format!("kill -CONT {pid}"))))
+}
+
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_stopped_pid_1_does_not_refuse_logins() {
-    let pid = leader(30001);
-    sh(format!("kill -STOP {pid}")).ok();
-    let _go = AtEnd(|| drop(sh(format!("kill -CONT {pid}"))));
+    let _go = stopped_pid_1();
     assert_eq!(ssh(30001, "hostname").ok(), "c30001");
 }
 
@@ -48,10 +53,8 @@ fn full_backlog() -> AtEnd<impl FnMut()> {
 #[test]
 #[ignore = "needs the node: make test"]
 fn a_full_backlog_costs_the_timeout_and_no_more() {
-    let pid = leader(30001);
-    sh(format!("kill -STOP {pid}")).ok();
     {
-        let _go = AtEnd(|| drop(sh(format!("kill -CONT {pid}"))));
+        let _go = stopped_pid_1();
         let _full = full_backlog();
         let _options = with_option("timeout=1");
         let started = Instant::now();
@@ -72,10 +75,8 @@ fn the_grace_time_ends_while_the_module_waits() {
     let _options = with_option("timeout=40");
     sh("node-sshd restart -o LoginGraceTime=2").ok();
     let _sshd = AtEnd(|| drop(sh("node-sshd restart")));
-    let pid = leader(30001);
-    sh(format!("kill -STOP {pid}")).ok();
     {
-        let _go = AtEnd(|| drop(sh(format!("kill -CONT {pid}"))));
+        let _go = stopped_pid_1();
         let _full = full_backlog();
         let before = sh("pgrep -c '^sshd'").ok();
         let started = Instant::now();

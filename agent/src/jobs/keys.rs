@@ -63,8 +63,8 @@ pub fn lines(text: &str) -> Result<Vec<u8>> {
     Ok(format!("{}\n", text.replace('\r', "")).into_bytes())
 }
 
-/// Whether there is anything of the file's name. This opens nothing of the tenant's, and looks into
-/// no file system that is mounted there.
+/// Whether anything has the file's name. This opens none of the tenant's files, and looks into no
+/// file system that is mounted there.
 fn has_file(home: &OwnedFd) -> bool {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let resolve = ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH;
